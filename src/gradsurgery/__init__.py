@@ -1,0 +1,1 @@
+"""Domain generalization via gradient surgery."""
