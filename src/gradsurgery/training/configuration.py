@@ -1,0 +1,96 @@
+"""The options of one run, checked."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gradsurgery.errors import ArgumentError
+from gradsurgery.training.defaults import defaults_for
+
+BatchNorm = Literal["frozen", "per-domain"]
+Optimizer = Literal["adam", "adamw", "sgd"]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class RunConfiguration(BaseModel):
+    """Everything that decides the outcome of a run.
+
+    The defaults are the paper's protocol; the built-in digit sets have small ones of their own
+    (`gradsurgery.training.defaults`). Raises `ArgumentError` for a value out of its range.
+
+    Args:
+        data: data set: a built-in name, a folder, "hf://owner/name", "pacs" or "pacs:PATH".
+        target: the domain that is held out.
+        method: a name of `gradsurgery.algorithms.METHODS`.
+        backbone: a name of `gradsurgery.backbones.backbone_names()`.
+        weights: initial weights: "default" (the library's pretrained ones), "none" or a file.
+        batch_norm: "frozen" keeps batch-normalisation layers in evaluation mode, "per-domain"
+            normalises every domain by its own batch; None is "frozen" where the weights are
+            pretrained, else "per-domain".
+        seed: of the initial weights, the batches and everything else random in the run.
+        split_seed: of the split into training, validation and test images.
+        split_per_run: draw the split from `seed` instead.
+        iterations: number of optimiser steps.
+        batch_size: images per source domain and step.
+        learning_rate: step size of the optimiser.
+        weight_decay: of the optimiser.
+        optimizer: "adam", "adamw" or "sgd" (momentum 0.9).
+        validate_every: steps between validations; the last step is validated always.
+        image_size: height and width in pixels.
+        device: "auto" (cuda, mps, cpu: the first there is), or a device of torch.
+        precision: of the forward and backward passes; the weights are float32.
+        skip_bad: leave out images that cannot be decoded, rather than stop.
+
+    >>> RunConfiguration(data="pacs", target="sketch").learning_rate
+    1e-05
+    >>> RunConfiguration(data="rotated-digits", target="75").backbone
+    'small-cnn'
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    data: str = Field(min_length=1)
+    target: str = Field(min_length=1)
+    method: str = "agr-sum"
+    backbone: str = "alexnet"
+    weights: str = "default"
+    batch_norm: BatchNorm | None = None
+    seed: int = Field(0, ge=0)
+    split_seed: int = Field(0, ge=0)
+    split_per_run: bool = False
+    iterations: int = Field(1000, ge=1)
+    batch_size: int = Field(128, ge=1)
+    learning_rate: float = Field(1e-5, gt=0)
+    weight_decay: float = Field(5e-5, ge=0)
+    optimizer: Optimizer = "adam"
+    validate_every: int = Field(20, ge=1)
+    image_size: int = Field(224, ge=8, le=2048)
+    device: str = "auto"
+    precision: Precision = "float32"
+    skip_bad: bool = False
+
+    if not TYPE_CHECKING:  # the signature type checkers see stays the fields'
+
+        def __init__(self, **options: Any) -> None:
+            try:
+                super().__init__(**options)
+            except ValidationError as error:
+                raise _argument_error(error) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return {**defaults_for(str(options.get("data", ""))), **options}
+
+
+def _argument_error(error: ValidationError) -> ArgumentError:
+    """The first complaint of pydantic as one line that names the option."""
+    first = error.errors()[0]
+    option = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(RunConfiguration.model_fields)
+        return ArgumentError(f"unknown option {option!r}; the options are {known}")
+    if first["type"] == "missing":
+        return ArgumentError(f"{option} is missing; give one")
+    expected = first["msg"].replace("Input should be", "must be")
+    return ArgumentError(f"{option} {expected}, found {first['input']!r}")

@@ -1,0 +1,27 @@
+"""What a run tells while it works."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """One report of a run.
+
+    Args:
+        stage: "images" (decoding), "training" (steps) or "testing" (test images).
+        done: of `total`, in the stage's unit.
+        total: how many there are.
+        loss: mean loss of the source domains at this step.
+        agreeing: fraction of the components on which the domains agree at this step.
+        validation_loss: at this step, where it was validated.
+        validation_accuracy: at this step, where it was validated.
+    """
+
+    stage: Literal["images", "training", "testing"]
+    done: int
+    total: int
+    loss: float | None = None
+    agreeing: float | None = None
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
