@@ -25,8 +25,8 @@ class RunConfiguration(BaseModel):
         backbone: a name of `gradsurgery.backbones.backbone_names()`.
         weights: initial weights: "default" (the library's pretrained ones), "none" or a file.
         batch_norm: "frozen" keeps batch-normalisation layers in evaluation mode, "per-domain"
-            normalises every domain by its own batch; None is "frozen" where the weights are
-            pretrained, else "per-domain".
+            normalises every domain by its own batch. Not given, it is "frozen", with weights
+            "none" "per-domain": random running statistics are worth nothing.
         seed: of the initial weights, the batches and everything else random in the run.
         split_seed: of the split into training, validation and test images.
         split_per_run: draw the split from `seed` instead.
@@ -54,7 +54,7 @@ class RunConfiguration(BaseModel):
     method: str = "agr-sum"
     backbone: str = "alexnet"
     weights: str = "default"
-    batch_norm: BatchNorm | None = None
+    batch_norm: BatchNorm = "frozen"
     seed: int = Field(0, ge=0)
     split_seed: int = Field(0, ge=0)
     split_per_run: bool = False
@@ -80,7 +80,15 @@ class RunConfiguration(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, options: dict[str, Any]) -> dict[str, Any]:
-        return {**defaults_for(str(options.get("data", ""))), **options}
+        filled = {**defaults_for(str(options.get("data", ""))), **options}
+        if filled.get("weights") == "none":
+            filled.setdefault("batch_norm", "per-domain")
+        return filled
+
+    def differences(self, other: "RunConfiguration") -> dict[str, tuple[Any, Any]]:
+        """The options in which two configurations differ: name to (own value, other's)."""
+        mine, theirs = self.model_dump(), other.model_dump()
+        return {key: (mine[key], theirs[key]) for key in mine if mine[key] != theirs[key]}
 
 
 def _argument_error(error: ValidationError) -> ArgumentError:

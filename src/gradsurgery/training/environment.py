@@ -1,6 +1,7 @@
 """Where a run took place: versions, device, threads, and the user's own commit."""
 
 import platform
+import resource
 import subprocess
 import sys
 from importlib.metadata import version
@@ -30,6 +31,14 @@ def describe_environment(device: torch.device) -> dict[str, str | int | bool | N
         "git_commit": commit or None,
         "git_dirty": None if changes is None else bool(changes),
     }
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory in use at once: the device's own on CUDA, else the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _device_name(device: torch.device) -> str:

@@ -1,5 +1,6 @@
 """What a run tells while it works."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,3 +26,6 @@ class TrainingProgress:
     agreeing: float | None = None
     validation_loss: float | None = None
     validation_accuracy: float | None = None
+
+
+Report = Callable[[TrainingProgress], None]

@@ -1,0 +1,92 @@
+"""The folder of one run: claimed by one process, never left half made."""
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from gradsurgery.atomic import atomic_file, output_error
+from gradsurgery.errors import ArgumentError, OutputError
+from gradsurgery.training.configuration import RunConfiguration
+
+CONFIGURATION_FILE = "configuration.json"
+SPLIT_FILE = "split.json"
+_LOCK_FILE = ".lock"
+
+
+@contextmanager
+def claimed(directory: Path) -> Iterator[None]:
+    """Create `directory` and hold it against every other process.
+
+    The lock goes with the process, however it ends. Folders made here that stay empty are removed
+    again. Raises `OutputError` where another process holds it or it is not writable.
+    """
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = _locked(directory / _LOCK_FILE)
+    except OSError as error:
+        _remove_empty(made)
+        raise output_error(directory, error) from error
+    try:
+        _remove_leftovers(directory)
+        yield
+    finally:
+        with suppress(OSError):
+            (directory / _LOCK_FILE).unlink()
+        os.close(lock)
+        _remove_empty(made)
+
+
+def check_same(requested: RunConfiguration, found: RunConfiguration, directory: Path) -> None:
+    """Raise `ArgumentError` where `directory` holds a run of other options."""
+    different = requested.differences(found)
+    if different:
+        listed = ", ".join(
+            f"{k}: {old!r} there, {new!r} here" for k, (new, old) in different.items()
+        )
+        raise ArgumentError(
+            f"{directory} holds a run with other options ({listed}); "
+            "choose another output folder, or delete this one"
+        )
+
+
+def write_configuration(configuration: RunConfiguration, directory: Path) -> None:
+    """Write `configuration.json`; raises `OutputError`."""
+    with atomic_file(directory / CONFIGURATION_FILE) as temporary:
+        temporary.write_text(configuration.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def _locked(path: Path) -> int:
+    """File descriptor that holds the lock on `path`."""
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise OutputError(
+                    f"another process is working in {path.parent}; "
+                    "wait for it to end, or choose another output folder"
+                ) from error
+            raise
+        # The former holder may have removed the file between our opening and locking it.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), path.stat()):
+                return lock
+        os.close(lock)
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Remove what a killed process was writing."""
+    for path in directory.glob(".*.tmp"):
+        path.unlink()
+
+
+def _remove_empty(directories: list[Path]) -> None:
+    for path in directories:
+        with suppress(OSError):
+            path.rmdir()

@@ -1,0 +1,60 @@
+"""The parts of a run that change with every step."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gradsurgery.algorithms import Algorithm, build_algorithm
+from gradsurgery.backbones import Backbone, has_batch_norm
+from gradsurgery.training.configuration import RunConfiguration
+from gradsurgery.training.optimizers import build_optimizer
+from gradsurgery.training.precision import AutocastFactory, autocast_factory, loss_scaler
+
+
+@dataclass
+class Learner:
+    """A model and what trains it."""
+
+    backbone: Backbone
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None
+    algorithm: Algorithm
+    generator: torch.Generator
+    device: torch.device
+    autocast: AutocastFactory
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a resumed run needs; the generator is seeded anew at every step."""
+        return {
+            "model": self.backbone.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a state."""
+        self.backbone.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+
+
+def build_learner(
+    configuration: RunConfiguration, backbone: Backbone, device: torch.device
+) -> Learner:
+    """Put the backbone's model on `device` and build what trains it."""
+    model = backbone.model.to(device)
+    generator = torch.Generator(device)
+    per_domain = configuration.batch_norm == "per-domain" and has_batch_norm(model)
+    return Learner(
+        backbone=backbone,
+        optimizer=build_optimizer(model.parameters(), configuration),
+        scaler=loss_scaler(device, configuration.precision),
+        algorithm=build_algorithm(
+            configuration.method, generator=generator, per_domain_passes=per_domain
+        ),
+        generator=generator,
+        device=device,
+        autocast=autocast_factory(device, configuration.precision),
+    )

@@ -1,0 +1,205 @@
+"""The training loop of one run, which reads from top to bottom."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gradsurgery.algorithms import DeepAll
+from gradsurgery.backbones import Backbone, set_training_mode
+from gradsurgery.data import DomainBatches, normalize
+from gradsurgery.engine import BackwardResult
+from gradsurgery.errors import NonFiniteError
+from gradsurgery.seeds import derive_seed
+from gradsurgery.training.batches import prefetched
+from gradsurgery.training.checkpoint import Checkpoint, save_checkpoint
+from gradsurgery.training.configuration import RunConfiguration
+from gradsurgery.training.evaluation import Evaluation
+from gradsurgery.training.learner import Learner
+from gradsurgery.training.progress import Report, TrainingProgress
+
+# Writing checkpoints may take this part of a run's time: a large model on a fast device is not
+# written at every validation.
+_CHECKPOINT_SHARE = 0.1
+
+
+@dataclass
+class _Means:
+    """Sums over the steps since the last validation, on the device."""
+
+    steps: int = 0
+    loss: Tensor | float = 0.0
+    agreeing: float | None = 0.0
+    cosine: Tensor | float | None = 0.0
+
+    def add(self, result: BackwardResult) -> None:
+        self.steps += 1
+        self.loss = self.loss + result.losses.detach().double().mean()
+        if self.agreeing is not None:
+            self.agreeing = None if result.agreeing is None else self.agreeing + result.agreeing
+        if self.cosine is not None:
+            cosine = _mean_cosine(result.cosines)
+            self.cosine = None if cosine is None else self.cosine + cosine
+
+    def mean(self, name: str) -> float | None:
+        total = getattr(self, name)
+        return None if total is None else float(total) / self.steps
+
+
+@dataclass
+class _Clock:
+    """Says when the next checkpoint is due, from what the last one took."""
+
+    took: float = 0.0
+    ended: float = field(default_factory=time.perf_counter)
+
+    def due(self) -> bool:
+        return time.perf_counter() - self.ended >= self.took * (1 / _CHECKPOINT_SHARE - 1)
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.ended = time.perf_counter()
+        self.took = self.ended - start
+
+
+def run_steps(
+    learner: Learner,
+    checkpoint: Checkpoint,
+    batches: DomainBatches,
+    validate: Callable[[], Evaluation],
+    directory: Path,
+    *,
+    sources: tuple[str, ...],
+    report: Report,
+) -> None:
+    """Do the steps after `checkpoint.step`; `checkpoint` holds the outcome.
+
+    At every validation the curves grow and the model is kept where it is the best so far. Raises
+    `NonFiniteError`, naming domain, step and parameter, and `OutputError` where a checkpoint
+    cannot be written.
+    """
+    configuration = checkpoint.configuration
+    total = configuration.iterations
+    means, clock, spent = _Means(), _Clock(), time.perf_counter()
+    with _reproducible(learner.device):
+        for step, images in prefetched(batches.at, checkpoint.step + 1, total):
+            start = time.perf_counter()
+            result = _step(learner, images, configuration, step, sources)
+            means.add(result)
+            checkpoint.step_seconds += time.perf_counter() - start
+            loss = float(result.losses.mean())
+            if step % configuration.validate_every and step < total:
+                report(TrainingProgress("training", step, total, loss, result.agreeing))
+                continue
+            evaluation = validate()
+            _record(checkpoint, step, means, evaluation, learner.backbone)
+            means = _Means()
+            now = time.perf_counter()
+            checkpoint.seconds, spent = checkpoint.seconds + now - spent, now
+            if clock.due():
+                with clock.measured():
+                    checkpoint.learner = learner.state()
+                    save_checkpoint(checkpoint, directory)
+            report(
+                TrainingProgress(
+                    "training",
+                    step,
+                    total,
+                    loss,
+                    result.agreeing,
+                    evaluation.loss,
+                    evaluation.accuracy,
+                )
+            )
+
+
+def _step(
+    learner: Learner,
+    images: list[tuple[Tensor, Tensor]],
+    configuration: RunConfiguration,
+    step: int,
+    sources: tuple[str, ...],
+) -> BackwardResult:
+    """One optimiser step; all that is random in it comes from the run's seed and `step`."""
+    torch.manual_seed(derive_seed(configuration.seed, "step", step))  # dropout
+    learner.generator.manual_seed(derive_seed(configuration.seed, "rule", step))
+    backbone, device = learner.backbone, learner.device
+    batches = [
+        (
+            normalize(pixels.to(device, non_blocking=True), backbone.mean, backbone.std),
+            labels.to(device, non_blocking=True),
+        )
+        for pixels, labels in images
+    ]
+    set_training_mode(backbone.model, configuration.batch_norm)
+    learner.optimizer.zero_grad(set_to_none=True)
+    try:
+        result = learner.algorithm.backward(
+            backbone.model, batches, scaler=learner.scaler, autocast=learner.autocast
+        )
+    except NonFiniteError as error:
+        pooled = isinstance(learner.algorithm, DeepAll)
+        where = "the pooled domains" if pooled else f"domain {sources[error.domain]!r}"
+        raise _explained(error, where, step) from error
+    if learner.scaler is None:
+        learner.optimizer.step()
+    else:
+        learner.scaler.step(learner.optimizer)
+        learner.scaler.update()
+    return result
+
+
+def _record(
+    checkpoint: Checkpoint, step: int, means: _Means, evaluation: Evaluation, backbone: Backbone
+) -> None:
+    """Add a validation to the curves; keep a copy of the model where it is the best."""
+    checkpoint.step = step
+    checkpoint.curves.append(
+        step=step,
+        train_loss=means.mean("loss"),
+        validation_loss=evaluation.loss,
+        validation_accuracy=evaluation.accuracy,
+        agreeing=means.mean("agreeing"),
+        cosine=means.mean("cosine"),
+    )
+    if checkpoint.best_step == step:
+        state = backbone.model.state_dict()
+        checkpoint.best = {name: value.detach().clone() for name, value in state.items()}
+
+
+def _mean_cosine(cosines: Tensor | None) -> Tensor | None:
+    """Mean over the pairs of domains."""
+    if cosines is None or len(cosines) < 2:
+        return None
+    rows, columns = torch.triu_indices(len(cosines), len(cosines), offset=1)
+    return cosines.detach().double()[rows, columns].mean()
+
+
+def _explained(error: NonFiniteError, where: str, step: int) -> NonFiniteError:
+    """The engine knows positions; the user knows domains and steps."""
+    what = "the loss" if error.parameter is None else f"the gradient of {error.parameter}"
+    return NonFiniteError(
+        f"{what} of {where} is not finite at step {step}; "
+        "lower the learning rate, use float32 or bfloat16, or check the images",
+        domain=error.domain,
+        parameter=error.parameter,
+    )
+
+
+@contextmanager
+def _reproducible(device: torch.device) -> Iterator[None]:
+    """Leave torch's global random state and cuDNN's choice of algorithms as they were."""
+    devices = [device] if device.type == "cuda" else []
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        torch.backends.cudnn.deterministic = before

@@ -1,0 +1,218 @@
+"""One run from a configuration to its record."""
+
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from gradsurgery.algorithms import METHODS
+from gradsurgery.backbones import build_backbone
+from gradsurgery.data import (
+    DomainBatches,
+    ImageSet,
+    Source,
+    Split,
+    draw_split,
+    open_source,
+    prepare,
+)
+from gradsurgery.errors import ArgumentError
+from gradsurgery.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    remove_checkpoint,
+)
+from gradsurgery.training.configuration import RunConfiguration
+from gradsurgery.training.directory import SPLIT_FILE, check_same, claimed, write_configuration
+from gradsurgery.training.environment import describe_environment, peak_memory_bytes
+from gradsurgery.training.evaluation import evaluate
+from gradsurgery.training.learner import Learner, build_learner
+from gradsurgery.training.loop import run_steps
+from gradsurgery.training.outcome import (
+    assess_models,
+    describe_data,
+    describe_model,
+    describe_split,
+    save_model,
+)
+from gradsurgery.training.precision import resolve_device
+from gradsurgery.training.progress import Report, TrainingProgress
+from gradsurgery.training.record import RECORD_FILE, Cost, Record
+
+
+def train(
+    configuration: RunConfiguration,
+    directory: Path,
+    progress: Report | None = None,
+    cache: Path | None = None,
+    *,
+    images: ImageSet | None = None,
+) -> Record:
+    """Train on every domain but the target, and test the best and the last model on all of them.
+
+    The same call again continues a run that was interrupted, to the same record bit for bit on a
+    processor, and returns the record of one that is finished.
+
+    Args:
+        configuration: the run's options.
+        directory: receives `record.json`, `model.safetensors` (the best model), `split.json` and
+            `configuration.json`.
+        progress: called after every step.
+        cache: folder of the decoded images; None is the default one.
+        images: the data set where the caller has prepared it already.
+
+    Raises `ArgumentError`, `DataError` or `WeightsError` before any work where an option or the
+    data is unusable; `OutputError` where the folder is not writable or in use; `CheckpointError`
+    where it cannot be continued from; `NonFiniteError` where training diverges.
+    """
+    report: Report = progress or (lambda _: None)
+    device = resolve_device(configuration.device)
+    configuration = configuration.model_copy(update={"device": str(device)})
+    if (directory / RECORD_FILE).exists():
+        return _finished(configuration, directory)
+    source = images if images is not None else open_source(configuration.data)
+    check_domains(configuration, source.name, source.domains)
+    backbone = build_backbone(
+        configuration.backbone,
+        classes=len(source.classes),
+        weights=configuration.weights,
+        seed=configuration.seed,
+        image_size=configuration.image_size,
+    )
+    with claimed(directory):
+        if (directory / RECORD_FILE).exists():
+            return _finished(configuration, directory)
+        checkpoint = load_checkpoint(directory)
+        if checkpoint is not None:
+            check_same(configuration, checkpoint.configuration, directory)
+        images = _prepared(source, configuration, cache, report)
+        learner = build_learner(configuration, backbone, device)
+        record = _work(
+            learner,
+            configuration,
+            images,
+            checkpoint=checkpoint,
+            directory=directory,
+            report=report,
+        )
+        record.save(directory)
+        remove_checkpoint(directory)
+        return record
+
+
+def check_domains(configuration: RunConfiguration, name: str, domains: tuple[str, ...]) -> None:
+    """Raise `ArgumentError` where the target or the method does not fit the data set."""
+    target, method = configuration.target, configuration.method
+    if target not in domains:
+        raise ArgumentError(
+            f"{name} has no domain {target!r}; its domains are {', '.join(domains)}"
+        )
+    if method not in METHODS:
+        raise ArgumentError(f"unknown method {method!r}; the methods are {', '.join(METHODS)}")
+    sources = len(domains) - 1
+    least = 1 if method == "deep-all" else 2
+    if sources < least:
+        raise ArgumentError(
+            f"{name} leaves {sources} source domain(s) beside the target {target!r} and {method} "
+            f"needs {least}; use a data set with more domains"
+        )
+
+
+def _finished(configuration: RunConfiguration, directory: Path) -> Record:
+    record = Record.load(directory / RECORD_FILE)
+    check_same(configuration, record.configuration, directory)
+    remove_checkpoint(directory)  # where the process was killed just before it did
+    return record
+
+
+def _prepared(
+    source: Source | ImageSet, configuration: RunConfiguration, cache: Path | None, report: Report
+) -> ImageSet:
+    if isinstance(source, ImageSet):
+        return source
+    return prepare(
+        source,
+        size=configuration.image_size,
+        cache=cache,
+        skip_bad=configuration.skip_bad,
+        progress=lambda done, total: report(TrainingProgress("images", done, total)),
+    )
+
+
+def _work(
+    learner: Learner,
+    configuration: RunConfiguration,
+    images: ImageSet,
+    *,
+    checkpoint: Checkpoint | None,
+    directory: Path,
+    report: Report,
+) -> Record:
+    """The steps that are left, then the tests."""
+    seed = configuration.seed if configuration.split_per_run else configuration.split_seed
+    split = draw_split(images, seed=seed)
+    if checkpoint is None:
+        checkpoint = Checkpoint(configuration, images.digest, split.digest)
+        write_configuration(configuration, directory)
+        split.save(directory / SPLIT_FILE)
+    else:
+        _check_data(checkpoint, images, split, directory)
+        learner.restore(checkpoint.learner)
+    _run_steps(learner, checkpoint, images, split=split, directory=directory, report=report)
+    start = time.perf_counter()
+    result = assess_models(learner, checkpoint, images, split, report)
+    save_model(learner.backbone, configuration, images, result.best, directory)
+    return Record(
+        configuration=configuration,
+        data=describe_data(images),
+        split=describe_split(split, seed, images.domains),
+        model=describe_model(learner.backbone),
+        curves=checkpoint.curves,
+        result=result,
+        environment=describe_environment(learner.device),
+        cost=Cost(
+            seconds=checkpoint.seconds + time.perf_counter() - start,
+            seconds_per_step=checkpoint.step_seconds / configuration.iterations,
+            peak_memory_bytes=peak_memory_bytes(learner.device),
+        ),
+    )
+
+
+def _run_steps(
+    learner: Learner,
+    checkpoint: Checkpoint,
+    images: ImageSet,
+    *,
+    split: Split,
+    directory: Path,
+    report: Report,
+) -> None:
+    configuration = checkpoint.configuration
+    sources = tuple(domain for domain in images.domains if domain != configuration.target)
+    batches = DomainBatches(
+        images,
+        split.train,
+        domains=sources,
+        batch_size=configuration.batch_size,
+        seed=configuration.seed,
+    )
+    validation = np.concatenate([split.validation[domain] for domain in sources])
+    validate = partial(
+        evaluate,
+        learner.backbone,
+        images,
+        validation,
+        device=learner.device,
+        autocast=learner.autocast,
+    )
+    run_steps(learner, checkpoint, batches, validate, directory, sources=sources, report=report)
+
+
+def _check_data(checkpoint: Checkpoint, images: ImageSet, split: Split, directory: Path) -> None:
+    if (checkpoint.data_digest, checkpoint.split_digest) != (images.digest, split.digest):
+        raise CheckpointError(
+            f"the images of {images.name} have changed since the run in {directory} began; "
+            "bring them back, or delete the folder and start again"
+        )
