@@ -1,0 +1,157 @@
+"""Weights files: read without running anything in them, fitted to a model key by key."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradsurgery.errors import WeightsError
+
+State = dict[str, Tensor]
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a weights file; raises `WeightsError` where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(
+            f"cannot read the weights file {path}: {error.strerror}; "
+            "give 'default', 'none' or a .pth, .pt or .safetensors file"
+        ) from error
+
+
+def read_state(path: Path) -> State:
+    """The state dict in a .pth, .pt or .safetensors file, on the CPU.
+
+    A state dict under the key `state_dict` or `model` is found, and the prefixes that wrappers of
+    a model leave (`module.`, `_orig_mod.`) are taken off. Raises `WeightsError` for anything else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # corrupt bytes lead an unpickler to errors of any kind
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise WeightsError(
+            f"{path} is no weights file: {first}; "
+            "expected a state dict saved as .pth, .pt or .safetensors"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not _is_state(content):
+        raise WeightsError(
+            f"{path} holds no state dict (names with tensors) but a {type(content).__name__}; "
+            "save model.state_dict()"
+        )
+    return {_unwrapped(key): value for key, value in content.items()}
+
+
+def load_state(
+    model: nn.Module,
+    state: State,
+    heads: tuple[str, ...],
+    adapt: Callable[[State], State],
+    *,
+    name: str,
+    origin: str,
+) -> None:
+    """Copy `state` into `model`; heads for another number of classes are left as they are.
+
+    `adapt` rewrites a state dict that does not fit as it is. Raises `WeightsError`, naming the
+    first keys at fault, where it does not fit then either; the model is unchanged in that case.
+    """
+    expected = model.state_dict()
+    fitted = _without_other_heads(state, expected, heads)
+    if _misfit(fitted, expected):
+        try:
+            adapted = adapt(state)
+        except Exception as error:  # written for the library's own files, lost in any other
+            raise _misfit_error(_misfit(fitted, expected), name, origin, expected) from error
+        fitted = _without_other_heads(adapted, expected, heads)
+    if misfit := _misfit(fitted, expected):
+        raise _misfit_error(misfit, name, origin, expected)
+    # All keys and today's version marks are in `expected`; what the file has goes over them.
+    expected.update(fitted)
+    model.load_state_dict(expected)
+
+
+def _is_state(content: Any) -> bool:
+    return (
+        isinstance(content, Mapping)
+        and len(content) > 0
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+    )
+
+
+def _unwrapped(key: str) -> str:
+    for prefix in ("_orig_mod.", "module.", "_orig_mod."):
+        key = key.removeprefix(prefix)
+    return key
+
+
+def _without_other_heads(
+    state: State, expected: Mapping[str, Tensor], heads: Iterable[str]
+) -> State:
+    """`state` with the model's own head in the place of one of another number of classes."""
+    state = dict(state)
+    for head in heads:
+        theirs, ours = state.get(f"{head}.weight"), expected[f"{head}.weight"]
+        if theirs is None or theirs.ndim != ours.ndim or theirs.shape[1:] != ours.shape[1:]:
+            continue
+        if len(theirs) != len(ours):
+            for key in (f"{head}.weight", f"{head}.bias"):
+                if key in expected and key in state:
+                    state[key] = expected[key]
+    return state
+
+
+Misfit = dict[str, list[str]]
+
+
+def _misfit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Misfit:
+    """The keys at fault, described, by what is wrong with them; empty where `state` fits."""
+    # Old files lack the batch norms' count of batches, which only matters without a momentum.
+    missing = [
+        f"{key} {list(value.shape)}"
+        for key, value in expected.items()
+        if key not in state and not key.endswith("num_batches_tracked")
+    ]
+    unexpected = [
+        f"{key} {list(value.shape)}" for key, value in state.items() if key not in expected
+    ]
+    reshaped = [
+        f"{key} {list(value.shape)} for {list(expected[key].shape)}"
+        for key, value in state.items()
+        if key in expected and value.shape != expected[key].shape
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    return {kind: keys for kind, keys in kinds.items() if keys}
+
+
+def _misfit_error(
+    misfit: Misfit, name: str, origin: str, expected: Mapping[str, Tensor]
+) -> WeightsError:
+    faults = "; ".join(
+        f"{len(keys)} {kind}: {', '.join(keys[:3])}{', …' if len(keys) > 3 else ''}"
+        for kind, keys in misfit.items()
+    )
+    absent = len(misfit.get("missing", ()))
+    wrong = absent + len(misfit.get("of another shape", ()))
+    if wrong * 2 > len(expected):
+        guess = "the file looks like another architecture; name the backbone it was made for"
+    elif all("pos" in key for keys in misfit.values() for key in keys):
+        guess = "the file looks made for another image size; give that size"
+    else:
+        guess = "the file looks like a variant of this backbone, or a part of one; use its own"
+    return WeightsError(
+        f"{origin} does not fit {name}: of {len(expected)} keys expected, {faults}; {guess}"
+    )

@@ -1,0 +1,121 @@
+import urllib.error
+
+import pytest
+import torch
+from torch import nn
+
+from gradsurgery.backbones import backbone_names, build_backbone
+from gradsurgery.errors import ArgumentError, WeightsError
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+
+def build(name, *, classes=3, weights="none", seed=0, image_size=None):
+    return build_backbone(name, classes=classes, weights=weights, seed=seed, image_size=image_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "head", "normalization"),
+    [
+        ("small-cnn", 28, "classifier", HALF),
+        ("shufflenet_v2_x0_5", 64, "fc", IMAGENET),
+        ("squeezenet1_1", 64, "classifier.1", IMAGENET),
+        ("googlenet", 64, "fc", IMAGENET),
+        ("inception_v3", 96, "fc", IMAGENET),
+        ("test_resnet", 64, "fc", HALF),
+        ("test_vit", 64, "head", HALF),
+        ("levit_128s", 64, "head.linear", IMAGENET),
+    ],
+)
+def test_plain_logits_also_in_training(name, size, head, normalization):
+    backbone = build(name, image_size=size)
+    assert (backbone.mean, backbone.std) == normalization
+    assert not backbone.pretrained
+    assert backbone.weights_digest is None
+    assert len(backbone.model.get_submodule(head).weight) == 3
+    assert backbone.model.train()(torch.zeros(2, 3, size, size)).shape == (2, 3)
+
+
+def test_torchvision_wins_a_name_both_have_and_timm_has_its_own_spelling():
+    assert type(build("resnet18").model).__module__.startswith("torchvision.")
+    assert type(build("timm/resnet18").model).__module__.startswith("timm.")
+    names = backbone_names()
+    assert {"small-cnn", "alexnet", "resnet18", "timm/resnet18", "test_vit"} <= set(names)
+    assert len(names) == len(set(names))
+
+
+def test_weights_come_from_the_seed_alone_and_leave_the_global_state():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = build("test_vit", seed=5).model.state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    again = build("test_vit", seed=5).model.state_dict()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["head.weight"], build("test_vit", seed=6).model.head.weight)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": "alexnett"}, "no backbone 'alexnett'; did you mean alexnet or"),
+        ({"name": "q#!"}, "no backbone"),
+        ({"name": "timm/alexnet"}, "no backbone 'timm/alexnet'"),
+        ({"name": "timm/resnet18.nonesuch"}, "nonesuch"),
+        ({"name": "small-cnn", "classes": 0}, "classes is 0"),
+        ({"name": "small-cnn", "weights": ""}, "weights is empty"),
+        ({"name": "test_vit", "image_size": 50}, "test_vit cannot .* 50 pixels"),
+        ({"name": "vit_b_32", "image_size": 50}, "vit_b_32 cannot be built .* 50 pixels"),
+        ({"name": "squeezenet1_1", "image_size": 8}, "squeezenet1_1 cannot take .* 8 pixels"),
+    ],
+)
+def test_arguments_that_cannot_be_used(options, words):
+    with pytest.raises(ArgumentError, match=words) as raised:
+        build(**options)
+    assert "\n" not in str(raised.value)
+
+
+def test_default_weights_that_do_not_arrive(monkeypatch):
+    def unreachable(*_, **__):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
+    with pytest.raises(WeightsError, match=r"squeezenet1_1.*no route to host.*'none' or a FILE"):
+        build("squeezenet1_1", weights="default")
+    with pytest.raises(WeightsError, match="no default weights of small-cnn"):
+        build("small-cnn", weights="default")
+
+
+def test_default_weights_of_torchvision(monkeypatch):
+    published = build("squeezenet1_1", classes=1000, seed=9).model.state_dict()
+    monkeypatch.setattr(
+        "torchvision.models._api.load_state_dict_from_url", lambda *_, **__: dict(published)
+    )
+    check_default("squeezenet1_1", published, head="classifier.1")
+
+
+def test_default_weights_of_timm(monkeypatch):
+    published = build("test_vit", classes=1000, seed=9).model.state_dict()
+    monkeypatch.setattr(
+        "timm.models._builder.load_state_dict_from_hf", lambda *_, **__: dict(published)
+    )
+    check_default("test_vit", published, head="head")
+
+
+def check_default(name, published, *, head):
+    backbone = build(name, weights="default")
+    assert backbone.pretrained
+    assert backbone.weights_digest is None
+    state, fresh = backbone.model.state_dict(), build(name).model.state_dict()
+    for key in state:
+        expected = fresh if key.startswith(f"{head}.") else published
+        assert torch.equal(state[key], expected[key]), key
+    kept = build(name, weights="default", classes=1000).model.state_dict()
+    assert all(torch.equal(kept[key], published[key]) for key in published)
+
+
+def test_a_model_with_a_second_head_gets_both_replaced():
+    model = build("deit_tiny_distilled_patch16_224").model
+    assert isinstance(model, nn.Module)
+    assert [len(model.head.weight), len(model.head_dist.weight)] == [3, 3]
