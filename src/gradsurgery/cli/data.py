@@ -1,0 +1,157 @@
+"""gradsurgery data: look at a data set, and decode it ahead of time."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from gradsurgery.data import ImageSet, Source
+
+app = typer.Typer(help="Look at a data set, or decode it ahead of time.", no_args_is_help=True)
+
+SKIPPED_SHOWN = 10
+
+Spec = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="rotated-digits, colored-digits, pacs, vlcs, office-home (or pacs:PATH ...), "
+        "hf://owner/name, a folder domain/class/image, or Parquet files.",
+    ),
+]
+
+
+@app.command()
+def info(
+    data: Spec,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Count a data set's images by domain and class."""
+    from gradsurgery.data import open_source
+
+    source = open_source(data)
+    summary = summarize(source)
+    if as_json:
+        typer.echo(json.dumps(summary, indent=1))
+    else:
+        _print_table(source, summary)
+
+
+@app.command()
+def prepare(
+    data: Spec,
+    image_size: Annotated[
+        int, typer.Option(min=1, help="Side of the square images, in pixels.")
+    ] = 224,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder of decoded images [default: $GRADSURGERY_CACHE or ~/.cache]."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads that decode [default: one a CPU].")
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")
+    ] = False,
+) -> None:
+    """Decode a data set into the cache, which training then reads."""
+    from gradsurgery.data import open_source
+    from gradsurgery.data import prepare as decode
+
+    source = open_source(data)
+    with _progress() as advance:
+        images = decode(source, image_size, cache, workers, skip_bad, advance)
+    _print_cache(images)
+
+
+def summarize(source: "Source") -> dict[str, Any]:
+    """Counts of a source, and whether they are the paper's."""
+    from gradsurgery.data.presets import differing_counts, matching_preset
+
+    preset = matching_preset(source)
+    counts = source.counts()
+    return {
+        "name": source.name,
+        "images": int(counts.sum()),
+        "domains": list(source.domains),
+        "classes": list(source.classes),
+        "counts": {
+            domain: dict(zip(source.classes, map(int, row), strict=True))
+            for domain, row in zip(source.domains, counts, strict=True)
+        },
+        "preset": preset.name if preset else None,
+        "paper_counts": not differing_counts(preset, source) if preset else None,
+    }
+
+
+def _print_table(source: "Source", summary: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(title=escape(source.name), show_footer=True)
+    counts = source.counts()
+    table.add_column("class", footer="total")
+    for domain, total in zip(source.domains, counts.sum(axis=1), strict=True):
+        table.add_column(escape(domain), footer=f"{total:,}", justify="right")
+    table.add_column("total", footer=f"{counts.sum():,}", justify="right")
+    for label, column in zip(source.classes, counts.T, strict=True):
+        table.add_row(escape(label), *(f"{n:,}" for n in column), f"{column.sum():,}")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{summary['images']:,} images, {len(source.domains)} domains, "
+        f"{len(source.classes)} classes",
+        highlight=False,
+    )
+    console.print(_comparison(source), highlight=False, soft_wrap=True)
+
+
+def _comparison(source: "Source") -> str:
+    from gradsurgery.data.presets import differing_counts, matching_preset
+
+    preset = matching_preset(source)
+    if preset is None:
+        return "Its domains and classes are those of no preset (pacs, vlcs, office-home)."
+    differing = differing_counts(preset, source)
+    if not differing:
+        return f"Its domains and classes are those of {preset.name}, in the paper's counts."
+    found = "; ".join(f"{d} {found:,} (paper {paper:,})" for d, paper, found in differing)
+    return f"Its domains and classes are those of {preset.name}, but not the counts: {found}."
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    with bar:
+        task = bar.add_task("decoding", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print_cache(images: "ImageSet") -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(
+        f"{len(images.identities):,} images of {images.size}x{images.size} pixels, "
+        f"{images.images.nbytes / 1e6:,.1f} MB, in {escape(str(images.folder))}"
+    )
+    if images.skipped:
+        console.print(f"{len(images.skipped):,} images skipped:")
+        for skipped in images.skipped[:SKIPPED_SHOWN]:
+            console.print(f"  {escape(skipped.identity)}: {escape(skipped.reason)}")
+        if len(images.skipped) > SKIPPED_SHOWN:
+            console.print(f"  and {len(images.skipped) - SKIPPED_SHOWN:,} more")

@@ -1,0 +1,93 @@
+"""Endless batches of every domain, and their way into the network."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradsurgery.data.images import ImageSet
+from gradsurgery.errors import ArgumentError
+from gradsurgery.seeds import named_generator
+
+
+class DomainBatches:
+    """Endless batches of each domain's images, without replacement within an epoch.
+
+    Domain d's images are put in a random order, epoch after epoch, and dealt out in batches that
+    run on from one epoch into the next: a domain smaller than the batch works. The order depends
+    on (seed, domain, epoch) alone, hence not on the other domains.
+
+    indices: per domain, positions in `images`.
+    domains: whose batches to draw, in this order.
+    batch_size: images per domain, at least 1.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        indices: Mapping[str, NDArray[np.int64]],
+        *,
+        domains: Sequence[str],
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        if batch_size < 1:
+            raise ArgumentError(f"batch size is {batch_size}, expected at least 1 image")
+        for domain in domains:
+            if domain not in indices or len(indices[domain]) == 0:
+                raise ArgumentError(
+                    f"domain {domain} has no images to draw batches from; domains with images: "
+                    f"{', '.join(d for d, i in indices.items() if len(i)) or 'none'}"
+                )
+        self.images = images
+        self.domains = tuple(domains)
+        self.batch_size = batch_size
+        self.seed = seed
+        self._indices = {domain: indices[domain] for domain in domains}
+        self._orders: dict[str, tuple[int, NDArray[np.int64]]] = {}
+
+    def at(
+        self, step: int
+    ) -> list[tuple[UInt8[Tensor, "batch height width 3"], Int64[Tensor, " batch"]]]:
+        """Images and labels of every domain at `step` (from 0): a pure function of the step."""
+        return [self._gather(self.indices_at(domain, step)) for domain in self.domains]
+
+    def indices_at(self, domain: str, step: int) -> NDArray[np.int64]:
+        """Positions in the image set of one domain's batch."""
+        if step < 0:
+            raise ArgumentError(f"step is {step}, expected 0 or more")
+        count = len(self._indices[domain])
+        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        batch = np.empty(self.batch_size, dtype=np.int64)
+        for epoch in range(places[0] // count, places[-1] // count + 1):
+            inside = places // count == epoch
+            batch[inside] = self._order(domain, epoch)[places[inside] % count]
+        return batch
+
+    def _order(self, domain: str, epoch: int) -> NDArray[np.int64]:
+        """The domain's images in the order of an epoch; the last one drawn is kept."""
+        known = self._orders.get(domain)
+        if known is not None and known[0] == epoch:
+            return known[1]
+        indices = self._indices[domain]
+        generator = named_generator(self.seed, "batches", domain, epoch)
+        order: NDArray[np.int64] = indices[
+            torch.randperm(len(indices), generator=generator).numpy()
+        ]
+        self._orders[domain] = (epoch, order)
+        return order
+
+    def _gather(self, batch: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        return gather(self.images.images, batch), torch.from_numpy(self.images.label[batch])
+
+
+def gather(
+    images: NDArray[np.uint8], indices: NDArray[np.int64]
+) -> UInt8[Tensor, "batch height width 3"]:
+    """Copy the images at `indices` out of the memory map."""
+    batch = torch.empty((len(indices), *images.shape[1:]), dtype=torch.uint8)
+    np.take(images, indices, axis=0, out=batch.numpy(), mode="clip")
+    return batch

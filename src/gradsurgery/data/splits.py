@@ -1,0 +1,166 @@
+"""Every domain's images, divided into training, validation and test images."""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gradsurgery.atomic import atomic_file
+from gradsurgery.data.images import ImageSet
+from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.seeds import named_generator
+
+Indices = NDArray[np.int64]
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Which images of each domain are for training, validation and test.
+
+    train, validation, test: per domain, positions in the image set, in the order of identities.
+    digest: sha256 of the identities in every part.
+    seed: what the split was drawn from.
+    """
+
+    train: dict[str, Indices]
+    validation: dict[str, Indices]
+    test: dict[str, Indices]
+    digest: str
+    seed: int
+    identities: dict[str, dict[str, list[str]]]
+
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """Number of images of each domain and part."""
+        return {
+            domain: {part: len(names) for part, names in parts.items()}
+            for domain, parts in self.identities.items()
+        }
+
+    def save(self, path: Path) -> None:
+        """Write the split as JSON, with the identities of its images."""
+        content = {"version": 1, "seed": self.seed, "digest": self.digest}
+        with atomic_file(path) as file:
+            file.write_text(
+                json.dumps(content | {"domains": self.identities}, indent=1), encoding="utf-8"
+            )
+
+    @classmethod
+    def load(cls, path: Path, images: ImageSet) -> "Split":
+        """Read a split for `images`.
+
+        Raises `DataError` where `path` holds no split, or names an image that `images` lacks.
+        """
+        try:
+            content: dict[str, Any] = json.loads(path.read_bytes())
+            identities = {
+                domain: {part: list(parts[part]) for part in PARTS}
+                for domain, parts in content["domains"].items()
+            }
+            split = _make_split(images, identities, int(content["seed"]))
+            digest = content["digest"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{path} is not a split: {type(error).__name__}: {error}; draw it anew"
+            ) from error
+        if split.digest != digest:
+            raise DataError(
+                f"{path} is damaged: its images have the digest {split.digest[:12]}, expected "
+                f"{str(digest)[:12]}; draw it anew"
+            )
+        return split
+
+
+def draw_split(
+    images: ImageSet, seed: int = 0, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+) -> Split:
+    """Divide every domain's images at random, stratified by class.
+
+    fractions: of training, validation and test images; they sum to 1.
+
+    Each class of each domain is divided by the method of the largest remainder (see
+    `part_sizes`), with a generator of its own: a domain's split depends neither on the other
+    domains nor on the order in which images are listed.
+    """
+    exact = check_fractions(fractions)
+    identities: dict[str, dict[str, list[str]]] = {}
+    for d, domain in enumerate(images.domains):
+        parts: dict[str, list[str]] = {part: [] for part in PARTS}
+        for c, label in enumerate(images.classes):
+            members = np.flatnonzero((images.domain == d) & (images.label == c))
+            names = sorted(images.identities[i] for i in members)
+            generator = named_generator(seed, "split", domain, label)
+            drawn = [names[i] for i in torch.randperm(len(names), generator=generator).tolist()]
+            start = 0
+            for part, size in zip(PARTS, part_sizes(len(names), exact), strict=True):
+                parts[part] += drawn[start : start + size]
+                start += size
+        identities[domain] = {part: sorted(names) for part, names in parts.items()}
+    return _make_split(images, identities, seed)
+
+
+def part_sizes(count: int, fractions: tuple[Fraction, ...]) -> list[int]:
+    """Divide `count` images by the method of the largest remainder.
+
+    Every part gets floor(count * fraction), what is left goes one each to the largest remainders,
+    ties to the earlier part. One or two images all train where that leaves no training image;
+    from three images on every part with a fraction above 0 gets at least one, from the largest.
+    """
+    quotas = [count * fraction for fraction in fractions]
+    sizes = [math.floor(quota) for quota in quotas]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: (sizes[i] - quotas[i], i))
+    for i in by_remainder[: count - sum(sizes)]:
+        sizes[i] += 1
+    required = [i for i, f in enumerate(fractions) if f > 0] if count >= 3 else [0][:count]
+    for i in required:
+        if sizes[i] == 0:
+            sizes[sizes.index(max(sizes))] -= 1
+            sizes[i] = 1
+    return sizes
+
+
+def check_fractions(fractions: tuple[float, float, float]) -> tuple[Fraction, ...]:
+    """The fractions as exact numbers; `ArgumentError` where they divide nothing."""
+    if (
+        len(fractions) != 3
+        or not all(math.isfinite(f) and f >= 0 for f in fractions)
+        or fractions[0] <= 0
+        or abs(sum(fractions) - 1) > 1e-9
+    ):
+        raise ArgumentError(
+            f"fractions are {fractions}, expected three (training above 0, validation, test) that "
+            "are not negative and sum to 1, as (0.7, 0.1, 0.2)"
+        )
+    return tuple(Fraction(f).limit_denominator(10**9) for f in fractions)
+
+
+def _make_split(images: ImageSet, identities: dict[str, dict[str, list[str]]], seed: int) -> Split:
+    """Find the images that the identities name."""
+    position = {identity: i for i, identity in enumerate(images.identities)}
+    chosen = [name for parts in identities.values() for names in parts.values() for name in names]
+    lacking = [name for name in chosen if name not in position]
+    if lacking:
+        raise DataError(
+            f"{images.name} lacks {len(lacking)} images of the split, the first is {lacking[0]}; "
+            "use the data set the split was drawn from, or draw it anew"
+        )
+    name, times = Counter(chosen).most_common(1)[0] if chosen else ("", 0)
+    if times > 1:
+        raise DataError(f"the split names {name} {times} times, expected once; draw it anew")
+    indices = {
+        part: {
+            domain: np.array([position[name] for name in parts[part]], dtype=np.int64)
+            for domain, parts in identities.items()
+        }
+        for part in PARTS
+    }
+    digest = hashlib.sha256(json.dumps(identities, sort_keys=True).encode()).hexdigest()
+    return Split(**indices, digest=digest, seed=seed, identities=identities)
