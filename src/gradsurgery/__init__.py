@@ -1,1 +1,51 @@
-"""Domain generalization via gradient surgery."""
+"""Domain generalization via gradient surgery.
+
+import gradsurgery as gs
+
+rule = gs.AgrSum()
+optimizer.zero_grad()
+losses = (criterion(model(x), y) for x, y in domain_batches)
+gs.backward(losses, model.parameters(), rule)
+optimizer.step()
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradsurgery.engine import BackwardResult, backward
+    from gradsurgery.errors import GradsurgeryError, NonFiniteError
+    from gradsurgery.rules import AgrRand, AgrSum, Mean, PCGrad, Rule, Sum, rule
+
+__version__ = "0.1.0"
+__all__ = [
+    "AgrRand",
+    "AgrSum",
+    "BackwardResult",
+    "GradsurgeryError",
+    "Mean",
+    "NonFiniteError",
+    "PCGrad",
+    "Rule",
+    "Sum",
+    "backward",
+    "rule",
+]
+
+# Torch is imported with the first name that needs it, so that `gradsurgery --help` is instant.
+_HOMES = {
+    "BackwardResult": "gradsurgery.engine",
+    "backward": "gradsurgery.engine",
+    "GradsurgeryError": "gradsurgery.errors",
+    "NonFiniteError": "gradsurgery.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'gradsurgery' has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, "gradsurgery.rules")), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

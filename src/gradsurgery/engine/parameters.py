@@ -1,0 +1,53 @@
+"""The parameters that take part, and their gradients as flat tensors."""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gradsurgery.errors import ArgumentError
+
+NamedParameter = tuple[str, Tensor]
+
+
+def trainable_parameters(
+    parameters: Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+) -> list[NamedParameter]:
+    """Each parameter that requires a gradient once, with its name or else its position."""
+    named: dict[int, NamedParameter] = {}
+    for position, item in enumerate(parameters):
+        name, parameter = item if isinstance(item, tuple) else (str(position), item)
+        if not isinstance(parameter, Tensor):
+            raise ArgumentError(
+                f"parameters are tensors or (name, tensor) pairs, found {type(parameter).__name__}"
+                f" at position {position}; give model.parameters() or model.named_parameters()"
+            )
+        if parameter.requires_grad and not parameter.is_leaf:
+            raise ArgumentError(f"parameter {name} is not a leaf tensor, so it has no .grad to set")
+        if parameter.requires_grad:
+            named.setdefault(id(parameter), (name, parameter))
+    if not named:
+        raise ArgumentError("no parameter requires a gradient; give at least one that is trained")
+    return list(named.values())
+
+
+def flat_gradient(gradient: Tensor, parameter: Tensor) -> Float[Tensor, " params"]:
+    """The gradient's components in the order in which `parameter` lies in memory.
+
+    A view where the two are laid out alike, which autograd sees to, and a copy elsewhere.
+    """
+    if gradient.layout != torch.strided:
+        raise ArgumentError(
+            f"gradients are dense, found {gradient.layout}; build Embedding with sparse=False"
+        )
+    if gradient.stride() != parameter.stride():
+        gradient = torch.empty_like(parameter, requires_grad=False).copy_(gradient)
+    if gradient.is_contiguous():
+        return gradient.view(-1)
+    return gradient.as_strided((gradient.numel(),), (1,))
+
+
+def shaped_gradient(flat: Float[Tensor, " params"], parameter: Tensor) -> Tensor:
+    """The inverse of `flat_gradient`: the same memory in the parameter's shape and layout."""
+    return flat.as_strided(parameter.size(), parameter.stride())

@@ -1,0 +1,70 @@
+"""Agr-Rand: noise where the domains conflict (Mansilla et al. 2021, equation 4)."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gradsurgery.rules.agreement import AgreementRule, Reduction
+from gradsurgery.rules.base import Consensus, State
+from gradsurgery.rules.pieces import pieces
+from gradsurgery.rules.randomness import RandomSource
+
+
+class AgrRand(AgreementRule):
+    """g*_n = Σ_d g_dn where Φ_n = 1, and a draw from N(0, σ²) where Φ_n = 0.
+
+    σ = mean of |g*_n| over all components n of the whole network with Φ_n = 1, and 0 where no
+    component agrees. With `reduction="mean"` all of g* is divided by D. `zero_agrees=False`
+    counts components that are zero in every domain as conflicts, as the published code does: they
+    get noise and do not count in σ.
+
+    `generator` draws the noise; without one the rule has its own, seeded with 0.
+
+    Source: Mansilla et al., "Domain Generalization via Gradient Surgery", ICCV 2021, eq. 2 and 4.
+
+    >>> AgrRand()(torch.tensor([[1.0, 2.0, 0.0], [3.0, 4.0, 0.0]]))  # no conflict, no noise
+    tensor([4., 6., 0.])
+    """
+
+    name: ClassVar[str] = "agr-rand"
+
+    def __init__(
+        self,
+        *,
+        generator: torch.Generator | None = None,
+        reduction: Reduction = "sum",
+        zero_agrees: bool = True,
+    ) -> None:
+        super().__init__(reduction=reduction, zero_agrees=zero_agrees)
+        self._random = RandomSource(generator)
+
+    def finish(self, states: Sequence[State], domains: int) -> Consensus:
+        """The totals with noise where they conflict."""
+        totals = [total for (total,) in states]
+        if not self.zero_agrees:
+            for total in totals:
+                total.masked_fill_(total == 0, torch.nan)
+        sigma, agreeing = scale_of_noise(totals)
+        divisor = self.divisor(domains)
+        for total in totals:
+            for (running,) in pieces(total):
+                noise = self._random.normal_like(running).mul_(sigma)
+                running.copy_(torch.where(running.isnan(), noise, running).div_(divisor))
+        return Consensus(totals, agreeing)
+
+
+def scale_of_noise(
+    totals: Sequence[Float[Tensor, " params"]],
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """σ of equation 4 and the fraction of agreeing components; NaN marks a conflict in `totals`."""
+    magnitude = torch.zeros((), dtype=torch.float64, device=totals[0].device)
+    count = torch.zeros_like(magnitude)
+    for total in totals:
+        for (running,) in pieces(total):
+            count += len(running) - running.isnan().sum()
+            magnitude += running.abs().nansum(dtype=torch.float64)
+    sigma = magnitude / count.clamp_min(1)
+    return sigma, count / sum(total.numel() for total in totals)

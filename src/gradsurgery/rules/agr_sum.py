@@ -1,0 +1,86 @@
+"""Agr-Sum: keep what the domains agree on (Mansilla et al. 2021, equation 3)."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gradsurgery.rules.agreement import AgreementRule
+from gradsurgery.rules.base import Consensus, State, check_rows_finite
+from gradsurgery.rules.pieces import compiled, pieces, scratch
+
+
+class AgrSum(AgreementRule):
+    """g*_n = Σ_d g_dn where Φ_n = 1, and 0 where Φ_n = 0.
+
+    Φ_n = 1 where the sign of g_dn (−1, 0 or +1) is the same in every domain d. With
+    `reduction="mean"` the sum is divided by D. `zero_agrees=False` counts components that are
+    zero in every domain as conflicts, as the published code does; that changes the reported
+    fraction of agreement, not the update.
+
+    Source: Mansilla et al., "Domain Generalization via Gradient Surgery", ICCV 2021, eq. 2 and 3.
+
+    >>> AgrSum()(torch.tensor([[1.0, -2.0, 0.0], [3.0, 4.0, 0.0]]))
+    tensor([4., 0., 0.])
+    """
+
+    name: ClassVar[str] = "agr-sum"
+
+    def finish(self, states: Sequence[State], domains: int) -> Consensus:
+        """The totals with conflicts at zero."""
+        totals = [total for (total,) in states]
+        agreeing = torch.stack([self._clear_marks(total) for total in totals]).sum()
+        for total in totals if self.divisor(domains) > 1 else ():
+            total.div_(self.divisor(domains))
+        return Consensus(totals, agreeing / sum(total.numel() for total in totals))
+
+    def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
+        """The update for stored gradients, in one pass over them."""
+        self.check_matrix(gradients)
+        update = torch.empty_like(gradients[0])
+        agreement_sum(gradients, out=update)
+        return update.div_(len(gradients)) if self.reduction == "mean" else update
+
+    def _clear_marks(self, total: Float[Tensor, " params"]) -> Float[Tensor, ""]:
+        """Set the conflicts to zero and return how many components agree."""
+        count = torch.zeros((), dtype=torch.float64, device=total.device)
+        (buffer,) = scratch(total, 1)
+        for (running,) in pieces(total):
+            agrees = buffer[: len(running)].copy_(running)
+            agrees.eq_(running)  # NaN differs from itself
+            torch.nan_to_num(running, nan=0.0, posinf=torch.inf, neginf=-torch.inf, out=running)
+            if not self.zero_agrees:
+                agrees.copy_(running).ne_(0)
+            count += agrees.sum(dtype=torch.float64)
+        return count
+
+
+def agreement_sum(
+    gradients: Float[Tensor, "domains params"], *, out: Float[Tensor, " params"]
+) -> None:
+    """Write equation 3 for the stored `gradients` into `out`.
+
+    A component is kept where min_d g_dn > 0 or max_d g_dn < 0; "all zero" sums to zero anyway.
+    """
+    if gradients.device.type != "cpu":
+        check_rows_finite(gradients)
+        out.copy_(compiled(agreement_sum_of)(gradients))
+        return
+    first, second = scratch(out, 2)
+    for rows, total in pieces(gradients, out):
+        lowest, highest = first[: len(total)], second[: len(total)]
+        torch.sum(rows, 0, out=total)
+        torch.amin(rows, 0, out=lowest)
+        torch.amax(rows, 0, out=highest)
+        total.mul_(lowest.gt_(0).add_(highest.lt_(0)))
+        # 0 × NaN and 0 × Inf are NaN: what is not finite does not get lost in the mask
+        if not total.sum().isfinite():
+            check_rows_finite(gradients)
+
+
+def agreement_sum_of(gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
+    """Equation 3 as one expression, which an accelerator compiles into one kernel."""
+    agrees = (gradients.amin(0) > 0) | (gradients.amax(0) < 0)
+    return torch.where(agrees, gradients.sum(0), 0.0)

@@ -1,0 +1,67 @@
+"""Sign agreement of the domains' gradients, component by component (equation 2).
+
+    Φ_n = 1 if sign(g_1n) = sign(g_2n) = … = sign(g_Dn), else 0
+
+The domains are folded one at a time into a running total, in which NaN marks a conflict: it stays
+NaN whatever is added, needs no second buffer, and tells "agrees at zero" from "conflicts". The
+gradients themselves have to be finite, which callers check beforehand.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gradsurgery.errors import ArgumentError
+from gradsurgery.rules.base import ComponentwiseRule, State
+from gradsurgery.rules.pieces import compiled, pieces, scratch
+
+Reduction = Literal["sum", "mean"]
+
+
+class AgreementRule(ComponentwiseRule):
+    """A rule that sums where the signs agree, and decides in `finish` what a conflict becomes."""
+
+    def __init__(self, *, reduction: Reduction = "sum", zero_agrees: bool = True) -> None:
+        if reduction not in ("sum", "mean"):
+            raise ArgumentError(f"reduction is 'sum' or 'mean', found {reduction!r}")
+        self.reduction = reduction
+        self.zero_agrees = zero_agrees
+
+    def start(self, gradient: Float[Tensor, " params"]) -> State:
+        """The running total, in which NaN will mark conflicts."""
+        return (gradient,)
+
+    def fold(self, state: State, gradient: Float[Tensor, " params"]) -> State:
+        """The running total after one more domain."""
+        (total,) = state
+        fold_agreement(total, gradient)
+        return state
+
+    def divisor(self, domains: int) -> int:
+        """What the sum over the domains is divided by."""
+        return domains if self.reduction == "mean" else 1
+
+
+def fold_agreement(total: Float[Tensor, " params"], gradient: Float[Tensor, " params"]) -> None:
+    """Add `gradient` to `total` where the signs are equal, and set NaN where they are not."""
+    if total.device.type != "cpu":
+        total.copy_(compiled(agreeing_sum)(total, gradient))
+        return
+    first, second = scratch(total, 2)
+    for running, added in pieces(total, gradient):
+        same, sign = first[: len(added)], second[: len(added)]
+        torch.sign(running, out=same)
+        torch.sign(added, out=sign)
+        same.eq_(sign)
+        same.div_(same)  # 1 where the signs are equal, 0/0 = NaN where they are not
+        running.add_(added).mul_(same)
+
+
+def agreeing_sum(
+    total: Float[Tensor, " params"], gradient: Float[Tensor, " params"]
+) -> Float[Tensor, " params"]:
+    """The sum where the signs are equal, NaN where they are not or `total` is marked already."""
+    same = torch.sign(total) == torch.sign(gradient)
+    return torch.where(same, total + gradient, torch.nan)

@@ -1,0 +1,118 @@
+"""What a rule is: the gradients of D domains in, one update out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gradsurgery.errors import ArgumentError, NonFiniteError
+from gradsurgery.rules.gramian import gramian_of, weighted_sum
+
+State = tuple[Tensor, ...]
+
+
+class Rule(ABC):
+    """Combines the gradients of D source domains into one update.
+
+    A rule is callable on a matrix, `rule(gradients)`: [domains, params] -> [params], and is handed
+    to `gradsurgery.backward`, which feeds it a model's gradients tensor by tensor.
+    """
+
+    name: ClassVar[str]
+    minimum_domains: ClassVar[int] = 2
+
+    @abstractmethod
+    def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
+        """The update for the gradients g_d, one row a domain; the rows are left as they are.
+
+        Raises `ArgumentError` on a wrong shape or too few domains, `NonFiniteError` on NaN or Inf.
+        """
+
+    def check_domains(self, domains: int) -> None:
+        """Raise `ArgumentError` where the rule has no meaning for this many domains."""
+        if domains < self.minimum_domains:
+            raise ArgumentError(
+                f"{self.name} compares the gradients of at least {self.minimum_domains} domains, "
+                f"found {domains}; give one loss (or one row) per source domain, or use the rule "
+                "'sum' or 'mean' for a single one"
+            )
+
+    def check_matrix(self, gradients: Tensor) -> None:
+        """Raise unless `gradients` is a floating point matrix with enough rows."""
+        if gradients.ndim != 2 or not gradients.is_floating_point():
+            raise ArgumentError(
+                f"{self.name} expects floating point gradients of shape [domains, params], found "
+                f"{gradients.dtype} of shape {list(gradients.shape)}; stack one flat row per domain"
+            )
+        self.check_domains(len(gradients))
+
+
+class Consensus(NamedTuple):
+    """What a component-wise rule makes of its states: an update per state and Φ's mean."""
+
+    updates: list[Tensor]
+    agreeing: Tensor | None
+
+
+class ComponentwiseRule(Rule):
+    """A rule whose update at component n depends on g_1n … g_Dn (and on scalars of the network).
+
+    The gradients arrive one domain at a time and are folded into a state of O(P) memory, whatever
+    D is. The three functions own their arguments and may reuse their memory; a state's tensors are
+    flat, one state per parameter tensor.
+    """
+
+    @abstractmethod
+    def start(self, gradient: Float[Tensor, " params"]) -> State:
+        """The state after the first domain."""
+
+    @abstractmethod
+    def fold(self, state: State, gradient: Float[Tensor, " params"]) -> State:
+        """The state after one more domain; `gradient` is left as it is."""
+
+    @abstractmethod
+    def finish(self, states: Sequence[State], domains: int) -> Consensus:
+        """The updates of the whole network, one per state, and the fraction of agreement."""
+
+    def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
+        """The update for the gradients g_d, folded row by row."""
+        self.check_matrix(gradients)
+        check_rows_finite(gradients)
+        state = self.start(gradients[0].clone())
+        for gradient in gradients[1:]:
+            state = self.fold(state, gradient)
+        return self.finish([state], len(gradients)).updates[0]
+
+
+class GramianRule(Rule):
+    """A rule that weighs the D gradients by their D × D Gramian: g* = Σ_d w_d(G) g_d."""
+
+    @abstractmethod
+    def weights(self, gramian: Float[Tensor, "domains domains"]) -> Float[Tensor, " domains"]:
+        """The weights w for the Gramian G_ij = g_i · g_j, both float64 on the CPU."""
+
+    def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
+        """The update Σ_d w_d g_d."""
+        self.check_matrix(gradients)
+        gramian = gramian_of(gradients.unbind(0))
+        if not gramian.isfinite().all():
+            check_rows_finite(gradients)
+        update = torch.empty_like(gradients[0])
+        return weighted_sum(gradients.unbind(0), self.weights(gramian), out=update)
+
+
+def check_rows_finite(gradients: Float[Tensor, "domains params"]) -> None:
+    """Raise `NonFiniteError` naming the first domain and component that is NaN or infinite."""
+    lowest, highest = torch.aminmax(gradients)
+    if torch.stack([lowest, highest]).isfinite().all():
+        return
+    domain, component = (~gradients.isfinite()).nonzero()[0].tolist()
+    raise NonFiniteError(
+        f"the gradient of domain {domain} is {gradients[domain, component].item()} at component "
+        f"{component}, expected finite numbers; lower the learning rate or look at that domain's "
+        "losses",
+        domain=domain,
+    )

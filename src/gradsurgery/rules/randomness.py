@@ -1,0 +1,28 @@
+"""The generator of a random rule."""
+
+import torch
+from torch import Tensor
+
+
+class RandomSource:
+    """Draws from the generator it is given, or from one of its own, seeded with 0."""
+
+    def __init__(self, generator: torch.Generator | None) -> None:
+        self._generator = generator
+
+    def normal_like(self, tensor: Tensor) -> Tensor:
+        """Draws from N(0, 1) in the shape, precision and place of `tensor`."""
+        generator = self._on(tensor.device)
+        draws = torch.empty(tensor.shape, dtype=tensor.dtype, device=generator.device)
+        return draws.normal_(generator=generator).to(tensor.device)
+
+    def permutation(self, length: int) -> list[int]:
+        """0 … length − 1 in a random order."""
+        generator = self._on(torch.device("cpu"))
+        order = torch.randperm(length, generator=generator, device=generator.device)
+        return [int(position) for position in order]
+
+    def _on(self, device: torch.device) -> torch.Generator:
+        if self._generator is None:
+            self._generator = torch.Generator(device).manual_seed(0)
+        return self._generator
