@@ -1,0 +1,164 @@
+"""Records of finished runs, read and checked; one row a run."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradsurgery.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+VERSION = 1
+
+_MODELS = ("best", "last")
+_REQUIRED: dict[str, type | tuple[type, ...]] = {
+    "configuration.target": str,
+    "configuration.method": str,
+    "configuration.seed": int,
+    "configuration.backbone": str,
+    "data.name": str,
+    "data.digest": str,
+    "data.domains": list,
+    "split.digest": str,
+    "cost.seconds": (int, float),
+    "environment": dict,
+}
+_CURVES = ("step", "train_loss", "validation_accuracy")
+_ACCURACIES = ("validation_accuracy", "target_accuracy")
+
+# Where a run may differ and still be comparable: what a table compares, and what cannot change
+# its outcome or is in a digest (the data's path, the files left out).
+_COMPARED = ("target", "method", "seed")
+_IMMATERIAL = ("data", "device", "skip_bad")
+
+
+def find_records(paths: Iterable[Path]) -> list[Path]:
+    """The record files at `paths`: files as they are, folders searched for `**/record.json`.
+
+    Each file is there once, however many paths lead to it. Raises `DataError` for a path that
+    does not exist and for one without a record.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"{path} does not exist; give a record.json or a folder of runs")
+        files = sorted(path.rglob("record.json")) if path.is_dir() else [path]
+        if not files:
+            raise DataError(
+                f"no record.json under {path}: no run there is finished; "
+                "give a folder of finished runs"
+            )
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    return list(found.values())
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The content of one record file, with every part that reports need checked.
+
+    Raises `DataError`, naming the file, where it is cut off, of another version or no record.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; check the file") from error
+    except (ValueError, RecursionError) as error:
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{path} is not JSON: {reason}; repeat the run") from error
+    version = content.get("version") if isinstance(content, dict) else None
+    if version is None:
+        raise DataError(f"{path} is no record of a run: it has no version; move it elsewhere")
+    if isinstance(version, bool) or version != VERSION:
+        raise DataError(
+            f"{path} is a record of version {version!r}, expected {VERSION}; "
+            "read it with the gradsurgery that wrote it or repeat the run"
+        )
+    for name, kind in _REQUIRED.items():
+        _checked(content, name, kind, path)
+    for model in _MODELS:
+        _checked(content, f"result.{model}.step", int, path)
+        _checked(content, f"result.{model}.test_accuracy", dict, path)
+        for name in _ACCURACIES:
+            value = _checked(content, f"result.{model}.{name}", (int, float), path)
+            if not 0 <= value <= 1:  # also false for NaN
+                raise _unusable(path, f"result.{model}.{name}", "a fraction from 0 to 1", value)
+    for name in _CURVES:
+        for value in _checked(content, f"curves.{name}", list, path):
+            if value is not None and not isinstance(value, int | float):
+                raise _unusable(path, f"curves.{name}", "a list of numbers", value)
+    domains, target = content["data"]["domains"], content["configuration"]["target"]
+    if target not in domains:
+        raise _unusable(path, "configuration.target", f"one of {domains}", target)
+    return dict(content)
+
+
+def read_runs(paths: Iterable[Path]) -> "pd.DataFrame":
+    """One row for every record at `paths`, in the order of data, target, method and seed.
+
+    Columns: `record` (the file), `data`, `domains` (tuple, in the data's order), `target`,
+    `method`, `backbone`, `seed`; for `best` and `last` model each `best_step`,
+    `best_validation_accuracy` and `best_target_accuracy` (fractions in [0, 1]); `seconds`; and
+    `settings`, a JSON object of everything else two runs must share to be compared.
+
+    Raises `DataError` as `find_records` and `read_record` do.
+    """
+    import pandas as pd
+
+    rows = [_row(path, read_record(path)) for path in find_records(paths)]
+    order = ["data", "settings", "target", "method", "seed"]
+    return pd.DataFrame(rows).sort_values(order, kind="stable", ignore_index=True)
+
+
+def _row(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    configuration, data = content["configuration"], content["data"]
+    results = {
+        f"{model}_{name}": content["result"][model][name]
+        for model in _MODELS
+        for name in ("step", *_ACCURACIES)
+    }
+    return {
+        "record": str(path),
+        "data": data["name"],
+        "domains": tuple(data["domains"]),
+        "target": configuration["target"],
+        "method": configuration["method"],
+        "backbone": configuration["backbone"],
+        "seed": configuration["seed"],
+        **results,
+        "seconds": content["cost"]["seconds"],
+        "settings": json.dumps(_settings(content), sort_keys=True),
+    }
+
+
+def _settings(content: dict[str, Any]) -> dict[str, Any]:
+    """What two runs must share to be comparable."""
+    apart = (*_COMPARED, *_IMMATERIAL)
+    settings = {k: v for k, v in content["configuration"].items() if k not in apart}
+    model = content.get("model")
+    digest = model.get("weights_digest") if isinstance(model, dict) else None
+    if isinstance(digest, str):  # the same file may lie at two places
+        settings["weights"] = f"sha256:{digest[:12]}"
+    settings["data_digest"] = content["data"]["digest"]
+    if settings.get("split_per_run"):
+        settings.pop("split_seed", None)
+    else:
+        settings["split_digest"] = content["split"]["digest"]
+    return settings
+
+
+def _checked(content: dict[str, Any], name: str, kind: type | tuple[type, ...], path: Path) -> Any:
+    value: Any = content
+    for part in name.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise DataError(f"{path} is no record of a run: it has no {name}; repeat the run")
+        value = value[part]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        raise _unusable(path, name, " or ".join(k.__name__ for k in kinds), value)
+    return value
+
+
+def _unusable(path: Path, name: str, expected: str, found: object) -> DataError:
+    return DataError(f"{path}: {name} is {found!r:.80}, expected {expected}; repeat the run")

@@ -1,0 +1,153 @@
+import io
+import json
+
+import pandas as pd
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from gradsurgery.cli.methods import methods
+from gradsurgery.cli.show import show, sparkline
+from gradsurgery.errors import DataError
+
+
+@pytest.fixture
+def invoke(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    app = typer.Typer()
+    app.command()(show)
+    app.command()(methods)
+
+    def run(*arguments, **options):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments], **options)
+
+    return run
+
+
+def write(folder, method, seed, accuracy):
+    result = {
+        "validation_accuracy": 0.75,
+        "target_accuracy": accuracy,
+        "test_accuracy": {"photo": 0.875, "[sketch]": accuracy},
+    }
+    record = {
+        "version": 1,
+        "configuration": {
+            "data": "pacs",
+            "target": "[sketch]",
+            "method": method,
+            "backbone": "alexnet",
+            "seed": seed,
+            "learning_rate": 1e-05,
+        },
+        "data": {"name": "pacs", "digest": "d", "domains": ["photo", "[sketch]"], "skipped": [{}]},
+        "split": {"digest": "s"},
+        "curves": {
+            "step": [20, 40],
+            "train_loss": [None, 1.25],
+            "validation_accuracy": [0.5, 0.75],
+        },
+        "result": {
+            "best": {"step": 20, **result},
+            "last": {"step": 40, **result, "target_accuracy": accuracy / 2},
+        },
+        "environment": {"device": "cpu"},
+        "cost": {"seconds": 12.5, "seconds_per_step": 0.125, "peak_memory_bytes": 2**30},
+    }
+    path = folder / method / f"seed-{seed}" / "record.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(record))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for method, accuracies in {"deep-all": (0.5, 0.7), "agr-sum": (0.6, 0.8)}.items():
+        for seed, accuracy in enumerate(accuracies):
+            write(tmp_path, method, seed, accuracy)
+    return tmp_path
+
+
+def test_one_record_in_detail(invoke, folder):
+    result = invoke("show", folder / "agr-sum" / "seed-0" / "record.json")
+    assert result.exit_code == 0
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert ["method", "agr-sum"] in lines
+    assert ["learning", "rate", "1e-05"] in lines
+    assert ["model", "step", "validation", "target", "[sketch]", "photo"] in lines
+    assert ["best", "20", "75.0%", "60.0%", "87.5%"] in lines
+    assert ["last", "40", "75.0%", "30.0%", "87.5%"] in lines
+    assert ["validation", "accuracy", "0.500", "0.750", "▁█"] in lines
+    assert ["train", "loss", "–", "1.250", "▁"] in lines
+    assert "cost: 12.5 s, 125.0 ms a step, 1024 MiB peak memory, cpu" in result.stdout
+    assert "images left out: 1" in result.stdout
+
+
+def test_many_records_as_a_table(invoke, folder):
+    result = invoke("show", folder)
+    assert result.exit_code == 0
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    # (50 + 70) / 2 and (60 + 80) / 2, deviation sqrt(2 · 10²) = 14.14
+    assert "deep-all 60.00 ± 14.14" in lines
+    assert "agr-sum 70.00 ± 14.14" in lines
+    assert "method [sketch]" in lines
+    assert any("over 2 seeds" in line for line in lines)
+
+
+def test_the_last_model(invoke, folder):
+    result = invoke("show", folder, "--model", "last")
+    assert "35.00 ± 7.07" in result.stdout  # (30 + 40) / 2, sqrt(2 · 5²)
+
+
+def test_other_formats(invoke, folder):
+    frame = pd.read_csv(io.StringIO(invoke("show", folder, "--format", "csv").stdout))
+    assert sorted(frame["mean_accuracy_percent"].round(9)) == [60, 70]
+    assert (
+        "| agr-sum | **70.00 ± 14.14** |" in invoke("show", folder, "--format", "markdown").stdout
+    )
+    assert r"\textbf{70.00 $\pm$ 14.14}" in invoke("show", folder, "--format", "latex").stdout
+
+
+def test_one_record_as_a_table_in_other_formats(invoke, folder):
+    result = invoke("show", folder / "agr-sum" / "seed-0", "--format", "markdown")
+    assert "| agr-sum | 60.00 |" in result.stdout
+
+
+def test_figures_are_whole_in_a_narrow_window(invoke, folder, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "24")
+    text = invoke("show", folder).stdout
+    assert "…" not in text
+    assert "70.00" in text
+
+
+def test_a_missing_path_and_an_unknown_format(invoke, tmp_path):
+    result = invoke("show", tmp_path / "nowhere")
+    assert isinstance(result.exception, DataError)
+    assert invoke("show", tmp_path, "--format", "html").exit_code == 2
+
+
+def test_methods_are_listed(invoke):
+    result = invoke("methods")
+    assert result.exit_code == 0
+    first = {line.split()[0] for line in result.stdout.splitlines() if line.strip()}
+    assert {"deep-all", "agr-sum", "agr-rand", "pcgrad"} <= first
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ([0, 7, 3.5], "▁█▅"),
+        ([1, 1], "▁▁"),
+        ([0, None, 1], "▁ █"),
+        ([None], " "),
+        ([], ""),
+    ],
+)
+def test_sparklines(values, line):
+    assert sparkline(values) == line
+
+
+def test_a_long_sparkline_is_thinned_and_ends_at_the_last_value():
+    line = sparkline([0.0] * 149 + [1.0])
+    assert len(line) <= 60
+    assert line.endswith("█")

@@ -1,0 +1,91 @@
+"""Records made by hand."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RECORD: dict[str, Any] = {
+    "version": 1,
+    "configuration": {
+        "data": "pacs:somewhere",
+        "target": "sketch",
+        "method": "agr-sum",
+        "backbone": "alexnet",
+        "weights": "default",
+        "batch_norm": "frozen",
+        "seed": 0,
+        "split_seed": 0,
+        "split_per_run": False,
+        "iterations": 40,
+        "learning_rate": 1e-05,
+        "device": "cpu",
+        "skip_bad": False,
+    },
+    "data": {
+        "name": "pacs",
+        "digest": "d1",
+        "domains": ["art_painting", "photo", "sketch"],
+        "classes": ["dog", "cat"],
+        "images": {"art_painting": 20, "photo": 20, "sketch": 20},
+        "skipped": [],
+    },
+    "split": {"digest": "s1", "seed": 0, "sizes": {}},
+    "model": {"parameters": 10, "pretrained": True, "weights_digest": None},
+    "curves": {
+        "step": [20, 40],
+        "train_loss": [2.0, 1.0],
+        "validation_loss": [2.5, 1.5],
+        "validation_accuracy": [0.5, 0.75],
+        "agreeing": [0.5, 0.5],
+        "cosine": [0.25, 0.125],
+    },
+    "result": {
+        name: {
+            "step": step,
+            "validation_accuracy": 0.75,
+            "target_accuracy": 0.5,
+            "test_accuracy": {"art_painting": 0.75, "photo": 0.875, "sketch": 0.5},
+        }
+        for name, step in (("best", 20), ("last", 40))
+    },
+    "environment": {"gradsurgery": "0.1.0", "torch": "2.9.0", "device": "cpu"},
+    "cost": {"seconds": 12.5, "seconds_per_step": 0.125, "peak_memory_bytes": 2**30},
+}
+
+
+@pytest.fixture
+def record() -> dict[str, Any]:
+    return copy.deepcopy(RECORD)
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[..., Path]:
+    """Write a record with other values at dotted names, as a comparison lays them out."""
+
+    def write(
+        method: str = "agr-sum",
+        target: str = "sketch",
+        seed: int = 0,
+        best: float = 0.5,
+        last: float = 0.25,
+        *,
+        folder: str = "runs",
+        **changes: Any,
+    ) -> Path:
+        content = copy.deepcopy(RECORD)
+        content["configuration"] |= {"method": method, "target": target, "seed": seed}
+        content["result"]["best"]["target_accuracy"] = best
+        content["result"]["last"]["target_accuracy"] = last
+        for name, value in changes.items():
+            part, _, key = name.partition("__")
+            content[part][key] = value
+        path = tmp_path / folder / target / method / f"seed-{seed}" / "record.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(content), encoding="utf-8")
+        return path
+
+    return write
