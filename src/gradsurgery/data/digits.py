@@ -63,8 +63,9 @@ class DigitsSource(Source):
         from PIL import Image
 
         values = self._pixels[self.listing.rows[position]].astype(np.int64)
-        digit = Image.fromarray(((values * 255 + 8) // 16).astype(np.uint8))
-        inner = max(1, round(size * DIGIT_SHARE))
+        # A black rim lets strokes at the border fade instead of being cut.
+        digit = Image.fromarray(np.pad(((values * 255 + 8) // 16).astype(np.uint8), 1))
+        inner = max(1, round(size * DIGIT_SHARE * 10 / 8))
         page = Image.new("L", (size, size))
         place = (size - inner) // 2
         page.paste(digit.resize((inner, inner), Image.Resampling.BICUBIC), (place, place))

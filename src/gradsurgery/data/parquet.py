@@ -42,7 +42,8 @@ class ParquetSource(TableSource):
             classes += table["label"]
             names += table["file"]
         order = order_of_classes(declared, set(classes))
-        super().__init__(root.resolve().stem, domains, classes, names, order)
+        name = root.resolve().name.removesuffix(".parquet")
+        super().__init__(name, domains, classes, names, order)
 
     def rows(self) -> Iterator[tuple[int, bytes]]:
         """Yield (row, encoded image), counting through all files."""

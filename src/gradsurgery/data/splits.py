@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -80,7 +81,7 @@ class Split:
 
 
 def draw_split(
-    images: ImageSet, seed: int = 0, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    images: ImageSet, seed: int = 0, fractions: Sequence[float] = (0.7, 0.1, 0.2)
 ) -> Split:
     """Divide every domain's images at random, stratified by class.
 
@@ -111,7 +112,7 @@ def part_sizes(count: int, fractions: tuple[Fraction, ...]) -> list[int]:
     """Divide `count` images by the method of the largest remainder.
 
     Every part gets floor(count * fraction), what is left goes one each to the largest remainders,
-    ties to the earlier part. One or two images all train where that leaves no training image;
+    ties to the earlier part. A class always gets a training image;
     from three images on every part with a fraction above 0 gets at least one, from the largest.
     """
     quotas = [count * fraction for fraction in fractions]
@@ -127,7 +128,7 @@ def part_sizes(count: int, fractions: tuple[Fraction, ...]) -> list[int]:
     return sizes
 
 
-def check_fractions(fractions: tuple[float, float, float]) -> tuple[Fraction, ...]:
+def check_fractions(fractions: Sequence[float]) -> tuple[Fraction, ...]:
     """The fractions as exact numbers; `ArgumentError` where they divide nothing."""
     if (
         len(fractions) != 3
@@ -136,10 +137,11 @@ def check_fractions(fractions: tuple[float, float, float]) -> tuple[Fraction, ..
         or abs(sum(fractions) - 1) > 1e-9
     ):
         raise ArgumentError(
-            f"fractions are {fractions}, expected three (training above 0, validation, test) that "
-            "are not negative and sum to 1, as (0.7, 0.1, 0.2)"
+            f"fractions are {tuple(fractions)}, expected three (training above 0, "
+            "validation, test) that are not negative and sum to 1, as (0.7, 0.1, 0.2)"
         )
-    return tuple(Fraction(f).limit_denominator(10**9) for f in fractions)
+    exact = [Fraction(f).limit_denominator(10**9) for f in fractions]
+    return tuple(f / sum(exact) for f in exact)
 
 
 def _make_split(images: ImageSet, identities: dict[str, dict[str, list[str]]], seed: int) -> Split:

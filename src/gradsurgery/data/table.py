@@ -129,16 +129,16 @@ def image_bytes(value: Any, folder: Path, where: str) -> bytes:
     Where only a path is given, the file is read (relative paths from `folder`).
     """
     cell = value if isinstance(value, dict) else {"bytes": value}
-    content: bytes | None = cell.get("bytes")
-    if content is not None or not cell.get("path"):
-        return content or b""
+    if cell.get("bytes") is not None or not cell.get("path"):
+        return bytes(cell.get("bytes") or b"")
     path = folder / cell["path"]
     try:
-        return path.read_bytes()
+        content: bytes = path.read_bytes()
     except OSError as error:
         raise DataError(
             f"{where}: cannot read {path}: {error.strerror}; store the images' bytes in the table"
         ) from error
+    return content
 
 
 def file_name(path: str | None) -> str | None:

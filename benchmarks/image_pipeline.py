@@ -1,0 +1,93 @@
+"""A training batch from the decoded cache against decoding its images, on PACS.
+
+    GRADSURGERY_PACS=FOLDER python benchmarks/image_pipeline.py
+
+Both ways give the network's input for the same 384 images (128 of each of three domains) at
+224x224; they are measured in turn, in one thread and in two, and compared by their medians.
+The images of the decoding way lie encoded in memory: no disk is measured.
+"""
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from gradsurgery.data import DomainBatches, draw_split, normalize, open_source, prepare
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SOURCES = ("art_painting", "cartoon", "photo")
+SIZE, BATCH, BAR = 224, 128, 20
+ROUNDS = int(os.environ.get("ROUNDS", "9"))
+
+
+def seconds(work: Callable[[int], object], step: int) -> float:
+    start = time.perf_counter()
+    work(step)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    root = os.environ.get("GRADSURGERY_PACS")
+    if not root:
+        sys.exit("GRADSURGERY_PACS is not set: the folder or Parquet files of PACS are missing")
+    source = open_source(f"pacs:{root}")
+    images = prepare(source, SIZE)
+    split = draw_split(images)
+    batches = DomainBatches(images, split.train, domains=SOURCES, batch_size=BATCH, seed=0)
+    encoded = dict(source.contents())
+    transform = transforms.Compose(
+        [
+            transforms.Resize((227, 227)),
+            transforms.Resize((SIZE, SIZE)),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+
+    def load(position: int) -> torch.Tensor:
+        with Image.open(BytesIO(encoded[position])) as image:
+            return transform(image.convert("RGB"))
+
+    def positions(step: int) -> list[int]:
+        return [int(i) for domain in SOURCES for i in batches.indices_at(domain, step)]
+
+    def cached(step: int) -> torch.Tensor:
+        return torch.cat([normalize(pixels, MEAN, STD) for pixels, _ in batches.at(step)])
+
+    def from_cache(step: int) -> list[torch.Tensor]:
+        return [normalize(pixels, MEAN, STD) for pixels, _ in batches.at(step)]
+
+    def decoded(step: int) -> torch.Tensor:
+        return torch.stack([load(i) for i in positions(step)])
+
+    def decoded_in_two_threads(step: int) -> torch.Tensor:
+        with ThreadPoolExecutor(2) as pool:
+            return torch.stack(list(pool.map(load, positions(step))))
+
+    if not torch.equal(cached(0), decoded(0)):
+        sys.exit("the two ways differ")
+    print("both ways give the same bits")
+    for threads, decode in ((1, decoded), (2, decoded_in_two_threads)):
+        torch.set_num_threads(threads)
+        ways = {"gather alone": batches.at, "from the cache": from_cache, "decoding": decode}
+        times = {name: [seconds(way, -1 % 7)] for name, way in ways.items()}  # to warm up
+        for step in range(ROUNDS):
+            for name, way in ways.items():
+                times[name].append(seconds(way, step))
+        median = {name: statistics.median(values[1:]) for name, values in times.items()}
+        for name, value in median.items():
+            rate = len(SOURCES) * BATCH / value
+            print(f"{threads} thread(s), {name}: {1000 * value:.1f} ms, {rate:,.0f} images/s")
+        ratio = median["decoding"] / median["from the cache"]
+        print(f"{threads} thread(s), ratio: {ratio:.1f} (the bar is {BAR})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+from contextlib import suppress
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision import transforms
+
+from gradsurgery.data import decode_image
+from gradsurgery.data.decode import BadImageError
+
+
+def encoded(image: Image.Image, kind: str = "png", **options) -> bytes:
+    file = BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def flat(mode: str, colour, kind: str = "png", **options) -> np.ndarray:
+    """The middle pixel of a decoded image of one colour."""
+    pixels = decode_image(encoded(Image.new(mode, (8, 8), colour), kind, **options), 8)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (8, 8, 3)
+    return pixels[4, 4].tolist()
+
+
+def test_gray_and_one_bit_images_have_three_equal_channels():
+    assert flat("L", 77) == [77, 77, 77]
+    assert flat("1", 1) == [255, 255, 255]
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(255, 20), (0, 255), (102, 161)])
+def test_transparency_shows_white(alpha, expected):
+    # 102 is 40 %: 0.4 * 20 + 0.6 * 255 = 161.
+    assert flat("RGBA", (20, 20, 20, alpha)) == [expected] * 3
+    assert flat("LA", (20, alpha)) == [expected] * 3
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_transparent_colour_shows_white(mode):
+    colour = 9 if mode == "L" else (9, 8, 7)
+    assert flat(mode, colour, transparency=colour) == [255, 255, 255]
+    other = 10 if mode == "L" else (10, 8, 7)
+    assert flat(mode, other, transparency=colour)[0] == 10
+
+
+@pytest.mark.parametrize("kind", ["png", "gif"])
+def test_palettes_with_and_without_transparency(kind):
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 10, 200, 30, 1, 2, 3])
+    assert decode_image(encoded(image, kind), 8)[4, 4].tolist() == [10, 200, 30]
+    transparent = encoded(image, kind, transparency=1)
+    assert decode_image(transparent, 8)[4, 4].tolist() == [255, 255, 255]
+
+
+def test_palette_with_an_alpha_for_each_colour():
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 20, 20, 20])
+    content = encoded(image, transparency=bytes([255, 102]))
+    assert decode_image(content, 8)[4, 4].tolist() == [161, 161, 161]
+
+
+def test_cmyk_jpeg_is_not_inverted():
+    # Pillow writes Adobe's marker and inverted values, as Photoshop does.
+    content = encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "jpeg", quality=95)
+    assert b"Adobe" in content
+    red, green, blue = decode_image(content, 16)[8, 8].tolist()
+    assert red > 250
+    assert green < 5
+    assert blue < 5
+
+
+def test_cmyk_tiff():
+    assert flat("CMYK", (255, 0, 0, 0), "tiff") == [0, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0, 0), (257, 1), (384, 1), (386, 2), (32896, 128), (65535, 255)]
+)
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_sixteen_bits_are_scaled_not_clipped(value, expected, kind):
+    image = Image.fromarray(np.full((8, 8), value, dtype=np.uint16))
+    assert decode_image(encoded(image, kind), 8)[4, 4].tolist() == [expected] * 3
+
+
+def test_integers_and_floats_beyond_sixteen_bits_are_refused():
+    wide = Image.fromarray(np.full((8, 8), 70000, dtype=np.int32))
+    with pytest.raises(BadImageError, match="more than 16 bits"):
+        decode_image(encoded(wide, "tiff"), 8)
+    floats = Image.fromarray(np.full((8, 8), 0.5, dtype=np.float32))
+    with pytest.raises(BadImageError, match="floating-point"):
+        decode_image(encoded(floats, "tiff"), 8)
+
+
+# Where the stored image's top left corner is seen, as (row, column), by EXIF orientation.
+CORNERS = {1: (0, 0), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (0, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}
+
+
+@pytest.mark.parametrize("orientation", CORNERS)
+def test_exif_orientation_is_applied(orientation):
+    pixels = np.zeros((16, 16), dtype=np.uint8)
+    pixels[:8, :8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    seen = decode_image(encoded(Image.fromarray(pixels), exif=exif), 16)[4::8, 4::8, 0]
+    assert np.argwhere(seen == 255).tolist() == [list(CORNERS[orientation])]
+
+
+@given(
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.integers(1, 50),
+    st.sampled_from([None, 31]),
+    st.integers(0, 2**32 - 1),
+)
+def test_resizing_is_torchvisions(width, height, size, resize_first, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    sides = [size] if resize_first is None else [resize_first, size]
+    expected = transforms.Compose([transforms.Resize((side, side)) for side in sides])(image)
+    decoded = decode_image(encoded(image), size, resize_first)
+    assert torch.equal(torch.from_numpy(decoded.copy()), torch.from_numpy(np.array(expected)))
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "bmp", "webp", "tiff"])
+def test_truncated_images_are_refused(kind):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    content = encoded(Image.fromarray(pixels), kind)
+    for end in (10, len(content) // 2, len(content) - 200):
+        with pytest.raises(BadImageError):
+            decode_image(content[:end], 8)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "empty"), (b"not an image at all", "known format"), (b"\xff\xd8\xff", "known format")],
+)
+def test_what_is_no_image_is_refused(content, reason):
+    with pytest.raises(BadImageError, match=reason) as caught:
+        decode_image(content, 8)
+    assert "0x" not in str(caught.value)  # an address would make records differ
+
+
+@given(st.integers(8, 2000), st.integers(0, 255))
+def test_damaged_bytes_never_escape_as_another_error(place, value):
+    pixels = np.random.default_rng(0).integers(0, 256, (25, 25, 3), dtype=np.uint8)
+    content = bytearray(encoded(Image.fromarray(pixels)))
+    content[place % len(content)] = value
+    with suppress(BadImageError):
+        assert decode_image(bytes(content), 8).shape == (8, 8, 3)

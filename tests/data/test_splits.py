@@ -1,0 +1,175 @@
+import json
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradsurgery.data import Split, draw_split
+from gradsurgery.data.splits import PARTS, part_sizes
+from gradsurgery.errors import ArgumentError, DataError
+
+PAPER = (Fraction(7, 10), Fraction(1, 10), Fraction(2, 10))
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [
+        (0, [0, 0, 0]),
+        (1, [1, 0, 0]),
+        (2, [2, 0, 0]),  # 1.4, 0.2, 0.4: the tie of remainders goes to training
+        (3, [1, 1, 1]),  # largest remainder gives 2, 0, 1; every part gets one
+        (5, [3, 1, 1]),  # 3.5, 0.5, 1.0 gives 4, 0, 1; every part gets one
+        (8, [6, 1, 1]),  # 5.6, 0.8, 1.6: the tie of 0.6 goes to training
+        (9, [6, 1, 2]),  # 6.3, 0.9, 1.8
+        (10, [7, 1, 2]),
+        (379, [265, 38, 76]),  # 265.3, 37.9, 75.8
+    ],
+)
+def test_sizes_by_largest_remainder(count, sizes):
+    assert part_sizes(count, PAPER) == sizes
+
+
+@given(st.integers(0, 500), st.integers(1, 100), st.integers(0, 100), st.integers(0, 100))
+def test_sizes_add_up_and_differ_from_the_quota_by_less_than_one(count, a, b, c):
+    fractions = tuple(Fraction(part, a + b + c) for part in (a, b, c))
+    sizes = part_sizes(count, fractions)
+    assert sum(sizes) == count
+    assert min(sizes) >= 0
+    assert count == 0 or sizes[0] >= 1
+    if count >= 3:
+        assert all(size >= 1 for size, f in zip(sizes, fractions, strict=True) if f)
+    quotas = [count * f for f in fractions]
+    if all(quota >= 1 or quota == 0 for quota in quotas):
+        assert all(abs(s - q) < 1 for s, q in zip(sizes, quotas, strict=True))
+
+
+counts = st.dictionaries(
+    st.sampled_from(["art", "photo", "sketch", "x/y"]),
+    st.lists(st.integers(1, 30), min_size=2, max_size=2),
+    min_size=2,
+)
+
+
+@given(counts, st.integers(0, 10))
+def test_parts_partition_every_class_of_every_domain(make_images_static, numbers, seed):
+    images = make_images_static(numbers)
+    split = draw_split(images, seed)
+    for d, domain in enumerate(images.domains):
+        parts = [getattr(split, part)[domain] for part in PARTS]
+        together = np.concatenate(parts)
+        assert together.dtype == np.int64
+        assert sorted(together) == np.flatnonzero(images.domain == d).tolist()
+        for c in range(2):
+            sizes = [int((images.label[part] == c).sum()) for part in parts]
+            assert sizes == part_sizes(numbers[domain][c], PAPER)
+
+
+@pytest.fixture(scope="session")
+def make_images_static():
+    """`make_images` for hypothesis, which wants fixtures that outlive an example."""
+    from gradsurgery.data import ImageSet
+
+    def make(numbers):
+        rows = [
+            (d, c, f"{domain}/class{c}/{i:03d}")
+            for d, domain in enumerate(numbers)
+            for c, number in enumerate(numbers[domain])
+            for i in range(number)
+        ]
+        return ImageSet(
+            name="made",
+            domains=tuple(numbers),
+            classes=("class0", "class1"),
+            images=np.zeros((len(rows), 1, 1, 3), dtype=np.uint8),
+            identities=tuple(identity for _, _, identity in rows),
+            domain=np.array([d for d, _, _ in rows], dtype=np.int64),
+            label=np.array([c for _, c, _ in rows], dtype=np.int64),
+            size=1,
+            digest="0",
+        )
+
+    return make
+
+
+def names(images, split, domain):
+    return {p: [images.identities[i] for i in getattr(split, p)[domain]] for p in PARTS}
+
+
+def test_a_domains_split_depends_on_nothing_else(make_images):
+    images = make_images({"art": [9, 14], "photo": [20, 5]})
+    split = draw_split(images, 3)
+    alone = make_images({"photo": [20, 5], "cartoon": [7, 7]})
+    assert names(alone, draw_split(alone, 3), "photo") == names(images, split, "photo")
+    order = np.random.default_rng(0).permutation(len(images.identities))
+    shuffled = replace(
+        images,
+        identities=tuple(images.identities[i] for i in order),
+        domain=images.domain[order],
+        label=images.label[order],
+    )
+    again = draw_split(shuffled, 3)
+    assert names(shuffled, again, "art") == names(images, split, "art")
+    assert again.digest == split.digest
+
+
+def test_seeds_give_different_splits(make_images):
+    images = make_images({"art": [20, 20], "photo": [20, 20]})
+    assert draw_split(images, 0).digest == draw_split(images, 0).digest
+    assert draw_split(images, 0).digest != draw_split(images, 1).digest
+
+
+def test_a_saved_split_is_loaded_by_identity(make_images, tmp_path):
+    images = make_images({"art": [9, 14], "photo": [20, 5]})
+    split = draw_split(images, 3)
+    split.save(tmp_path / "split.json")
+    reverse = np.arange(len(images.identities))[::-1]
+    other = replace(
+        images,
+        identities=images.identities[::-1],
+        domain=images.domain[reverse],
+        label=images.label[reverse],
+    )
+    loaded = Split.load(tmp_path / "split.json", other)
+    assert loaded.digest == split.digest
+    assert loaded.seed == 3
+    assert names(other, loaded, "art") == names(images, split, "art")
+    assert loaded.sizes() == split.sizes()
+
+
+def test_a_split_of_other_images_is_refused(make_images, tmp_path):
+    draw_split(make_images({"art": [9, 14], "photo": [20, 5]})).save(tmp_path / "split.json")
+    fewer = make_images({"art": [9, 13], "photo": [20, 5]})
+    with pytest.raises(DataError, match=r"lacks 1 images of the split.*art/class1/013"):
+        Split.load(tmp_path / "split.json", fewer)
+
+
+@pytest.mark.parametrize("damage", ["not json", "part", "twice", "digest", "absent"])
+def test_a_damaged_split_is_refused(make_images, tmp_path, damage):
+    images = make_images({"art": [9, 14], "photo": [20, 5]})
+    path = tmp_path / "split.json"
+    draw_split(images).save(path)
+    content = json.loads(path.read_text())
+    art = content["domains"]["art"]
+    if damage == "part":
+        del art["test"]
+    elif damage == "twice":
+        art["train"].append(art["test"][0])
+    elif damage == "digest":
+        art["train"].pop()
+    path.write_text("{" if damage == "not json" else json.dumps(content))
+    if damage == "absent":
+        path.unlink()
+    with pytest.raises(DataError, match="draw it anew"):
+        Split.load(path, images)
+
+
+@pytest.mark.parametrize(
+    "fractions",
+    [(0.7, 0.1, 0.1), (0.0, 0.5, 0.5), (1.1, -0.1, 0.0), (0.5, 0.5), (float("nan"),) * 3],
+)
+def test_impossible_fractions_are_refused(make_images, fractions):
+    with pytest.raises(ArgumentError, match="fractions are"):
+        draw_split(make_images({"art": [9], "photo": [9]}), fractions=fractions)

@@ -1,0 +1,194 @@
+import random
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gradsurgery.data import open_source, prepare
+from gradsurgery.errors import ArgumentError, DataError
+
+NAMES = ["dog", "cat"]
+
+
+def as_numbers(rows, names=NAMES):
+    return [(image, domain, names.index(label)) for image, domain, label in rows]
+
+
+@pytest.fixture
+def rows(make_folder, rows_of, tmp_path):
+    return rows_of(make_folder(tmp_path / "folder"))
+
+
+def test_a_table_has_the_folders_identities_and_pixels(rows, write_parquet, tmp_path):
+    folder = open_source(str(tmp_path / "folder"))
+    table = open_source(str(write_parquet(tmp_path / "table.parquet", rows)))
+    assert table.name == "table"
+    assert table.classes == folder.classes
+    assert table.listing.identities == folder.listing.identities
+    a, b = (prepare(source, 8, tmp_path / "cache") for source in (folder, table))
+    assert a.digest == b.digest
+    assert dict(table.contents()) == dict(folder.contents())
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_the_order_of_rows_and_files_does_not_matter(rows, write_parquet, tmp_path, binary):
+    if binary:
+        rows = [(image["bytes"], domain, label) for image, domain, label in rows]
+    write_parquet(tmp_path / "a/data.parquet", rows)
+    random.Random(0).shuffle(rows)
+    write_parquet(tmp_path / "b/deep/x.parquet", rows[:5])
+    write_parquet(tmp_path / "b/y.parquet", rows[5:])
+    a, b = (open_source(str(tmp_path / name)) for name in "ab")
+    assert a.listing.identities == b.listing.identities
+    assert dict(a.contents()) == dict(b.contents())
+    assert len(set(a.listing.identities)) == len(rows)
+
+
+def test_images_of_one_name_get_a_suffix_that_ignores_the_order(rows, write_parquet, tmp_path):
+    rows = [({"bytes": image["bytes"], "path": "x.png"}, d, label) for image, d, label in rows]
+    a = open_source(str(write_parquet(tmp_path / "a.parquet", rows)))
+    b = open_source(str(write_parquet(tmp_path / "b.parquet", rows[::-1])))
+    assert a.listing.identities[:3] == ("art/cat/x.png", "art/cat/x.png#2", "art/cat/x.png#3")
+    assert a.listing.identities == b.listing.identities
+    assert dict(a.contents()) == dict(b.contents())
+
+
+def test_identical_images_and_names_that_look_like_a_suffix(rows, write_parquet, tmp_path):
+    rows += [rows[0], ({"bytes": b"other", "path": "0.png#2"}, *rows[0][1:])]
+    source = open_source(str(write_parquet(tmp_path / "a.parquet", rows)))
+    cats = {i for i in source.listing.identities if i.startswith("art/cat/0")}
+    assert cats == {"art/cat/0.png", "art/cat/0.png#2", "art/cat/0.png#3"}
+
+
+def test_class_labels_keep_their_order(rows, write_parquet, tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", as_numbers(rows), label_names=NAMES)
+    source = open_source(str(path))
+    assert source.classes == ("dog", "cat")
+    assert source.listing.identities[0] == "art/dog/0.png"
+    assert source.listing.label[source.listing.identities.index("art/cat/0.png")] == 1
+
+
+def test_domains_may_be_class_labels_or_numbers(rows, write_parquet, tmp_path):
+    numbered = [(i, ["art", "photo"].index(d), label) for i, d, label in rows]
+    named = write_parquet(tmp_path / "a.parquet", numbered, domain_names=["art", "photo"])
+    assert open_source(str(named)).domains == ("art", "photo")
+    bare = write_parquet(tmp_path / "b.parquet", numbered)
+    assert open_source(str(bare)).domains == ("0", "1")
+
+
+def test_numbers_without_names_are_classes_in_numeric_order(rows, write_parquet, tmp_path):
+    numbered = [(i, d, {"cat": 10, "dog": 9}[label]) for i, d, label in rows]
+    assert open_source(str(write_parquet(tmp_path / "a.parquet", numbered))).classes == ("9", "10")
+
+
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [(2, "label is 2, expected a number from 0 to 1"), (-1, "label is -1"), (None, "null")],
+)
+def test_a_label_out_of_range_or_null_is_an_error(rows, write_parquet, tmp_path, label, reason):
+    rows = as_numbers(rows)
+    rows[4] = (*rows[4][:2], label)
+    path = write_parquet(tmp_path / "a.parquet", rows, label_names=NAMES)
+    with pytest.raises(DataError, match=f"a.parquet, row 4: .*{reason}"):
+        open_source(str(path))
+
+
+def test_a_null_domain_and_a_number_that_is_none_are_errors(rows, write_parquet, tmp_path):
+    without = [(*rows[0][:1], None, "cat"), *rows[1:]]
+    with pytest.raises(DataError, match="row 0: domain is null"):
+        open_source(str(write_parquet(tmp_path / "a.parquet", without)))
+    floats = [(i, d, 0.5) for i, d, _ in rows]
+    with pytest.raises(DataError, match=r"row 0: label is 0\.5"):
+        open_source(str(write_parquet(tmp_path / "b.parquet", floats)))
+
+
+def test_a_declared_class_without_images_is_an_error(rows, write_parquet, tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", as_numbers(rows), label_names=[*NAMES, "owl"])
+    with pytest.raises(DataError, match=r"class owl has no image in domain art, .*1 more"):
+        open_source(str(path))
+
+
+def test_missing_columns_are_an_error_that_lists_those_found(tmp_path):
+    pq.write_table(pa.table({"image": [b"x"], "style": ["art"]}), tmp_path / "a.parquet")
+    with pytest.raises(
+        DataError, match=r"no column domain and no column label.*found image, style"
+    ):
+        open_source(str(tmp_path / "a.parquet"))
+
+
+def test_a_damaged_parquet_file_is_an_error(rows, write_parquet, tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", rows)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"cannot read .*a\.parquet as Parquet"):
+        open_source(str(path))
+
+
+def test_an_image_without_bytes_is_read_from_its_path_or_is_bad(rows, write_parquet, tmp_path):
+    first = tmp_path / "folder/art/cat/0.png"
+    outside = {"bytes": None, "path": str(first.relative_to(tmp_path))}
+    rows[0] = (outside, *rows[0][1:])
+    source = open_source(str(write_parquet(tmp_path / "a.parquet", rows)))
+    assert dict(source.contents())[0] == first.read_bytes()
+    rows[0] = (None, *rows[0][1:])
+    source = open_source(str(write_parquet(tmp_path / "b.parquet", rows)))
+    with pytest.raises(
+        DataError, match=r"cannot decode art/cat/.*b\.parquet, row 0\): it is empty"
+    ):
+        prepare(source, 8, tmp_path / "cache")
+    outside["path"] = "gone.png"
+    rows[0] = (outside, *rows[0][1:])
+    source = open_source(str(write_parquet(tmp_path / "c.parquet", rows)))
+    with pytest.raises(DataError, match=r"row 0: cannot read .*gone\.png"):
+        prepare(source, 8, tmp_path / "cache")
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """`datasets` takes a local folder owner/name for the repository of that name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub-cache")
+    return tmp_path / "owner/name/data"
+
+
+def test_the_hub_joins_all_splits(rows, write_parquet, hub, tmp_path):
+    numbered = as_numbers(rows)
+    write_parquet(hub / "train-00000.parquet", numbered[:7], label_names=NAMES)
+    write_parquet(hub / "test-00000.parquet", numbered[7:], label_names=NAMES)
+    source = open_source("hf://owner/name")
+    local = open_source("owner/name")
+    assert source.name == "name"
+    assert source.classes == ("dog", "cat")
+    assert source.listing.identities == local.listing.identities
+    assert dict(source.contents()) == dict(local.contents())
+    first = prepare(source, 8, tmp_path / "cache")
+    assert np.array_equal(first.images, prepare(local, 8, tmp_path / "cache").images)
+    assert source.signature() == open_source("hf://owner/name").signature() is not None
+    assert "hf://owner/name, row" in source.location(0)
+
+
+def test_the_hub_names_missing_columns(hub):
+    hub.mkdir(parents=True)
+    pq.write_table(pa.table({"image": [b"x"], "label": [0]}), hub / "train.parquet")
+    with pytest.raises(
+        DataError, match=r"hf://owner/name has no column domain.*found image, label"
+    ):
+        open_source("hf://owner/name")
+
+
+def test_a_network_failure_is_one_line_with_a_cure(monkeypatch):
+    def fail(name):
+        raise ConnectionError(f"cannot reach {name}\nTraceback ...")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(DataError, match=r"hf://a/b: cannot reach a/b; .* local copy") as caught:
+        open_source("hf://a/b")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match="hf://flwrlabs/pacs"):
+        open_source("pacs")
+
+
+def test_a_malformed_hub_name_is_an_error():
+    with pytest.raises(ArgumentError, match="expected hf://owner/name"):
+        open_source("hf://pacs")
