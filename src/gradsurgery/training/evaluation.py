@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageSet, normalize
+from gradsurgery.data.batches import gather
 from gradsurgery.training.precision import AutocastFactory
 
 _BATCH = 128  # images at a time: bounds memory; the result hardly depends on it
@@ -40,7 +41,7 @@ def evaluate(
     correct = 0
     for start in range(0, len(indices), _BATCH):
         chosen = np.sort(indices[start : start + _BATCH])  # in the order of the file
-        pixels = torch.from_numpy(images.images[chosen]).to(device)
+        pixels = gather(images.images, chosen).to(device)
         labels = torch.from_numpy(images.label[chosen]).to(device)
         with autocast():
             logits = backbone.model(normalize(pixels, backbone.mean, backbone.std)).float()

@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageSet, Split
 from gradsurgery.training.checkpoint import Checkpoint, save_weights
@@ -94,28 +92,21 @@ def save_model(
 
 def describe_data(images: ImageSet) -> DataRecord:
     """The record's part on the image set."""
-    counts = np.bincount(images.domain, minlength=len(images.domains))
+    counts = images.counts().sum(axis=1).tolist()
     return DataRecord(
         name=images.name,
         digest=images.digest,
         domains=list(images.domains),
         classes=list(images.classes),
-        images=dict(zip(images.domains, counts.tolist(), strict=True)),
+        images=dict(zip(images.domains, counts, strict=True)),
         skipped=[SkippedFile(identity=s.identity, reason=s.reason) for s in images.skipped],
     )
 
 
-def describe_split(split: Split, seed: int, domains: tuple[str, ...]) -> SplitRecord:
+def describe_split(split: Split) -> SplitRecord:
     """The record's part on the split."""
-    sizes = {
-        domain: SplitSizes(
-            train=len(split.train[domain]),
-            validation=len(split.validation[domain]),
-            test=len(split.test[domain]),
-        )
-        for domain in domains
-    }
-    return SplitRecord(digest=split.digest, seed=seed, sizes=sizes)
+    sizes = {domain: SplitSizes(**parts) for domain, parts in split.sizes().items()}
+    return SplitRecord(digest=split.digest, seed=split.seed, sizes=sizes)
 
 
 def describe_model(backbone: Backbone) -> ModelRecord:

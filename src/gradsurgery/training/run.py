@@ -17,7 +17,7 @@ from gradsurgery.data import (
     open_source,
     prepare,
 )
-from gradsurgery.errors import ArgumentError
+from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -48,7 +48,7 @@ def train(
     progress: Report | None = None,
     cache: Path | None = None,
     *,
-    images: ImageSet | None = None,
+    opened: Source | ImageSet | None = None,
 ) -> Record:
     """Train on every domain but the target, and test the best and the last model on all of them.
 
@@ -61,7 +61,7 @@ def train(
             `configuration.json`.
         progress: called after every step.
         cache: folder of the decoded images; None is the default one.
-        images: the data set where the caller has prepared it already.
+        opened: the data set where the caller has opened or prepared it already.
 
     Raises `ArgumentError`, `DataError` or `WeightsError` before any work where an option or the
     data is unusable; `OutputError` where the folder is not writable or in use; `CheckpointError`
@@ -72,7 +72,7 @@ def train(
     configuration = configuration.model_copy(update={"device": str(device)})
     if (directory / RECORD_FILE).exists():
         return _finished(configuration, directory)
-    source = images if images is not None else open_source(configuration.data)
+    source = opened if opened is not None else open_source(configuration.data)
     check_domains(configuration, source.name, source.domains)
     backbone = build_backbone(
         configuration.backbone,
@@ -153,6 +153,7 @@ def _work(
     """The steps that are left, then the tests."""
     seed = configuration.seed if configuration.split_per_run else configuration.split_seed
     split = draw_split(images, seed=seed)
+    _check_split(split, configuration.target, images.name)
     if checkpoint is None:
         checkpoint = Checkpoint(configuration, images.digest, split.digest)
         write_configuration(configuration, directory)
@@ -167,7 +168,7 @@ def _work(
     return Record(
         configuration=configuration,
         data=describe_data(images),
-        split=describe_split(split, seed, images.domains),
+        split=describe_split(split),
         model=describe_model(learner.backbone),
         curves=checkpoint.curves,
         result=result,
@@ -208,6 +209,19 @@ def _run_steps(
         autocast=learner.autocast,
     )
     run_steps(learner, checkpoint, batches, validate, directory, sources=sources, report=report)
+
+
+def _check_split(split: Split, target: str, name: str) -> None:
+    """Every number of the record needs an image at least."""
+    sizes = split.sizes()
+    empty = [domain for domain, parts in sizes.items() if parts["test"] == 0]
+    if all(parts["validation"] == 0 for domain, parts in sizes.items() if domain != target):
+        raise DataError(f"{name} is too small: no image is left for validation; add images")
+    if empty:
+        raise DataError(
+            f"{name} is too small: no image of {', '.join(empty)} is left for testing; "
+            "have 3 images or more of a class in every domain"
+        )
 
 
 def _check_data(checkpoint: Checkpoint, images: ImageSet, split: Split, directory: Path) -> None:

@@ -1,0 +1,79 @@
+"""Shows how a run gets on: a live line on a terminal, a plain line a validation elsewhere."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from gradsurgery.training import TrainingProgress
+
+Report = Callable[["TrainingProgress"], None]
+
+_STAGES = {"images": "decoding", "training": "training", "testing": "testing"}
+
+
+@contextmanager
+def displayed(title: str) -> Iterator[Report]:
+    """A callback that shows a run's progress on standard error."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with _live(console, title) as report:
+            yield report
+    else:
+        yield _print_line
+
+
+@contextmanager
+def _live(console: Console, title: str) -> Iterator[Report]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeLeft(),
+        console=console,
+        transient=True,
+        refresh_per_second=5,
+    )
+    task = bar.add_task(title, total=None, figures="")
+    stage, validation = "", ""
+
+    def report(progress: "TrainingProgress") -> None:
+        nonlocal stage, validation
+        if progress.stage != stage:
+            stage = progress.stage
+            bar.reset(task, description=f"{title}: {_STAGES[stage]}", total=progress.total)
+        if progress.validation_accuracy is not None:
+            validation = f"validation {progress.validation_accuracy:.1%}"
+        figures = "  ".join(filter(None, [_figures(progress), validation]))
+        bar.update(task, completed=progress.done, figures=figures)
+
+    with bar:
+        yield report
+
+
+def _print_line(progress: "TrainingProgress") -> None:
+    if progress.stage == "images" and progress.done == progress.total:
+        print(f"decoded {progress.total} images", file=sys.stderr, flush=True)
+    if progress.validation_accuracy is not None:
+        print(
+            f"step {progress.done}/{progress.total}  {_figures(progress)}  "
+            f"validation {progress.validation_accuracy:.1%}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _figures(progress: "TrainingProgress") -> str:
+    figures = []
+    if progress.loss is not None:
+        figures.append(f"loss {progress.loss:.3f}")
+    if progress.agreeing is not None:
+        figures.append(f"agreeing {progress.agreeing:.0%}")
+    return "  ".join(figures)

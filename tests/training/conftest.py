@@ -1,0 +1,50 @@
+"""Short runs on the built-in digits."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradsurgery.data import ImageSet, open_source, prepare
+from gradsurgery.training import Record, RunConfiguration
+
+SHORT: dict[str, Any] = {
+    "data": "rotated-digits",
+    "target": "75",
+    "iterations": 12,
+    "batch_size": 8,
+    "validate_every": 4,
+    "image_size": 16,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def images(cache: Path) -> ImageSet:
+    return prepare(open_source("rotated-digits"), size=16, cache=cache)
+
+
+@pytest.fixture
+def configured() -> Callable[..., RunConfiguration]:
+    """Options of a short run, those given in place of the usual ones."""
+
+    def configure(**options: Any) -> RunConfiguration:
+        return RunConfiguration(**{**SHORT, **options})
+
+    return configure
+
+
+@pytest.fixture
+def outcome() -> Callable[[Record], dict[str, Any]]:
+    """What must be the same in two runs of one command: everything but the cost."""
+
+    def without_cost(record: Record) -> dict[str, Any]:
+        return record.model_dump(exclude={"cost"})
+
+    return without_cost
