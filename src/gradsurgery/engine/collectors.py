@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -85,7 +85,7 @@ class FoldingCollector(Collector):
         self._folds_at_once = True
         self._handles: list[RemovableHandle] = []
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "FoldingCollector":
         for position, parameter in enumerate(self._parameters):
             self._handles.append(
                 parameter.register_post_accumulate_grad_hook(

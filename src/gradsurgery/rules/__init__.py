@@ -1,5 +1,6 @@
 """D domain gradients in, one consensus gradient out: pure tensor functions, one rule a file."""
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -25,7 +26,6 @@ __all__ = [
 ]
 
 RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (Sum, Mean, AgrSum, AgrRand, PCGrad)}
-RANDOM_RULES = (AgrRand, PCGrad)
 
 
 def rule(name: str, *, generator: torch.Generator | None = None, **options: Any) -> Rule:
@@ -36,9 +36,10 @@ def rule(name: str, *, generator: torch.Generator | None = None, **options: Any)
     """
     if name not in RULES:
         raise ArgumentError(f"unknown rule {name!r}; the rules are {', '.join(RULES)}")
-    if RULES[name] in RANDOM_RULES:
+    known = set(signature(RULES[name]).parameters)
+    if unknown := sorted(set(options) - known):
+        choices = ", ".join(sorted(known - {"generator"})) or "none"
+        raise ArgumentError(f"rule {name!r} has no option {unknown[0]!r}; it has: {choices}")
+    if "generator" in known:
         options["generator"] = generator
-    try:
-        return RULES[name](**options)
-    except TypeError as error:
-        raise ArgumentError(f"rule {name!r}: {error}") from error
+    return RULES[name](**options)

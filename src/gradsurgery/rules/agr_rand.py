@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradsurgery.rules.agreement import AgreementRule, Reduction
+from gradsurgery.rules.agreement import AgreementRule
 from gradsurgery.rules.base import Consensus, State
 from gradsurgery.rules.pieces import pieces
 from gradsurgery.rules.randomness import RandomSource
@@ -35,7 +35,7 @@ class AgrRand(AgreementRule):
         self,
         *,
         generator: torch.Generator | None = None,
-        reduction: Reduction = "sum",
+        reduction: str = "sum",
         zero_agrees: bool = True,
     ) -> None:
         super().__init__(reduction=reduction, zero_agrees=zero_agrees)
@@ -57,7 +57,7 @@ class AgrRand(AgreementRule):
 
 
 def scale_of_noise(
-    totals: Sequence[Float[Tensor, " params"]],
+    totals: Sequence[Float[Tensor, " _"]],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """σ of equation 4 and the fraction of agreeing components; NaN marks a conflict in `totals`."""
     magnitude = torch.zeros((), dtype=torch.float64, device=totals[0].device)

@@ -7,8 +7,6 @@ NaN whatever is added, needs no second buffer, and tells "agrees at zero" from "
 gradients themselves have to be finite, which callers check beforehand.
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,13 +15,11 @@ from gradsurgery.errors import ArgumentError
 from gradsurgery.rules.base import ComponentwiseRule, State
 from gradsurgery.rules.pieces import compiled, pieces, scratch
 
-Reduction = Literal["sum", "mean"]
-
 
 class AgreementRule(ComponentwiseRule):
     """A rule that sums where the signs agree, and decides in `finish` what a conflict becomes."""
 
-    def __init__(self, *, reduction: Reduction = "sum", zero_agrees: bool = True) -> None:
+    def __init__(self, *, reduction: str = "sum", zero_agrees: bool = True) -> None:
         if reduction not in ("sum", "mean"):
             raise ArgumentError(f"reduction is 'sum' or 'mean', found {reduction!r}")
         self.reduction = reduction

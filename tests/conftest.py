@@ -1,0 +1,38 @@
+"""Under the tests every annotated shape and type of the package is checked at run time."""
+
+import os
+from pathlib import Path
+
+import hypothesis
+import jaxtyping
+import pytest
+import torch
+
+jaxtyping.install_import_hook("gradsurgery", "beartype.beartype")
+
+# The tensors are small; a second thread would only wait for the first.
+torch.set_num_threads(1)
+
+# Other processes share the machine: a slow example is no error.
+hypothesis.settings.register_profile(
+    "default", deadline=None, max_examples=60, derandomize="CI" in os.environ
+)
+hypothesis.settings.load_profile("default")
+
+
+def _path_from(variable: str, what: str) -> Path:
+    if variable not in os.environ:
+        pytest.skip(f"{variable} is not set; it names {what}")
+    return Path(os.environ[variable])
+
+
+@pytest.fixture(scope="session")
+def pacs() -> Path:
+    """The folder with PACS as Parquet files."""
+    return _path_from("GRADSURGERY_PACS", "the folder with PACS as Parquet files")
+
+
+@pytest.fixture(scope="session")
+def efficientnet_weights() -> Path:
+    """ImageNet weights of timm's tf_efficientnet_lite0."""
+    return _path_from("GRADSURGERY_WEIGHTS", "ImageNet weights of tf_efficientnet_lite0")

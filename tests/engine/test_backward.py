@@ -1,0 +1,299 @@
+"""`gradsurgery.backward` against the rule applied to separately computed gradients."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import gradsurgery as gs
+from gradsurgery.errors import ArgumentError, NonFiniteError
+from gradsurgery.rules import RULES
+from tests.engine.models import MODELS, domain_batches, separate_gradients
+
+
+def seeded(name: str) -> gs.Rule:
+    return gs.rule(name, generator=torch.Generator().manual_seed(7))
+
+
+def flat_grad(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
+
+
+def losses_of(model, batches):
+    return (cross_entropy(model(x), y) for x, y in batches)
+
+
+@pytest.mark.parametrize("domains", [2, 3, 5])
+@pytest.mark.parametrize("rule", sorted(set(RULES) - {"agr-rand"}))
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_equal_to_the_rule_on_separate_gradients(model, rule, domains):
+    network = MODELS[model]()
+    batches = domain_batches(domains)
+    gradients = separate_gradients(network, batches)
+    result = gs.backward(losses_of(network, batches), network.parameters(), seeded(rule))
+    torch.testing.assert_close(flat_grad(network), seeded(rule)(gradients), rtol=1e-4, atol=1e-7)
+    losses = torch.stack([cross_entropy(network(x), y) for x, y in batches]).detach()
+    if model != "cnn-batch-norm":  # whose running statistics do not change the batch's loss
+        torch.testing.assert_close(result.losses, losses)
+    signs = gradients.sign()
+    if rule == "agr-sum":
+        agrees = (signs == signs[0]).all(0).double().mean().item()
+        assert result.agreeing == pytest.approx(agrees, abs=1e-3)
+        assert result.cosines is None
+    if rule == "pcgrad":
+        wide = nn.functional.normalize(gradients.double(), dim=1)
+        torch.testing.assert_close(result.cosines, wide @ wide.T, rtol=1e-4, atol=1e-6)
+
+
+def test_agr_rand_has_one_sigma_for_the_whole_network():
+    network = MODELS["mlp"]()
+    batches = domain_batches(3)
+    gradients = separate_gradients(network, batches)
+    result = gs.backward(losses_of(network, batches), network.parameters(), seeded("agr-rand"))
+    agrees = (gradients.sign() == gradients[0].sign()).all(0)
+    update = flat_grad(network)
+    torch.testing.assert_close(update[agrees], gradients.sum(0)[agrees])
+    assert result.agreeing == pytest.approx(agrees.double().mean().item())
+    sigma = gradients.sum(0)[agrees].abs().mean()
+    draws = torch.Generator().manual_seed(7)
+    noise = torch.cat([torch.randn(p.numel(), generator=draws) for p in network.parameters()])
+    torch.testing.assert_close(update[~agrees], noise[~agrees] * sigma)
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_no_hook_and_no_gradient_of_a_domain_remains(rule):
+    network = MODELS["mlp"]()
+    batches = domain_batches(2)
+    gs.backward(losses_of(network, batches), network.parameters(), seeded(rule))
+    assert not any(p._post_accumulate_grad_hooks for p in network.parameters())
+
+    def failing():
+        yield from losses_of(network, batches)
+        raise RuntimeError("the third domain's batch could not be read")
+
+    before = [p.grad for p in network.parameters()]
+    values = [p.grad.clone() for p in network.parameters()]
+    with pytest.raises(RuntimeError, match="third domain"):
+        gs.backward(failing(), network.parameters(), seeded(rule))
+    assert not any(p._post_accumulate_grad_hooks for p in network.parameters())
+    for parameter, gradient, value in zip(network.parameters(), before, values, strict=True):
+        assert parameter.grad is gradient
+        assert torch.equal(gradient, value)
+
+
+def test_one_graph_is_alive_at_a_time():
+    network = MODELS["mlp"]()
+    alive: list[weakref.ref] = []
+    counts = []
+
+    def losses():
+        for x, y in domain_batches(4):
+            gc.collect()
+            counts.append(sum(ref() is not None for ref in alive))
+            hidden = network(x)
+            alive.append(weakref.ref(hidden))
+            yield cross_entropy(hidden, y)
+            del hidden
+
+    gs.backward(losses(), network.parameters(), gs.AgrSum())
+    assert counts == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("rule", ["sum", "agr-sum", "pcgrad"])
+def test_a_missing_gradient_is_a_zero_gradient(rule):
+    shared, left, right, unused = (torch.ones(2, requires_grad=True) for _ in range(4))
+    frozen = torch.ones(2)
+    losses = [(shared * left).sum(), -(shared * right).sum() * 2, (shared * right).sum()]
+    parameters = [shared, left, right, unused, frozen]
+    gs.backward(losses, parameters, gs.rule(rule, generator=torch.Generator()))
+    rows = torch.tensor(
+        [[1.0] * 4 + [0] * 2, [-2.0] * 2 + [0] * 2 + [-2] * 2, [1.0] * 2 + [0] * 2 + [1] * 2]
+    )
+    expected = gs.rule(rule, generator=torch.Generator())(rows)
+    torch.testing.assert_close(torch.cat([shared.grad, left.grad, right.grad]), expected)
+    assert unused.grad is None
+    assert frozen.grad is None
+
+
+def test_agreement_counts_zeros_for_domains_that_do_not_reach_a_parameter():
+    reached, late = (torch.ones(2, requires_grad=True) for _ in range(2))
+    losses = [reached.sum(), reached.sum(), (late * torch.tensor([0.0, 1.0])).sum()]
+    result = gs.backward(losses, [reached, late], gs.AgrSum())
+    # (1, 1, 0) conflicts twice; (0, 0, 0) agrees; (0, 0, 1) conflicts
+    assert result.agreeing == 1 / 4
+    assert late.grad.tolist() == [0.0, 0.0]
+
+
+def test_shared_parameters_take_part_once():
+    layer = nn.Linear(3, 3, bias=False)
+    tied = nn.Sequential(layer, nn.Tanh(), layer)
+    inputs = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    gradients = torch.stack(
+        [torch.autograd.grad(tied(x).sum(), layer.weight)[0].reshape(-1) for x in inputs]
+    )
+    parameters = [*tied.parameters(), layer.weight]  # named twice
+    gs.backward((tied(x).sum() for x in inputs), parameters, gs.AgrSum())
+    torch.testing.assert_close(layer.weight.grad.reshape(-1), gs.AgrSum()(gradients))
+
+
+@pytest.mark.parametrize("rule", sorted(set(RULES) - {"agr-rand"}))
+def test_micro_batches_are_summed_before_the_rule(rule):
+    network = MODELS["mlp"]()
+    batches = domain_batches(3)
+    whole = gs.backward(losses_of(network, batches), network.parameters(), seeded(rule))
+    expected = flat_grad(network)
+    network.zero_grad()
+
+    def halves(x, y):
+        return (
+            cross_entropy(network(a), b) / 2 for a, b in zip(x.chunk(2), y.chunk(2), strict=True)
+        )
+
+    split = gs.backward((halves(x, y) for x, y in batches), network.parameters(), seeded(rule))
+    torch.testing.assert_close(flat_grad(network), expected, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(split.losses, whole.losses)
+
+
+def test_updates_add_to_gradients_that_exist():
+    weight = torch.zeros(2, requires_grad=True)
+    weight.grad = torch.tensor([10.0, 20.0])
+    domains = torch.tensor([[1.0, -2.0], [3.0, 4.0]])
+    for expected in ([14.0, 20.0], [18.0, 20.0]):
+        gs.backward((g @ weight for g in domains), [weight], gs.AgrSum())
+        assert weight.grad.tolist() == expected
+
+
+def test_channels_last_and_transposed_parameters_keep_their_layout():
+    network = MODELS["cnn-batch-norm"]().to(memory_format=torch.channels_last)
+    batches = domain_batches(2)
+    gradients = separate_gradients(network, batches)
+    gs.backward(losses_of(network, batches), network.parameters(), gs.AgrSum())
+    torch.testing.assert_close(flat_grad(network), gs.AgrSum()(gradients), rtol=1e-4, atol=1e-7)
+    for parameter in network.parameters():
+        assert parameter.grad.stride() == parameter.stride()
+    torch.optim.Adam(network.parameters(), fused=True).step()
+    weight = torch.zeros(3, 2).T.requires_grad_()
+    factors = torch.arange(6.0).reshape(2, 3) - 2
+    gs.backward(((weight * f * factors).sum() for f in (1.0, 2.0)), [weight], gs.AgrSum())
+    assert torch.equal(weight.grad, 3 * factors)
+
+
+@given(st.sampled_from(["agr-sum", "pcgrad"]), st.integers(0, 2), st.sampled_from(["nan", "inf"]))
+def test_a_gradient_that_is_not_finite_names_domain_and_parameter(rule, bad, value):
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    before = [p.clone() for p in network.parameters()]
+
+    def losses():
+        for domain in range(3):
+            out = network(torch.ones(1, 2)).sum()
+            if domain == bad:
+                # a finite loss whose gradient is not: the factor is 0 in the value alone
+                out = out + Poison.apply(network[1].weight, float(value)).sum()
+            yield out
+
+    with pytest.raises(NonFiniteError, match=rf"domain {bad} at parameter 1.weight") as caught:
+        gs.backward(losses(), network.named_parameters(), seeded(rule))
+    assert (caught.value.domain, caught.value.parameter) == (bad, "1.weight")
+    assert all(p.grad is None for p in network.parameters())
+    assert all(torch.equal(p, b) for p, b in zip(network.parameters(), before, strict=True))
+
+
+class Poison(torch.autograd.Function):
+    """Zeros forward, a constant backward."""
+
+    @staticmethod
+    def forward(ctx, weight, value):
+        ctx.value = value
+        return torch.zeros_like(weight)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.full_like(gradient, ctx.value), None
+
+
+def test_a_loss_that_is_not_finite_names_the_domain():
+    weight = torch.ones(1, requires_grad=True)
+    with pytest.raises(NonFiniteError, match=r"loss of domain 1 is nan") as caught:
+        gs.backward([weight.sum(), (weight * torch.nan).sum()], [weight], gs.AgrSum())
+    assert (caught.value.domain, caught.value.parameter) == (1, None)
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_gradient_scaler_skips_a_step_that_overflowed(rule):
+    weight = torch.ones(3, requires_grad=True)
+    other = torch.ones(2, requires_grad=True)
+    optimizer = torch.optim.SGD([weight, other], lr=0.5)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    rows = torch.tensor([[1.0, 1.0, 2.0], [3.0, 1.0, 2.0]])
+    result = gs.backward(
+        (r @ weight + other.sum() for r in rows), [weight, other], seeded(rule), scaler=scaler
+    )
+    torch.testing.assert_close(result.losses, torch.tensor([6.0, 8.0]))  # unscaled
+    scaler.step(optimizer)
+    scaler.update()
+    factor = 0.5 if rule == "mean" else 1.0  # the rows agree and have no conflict
+    torch.testing.assert_close(weight.detach(), 1 - 0.5 * factor * rows.sum(0))
+    before = weight.detach().clone()
+    optimizer.zero_grad()
+    poisoned = (weight.sum() + Poison.apply(weight, float("inf")).sum() * f for f in (0.0, 1.0))
+    gs.backward(poisoned, [weight, other], seeded(rule), scaler=scaler)
+    assert weight.grad.isnan().all()
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.equal(weight, before)
+    assert scaler.get_scale() == 2.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast(dtype):
+    network = MODELS["mlp"]()
+    batches = domain_batches(3)
+
+    def losses():
+        for x, y in batches:
+            with torch.autocast("cpu", dtype=dtype):
+                loss = cross_entropy(network(x), y)
+            yield loss
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=dtype == torch.float16)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    gs.backward(losses(), network.parameters(), gs.Sum(), scaler=scaler)
+    scaler.unscale_(optimizer)
+    expected = separate_gradients(network, batches).sum(0)
+    error = (flat_grad(network) - expected).norm() / expected.norm()
+    assert error < 0.02  # bfloat16 has 8 bits of mantissa
+
+
+def test_arguments_that_cannot_be_used():
+    weight = torch.ones(1, requires_grad=True)
+    for losses, parameters, message in (
+        ([weight.sum()], [weight], "agr-sum compares .* found 1"),
+        ([], [weight], "found 0"),
+        ([weight.sum(), weight.sum()], [torch.ones(1)], "no parameter requires a gradient"),
+        (
+            [weight.sum(), weight.repeat(2)],
+            [weight],
+            r"loss of domain 1 is a tensor with one value",
+        ),
+        ([weight.sum(), torch.ones(())], [weight], "loss of domain 1 does not depend"),
+        ([weight.sum(), iter(())], [weight], "domain 1 has no micro-batch"),
+        ([weight.sum(), weight.sum()], [weight * 2], "parameter 0 is not a leaf"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            gs.backward(losses, parameters, gs.AgrSum())
+        assert weight.grad is None
+
+
+def test_sparse_gradients_are_refused_with_the_cure():
+    embedding = nn.Embedding(3, 2, sparse=True)
+    with pytest.raises(ArgumentError, match="sparse=False"):
+        gs.backward(
+            (embedding(torch.tensor([i])).sum() for i in (0, 1)),
+            embedding.parameters(),
+            gs.AgrSum(),
+        )
