@@ -1,8 +1,6 @@
 import hashlib
-import os
 from collections import OrderedDict
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -202,29 +200,18 @@ def assert_equal_states(actual, expected):
     assert all(torch.equal(actual[key], expected[key]) for key in expected)
 
 
-@pytest.fixture(scope="module")
-def imagenet():
-    file = os.environ.get("GRADSURGERY_WEIGHTS")
-    if not file:
-        pytest.skip("GRADSURGERY_WEIGHTS names no weights file of tf_efficientnet_lite0")
-    return file
-
-
-def test_published_weights_with_a_new_head(imagenet):
-    backbone = build("tf_efficientnet_lite0", imagenet, classes=7, image_size=112)
+def test_published_weights_with_a_new_head(efficientnet_weights):
+    backbone = build("tf_efficientnet_lite0", efficientnet_weights, classes=7, image_size=112)
     fresh = build("tf_efficientnet_lite0", classes=7).model
-    published = read_state(Path(imagenet))
+    published = read_state(efficientnet_weights)
     assert torch.equal(backbone.model.classifier.weight, fresh.classifier.weight)
     assert torch.equal(backbone.model.conv_stem.weight, published["conv_stem.weight"])
 
 
-def test_published_weights_know_guitars_and_elephants(imagenet):
-    folder = os.environ.get("GRADSURGERY_PACS")
-    if not folder:
-        pytest.skip("GRADSURGERY_PACS names no folder of PACS")
-    backbone = build("tf_efficientnet_lite0", imagenet, classes=1000)
+def test_published_weights_know_guitars_and_elephants(efficientnet_weights, pacs):
+    backbone = build("tf_efficientnet_lite0", efficientnet_weights, classes=1000)
     for label, answers in ((3, {402, 546}), (1, {101, 385, 386})):
-        guesses = backbone.model(pacs_photos(Path(folder), label, backbone)).argmax(1).tolist()
+        guesses = backbone.model(pacs_photos(pacs, label, backbone)).argmax(1).tolist()
         right = sum(guess in answers for guess in guesses) / len(guesses)
         assert right >= 0.8
 

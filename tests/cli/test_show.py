@@ -74,9 +74,10 @@ def test_one_record_in_detail(invoke, folder):
     lines = [line.split() for line in result.stdout.splitlines()]
     assert ["method", "agr-sum"] in lines
     assert ["learning", "rate", "1e-05"] in lines
-    assert ["model", "step", "validation", "target", "[sketch]", "photo"] in lines
-    assert ["best", "20", "75.0%", "60.0%", "87.5%"] in lines
-    assert ["last", "40", "75.0%", "30.0%", "87.5%"] in lines
+    assert ["step", "20", "40"] in lines
+    assert ["validation", "75.0%", "75.0%"] in lines
+    assert ["target", "[sketch]", "60.0%", "30.0%"] in lines
+    assert ["test", "photo", "87.5%", "87.5%"] in lines
     assert ["validation", "accuracy", "0.500", "0.750", "▁█"] in lines
     assert ["train", "loss", "–", "1.250", "▁"] in lines
     assert "cost: 12.5 s, 125.0 ms a step, 1024 MiB peak memory, cpu" in result.stdout

@@ -1,5 +1,6 @@
 """`gradsurgery show`: one run in detail, or many as comparison tables."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -82,8 +83,10 @@ def print_tables(
 
     tables = compare_runs(read_runs(paths), model.value)
     if output is Format.RICH:
+        console = Console()
         for table in tables:
-            Console().print(_comparison(table))
+            console.print(table.title, markup=False, highlight=False)
+            console.print(_comparison(table))
         return
     render = {Format.MARKDOWN: to_markdown, Format.CSV: to_csv, Format.LATEX: to_latex}
     print(render[output](tables), end="")
@@ -111,65 +114,60 @@ def print_record(record: dict[str, Any]) -> None:
         console.print(f"images left out: {len(skipped)}", markup=False)
 
 
-def _grid(*headers: str, title: str | None = None) -> "Table":
-    from rich import box
-    from rich.table import Table
+def _text(text: str, style: str = "") -> "Text":
+    """Text as it is: a name may hold what rich would take for markup."""
     from rich.text import Text
 
-    table = Table(
-        title=None if title is None else Text(title),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_header=bool(headers),
-    )
+    return Text(text, style=style)
+
+
+def _grid(*headers: str) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_header=bool(headers))
     for position, name in enumerate(headers):
         # Folded rather than cut: a figure must not end in dots in a narrow window.
         justify = "right" if position else "left"
-        table.add_column(Text(name), justify=justify, overflow="fold")  # type: ignore[arg-type]
+        table.add_column(_text(name), justify=justify, overflow="fold")  # type: ignore[arg-type]
     return table
 
 
 def _comparison(table: "ComparisonTable") -> "Table":
-    from rich.text import Text
-
     from gradsurgery.reports.render import header, row
 
-    grid = _grid("method", *header(table), title=table.title)
+    grid = _grid("method", *header(table))
     for method in table.methods:
-        grid.add_row(Text(method), *(_cell(cell) for cell in row(table, method)))
+        grid.add_row(_text(method), *(_cell(cell) for cell in row(table, method)))
     return grid
 
 
 def _cell(cell: "Cell | None") -> "Text":
-    from rich.text import Text
-
     from gradsurgery.reports.render import cell_text
 
-    return Text(cell_text(cell), style="bold" if cell is not None and cell.best else "")
+    return _text(cell_text(cell), "bold" if cell is not None and cell.best else "")
 
 
 def _options(record: dict[str, Any]) -> "Table":
-    from rich.text import Text
-
     grid = _grid()
     configuration = record["configuration"]
     for name in _OPTIONS:
         if name in configuration:
-            grid.add_row(name.replace("_", " "), Text(str(configuration[name])))
+            grid.add_row(name.replace("_", " "), _text(str(configuration[name])))
     return grid
 
 
 def _results(record: dict[str, Any]) -> "Table":
     target = record["configuration"]["target"]
-    sources = [name for name in record["data"]["domains"] if name != target]
-    grid = _grid("model", "step", "validation", f"target {target}", *sources)
-    for name in ("best", "last"):
-        result = record["result"][name]
-        tested = [result["test_accuracy"].get(source) for source in sources]
-        accuracies = [result["validation_accuracy"], result["target_accuracy"], *tested]
-        grid.add_row(
-            name, str(result["step"]), *("–" if a is None else f"{a:.1%}" for a in accuracies)
-        )
+    results = [record["result"][name] for name in ("best", "last")]
+    grid = _grid("accuracy of the model", "best", "last")
+    grid.add_row("step", *(str(result["step"]) for result in results))
+    grid.add_row("validation", *(f"{result['validation_accuracy']:.1%}" for result in results))
+    grid.add_row(_text(f"target {target}"), *(f"{r['target_accuracy']:.1%}" for r in results))
+    for source in record["data"]["domains"]:
+        tested = [result["test_accuracy"].get(source) for result in results]
+        if source != target and None not in tested:
+            grid.add_row(_text(f"test {source}"), *(f"{accuracy:.1%}" for accuracy in tested))
     return grid
 
 
@@ -185,7 +183,7 @@ def _curves(record: dict[str, Any]) -> "Table":
     return grid
 
 
-def sparkline(values: list[float | None]) -> str:
+def sparkline(values: Sequence[float | int | None]) -> str:
     """The curve as a line of blocks from its lowest to its highest value, a gap where None."""
     step = max(1, -(-len(values) // _SPARK_WIDTH))
     shown = values[::-step][::-1]  # the last point is always there
