@@ -15,7 +15,7 @@ SHORT: dict[str, Any] = {
     "iterations": 12,
     "batch_size": 8,
     "validate_every": 4,
-    "image_size": 16,
+    "image_size": 12,
     "device": "cpu",
 }
 
@@ -27,7 +27,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def images(cache: Path) -> ImageSet:
-    return prepare(open_source("rotated-digits"), size=16, cache=cache)
+    return prepare(open_source("rotated-digits"), size=12, cache=cache)
 
 
 @pytest.fixture
@@ -41,10 +41,16 @@ def configured() -> Callable[..., RunConfiguration]:
 
 
 @pytest.fixture
-def outcome() -> Callable[[Record], dict[str, Any]]:
-    """What must be the same in two runs of one command: everything but the cost."""
+def outcome() -> Callable[[Record, Path], tuple[dict[str, Any], bytes]]:
+    """What must be the same in two runs of one command: the best model, and all but the cost."""
 
-    def without_cost(record: Record) -> dict[str, Any]:
-        return record.model_dump(exclude={"cost"})
+    def of(record: Record, directory: Path) -> tuple[dict[str, Any], bytes]:
+        return record.model_dump(exclude={"cost"}), (directory / "model.safetensors").read_bytes()
 
-    return without_cost
+    return of
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that a test starts compute as the tests do."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -83,7 +83,9 @@ def run_all(options: dict[str, Any], grid: Grid, out: Path | None, cache: Path |
     configurations = [
         RunConfiguration(**options, target=target, method=method, seed=seed)
         for target, method, seed in itertools.product(
-            _names(grid.targets, source.domains), _names(grid.methods, tuple(METHODS)), seeds
+            _names("target", grid.targets, source.domains),
+            _names("method", grid.methods, tuple(METHODS)),
+            seeds,
         )
     ]
     for configuration in configurations:
@@ -126,11 +128,14 @@ def parse_seeds(text: str) -> list[int]:
     )
 
 
-def _names(text: str, known: tuple[str, ...]) -> list[str]:
+def _names(kind: str, text: str, known: tuple[str, ...]) -> list[str]:
     """Names separated by commas, each once, or all there are."""
     if text == "all":
         return list(known)
-    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise ArgumentError(f"no {kind} is named; give all, or some of {', '.join(known)}")
+    return names
 
 
 def _directory(out: Path, configuration: "RunConfiguration") -> Path:

@@ -1,0 +1,274 @@
+"""The commands train and compare, in processes of their own where the process matters."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gradsurgery import __version__
+from gradsurgery.cli.compare import parse_seeds
+from gradsurgery.cli.main import run
+from gradsurgery.errors import ArgumentError
+
+ENTRY = "from gradsurgery.cli.main import run; run()"
+SHORT = "--iterations 6 --validate-every 3 --batch-size 8 --image-size 12 --device cpu".split()
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def command(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    cache: Path,
+    tmp_path: Path,
+) -> Command:
+    """Run the command line in this process: exit code, standard output, standard error."""
+    monkeypatch.setenv("GRADSURGERY_CACHE", str(cache))
+    monkeypatch.setattr("gradsurgery.training.allocator.keep_freed_memory", lambda: False)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["gradsurgery", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            run()
+        shown = capsys.readouterr()
+        return int(caught.value.code or 0), shown.out, shown.err
+
+    return call
+
+
+def started(*arguments: str, cache: Path, directory: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "GRADSURGERY_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", ENTRY, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=directory,
+    )
+
+
+def test_train_leaves_a_record_and_says_what_came_out(command: Command, tmp_path: Path) -> None:
+    arguments = ["train", "rotated-digits", "--target", "75", "--method", "deep-all", *SHORT]
+    code, out, err = command(*arguments, "--seed", "2")
+    path = tmp_path / "runs" / "rotated-digits" / "75" / "deep-all" / "seed-2" / "record.json"
+    record = json.loads(path.read_text())
+    assert code == 0
+    accuracy = record["result"]["best"]["target_accuracy"]
+    assert f"accuracy on 75 {accuracy:.1%} (best model" in out
+    assert f"record: {path.relative_to(tmp_path)}" in out
+    assert "step 3/6" in err
+    assert record["configuration"]["iterations"] == 6
+    again, out, err = command(*arguments, "--seed", "2")
+    assert (again, err) == (0, "")
+    assert "finished before" in out
+
+
+def test_every_option_reaches_the_configuration(command: Command, tmp_path: Path) -> None:
+    options = {
+        "method": "pcgrad",
+        "backbone": "small-cnn",
+        "weights": "none",
+        "batch-norm": "frozen",
+        "iterations": 2,
+        "batch-size": 4,
+        "learning-rate": 0.25,
+        "weight-decay": 0.5,
+        "optimizer": "sgd",
+        "validate-every": 1,
+        "image-size": 12,
+        "device": "cpu",
+        "precision": "bfloat16",
+        "seed": 3,
+        "split-seed": 4,
+    }
+    given = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+    flags = ["--split-per-run", "--skip-bad", "--out", "here"]
+    code, _, err = command("train", "rotated-digits", "--target", "75", *given, *flags)
+    assert code == 0, err
+    recorded = json.loads((tmp_path / "here" / "record.json").read_text())["configuration"]
+    expected = {key.replace("-", "_"): value for key, value in options.items()}
+    expected |= {"data": "rotated-digits", "target": "75"}
+    assert recorded == {**expected, "split_per_run": True, "skip_bad": True}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--target", "90"], "its domains are 0, 15, 30, 45, 60, 75"),
+        (["--target", "75", "--method", "agr"], "unknown method 'agr'"),
+        (["--target", "75", "--learning-rate", "-1"], "learning_rate must be greater than 0"),
+        (["--target", "75", "--backbone", "alexnett"], "alexnet"),
+        (["--target", "75", "--weights", "absent.pth"], "absent.pth"),
+        (["--target", "75", "--precision", "half"], "'float32', 'bfloat16' or 'float16'"),
+        (["--target", "75", "--out", "/proc/run"], "cannot write"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_1(
+    arguments: list[str], words: str, command: Command, tmp_path: Path
+) -> None:
+    code, out, err = command("train", "rotated-digits", *arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert words in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_run_in_the_folder_is_an_error_that_names_the_option(command: Command) -> None:
+    arguments = ["train", "rotated-digits", "--target", "75", *SHORT, "--out", "run"]
+    assert command(*arguments)[0] == 0
+    code, _, err = command(*arguments, "--seed", "1")
+    assert code == 1
+    assert "seed: 0 there, 1 here" in err
+
+
+def test_usage_errors_exit_with_2(command: Command) -> None:
+    assert command("train", "rotated-digits")[0] == 2
+    assert command("train", "rotated-digits", "--target", "75", "--iterations", "many")[0] == 2
+    assert command("trian")[0] == 2
+
+
+def test_version(command: Command) -> None:
+    assert command("--version") == (0, f"{__version__}\n", "")
+
+
+def test_help_needs_neither_torch_nor_pandas() -> None:
+    code = (
+        "import sys; from gradsurgery.cli.main import app\n"
+        "heavy = {'torch', 'pandas', 'numpy', 'pydantic', 'timm', 'datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help_lists_the_commands(command: Command) -> None:
+    code, out, _ = command("--help")
+    assert code == 0
+    assert all(name in out for name in ("train", "compare", "show", "methods", "data"))
+
+
+def test_an_interruption_exits_with_130_and_can_be_continued(tmp_path: Path, cache: Path) -> None:
+    arguments = ["train", "rotated-digits", "--target", "75", *SHORT, "--out", "run"]
+    arguments[arguments.index("6")] = "100000"
+    with started(*arguments, cache=cache, directory=tmp_path) as process:
+        while process.poll() is None and not (tmp_path / "run" / "checkpoint.pt").exists():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "interrupted; repeat the same command to continue"
+    assert "Traceback" not in err
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
+    tmp_path: Path, cache: Path, command: Command
+) -> None:
+    assert command("data", "prepare", "rotated-digits", "--image-size", "12")[0] == 0
+    limited = (
+        "import resource\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))\n" + ENTRY
+    )
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
+    done = subprocess.run(
+        [sys.executable, "-c", limited, "train", "rotated-digits", "--target", "75", *SHORT]
+        + ["--out", "run"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: cannot write run/")
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {"configuration.json", "split.json"}
+
+
+def test_compare_trains_the_grid_prints_the_table_and_repeats_nothing(
+    command: Command, tmp_path: Path
+) -> None:
+    arguments = ["compare", "rotated-digits", "--methods", "deep-all,agr-sum", "--targets"]
+    arguments += ["75,0", "--seeds", "2", *SHORT, "--out", "runs"]
+    code, out, _ = command(*arguments)
+    assert code == 0
+    found = sorted(str(p.parent.relative_to(tmp_path)) for p in tmp_path.glob("**/record.json"))
+    assert found == [
+        f"runs/{target}/{method}/seed-{seed}"
+        for target in ("0", "75")
+        for method in ("agr-sum", "deep-all")
+        for seed in (0, 1)
+    ]
+    assert out.count("accuracy on") == 8
+    assert "finished before" not in out
+    assert "deep-all" in out.splitlines()[-3]
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("**/record.json")}
+    code, again, _ = command(*arguments)
+    assert code == 0
+    assert again.count("finished before") == 8
+    assert again.split("rotated-digits: target")[1] == out.split("rotated-digits: target")[1]
+    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("**/record.json")}
+
+
+def test_compare_goes_on_after_a_failure_and_reports_it(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "75" / "deep-all").mkdir(parents=True)
+    (tmp_path / "runs" / "75" / "deep-all" / "seed-0").touch()  # in the way
+    arguments = ["compare", "rotated-digits", "--methods", "deep-all,agr-sum", "--targets", "75"]
+    code, out, err = command(*arguments, "--seeds", "1", *SHORT, "--out", "runs")
+    assert code == 1
+    assert "accuracy on 75" in out
+    assert err.splitlines()[-1].startswith("error: 1 of 2 runs failed: 75 deep-all seed 0:")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--methods", "deep-all,agr"], "unknown method 'agr'"),
+        (["--targets", "75,90"], "no domain '90'"),
+        (["--seeds", "three"], "seeds must be a count"),
+        (["--methods", ","], "no method"),
+    ],
+)
+def test_compare_checks_the_grid_before_any_run(
+    arguments: list[str], words: str, command: Command, tmp_path: Path
+) -> None:
+    code, out, err = command("compare", "rotated-digits", *arguments, *SHORT)
+    assert (code, out) == (1, "")
+    assert words in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [
+        ("3", [0, 1, 2]),
+        ("1", [0]),
+        ("0-4", [0, 1, 2, 3, 4]),
+        ("7-7", [7]),
+        ("0,1,2", [0, 1, 2]),
+        ("5,", [5]),
+        ("2,2,1", [2, 1]),
+    ],
+)
+def test_seeds(text: str, seeds: list[int]) -> None:
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "0", "4-1", "-1", "1.5", "a", "1,,2"])
+def test_seeds_that_mean_nothing(text: str) -> None:
+    with pytest.raises(ArgumentError, match="a count"):
+        parse_seeds(text)

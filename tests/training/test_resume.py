@@ -1,0 +1,277 @@
+import multiprocessing
+import random
+import time
+from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradsurgery.data import ImageSet
+from gradsurgery.errors import ArgumentError, GradsurgeryError, OutputError
+from gradsurgery.training import (
+    CheckpointError,
+    Record,
+    RunConfiguration,
+    TrainingProgress,
+    train,
+)
+from gradsurgery.training import loop as loop_module
+
+Configure = Callable[..., RunConfiguration]
+Outcome = Callable[[Record, Path], tuple[dict[str, Any], bytes]]
+RUN_FILES = {"configuration.json", "model.safetensors", "record.json", "split.json"}
+
+
+class StopError(Exception):
+    pass
+
+
+def stop_at(step: int) -> Callable[[TrainingProgress], None]:
+    def report(progress: TrainingProgress) -> None:
+        if progress.stage == "training" and progress.done == step:
+            raise StopError
+
+    return report
+
+
+def interrupted(
+    directory: Path, configuration: RunConfiguration, images: ImageSet, step: int
+) -> None:
+    with pytest.raises(StopError):
+        train(configuration, directory, stop_at(step), opened=images)
+
+
+@pytest.fixture(scope="module")
+def processes() -> ForkServerContext:
+    """Real processes that start with the libraries loaded."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gradsurgery.training.run", "sklearn.datasets", "torchvision"])
+    return context
+
+
+def test_a_run_killed_at_any_moment_ends_in_the_same_record(
+    tmp_path: Path,
+    cache: Path,
+    images: ImageSet,
+    configured: Configure,
+    outcome: Outcome,
+    processes: ForkServerContext,
+) -> None:
+    configuration = configured(method="agr-rand", iterations=60, validate_every=2)
+    whole = train(configuration, tmp_path / "whole", opened=images)
+    directory = tmp_path / "killed"
+    moments = random.Random(0)
+    kills = resumable = 0
+    while kills < 12 and not (directory / "record.json").exists():
+        child = processes.Process(target=train, args=(configuration, directory, None, cache))
+        child.start()
+        while child.is_alive() and not (directory / ".lock").exists():
+            time.sleep(0.001)
+        child.join(moments.uniform(0, 0.25))
+        child.kill()
+        child.join()
+        kills += child.exitcode == -9
+        resumable += (directory / "checkpoint.pt").exists()
+    assert kills
+    assert resumable
+    record = train(configuration, directory, cache=cache)
+    assert outcome(record, directory) == outcome(whole, tmp_path / "whole")
+    assert {path.name for path in directory.iterdir()} == RUN_FILES
+
+
+@pytest.mark.parametrize(
+    ("method", "precision", "optimizer"),
+    [
+        ("deep-all", "float32", "adam"),
+        ("agr-sum", "bfloat16", "adamw"),
+        ("agr-rand", "float16", "adam"),
+        ("pcgrad", "float32", "sgd"),
+    ],
+)
+def test_an_interrupted_run_goes_on_to_the_same_record(
+    method: str,
+    precision: str,
+    optimizer: str,
+    tmp_path: Path,
+    images: ImageSet,
+    configured: Configure,
+    outcome: Outcome,
+) -> None:
+    configuration = configured(method=method, precision=precision, optimizer=optimizer)
+    whole = train(configuration, tmp_path / "whole", opened=images)
+    done: list[int] = []
+    for step in (5, 8, 11):  # between validations, at one, before the last
+        interrupted(tmp_path / "parts", configuration, images, step)
+
+    def note(progress: TrainingProgress) -> None:
+        if progress.stage == "training":
+            done.append(progress.done)
+
+    record = train(configuration, tmp_path / "parts", note, opened=images)
+    assert done[0] > 1
+    assert outcome(record, tmp_path / "parts") == outcome(whole, tmp_path / "whole")
+
+
+def test_dropout_is_the_same_in_a_resumed_run(
+    tmp_path: Path, cache: Path, configured: Configure, outcome: Outcome
+) -> None:
+    options = configured(
+        backbone="squeezenet1_1", image_size=32, iterations=4, validate_every=2, learning_rate=1e-4
+    )
+    whole = train(options, tmp_path / "whole", cache=cache)
+    with pytest.raises(StopError):
+        train(options, tmp_path / "parts", stop_at(3), cache)
+    record = train(options, tmp_path / "parts", cache=cache)
+    assert outcome(record, tmp_path / "parts") == outcome(whole, tmp_path / "whole")
+
+
+def test_a_run_interrupted_while_testing_repeats_only_the_tests(
+    tmp_path: Path, images: ImageSet, configured: Configure, outcome: Outcome
+) -> None:
+    whole = train(configured(), tmp_path / "whole", opened=images)
+
+    def stop(progress: TrainingProgress) -> None:
+        if progress.stage == "testing" and progress.done == 9:
+            raise StopError
+
+    with pytest.raises(StopError):
+        train(configured(), tmp_path / "parts", stop, opened=images)
+    reports: list[TrainingProgress] = []
+    record = train(configured(), tmp_path / "parts", reports.append, opened=images)
+    assert all(report.stage == "testing" or report.done > 4 for report in reports)
+    assert outcome(record, tmp_path / "parts") == outcome(whole, tmp_path / "whole")
+
+
+def test_a_finished_run_is_returned_and_cleaned_up(
+    tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    record = train(configured(), tmp_path, opened=images)
+    (tmp_path / "checkpoint.pt").touch()
+    (tmp_path / "best-4.safetensors").touch()
+    reports: list[TrainingProgress] = []
+    assert train(configured(), tmp_path, reports.append) == record
+    assert reports == []
+    assert {path.name for path in tmp_path.iterdir()} == RUN_FILES
+
+
+def test_another_configuration_is_refused_finished_or_not(
+    tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    train(configured(), tmp_path / "done", opened=images)
+    interrupted(tmp_path / "begun", configured(), images, 9)
+    for name in ("done", "begun"):
+        before = {path.name for path in (tmp_path / name).iterdir()}
+        with pytest.raises(ArgumentError, match="seed: 0 there, 1 here") as caught:
+            train(configured(seed=1), tmp_path / name, opened=images)
+        assert "choose another output folder" in str(caught.value)
+        assert {path.name for path in (tmp_path / name).iterdir()} == before
+
+
+def test_a_folder_without_checkpoint_may_be_used_with_other_options(
+    tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    interrupted(tmp_path, configured(), images, 1)
+    record = train(configured(seed=1), tmp_path, opened=images)
+    assert record.configuration.seed == 1
+
+
+@pytest.mark.parametrize("file", ["checkpoint.pt", "best-*.safetensors"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "missing"])
+def test_a_damaged_checkpoint_is_one_error_with_the_cure(
+    file: str, damage: str, tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    interrupted(tmp_path, configured(), images, 9)
+    (path,) = tmp_path.glob(file)
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(content[:-100])
+    elif damage == "flip":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif file == "checkpoint.pt":
+        pytest.skip("without a checkpoint a run starts anew")
+    else:
+        path.unlink()
+    with pytest.raises(CheckpointError) as caught:
+        train(configured(), tmp_path, opened=images)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "is damaged" in message
+    assert "delete" in message
+    assert "\n" not in message
+
+
+def test_images_that_changed_since_are_noticed(
+    tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    from dataclasses import replace
+
+    interrupted(tmp_path, configured(), images, 9)
+    with pytest.raises(CheckpointError, match="have changed since"):
+        train(configured(), tmp_path, opened=replace(images, digest="0" * 64))
+
+
+def test_a_model_no_checkpoint_names_is_not_believed(
+    tmp_path: Path, images: ImageSet, configured: Configure, outcome: Outcome
+) -> None:
+    whole = train(configured(), tmp_path / "whole", opened=images)
+    interrupted(tmp_path / "parts", configured(), images, 5)
+    for step in (8, 12):  # as of a process killed between the model and its checkpoint
+        (tmp_path / "parts" / f"best-{step}.safetensors").write_bytes(b"half")
+    record = train(configured(), tmp_path / "parts", opened=images)
+    assert outcome(record, tmp_path / "parts") == outcome(whole, tmp_path / "whole")
+
+
+def test_the_best_model_is_written_once(
+    tmp_path: Path,
+    images: ImageSet,
+    configured: Configure,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from gradsurgery.training import checkpoint as checkpoint_module
+    from gradsurgery.training import run as run_module
+    from gradsurgery.training.evaluation import Evaluation
+
+    accuracies = iter([0.5, 0.25, 0.75])
+    monkeypatch.setattr(run_module, "evaluate", lambda *_, **__: Evaluation(1.0, next(accuracies)))
+    written: list[str] = []
+    save = checkpoint_module.save_weights
+
+    def noted(weights: Any, path: Path, metadata: dict[str, str] | None = None) -> None:
+        written.append(path.name)
+        save(weights, path, metadata)
+
+    monkeypatch.setattr(checkpoint_module, "save_weights", noted)
+    monkeypatch.setattr(loop_module, "_CHECKPOINT_SHARE", 1.0)
+    train(configured(), tmp_path, opened=images)
+    assert written == ["best-4.safetensors", "best-12.safetensors"]
+
+
+def test_two_processes_on_one_folder(
+    tmp_path: Path, cache: Path, configured: Configure, processes: ForkServerContext
+) -> None:
+    configuration = configured(iterations=100_000)
+    child = processes.Process(target=train, args=(configuration, tmp_path, None, cache))
+    child.start()
+    try:
+        while child.is_alive() and not (tmp_path / "checkpoint.pt").exists():
+            time.sleep(0.01)
+        with pytest.raises(OutputError, match="another process is working"):
+            train(configuration, tmp_path, cache=cache)
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_an_output_folder_that_is_a_file_is_found_out_before_training(
+    tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    (tmp_path / "file").touch()
+    reports: list[TrainingProgress] = []
+    with pytest.raises(GradsurgeryError, match="cannot write"):
+        train(configured(), tmp_path / "file" / "run", reports.append, opened=images)
+    assert reports == []

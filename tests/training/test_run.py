@@ -1,0 +1,314 @@
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gradsurgery.algorithms import METHODS
+from gradsurgery.backbones import Backbone, build_backbone
+from gradsurgery.data import ImageSet, Split, normalize, open_source, prepare
+from gradsurgery.errors import ArgumentError, DataError, NonFiniteError, WeightsError
+from gradsurgery.training import Record, RunConfiguration, TrainingProgress, train
+from gradsurgery.training import loop as loop_module
+from gradsurgery.training import run as run_module
+from gradsurgery.training.batches import prefetched
+from gradsurgery.training.evaluation import Evaluation
+
+Configure = Callable[..., RunConfiguration]
+Outcome = Callable[[Record, Path], tuple[dict[str, Any], bytes]]
+
+
+def test_a_run_leaves_its_record_and_its_best_model(
+    tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    configuration = configured()
+    record = train(configuration, tmp_path / "run", opened=images)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "configuration.json",
+        "model.safetensors",
+        "record.json",
+        "split.json",
+    ]
+    assert Record.load(tmp_path / "run" / "record.json") == record
+    assert record.configuration == configuration
+    assert record.curves.step == [4, 8, 12]
+    assert record.result.last.step == 12
+    best = record.curves.validation_accuracy.index(max(record.curves.validation_accuracy))
+    assert record.result.best.step == record.curves.step[best]
+    assert record.result.best.target_accuracy == record.result.best.test_accuracy["75"]
+    assert record.data.images == {"0": 300, "15": 300, "30": 300, "45": 299, "60": 299, "75": 299}
+    assert set(record.result.best.test_accuracy) == set(images.domains)
+    assert record.cost.seconds > 0
+    assert record.cost.peak_memory_bytes > 1e6
+
+
+def test_the_saved_model_has_the_accuracy_in_the_record(
+    tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    record = train(configured(method="deep-all", iterations=40), tmp_path, opened=images)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        description = json.loads(file.metadata()["gradsurgery"])
+    assert description["classes"] == list(images.classes)
+    backbone = build_backbone(
+        description["backbone"], classes=len(description["classes"]), weights="none", seed=1
+    )
+    backbone.model.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    test = Split.load(tmp_path / "split.json", images).test["75"]
+    pixels = normalize(
+        torch.from_numpy(images.images[test]), description["mean"], description["std"]
+    )
+    with torch.no_grad():
+        predicted = backbone.model(pixels).argmax(dim=1).numpy()
+    accuracy = (predicted == images.label[test]).mean()
+    assert record.result.best.target_accuracy == pytest.approx(accuracy)
+    assert accuracy > 0.1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_call_gives_the_same_record_whatever_prefetches_and_decodes(
+    method: str,
+    tmp_path: Path,
+    cache: Path,
+    images: ImageSet,
+    configured: Configure,
+    outcome: Outcome,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = train(configured(method=method), tmp_path / "one", cache=cache)
+    source = open_source("rotated-digits")
+    again = prepare(source, size=images.size, cache=tmp_path / "cache", workers=3)
+
+    def at_once(at: Callable[[int], Any], first: int, last: int) -> Iterator[tuple[int, Any]]:
+        return prefetched(at, first, last, ahead=0)
+
+    monkeypatch.setattr(loop_module, "prefetched", at_once)
+    torch.manual_seed(123)  # the global random state must not matter
+    two = train(configured(method=method), tmp_path / "two", opened=again)
+    assert outcome(one, tmp_path / "one") == outcome(two, tmp_path / "two")
+
+
+def test_run_k_of_every_method_has_the_same_weights_and_batches(
+    tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    def first_loss(method: str, seed: int) -> float:
+        options = configured(method=method, seed=seed, iterations=1, validate_every=1)
+        record = train(options, tmp_path / method / str(seed), opened=images)
+        loss = record.curves.train_loss[0]
+        assert loss is not None
+        return loss
+
+    reference = first_loss("deep-all", 3)
+    for method in METHODS:
+        assert first_loss(method, 3) == pytest.approx(reference, rel=1e-5)
+    assert first_loss("deep-all", 4) != pytest.approx(reference, rel=1e-3)
+
+
+def test_training_leaves_the_global_random_state(
+    tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    train(configured(), tmp_path, opened=images)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_ties_go_to_the_earlier_model_and_its_weights_are_kept(
+    tmp_path: Path,
+    images: ImageSet,
+    configured: Configure,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    accuracies = iter([0.25, 0.5, 0.5])
+    monkeypatch.setattr(
+        run_module, "evaluate", lambda *_, **__: Evaluation(float("nan"), next(accuracies))
+    )
+    record = train(configured(), tmp_path / "ties", opened=images)
+    assert record.result.best.step == 8
+    assert record.curves.validation_loss == [None, None, None]
+    monkeypatch.setattr(run_module, "evaluate", lambda *_, **__: Evaluation(1.0, 0.5))
+    train(configured(iterations=8, validate_every=8), tmp_path / "short", opened=images)
+    kept = load_file(tmp_path / "ties" / "model.safetensors")
+    expected = load_file(tmp_path / "short" / "model.safetensors")
+    assert all(torch.equal(kept[name], expected[name]) for name in expected)
+
+
+def test_conflict_and_cosine_are_recorded_where_the_rule_has_them(
+    tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    surgery = train(configured(method="agr-sum"), tmp_path / "a", opened=images).curves
+    projection = train(configured(method="pcgrad"), tmp_path / "b", opened=images).curves
+    assert all(0 < value < 1 for value in surgery.agreeing if value is not None)
+    assert None not in surgery.agreeing
+    assert projection.agreeing == [None, None, None]
+    assert all(-1 <= value <= 1 for value in projection.cosine if value is not None)
+    assert None not in projection.cosine
+
+
+def test_progress_tells_every_step_and_every_validation(
+    tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    reports: list[TrainingProgress] = []
+    record = train(configured(), tmp_path, reports.append, opened=images)
+    steps = [report for report in reports if report.stage == "training"]
+    assert [report.done for report in steps] == list(range(1, 13))
+    told = [
+        report.validation_accuracy for report in steps if report.validation_accuracy is not None
+    ]
+    assert told == record.curves.validation_accuracy
+    assert reports[-1] == TrainingProgress("testing", 12, 12)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lower_precision_trains_and_is_repeatable(
+    precision: str, tmp_path: Path, images: ImageSet, configured: Configure, outcome: Outcome
+) -> None:
+    options = configured(precision=precision, method="deep-all", iterations=40)
+    one = train(options, tmp_path / "one", opened=images)
+    two = train(options, tmp_path / "two", opened=images)
+    assert outcome(one, tmp_path / "one") == outcome(two, tmp_path / "two")
+    losses = one.curves.train_loss
+    assert losses[-1] is not None
+    assert losses[0] is not None
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_other_optimisers_train(
+    optimizer: str, tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    curves = train(configured(optimizer=optimizer), tmp_path, opened=images).curves
+    assert curves.train_loss[0] != curves.train_loss[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"target": "90"}, ArgumentError, "no domain '90'; its domains are 0, 15, 30, 45, 60, 75"),
+        ({"method": "agr-product"}, ArgumentError, "unknown method 'agr-product'"),
+        ({"backbone": "alexnett"}, ArgumentError, "alexnet"),
+        ({"weights": "absent.pth"}, WeightsError, "absent.pth"),
+        ({"weights": "default"}, WeightsError, "no default weights of small-cnn"),
+        ({"device": "toaster"}, ArgumentError, "device 'toaster' cannot be used"),
+        ({"device": "meta"}, ArgumentError, "device 'meta' cannot train"),
+        ({"data": "no-such-data"}, ArgumentError, "no-such-data"),
+    ],
+)
+def test_errors_come_before_any_work_and_leave_nothing(
+    options: dict[str, str],
+    error: type[Exception],
+    words: str,
+    tmp_path: Path,
+    cache: Path,
+    configured: Configure,
+) -> None:
+    with pytest.raises(error, match=words):
+        train(configured(**options), tmp_path / "a" / "run", cache=cache)
+    assert list(tmp_path.iterdir()) == []
+
+
+def image_folder(root: Path, domains: list[str], each: int) -> Path:
+    from PIL import Image
+
+    for domain in domains:
+        for label in ("cat", "dog"):
+            folder = root / domain / label
+            folder.mkdir(parents=True)
+            for number in range(each):
+                shade = (40 * number, 255 if label == "cat" else 0, 0)
+                Image.new("RGB", (12, 12), shade).save(folder / f"{number}.png")
+    return root
+
+
+def test_surgery_needs_two_source_domains_and_deep_all_one(
+    tmp_path: Path, cache: Path, configured: Configure
+) -> None:
+    data = str(image_folder(tmp_path / "data", ["photo", "sketch"], 5))
+    options = {"data": data, "target": "sketch", "backbone": "small-cnn", "weights": "none"}
+    with pytest.raises(ArgumentError, match=r"leaves 1 source domain.* agr-sum needs 2"):
+        train(configured(**options, method="agr-sum"), tmp_path / "run", cache=cache)
+    record = train(configured(**options, method="deep-all"), tmp_path / "run", cache=cache)
+    assert record.split.sizes["photo"].train > 0
+
+
+def test_a_data_set_too_small_to_validate_is_refused(
+    tmp_path: Path, cache: Path, configured: Configure
+) -> None:
+    data = str(image_folder(tmp_path / "data", ["art", "photo", "sketch"], 2))
+    options = {"data": data, "target": "sketch", "backbone": "small-cnn", "weights": "none"}
+    with pytest.raises(DataError, match="no image is left for validation"):
+        train(configured(**options), tmp_path / "run", cache=cache)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_gradient_that_is_not_finite_names_domain_step_and_parameter(
+    tmp_path: Path,
+    images: ImageSet,
+    configured: Configure,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passes = 0
+
+    def spoil(gradient: Tensor) -> Tensor:
+        nonlocal passes
+        passes += 1
+        # Step 3, second of the five source domains.
+        return gradient * float("nan") if passes == 12 else gradient
+
+    def spoiled(*args: Any, **kwargs: Any) -> Backbone:
+        backbone = build_backbone(*args, **kwargs)
+        backbone.model.get_parameter("classifier.bias").register_hook(spoil)
+        return backbone
+
+    monkeypatch.setattr(run_module, "build_backbone", spoiled)
+    with pytest.raises(NonFiniteError) as caught:
+        train(configured(), tmp_path / "run", opened=images)
+    message = str(caught.value)
+    assert "gradient of classifier.bias of domain '15' is not finite at step 3;" in message
+    assert "lower the learning rate" in message
+    assert (caught.value.domain, caught.value.parameter) == (1, "classifier.bias")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_diverges_says_so(
+    method: str, tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    options = configured(method=method, optimizer="sgd", learning_rate=1e30)
+    with pytest.raises(NonFiniteError, match="is not finite at step"):
+        train(options, tmp_path / "run", opened=images)
+
+
+def test_the_split_is_the_runs_own_on_request(
+    tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    def digest(name: str, **options: Any) -> tuple[int, str]:
+        record = train(configured(iterations=1, **options), tmp_path / name, opened=images)
+        return record.split.seed, record.split.digest
+
+    shared = digest("a", seed=1)
+    assert shared == digest("b", seed=2)
+    assert shared[0] == 0
+    own = digest("c", seed=1, split_per_run=True)
+    assert own[0] == 1
+    assert own != shared
+    assert own == digest("d", seed=7, split_seed=1)
+
+
+def test_batch_norm_is_frozen_or_not_as_the_record_says(
+    tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    means = {}
+    for mode in ("frozen", "per-domain"):
+        options = configured(
+            backbone="resnet18", image_size=32, batch_norm=mode, method="deep-all", iterations=1
+        )
+        larger = prepare(open_source("rotated-digits"), size=32, cache=tmp_path / "cache")
+        record = train(options, tmp_path / mode, opened=larger)
+        assert record.configuration.batch_norm == mode
+        means[mode] = load_file(tmp_path / mode / "model.safetensors")["bn1.running_mean"]
+    assert not means["frozen"].any()
+    assert means["per-domain"].all()
