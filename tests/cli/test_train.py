@@ -18,7 +18,8 @@ from gradsurgery.cli.main import run
 from gradsurgery.errors import ArgumentError
 
 ENTRY = "from gradsurgery.cli.main import run; run()"
-SHORT = "--iterations 6 --validate-every 3 --batch-size 8 --image-size 12 --device cpu".split()
+SHORT = ["--iterations", "6", "--validate-every", "3", "--batch-size", "8"]
+SHORT += ["--image-size", "12", "--device", "cpu"]
 Command = Callable[..., tuple[int, str, str]]
 
 
@@ -184,9 +185,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
         "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))\n" + ENTRY
     )
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
+    arguments = ["train", "rotated-digits", "--target", "75", *SHORT, "--out", "run"]
     done = subprocess.run(
-        [sys.executable, "-c", limited, "train", "rotated-digits", "--target", "75", *SHORT]
-        + ["--out", "run"],
+        [sys.executable, "-c", limited, *arguments],
         capture_output=True,
         text=True,
         check=False,
