@@ -37,6 +37,31 @@ def test_any_shape_mean_and_std_are_bit_equal_to_torchvision(batch, height, widt
     assert torch.equal(result, torchvisions(images, mean, std))
 
 
+def test_many_images_in_several_threads_and_pieces():
+    random = np.random.default_rng(0)
+    images = torch.from_numpy(random.integers(0, 256, (40, 131, 97, 3), dtype=np.uint8))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        result = normalize(images, *IMAGENET)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(result, torchvisions(images, *IMAGENET))
+
+
+def test_the_memory_of_an_earlier_result_is_written_again():
+    first, second = (torch.randint(0, 256, (3, 9, 7, 3), dtype=torch.uint8) for _ in range(2))
+    result = normalize(first, *IMAGENET)
+    again = normalize(second, *IMAGENET, out=result)
+    assert again is result
+    assert torch.equal(result, torchvisions(second, *IMAGENET))
+
+
+def test_no_images():
+    images = torch.zeros((0, 4, 5, 3), dtype=torch.uint8)
+    assert normalize(images, *IMAGENET).shape == (0, 3, 4, 5)
+
+
 def test_images_that_are_not_contiguous():
     images = torch.randint(0, 256, (6, 9, 7, 3), dtype=torch.uint8)[::2, :, 1:]
     assert torch.equal(normalize(images, *IMAGENET), torchvisions(images, *IMAGENET))
