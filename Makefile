@@ -19,8 +19,8 @@ lint: $(READY)
 
 install: $(READY)
 
-# Built anew only when the package's metadata changed; the sources are installed in place.
-$(READY): pyproject.toml
+# Built anew only when the metadata or the C code changed; the Python code is installed in place.
+$(READY): pyproject.toml hatch_build.py src/gradsurgery/rules/fused.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	touch $(READY)

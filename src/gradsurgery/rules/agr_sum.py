@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gradsurgery.rules import fused
 from gradsurgery.rules.agreement import AgreementRule
 from gradsurgery.rules.base import Consensus, State, check_rows_finite
 from gradsurgery.rules.pieces import compiled, pieces, scratch
@@ -45,7 +46,10 @@ class AgrSum(AgreementRule):
 
     def _clear_marks(self, total: Float[Tensor, " params"]) -> Float[Tensor, ""]:
         """Set the conflicts to zero and return how many components agree."""
-        count = torch.zeros((), dtype=torch.float64, device=total.device)
+        if fused.applies_to(total):
+            count = fused.clear_marks(total, zero_agrees=self.zero_agrees)
+            return torch.tensor(count, dtype=torch.float64)
+        agreeing = torch.zeros((), dtype=torch.float64, device=total.device)
         (buffer,) = scratch(total, 1)
         for (running,) in pieces(total):
             agrees = buffer[: len(running)].copy_(running)
@@ -53,8 +57,8 @@ class AgrSum(AgreementRule):
             torch.nan_to_num(running, nan=0.0, posinf=torch.inf, neginf=-torch.inf, out=running)
             if not self.zero_agrees:
                 agrees.copy_(running).ne_(0)
-            count += agrees.sum(dtype=torch.float64)
-        return count
+            agreeing += agrees.sum(dtype=torch.float64)
+        return agreeing
 
 
 def agreement_sum(
@@ -64,6 +68,10 @@ def agreement_sum(
 
     A component is kept where min_d g_dn > 0 or max_d g_dn < 0; "all zero" sums to zero anyway.
     """
+    if fused.applies_to(gradients, out):
+        if not fused.agreement_sum(gradients, out):
+            check_rows_finite(gradients)
+        return
     if gradients.device.type != "cpu":
         check_rows_finite(gradients)
         out.copy_(compiled(agreement_sum_of)(gradients))

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradsurgery.errors import ArgumentError
+from gradsurgery.rules import fused
 from gradsurgery.rules.base import ComponentwiseRule, State
 from gradsurgery.rules.pieces import compiled, pieces, scratch
 
@@ -42,6 +43,9 @@ class AgreementRule(ComponentwiseRule):
 
 def fold_agreement(total: Float[Tensor, " params"], gradient: Float[Tensor, " params"]) -> None:
     """Add `gradient` to `total` where the signs are equal, and set NaN where they are not."""
+    if fused.applies_to(total, gradient):
+        fused.fold_agreement(total, gradient)
+        return
     if total.device.type != "cpu":
         total.copy_(compiled(agreeing_sum)(total, gradient))
         return

@@ -1,0 +1,102 @@
+"""The rules alone on stored gradients, against summing them.
+
+    python benchmarks/rules.py [--params 57030000] [--rounds 7]
+
+Peers, measured in the same rounds: TorchJD's aggregators (where installed) and the way the
+published code works, a stack of signs and whole-tensor temporaries. The first table writes into
+an output that exists, the second includes the allocation of the output, which costs more than the
+arithmetic on many machines.
+"""
+
+import argparse
+import importlib.util
+import resource
+from collections.abc import Callable
+
+import torch
+from timing import interleaved, print_ratios
+
+import gradsurgery as gs
+from gradsurgery.rules.agr_sum import agreement_sum
+from gradsurgery.rules.gramian import gramian_of, weighted_sum
+
+
+def stacked_signs(gradients: torch.Tensor) -> torch.Tensor:
+    """Agr-Sum in whole-tensor operations, as one would write it first."""
+    signs = torch.stack([torch.sign(gradient) for gradient in gradients])
+    agrees = torch.where(signs.sum(0).abs() == len(gradients), 1, 0)
+    return torch.stack(list(gradients)).sum(0) * agrees
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--params", type=int, default=57_030_000)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, P = {options.params:,}")
+    for domains in (3, 8):
+        generator = torch.Generator().manual_seed(domains)
+        gradients = torch.randn(domains, options.params, generator=generator)
+        gradients.sub_(gradients.mean(0), alpha=1.05)  # conflicting pairs
+        out = torch.zeros(options.params)
+        rows = gradients.unbind(0)
+        pcgrad = gs.PCGrad()
+
+        def project(rows=rows, out=out, rule=pcgrad) -> None:
+            weighted_sum(rows, rule.weights(gramian_of(rows)), out=out)
+
+        print(f"D = {domains}, output exists")
+        in_place: dict[str, Callable[[], object]] = {
+            "sum of the D gradients": lambda g=gradients, o=out: torch.sum(g, 0, out=o),
+            "Agr-Sum": lambda g=gradients, o=out: agreement_sum(g, out=o),
+            "PCGrad": project,
+        }
+        print_ratios(interleaved(in_place, options.rounds), "sum of the D gradients")
+
+        print(f"D = {domains}, output allocated")
+        fresh: dict[str, Callable[[], object]] = {
+            "sum of the D gradients": lambda g=gradients: g.sum(0),
+            "Agr-Sum": lambda g=gradients: gs.AgrSum()(g),
+            "Agr-Rand": lambda g=gradients: gs.AgrRand()(g),
+            "PCGrad": lambda g=gradients: gs.PCGrad()(g),
+            "stacked signs (as published)": lambda g=gradients: stacked_signs(g),
+        }
+        if importlib.util.find_spec("torchjd"):
+            from torchjd import aggregation
+
+            for peer in (aggregation.Sum(), aggregation.GradDrop(), aggregation.PCGrad()):
+                fresh[f"TorchJD {type(peer).__name__}"] = lambda g=gradients, p=peer: p(g)
+        print_ratios(interleaved(fresh, options.rounds), "sum of the D gradients")
+        print_extra_memory(gradients, out)
+
+
+def print_extra_memory(gradients: torch.Tensor, out: torch.Tensor) -> None:
+    """Growth of the process's peak while Agr-Sum runs, in multiples of P floats."""
+    if not reset_peak():
+        return
+    before = peak_bytes()
+    agreement_sum(gradients, out=out)
+    print(f"  extra memory of Agr-Sum: {(peak_bytes() - before) / out.nbytes:.3f} P floats")
+
+
+def reset_peak() -> bool:
+    """Set Linux's high-water mark of this process back to the present; False elsewhere."""
+    try:
+        with open("/proc/self/clear_refs", "w") as file:  # noqa: PTH123
+            file.write("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_bytes() -> int:
+    """The process's high-water mark."""
+    with open("/proc/self/status") as file:  # noqa: PTH123
+        for line in file:
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""One training step of AlexNet: time and peak memory of each method against Deep-All.
+
+    python benchmarks/training_step.py [--batch-size 8 32] [--rounds 7] [--memory]
+
+All contestants use the same fused Adam and take turns in one process; with `--memory` each also
+runs in a process of its own, whose high-water mark is printed. Peers: TorchJD (where installed),
+and stored flat gradients compared in whole-tensor operations, the way the published code works.
+"""
+
+import argparse
+import importlib.util
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+import torchvision
+from rules import stacked_signs
+from timing import interleaved, print_ratios
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import gradsurgery as gs
+from gradsurgery.algorithms import METHODS, build_algorithm
+from gradsurgery.training.allocator import keep_freed_memory
+
+Batches = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def domain_batches(domains: int, size: int) -> Batches:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (
+            torch.randn(size, 3, 224, 224, generator=generator),
+            torch.randint(7, (size,), generator=generator),
+        )
+        for _ in range(domains)
+    ]
+
+
+def published_step(model: nn.Module, batches: Batches) -> None:
+    """One flat stored gradient per domain, then whole-tensor operations."""
+    flat = []
+    parameters = list(model.parameters())
+    for images, labels in batches:
+        model.zero_grad()
+        cross_entropy(model(images), labels).backward()
+        flat.append(torch.cat([p.grad.clone().flatten() for p in parameters]))
+    update = stacked_signs(torch.stack(flat))
+    for parameter, part in zip(
+        parameters, update.split([p.numel() for p in parameters]), strict=True
+    ):
+        parameter.grad = part.view_as(parameter)
+
+
+def torchjd_step(model: nn.Module, batches: Batches) -> None:
+    """TorchJD's PCGrad."""
+    from torchjd import autojac
+    from torchjd.aggregation import PCGrad
+
+    losses = [cross_entropy(model(images), labels) for images, labels in batches]
+    model.zero_grad()
+    if hasattr(autojac, "jac_to_grad"):
+        autojac.backward(losses)
+        autojac.jac_to_grad(model.parameters(), PCGrad())
+    else:
+        autojac.backward(losses, PCGrad())
+
+
+def library_step(model: nn.Module, batches: Batches) -> None:
+    """`gradsurgery.backward` in a loop of the user's own."""
+
+    def losses() -> Iterator[torch.Tensor]:
+        for images, labels in batches:
+            yield cross_entropy(model(images), labels)
+
+    gs.backward(losses(), model.parameters(), gs.AgrSum())
+
+
+def contestants() -> dict[str, Callable[[nn.Module, Batches], object]]:
+    found: dict[str, Callable[[nn.Module, Batches], object]] = {}
+    for name in METHODS:
+        algorithm = build_algorithm(name, generator=torch.Generator().manual_seed(0))
+        found[name] = algorithm.backward
+    found["agr-sum, the user's loop"] = library_step
+    found["agr-sum as published"] = published_step
+    if importlib.util.find_spec("torchjd"):
+        found["TorchJD PCGrad"] = torchjd_step
+    return found
+
+
+def step_of(name: str, batches: Batches) -> Callable[[], None]:
+    torch.manual_seed(0)
+    model = torchvision.models.alexnet(num_classes=7)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, weight_decay=5e-5, fused=True)
+    backward = contestants()[name]
+
+    def step() -> None:
+        optimizer.zero_grad()
+        backward(model, batches)
+        optimizer.step()
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--domains", type=int, nargs="+", default=[3])
+    parser.add_argument("--methods", nargs="+", default=None, help="all by default")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--keep-freed-memory", action="store_true", help="as the command line does")
+    parser.add_argument("--memory", action="store_true", help="peak memory too")
+    parser.add_argument("--only-peak", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.keep_freed_memory:
+        keep_freed_memory()
+    if options.only_peak:
+        step = step_of(options.only_peak, domain_batches(options.domains[0], options.batch_size[0]))
+        for _ in range(3):
+            step()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        return
+    names = options.methods or list(contestants())
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, AlexNet at 224")
+    for domains in options.domains:
+        for size in options.batch_size:
+            print(f"D = {domains}, {size} per domain")
+            batches = domain_batches(domains, size)
+            steps = {name: step_of(name, batches) for name in names}
+            print_ratios(interleaved(steps, options.rounds), names[0])
+            del steps
+            if options.memory:
+                print_peaks(names, domains, size, options.keep_freed_memory)
+
+
+def print_peaks(names: list[str], domains: int, size: int, keep: bool) -> None:
+    for name in names:
+        command = [sys.executable, __file__, "--only-peak", name]
+        command += ["--batch-size", str(size), "--domains", str(domains)]
+        command += ["--keep-freed-memory"] if keep else []
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        print(f"  {name:44s} {int(done.stdout) / 2**20:10.0f} MiB at the peak")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+/* Sign agreement in one pass over memory, for one thread; fused.py splits the work over several.
+
+   The loops are the definitions of agreement.py and agr_sum.py, written so that a compiler turns
+   them into vector code for any processor. Every function works on the components begin..end. */
+
+#include <stdint.h>
+
+/* Components taken at a time: few enough that every row is read as one steady stream (at 1,024 and
+   more each burst ends with a memory page), enough to keep the loops' overhead small. */
+#define BLOCK 256
+
+#define DEFINE(REAL, NAME)                                                                        \
+    /* out = sum of the rows where all are > 0 or all are < 0, else 0. `stride` lies between the  \
+       rows. Returns 0 where a NaN or an Inf turned up. */                                        \
+    int agreement_sum_##NAME(const REAL *rows, int64_t stride, int64_t domains, REAL *out,        \
+                             int64_t begin, int64_t end) {                                        \
+        REAL total[BLOCK], lowest[BLOCK], highest[BLOCK];                                         \
+        int bad = 0;                                                                              \
+        for (int64_t start = begin; start < end; start += BLOCK) {                                \
+            int64_t size = end - start < BLOCK ? end - start : BLOCK;                             \
+            for (int64_t n = 0; n < size; n++)                                                    \
+                total[n] = lowest[n] = highest[n] = rows[start + n];                              \
+            for (int64_t d = 1; d < domains; d++) {                                               \
+                const REAL *row = rows + d * stride + start;                                      \
+                for (int64_t n = 0; n < size; n++) {                                              \
+                    REAL value = row[n];                                                          \
+                    total[n] += value;                                                            \
+                    lowest[n] = value < lowest[n] ? value : lowest[n];                            \
+                    highest[n] = value > highest[n] ? value : highest[n];                         \
+                }                                                                                 \
+            }                                                                                     \
+            for (int64_t n = 0; n < size; n++) {                                                  \
+                REAL agrees = (lowest[n] > 0 ? 1 : 0) + (highest[n] < 0 ? 1 : 0);                 \
+                out[start + n] = total[n] * agrees;                                               \
+                bad |= total[n] * 0 != 0; /* NaN where the total is not finite */                 \
+            }                                                                                     \
+        }                                                                                         \
+        return !bad;                                                                              \
+    }                                                                                             \
+                                                                                                  \
+    /* total += gradient where the signs are equal, NaN elsewhere and where total is NaN. */      \
+    void fold_agreement_##NAME(REAL *restrict total, const REAL *restrict gradient,               \
+                               int64_t begin, int64_t end) {                                      \
+        const REAL nan = (REAL)__builtin_nan("");                                                 \
+        for (int64_t n = begin; n < end; n++) {                                                   \
+            REAL t = total[n], g = gradient[n];                                                   \
+            int same = ((t > 0) == (g > 0)) & ((t < 0) == (g < 0));                               \
+            total[n] = same ? t + g : nan;                                                        \
+        }                                                                                         \
+    }                                                                                             \
+                                                                                                  \
+    /* Sets NaN to 0 and returns how many components were not NaN; with `zero_agrees` = 0 those   \
+       that are zero do not count either. */                                                      \
+    int64_t clear_marks_##NAME(REAL *total, int64_t zero_agrees, int64_t begin, int64_t end) {    \
+        int64_t count = 0;                                                                        \
+        for (int64_t start = begin; start < end; start += BLOCK) {                                \
+            int64_t stop = end - start < BLOCK ? end : start + BLOCK;                             \
+            int32_t here = 0; /* as wide as the values, for vector code */                        \
+            for (int64_t n = start; n < stop; n++) {                                              \
+                REAL value = total[n];                                                            \
+                int32_t finite = value == value, nonzero = value != 0;                            \
+                here += finite & (nonzero | (int32_t)zero_agrees);                                \
+                total[n] = finite ? value : 0;                                                    \
+            }                                                                                     \
+            count += here;                                                                        \
+        }                                                                                         \
+        return count;                                                                             \
+    }
+
+DEFINE(float, float32)
+DEFINE(double, float64)
