@@ -3,10 +3,8 @@
     GRADSURGERY_PACS=FOLDER python benchmarks/image_pipeline.py
 
 Both ways give the network's input for the same 384 images (128 of each of three domains) at
-224x224; they are measured in turn and compared by their medians. Decoding runs in one thread,
-as in one worker of a data loader; the cache is read with torch's default number of threads, and
-with one.
-The images of the decoding way lie encoded in memory: no disk is measured.
+224x224; they run in turn, each in one thread, and are compared by their medians. The images of the
+decoding way lie encoded in memory: no disk is measured.
 """
 
 import os
@@ -77,19 +75,16 @@ def main() -> None:
     if not torch.equal(cached(0), decoded(0)):
         sys.exit("the two ways differ")
     print("both ways give the same bits")
-    default = torch.get_num_threads()
+    torch.set_num_threads(1)
     ways = {
-        "decoding": (1, decoded),
-        "gathering alone": (1, batches.at),
-        "from the cache": (1, from_cache),
-        "  into memory used before": (1, into_memory),
-        f"from the cache, {default} threads": (default, from_cache),
-        "  into memory used before, too": (default, into_memory),
+        "decoding": decoded,
+        "gathering alone": batches.at,
+        "from the cache": from_cache,
+        "  into memory used before": into_memory,
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     for step in range(-1, ROUNDS):  # the first round warms up
-        for name, (threads, way) in ways.items():
-            torch.set_num_threads(threads)
+        for name, way in ways.items():
             times[name].append(seconds(way, max(step, 0)))
     median = {name: statistics.median(values[1:]) for name, values in times.items()}
     for name, value in median.items():

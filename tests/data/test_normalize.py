@@ -37,16 +37,10 @@ def test_any_shape_mean_and_std_are_bit_equal_to_torchvision(batch, height, widt
     assert torch.equal(result, torchvisions(images, mean, std))
 
 
-def test_many_images_in_several_threads_and_pieces():
+def test_many_images_in_several_pieces():
     random = np.random.default_rng(0)
-    images = torch.from_numpy(random.integers(0, 256, (40, 131, 97, 3), dtype=np.uint8))
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        result = normalize(images, *IMAGENET)
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(result, torchvisions(images, *IMAGENET))
+    images = torch.from_numpy(random.integers(0, 256, (10, 131, 197, 3), dtype=np.uint8))
+    assert torch.equal(normalize(images, *IMAGENET), torchvisions(images, *IMAGENET))
 
 
 def test_the_memory_of_an_earlier_result_is_written_again():

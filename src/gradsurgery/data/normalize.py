@@ -1,7 +1,6 @@
 """From pixels to what a network takes."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -11,9 +10,8 @@ from torch import Tensor
 
 from gradsurgery.errors import ArgumentError
 
-PIECE = 150_000
-"""Numbers that one thread takes through all four operations while they lie in its cache."""
-MOST_THREADS = 8
+PIECE = 3 * 50_000
+"""Numbers (whole pixels) that go through all four operations while they lie in the cache."""
 
 
 def normalize(
@@ -34,11 +32,6 @@ def normalize(
         raise ArgumentError(
             f"mean {tuple(mean)} and std {tuple(std)}: expected three numbers each, std above 0"
         )
-    batch, height, width, _ = images.shape
-    rows = images.reshape(batch * height, width * 3)
-    # Repeated along a row, so that every operation runs over contiguous memory.
-    row_mean = torch.tensor(mean, dtype=torch.float32).repeat(width)
-    row_std = torch.tensor(std, dtype=torch.float32).repeat(width)
     on_cpu = images.device.type == "cpu"
     if out is None:
         # NumPy takes huge pages for its memory; torch's would take as long to touch as to fill.
@@ -48,40 +41,34 @@ def normalize(
             else torch.empty(images.shape, device=images.device)
         )
         out = empty.permute(0, 3, 1, 2)
-    result = out.permute(0, 2, 3, 1).view(rows.shape)
+    result = out.permute(0, 2, 3, 1)
+    channels = torch.tensor([*mean, *std], dtype=torch.float32).view(2, 3)
     if on_cpu:
-        _on_cpu(rows.numpy(), row_mean.numpy(), row_std.numpy(), result.numpy())
+        _on_cpu(images.reshape(-1).numpy(), *channels.numpy(), result.view(-1).numpy())
     else:
-        result.copy_(rows).div_(255)
-        result.sub_(row_mean.to(images.device)).div_(row_std.to(images.device))
+        channels = channels.to(images.device)
+        result.copy_(images).div_(255).sub_(channels[0]).div_(channels[1])
     return out
 
 
 def _on_cpu(
-    rows: NDArray[np.uint8],
+    pixels: NDArray[np.uint8],
     mean: NDArray[np.float32],
     std: NDArray[np.float32],
     result: NDArray[np.float32],
 ) -> None:
-    """The same, piece by piece, each taken by one thread from beginning to end.
+    """The same over flat memory, piece by piece, in one thread.
 
-    Torch's own threads would wait for one another at every operation: next to other programs
-    that takes many times as long.
+    Torch's threads would wait for one another at every operation on every piece: next to other
+    programs that takes many times as long.
     """
-    height = max(1, PIECE // max(1, rows.shape[1]))
-
-    def work(start: int) -> None:
-        piece = result[start : start + height]
-        np.copyto(piece, rows[start : start + height])
+    size = min(PIECE, len(pixels))
+    means, stds = np.resize(mean, size), np.resize(std, size)
+    memory = np.empty(size, np.float32)
+    for start in range(0, len(pixels), PIECE):
+        target = result[start : start + PIECE]
+        piece = memory[: len(target)]
+        np.copyto(piece, pixels[start : start + PIECE])
         np.divide(piece, np.float32(255), out=piece)
-        np.subtract(piece, mean, out=piece)
-        np.divide(piece, std, out=piece)
-
-    starts = range(0, len(rows), height)
-    threads = min(torch.get_num_threads(), MOST_THREADS, len(starts) // 8)
-    if threads < 2:
-        for start in starts:
-            work(start)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, starts))
+        np.subtract(piece, means[: len(piece)], out=piece)
+        np.divide(piece, stds[: len(piece)], out=target)
