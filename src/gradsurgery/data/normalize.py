@@ -25,7 +25,8 @@ def normalize(
 
     mean, std: of the red, green and blue channel, on the scale from 0 to 1; std above 0.
     out: an earlier result for images of this shape, whose memory is written again: fresh memory
-    costs a third of the time on a CPU, and more where memory is short. Only where nothing needs that result any more.
+    costs a third of the time on a CPU, and more where memory is short. Only where
+    nothing needs that result any more.
     The result lies on the images' device, channels last in memory.
     """
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
