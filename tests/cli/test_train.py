@@ -78,6 +78,17 @@ def test_train_leaves_a_record_and_says_what_came_out(command: Command, tmp_path
     assert "finished before" in out
 
 
+def test_a_terminal_shows_the_run_while_it_works(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    code, out, err = command("train", "rotated-digits", "--target", "75", *SHORT, "--out", "run")
+    assert code == 0
+    assert "agr-sum testing" in err
+    assert "12/12" in err
+    assert "accuracy on 75" in out
+
+
 def test_every_option_reaches_the_configuration(command: Command, tmp_path: Path) -> None:
     options = {
         "method": "pcgrad",

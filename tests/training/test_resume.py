@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from gradsurgery.backbones import build_backbone
 from gradsurgery.data import ImageSet
 from gradsurgery.errors import ArgumentError, GradsurgeryError, OutputError
 from gradsurgery.training import (
@@ -17,7 +19,11 @@ from gradsurgery.training import (
     TrainingProgress,
     train,
 )
+from gradsurgery.training import checkpoint as checkpoint_module
 from gradsurgery.training import loop as loop_module
+from gradsurgery.training import run as run_module
+from gradsurgery.training.evaluation import Evaluation
+from gradsurgery.training.learner import Learner, build_learner
 
 Configure = Callable[..., RunConfiguration]
 Outcome = Callable[[Record, Path], tuple[dict[str, Any], bytes]]
@@ -216,14 +222,37 @@ def test_images_that_changed_since_are_noticed(
 
 
 def test_a_model_no_checkpoint_names_is_not_believed(
-    tmp_path: Path, images: ImageSet, configured: Configure, outcome: Outcome
+    tmp_path: Path,
+    images: ImageSet,
+    configured: Configure,
+    outcome: Outcome,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    accuracies = iter([0.25, 0.5, 0.75, 0.25, 0.5, 0.75])
+    monkeypatch.setattr(run_module, "evaluate", lambda *_, **__: Evaluation(1.0, next(accuracies)))
     whole = train(configured(), tmp_path / "whole", opened=images)
     interrupted(tmp_path / "parts", configured(), images, 5)
-    for step in (8, 12):  # as of a process killed between the model and its checkpoint
-        (tmp_path / "parts" / f"best-{step}.safetensors").write_bytes(b"half")
+    # As of a process killed between the model and the checkpoint that names it.
+    (tmp_path / "parts" / "best-8.safetensors").write_bytes(b"half")
+    interrupted(tmp_path / "parts", configured(), images, 9)
     record = train(configured(), tmp_path / "parts", opened=images)
     assert outcome(record, tmp_path / "parts") == outcome(whole, tmp_path / "whole")
+
+
+def test_the_loss_scale_is_restored(configured: Configure) -> None:
+    configuration = configured(precision="float16")
+
+    def learner() -> Learner:
+        backbone = build_backbone("small-cnn", classes=2, weights="none", seed=0)
+        return build_learner(configuration, backbone, torch.device("cpu"))
+
+    first, second = learner(), learner()
+    assert first.scaler is not None
+    assert second.scaler is not None
+    first.scaler.scale(torch.ones(()))
+    first.scaler.update(256.0)
+    second.restore(first.state())
+    assert second.scaler.get_scale() == 256.0
 
 
 def test_the_best_model_is_written_once(
@@ -232,10 +261,6 @@ def test_the_best_model_is_written_once(
     configured: Configure,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from gradsurgery.training import checkpoint as checkpoint_module
-    from gradsurgery.training import run as run_module
-    from gradsurgery.training.evaluation import Evaluation
-
     accuracies = iter([0.5, 0.25, 0.75])
     monkeypatch.setattr(run_module, "evaluate", lambda *_, **__: Evaluation(1.0, next(accuracies)))
     written: list[str] = []

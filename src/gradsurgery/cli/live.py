@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 Report = Callable[["TrainingProgress"], None]
 
-_STAGES = {"images": "decoding", "training": "training", "testing": "testing"}
+_STAGES = {"images": " decoding", "training": "", "testing": " testing"}
 
 
 @contextmanager
@@ -31,9 +31,10 @@ def _live(console: Console, title: str) -> Iterator[Report]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as TimeLeft
 
+    wide = console.width >= 100  # the figures matter more than the bar
     bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
+        TextColumn("{task.description}", markup=False),
+        *([BarColumn(bar_width=16)] if wide else []),
         MofNCompleteColumn(),
         TextColumn("{task.fields[figures]}"),
         TimeLeft(),
@@ -48,9 +49,11 @@ def _live(console: Console, title: str) -> Iterator[Report]:
         nonlocal stage, validation
         if progress.stage != stage:
             stage = progress.stage
-            bar.reset(task, description=f"{title}: {_STAGES[stage]}", total=progress.total)
+            bar.reset(
+                task, description=f"{title}{_STAGES[stage]}", total=progress.total, figures=""
+            )
         if progress.validation_accuracy is not None:
-            validation = f"validation {progress.validation_accuracy:.1%}"
+            validation = f"val {progress.validation_accuracy:.1%}"
         figures = "  ".join(filter(None, [_figures(progress), validation]))
         bar.update(task, completed=progress.done, figures=figures)
 
