@@ -36,7 +36,7 @@ class StopError(Exception):
 
 def stop_at(step: int) -> Callable[[TrainingProgress], None]:
     def report(progress: TrainingProgress) -> None:
-        if progress.stage == "training" and progress.done == step:
+        if progress.stage == "training" and progress.done >= step:
             raise StopError
 
     return report
@@ -286,7 +286,7 @@ def test_two_processes_on_one_folder(
         while child.is_alive() and not (tmp_path / "checkpoint.pt").exists():
             time.sleep(0.01)
         with pytest.raises(OutputError, match="another process is working"):
-            train(configuration, tmp_path, cache=cache)
+            train(configuration, tmp_path, stop_at(1), cache)
     finally:
         child.kill()
         child.join()
