@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "gradsurgery"
-BASE = {"errors", "seeds", "atomic"}
+BASE = {"errors", "seeds", "atomic", "spans"}
 MAY_IMPORT = {
     "errors": set(),
     "seeds": set(),
     "atomic": {"errors"},
-    "rules": {"errors"},
+    "spans": set(),
+    "rules": {"errors", "spans"},
     "engine": {"errors", "rules"},
     "algorithms": {"errors", "rules", "engine"},
     "data": BASE,

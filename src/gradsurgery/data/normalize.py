@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradsurgery.errors import ArgumentError
+from gradsurgery.spans import in_spans
 
 PIECE = 3 * 50_000
 """Numbers (whole pixels) that go through all four operations while they lie in the cache."""
@@ -58,18 +59,18 @@ def _on_cpu(
     std: NDArray[np.float32],
     result: NDArray[np.float32],
 ) -> None:
-    """The same over flat memory, piece by piece, in one thread.
-
-    Torch's threads would wait for one another at every operation on every piece: next to other
-    programs that takes many times as long.
-    """
+    """The same over flat memory, piece by piece, each thread on a span of its own."""
     size = min(PIECE, len(pixels))
     means, stds = np.resize(mean, size), np.resize(std, size)
-    memory = np.empty(size, np.float32)
-    for start in range(0, len(pixels), PIECE):
-        target = result[start : start + PIECE]
-        piece = memory[: len(target)]
-        np.copyto(piece, pixels[start : start + PIECE])
-        np.divide(piece, np.float32(255), out=piece)
-        np.subtract(piece, means[: len(piece)], out=piece)
-        np.divide(piece, stds[: len(piece)], out=target)
+
+    def normalize_span(begin: int, end: int) -> None:
+        memory = np.empty(size, np.float32)
+        for start in range(begin, end, size):
+            stop = min(start + size, end)
+            piece = memory[: stop - start]
+            np.copyto(piece, pixels[start:stop])
+            np.divide(piece, np.float32(255), out=piece)
+            np.subtract(piece, means[: len(piece)], out=piece)
+            np.divide(piece, stds[: len(piece)], out=result[start:stop])
+
+    in_spans(len(pixels), normalize_span, least=PIECE, multiple=3)

@@ -5,20 +5,16 @@ tensor is not float32 or float64 in the processor's memory, callers take the pie
 """
 
 import ctypes
-import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from threading import Thread
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from gradsurgery.rules.pieces import PIECE_PER_THREAD
-
-Result = TypeVar("Result")
+from gradsurgery.spans import Result, in_spans
 
 _NAMES = {torch.float32: "float32", torch.float64: "float64"}
 
@@ -41,42 +37,25 @@ def agreement_sum(
     """Write equation 3 into `out`; False where a NaN or an Inf turned up (or a sum overflowed)."""
     call = _function("agreement_sum", gradients.dtype)
     pointers = gradients.data_ptr(), gradients.stride(0), len(gradients), out.data_ptr()
-    return all(_in_spans(len(out), lambda begin, end: call(*pointers, begin, end)))
+    return all(_spans(len(out), lambda begin, end: call(*pointers, begin, end)))
 
 
 def fold_agreement(total: Float[Tensor, " params"], gradient: Float[Tensor, " params"]) -> None:
     """Add `gradient` to `total` where the signs are equal, and set NaN where they are not."""
     call = _function("fold_agreement", total.dtype)
     pointers = total.data_ptr(), gradient.data_ptr()
-    _in_spans(len(total), lambda begin, end: call(*pointers, begin, end))
+    _spans(len(total), lambda begin, end: call(*pointers, begin, end))
 
 
 def clear_marks(total: Float[Tensor, " params"], *, zero_agrees: bool) -> int:
     """Set NaN to zero and return how many components agree."""
     call = _function("clear_marks", total.dtype)
     pointer, count_zeros = total.data_ptr(), int(zero_agrees)
-    return sum(_in_spans(len(total), lambda begin, end: call(pointer, count_zeros, begin, end)))
+    return sum(_spans(len(total), lambda begin, end: call(pointer, count_zeros, begin, end)))
 
 
-def _in_spans(length: int, call: Callable[[int, int], Result]) -> list[Result]:
-    """The results of `call(begin, end)` on equal spans of 0 … length, each in a thread.
-
-    Threads of their own, since a pool would not survive a fork; ctypes releases Python's lock.
-    """
-    threads = min(torch.get_num_threads(), math.ceil(length / PIECE_PER_THREAD))
-    bounds = [length * part // max(threads, 1) for part in range(max(threads, 1) + 1)]
-    results: dict[int, Result] = {}
-
-    def work(part: int) -> None:
-        results[part] = call(bounds[part], bounds[part + 1])
-
-    others = [Thread(target=work, args=(part,)) for part in range(1, len(bounds) - 1)]
-    for thread in others:
-        thread.start()
-    work(0)
-    for thread in others:
-        thread.join()
-    return list(results.values())
+def _spans(length: int, call: Callable[[int, int], Result]) -> list[Result]:
+    return in_spans(length, call, least=PIECE_PER_THREAD)
 
 
 @cache
