@@ -1,7 +1,12 @@
 """The slow and obviously right versions: equations written out component by component."""
 
+from collections.abc import Callable
 from itertools import permutations, product
-from math import sqrt
+from math import sqrt, tanh
+from statistics import variance
+
+import numpy as np
+from scipy.optimize import minimize
 
 Matrix = list[list[float]]
 
@@ -63,3 +68,99 @@ def pcgrad_results(gradients: Matrix) -> list[list[float]]:
 def cosine(left: list[float], right: list[float]) -> float:
     norm = sqrt(dot(left, left) * dot(right, right))
     return dot(left, right) / norm if norm else 0.0
+
+
+def and_mask(gradients: Matrix, tau: float) -> list[float]:
+    """Section 3 of Parascandolo et al. 2021."""
+    return [
+        sum(column) / len(column)
+        if abs(sum(map(sign, column))) / len(column) >= tau - 1e-12
+        else 0.0
+        for column in zip(*gradients, strict=True)
+    ]
+
+
+def sand_mask(gradients: Matrix, tau: float, k: float) -> list[float]:
+    """Section 3 of Shahtalebi et al. 2021."""
+    update = []
+    for column in zip(*gradients, strict=True):
+        margin = abs(sum(map(sign, column))) / len(column) - tau
+        spread = variance(column)
+        if abs(margin) < 1e-12:
+            mask = 0.0
+        elif spread == 0:
+            mask = float(margin > 0)
+        else:
+            mask = max(0.0, tanh(k * margin / spread))
+        update.append(mask * sum(column) / len(column))
+    return update
+
+
+def graddrop(gradients: Matrix, draws: list[float], leak: float) -> list[float]:
+    """Lines 10 to 15 of algorithm 1 of Chen et al. 2020, with one leak for all tasks."""
+    update = []
+    for column, draw in zip(zip(*gradients, strict=True), draws, strict=True):
+        size = sum(map(abs, column))
+        purity = 0.5 * (1 + sum(column) / size) if size else 0.0
+        kept = [g for g in column if (g > 0 if purity > draw else g < 0)]
+        update.append(leak * sum(column) + (1 - leak) * sum(kept))
+    return update
+
+
+def trimmed_mean(gradients: Matrix, trim: int) -> list[float]:
+    """Definition 2 of Yin et al. 2018."""
+    columns = [sorted(column)[trim : len(column) - trim] for column in zip(*gradients, strict=True)]
+    return [sum(column) / len(column) for column in columns]
+
+
+def gradvac(
+    gradients: Matrix, order: list[list[int]], targets: Matrix, beta: float
+) -> tuple[list[float], Matrix]:
+    """Algorithm 1 of Wang et al. 2021 for gradients that are not zero: the update, new targets."""
+    targets = [list(row) for row in targets]
+    pulled = []
+    for domain, gradient in enumerate(gradients):
+        v = list(gradient)
+        for other in order[domain]:
+            cos, target = cosine(v, gradients[other]), targets[domain][other]
+            if cos < target:
+                share = target * sqrt(1 - cos**2) - cos * sqrt(1 - target**2)
+                norms = sqrt(dot(v, v)), sqrt(dot(gradients[other], gradients[other]))
+                scale = norms[0] * share / (norms[1] * sqrt(1 - target**2))
+                v = [a + scale * b for a, b in zip(v, gradients[other], strict=True)]
+            targets[domain][other] = (1 - beta) * target + beta * cos
+        pulled.append(v)
+    return [sum(column) for column in zip(*pulled, strict=True)], targets
+
+
+def minimum_over_simplex(function: Callable[[np.ndarray], float], dimensions: int) -> float:
+    """The smallest value of a convex function over w ≥ 0, Σ w = 1, by a general solver."""
+    corners = [*np.eye(dimensions), np.full(dimensions, 1 / dimensions)]
+    found = [
+        minimize(
+            function,
+            start,
+            method="SLSQP",
+            bounds=[(0, 1)] * dimensions,
+            constraints={"type": "eq", "fun": lambda w: w.sum() - 1},
+            options={"ftol": 1e-14, "maxiter": 500},
+        ).x.clip(0)
+        for start in corners
+    ]
+    return min(function(w) for w in [*corners, *(w / w.sum() for w in found)])
+
+
+def shortest_in_hull(gradients: np.ndarray) -> float:
+    """The length of MGDA's update."""
+    return sqrt(
+        max(minimum_over_simplex(lambda w: w @ gradients @ gradients.T @ w, len(gradients)), 0)
+    )
+
+
+def cagrad_worst(gradients: np.ndarray, c: float) -> float:
+    """min_d g_d·g* of CAGrad, which by duality is the minimum of F in algorithm 1."""
+    mean = gradients.mean(0)
+    radius = c * np.linalg.norm(mean)
+    return minimum_over_simplex(
+        lambda w: w @ gradients @ mean + radius * np.linalg.norm(w @ gradients), len(gradients)
+    )

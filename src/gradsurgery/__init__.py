@@ -15,19 +15,47 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradsurgery.engine import BackwardResult, backward
     from gradsurgery.errors import GradsurgeryError, NonFiniteError
-    from gradsurgery.rules import AgrRand, AgrSum, Mean, PCGrad, Rule, Sum, rule
+    from gradsurgery.rules import (
+        MGDA,
+        AggregatorRule,
+        AgrRand,
+        AgrSum,
+        ANDMask,
+        CAGrad,
+        GradDrop,
+        GradVac,
+        Mean,
+        Median,
+        PCGrad,
+        Rule,
+        SANDMask,
+        Sum,
+        TrimmedMean,
+        as_aggregator,
+        rule,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
+    "MGDA",
+    "ANDMask",
+    "AggregatorRule",
     "AgrRand",
     "AgrSum",
     "BackwardResult",
+    "CAGrad",
+    "GradDrop",
+    "GradVac",
     "GradsurgeryError",
     "Mean",
+    "Median",
     "NonFiniteError",
     "PCGrad",
     "Rule",
+    "SANDMask",
     "Sum",
+    "TrimmedMean",
+    "as_aggregator",
     "backward",
     "rule",
 ]

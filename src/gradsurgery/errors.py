@@ -32,3 +32,7 @@ class NonFiniteError(GradsurgeryError):
         super().__init__(message)
         self.domain = domain
         self.parameter = parameter
+
+
+class MissingPackageError(GradsurgeryError, ImportError):
+    """A package that only some features need is not installed."""

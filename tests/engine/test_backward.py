@@ -33,7 +33,7 @@ def losses_of(model, batches):
 @pytest.mark.parametrize("model", sorted(MODELS))
 def test_equal_to_the_rule_on_separate_gradients(model, rule, domains):
     network = MODELS[model]()
-    batches = domain_batches(domains)
+    batches = domain_batches(max(domains, seeded(rule).minimum_domains))
     gradients = separate_gradients(network, batches)
     result = gs.backward(losses_of(network, batches), network.parameters(), seeded(rule))
     torch.testing.assert_close(flat_grad(network), seeded(rule)(gradients), rtol=1e-4, atol=1e-7)
@@ -68,17 +68,17 @@ def test_agr_rand_has_one_sigma_for_the_whole_network():
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_no_hook_and_no_gradient_of_a_domain_remains(rule):
     network = MODELS["mlp"]()
-    batches = domain_batches(2)
+    batches = domain_batches(3)
     gs.backward(losses_of(network, batches), network.parameters(), seeded(rule))
     assert not any(p._post_accumulate_grad_hooks for p in network.parameters())
 
     def failing():
         yield from losses_of(network, batches)
-        raise RuntimeError("the third domain's batch could not be read")
+        raise RuntimeError("the fourth domain's batch could not be read")
 
     before = [p.grad for p in network.parameters()]
     values = [p.grad.clone() for p in network.parameters()]
-    with pytest.raises(RuntimeError, match="third domain"):
+    with pytest.raises(RuntimeError, match="fourth domain"):
         gs.backward(failing(), network.parameters(), seeded(rule))
     assert not any(p._post_accumulate_grad_hooks for p in network.parameters())
     for parameter, gradient, value in zip(network.parameters(), before, values, strict=True):
@@ -104,7 +104,7 @@ def test_one_graph_is_alive_at_a_time():
     assert counts == [0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("rule", ["sum", "agr-sum", "pcgrad"])
+@pytest.mark.parametrize("rule", ["sum", "agr-sum", "sand-mask", "pcgrad", "median"])
 def test_a_missing_gradient_is_a_zero_gradient(rule):
     shared, left, right, unused = (torch.ones(2, requires_grad=True) for _ in range(4))
     frozen = torch.ones(2)
@@ -183,7 +183,11 @@ def test_channels_last_and_transposed_parameters_keep_their_layout():
     assert torch.equal(weight.grad, 3 * factors)
 
 
-@given(st.sampled_from(["agr-sum", "pcgrad"]), st.integers(0, 2), st.sampled_from(["nan", "inf"]))
+@given(
+    st.sampled_from(["agr-sum", "pcgrad", "median"]),
+    st.integers(0, 2),
+    st.sampled_from(["nan", "inf"]),
+)
 def test_a_gradient_that_is_not_finite_names_domain_and_parameter(rule, bad, value):
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     before = [p.clone() for p in network.parameters()]
@@ -229,18 +233,21 @@ def test_gradient_scaler_skips_a_step_that_overflowed(rule):
     other = torch.ones(2, requires_grad=True)
     optimizer = torch.optim.SGD([weight, other], lr=0.5)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    rows = torch.tensor([[1.0, 1.0, 2.0], [3.0, 1.0, 2.0]])
+    rows = torch.tensor([[1.0, 1.0, 2.0], [3.0, 1.0, 2.0], [2.0, 1.0, 3.0]])
     result = gs.backward(
         (r @ weight + other.sum() for r in rows), [weight, other], seeded(rule), scaler=scaler
     )
-    torch.testing.assert_close(result.losses, torch.tensor([6.0, 8.0]))  # unscaled
+    torch.testing.assert_close(result.losses, torch.tensor([6.0, 8.0, 8.0]))  # unscaled
     scaler.step(optimizer)
     scaler.update()
-    factor = 0.5 if rule == "mean" else 1.0  # the rows agree and have no conflict
-    torch.testing.assert_close(weight.detach(), 1 - 0.5 * factor * rows.sum(0))
+    scaled = 4 * torch.cat([rows, torch.ones(3, 2)], 1)
+    update = seeded(rule)(scaled)[:3] / 4
+    torch.testing.assert_close(weight.detach(), 1 - 0.5 * update)
     before = weight.detach().clone()
     optimizer.zero_grad()
-    poisoned = (weight.sum() + Poison.apply(weight, float("inf")).sum() * f for f in (0.0, 1.0))
+    poisoned = (
+        weight.sum() + Poison.apply(weight, float("inf")).sum() * f for f in (0.0, 1.0, 0.0)
+    )
     gs.backward(poisoned, [weight, other], seeded(rule), scaler=scaler)
     assert weight.grad.isnan().all()
     scaler.step(optimizer)

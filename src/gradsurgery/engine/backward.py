@@ -7,10 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradsurgery.engine.collectors import Collector, collector_for
+from gradsurgery.engine.collector import Collector
+from gradsurgery.engine.folding import FoldingCollector
+from gradsurgery.engine.matrix import MatrixCollector
 from gradsurgery.engine.parameters import NamedParameter, trainable_parameters
+from gradsurgery.engine.storing import StoringCollector
 from gradsurgery.errors import ArgumentError, NonFiniteError
-from gradsurgery.rules.base import Rule
+from gradsurgery.rules.base import ComponentwiseRule, GramianRule, Rule
 
 DomainLoss = Tensor | Iterable[Tensor]
 
@@ -20,8 +23,9 @@ class BackwardResult:
     """What one backward pass over the domains saw.
 
     losses: the loss of each domain (the sum of its micro-batches), detached.
-    agreeing: fraction of components with Φ_n = 1 (equation 2), in [0, 1]; None for rules that do
-        not compare signs. Components no domain has a gradient for are not counted.
+    agreeing: fraction of components with Φ_n = 1 (equation 2), or that the mask of the rule keeps,
+        in [0, 1]; None for rules without one. Components no domain has a gradient for are not
+        counted.
     cosines: cosine similarity of the domains' gradients, in pairs; None for rules that do not
         compute inner products.
     """
@@ -47,7 +51,8 @@ def backward(
         Frozen ones are left alone. A parameter that a domain's loss does not reach has a zero
         gradient there; one that no loss reaches keeps its `.grad`.
     rule: e.g. `gradsurgery.AgrSum()`. Component-wise rules need the memory of one gradient and of
-        the tensor being folded, whatever D is; Gramian rules store the D gradients.
+        the tensor being folded, whatever D is; Gramian rules store the D gradients. Any other
+        `Rule` is called on the D gradients as one matrix, with room for at least 4 of them.
     scaler: with float16 autocast, scales each loss. A gradient that overflowed then makes `.grad`
         NaN, so that `scaler.step(optimizer)` skips the step, instead of raising.
 
@@ -69,7 +74,7 @@ def backward(
     for _, parameter in named:
         parameter.grad = None
     try:
-        with collector_for(rule, [parameter for _, parameter in named]) as collector:
+        with _collector_for(rule, [parameter for _, parameter in named]) as collector:
             values = _run_domains(losses, named, collector, scaler)
             rule.check_domains(len(values))
             _check_losses(values)
@@ -85,6 +90,19 @@ def backward(
             new if gradient is None else gradient if new is None else gradient.add_(new)
         )
     return BackwardResult(torch.stack(values), update.agreeing, update.cosines)
+
+
+def _collector_for(rule: Rule, parameters: list[Tensor]) -> Collector:
+    if isinstance(rule, ComponentwiseRule):
+        return FoldingCollector(rule, parameters)
+    if isinstance(rule, GramianRule):
+        return StoringCollector(rule, parameters)
+    if not isinstance(rule, Rule):
+        raise ArgumentError(
+            f"rule is a Rule, found {type(rule).__name__}; build one by name with "
+            "gradsurgery.rule(...), or wrap TorchJD's aggregators in gradsurgery.AggregatorRule"
+        )
+    return MatrixCollector(rule, parameters)
 
 
 def _run_domains(

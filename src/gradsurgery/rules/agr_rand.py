@@ -1,7 +1,6 @@
 """Agr-Rand: noise where the domains conflict (Mansilla et al. 2021, equation 4)."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -29,7 +28,7 @@ class AgrRand(AgreementRule):
     tensor([4., 6., 0.])
     """
 
-    name: ClassVar[str] = "agr-rand"
+    name = "agr-rand"
 
     def __init__(
         self,

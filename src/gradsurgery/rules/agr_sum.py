@@ -1,7 +1,6 @@
 """Agr-Sum: keep what the domains agree on (Mansilla et al. 2021, equation 3)."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -27,7 +26,7 @@ class AgrSum(AgreementRule):
     tensor([4., 0., 0.])
     """
 
-    name: ClassVar[str] = "agr-sum"
+    name = "agr-sum"
 
     def finish(self, states: Sequence[State], domains: int) -> Consensus:
         """The totals with conflicts at zero."""

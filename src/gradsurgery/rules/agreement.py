@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradsurgery.errors import ArgumentError
 from gradsurgery.rules import fused
 from gradsurgery.rules.base import ComponentwiseRule, State
+from gradsurgery.rules.options import check_reduction
 from gradsurgery.rules.pieces import compiled, pieces, scratch
 
 
@@ -21,8 +21,7 @@ class AgreementRule(ComponentwiseRule):
     """A rule that sums where the signs agree, and decides in `finish` what a conflict becomes."""
 
     def __init__(self, *, reduction: str = "sum", zero_agrees: bool = True) -> None:
-        if reduction not in ("sum", "mean"):
-            raise ArgumentError(f"reduction is 'sum' or 'mean', found {reduction!r}")
+        check_reduction(reduction)
         self.reduction = reduction
         self.zero_agrees = zero_agrees
 

@@ -1,8 +1,8 @@
 """What a rule is: the gradients of D domains in, one update out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -18,11 +18,12 @@ class Rule(ABC):
     """Combines the gradients of D source domains into one update.
 
     A rule is callable on a matrix, `rule(gradients)`: [domains, params] -> [params], and is handed
-    to `gradsurgery.backward`, which feeds it a model's gradients tensor by tensor.
+    to `gradsurgery.backward`. A subclass that implements the call alone works there too, with the
+    memory of the D gradients; `ComponentwiseRule` and `GramianRule` need less.
     """
 
-    name: ClassVar[str]
-    minimum_domains: ClassVar[int] = 2
+    name: str
+    minimum_domains: int = 2
 
     @abstractmethod
     def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
@@ -30,6 +31,18 @@ class Rule(ABC):
 
         Raises `ArgumentError` on a wrong shape or too few domains, `NonFiniteError` on NaN or Inf.
         """
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs beside the rule's options; empty for most rules."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` gave; raises `ArgumentError` on any other key."""
+        if state:
+            raise ArgumentError(
+                f"the rule {self.name} keeps no state, found {', '.join(sorted(state))}; load the "
+                "state of a rule of the same name"
+            )
 
     def check_domains(self, domains: int) -> None:
         """Raise `ArgumentError` where the rule has no meaning for this many domains."""

@@ -1,7 +1,5 @@
 """PCGrad: projecting conflicting gradients (Yu et al. 2020)."""
 
-from typing import ClassVar
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -27,7 +25,7 @@ class PCGrad(GramianRule):
     tensor([0.5000, 1.5000])
     """
 
-    name: ClassVar[str] = "pcgrad"
+    name = "pcgrad"
 
     def __init__(self, *, generator: torch.Generator | None = None) -> None:
         self._random = RandomSource(generator)

@@ -16,6 +16,18 @@ class RandomSource:
         draws = torch.empty(tensor.shape, dtype=tensor.dtype, device=generator.device)
         return draws.normal_(generator=generator).to(tensor.device)
 
+    def uniform_like(self, tensor: Tensor) -> Tensor:
+        """Draws from the uniform distribution on [0, 1), in at least float32."""
+        generator = self._on(tensor.device)
+        dtype = torch.promote_types(tensor.dtype, torch.float32)
+        draws = torch.empty(tensor.shape, dtype=dtype, device=generator.device)
+        return draws.uniform_(generator=generator).to(tensor.device)
+
+    def seed(self) -> int:
+        """A seed for a generator elsewhere."""
+        generator = self._on(torch.device("cpu"))
+        return int(torch.randint(1 << 62, (), generator=generator, device=generator.device))
+
     def permutation(self, length: int) -> list[int]:
         """0 … length − 1 in a random order."""
         generator = self._on(torch.device("cpu"))

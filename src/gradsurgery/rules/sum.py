@@ -1,7 +1,6 @@
 """Sum and mean of the domains' gradients, the rules without surgery."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -17,8 +16,8 @@ class Sum(ComponentwiseRule):
     tensor([4., 2.])
     """
 
-    name: ClassVar[str] = "sum"
-    minimum_domains: ClassVar[int] = 1
+    name = "sum"
+    minimum_domains = 1
 
     def start(self, gradient: Float[Tensor, " params"]) -> State:
         """The total after the first domain."""
@@ -42,7 +41,7 @@ class Mean(Sum):
     tensor([2., 1.])
     """
 
-    name: ClassVar[str] = "mean"
+    name = "mean"
 
     def finish(self, states: Sequence[State], domains: int) -> Consensus:
         """The totals divided by D."""

@@ -1,0 +1,80 @@
+"""CAGrad: the best update for the worst domain, near the mean gradient (Liu et al. 2021)."""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gradsurgery.rules.base import GramianRule
+from gradsurgery.rules.least_distance import coordinates, least_distance
+from gradsurgery.rules.options import check_range
+
+# Combinations of the gradients shorter than 1e-5 of them have no direction worth following.
+_FLOOR = 1e-10
+_TOLERANCE = 1e-12
+_STEPS = 100
+
+
+class CAGrad(GramianRule):
+    """g* = argmax min_d g_d·g over ‖g − g_0‖ ≤ c ‖g_0‖, with g_0 = (1/D) Σ_d g_d.
+
+    With g_w = Σ_d w_d g_d this is g* = g_0 + c ‖g_0‖ g_w / ‖g_w‖, where w minimises
+    F(w) = g_w·g_0 + c ‖g_0‖ ‖g_w‖ over w ≥ 0, Σ_d w_d = 1.
+
+    c: the radius, at least 0. Default 0.5. 0 gives the mean; below 1 the steps converge to a
+        stationary point of the mean loss; from 1 on no domain is made worse, to first order.
+
+    As in algorithm 1 the update is not divided by 1 + c² or 1 + c, which the published code does
+    on request: D equal gradients give 1 + c times one of them.
+
+    Source: Liu et al., "Conflict-Averse Gradient Descent for Multi-task Learning", NeurIPS 2021,
+    equation 3 and algorithm 1. F is not minimised by a general solver but by Newton's method on
+    γ = min_d g_d·g*: the shortest step from g_0 that reaches γ has length c ‖g_0‖.
+
+    >>> CAGrad()(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    tensor([0.7500, 0.7500])
+    """
+
+    name = "cagrad"
+
+    def __init__(self, *, c: float = 0.5) -> None:
+        check_range(self.name, "c", c, 0.0, float("inf"), ends="[)")
+        self.c = c
+
+    def weights(self, gramian: Float[Tensor, "domains domains"]) -> Float[Tensor, " domains"]:
+        """1/D + c ‖g_0‖ w / ‖g_w‖."""
+        domains = len(gramian)
+        mean = torch.full((domains,), 1 / domains, dtype=gramian.dtype)
+        largest = gramian.diagonal().max()
+        if largest == 0:
+            return mean
+        scaled = gramian / largest
+        radius = self.c * (mean @ scaled @ mean).clamp_min(0).sqrt().item()
+        if radius == 0:
+            return mean
+        rows = coordinates(scaled, floor=_FLOOR)
+        return mean + torch.from_numpy(step_of_length(radius, rows, (scaled @ mean).numpy()))
+
+
+def step_of_length(
+    radius: float,
+    rows: Float[np.ndarray, "domains coordinates"],
+    before: Float[np.ndarray, " domains"],
+) -> Float[np.ndarray, " domains"]:
+    """The v ≥ 0 with ‖Σ_d v_d rows[d]‖ = `radius` that raises `before` to the largest minimum.
+
+    The length of the shortest step that reaches γ is convex and increasing in γ, so that Newton's
+    method from above, γ ← F(v / Σ_d v_d), approaches the γ of `radius` without overshooting.
+    """
+    shares = np.full(len(rows), 1 / len(rows))
+    gamma = np.inf
+    for _ in range(_STEPS):
+        reached = before @ shares + radius * np.linalg.norm(shares @ rows)
+        if reached >= gamma - _TOLERANCE * radius:
+            break
+        gamma = reached
+        step = least_distance(rows, gamma - before)
+        if not step.any():
+            break
+        shares = step / step.sum()
+    return shares * radius / np.linalg.norm(shares @ rows)

@@ -1,0 +1,120 @@
+"""Gradient Vaccine: pull the cosines of conflicting gradients up to a target (Wang et al. 2021)."""
+
+from collections.abc import Mapping
+from math import sqrt
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gradsurgery.errors import ArgumentError
+from gradsurgery.rules.base import GramianRule
+from gradsurgery.rules.options import check_range
+from gradsurgery.rules.randomness import RandomSource
+
+# A gradient this much smaller (squared) than it was before projections is rounding error.
+_VANISHED = 1e-14
+# No finite multiple of g_j gives a cosine of 1 with it.
+_LARGEST_TARGET = 1 - 1e-6
+
+
+class GradVac(GramianRule):
+    """g* = Σ_d v_d, where v_d is g_d pulled towards the gradients it is less similar to than usual.
+
+    For each domain d: v = g_d; for every other domain j in a random order drawn anew for this d,
+    with φ = cos(v, g_j) and φ̂ the target of the pair (d, j): if φ < φ̂ then
+
+        v ← v + ‖v‖ (φ̂ √(1 − φ²) − φ √(1 − φ̂²)) / (‖g_j‖ √(1 − φ̂²)) g_j,
+
+    which makes the cosine φ̂; then φ̂ ← (1 − β) φ̂ + β φ. Targets start at 0 and belong to the pair.
+
+    beta: the decay β of the average in [0, 1]. Default 0.01, the paper's.
+    target: a fixed φ̂ in (−1, 1) for all pairs instead of the average; 0 is PCGrad.
+    generator: draws the orders; without one the rule has its own, seeded with 0.
+
+    The targets are state: `state_dict()` and `load_state_dict()` save and restore them. A gradient
+    that is zero has no cosine and is left out. The whole network is one block, of the paper's
+    choices the simplest.
+
+    Source: Wang et al., "Gradient Vaccine: Investigating and Improving Multi-task Optimization in
+    Massively Multilingual Models", ICLR 2021, equations 2 and 3, algorithm 1.
+
+    >>> gradients = torch.tensor([[1.0, 0.0], [-1.0, 1.0]])
+    >>> GradVac()(gradients)  # targets are 0 at first
+    tensor([0.5000, 1.5000])
+    """
+
+    name = "gradvac"
+
+    def __init__(
+        self,
+        *,
+        generator: torch.Generator | None = None,
+        beta: float = 0.01,
+        target: float | None = None,
+    ) -> None:
+        check_range(self.name, "beta", beta, 0.0, 1.0)
+        if target is not None:
+            check_range(self.name, "target", target, -1.0, 1.0, ends="()")
+        self.beta = beta
+        self.target = target
+        self._random = RandomSource(generator)
+        self._targets: Tensor | None = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The targets φ̂ per pair, once there are some."""
+        return {} if self._targets is None else {"targets": self._targets.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the targets; an empty state sets them back to 0."""
+        if unexpected := sorted(set(state) - {"targets"}):
+            raise ArgumentError(
+                f"the state of {self.name} has the key 'targets', found {unexpected[0]!r}"
+            )
+        if state and self.target is not None:
+            raise ArgumentError(
+                f"{self.name} with a fixed target has no state, found 'targets'; build it without "
+                "the option target"
+            )
+        self._targets = state["targets"].double().cpu().clone() if state else None
+
+    def weights(self, gramian: Float[Tensor, "domains domains"]) -> Float[Tensor, " domains"]:
+        """w_j = Σ_d c_dj with v_d = Σ_j c_dj g_j; advances the targets."""
+        targets = self._targets_for(len(gramian))
+        coefficients = torch.eye(len(gramian), dtype=gramian.dtype)
+        for domain, row in enumerate(coefficients):
+            others = [other for other in range(len(gramian)) if other != domain]
+            for position in self._random.permutation(len(others)):
+                other = others[position]
+                squared = (row @ gramian @ row).item()
+                length = sqrt(gramian[other, other].item())
+                if length == 0 or squared <= _VANISHED * gramian[domain, domain].item():
+                    continue
+                cosine = (row @ gramian[:, other]).item() / (sqrt(squared) * length)
+                cosine = min(max(cosine, -1.0), 1.0)
+                target = targets[domain, other].item()
+                row[other] += sqrt(squared) / length * step(cosine, target)
+                if self.target is None:
+                    targets[domain, other] = (1 - self.beta) * target + self.beta * cosine
+        return coefficients.sum(0)
+
+    def _targets_for(self, domains: int) -> Float[Tensor, "domains domains"]:
+        if self.target is not None:
+            return torch.full((domains, domains), self.target, dtype=torch.float64)
+        if self._targets is None:
+            self._targets = torch.zeros(domains, domains, dtype=torch.float64)
+        if len(self._targets) != domains:
+            raise ArgumentError(
+                f"gradvac has targets for {len(self._targets)} domains, found {domains} gradients; "
+                "build a new rule, or load_state_dict({}), when the domains change"
+            )
+        return self._targets
+
+
+def step(cosine: float, target: float) -> float:
+    """How many g_j of v's length v needs for its cosine with g_j to rise to `target`."""
+    target = min(target, _LARGEST_TARGET)
+    if cosine >= target:
+        return 0.0
+    sine, target_sine = sqrt(1 - cosine**2), sqrt(1 - target**2)
+    return (target * sine - cosine * target_sine) / target_sine

@@ -1,0 +1,89 @@
+"""SAND-mask: weigh each component by the agreement of signs and sizes (Shahtalebi et al. 2021)."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gradsurgery.rules.and_mask import add_signs
+from gradsurgery.rules.base import ComponentwiseRule, Consensus, State
+from gradsurgery.rules.options import check_range, check_reduction
+from gradsurgery.rules.pieces import pieces
+
+
+class SANDMask(ComponentwiseRule):
+    """g*_n = m_n (1/D) Σ_d g_dn with m_n = max(0, tanh(k/σ²_n (|(1/D) Σ_d sign(g_dn)| − τ))).
+
+    σ²_n is the variance of g_1n … g_Dn (with D − 1); where it is 0, m_n is 1 above the threshold
+    and 0 elsewhere.
+
+    tau: the threshold τ in [0, 1). DomainBed's default of 1 trains nothing: the agreement is never
+        above 1, so every m_n is 0; it is refused here. The default, 0.5, is the middle of the range
+        DomainBed searches; with up to four domains all have to agree in sign.
+    k: the steepness, above 0. Default 10, as in DomainBed.
+    reduction: "mean", as published, or "sum".
+    rescale: divide the update of each parameter tensor by the mean of its m_n, as DomainBed does;
+        off, as in the formula. A matrix counts as one tensor.
+
+    σ² is absolute: s times the gradients need s² times the k, also where a gradient scaler
+    multiplies the losses. The agreement reported is the fraction of components with m_n > 0.
+    Memory: mean, squared deviations and a 16-bit count of signs per component, whatever D is.
+
+    Source: Shahtalebi et al., "SAND-mask: An Enhanced Gradient Masking Strategy for the Discovery
+    of Invariances in Domain Generalization", 2021, section 3; DomainBed's `SANDMask`.
+
+    >>> SANDMask()(torch.tensor([[1.0, 2.0, 30.0], [1.0, -2.0, 10.0]]))
+    tensor([1.0000, 0.0000, 0.4999])
+    """
+
+    name = "sand-mask"
+
+    def __init__(
+        self, *, tau: float = 0.5, k: float = 10.0, reduction: str = "mean", rescale: bool = False
+    ) -> None:
+        check_range(self.name, "tau", tau, 0.0, 1.0, ends="[)")
+        check_range(self.name, "k", k, 0.0, float("inf"), ends="()")
+        check_reduction(reduction)
+        self.tau = tau
+        self.k = k
+        self.reduction = reduction
+        self.rescale = rescale
+
+    def start(self, gradient: Float[Tensor, " params"]) -> State:
+        """Mean, squared deviations, sum of signs, and the number of domains seen."""
+        deviations = torch.zeros_like(
+            gradient, dtype=torch.promote_types(gradient.dtype, torch.float32)
+        )
+        return gradient, deviations, torch.sign(gradient).to(torch.int16), torch.ones(())
+
+    def fold(self, state: State, gradient: Float[Tensor, " params"]) -> State:
+        """Welford's update, which does not cancel as a sum of squares would."""
+        mean, deviations, signs, seen = state
+        seen += 1
+        for running, spread, added in pieces(mean, deviations, gradient):
+            wide = added.to(spread.dtype)
+            before = wide - running
+            running.add_(before, alpha=1 / seen.item())
+            spread.addcmul_(before, wide - running)
+        add_signs(signs, gradient)
+        return state
+
+    def finish(self, states: Sequence[State], domains: int) -> Consensus:
+        """The means weighed by their masks."""
+        updates, passing = [], []
+        for mean, deviations, signs, _ in states:
+            total = torch.zeros((), dtype=torch.float64, device=mean.device)
+            count = torch.zeros_like(total)
+            for running, spread, agreement in pieces(mean, deviations, signs):
+                margin = agreement.abs().to(spread.dtype).div_(domains).sub_(self.tau)
+                mask = margin.mul_(self.k).div_(spread.div_(domains - 1)).tanh_()
+                mask.clamp_(min=0).nan_to_num_(nan=0)  # 0/0: no spread, exactly at the threshold
+                running.mul_(mask)
+                total += mask.sum(dtype=torch.float64)
+                count += (mask > 0).sum()
+            if self.rescale:
+                mean.div_((total / max(mean.numel(), 1)).clamp_min(1e-10))
+            updates.append(mean if self.reduction == "mean" else mean.mul_(domains))
+            passing.append(count)
+        return Consensus(updates, torch.stack(passing).sum() / sum(map(torch.numel, updates)))

@@ -1,0 +1,155 @@
+"""TorchJD's aggregators as rules, and rules as TorchJD's aggregators.
+
+TorchJD (Quinton & Rey, "Jacobian Descent for Multi-Objective Optimization", 2024) is an optional
+package, imported when one of these functions is called.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gradsurgery.errors import ArgumentError, MissingPackageError
+from gradsurgery.rules.base import GramianRule, Rule, check_rows_finite
+from gradsurgery.rules.options import check_options
+from gradsurgery.rules.randomness import RandomSource
+
+if TYPE_CHECKING:
+    from torchjd.aggregation import Aggregator
+
+PREFIX = "torchjd:"
+
+
+class AggregatorRule(Rule):
+    """g* = A(g_1, …, g_D) with any aggregator A of `torchjd.aggregation`.
+
+    `gradsurgery.rule("torchjd:UPGrad")` builds one by name; its options are the aggregator's.
+
+    aggregator: an instance, also of a class of your own.
+    generator: seeds what the aggregator draws, which TorchJD takes from torch's global state; that
+        state is left as it was. Without one the rule has its own, seeded with 0.
+
+    >>> from torchjd.aggregation import UPGrad
+    >>> AggregatorRule(UPGrad())(torch.tensor([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]))
+    tensor([0.2929, 1.9004, 1.9004])
+    """
+
+    minimum_domains = 1
+
+    def __init__(
+        self, aggregator: "Aggregator", *, generator: torch.Generator | None = None
+    ) -> None:
+        self.name = PREFIX + type(aggregator).__name__
+        self.aggregator = aggregator
+        self._random = RandomSource(generator)
+
+    def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
+        """The aggregation of the rows."""
+        self.check_matrix(gradients)
+        check_rows_finite(gradients)
+        place = gradients.device
+        seed = self._random.seed()
+        with (
+            torch.random.fork_rng([] if place.type == "cpu" else [place], device_type=_kind(place)),
+            torch.no_grad(),
+        ):
+            torch.default_generator.manual_seed(seed)
+            if place.type == "cuda":
+                torch.cuda.default_generators[place.index].manual_seed(seed)
+            update: Tensor = self.aggregator(gradients)
+        return update
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Empty; raises `ArgumentError` for the aggregators whose state TorchJD cannot restore."""
+        from torchjd import Stateful
+
+        if any(isinstance(module, Stateful) for module in self.aggregator.modules()):
+            raise ArgumentError(
+                f"the rule {self.name} keeps a state that cannot be saved; where a run has to be "
+                "resumed use a rule of gradsurgery, e.g. 'gradvac'"
+            )
+        return {}
+
+
+def aggregator_rule(
+    name: str, options: Mapping[str, Any], generator: torch.Generator | None
+) -> AggregatorRule:
+    """The rule around the aggregator of that name in `torchjd.aggregation`.
+
+    Raises `ArgumentError` for an unknown name, or options that the aggregator does not take.
+    """
+    known = _aggregators()
+    if name not in known:
+        raise ArgumentError(
+            f"unknown aggregator {name!r}; torchjd.aggregation has {', '.join(sorted(known))}"
+        )
+    signature = inspect.signature(known[name])
+    check_options(PREFIX + name, signature.parameters, options)
+    try:
+        signature.bind(**options)
+        return AggregatorRule(known[name](**options), generator=generator)
+    except ImportError as error:
+        raise MissingPackageError(f"{PREFIX}{name}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"{PREFIX}{name}: {error}") from error
+
+
+def as_aggregator(rule: Rule) -> "Aggregator":
+    """`rule` where TorchJD expects an aggregator, e.g. in `torchjd.autojac.jac_to_grad`.
+
+    Rules that weigh the gradients by their Gramian become a `GramianWeightedAggregator`, whose
+    weights TorchJD can report and whose `gramian_weighting` its other engine can use.
+
+    >>> from gradsurgery.rules import AgrSum
+    >>> as_aggregator(AgrSum())(torch.tensor([[1.0, -2.0], [3.0, 4.0]]))
+    tensor([4., 0.])
+    """
+    _import()
+    from torchjd.aggregation import Aggregator, GramianWeightedAggregator, Weighting
+
+    class RuleAggregator(Aggregator):
+        @torch.no_grad()
+        def forward(self, matrix: Tensor, /) -> Tensor:
+            return rule(matrix)
+
+    class RuleWeighting(Weighting[Any]):
+        def __init__(self, rule: GramianRule) -> None:
+            super().__init__()
+            self._rule = rule
+
+        @torch.no_grad()
+        def forward(self, gramian: Tensor, /) -> Tensor:
+            self._rule.check_domains(len(gramian))
+            return self._rule.weights(gramian.double().cpu()).to(gramian)
+
+    if isinstance(rule, GramianRule):
+        return GramianWeightedAggregator(RuleWeighting(rule))
+    return RuleAggregator()
+
+
+def _aggregators() -> "dict[str, type[Aggregator]]":
+    aggregation = _import()
+    bases = {"Aggregator", "WeightedAggregator", "GramianWeightedAggregator"}
+    found = {name: getattr(aggregation, name) for name in aggregation.__all__}
+    return {
+        name: kind
+        for name, kind in found.items()
+        if issubclass(kind, aggregation.Aggregator) and name not in bases
+    }
+
+
+def _import() -> Any:
+    try:
+        from torchjd import aggregation
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            'this needs the package torchjd; install it with: pip install "gradsurgery[torchjd]"'
+        ) from error
+    return aggregation
+
+
+def _kind(device: torch.device) -> str:
+    return "cuda" if device.type == "cpu" else device.type

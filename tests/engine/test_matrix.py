@@ -1,0 +1,76 @@
+"""Rules that are nothing but a function of the matrix, in `gradsurgery.backward`."""
+
+import pytest
+import torch
+from torch import nn
+
+import gradsurgery as gs
+from gradsurgery.errors import ArgumentError
+
+
+class Recorded(gs.Rule):
+    """Keeps what it is called with, and gives the last domain's gradient."""
+
+    name = "recorded"
+
+    def __call__(self, gradients):
+        self.seen = gradients.clone()
+        return gradients[-1]
+
+
+class Wrong(gs.Rule):
+    name = "wrong"
+
+    def __call__(self, gradients):
+        return gradients.reshape(-1)
+
+
+@pytest.mark.parametrize("domains", [2, 4, 5, 9])
+def test_the_matrix_has_a_row_a_domain_and_a_column_a_component(domains):
+    first, second = torch.ones(2, requires_grad=True), torch.ones(1, 2, requires_grad=True)
+    rows = torch.arange(4.0 * domains).reshape(domains, 4)
+    rule = Recorded()
+    losses = ((row[:2] @ first) + (row[2:] * second).sum() for row in rows)
+    result = gs.backward(losses, [first, second], rule)
+    assert torch.equal(rule.seen, rows)
+    assert first.grad.tolist() == rows[-1, :2].tolist()
+    assert second.grad.tolist() == [rows[-1, 2:].tolist()]
+    assert (result.agreeing, result.cosines) == (None, None)
+
+
+def test_a_parameter_that_no_domain_reaches_is_no_column():
+    first, unused, last = (torch.ones(2, requires_grad=True) for _ in range(3))
+    rule = Recorded()
+    gs.backward([first.sum() + 2 * last.sum(), 3 * last.sum()], [first, unused, last], rule)
+    assert rule.seen.tolist() == [[1, 1, 2, 2], [0, 0, 3, 3]]
+    assert unused.grad is None
+    assert (first.grad.tolist(), last.grad.tolist()) == ([0, 0], [3, 3])
+
+
+def test_parameters_of_several_precisions_share_the_widest():
+    half, single = torch.ones(1, dtype=torch.bfloat16), torch.ones(1)
+    half.requires_grad_(), single.requires_grad_()
+    rule = Recorded()
+    gs.backward((f * (half.float() + single).sum() for f in (1.0, 2.0)), [half, single], rule)
+    assert rule.seen.dtype == torch.float32
+    assert (half.grad.dtype, half.grad.item()) == (torch.bfloat16, 2.0)
+    assert (single.grad.dtype, single.grad.item()) == (torch.float32, 2.0)
+
+
+def test_layouts_are_kept():
+    weight = torch.zeros(3, 2).T.requires_grad_()
+    factors = torch.arange(6.0).reshape(2, 3)
+    gs.backward(((weight * f * factors).sum() for f in (1.0, 2.0)), [weight], gs.Median())
+    assert torch.equal(weight.grad, 1.5 * factors)
+    assert weight.grad.stride() == weight.stride()
+
+
+def test_what_cannot_work_is_said():
+    weight = torch.ones(2, requires_grad=True)
+    losses = [weight.sum(), weight.sum()]
+    with pytest.raises(ArgumentError, match=r"rule wrong .* expected shape \[2\], found \[4\]"):
+        gs.backward(losses, [weight], Wrong())
+    elsewhere = nn.Parameter(torch.ones(2, device="meta"))
+    with pytest.raises(ArgumentError, match="found parameters on cpu, meta; put the model on one"):
+        gs.backward([weight.sum(), weight.sum()], [weight, elsewhere], Recorded())
+    assert weight.grad is None
