@@ -50,15 +50,12 @@ class AggregatorRule(Rule):
         """The aggregation of the rows."""
         self.check_matrix(gradients)
         check_rows_finite(gradients)
-        place = gradients.device
         seed = self._random.seed()
-        with (
-            torch.random.fork_rng([] if place.type == "cpu" else [place], device_type=_kind(place)),
-            torch.no_grad(),
-        ):
+        accelerators = [gradients.device] if gradients.device.type == "cuda" else []
+        with torch.random.fork_rng(accelerators), torch.no_grad():
             torch.default_generator.manual_seed(seed)
-            if place.type == "cuda":
-                torch.cuda.default_generators[place.index].manual_seed(seed)
+            for device in accelerators:
+                torch.cuda.default_generators[device.index].manual_seed(seed)
             update: Tensor = self.aggregator(gradients)
         return update
 
@@ -149,7 +146,3 @@ def _import() -> Any:
             'this needs the package torchjd; install it with: pip install "gradsurgery[torchjd]"'
         ) from error
     return aggregation
-
-
-def _kind(device: torch.device) -> str:
-    return "cuda" if device.type == "cpu" else device.type
