@@ -1,6 +1,6 @@
-"""Compiles rules/fused.c for the installed package, where a C compiler is at hand.
+"""Compiles src/gradsurgery/native for the installed package, where a C compiler is at hand.
 
-Without one the package installs all the same and works through the gradients in pieces instead.
+Without one the package installs all the same, and does the same in more passes over memory.
 """
 
 import os
@@ -14,22 +14,23 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 FLAGS = ["-O3", "-fno-trapping-math", "-fno-math-errno", "-std=c11", "-shared", "-fPIC"]
 
 
-class CompileFusedKernels(BuildHookInterface[Any]):
-    """Adds `gradsurgery/rules/libfused.so` to the wheel."""
+class CompileNative(BuildHookInterface[Any]):
+    """Adds `gradsurgery/native/libgradsurgery.so` to the wheel."""
 
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, or say why not."""
-        folder = Path(self.root) / "src" / "gradsurgery" / "rules"
-        library = folder / "libfused.so"
+        folder = Path(self.root) / "src" / "gradsurgery" / "native"
+        library = folder / "libgradsurgery.so"
         compiler = shlex.split(os.environ.get("CC", "cc"))
-        command = [*compiler, *FLAGS, str(folder / "fused.c"), "-o", str(library)]
+        sources = sorted(map(str, folder.glob("*.c")))
+        command = [*compiler, *FLAGS, *sources, "-o", str(library)]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            self.app.display_warning(f"fused kernels are left out: {error}")
+            self.app.display_warning(f"the compiled loops are left out: {error}")
             return
-        build_data["artifacts"].append("src/gradsurgery/rules/libfused.so")
+        build_data["artifacts"].append("src/gradsurgery/native/libgradsurgery.so")
         build_data["pure_python"] = False
         build_data["infer_tag"] = True

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "gradsurgery"
-BASE = {"errors", "seeds", "atomic", "spans"}
+BASE = {"errors", "seeds", "atomic", "spans", "native"}
 MAY_IMPORT = {
     "errors": set(),
     "seeds": set(),
     "atomic": {"errors"},
     "spans": set(),
-    "rules": {"errors", "spans"},
+    "native": set(),
+    "rules": {"errors", "native", "spans"},
     "engine": {"errors", "rules"},
     "algorithms": {"errors", "rules", "engine"},
     "data": BASE,

@@ -1,4 +1,4 @@
-/* Sign agreement in one pass over memory, for one thread; fused.py splits the work over several.
+/* Sign agreement in one pass over memory, for one thread; rules/fused.py splits the work over several.
 
    The loops are the definitions of agreement.py and agr_sum.py, written so that a compiler turns
    them into vector code for any processor. Every function works on the components begin..end. */
@@ -12,7 +12,7 @@
 #define DEFINE(REAL, NAME)                                                                        \
     /* out = sum of the rows where all are > 0 or all are < 0, else 0. `stride` lies between the  \
        rows. Returns 0 where a NaN or an Inf turned up. */                                        \
-    int agreement_sum_##NAME(const REAL *rows, int64_t stride, int64_t domains, REAL *out,        \
+    int64_t agreement_sum_##NAME(const REAL *rows, int64_t stride, int64_t domains, REAL *out,        \
                              int64_t begin, int64_t end) {                                        \
         REAL total[BLOCK], lowest[BLOCK], highest[BLOCK];                                         \
         int bad = 0;                                                                              \
