@@ -119,3 +119,12 @@ def test_a_model_with_a_second_head_gets_both_replaced():
     model = build("deit_tiny_distilled_patch16_224").model
     assert isinstance(model, nn.Module)
     assert [len(model.head.weight), len(model.head_dist.weight)] == [3, 3]
+
+
+def test_the_last_layer_is_drawn_like_a_layer_replaced_by_hand():
+    # nn.Linear draws from ±1/√inputs (a bound of its default initialisation)
+    model = build_backbone("tf_efficientnet_lite0", classes=7, weights="none", seed=0).model
+    head = model.get_classifier()
+    bound = 1 / head.in_features**0.5
+    assert bound / 2 < head.weight.abs().max() <= bound
+    assert head.bias.abs().max() <= bound

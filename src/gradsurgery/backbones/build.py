@@ -92,12 +92,26 @@ def build_backbone(
         elif weights != "none":
             origin, digest = weights, file_digest(Path(weights))
             state = read_state(Path(weights))
+    with _seeded(derive_seed(seed, "head")):
+        _draw_heads(design)
     if state is not None:
         load_state(design.model, state, design.heads, design.adapt, name=name, origin=origin)
     model = design.model.eval()
     if image_size is not None:
         _check_image_size(model, name, classes, image_size)
     return Backbone(name, model, design.mean, design.std, state is not None, digest)
+
+
+def _draw_heads(design: _Design) -> None:
+    """Give the last layer the weights of a new `nn.Linear`, as when it is replaced by hand.
+
+    Several of timm's models draw it with a standard deviation ten times as large, which their
+    pretrained layers take hundreds of steps to unlearn.
+    """
+    for path in design.heads:
+        head = design.model.get_submodule(path)
+        if isinstance(head, nn.Linear | nn.Conv2d):
+            head.reset_parameters()
 
 
 @contextmanager
