@@ -24,11 +24,11 @@ class OutputError(GradsurgeryError):
 class NonFiniteError(GradsurgeryError):
     """A loss or a gradient is NaN or infinite.
 
-    `domain` is the position of the source domain, `parameter` the name or the position of the
-    parameter, None where the loss itself is not finite.
+    `domain` is the position of the source domain, None where the domains were pooled; `parameter`
+    the name or the position of the parameter, None where the loss itself is not finite.
     """
 
-    def __init__(self, message: str, *, domain: int, parameter: str | None = None) -> None:
+    def __init__(self, message: str, *, domain: int | None, parameter: str | None = None) -> None:
         super().__init__(message)
         self.domain = domain
         self.parameter = parameter

@@ -1,4 +1,4 @@
-"""What a training step computes: losses of the domains' batches in, gradients in .grad out."""
+"""What one training step is: the domains' batches in, an optimiser step out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -6,29 +6,48 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from gradsurgery.algorithms.objectives import Batch
 from gradsurgery.engine import BackwardResult
 
-Batch = tuple[Float[Tensor, "batch channels height width"], Int[Tensor, " batch"]]
 Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 class Algorithm(ABC):
-    """Computes the gradients of one step; the optimiser is stepped elsewhere."""
+    """One step of a method; the optimiser is the run's.
+
+    minimum_domains: the least number of source domains that it makes sense with.
+    """
+
+    minimum_domains: int = 1
 
     @abstractmethod
-    def backward(
+    def step(
         self,
         model: nn.Module,
         batches: Sequence[Batch],
+        optimizer: torch.optim.Optimizer,
         *,
+        step: int,
         scaler: torch.amp.GradScaler | None = None,
         autocast: Autocast = nullcontext,
     ) -> BackwardResult:
-        """Set every parameter's `.grad` from one batch per source domain.
+        """Take step `step`, counted from 1, with one batch per source domain.
 
-        `autocast` is entered around each forward pass. The losses of the result are those of the
-        domains, whatever the algorithm minimises.
+        `autocast` is entered around each forward pass. Returns the domains' losses and what their
+        gradients looked like.
         """
+
+    def restarts_optimizer(self, step: int) -> bool:
+        """Whether the optimiser's state is dropped before step `step`."""
+        return False
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs beside the model and the optimiser."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go back to a state of `state_dict`."""
+        if state:
+            raise ValueError(f"{type(self).__name__} has no state, found {sorted(state)}")

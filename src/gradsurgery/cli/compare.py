@@ -32,6 +32,7 @@ def compare(
     seeds: Annotated[
         str, typer.Option("--seeds", help="A count (3), a range (0-4) or a list (0,1,2).")
     ] = "3",
+    settings: opt.SetOption = None,
     backbone: opt.BackboneOption = None,
     weights: opt.WeightsOption = None,
     batch_norm: opt.BatchNormOption = None,
@@ -55,8 +56,10 @@ def compare(
     Runs whose record is there already are not repeated: the same command again goes on where it
     was interrupted. Run k of every method has the same initial weights and the same batches.
     """
-    given = without_none(locals(), "methods", "targets", "seeds", "out", "cache")
-    run_all(given, Grid(methods, targets, seeds), out, cache)
+    given = without_none(locals(), "methods", "targets", "seeds", "settings", "out", "cache")
+    run_all(
+        given | {"settings": opt.settings_from(settings)}, Grid(methods, targets, seeds), out, cache
+    )
 
 
 class Grid(NamedTuple):
@@ -72,7 +75,7 @@ def run_all(options: dict[str, Any], grid: Grid, out: Path | None, cache: Path |
     from gradsurgery.training.allocator import keep_freed_memory
 
     keep_freed_memory()  # before torch allocates anything
-    from gradsurgery.algorithms import METHODS
+    from gradsurgery.algorithms import METHODS, settings_of
     from gradsurgery.data import open_source, prepare
     from gradsurgery.training import RunConfiguration, TrainingProgress
     from gradsurgery.training.record import RECORD_FILE
@@ -80,14 +83,24 @@ def run_all(options: dict[str, Any], grid: Grid, out: Path | None, cache: Path |
 
     seeds = parse_seeds(grid.seeds)
     source = open_source(options["data"])
+    settings = options.pop("settings")
     configurations = [
-        RunConfiguration(**options, target=target, method=method, seed=seed)
+        RunConfiguration(
+            **options,
+            target=target,
+            method=method,
+            seed=seed,
+            settings=settings_of(method, settings),
+        )
         for target, method, seed in itertools.product(
             _names("target", grid.targets, source.domains),
             _names("method", grid.methods, tuple(METHODS)),
             seeds,
         )
     ]
+    used = {key for configuration in configurations for key in configuration.settings}
+    if unused := sorted(set(settings) - used):
+        raise ArgumentError(f"no method of this comparison has the hyperparameter {unused[0]!r}")
     for configuration in configurations:
         check_domains(configuration, source.name, source.domains)
     with displayed(source.name) as report:

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from gradsurgery.errors import ArgumentError
+
 DataArgument = Annotated[
     str,
     typer.Argument(
@@ -54,7 +56,29 @@ SplitPerRunOption = Annotated[
 SkipBadOption = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")
 ]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="A hyperparameter of the method, e.g. group-dro.eta=0.05; see `gradsurgery methods`.",
+    ),
+]
 CacheOption = Annotated[Path | None, typer.Option("--cache", help="Folder of the decoded images.")]
+
+
+def settings_from(texts: list[str] | None) -> dict[str, float | str]:
+    """Hyperparameters from "name=value"; raises `ArgumentError` where that is not what is there."""
+    settings: dict[str, float | str] = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise ArgumentError(f"--set takes NAME=VALUE, e.g. group-dro.eta=0.05, found {text!r}")
+        try:
+            settings[name] = float(value)
+        except ValueError:
+            settings[name] = value
+    return settings
 
 
 def without_none(options: dict[str, Any], *others: str) -> dict[str, Any]:

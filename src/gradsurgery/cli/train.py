@@ -21,8 +21,12 @@ def train(
     *,
     target: Annotated[str, typer.Option("--target", help="The domain that is held out.")],
     method: Annotated[
-        str | None, typer.Option("--method", help="See `gradsurgery methods`. Default: agr-sum.")
+        str | None,
+        typer.Option(
+            "--method", help="See `gradsurgery methods`; also objective+rule. Default: agr-sum."
+        ),
     ] = None,
+    settings: opt.SetOption = None,
     backbone: opt.BackboneOption = None,
     weights: opt.WeightsOption = None,
     batch_norm: opt.BatchNormOption = None,
@@ -50,7 +54,8 @@ def train(
     The options' defaults are the paper's protocol; the digit sets have small ones of their own.
     The same command again continues a run that was interrupted.
     """
-    run_one(without_none(locals(), "out", "cache"), out, cache)
+    given = without_none(locals(), "settings", "out", "cache")
+    run_one(given | {"settings": opt.settings_from(settings)}, out, cache)
 
 
 def run_one(options: dict[str, Any], out: Path | None, cache: Path | None) -> None:

@@ -21,7 +21,8 @@ class RunConfiguration(BaseModel):
     Args:
         data: data set: a built-in name, a folder, "hf://owner/name", "pacs" or "pacs:PATH".
         target: the domain that is held out.
-        method: a name of `gradsurgery.algorithms.METHODS`.
+        method: one of the paper's names ("agr-sum"), or an objective and a rule ("irm+pcgrad").
+        settings: hyperparameters of the method, e.g. {"group-dro.eta": 0.05}.
         backbone: a name of `gradsurgery.backbones.backbone_names()`.
         weights: initial weights: "default" (the library's pretrained ones), "none" or a file.
         batch_norm: "frozen" keeps batch-normalisation layers in evaluation mode, "per-domain"
@@ -52,6 +53,7 @@ class RunConfiguration(BaseModel):
     data: str = Field(min_length=1)
     target: str = Field(min_length=1)
     method: str = "agr-sum"
+    settings: dict[str, float | str] = Field(default_factory=dict)
     backbone: str = "alexnet"
     weights: str = "default"
     batch_norm: BatchNorm = "frozen"

@@ -1,11 +1,12 @@
 """The parts of a run that change with every step."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-from gradsurgery.algorithms import Algorithm, build_algorithm
+from gradsurgery.algorithms import Algorithm, build_method
 from gradsurgery.backbones import Backbone, has_batch_norm
 from gradsurgery.training.configuration import RunConfiguration
 from gradsurgery.training.optimizers import build_optimizer
@@ -30,6 +31,7 @@ class Learner:
             "model": self.backbone.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "algorithm": self.algorithm.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -38,6 +40,7 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
+        self.algorithm.load_state_dict(state["algorithm"])
 
 
 def build_learner(
@@ -51,8 +54,12 @@ def build_learner(
         backbone=backbone,
         optimizer=build_optimizer(model.parameters(), configuration),
         scaler=loss_scaler(device, configuration.precision),
-        algorithm=build_algorithm(
-            configuration.method, generator=generator, per_domain_passes=per_domain
+        algorithm=build_method(
+            configuration.method,
+            generator=generator,
+            make_optimizer=partial(build_optimizer, configuration=configuration),
+            settings=configuration.settings,
+            per_domain_passes=per_domain,
         ),
         generator=generator,
         device=device,

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gradsurgery.algorithms import DeepAll
 from gradsurgery.backbones import Backbone, set_training_mode
 from gradsurgery.data import DomainBatches, normalize
 from gradsurgery.engine import BackwardResult
@@ -20,6 +19,7 @@ from gradsurgery.training.checkpoint import Checkpoint, save_checkpoint
 from gradsurgery.training.configuration import RunConfiguration
 from gradsurgery.training.evaluation import Evaluation
 from gradsurgery.training.learner import Learner
+from gradsurgery.training.optimizers import build_optimizer
 from gradsurgery.training.progress import Report, TrainingProgress
 
 # Writing checkpoints may take this part of a run's time: a large model on a fast device is not
@@ -138,21 +138,21 @@ def _step(
         for pixels, labels in images
     ]
     set_training_mode(backbone.model, configuration.batch_norm)
-    learner.optimizer.zero_grad(set_to_none=True)
+    if learner.algorithm.restarts_optimizer(step):
+        learner.optimizer = build_optimizer(backbone.model.parameters(), configuration)
     try:
-        result = learner.algorithm.backward(
-            backbone.model, batches, scaler=learner.scaler, autocast=learner.autocast
+        return learner.algorithm.step(
+            backbone.model,
+            batches,
+            learner.optimizer,
+            step=step,
+            scaler=learner.scaler,
+            autocast=learner.autocast,
         )
     except NonFiniteError as error:
-        pooled = isinstance(learner.algorithm, DeepAll)
-        where = "the pooled domains" if pooled else f"domain {sources[error.domain]!r}"
+        domain = error.domain
+        where = "the pooled domains" if domain is None else f"domain {sources[domain]!r}"
         raise _explained(error, where, step) from error
-    if learner.scaler is None:
-        learner.optimizer.step()
-    else:
-        learner.scaler.step(learner.optimizer)
-        learner.scaler.update()
-    return result
 
 
 def _record(

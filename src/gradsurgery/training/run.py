@@ -5,8 +5,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from gradsurgery.algorithms import METHODS
+from gradsurgery.algorithms import build_method
 from gradsurgery.backbones import build_backbone
 from gradsurgery.data import (
     DomainBatches,
@@ -30,6 +31,7 @@ from gradsurgery.training.environment import describe_environment, peak_memory_b
 from gradsurgery.training.evaluation import evaluate
 from gradsurgery.training.learner import Learner, build_learner
 from gradsurgery.training.loop import run_steps
+from gradsurgery.training.optimizers import build_optimizer
 from gradsurgery.training.outcome import (
     assess_models,
     describe_data,
@@ -109,10 +111,14 @@ def check_domains(configuration: RunConfiguration, name: str, domains: tuple[str
         raise ArgumentError(
             f"{name} has no domain {target!r}; its domains are {', '.join(domains)}"
         )
-    if method not in METHODS:
-        raise ArgumentError(f"unknown method {method!r}; the methods are {', '.join(METHODS)}")
+    algorithm = build_method(  # raises where the name or a hyperparameter is wrong
+        method,
+        generator=torch.Generator(),
+        make_optimizer=partial(build_optimizer, configuration=configuration),
+        settings=configuration.settings,
+    )
     sources = len(domains) - 1
-    least = 1 if method == "deep-all" else 2
+    least = algorithm.minimum_domains
     if sources < least:
         raise ArgumentError(
             f"{name} leaves {sources} source domain(s) beside the target {target!r} and {method} "

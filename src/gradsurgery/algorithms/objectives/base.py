@@ -1,0 +1,101 @@
+"""What an objective is: the batches of D domains in, D losses out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from gradsurgery.algorithms.hyperparameters import Hyperparameter, checked_values
+
+Batch = tuple[Float[Tensor, "batch channels height width"], Int[Tensor, " batch"]]
+Logits = Float[Tensor, "batch classes"]
+
+
+class Forward(Protocol):
+    """The network as an objective sees it."""
+
+    model: nn.Module
+
+    def __call__(self, images: Sequence[Tensor]) -> Iterator[Logits]:
+        """The logits of each domain's images, in order.
+
+        Either one pass per domain, at the moment its logits are asked for, or one pass over the
+        pooled images.
+        """
+
+    def with_head_inputs(self, images: Sequence[Tensor]) -> Iterator[tuple[Tensor, Logits]]:
+        """The same, with what goes into the last linear layer: [batch, features]."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What an objective may use beside the batches.
+
+    generator: for everything random.
+    make_optimizer: a fresh optimiser like that of the run, for inner steps.
+    """
+
+    generator: torch.Generator
+    make_optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+class Objective(ABC):
+    """Decides the losses of the domains; a rule then decides how their gradients are combined.
+
+    The D losses are such that their mean is the objective of the source, and that ∇ of the d-th
+    loss is domain d's share of its gradient: what a loss takes from the other domains is detached.
+    """
+
+    name: ClassVar[str]
+    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = ()
+    minimum_domains: ClassVar[int] = 1
+    pools: ClassVar[bool] = True
+    """Whether all logits may come from one pass over the pooled images."""
+
+    def __init__(self, surroundings: Surroundings, **given: Any) -> None:
+        self.surroundings = surroundings
+        self.values = checked_values(self.name, self.hyperparameters, given)
+
+    @abstractmethod
+    def losses(
+        self, forward: Forward, batches: Sequence[Batch], step: int
+    ) -> Iterable[Tensor | Iterable[Tensor]]:
+        """One scalar loss per source domain for step `step`, counted from 1.
+
+        A generator where a domain's loss needs no other domain, so that one graph is alive at a
+        time. A domain's loss may come as an iterable of parts, which add up.
+        """
+
+    def restarts_optimizer(self, step: int) -> bool:
+        """Whether the optimiser's state is dropped before step `step`."""
+        return False
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs to go on."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go back to a state of `state_dict`."""
+        if state:
+            raise ValueError(f"{self.name} has no state, found {sorted(state)}")
+
+
+class AnnealedObjective(Objective):
+    """An objective whose penalty has weight 1 for the first `anneal` steps, then its full weight.
+
+    With the full weight the loss is of another scale, so the optimiser's state is dropped, as
+    DomainBed does.
+    """
+
+    def weight(self, step: int) -> float:
+        """The penalty's weight at `step`."""
+        full: float = self.values["penalty"]
+        return full if step > self.values["anneal"] else 1.0
+
+    def restarts_optimizer(self, step: int) -> bool:
+        """At the first step with the full weight."""
+        return bool(step == self.values["anneal"] + 1 and step > 1)

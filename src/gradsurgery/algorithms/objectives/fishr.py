@@ -1,0 +1,85 @@
+"""Fishr: matching the variances of the domains' gradients (Rame et al. 2022)."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from gradsurgery.algorithms.hyperparameters import Hyperparameter
+from gradsurgery.algorithms.objectives.base import Batch, Forward, Objective, Surroundings
+
+
+class Fishr(Objective):
+    """mean_d L_d + w·mean_d ‖v_d − v̄‖², where v_d is the variance over domain d's images of the
+    gradient in the last linear layer's weights and biases, and ‖·‖² a mean over components.
+
+    v_d is an exponential moving average, v_d = (γ v_d(before) + (1 − γ) var_d) / (1 − γ), the
+    average before detached and its factor such that the gradient does not depend on γ. Loss number
+    d is L_d + w‖v_d − v̄‖² with v̄ detached: its derivative vanishes from the mean. w = 0 for the
+    first `anneal` steps and λ from then on, when the optimiser's state is dropped.
+
+    Source: Rame et al., "Fishr: Invariant Gradient Variances for Out-of-Distribution
+    Generalization", ICML 2022, eq. 4 and algorithm 1; hyperparameters as in DomainBed.
+    """
+
+    name: ClassVar[str] = "fishr"
+    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
+        Hyperparameter("penalty", 1000.0, "weight λ of the variances' distance after annealing"),
+        Hyperparameter("anneal", 1500, "steps with weight 0 before that"),
+        Hyperparameter("ema", 0.95, "decay γ of the variances' moving average", high=0.9999),
+    )
+
+    def __init__(self, surroundings: Surroundings, **given: Any) -> None:
+        super().__init__(surroundings, **given)
+        self.averages: Tensor | None = None
+
+    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> Iterator[Tensor]:
+        """Risk plus weighted distance of the variances."""
+        weight = self.values["penalty"] if step > self.values["anneal"] else 0.0
+        passes = forward.with_head_inputs([images for images, _ in batches])
+        parts = [
+            (cross_entropy(z, labels), head_gradient_variance(features, z, labels))
+            for (features, z), (_, labels) in zip(passes, batches, strict=True)
+        ]
+        decay = self.values["ema"]
+        drawn = torch.stack([variance.detach() for _, variance in parts])
+        before = (
+            torch.zeros_like(drawn) if self.averages is None else self.averages.to(drawn.device)
+        )
+        self.averages = decay * before + (1 - decay) * drawn
+        mean = self.averages.mean(0) / (1 - decay)
+        for domain in range(len(parts)):
+            risk, variance = parts[domain]
+            average = decay / (1 - decay) * before[domain] + variance
+            yield risk + weight * (average - mean).square().mean()
+
+    def restarts_optimizer(self, step: int) -> bool:
+        """At the first step with the penalty."""
+        return bool(step == self.values["anneal"] + 1 and step > 1)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The moving averages, once there are some."""
+        return {} if self.averages is None else {"averages": self.averages}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Set the moving averages."""
+        self.averages = state.get("averages")
+
+
+def head_gradient_variance(
+    features: Float[Tensor, "batch features"],
+    logits: Float[Tensor, "batch classes"],
+    labels: Int[Tensor, " batch"],
+) -> Float[Tensor, " weights"]:
+    """Variance over the batch of ∇CE in the last layer's weights and biases, flat.
+
+    Image n's gradient is δ_n a_nᵀ with δ_n = softmax(z_n) − onehot(y_n) and a_n its features (and
+    1 for the bias), so the variance is mean_n δ_n² a_n²ᵀ − (mean_n δ_n a_nᵀ)².
+    """
+    delta = logits.softmax(1) - torch.nn.functional.one_hot(labels, logits.shape[1])
+    inputs = torch.cat([features, torch.ones_like(features[:, :1])], 1)
+    mean = delta.T @ inputs / len(inputs)
+    return (delta.square().T @ inputs.square() / len(inputs) - mean.square()).flatten()

@@ -1,0 +1,85 @@
+"""GradNorm: domain weights that equalise training rates (Chen et al. 2018)."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from gradsurgery.algorithms.hyperparameters import Hyperparameter
+from gradsurgery.algorithms.objectives.base import Batch, Forward, Objective, Surroundings
+
+_PAPER = "Chen et al. 2018"
+
+
+class GradNorm(Objective):
+    """mean_d w_d L_d, where the weights w (from all ones, with sum D) bring the gradients' norms
+
+        G_d = ‖∇_W w_d L_d‖  towards  Ḡ r_d^α,  r_d = (L_d / L_d(0)) / mean of these ratios,
+
+    by one gradient step a step on Σ_d |G_d − Ḡ r_d^α| in w, the target held constant. W is the
+    network's last weight matrix: the domains share all layers, and this one is the cheapest.
+
+    The state is w and the first losses L_d(0).
+
+    Source: Chen et al., "GradNorm: Gradient Normalization for Adaptive Loss Balancing", ICML 2018,
+    eq. 1 and 2, algorithm 1.
+    """
+
+    name: ClassVar[str] = "gradnorm"
+    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
+        Hyperparameter("alpha", 1.5, "strength α of the pull to equal rates", source=_PAPER),
+        Hyperparameter("learning_rate", 0.025, "step size of the weights", source=_PAPER),
+    )
+
+    def __init__(self, surroundings: Surroundings, **given: Any) -> None:
+        super().__init__(surroundings, **given)
+        self.weights: Tensor | None = None
+        self.first: Tensor | None = None
+
+    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> Iterator[Tensor]:
+        """The weighted cross-entropies; the weights need the norms of all of them."""
+        logits = forward([images for images, _ in batches])
+        risks = [cross_entropy(z, y) for z, (_, y) in zip(logits, batches, strict=True)]
+        last = last_weight(forward.model)
+        norms = torch.stack(
+            [torch.autograd.grad(risk, last, retain_graph=True)[0].norm() for risk in risks]
+        ).float()
+        values = torch.stack([risk.detach() for risk in risks]).float()
+        if self.weights is None or self.first is None:
+            self.weights, self.first = torch.ones_like(values), values
+        weights = self.weights.to(values.device)
+        self.weights = self._updated(weights, norms, values / self.first.to(values.device))
+        while risks:
+            yield weights[-len(risks)] * risks.pop(0)
+
+    def _updated(
+        self,
+        weights: Float[Tensor, " domains"],
+        norms: Float[Tensor, " domains"],
+        ratios: Float[Tensor, " domains"],
+    ) -> Float[Tensor, " domains"]:
+        """W after its step, at least 1e-3 of a share, with sum D."""
+        weighted = weights * norms
+        target = weighted.mean() * (ratios / ratios.mean()) ** self.values["alpha"]
+        gradient = (weighted - target).sign() * norms
+        moved = (weights - self.values["learning_rate"] * gradient).clamp_min(1e-3)
+        total: Tensor = moved.sum()
+        return moved * (len(moved) / total)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights and the first losses, once there are some."""
+        if self.weights is None or self.first is None:
+            return {}
+        return {"weights": self.weights, "first": self.first}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Set both."""
+        self.weights, self.first = state.get("weights"), state.get("first")
+
+
+def last_weight(model: nn.Module) -> Tensor:
+    """The last parameter that is a matrix or more."""
+    return [p for p in model.parameters() if p.requires_grad and p.ndim > 1][-1]
