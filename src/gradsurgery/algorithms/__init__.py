@@ -10,6 +10,7 @@ from gradsurgery.algorithms.methods import (
     build_method,
     hyperparameter_names,
     method_parts,
+    settings_listing,
     settings_of,
 )
 from gradsurgery.algorithms.objectives import OBJECTIVES, Batch, Objective
@@ -27,5 +28,6 @@ __all__ = [
     "build_method",
     "hyperparameter_names",
     "method_parts",
+    "settings_listing",
     "settings_of",
 ]

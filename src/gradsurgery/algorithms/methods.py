@@ -1,5 +1,6 @@
 """Methods by name: the eight of the paper, and any objective+rule."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from inspect import signature
 from typing import Any, NamedTuple
@@ -147,7 +148,8 @@ def rule_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     known = signature(RULES[name]).parameters
     options: dict[str, Any] = {}
     for key, value in given.items():
-        kind = type(known[key].default) if key in known else str
+        default = known[key].default if key in known else ""
+        kind = float if default is None else type(default)
         try:
             options[key] = _boolean(value) if kind is bool else kind(value)
         except ValueError as error:
@@ -177,6 +179,36 @@ def hyperparameter_names(method: str) -> list[str]:
     kind: type[Objective] | type[Rule] | None = RULES.get(parts.rule)
     options = signature(kind).parameters if kind is not None else {}
     return names + [f"{parts.rule}.{option}" for option in options if option != "generator"]
+
+
+class Setting(NamedTuple):
+    """A hyperparameter as users see it."""
+
+    name: str
+    default: str
+    meaning: str
+
+
+def settings_listing() -> list[Setting]:
+    """Every hyperparameter of every objective and rule, as `--set` takes it."""
+    owners: list[type[Objective] | type[Fish]] = [*OBJECTIVES.values(), Fish]
+    listing = [
+        Setting(f"{o.name}.{h.name}", f"{h.default:g}", f"{h.meaning}; {h.range} ({h.source})")
+        for o in owners
+        for h in o.hyperparameters
+    ]
+    for kind in RULES.values():
+        for option, parameter in signature(kind).parameters.items():
+            if option != "generator":
+                meaning = _documented(kind, option)
+                listing.append(Setting(f"{kind.name}.{option}", str(parameter.default), meaning))
+    return listing
+
+
+def _documented(kind: type, option: str) -> str:
+    """The paragraph "option: …" of a class's docstring, in one line."""
+    text = re.search(rf"^    {option}: ((?:.|\n {{8}})*)", kind.__doc__ or "", re.MULTILINE)
+    return " ".join(text[1].split()) if text else ""
 
 
 def _boolean(value: Any) -> bool:

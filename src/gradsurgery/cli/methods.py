@@ -2,15 +2,26 @@
 
 
 def methods() -> None:
-    """List the methods, with what they do and where they come from."""
+    """List the methods and their hyperparameters, with what they do and where they come from.
+
+    Besides these names, any objective+rule is a method, e.g. mixup+agr-sum.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from gradsurgery.algorithms import METHODS
+    from gradsurgery.algorithms import METHODS, OTHER_METHODS, settings_listing
 
-    table = Table("method", "what it does", "source", box=box.SIMPLE_HEAD)
-    for method in METHODS.values():
-        table.add_row(Text(method.name), Text(method.summary), Text(method.source))
-    Console().print(table)
+    console = Console()
+    names = Table("method", "objective+rule", "what it does", "source", box=box.SIMPLE_HEAD)
+    for listed in (METHODS, OTHER_METHODS):
+        for method in listed.values():
+            names.add_row(*map(Text, method))
+        names.add_section()
+    console.print(names)
+    console.print("Any objective+rule is a method, e.g. mixup+agr-sum or irm+torchjd:UPGrad.\n")
+    settings = Table("--set", "default", "meaning", box=box.SIMPLE_HEAD)
+    for setting in settings_listing():
+        settings.add_row(*map(Text, setting))
+    console.print(settings)

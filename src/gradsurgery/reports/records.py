@@ -30,7 +30,7 @@ _ACCURACIES = ("validation_accuracy", "target_accuracy")
 
 # Where a run may differ and still be comparable: what a table compares, and what cannot change
 # its outcome or is in a digest (the data's path, the files left out).
-_COMPARED = ("target", "method", "seed")
+_COMPARED = ("target", "method", "settings", "seed")
 _IMMATERIAL = ("data", "device", "skip_bad")
 
 
@@ -98,9 +98,9 @@ def read_runs(paths: Iterable[Path]) -> "pd.DataFrame":
     """One row for every record at `paths`, in the order of data, target, method and seed.
 
     Columns: `record` (the file), `data`, `domains` (tuple, in the data's order), `target`,
-    `method`, `backbone`, `seed`; for `best` and `last` model each `best_step`,
-    `best_validation_accuracy` and `best_target_accuracy` (fractions in [0, 1]); `seconds`; and
-    `settings`, a JSON object of everything else two runs must share to be compared.
+    `method` (with the hyperparameters that were set), `backbone`, `seed`; for `best` and `last`
+    model each `best_step`, `best_validation_accuracy` and `best_target_accuracy` (fractions in
+    [0, 1]); `seconds`; and `settings`, a JSON object of everything else two runs must share to be compared.
 
     Raises `DataError` as `find_records` and `read_record` do.
     """
@@ -123,13 +123,24 @@ def _row(path: Path, content: dict[str, Any]) -> dict[str, Any]:
         "data": data["name"],
         "domains": tuple(data["domains"]),
         "target": configuration["target"],
-        "method": configuration["method"],
+        "method": _method(configuration),
         "backbone": configuration["backbone"],
         "seed": configuration["seed"],
         **results,
         "seconds": content["cost"]["seconds"],
         "settings": json.dumps(_settings(content), sort_keys=True),
     }
+
+
+def _method(configuration: dict[str, Any]) -> str:
+    """The method's name, with the hyperparameters that were set: "irm (irm.penalty=10)"."""
+    given = configuration.get("settings") or {}
+    listed = ", ".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in sorted(given.items())
+    )
+    method: str = configuration["method"]
+    return f"{method} ({listed})" if listed else method
 
 
 def _settings(content: dict[str, Any]) -> dict[str, Any]:

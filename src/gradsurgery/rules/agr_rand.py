@@ -16,11 +16,12 @@ class AgrRand(AgreementRule):
     """g*_n = Σ_d g_dn where Φ_n = 1, and a draw from N(0, σ²) where Φ_n = 0.
 
     σ = mean of |g*_n| over all components n of the whole network with Φ_n = 1, and 0 where no
-    component agrees. With `reduction="mean"` all of g* is divided by D. `zero_agrees=False`
-    counts components that are zero in every domain as conflicts, as the published code does: they
-    get noise and do not count in σ.
+    component agrees.
 
-    `generator` draws the noise; without one the rule has its own, seeded with 0.
+    reduction: "sum", as published, or "mean", which divides the update by D.
+    zero_agrees: whether a component that is zero in every domain agrees, as in equation 2. False,
+        as in the published code, gives it noise and leaves it out of σ.
+    generator: draws the noise; without one the rule has its own, seeded with 0.
 
     Source: Mansilla et al., "Domain Generalization via Gradient Surgery", ICCV 2021, eq. 2 and 4.
 

@@ -15,10 +15,11 @@ from gradsurgery.rules.pieces import compiled, pieces, scratch
 class AgrSum(AgreementRule):
     """g*_n = Σ_d g_dn where Φ_n = 1, and 0 where Φ_n = 0.
 
-    Φ_n = 1 where the sign of g_dn (−1, 0 or +1) is the same in every domain d. With
-    `reduction="mean"` the sum is divided by D. `zero_agrees=False` counts components that are
-    zero in every domain as conflicts, as the published code does; that changes the reported
-    fraction of agreement, not the update.
+    Φ_n = 1 where the sign of g_dn (−1, 0 or +1) is the same in every domain d.
+
+    reduction: "sum", as published, or "mean", which divides the update by D.
+    zero_agrees: whether a component that is zero in every domain agrees, as in equation 2. False,
+        as in the published code, changes the reported fraction of agreement, not the update.
 
     Source: Mansilla et al., "Domain Generalization via Gradient Surgery", ICCV 2021, eq. 2 and 3.
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -15,11 +15,12 @@ Batch = tuple[Float[Tensor, "batch channels height width"], Int[Tensor, " batch"
 Logits = Float[Tensor, "batch classes"]
 
 
-class Forward(Protocol):
+class Forward(ABC):
     """The network as an objective sees it."""
 
     model: nn.Module
 
+    @abstractmethod
     def __call__(self, images: Sequence[Tensor]) -> Iterator[Logits]:
         """The logits of each domain's images, in order.
 
@@ -27,6 +28,7 @@ class Forward(Protocol):
         pooled images.
         """
 
+    @abstractmethod
     def with_head_inputs(self, images: Sequence[Tensor]) -> Iterator[tuple[Tensor, Logits]]:
         """The same, with what goes into the last linear layer: [batch, features]."""
 
