@@ -19,9 +19,13 @@ def interleaved(contestants: Mapping[str, Callable[[], object]], rounds: int) ->
     return seconds
 
 
-def print_ratios(seconds: Mapping[str, list[float]], baseline: str) -> None:
+def print_ratios(
+    seconds: Mapping[str, list[float]], baseline: str, only: str | None = None
+) -> None:
     """Median milliseconds, and the median of the ratios to the baseline round by round."""
     for name, values in seconds.items():
+        if only not in (None, name):
+            continue
         ratios = [a / b for a, b in zip(values, seconds[baseline], strict=True)]
         print(
             f"  {name:44s} {statistics.median(values) * 1e3:10.1f} ms "

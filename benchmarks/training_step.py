@@ -1,6 +1,6 @@
-"""One training step of AlexNet: time and peak memory of each method against Deep-All.
+"""One training step: time and peak memory of each method against Deep-All.
 
-    python benchmarks/training_step.py [--batch-size 8 32] [--rounds 7] [--memory]
+    python benchmarks/training_step.py [--backbone alexnet] [--batch-size 8 32] [--memory]
 
 All contestants use the same fused Adam and take turns in one process; with `--memory` each also
 runs in a process of its own, whose high-water mark is printed. Peers: TorchJD (where installed),
@@ -12,17 +12,17 @@ import importlib.util
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
-import torchvision
 from rules import stacked_signs
 from timing import interleaved, print_ratios
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import gradsurgery as gs
-from gradsurgery.algorithms import METHODS, build_algorithm
+from gradsurgery.algorithms import METHODS, OTHER_METHODS, build_method
+from gradsurgery.backbones import build_backbone, set_training_mode
 from gradsurgery.training.allocator import keep_freed_memory
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
@@ -78,27 +78,36 @@ def library_step(model: nn.Module, batches: Batches) -> None:
     gs.backward(losses(), model.parameters(), gs.AgrSum())
 
 
-def contestants() -> dict[str, Callable[[nn.Module, Batches], object]]:
-    found: dict[str, Callable[[nn.Module, Batches], object]] = {}
-    for name in METHODS:
-        algorithm = build_algorithm(name, generator=torch.Generator().manual_seed(0))
-        found[name] = algorithm.backward
-    found["agr-sum, the user's loop"] = library_step
-    found["agr-sum as published"] = published_step
+def contestants() -> list[str]:
+    """Every method, then the peers."""
+    peers = ["user's loop: agr-sum", "as published: agr-sum"]
     if importlib.util.find_spec("torchjd"):
-        found["TorchJD PCGrad"] = torchjd_step
-    return found
+        peers.append("TorchJD: PCGrad")
+    return [*METHODS, *OTHER_METHODS, *peers]
 
 
-def step_of(name: str, batches: Batches) -> Callable[[], None]:
-    torch.manual_seed(0)
-    model = torchvision.models.alexnet(num_classes=7)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, weight_decay=5e-5, fused=True)
-    backward = contestants()[name]
+def step_of(name: str, backbone: str, batches: Batches) -> Callable[[], object]:
+    """One training step of a contestant on a model of its own."""
+    model = build_backbone(backbone, classes=7, weights="none", seed=0).model
+    set_training_mode(model, "per-domain")
+
+    def make_optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=1e-5, weight_decay=5e-5, fused=True)
+
+    optimizer = make_optimizer(model.parameters())
+    by_hand = {
+        "user's loop: agr-sum": library_step,
+        "as published: agr-sum": published_step,
+        "TorchJD: PCGrad": torchjd_step,
+    }
+    if name not in by_hand:
+        generator = torch.Generator().manual_seed(0)
+        method = build_method(name, generator=generator, make_optimizer=make_optimizer)
+        return lambda: method.step(model, batches, optimizer, step=1)
 
     def step() -> None:
         optimizer.zero_grad()
-        backward(model, batches)
+        by_hand[name](model, batches)
         optimizer.step()
 
     return step
@@ -106,6 +115,7 @@ def step_of(name: str, batches: Batches) -> Callable[[], None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backbone", default="alexnet", help="or vit_small_patch16_224, …")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--domains", type=int, nargs="+", default=[3])
     parser.add_argument("--methods", nargs="+", default=None, help="all by default")
@@ -117,29 +127,38 @@ def main() -> None:
     if options.keep_freed_memory:
         keep_freed_memory()
     if options.only_peak:
-        step = step_of(options.only_peak, domain_batches(options.domains[0], options.batch_size[0]))
+        step = step_of(
+            options.only_peak,
+            options.backbone,
+            domain_batches(options.domains[0], options.batch_size[0]),
+        )
         for _ in range(3):
             step()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         return
-    names = options.methods or list(contestants())
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, AlexNet at 224")
+    names = options.methods or contestants()
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.backbone} at 224"
+    )
     for domains in options.domains:
         for size in options.batch_size:
             print(f"D = {domains}, {size} per domain")
             batches = domain_batches(domains, size)
-            steps = {name: step_of(name, batches) for name in names}
-            print_ratios(interleaved(steps, options.rounds), names[0])
-            del steps
+            # one by one against the first, so that only two models are there at a time
+            print(f"  {names[0]:44s}")
+            for name in names[1:] or names:
+                pair = {n: step_of(n, options.backbone, batches) for n in (names[0], name)}
+                print_ratios(interleaved(pair, options.rounds), names[0], only=name)
             if options.memory:
-                print_peaks(names, domains, size, options.keep_freed_memory)
+                print_peaks(names, domains, size, options)
 
 
-def print_peaks(names: list[str], domains: int, size: int, keep: bool) -> None:
+def print_peaks(names: list[str], domains: int, size: int, options: argparse.Namespace) -> None:
+    """The high-water mark of a process that takes three steps."""
     for name in names:
-        command = [sys.executable, __file__, "--only-peak", name]
+        command = [sys.executable, __file__, "--only-peak", name, "--backbone", options.backbone]
         command += ["--batch-size", str(size), "--domains", str(domains)]
-        command += ["--keep-freed-memory"] if keep else []
+        command += ["--keep-freed-memory"] if options.keep_freed_memory else []
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         print(f"  {name:44s} {int(done.stdout) / 2**20:10.0f} MiB at the peak")
 
