@@ -1,7 +1,7 @@
 """What one training step is: the domains' batches in, an optimiser step out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gradsurgery.algorithms.objectives import Batch
 from gradsurgery.engine import BackwardResult
+from gradsurgery.errors import ArgumentError
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -47,7 +48,10 @@ class Algorithm(ABC):
         """What a resumed run needs beside the model and the optimiser."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go back to a state of `state_dict`."""
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to a state of `state_dict`; raises `ArgumentError` on any other keys."""
         if state:
-            raise ValueError(f"{type(self).__name__} has no state, found {sorted(state)}")
+            raise ArgumentError(
+                f"{type(self).__name__} keeps no state, found {', '.join(sorted(state))}; load the "
+                "state of the same method"
+            )

@@ -1,7 +1,7 @@
 """An objective and a rule: the first decides the losses, the second combines their gradients."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import replace
 
 import torch
@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from gradsurgery.algorithms.base import Algorithm, Autocast
 from gradsurgery.algorithms.objectives import Batch, Objective
+from gradsurgery.algorithms.objectives.base import values_of
 from gradsurgery.algorithms.passes import DomainPasses, PooledPass
 from gradsurgery.engine import BackwardResult, backward
-from gradsurgery.errors import NonFiniteError
+from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.rules import Mean, Rule
 
 
@@ -46,8 +47,9 @@ class Combined(Algorithm):
         if self.pooled:
             result = self._pooled_backward(model, batches, step, scaler, autocast)
         else:
-            losses = self.objective.losses(DomainPasses(model, autocast), batches, step)
-            result = backward(losses, model.named_parameters(), self.rule, scaler=scaler)
+            passes = DomainPasses(model, autocast, scaler)
+            with closing(self.objective.losses(passes, batches, step)) as losses:
+                result = backward(losses, model.named_parameters(), self.rule, scaler=scaler)
         if scaler is None:
             optimizer.step()
         else:
@@ -67,7 +69,7 @@ class Combined(Algorithm):
         seen: list[Tensor] = []
 
         def mean_loss() -> Iterator[Tensor]:
-            losses = self.objective.losses(PooledPass(model, autocast), batches, step)
+            losses = self.objective.losses(PooledPass(model, autocast, scaler), batches, step)
             total = torch.stack([loss for loss in losses if isinstance(loss, Tensor)])
             seen.append(total.detach())
             yield total.mean()
@@ -75,9 +77,15 @@ class Combined(Algorithm):
         try:
             result = backward(mean_loss(), model.named_parameters(), self.rule, scaler=scaler)
         except NonFiniteError as error:
-            bad = [d for d, finite in enumerate(seen[0].isfinite().tolist()) if not finite]
+            if not seen:
+                raise
+            values_of(seen[0].unbind())  # raises for the domain whose loss it is
+            where = "" if error.parameter is None else f" at parameter {error.parameter}"
             raise NonFiniteError(
-                str(error), domain=bad[0] if bad else None, parameter=error.parameter
+                f"the gradient of the pooled domains{where} is NaN or infinite; lower the learning "
+                "rate, use a wider precision or look at the images",
+                domain=None,
+                parameter=error.parameter,
             ) from error
         return replace(result, losses=seen[0])
 
@@ -90,12 +98,16 @@ class Combined(Algorithm):
         parts = {"objective": self.objective.state_dict(), "rule": self.rule.state_dict()}
         return {f"{part}.{k}": v for part, state in parts.items() for k, v in state.items()}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go back to a state of `state_dict`."""
-
-        def of(part: str) -> dict[str, Tensor]:
-            start = f"{part}."
-            return {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
-
-        self.objective.load_state_dict(of("objective"))
-        self.rule.load_state_dict(of("rule"))
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to a state of `state_dict`; raises `ArgumentError` on any other keys."""
+        parts: dict[str, dict[str, Tensor]] = {"objective": {}, "rule": {}}
+        for key, value in state.items():
+            part, _, name = key.partition(".")
+            if part not in parts:
+                raise ArgumentError(
+                    f"the state of a method is of its objective and its rule, found {key!r}; load "
+                    "the state of the same method"
+                )
+            parts[part][name] = value
+        self.objective.load_state_dict(parts["objective"])
+        self.rule.load_state_dict(parts["rule"])

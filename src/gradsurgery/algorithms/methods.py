@@ -151,8 +151,8 @@ def rule_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         default = known[key].default if key in known else ""
         kind = float if default is None else type(default)
         try:
-            options[key] = _boolean(value) if kind is bool else kind(value)
-        except ValueError as error:
+            options[key] = _CONVERSIONS.get(kind, kind)(value)
+        except (TypeError, ValueError, OverflowError) as error:
             what = {bool: "true or false", int: "a whole number"}.get(kind, "a number")
             raise ArgumentError(f"{name}.{key} is {what}, found {value!r}") from error
     return options
@@ -212,18 +212,28 @@ def _documented(kind: type, option: str) -> str:
 
 
 def _boolean(value: Any) -> bool:
-    if str(value).lower() in ("true", "1", "yes"):
+    if str(value).lower() in ("true", "1", "1.0", "yes"):
         return True
-    if str(value).lower() in ("false", "0", "no"):
+    if str(value).lower() in ("false", "0", "0.0", "no"):
         return False
     raise ValueError(value)
 
 
+def _whole(value: Any) -> int:
+    number = int(value)
+    if number != float(value):
+        raise ValueError(value)
+    return number
+
+
+_CONVERSIONS: dict[type, Callable[[Any], Any]] = {bool: _boolean, int: _whole}
+
+
 def _number(value: Any) -> Any:
     """A number where the text is one."""
-    for kind in (int, float):
+    for conversion in (_whole, float):
         try:
-            return kind(value)
-        except (TypeError, ValueError):
+            return conversion(value)
+        except (TypeError, ValueError, OverflowError):
             continue
     return value

@@ -1,7 +1,7 @@
 """What an objective is: the batches of D domains in, D losses out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,15 +10,22 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gradsurgery.algorithms.hyperparameters import Hyperparameter, checked_values
+from gradsurgery.errors import ArgumentError, NonFiniteError
 
 Batch = tuple[Float[Tensor, "batch channels height width"], Int[Tensor, " batch"]]
 Logits = Float[Tensor, "batch classes"]
+DomainLosses = Generator[Tensor | Iterable[Tensor], None, None]
 
 
 class Forward(ABC):
     """The network as an objective sees it."""
 
     model: nn.Module
+
+    @property
+    @abstractmethod
+    def loss_scale(self) -> float:
+        """What the losses, and so the gradients, are multiplied by; 1 without a loss scaler."""
 
     @abstractmethod
     def __call__(self, images: Sequence[Tensor]) -> Iterator[Logits]:
@@ -57,19 +64,19 @@ class Objective(ABC):
     minimum_domains: ClassVar[int] = 1
     pools: ClassVar[bool] = True
     """Whether all logits may come from one pass over the pooled images."""
+    state_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, surroundings: Surroundings, **given: Any) -> None:
         self.surroundings = surroundings
         self.values = checked_values(self.name, self.hyperparameters, given)
+        self.state: dict[str, Tensor] = {}
 
     @abstractmethod
-    def losses(
-        self, forward: Forward, batches: Sequence[Batch], step: int
-    ) -> Iterable[Tensor | Iterable[Tensor]]:
+    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
         """One scalar loss per source domain for step `step`, counted from 1.
 
-        A generator where a domain's loss needs no other domain, so that one graph is alive at a
-        time. A domain's loss may come as an iterable of parts, which add up.
+        Where a domain's loss needs no other domain, one graph is alive at a time. A domain's loss
+        may come as an iterable of parts, which add up.
         """
 
     def restarts_optimizer(self, step: int) -> bool:
@@ -77,13 +84,31 @@ class Objective(ABC):
         return False
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a resumed run needs to go on."""
-        return {}
+        """What a resumed run needs to go on: `state_names`, and nothing before the first step."""
+        return dict(self.state)
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go back to a state of `state_dict`."""
-        if state:
-            raise ValueError(f"{self.name} has no state, found {sorted(state)}")
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to a state of `state_dict`; raises `ArgumentError` on any other keys."""
+        if state and set(state) != set(self.state_names):
+            expected = ", ".join(self.state_names) or "nothing"
+            raise ArgumentError(
+                f"the state of {self.name} holds {expected}, found {', '.join(sorted(state))}; "
+                "load the state of the same method"
+            )
+        self.state = dict(state)
+
+    def remembered(self, name: str, start: Tensor) -> Tensor:
+        """The state `name`, which is `start` before the first step, where `start` lies.
+
+        Raises `ArgumentError` where it is of other domains or another network.
+        """
+        value = self.state.get(name, start).to(start.device)
+        if value.shape != start.shape:
+            raise ArgumentError(
+                f"{self.name} remembers {name} of shape {list(value.shape)}, these batches need "
+                f"{list(start.shape)}; build the method anew where domains or network change"
+            )
+        return value
 
 
 class AnnealedObjective(Objective):
@@ -101,3 +126,19 @@ class AnnealedObjective(Objective):
     def restarts_optimizer(self, step: int) -> bool:
         """At the first step with the full weight."""
         return bool(step == self.values["anneal"] + 1 and step > 1)
+
+
+def values_of(losses: Sequence[Tensor]) -> Float[Tensor, " domains"]:
+    """The domains' losses, detached, before what one is reaches the others.
+
+    Raises `NonFiniteError` naming the first domain whose loss is NaN or infinite.
+    """
+    values = torch.stack([loss.detach() for loss in losses])
+    for domain, finite in enumerate(values.isfinite().tolist()):
+        if not finite:
+            raise NonFiniteError(
+                f"the loss of domain {domain} is {values[domain].item()}, expected a finite number;"
+                " lower the learning rate or look at that domain's images",
+                domain=domain,
+            )
+    return values

@@ -1,12 +1,11 @@
 """Empirical risk minimisation."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from gradsurgery.algorithms.objectives.base import Batch, Forward, Objective
+from gradsurgery.algorithms.objectives.base import Batch, DomainLosses, Forward, Objective
 
 
 class ERM(Objective):
@@ -14,7 +13,7 @@ class ERM(Objective):
 
     name: ClassVar[str] = "erm"
 
-    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> Iterator[Tensor]:
+    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
         """The domains' cross-entropies."""
         logits = forward([images for images, _ in batches])
         for _, labels in batches:

@@ -1,7 +1,7 @@
 """Fishr: matching the variances of the domains' gradients (Rame et al. 2022)."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -9,7 +9,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from gradsurgery.algorithms.hyperparameters import Hyperparameter
-from gradsurgery.algorithms.objectives.base import Batch, Forward, Objective, Surroundings
+from gradsurgery.algorithms.objectives.base import (
+    Batch,
+    DomainLosses,
+    Forward,
+    Objective,
+    values_of,
+)
 
 
 class Fishr(Objective):
@@ -31,12 +37,9 @@ class Fishr(Objective):
         Hyperparameter("anneal", 1500, "steps with weight 0 before that"),
         Hyperparameter("ema", 0.95, "decay γ of the variances' moving average", high=0.9999),
     )
+    state_names: ClassVar[tuple[str, ...]] = ("averages",)
 
-    def __init__(self, surroundings: Surroundings, **given: Any) -> None:
-        super().__init__(surroundings, **given)
-        self.averages: Tensor | None = None
-
-    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> Iterator[Tensor]:
+    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
         """Risk plus weighted distance of the variances."""
         weight = self.values["penalty"] if step > self.values["anneal"] else 0.0
         passes = forward.with_head_inputs([images for images, _ in batches])
@@ -44,13 +47,12 @@ class Fishr(Objective):
             (cross_entropy(z, labels), head_gradient_variance(features, z, labels))
             for (features, z), (_, labels) in zip(passes, batches, strict=True)
         ]
+        values_of([risk for risk, _ in parts])
         decay = self.values["ema"]
         drawn = torch.stack([variance.detach() for _, variance in parts])
-        before = (
-            torch.zeros_like(drawn) if self.averages is None else self.averages.to(drawn.device)
-        )
-        self.averages = decay * before + (1 - decay) * drawn
-        mean = self.averages.mean(0) / (1 - decay)
+        before = self.remembered("averages", torch.zeros_like(drawn))
+        self.state["averages"] = averages = decay * before + (1 - decay) * drawn
+        mean = averages.mean(0) / (1 - decay)
         for domain in range(len(parts)):
             risk, variance = parts[domain]
             average = decay / (1 - decay) * before[domain] + variance
@@ -59,14 +61,6 @@ class Fishr(Objective):
     def restarts_optimizer(self, step: int) -> bool:
         """At the first step with the penalty."""
         return bool(step == self.values["anneal"] + 1 and step > 1)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The moving averages, once there are some."""
-        return {} if self.averages is None else {"averages": self.averages}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Set the moving averages."""
-        self.averages = state.get("averages")
 
 
 def head_gradient_variance(

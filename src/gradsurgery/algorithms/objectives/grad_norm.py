@@ -1,7 +1,7 @@
 """GradNorm: domain weights that equalise training rates (Chen et al. 2018)."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from gradsurgery.algorithms.hyperparameters import Hyperparameter
-from gradsurgery.algorithms.objectives.base import Batch, Forward, Objective, Surroundings
+from gradsurgery.algorithms.objectives.base import (
+    Batch,
+    DomainLosses,
+    Forward,
+    Objective,
+    values_of,
+)
 
 _PAPER = "Chen et al. 2018"
 
@@ -33,25 +39,20 @@ class GradNorm(Objective):
         Hyperparameter("alpha", 1.5, "strength α of the pull to equal rates", source=_PAPER),
         Hyperparameter("learning_rate", 0.025, "step size of the weights", source=_PAPER),
     )
+    state_names: ClassVar[tuple[str, ...]] = ("weights", "first")
 
-    def __init__(self, surroundings: Surroundings, **given: Any) -> None:
-        super().__init__(surroundings, **given)
-        self.weights: Tensor | None = None
-        self.first: Tensor | None = None
-
-    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> Iterator[Tensor]:
+    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
         """The weighted cross-entropies; the weights need the norms of all of them."""
         logits = forward([images for images, _ in batches])
         risks = [cross_entropy(z, y) for z, (_, y) in zip(logits, batches, strict=True)]
+        values = values_of(risks)
         last = last_weight(forward.model)
         norms = torch.stack(
             [torch.autograd.grad(risk, last, retain_graph=True)[0].norm() for risk in risks]
-        ).float()
-        values = torch.stack([risk.detach() for risk in risks]).float()
-        if self.weights is None or self.first is None:
-            self.weights, self.first = torch.ones_like(values), values
-        weights = self.weights.to(values.device)
-        self.weights = self._updated(weights, norms, values / self.first.to(values.device))
+        ).to(values)
+        weights = self.remembered("weights", torch.ones_like(values))
+        first = self.remembered("first", values)
+        self.state = {"weights": self._updated(weights, norms, values / first), "first": first}
         while risks:
             yield weights[-len(risks)] * risks.pop(0)
 
@@ -61,23 +62,13 @@ class GradNorm(Objective):
         norms: Float[Tensor, " domains"],
         ratios: Float[Tensor, " domains"],
     ) -> Float[Tensor, " domains"]:
-        """W after its step, at least 1e-3 of a share, with sum D."""
+        """The weights after their step, none below 1e-3 before they are brought to the sum D."""
         weighted = weights * norms
         target = weighted.mean() * (ratios / ratios.mean()) ** self.values["alpha"]
         gradient = (weighted - target).sign() * norms
         moved = (weights - self.values["learning_rate"] * gradient).clamp_min(1e-3)
-        total: Tensor = moved.sum()
-        return moved * (len(moved) / total)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The weights and the first losses, once there are some."""
-        if self.weights is None or self.first is None:
-            return {}
-        return {"weights": self.weights, "first": self.first}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Set both."""
-        self.weights, self.first = state.get("weights"), state.get("first")
+        updated: Tensor = len(moved) * moved / moved.sum()
+        return updated
 
 
 def last_weight(model: nn.Module) -> Tensor:

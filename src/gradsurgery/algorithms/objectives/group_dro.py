@@ -1,14 +1,19 @@
 """Group distributionally robust optimisation (Sagawa et al. 2020)."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from gradsurgery.algorithms.hyperparameters import Hyperparameter
-from gradsurgery.algorithms.objectives.base import Batch, Forward, Objective, Surroundings
+from gradsurgery.algorithms.objectives.base import (
+    Batch,
+    DomainLosses,
+    Forward,
+    Objective,
+    values_of,
+)
 
 
 class GroupDRO(Objective):
@@ -26,26 +31,14 @@ class GroupDRO(Objective):
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
         Hyperparameter("eta", 0.01, "step size η of the domains' weights q"),
     )
+    state_names: ClassVar[tuple[str, ...]] = ("q",)
 
-    def __init__(self, surroundings: Surroundings, **given: Any) -> None:
-        super().__init__(surroundings, **given)
-        self.q: Tensor | None = None
-
-    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> Iterator[Tensor]:
+    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
         """The weighted cross-entropies; q needs all of them before the first."""
         logits = forward([images for images, _ in batches])
         risks = [cross_entropy(z, y) for z, (_, y) in zip(logits, batches, strict=True)]
-        values = torch.stack([risk.detach() for risk in risks]).float()
-        q = torch.ones_like(values) if self.q is None else self.q.to(values.device)
-        q = q * (self.values["eta"] * values).exp()
-        self.q = q / q.sum()
+        values = values_of(risks)
+        grown = self.remembered("q", torch.ones_like(values)).log() + self.values["eta"] * values
+        self.state["q"] = q = grown.softmax(0)  # in logarithms, where no exp overflows
         while risks:
-            yield len(batches) * self.q[-len(risks)] * risks.pop(0)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """q, once there is one."""
-        return {} if self.q is None else {"q": self.q}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Set q."""
-        self.q = state.get("q")
+            yield len(batches) * q[-len(risks)] * risks.pop(0)

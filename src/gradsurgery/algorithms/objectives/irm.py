@@ -1,6 +1,6 @@
 """Invariant risk minimisation, version 1 (Arjovsky et al. 2019)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 from jaxtyping import Float, Int
@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from gradsurgery.algorithms.hyperparameters import Hyperparameter
-from gradsurgery.algorithms.objectives.base import AnnealedObjective, Batch, Forward
+from gradsurgery.algorithms.objectives.base import AnnealedObjective, Batch, DomainLosses, Forward
+from gradsurgery.errors import ArgumentError
 
 
 class IRM(AnnealedObjective):
@@ -29,7 +30,7 @@ class IRM(AnnealedObjective):
         Hyperparameter("anneal", 500, "steps with weight 1 before that"),
     )
 
-    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> Iterator[Tensor]:
+    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
         """Cross-entropy plus weighted penalty."""
         weight = self.weight(step)
         logits = forward([images for images, _ in batches])
@@ -41,7 +42,15 @@ class IRM(AnnealedObjective):
 def invariance_penalty(
     logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]
 ) -> Float[Tensor, ""]:
-    """P_d: the product of the scale's gradients on the even and the odd images of the batch."""
+    """P_d: the product of the scale's gradients on the even and the odd images of the batch.
+
+    Raises `ArgumentError` for a single image.
+    """
+    if len(labels) < 2:
+        raise ArgumentError(
+            "irm compares two halves of every domain's batch, found a batch of 1 image; use a "
+            "batch size of at least 2"
+        )
     return scale_gradient(logits[0::2], labels[0::2]) * scale_gradient(logits[1::2], labels[1::2])
 
 

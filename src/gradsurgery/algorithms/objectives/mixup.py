@@ -1,14 +1,13 @@
 """Mixup of images between domains (Zhang et al. 2018; Yan et al. 2020)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from gradsurgery.algorithms.hyperparameters import Hyperparameter
-from gradsurgery.algorithms.objectives.base import Batch, Forward, Objective
+from gradsurgery.algorithms.objectives.base import Batch, DomainLosses, Forward, Objective
 
 
 class Mixup(Objective):
@@ -27,7 +26,7 @@ class Mixup(Objective):
     )
     minimum_domains: ClassVar[int] = 2
 
-    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> Iterator[Tensor]:
+    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
         """The pairs' losses."""
         ring = random_ring(len(batches), self.surroundings.generator)
         shares = [beta(self.values["alpha"], self.surroundings.generator) for _ in ring]

@@ -1,15 +1,21 @@
 """Meta-learning domain generalization, first order (Li et al. 2018)."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from gradsurgery.algorithms.hyperparameters import Hyperparameter
-from gradsurgery.algorithms.objectives.base import Batch, Forward, Objective
+from gradsurgery.algorithms.objectives.base import (
+    Batch,
+    DomainLosses,
+    Forward,
+    Objective,
+    values_of,
+)
 from gradsurgery.algorithms.objectives.mixup import random_ring
 
 
@@ -36,28 +42,55 @@ class MLDG(Objective):
     minimum_domains: ClassVar[int] = 2
     pools: ClassVar[bool] = False
 
-    def losses(
-        self, forward: Forward, batches: Sequence[Batch], step: int
-    ) -> Iterator[Iterator[Tensor]]:
+    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
         """The two parts of each pair; the second is computed at θ'."""
+        risks: list[Tensor] = []  # L_i at θ: a domain that is not finite spoils another's pair
         for train, test in random_ring(len(batches), self.surroundings.generator):
-            yield self._pair(forward, batches[train], batches[test])
+            with closing(self._pair(forward, batches[train], batches[test], risks)) as pair:
+                yield pair
+        values_of(risks)
 
-    def _pair(self, forward: Forward, train: Batch, test: Batch) -> Iterator[Tensor]:
+    def _pair(
+        self, forward: Forward, train: Batch, test: Batch, risks: list[Tensor]
+    ) -> Generator[Tensor, None, None]:
         """L_i at θ; then, once its gradient is there, β L_j at θ'."""
-        yield cross_entropy(next(forward([train[0]])), train[1])
-        with self._inner_step(forward.model):
+        risk = cross_entropy(next(forward([train[0]])), train[1])
+        risks.append(risk.detach())
+        yield risk
+        del risk  # and its graph, before that of the second is built
+        with self._inner_step(forward):
             yield self.values["beta"] * cross_entropy(next(forward([test[0]])), test[1])
 
     @contextmanager
-    def _inner_step(self, model: nn.Module) -> Iterator[None]:
+    def _inner_step(self, forward: Forward) -> Iterator[None]:
         """Inside, the parameters are at θ', one step along the gradients they have now."""
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        parameters = [p for p in forward.model.parameters() if p.requires_grad]
         before = [p.detach().clone() for p in parameters]
-        self.surroundings.make_optimizer(parameters).step()
         try:
+            with unscaled(parameters, forward.loss_scale) as finite:
+                if finite:
+                    self.surroundings.make_optimizer(parameters).step()
             yield
         finally:
             with torch.no_grad():
                 for parameter, value in zip(parameters, before, strict=True):
                     parameter.copy_(value)
+
+
+@contextmanager
+def unscaled(parameters: Sequence[Tensor], scale: float) -> Iterator[bool]:
+    """Inside, the gradients are without the loss scaler's factor; gives whether all are finite.
+
+    Where one overflowed the scaler will skip the step, so that no θ' is needed.
+    """
+    if scale == 1:
+        yield True
+        return
+    scaled = [p.grad for p in parameters]
+    for parameter, gradient in zip(parameters, scaled, strict=True):
+        parameter.grad = None if gradient is None else gradient / scale
+    try:
+        yield all(bool(gradient.isfinite().all()) for gradient in scaled if gradient is not None)
+    finally:
+        for parameter, gradient in zip(parameters, scaled, strict=True):
+            parameter.grad = gradient

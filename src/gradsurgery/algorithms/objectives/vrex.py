@@ -1,14 +1,18 @@
 """Risk extrapolation, V-REx (Krueger et al. 2021)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from gradsurgery.algorithms.hyperparameters import Hyperparameter
-from gradsurgery.algorithms.objectives.base import AnnealedObjective, Batch, Forward
+from gradsurgery.algorithms.objectives.base import (
+    AnnealedObjective,
+    Batch,
+    DomainLosses,
+    Forward,
+    values_of,
+)
 
 
 class VREx(AnnealedObjective):
@@ -28,12 +32,12 @@ class VREx(AnnealedObjective):
         Hyperparameter("anneal", 500, "steps with weight 1 before that"),
     )
 
-    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> Iterator[Tensor]:
+    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
         """Risk plus weighted squared distance from the mean risk."""
         weight = self.weight(step)
         logits = forward([images for images, _ in batches])
         risks = [cross_entropy(z, y) for z, (_, y) in zip(logits, batches, strict=True)]
-        mean = torch.stack([risk.detach() for risk in risks]).mean()
+        mean = values_of(risks).mean()
         while risks:
             risk = risks.pop(0)
             yield risk + weight * (risk - mean) ** 2
