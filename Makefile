@@ -7,7 +7,8 @@ READY := $(VENV)/.ready
 .PHONY: demo test lint install clean
 
 demo: $(READY)
-	$(BIN)/gradsurgery compare rotated-digits --targets 0,75 --seeds 3 --out runs/demo
+	$(BIN)/gradsurgery compare rotated-digits --methods deep-all,agr-sum,agr-rand,pcgrad \
+	  --targets 75 --seeds 3 --out runs/demo
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -1,0 +1,64 @@
+"""What README and docs tell people to type works."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+
+from gradsurgery.algorithms import OBJECTIVES
+from gradsurgery.cli.main import app
+from gradsurgery.rules import RULES
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language: str) -> list[str]:
+    pages = "\n".join(page.read_text() for page in PAGES)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", pages, re.MULTILINE | re.DOTALL)
+    return [text for marked, text in found if marked == language]
+
+
+def commands() -> list[str]:
+    text = "\n".join(blocks("")).replace("\\\n", " ")
+    lines = [line.split("#")[0].strip() for line in text.splitlines()]
+    return [line for line in lines if line.startswith("gradsurgery ")]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_have_the_options_they_are_shown_with(command):
+    group = typer.main.get_command(app)
+    words = shlex.split(command)[1:]
+    context = group.make_context("gradsurgery", words, resilient_parsing=True)
+    while hasattr(group, "resolve_command"):
+        name, group, words = group.resolve_command(context, words)
+        parsed = group.make_context(name, list(words), resilient_parsing=hasattr(group, "commands"))
+    assert parsed.params
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_examples_run(code):
+    model = torch.nn.Linear(3, 2)
+    names = {
+        "model": model,
+        "criterion": torch.nn.CrossEntropyLoss(),
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "domain_batches": [(torch.full((4, 3), d), torch.zeros(4).long()) for d in (1.0, 2.0)],
+    }
+    before = model.weight.detach().clone()
+    exec(code, names)
+    assert not torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize("name", [*RULES, *OBJECTIVES, "fish"])
+def test_the_page_on_methods_has_every_rule_and_objective(name):
+    assert f"`{name}`" in (ROOT / "docs" / "methods.md").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
