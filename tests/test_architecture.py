@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "backbones": BASE,
     "training": BASE | {"algorithms", "engine", "backbones", "data", "rules"},
     "reports": BASE,
+    "__main__": {"cli"},
     "cli": BASE | {"algorithms", "backbones", "data", "training", "reports"},
 }
 

@@ -84,6 +84,29 @@ def test_one_record_in_detail(invoke, folder):
     assert "images left out: 1" in result.stdout
 
 
+def test_how_a_run_averaged_and_drew_is_told(invoke, folder):
+    path = folder / "agr-sum" / "seed-0" / "record.json"
+    record = json.loads(path.read_text())
+    options = {"average": "swad", "batches": "single", "settings": {"swad.tolerance_rate": 1.1}}
+    record["configuration"] |= options
+    record["result"]["best"]["averaged_from"] = 5
+    record["result"]["last"]["averaged_from"] = None
+    path.write_text(json.dumps(record))
+    lines = [line.split() for line in invoke("show", path).stdout.splitlines()]
+    assert ["average", "swad"] in lines
+    assert ["batches", "single"] in lines
+    assert ["settings", "swad.tolerance_rate=1.1"] in lines
+    assert ["step", "5–20", "40"] in lines
+
+
+def test_settings_that_nobody_gave_are_not_shown(invoke, folder):
+    path = folder / "agr-sum" / "seed-0" / "record.json"
+    record = json.loads(path.read_text())
+    record["configuration"]["settings"] = {}
+    path.write_text(json.dumps(record))
+    assert "settings" not in invoke("show", path).stdout
+
+
 def test_many_records_as_a_table(invoke, folder):
     result = invoke("show", folder)
     assert result.exit_code == 0
@@ -132,6 +155,7 @@ def test_methods_are_listed(invoke):
     assert result.exit_code == 0
     first = {line.split()[0] for line in result.stdout.splitlines() if line.strip()}
     assert {"deep-all", "agr-sum", "agr-rand", "pcgrad"} <= first
+    assert {"ema.decay", "swad.optimum_patience"} <= first
 
 
 @pytest.mark.parametrize(

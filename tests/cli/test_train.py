@@ -91,15 +91,17 @@ def test_a_terminal_shows_the_run_while_it_works(
 
 def test_every_option_reaches_the_configuration(command: Command, tmp_path: Path) -> None:
     options = {
-        "method": "pcgrad",
+        "method": "mixup+gradvac",
         "backbone": "small-cnn",
         "weights": "none",
         "batch-norm": "frozen",
         "iterations": 2,
         "batch-size": 4,
+        "batches": "single",
         "learning-rate": 0.25,
         "weight-decay": 0.5,
         "optimizer": "sgd",
+        "average": "swad",
         "validate-every": 1,
         "image-size": 12,
         "device": "cpu",
@@ -109,11 +111,15 @@ def test_every_option_reaches_the_configuration(command: Command, tmp_path: Path
     }
     given = [part for key, value in options.items() for part in (f"--{key}", str(value))]
     flags = ["--split-per-run", "--skip-bad", "--out", "here"]
+    flags += ["--set", "mixup.alpha=0.5", "--set", "gradvac.beta=0.25"]
+    flags += ["--set", "swad.overfit_patience=4"]
     code, _, err = command("train", "rotated-digits", "--target", "75", *given, *flags)
     assert code == 0, err
     recorded = json.loads((tmp_path / "here" / "record.json").read_text())["configuration"]
     expected = {key.replace("-", "_"): value for key, value in options.items()}
     expected |= {"data": "rotated-digits", "target": "75"}
+    expected |= {"settings": {"mixup.alpha": 0.5, "gradvac.beta": 0.25}}
+    expected["settings"]["swad.overfit_patience"] = 4
     assert recorded == {**expected, "split_per_run": True, "skip_bad": True}
 
 
@@ -156,6 +162,12 @@ def test_usage_errors_exit_with_2(command: Command) -> None:
 
 def test_version(command: Command) -> None:
     assert command("--version") == (0, f"{__version__}\n", "")
+
+
+def test_the_package_is_a_command() -> None:
+    arguments = [sys.executable, "-m", "gradsurgery", "--version"]
+    done = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    assert done.stdout == f"{__version__}\n"
 
 
 def test_help_needs_neither_torch_nor_pandas() -> None:
@@ -216,8 +228,10 @@ def test_compare_trains_the_grid_prints_the_table_and_repeats_nothing(
 ) -> None:
     arguments = ["compare", "rotated-digits", "--methods", "deep-all,agr-sum", "--targets"]
     arguments += ["75,0", "--seeds", "2", *SHORT, "--out", "runs"]
-    code, out, _ = command(*arguments)
-    assert code == 0
+    code, out, err = command(*arguments)
+    assert (code, err) == (0, "")
+    lines = out.split("rotated-digits: target")[0].splitlines()
+    assert [line.split("]")[0] for line in lines] == [f"[{run}/8" for run in range(1, 9)]
     found = sorted(str(p.parent.relative_to(tmp_path)) for p in tmp_path.glob("**/record.json"))
     assert found == [
         f"runs/{target}/{method}/seed-{seed}"
@@ -262,6 +276,25 @@ def test_compare_checks_the_grid_before_any_run(
     assert (code, out) == (1, "")
     assert words in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_average_goes_with_every_method_of_a_comparison(
+    command: Command, tmp_path: Path
+) -> None:
+    arguments = ["compare", "rotated-digits", "--targets", "75", "--seeds", "1", *SHORT]
+    arguments += ["--methods", "deep-all,group-dro", "--set", "group-dro.eta=0.5", "--average"]
+    code, out, err = command(*arguments, "swad", "--set", "swad.optimum_patience=2")
+    assert code == 0, err
+    assert out.count("(average of steps 1 to") == 2
+    settings = [
+        json.loads(path.read_text())["configuration"]["settings"]
+        for path in sorted(tmp_path.glob("**/record.json"))
+    ]
+    average = {"swad.optimum_patience": 2}
+    assert settings == [average, {"group-dro.eta": 0.5, **average}]
+    code, out, err = command(*arguments, "ema", "--set", "swad.optimum_patience=2")
+    assert (code, out) == (1, "")
+    assert "swad.optimum_patience is set and the average is 'ema'" in err
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 
-from gradsurgery.data import DomainBatches, ImageSet
+from gradsurgery.data import DomainBatches, ImageSet, SingleDomainBatches
 from gradsurgery.errors import ArgumentError
 
 
@@ -95,3 +96,74 @@ def test_unusable_arguments_are_refused(make_images):
         DomainBatches(images, indices, domains=["art"], batch_size=0, seed=0)
     with pytest.raises(ArgumentError, match="step is -1"):
         DomainBatches(images, indices, domains=["art"], batch_size=1, seed=0).at(-1)
+
+
+def single_of(counts: dict[str, int], batch_size: int, seed: int = 0) -> SingleDomainBatches:
+    """Domain by domain, the images 0 to n - 1."""
+    total = sum(counts.values())
+    domain = np.repeat(np.arange(len(counts)), list(counts.values()))
+    images = ImageSet(
+        "made", tuple(counts), ("c",), np.zeros((total, 1, 1, 3), np.uint8),
+        tuple(map(str, range(total))), domain, np.arange(total), 1, "0",
+    )  # fmt: skip
+    indices = {d: np.flatnonzero(domain == i) for i, d in enumerate(counts)}
+    return SingleDomainBatches(
+        images, indices, domains=list(counts), batch_size=batch_size, seed=seed
+    )
+
+
+def test_the_single_domain_is_chosen_uniformly():
+    """Chi-square test of 3,000 choices; it is wrong in one of 1,000 seeds, which is fixed here."""
+    batches = single_of({"art": 9, "photo": 9, "sketch": 9}, batch_size=1)
+    times = Counter(batches.domains_at(step)[0] for step in range(3000))
+    assert chisquare([times[name] for name in ("art", "photo", "sketch")]).pvalue > 0.001
+
+
+def test_choices_at_consecutive_steps_are_independent():
+    """The nine pairs of consecutive choices are as frequent; false alarm in one of 1,000 seeds."""
+    batches = single_of({"art": 9, "photo": 9, "sketch": 9}, batch_size=1)
+    chosen = [batches.domains_at(step)[0] for step in range(6000)]
+    times = Counter(zip(chosen[::2], chosen[1::2], strict=True))
+    assert len(times) == 9
+    assert chisquare(list(times.values())).pvalue > 0.001
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 12), st.integers(0, 50))
+def test_single_domain_batches_are_pure_and_disjoint(first, second, batch_size, step):
+    batches = single_of({"art": first, "photo": second}, batch_size)
+    names = batches.domains_at(step)
+    assert names in [("art", "art"), ("photo", "photo")]
+    indices = batches.indices_at(step)
+    assert indices.shape == (2, batch_size)
+    own = np.arange(first) if names[0] == "art" else first + np.arange(second)
+    assert np.isin(indices, own).all()
+    times = Counter(indices.ravel().tolist())
+    # Each image once, or as often as the others, give or take one.
+    assert max(times.values()) == -(-2 * batch_size // len(own))
+    assert len(times) == min(len(own), 2 * batch_size)
+    if len(own) <= 2 * batch_size:
+        assert max(times.values()) - min(times.values()) <= 1
+
+
+def test_single_domain_batches_are_a_pure_function_of_the_step():
+    used = single_of({"art": 20, "photo": 30}, batch_size=4)
+    for step in (5, 3, 5, 0):
+        fresh = single_of({"art": 20, "photo": 30}, batch_size=4)
+        assert np.array_equal(used.indices_at(step), fresh.indices_at(step))
+        for (_, labels), expected in zip(used.at(step), fresh.indices_at(step), strict=True):
+            assert np.array_equal(labels.numpy(), expected)  # a label is its image's position
+    others = single_of({"art": 20, "photo": 30}, batch_size=4, seed=1)
+    assert [used.domains_at(s) for s in range(20)] != [others.domains_at(s) for s in range(20)]
+
+
+def test_every_image_of_the_single_domain_has_its_turn():
+    batches = single_of({"art": 20}, batch_size=5)
+    seen = {int(index) for step in range(40) for index in batches.indices_at(step).ravel()}
+    assert seen == set(range(20))
+
+
+def test_unusable_arguments_of_single_domain_batches_are_refused():
+    with pytest.raises(ArgumentError, match="domain photo has no images"):
+        single_of({"art": 3, "photo": 0}, batch_size=1)
+    with pytest.raises(ArgumentError, match="step is -1"):
+        single_of({"art": 3}, batch_size=1).at(-1)

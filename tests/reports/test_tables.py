@@ -74,6 +74,19 @@ def test_nothing_is_best_alone(written, compared):
     assert not compared()[0].cells["agr-sum", "sketch"].best
 
 
+@pytest.mark.parametrize(
+    ("option", "values"), [("average", ("none", "swad")), ("batches", ("multi", "single"))]
+)
+def test_runs_that_average_or_draw_otherwise_are_tables_of_their_own(
+    option, values, written, compared
+):
+    for value in values:
+        written(folder=value, **{f"configuration__{option}": value})
+    tables = compared()
+    assert [table.settings for table in tables] == [{option: value} for value in values]
+    assert all(f"{option} {table.settings[option]}" in table.title for table in tables)
+
+
 def test_missing_seeds_show(written, compared):
     for seed in (0, 1):
         written("deep-all", seed=seed)

@@ -38,9 +38,11 @@ def compare(
     batch_norm: opt.BatchNormOption = None,
     iterations: opt.IterationsOption = None,
     batch_size: opt.BatchSizeOption = None,
+    batches: opt.BatchesOption = None,
     learning_rate: opt.LearningRateOption = None,
     weight_decay: opt.WeightDecayOption = None,
     optimizer: opt.OptimizerOption = None,
+    average: opt.AverageOption = None,
     validate_every: opt.ValidateEveryOption = None,
     image_size: opt.ImageSizeOption = None,
     device: opt.DeviceOption = None,
@@ -78,6 +80,7 @@ def run_all(options: dict[str, Any], grid: Grid, out: Path | None, cache: Path |
     from gradsurgery.algorithms import METHODS, settings_of
     from gradsurgery.data import open_source, prepare
     from gradsurgery.training import RunConfiguration, TrainingProgress
+    from gradsurgery.training.averaging import average_settings
     from gradsurgery.training.record import RECORD_FILE
     from gradsurgery.training.run import check_domains
 
@@ -90,7 +93,7 @@ def run_all(options: dict[str, Any], grid: Grid, out: Path | None, cache: Path |
             target=target,
             method=method,
             seed=seed,
-            settings=settings_of(method, settings),
+            settings=settings_of(method, settings) | average_settings(settings),
         )
         for target, method, seed in itertools.product(
             _names("target", grid.targets, source.domains),
@@ -103,7 +106,7 @@ def run_all(options: dict[str, Any], grid: Grid, out: Path | None, cache: Path |
         raise ArgumentError(f"no method of this comparison has the hyperparameter {unused[0]!r}")
     for configuration in configurations:
         check_domains(configuration, source.name, source.domains)
-    with displayed(source.name) as report:
+    with displayed(source.name, lines=False) as report:
         images = prepare(
             source,
             size=configurations[0].image_size,
@@ -167,7 +170,7 @@ def _run_each(configurations: list["RunConfiguration"], images: "ImageSet", out:
         title = f"[{position}/{len(configurations)}] {run}"
         before = " (finished before)" if (directory / RECORD_FILE).exists() else ""
         try:
-            with displayed(title) as report:
+            with displayed(title, lines=False) as report:
                 record = train(configuration, directory, report, opened=images)
         except GradsurgeryError as error:
             failures.append(f"{run}: {error}")

@@ -1,4 +1,4 @@
-"""Shows how a run gets on: a live line on a terminal, a plain line a validation elsewhere."""
+"""Shows how a run gets on: a live line on a terminal, plain lines or nothing elsewhere."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -16,14 +16,17 @@ _STAGES = {"images": " decoding", "training": "", "testing": " testing"}
 
 
 @contextmanager
-def displayed(title: str) -> Iterator[Report]:
-    """A callback that shows a run's progress on standard error."""
+def displayed(title: str, *, lines: bool = True) -> Iterator[Report]:
+    """A callback that shows a run's progress on standard error.
+
+    Where that is no terminal it prints a line a validation, nothing without `lines`.
+    """
     console = Console(stderr=True)
     if console.is_terminal:
         with _live(console, title) as report:
             yield report
     else:
-        yield _print_line
+        yield _print_line if lines else lambda _: None
 
 
 @contextmanager

@@ -2,9 +2,10 @@
 
 
 def methods() -> None:
-    """List the methods and their hyperparameters, with what they do and where they come from.
+    """List the methods and the hyperparameters, with what they do and where they come from.
 
-    Besides these names, any objective+rule is a method, e.g. mixup+agr-sum.
+    Besides these names, any objective+rule is a method, e.g. mixup+agr-sum. The hyperparameters of
+    ema and swad are those of the option --average.
     """
     from rich import box
     from rich.console import Console
@@ -12,6 +13,7 @@ def methods() -> None:
     from rich.text import Text
 
     from gradsurgery.algorithms import METHODS, OTHER_METHODS, settings_listing
+    from gradsurgery.training.averaging import average_listing
 
     console = Console()
     names = Table("method", "objective+rule", "what it does", "source", box=box.SIMPLE_HEAD)
@@ -22,6 +24,6 @@ def methods() -> None:
     console.print(names)
     console.print("Any objective+rule is a method, e.g. mixup+agr-sum or irm+torchjd:UPGrad.\n")
     settings = Table("--set", "default", "meaning", box=box.SIMPLE_HEAD)
-    for setting in settings_listing():
+    for setting in [*settings_listing(), *average_listing()]:
         settings.add_row(*map(Text, setting))
     console.print(settings)

@@ -32,13 +32,34 @@ IterationsOption = Annotated[int | None, typer.Option("--iterations", help="Opti
 BatchSizeOption = Annotated[
     int | None, typer.Option("--batch-size", help="Images per source domain and step.")
 ]
+BatchesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--batches",
+        help="multi: one batch of every source domain. single: as many batches, all of one domain "
+        "chosen at random at every step.",
+    ),
+]
 LearningRateOption = Annotated[float | None, typer.Option("--learning-rate")]
 WeightDecayOption = Annotated[float | None, typer.Option("--weight-decay")]
 OptimizerOption = Annotated[
     str | None, typer.Option("--optimizer", help="adam, adamw or sgd (momentum 0.9).")
 ]
+AverageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--average",
+        help="Of the weights over the steps: none, ema (exponential) or swad (over the valley of "
+        "the validation loss).",
+    ),
+]
 ValidateEveryOption = Annotated[
-    int | None, typer.Option("--validate-every", help="Steps between validations.")
+    int | None,
+    typer.Option(
+        "--validate-every",
+        help="Steps between validations. Each writes a checkpoint, unless writing them takes more "
+        "than a tenth of the run's time.",
+    ),
 ]
 ImageSizeOption = Annotated[
     int | None, typer.Option("--image-size", help="Height and width in pixels.")
@@ -61,7 +82,8 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="A hyperparameter of the method, e.g. group-dro.eta=0.05; see `gradsurgery methods`.",
+        help="A hyperparameter of the method or the average, e.g. group-dro.eta=0.05; see "
+        "`gradsurgery methods`.",
     ),
 ]
 CacheOption = Annotated[Path | None, typer.Option("--cache", help="Folder of the decoded images.")]

@@ -17,6 +17,8 @@ _OPTIONS = (
     "data",
     "target",
     "method",
+    "settings",
+    "average",
     "backbone",
     "weights",
     "batch_norm",
@@ -24,6 +26,7 @@ _OPTIONS = (
     "split_seed",
     "iterations",
     "batch_size",
+    "batches",
     "optimizer",
     "learning_rate",
     "weight_decay",
@@ -152,8 +155,11 @@ def _options(record: dict[str, Any]) -> "Table":
     grid = _grid()
     configuration = record["configuration"]
     for name in _OPTIONS:
-        if name in configuration:
-            grid.add_row(name.replace("_", " "), _text(str(configuration[name])))
+        value = configuration.get(name)
+        if isinstance(value, dict):
+            value = ", ".join(f"{key}={given}" for key, given in value.items())
+        if value not in (None, ""):
+            grid.add_row(name.replace("_", " "), _text(str(value)))
     return grid
 
 
@@ -161,7 +167,7 @@ def _results(record: dict[str, Any]) -> "Table":
     target = record["configuration"]["target"]
     results = [record["result"][name] for name in ("best", "last")]
     grid = _grid("accuracy of the model", "best", "last")
-    grid.add_row("step", *(str(result["step"]) for result in results))
+    grid.add_row("step", *(_steps(result) for result in results))
     grid.add_row("validation", *(f"{result['validation_accuracy']:.1%}" for result in results))
     grid.add_row(_text(f"target {target}"), *(f"{r['target_accuracy']:.1%}" for r in results))
     for source in record["data"]["domains"]:
@@ -169,6 +175,12 @@ def _results(record: dict[str, Any]) -> "Table":
         if source != target and None not in tested:
             grid.add_row(_text(f"test {source}"), *(f"{accuracy:.1%}" for accuracy in tested))
     return grid
+
+
+def _steps(result: dict[str, Any]) -> str:
+    """The step of a model, or the first and the last of those it is the average of."""
+    first = result.get("averaged_from")
+    return str(result["step"]) if first is None else f"{first}–{result['step']}"
 
 
 def _curves(record: dict[str, Any]) -> "Table":

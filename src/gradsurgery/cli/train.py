@@ -32,9 +32,11 @@ def train(
     batch_norm: opt.BatchNormOption = None,
     iterations: opt.IterationsOption = None,
     batch_size: opt.BatchSizeOption = None,
+    batches: opt.BatchesOption = None,
     learning_rate: opt.LearningRateOption = None,
     weight_decay: opt.WeightDecayOption = None,
     optimizer: opt.OptimizerOption = None,
+    average: opt.AverageOption = None,
     validate_every: opt.ValidateEveryOption = None,
     image_size: opt.ImageSizeOption = None,
     device: opt.DeviceOption = None,
@@ -85,9 +87,12 @@ def run_one(options: dict[str, Any], out: Path | None, cache: Path | None) -> No
 def result_line(record: "Record") -> str:
     """What came out, in a line."""
     best, last = record.result.best, record.result.last
+    model = f"best model, step {best.step}"
+    if best.averaged_from is not None:
+        model = f"average of steps {best.averaged_from} to {best.step}"
     return (
         f"accuracy on {record.configuration.target} {best.target_accuracy:.1%} "
-        f"(best model, step {best.step}, validation {best.validation_accuracy:.1%}), "
+        f"({model}, validation {best.validation_accuracy:.1%}), "
         f"{last.target_accuracy:.1%} (last model, step {last.step})"
     )
 

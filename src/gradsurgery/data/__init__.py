@@ -1,6 +1,6 @@
 """Images of several domains: where they come from, their pixels, their split, their batches."""
 
-from gradsurgery.data.batches import DomainBatches
+from gradsurgery.data.batches import Batches, DomainBatches, SingleDomainBatches
 from gradsurgery.data.cache import cache_folder, prepare
 from gradsurgery.data.decode import decode_image
 from gradsurgery.data.images import ImageSet, SkippedImage
@@ -13,9 +13,11 @@ from gradsurgery.data.splits import Split, draw_split
 __all__ = [
     "BUILT_IN",
     "PRESETS",
+    "Batches",
     "DomainBatches",
     "ImageSet",
     "Preset",
+    "SingleDomainBatches",
     "SkippedImage",
     "Source",
     "Split",

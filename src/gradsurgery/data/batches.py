@@ -53,7 +53,14 @@ class DomainBatches:
         self, step: int
     ) -> list[tuple[UInt8[Tensor, "batch height width 3"], Int64[Tensor, " batch"]]]:
         """Images and labels of every domain at `step` (from 0): a pure function of the step."""
-        return [self._gather(self.indices_at(domain, step)) for domain in self.domains]
+        return [
+            _labelled(self.images, self.indices_at(domain, step))
+            for domain in self.domains_at(step)
+        ]
+
+    def domains_at(self, step: int) -> tuple[str, ...]:
+        """Whose batches they are: one of every domain at any step."""
+        return self.domains
 
     def indices_at(self, domain: str, step: int) -> NDArray[np.int64]:
         """Positions in the image set of one domain's batch."""
@@ -64,10 +71,10 @@ class DomainBatches:
         batch = np.empty(self.batch_size, dtype=np.int64)
         for epoch in range(places[0] // count, places[-1] // count + 1):
             inside = places // count == epoch
-            batch[inside] = self._order(domain, epoch)[places[inside] % count]
+            batch[inside] = self.order(domain, epoch)[places[inside] % count]
         return batch
 
-    def _order(self, domain: str, epoch: int) -> NDArray[np.int64]:
+    def order(self, domain: str, epoch: int) -> NDArray[np.int64]:
         """The domain's images in the order of an epoch; the last one drawn is kept."""
         known = self._orders.get(domain)
         if known is not None and known[0] == epoch:
@@ -80,8 +87,58 @@ class DomainBatches:
         self._orders[domain] = (epoch, order)
         return order
 
-    def _gather(self, batch: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        return gather(self.images.images, batch), torch.from_numpy(self.images.label[batch])
+
+class SingleDomainBatches:
+    """Batches as many and as large as those of `DomainBatches`, all from one domain at a time.
+
+    At every step one of the D domains is chosen, each with probability 1 / D, and its images in a
+    random order are dealt out to the D batches: no image is in two of them as long as the domain
+    has D times the batch size; a smaller domain is dealt out again from the start. The choice and
+    the order depend on (seed, step) alone. The control of the paper's figure 4.
+
+    The arguments are those of `DomainBatches`.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        indices: Mapping[str, NDArray[np.int64]],
+        *,
+        domains: Sequence[str],
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self._all = DomainBatches(
+            images, indices, domains=domains, batch_size=batch_size, seed=seed
+        )
+
+    def at(
+        self, step: int
+    ) -> list[tuple[UInt8[Tensor, "batch height width 3"], Int64[Tensor, " batch"]]]:
+        """Images and labels of the D batches at `step` (from 0): a pure function of the step."""
+        return [_labelled(self._all.images, batch) for batch in self.indices_at(step)]
+
+    def domains_at(self, step: int) -> tuple[str, ...]:
+        """Whose batches they are: the chosen domain's, D times."""
+        if step < 0:
+            raise ArgumentError(f"step is {step}, expected 0 or more")
+        domains = self._all.domains
+        generator = named_generator(self._all.seed, "single domain", step)
+        chosen = int(torch.randint(len(domains), (), generator=generator))
+        return (domains[chosen],) * len(domains)
+
+    def indices_at(self, step: int) -> Int64[np.ndarray, "domains batch"]:
+        """Positions in the image set of the D batches."""
+        domains = self.domains_at(step)
+        order = self._all.order(domains[0], step)
+        return np.resize(order, (len(domains), self._all.batch_size))
+
+
+Batches = DomainBatches | SingleDomainBatches
+
+
+def _labelled(images: ImageSet, batch: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    return gather(images.images, batch), torch.from_numpy(images.label[batch])
 
 
 def gather(

@@ -23,7 +23,7 @@ from gradsurgery.training.record import Curves
 
 CHECKPOINT_FILE = "checkpoint.pt"
 _BEST_FILES = "best-*.safetensors"
-_VERSION = 1
+_VERSION = 2
 
 Weights = dict[str, Tensor]
 
@@ -43,8 +43,9 @@ class Checkpoint:
         step: steps done.
         learner: states of model, optimiser, loss scaler and algorithm.
         curves: the validations so far.
-        best: weights of the best model so far; None before the first validation.
-        best_digest: sha256 of the file they are in.
+        best: weights of the best model so far; None before the first validation, and where the
+            run's average selects the model.
+        best_digest: sha256 of the file they are in, "" where there is none.
         seconds: spent so far.
         step_seconds: spent so far in steps alone.
     """
@@ -116,7 +117,8 @@ def load_checkpoint(directory: Path) -> Checkpoint | None:
     except Exception as error:  # damaged bytes lead an unpickler to errors of any kind
         raise _damaged(path, error) from error
     best = directory / f"best-{checkpoint.best_step}.safetensors"
-    checkpoint.best = _load_best(best, best_digest)
+    if best_digest:
+        checkpoint.best = _load_best(best, best_digest)
     _remove_models(directory, keep=best)
     return checkpoint
 

@@ -10,6 +10,8 @@ from gradsurgery.training.defaults import defaults_for
 BatchNorm = Literal["frozen", "per-domain"]
 Optimizer = Literal["adam", "adamw", "sgd"]
 Precision = Literal["float32", "bfloat16", "float16"]
+Average = Literal["none", "ema", "swad"]
+Batches = Literal["multi", "single"]
 
 
 class RunConfiguration(BaseModel):
@@ -22,7 +24,7 @@ class RunConfiguration(BaseModel):
         data: data set: a built-in name, a folder, "hf://owner/name", "pacs" or "pacs:PATH".
         target: the domain that is held out.
         method: one of the paper's names ("agr-sum"), or an objective and a rule ("irm+pcgrad").
-        settings: hyperparameters of the method, e.g. {"group-dro.eta": 0.05}.
+        settings: hyperparameters of the method or the average, e.g. {"group-dro.eta": 0.05}.
         backbone: a name of `gradsurgery.backbones.backbone_names()`.
         weights: initial weights: "default" (the library's pretrained ones), "none" or a file.
         batch_norm: "frozen" keeps batch-normalisation layers in evaluation mode, "per-domain"
@@ -33,10 +35,16 @@ class RunConfiguration(BaseModel):
         split_per_run: draw the split from `seed` instead.
         iterations: number of optimiser steps.
         batch_size: images per source domain and step.
+        batches: "multi" draws one batch from each of the D source domains, "single" all D batches
+            from one of them, chosen at random at every step (the control of the paper's figure 4).
         learning_rate: step size of the optimiser.
         weight_decay: of the optimiser.
         optimizer: "adam", "adamw" or "sgd" (momentum 0.9).
-        validate_every: steps between validations; the last step is validated always.
+        average: of the weights over the steps. "ema": the exponential moving average is the model
+            that is validated, selected and tested. "swad": the best model is the average over the
+            valley of the validation loss, the last model is the plain one.
+        validate_every: steps between validations; the last step is validated always. A validation
+            writes a checkpoint, unless writing them takes more than a tenth of the run's time.
         image_size: height and width in pixels.
         device: "auto" (cuda, mps, cpu: the first there is), or a device of torch.
         precision: of the forward and backward passes; the weights are float32.
@@ -62,9 +70,11 @@ class RunConfiguration(BaseModel):
     split_per_run: bool = False
     iterations: int = Field(1000, ge=1)
     batch_size: int = Field(128, ge=1)
+    batches: Batches = "multi"
     learning_rate: float = Field(1e-5, gt=0)
     weight_decay: float = Field(5e-5, ge=0)
     optimizer: Optimizer = "adam"
+    average: Average = "none"
     validate_every: int = Field(20, ge=1)
     image_size: int = Field(224, ge=8, le=2048)
     device: str = "auto"

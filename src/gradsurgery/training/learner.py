@@ -1,6 +1,6 @@
 """The parts of a run that change with every step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -8,9 +8,11 @@ import torch
 
 from gradsurgery.algorithms import Algorithm, build_method
 from gradsurgery.backbones import Backbone, has_batch_norm
+from gradsurgery.training.averaging import build_average, method_settings
 from gradsurgery.training.configuration import RunConfiguration
 from gradsurgery.training.optimizers import build_optimizer
 from gradsurgery.training.precision import AutocastFactory, autocast_factory, loss_scaler
+from gradsurgery.training.weight_average import WeightAverage
 
 
 @dataclass
@@ -21,9 +23,15 @@ class Learner:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None
     algorithm: Algorithm
+    average: WeightAverage
     generator: torch.Generator
     device: torch.device
     autocast: AutocastFactory
+
+    @property
+    def judged(self) -> Backbone:
+        """The backbone with the model that is validated and tested."""
+        return replace(self.backbone, model=self.average.model)
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs; the generator is seeded anew at every step."""
@@ -32,6 +40,7 @@ class Learner:
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "algorithm": self.algorithm.state_dict(),
+            "average": self.average.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -41,6 +50,7 @@ class Learner:
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
         self.algorithm.load_state_dict(state["algorithm"])
+        self.average.restore(state["average"])
 
 
 def build_learner(
@@ -58,9 +68,10 @@ def build_learner(
             configuration.method,
             generator=generator,
             make_optimizer=partial(build_optimizer, configuration=configuration),
-            settings=configuration.settings,
+            settings=method_settings(configuration.settings),
             per_domain_passes=per_domain,
         ),
+        average=build_average(configuration, model),
         generator=generator,
         device=device,
         autocast=autocast_factory(device, configuration.precision),

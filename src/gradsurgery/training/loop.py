@@ -3,14 +3,14 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from gradsurgery.backbones import Backbone, set_training_mode
-from gradsurgery.data import DomainBatches, normalize
+from gradsurgery.backbones import set_training_mode
+from gradsurgery.data import Batches, normalize
 from gradsurgery.engine import BackwardResult
 from gradsurgery.errors import NonFiniteError
 from gradsurgery.seeds import derive_seed
@@ -22,8 +22,8 @@ from gradsurgery.training.learner import Learner
 from gradsurgery.training.optimizers import build_optimizer
 from gradsurgery.training.progress import Report, TrainingProgress
 
-# Writing checkpoints may take this part of a run's time: a large model on a fast device is not
-# written at every validation.
+# Writing checkpoints may take this part of a run's time: after one that took t seconds the next is
+# at the first validation at least 9 t later. A large model on a fast device has fewer, then.
 _CHECKPOINT_SHARE = 0.1
 
 
@@ -50,47 +50,30 @@ class _Means:
         return None if total is None else float(total) / self.steps
 
 
-@dataclass
-class _Clock:
-    """Says when the next checkpoint is due, from what the last one took."""
-
-    took: float = 0.0
-    ended: float = field(default_factory=time.perf_counter)
-
-    def due(self) -> bool:
-        return time.perf_counter() - self.ended >= self.took * (1 / _CHECKPOINT_SHARE - 1)
-
-    @contextmanager
-    def measured(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.ended = time.perf_counter()
-        self.took = self.ended - start
-
-
 def run_steps(
     learner: Learner,
     checkpoint: Checkpoint,
-    batches: DomainBatches,
+    batches: Batches,
     validate: Callable[[], Evaluation],
     directory: Path,
     *,
-    sources: tuple[str, ...],
     report: Report,
 ) -> None:
     """Do the steps after `checkpoint.step`; `checkpoint` holds the outcome.
 
-    At every validation the curves grow and the model is kept where it is the best so far. Raises
+    At every validation the curves grow, the model is kept where it is the best so far, and a
+    checkpoint is written, unless writing them takes more than a tenth of the run's time. Raises
     `NonFiniteError`, naming domain, step and parameter, and `OutputError` where a checkpoint
     cannot be written.
     """
     configuration = checkpoint.configuration
     total = configuration.iterations
-    means, clock, spent = _Means(), _Clock(), time.perf_counter()
+    means, checkpoint_due, spent = _Means(), 0.0, time.perf_counter()
     with _reproducible(learner.device):
         for step, images in prefetched(batches.at, checkpoint.step + 1, total):
             start = time.perf_counter()
-            result = _step(learner, images, configuration, step, sources)
+            result = _step(learner, images, configuration, step, batches.domains_at(step - 1))
+            learner.average.update(step)
             means.add(result)
             checkpoint.step_seconds += time.perf_counter() - start
             loss = float(result.losses.mean())
@@ -98,14 +81,16 @@ def run_steps(
                 report(TrainingProgress("training", step, total, loss, result.agreeing))
                 continue
             evaluation = validate()
-            _record(checkpoint, step, means, evaluation, learner.backbone)
+            learner.average.validated(step, evaluation.loss)
+            _record(checkpoint, step, means, evaluation, learner)
             means = _Means()
             now = time.perf_counter()
             checkpoint.seconds, spent = checkpoint.seconds + now - spent, now
-            if clock.due():
-                with clock.measured():
-                    checkpoint.learner = learner.state()
-                    save_checkpoint(checkpoint, directory)
+            if now >= checkpoint_due:
+                checkpoint.learner = learner.state()
+                save_checkpoint(checkpoint, directory)
+                saved = time.perf_counter()
+                checkpoint_due = saved + (saved - now) * (1 / _CHECKPOINT_SHARE - 1)
             report(
                 TrainingProgress(
                     "training",
@@ -150,13 +135,13 @@ def _step(
             autocast=learner.autocast,
         )
     except NonFiniteError as error:
-        domain = error.domain
-        where = "the pooled domains" if domain is None else f"domain {sources[domain]!r}"
+        names = set(sources) if error.domain is None else {sources[error.domain]}
+        where = "the pooled domains" if len(names) > 1 else f"domain {names.pop()!r}"
         raise _explained(error, where, step) from error
 
 
 def _record(
-    checkpoint: Checkpoint, step: int, means: _Means, evaluation: Evaluation, backbone: Backbone
+    checkpoint: Checkpoint, step: int, means: _Means, evaluation: Evaluation, learner: Learner
 ) -> None:
     """Add a validation to the curves; keep a copy of the model where it is the best."""
     checkpoint.step = step
@@ -168,8 +153,8 @@ def _record(
         agreeing=means.mean("agreeing"),
         cosine=means.mean("cosine"),
     )
-    if checkpoint.best_step == step:
-        state = backbone.model.state_dict()
+    if checkpoint.best_step == step and not learner.average.selects:
+        state = learner.average.model.state_dict()
         checkpoint.best = {name: value.detach().clone() for name, value in state.items()}
 
 

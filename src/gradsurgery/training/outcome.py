@@ -1,6 +1,7 @@
 """From the last step to the record: tests, the best model's file, what it cost."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageSet, Split
 from gradsurgery.training.checkpoint import Checkpoint, save_weights
 from gradsurgery.training.configuration import RunConfiguration
-from gradsurgery.training.evaluation import evaluate
+from gradsurgery.training.evaluation import Evaluation, evaluate
 from gradsurgery.training.learner import Learner
 from gradsurgery.training.progress import Report, TrainingProgress
 from gradsurgery.training.record import (
@@ -25,11 +26,18 @@ MODEL_FILE = "model.safetensors"
 
 
 def assess_models(
-    learner: Learner, checkpoint: Checkpoint, images: ImageSet, split: Split, report: Report
+    learner: Learner,
+    checkpoint: Checkpoint,
+    images: ImageSet,
+    split: Split,
+    *,
+    validate: Callable[[], Evaluation],
+    report: Report,
 ) -> Result:
     """Accuracies of the last and the best model on every domain's test images.
 
-    The best model is in the learner afterwards.
+    The best model is in the learner afterwards. It is the one of the highest validation accuracy,
+    or what the run's average has selected, which is validated here.
     """
     curves, domains = checkpoint.curves, images.domains
     total = 2 * len(domains)
@@ -39,7 +47,7 @@ def assess_models(
         for position, domain in enumerate(domains):
             report(TrainingProgress("testing", first + position, total))
             found[domain] = evaluate(
-                learner.backbone,
+                learner.judged,
                 images,
                 split.test[domain],
                 device=learner.device,
@@ -57,10 +65,21 @@ def assess_models(
         )
 
     last = result(len(curves.step) - 1, accuracies(0))
+    selected = learner.average.result()
+    if selected is not None:
+        learner.average.model.load_state_dict(selected.weights)
+        accuracy, tested = validate().accuracy, accuracies(len(domains))
+        best = ModelResult(
+            step=selected.last,
+            averaged_from=selected.first,
+            validation_accuracy=accuracy,
+            target_accuracy=tested[checkpoint.configuration.target],
+            test_accuracy=tested,
+        )
+        return Result(best=best, last=last)
     if checkpoint.best is not None:
-        learner.backbone.model.load_state_dict(checkpoint.best)
-    best = result(curves.best(), accuracies(len(domains)))
-    return Result(best=best, last=last)
+        learner.average.model.load_state_dict(checkpoint.best)
+    return Result(best=result(curves.best(), accuracies(len(domains))), last=last)
 
 
 def save_model(
@@ -83,6 +102,7 @@ def save_model(
         "data": images.name,
         "target": configuration.target,
         "method": configuration.method,
+        "average": configuration.average,
         "seed": configuration.seed,
         "step": result.step,
     }

@@ -96,16 +96,25 @@ class Curves(_Part):
 
 
 class ModelResult(_Part):
-    """Accuracies in [0, 1] of one model; `target_accuracy` is the target's test accuracy."""
+    """Accuracies in [0, 1] of one model; `target_accuracy` is the target's test accuracy.
+
+    `averaged_from` is the first step of the mean that SWAD's model is, `step` its last; None for
+    every other model.
+    """
 
     step: int
+    averaged_from: int | None = None
     validation_accuracy: float
     target_accuracy: float
     test_accuracy: dict[str, float]
 
 
 class Result(_Part):
-    """The model of the highest validation accuracy, and the last one."""
+    """The model of the highest validation accuracy, and the last one.
+
+    With the average "ema" both are exponential averages; with "swad" the best is the average over
+    the valley of the validation loss, and the last is the plain model.
+    """
 
     best: ModelResult
     last: ModelResult

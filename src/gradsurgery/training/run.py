@@ -12,6 +12,7 @@ from gradsurgery.backbones import build_backbone
 from gradsurgery.data import (
     DomainBatches,
     ImageSet,
+    SingleDomainBatches,
     Source,
     Split,
     draw_split,
@@ -19,6 +20,7 @@ from gradsurgery.data import (
     prepare,
 )
 from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.training.averaging import average_values, method_settings
 from gradsurgery.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -111,11 +113,12 @@ def check_domains(configuration: RunConfiguration, name: str, domains: tuple[str
         raise ArgumentError(
             f"{name} has no domain {target!r}; its domains are {', '.join(domains)}"
         )
-    algorithm = build_method(  # raises where the name or a hyperparameter is wrong
+    average_values(configuration)  # raises where a hyperparameter is wrong, as the next does
+    algorithm = build_method(
         method,
         generator=torch.Generator(),
         make_optimizer=partial(build_optimizer, configuration=configuration),
-        settings=configuration.settings,
+        settings=method_settings(configuration.settings),
     )
     sources = len(domains) - 1
     least = algorithm.minimum_domains
@@ -167,10 +170,27 @@ def _work(
     else:
         _check_data(checkpoint, images, split, directory)
         learner.restore(checkpoint.learner)
-    _run_steps(learner, checkpoint, images, split=split, directory=directory, report=report)
+    sources = [domain for domain in images.domains if domain != configuration.target]
+    drawn = DomainBatches if configuration.batches == "multi" else SingleDomainBatches
+    batches = drawn(
+        images,
+        split.train,
+        domains=sources,
+        batch_size=configuration.batch_size,
+        seed=configuration.seed,
+    )
+    validate = partial(
+        evaluate,
+        learner.judged,
+        images,
+        np.concatenate([split.validation[domain] for domain in sources]),
+        device=learner.device,
+        autocast=learner.autocast,
+    )
+    run_steps(learner, checkpoint, batches, validate, directory, report=report)
     start = time.perf_counter()
-    result = assess_models(learner, checkpoint, images, split, report)
-    save_model(learner.backbone, configuration, images, result.best, directory)
+    result = assess_models(learner, checkpoint, images, split, validate=validate, report=report)
+    save_model(learner.judged, configuration, images, result.best, directory)
     return Record(
         configuration=configuration,
         data=describe_data(images),
@@ -185,36 +205,6 @@ def _work(
             peak_memory_bytes=peak_memory_bytes(learner.device),
         ),
     )
-
-
-def _run_steps(
-    learner: Learner,
-    checkpoint: Checkpoint,
-    images: ImageSet,
-    *,
-    split: Split,
-    directory: Path,
-    report: Report,
-) -> None:
-    configuration = checkpoint.configuration
-    sources = tuple(domain for domain in images.domains if domain != configuration.target)
-    batches = DomainBatches(
-        images,
-        split.train,
-        domains=sources,
-        batch_size=configuration.batch_size,
-        seed=configuration.seed,
-    )
-    validation = np.concatenate([split.validation[domain] for domain in sources])
-    validate = partial(
-        evaluate,
-        learner.backbone,
-        images,
-        validation,
-        device=learner.device,
-        autocast=learner.autocast,
-    )
-    run_steps(learner, checkpoint, batches, validate, directory, sources=sources, report=report)
 
 
 def _check_split(split: Split, target: str, name: str) -> None:

@@ -1,0 +1,3 @@
+from gradsurgery.cli.main import run
+
+run()
