@@ -95,15 +95,22 @@ def test_the_same_call_gives_the_same_record_whatever_prefetches_and_decodes(
 def test_run_k_of_every_method_has_the_same_weights_and_batches(
     tmp_path: Path, images: ImageSet, configured: Configure
 ) -> None:
+    # What makes a method's first loss the plain one; Mixup has images of its own.
+    plain = {"irm": {"irm.anneal": 0, "irm.penalty": 0}, "mldg": {"mldg.beta": 0}}
+    plain["group-dro"] = {"group-dro.eta": 0}
+
     def first_loss(method: str, seed: int) -> float:
-        options = configured(method=method, seed=seed, iterations=1, validate_every=1)
+        settings = plain.get(method, {})
+        options = configured(
+            method=method, settings=settings, seed=seed, iterations=1, validate_every=1
+        )
         record = train(options, tmp_path / method / str(seed), opened=images)
         loss = record.curves.train_loss[0]
         assert loss is not None
         return loss
 
     reference = first_loss("deep-all", 3)
-    for method in METHODS:
+    for method in set(METHODS) - {"mixup"}:
         assert first_loss(method, 3) == pytest.approx(reference, rel=1e-5)
     assert first_loss("deep-all", 4) != pytest.approx(reference, rel=1e-3)
 

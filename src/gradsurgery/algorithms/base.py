@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gradsurgery.algorithms.objectives import Batch
 from gradsurgery.engine import BackwardResult
-from gradsurgery.errors import ArgumentError
+from gradsurgery.errors import ArgumentError, NonFiniteError
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -55,3 +55,15 @@ class Algorithm(ABC):
                 f"{type(self).__name__} keeps no state, found {', '.join(sorted(state))}; load the "
                 "state of the same method"
             )
+
+
+def non_finite(error: NonFiniteError, where: str, domain: int | None) -> NonFiniteError:
+    """The error of a backward pass that knew no more than one loss, with whose loss it was."""
+    what = "loss" if error.parameter is None else "gradient"
+    at = "" if error.parameter is None else f" at parameter {error.parameter}"
+    return NonFiniteError(
+        f"the {what} of {where}{at} is NaN or infinite; lower the learning rate, use a wider "
+        "precision or look at the images",
+        domain=domain,
+        parameter=error.parameter,
+    )

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from gradsurgery.algorithms.base import Algorithm, Autocast
+from gradsurgery.algorithms.base import Algorithm, Autocast, non_finite
 from gradsurgery.algorithms.objectives import Batch, Objective
 from gradsurgery.algorithms.objectives.base import values_of
 from gradsurgery.algorithms.passes import DomainPasses, PooledPass
@@ -80,13 +80,7 @@ class Combined(Algorithm):
             if not seen:
                 raise
             values_of(seen[0].unbind())  # raises for the domain whose loss it is
-            where = "" if error.parameter is None else f" at parameter {error.parameter}"
-            raise NonFiniteError(
-                f"the gradient of the pooled domains{where} is NaN or infinite; lower the learning "
-                "rate, use a wider precision or look at the images",
-                domain=None,
-                parameter=error.parameter,
-            ) from error
+            raise non_finite(error, "the pooled domains", domain=None) from error
         return replace(result, losses=seen[0])
 
     def restarts_optimizer(self, step: int) -> bool:

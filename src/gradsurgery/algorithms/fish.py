@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from gradsurgery.algorithms.base import Algorithm, Autocast
+from gradsurgery.algorithms.base import Algorithm, Autocast, non_finite
 from gradsurgery.algorithms.hyperparameters import Hyperparameter, checked_values
 from gradsurgery.algorithms.objectives import Batch
 from gradsurgery.algorithms.passes import DomainPasses
 from gradsurgery.engine import BackwardResult, backward
+from gradsurgery.errors import NonFiniteError
 from gradsurgery.rules import Sum
 
 
@@ -59,7 +60,10 @@ class Fish(Algorithm):
             images, labels = batches[domain]
             optimizer.zero_grad(set_to_none=True)
             loss = cross_entropy(next(forward([images])), labels)
-            result = backward([loss], model.named_parameters(), Sum(), scaler=scaler)
+            try:
+                result = backward([loss], model.named_parameters(), Sum(), scaler=scaler)
+            except NonFiniteError as error:
+                raise non_finite(error, f"domain {domain}", domain) from error
             losses[domain] = result.losses[0]
             if scaler is None:
                 optimizer.step()

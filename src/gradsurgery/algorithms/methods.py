@@ -15,10 +15,11 @@ from gradsurgery.algorithms.objectives import OBJECTIVES, Objective
 from gradsurgery.algorithms.objectives.base import Surroundings
 from gradsurgery.errors import ArgumentError
 from gradsurgery.rules import RULES, Rule, rule
+from gradsurgery.rules.options import check_options
 from gradsurgery.rules.torchjd import PREFIX
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-Settings = Mapping[str, str | float]
+Settings = Mapping[str, str | int | float]
 
 
 class MethodParts(NamedTuple):
@@ -135,7 +136,7 @@ def build_method(
     return Combined(objective, combining, per_domain_passes=per_domain_passes)
 
 
-def settings_of(name: str, settings: Settings) -> dict[str, str | float]:
+def settings_of(name: str, settings: Settings) -> dict[str, str | int | float]:
     """The settings that are about a part of the method `name`."""
     owners = method_parts(name) or (Fish.name,)
     return {key: value for key, value in settings.items() if key.rpartition(".")[0] in owners}
@@ -146,9 +147,10 @@ def rule_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if name.startswith(PREFIX):
         return {key: _number(value) for key, value in given.items()}
     known = signature(RULES[name]).parameters
+    check_options(name, known.keys() - {"generator"}, given)
     options: dict[str, Any] = {}
     for key, value in given.items():
-        default = known[key].default if key in known else ""
+        default = known[key].default
         kind = float if default is None else type(default)
         try:
             options[key] = _CONVERSIONS.get(kind, kind)(value)

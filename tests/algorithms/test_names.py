@@ -1,0 +1,219 @@
+"""Names and hyperparameters: what is taken, what is refused, and in what words."""
+
+from inspect import signature
+
+import pytest
+
+from gradsurgery.algorithms import (
+    METHODS,
+    OBJECTIVES,
+    OTHER_METHODS,
+    Fish,
+    hyperparameter_names,
+    method_parts,
+    settings_of,
+)
+from gradsurgery.errors import ArgumentError
+from gradsurgery.rules import RULES
+
+# `hparams_registry.py` of DomainBed; its irm_lambda, vrex_lambda and fishr's lambda are penalties.
+DOMAINBED = {
+    "irm": {"penalty": 100.0, "anneal": 500},
+    "vrex": {"penalty": 10.0, "anneal": 500},
+    "fishr": {"penalty": 1000.0, "anneal": 1500, "ema": 0.95},
+    "mldg": {"beta": 1.0},
+    "mixup": {"alpha": 0.2},
+    "group-dro": {"eta": 0.01},
+    "fish": {"meta_lr": 0.5},
+}
+
+
+def test_the_papers_eight_come_first():
+    eight = ["deep-all", "agr-sum", "agr-rand", "pcgrad", "irm", "mldg", "mixup", "group-dro"]
+    assert list(METHODS) == eight
+    assert not set(METHODS) & set(OTHER_METHODS)
+
+
+@pytest.mark.parametrize("info", [*METHODS.values(), *OTHER_METHODS.values()], ids=str)
+def test_a_listed_method_is_what_it_says(info, built):
+    built(info.name)
+    parts = method_parts(info.name)
+    assert info.parts == ("fish" if parts is None else "+".join(parts))
+    assert info.summary
+    assert info.source
+
+
+@pytest.mark.parametrize("objective", [*OBJECTIVES])
+@pytest.mark.parametrize("rule", [*RULES, "torchjd:UPGrad"])
+def test_any_objective_goes_with_any_rule(objective, rule, built):
+    assert method_parts(f"{objective}+{rule}") == (objective, rule)
+    algorithm = built(f"{objective}+{rule}")
+    assert algorithm.objective.name == objective
+    assert algorithm.rule.name == rule
+    needed = (algorithm.objective.minimum_domains, algorithm.rule.minimum_domains)
+    assert algorithm.minimum_domains == max(needed)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [("irm", ("irm", "mean")), ("median", ("erm", "median")), ("erm", ("erm", "mean"))],
+)
+def test_half_a_name_has_the_plain_other_half(name, parts):
+    assert method_parts(name) == parts
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("agr-product", "unknown method 'agr-product'; the methods are deep-all, agr-sum, .*fish"),
+        ("", "unknown method ''; the methods are"),
+        ("irn+agr-sum", "unknown objective 'irn'; there are erm, irm, mldg, mixup, group-dro"),
+        ("+agr-sum", "unknown objective ''"),
+        ("irm+agr-some", "unknown rule 'agr-some'; there are sum, mean, agr-sum, .*torchjd:NAME"),
+        ("irm+", "unknown rule ''"),
+        ("irm+agr-sum+pcgrad", "unknown rule 'agr-sum\\+pcgrad'"),
+        ("deep-all+agr-sum", "unknown objective 'deep-all'"),
+        ("fish+agr-sum", "'fish\\+agr-sum': fish takes its steps one after the other.*use fish al"),
+        ("irm+fish", "unknown rule 'fish'"),
+        ("erm+torchjd:No", "unknown aggregator 'No'; torchjd.aggregation has .*UPGrad"),
+    ],
+)
+def test_unknown_names_are_told_with_the_known_ones(name, words, built):
+    with pytest.raises(ArgumentError, match=words) as caught:
+        built(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(DOMAINBED))
+def test_the_defaults_are_domainbeds(name, built):
+    algorithm = built(name)
+    values = algorithm.values if isinstance(algorithm, Fish) else algorithm.objective.values
+    assert values == DOMAINBED[name]
+    assert [*map(type, values.values())] == [*map(type, DOMAINBED[name].values())]
+    assert hyperparameter_names(name) == [f"{name}.{key}" for key in values]
+
+
+def test_the_defaults_of_gradnorm_are_the_papers(built):
+    assert built("gradnorm").objective.values == {"alpha": 1.5, "learning_rate": 0.025}
+
+
+def test_settings_reach_their_owner(built):
+    settings = {"irm.penalty": "2.5", "irm.anneal": "7", "gradvac.beta": "0.25"}
+    algorithm = built("irm+gradvac", settings=settings)
+    assert algorithm.objective.values == {"penalty": 2.5, "anneal": 7}
+    assert algorithm.rule.beta == 0.25
+
+
+NAMES = {
+    "deep-all": "none",
+    "irm": r"irm\.penalty, irm\.anneal",
+    "fish": r"fish\.meta_lr",
+    "mixup+gradvac": r"mixup\.alpha, gradvac\.beta, gradvac\.target",
+}
+
+
+@pytest.mark.parametrize("key", ["vrex.penalty", "penalty", ".penalty", "irm.penalty.more", ""])
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_settings_of_nothing_in_the_method_list_those_there_are(name, key, built):
+    with pytest.raises(ArgumentError, match=rf"no hyperparameter '{key}'; it has: {NAMES[name]}$"):
+        built(name, settings={key: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "words"),
+    [
+        ("irm", "irm.lambda", r"irm has no hyperparameter 'lambda'; it has: irm\.penalty, irm\.an"),
+        ("fish", "fish.eta", r"fish has no hyperparameter 'eta'; it has: fish\.meta_lr"),
+        ("erm", "erm.eta", r"erm has no hyperparameter 'eta'; it has: none"),
+        ("agr-sum", "agr-sum.tau", "rule 'agr-sum' has no option 'tau'; it has: reduction, zero_a"),
+        ("pcgrad", "pcgrad.generator", "rule 'pcgrad' has no option 'generator'"),
+        ("torchjd:Krum", "torchjd:Krum.no", "rule 'torchjd:Krum' has no option 'no'"),
+    ],
+)
+def test_unknown_settings_of_a_part_list_those_there_are(name, key, words, built):
+    with pytest.raises(ArgumentError, match=words):
+        built(name, settings={key: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("irm.penalty", -1, "irm.penalty is a number at least 0, found -1"),
+        ("irm.penalty", "much", "irm.penalty is a number at least 0, found 'much'"),
+        ("irm.penalty", "nan", "irm.penalty is a number at least 0, found 'nan'"),
+        ("irm.penalty", "inf", "irm.penalty is a number at least 0, found 'inf'"),
+        ("irm.anneal", 2.5, "irm.anneal is a whole number at least 0, found 2.5"),
+        ("irm.anneal", float("inf"), "irm.anneal is a whole number at least 0, found inf"),
+        ("irm.anneal", -1, "irm.anneal is a whole number at least 0, found -1"),
+        ("irm.anneal", "soon", "irm.anneal is a whole number at least 0, found 'soon'"),
+        ("vrex.penalty", -0.1, "vrex.penalty is a number at least 0, found -0.1"),
+        ("fishr.ema", 1, "fishr.ema is a number at least 0 and at most 0.9999, found 1"),
+        ("mldg.beta", -1, "mldg.beta is a number at least 0, found -1"),
+        ("mixup.alpha", 0, "mixup.alpha is a number above 0, found 0"),
+        ("group-dro.eta", -1, "group-dro.eta is a number at least 0, found -1"),
+        ("gradnorm.alpha", -1, "gradnorm.alpha is a number at least 0, found -1"),
+        ("fish.meta_lr", 0, "fish.meta_lr is a number above 0 and at most 1, found 0"),
+        ("fish.meta_lr", 1.5, "fish.meta_lr is a number above 0 and at most 1, found 1.5"),
+        ("agr-sum.zero_agrees", "maybe", "agr-sum.zero_agrees is true or false, found 'maybe'"),
+        ("agr-sum.reduction", "max", "reduction is 'sum' or 'mean', found 'max'"),
+        ("trimmed-mean.trim", "some", "trimmed-mean.trim is a whole number, found 'some'"),
+        ("trimmed-mean.trim", 1.5, "trimmed-mean.trim is a whole number, found 1.5"),
+        ("trimmed-mean.trim", float("inf"), "trimmed-mean.trim is a whole number, found inf"),
+        ("gradvac.beta", "fast", "gradvac.beta is a number, found 'fast'"),
+        ("gradvac.target", "up", "gradvac.target is a number, found 'up'"),
+        ("gradvac.beta", 2.0, r"beta of the rule gradvac is in \[0, 1\], found 2"),
+        ("torchjd:CAGrad.c", -1.0, "torchjd:CAGrad"),
+    ],
+)
+def test_values_that_cannot_be_are_told_with_what_can(key, value, words, built):
+    with pytest.raises(ArgumentError, match=words) as caught:
+        built(key.rpartition(".")[0], settings={key: value})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "value"),
+    [
+        ("agr-sum.zero_agrees", "false", False),
+        ("agr-sum.zero_agrees", "No", False),
+        ("agr-sum.zero_agrees", "0", False),
+        ("agr-sum.zero_agrees", 0.0, False),  # as the command line and JSON read it
+        ("agr-sum.zero_agrees", False, False),
+        ("and-mask.rescale", "true", True),
+        ("and-mask.rescale", 1.0, True),
+        ("agr-sum.reduction", "mean", "mean"),
+        ("trimmed-mean.trim", "2", 2),
+        ("trimmed-mean.trim", 2.0, 2),
+        ("gradvac.target", "0.5", 0.5),
+        ("gradvac.beta", 1, 1.0),
+        ("sand-mask.k", "3", 3.0),
+    ],
+)
+def test_options_of_rules_come_from_text_in_their_types(key, given, value, built):
+    name, _, option = key.rpartition(".")
+    found = getattr(built(name, settings={key: given}).rule, option)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_options_of_torchjds_aggregators_are_numbers_where_they_are(built):
+    half = built("torchjd:CAGrad", settings={"torchjd:CAGrad.c": 0.5}).rule.aggregator
+    assert "0.5" in repr(half)
+    for count in ("2", 2.0):
+        settings = {"torchjd:Krum.n_byzantine": count}
+        assert "n_byzantine=2," in repr(built("torchjd:Krum", settings=settings).rule.aggregator)
+
+
+def test_settings_of_keeps_those_of_the_parts():
+    settings = {"irm.penalty": 1.0, "agr-sum.reduction": "mean", "fish.meta_lr": 0.5, "x": 1.0}
+    assert settings_of("irm", settings) == {"irm.penalty": 1.0}
+    assert settings_of("irm+agr-sum", settings) == {"irm.penalty": 1.0, "agr-sum.reduction": "mean"}
+    assert settings_of("agr-sum", settings) == {"agr-sum.reduction": "mean"}
+    assert settings_of("fish", settings) == {"fish.meta_lr": 0.5}
+    assert settings_of("deep-all", settings) == {}
+
+
+def test_every_option_of_a_rule_is_a_hyperparameter():
+    for name, rule in RULES.items():
+        options = set(signature(rule).parameters) - {"generator"}
+        assert set(hyperparameter_names(name)) == {f"{name}.{option}" for option in options}

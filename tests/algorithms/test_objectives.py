@@ -1,0 +1,150 @@
+"""Steps of every objective, by the rule `mean`, against its formula differentiated by autograd."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.algorithms import oracles
+from tests.algorithms.oracles import Drawn, Memory
+
+# With `anneal` = 1 the second step is the first with the full penalty.
+SETTINGS = {
+    "irm": {"irm.anneal": 1, "irm.penalty": 7},
+    "vrex": {"vrex.anneal": 1, "vrex.penalty": 3},
+    "fishr": {"fishr.anneal": 1, "fishr.penalty": 50, "fishr.ema": 0.75},
+    "mldg": {"mldg.beta": 0.5},
+    "mixup": {"mixup.alpha": 0.5},
+    "group-dro": {"group-dro.eta": 0.3},
+    "gradnorm": {"gradnorm.alpha": 1.5, "gradnorm.learning_rate": 0.1},
+}
+
+
+def mean(values: list[Tensor]) -> Tensor:
+    return torch.stack(values).mean()
+
+
+def annealed(step: int, before: float, after: float) -> float:
+    return before if step == 1 else after
+
+
+def gradnorm(model, data, memory):
+    weights = oracles.grad_norm_weights(model, data, 1.5, 0.1, memory)
+    return (weights * torch.stack(oracles.risks(model, data))).mean()
+
+
+def group_dro(model, data, memory):
+    q = oracles.group_dro_weights(model, data, 0.3, memory)
+    return sum(w * risk for w, risk in zip(q, oracles.risks(model, data), strict=True))
+
+
+def fishr(model, data, step, memory):
+    penalty = oracles.fishr_penalty(model, data, 0.75, memory)
+    return mean(oracles.risks(model, data)) + annealed(step, 0, 50) * penalty
+
+
+OBJECTIVES: dict[str, Callable[..., Tensor]] = {
+    "deep-all": lambda model, data, *_: mean(oracles.risks(model, data)),
+    "irm": lambda model, data, step, *_: mean(
+        oracles.irm_losses(model, data, annealed(step, 1, 7))
+    ),
+    "vrex": lambda model, data, step, *_: oracles.vrex(model, data, annealed(step, 1, 3)),
+    "mixup": lambda model, data, step, memory, drawn: mean(
+        oracles.mixup_losses(model, data, drawn)
+    ),
+    "group-dro": lambda model, data, step, memory, drawn: group_dro(model, data, memory),
+    "fishr": lambda model, data, step, memory, drawn: fishr(model, data, step, memory),
+    "gradnorm": lambda model, data, step, memory, drawn: gradnorm(model, data, memory),
+}
+
+
+def expected_gradient(
+    name: str, model: torch.nn.Module, data, step: int, memory: Memory, drawn: Drawn
+) -> Tensor:
+    if name == "mldg":
+        return mean_rows(oracles.mldg_gradients(model, data, drawn.ring, 0.5))
+    return oracles.flat_gradient(OBJECTIVES[name](model, data, step, memory, drawn), model)
+
+
+def mean_rows(rows: list[Tensor]) -> Tensor:
+    return torch.stack(rows).mean(0)
+
+
+@pytest.mark.parametrize("per_domain_passes", [False, True])
+@pytest.mark.parametrize("domains", [2, 3, 5])
+@pytest.mark.parametrize("name", [*OBJECTIVES, "mldg"])
+def test_the_steps_are_those_of_the_formula(name, domains, per_domain_passes, built, drawn):
+    algorithm = built(name, settings=SETTINGS.get(name), per_domain_passes=per_domain_passes)
+    model, memory = oracles.network(), Memory()
+    optimizer = oracles.sgd(model.parameters())
+    for step in range(1, 6):
+        data = oracles.batches(domains, seed=step)
+        before = oracles.network()
+        before.load_state_dict(model.state_dict())
+        algorithm.step(model, data, optimizer, step=step)
+        gradient = expected_gradient(name, before, data, step, memory, drawn)
+        moved = oracles.flat_parameters(before) - oracles.LEARNING_RATE * gradient
+        torch.testing.assert_close(oracles.flat_parameters(model), moved, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("domains", [2, 3, 5])
+def test_fish_takes_a_part_of_the_steps_in_turn(domains, built):
+    algorithm = built("fish", settings={"fish.meta_lr": 0.25})
+    twin = torch.Generator().manual_seed(7)
+    model = oracles.network()
+    for step in (1, 2):
+        data = oracles.batches(domains, seed=step)
+        before = oracles.network()
+        before.load_state_dict(model.state_dict())
+        result = algorithm.step(model, data, oracles.sgd(model.parameters()), step=step)
+        order = torch.randperm(domains, generator=twin).tolist()
+        expected = oracles.fish(before, data, order, 0.25)
+        torch.testing.assert_close(oracles.flat_parameters(model), expected)
+        first = oracles.risks(before, data)[order[0]].item()
+        assert result.losses[order[0]].item() == pytest.approx(first)
+
+
+def test_fish_keeps_the_state_of_the_runs_optimiser(built):
+    model = oracles.network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    algorithm = built("fish")
+    for step in (1, 2):
+        algorithm.step(model, oracles.batches(3), optimizer, step=step)
+    assert {state["step"].item() for state in optimizer.state.values()} == {6}
+
+
+def test_mldgs_inner_step_is_a_fresh_one_of_the_runs_optimiser(built, drawn):
+    def adam(parameters):
+        return torch.optim.Adam(parameters, lr=0.05, weight_decay=0.1)
+
+    model, outer = oracles.network(), oracles.sgd
+    algorithm = built("mldg", make_optimizer=adam)
+    optimizer = outer(model.parameters())
+    for step in (1, 2):
+        data = oracles.batches(3, seed=step)
+        before = oracles.network()
+        before.load_state_dict(model.state_dict())
+        algorithm.step(model, data, optimizer, step=step)
+        gradient = mean_rows(oracles.mldg_gradients(before, data, drawn.ring, 1.0, adam))
+        moved = oracles.flat_parameters(before) - oracles.LEARNING_RATE * gradient
+        torch.testing.assert_close(oracles.flat_parameters(model), moved)
+
+
+@pytest.mark.parametrize("name", ["deep-all", "irm", "vrex", "fishr", "group-dro", "mixup"])
+def test_the_mean_of_the_losses_told_is_the_objective(name, built, drawn):
+    model, data = oracles.network(), oracles.batches(3)
+    objective = OBJECTIVES[name](model, data, 1, Memory(), drawn) if name != "mixup" else None
+    algorithm = built(name, settings=SETTINGS.get(name))
+    losses = algorithm.step(model, data, oracles.sgd(model.parameters()), step=1).losses
+    assert losses.shape == (3,)
+    assert not losses.requires_grad
+    if name == "mixup":
+        objective = OBJECTIVES[name](oracles.network(), data, 1, Memory(), drawn)
+    assert losses.mean().item() == pytest.approx(objective.item())
+
+
+def test_irm_needs_two_images_of_a_domain(built):
+    model = oracles.network()
+    with pytest.raises(ValueError, match="found a batch of 1 image; use a batch size of at least"):
+        built("irm").step(model, oracles.batches(2, 1), oracles.sgd(model.parameters()), step=1)

@@ -1,0 +1,103 @@
+"""Every method through the training loop, whole and interrupted."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gradsurgery.algorithms import METHODS, OTHER_METHODS
+from gradsurgery.data import ImageSet
+from gradsurgery.training import Record, RunConfiguration, TrainingProgress, train
+from gradsurgery.training import loop as loop_module
+
+Configure = Callable[..., RunConfiguration]
+Outcome = Callable[[Record, Path], tuple[dict[str, Any], bytes]]
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", [*METHODS, *OTHER_METHODS])
+def test_every_method_learns(
+    method: str, tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    options = configured(method=method, iterations=30, validate_every=10)
+    curves = train(options, tmp_path, opened=images).curves
+    first, last = curves.validation_loss[0], curves.validation_loss[-1]
+    assert first is not None
+    assert last is not None
+    assert last < first
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("irm", {"irm.anneal": 2}),
+        ("group-dro", {"group-dro.eta": 0.5}),
+        ("mldg", {}),
+        ("gradvac", {}),
+        ("fishr", {"fishr.anneal": 1}),
+        ("fish", {}),
+        ("mixup+agr-rand", {}),
+        ("gradnorm+gradvac", {}),
+    ],
+)
+def test_an_interrupted_run_goes_on_to_the_same_record(
+    method: str,
+    settings: dict[str, float],
+    tmp_path: Path,
+    images: ImageSet,
+    configured: Configure,
+    outcome: Outcome,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop_module, "_CHECKPOINT_SHARE", 1.0)  # one at every validation
+    configuration = configured(method=method, settings=settings, iterations=6, validate_every=2)
+    whole = train(configuration, tmp_path / "whole", opened=images)
+    begun: list[int] = []
+
+    def stopping_at(last: int) -> Callable[[TrainingProgress], None]:
+        def report(progress: TrainingProgress) -> None:
+            if progress.stage == "training" and progress.done >= last:
+                raise StopError
+            if progress.stage == "training":
+                begun.append(progress.done)
+
+        return report
+
+    for last in (3, 5):  # before the checkpoint after an annealing step, and after it
+        with pytest.raises(StopError):
+            train(configuration, tmp_path / "parts", stopping_at(last), opened=images)
+    record = train(configuration, tmp_path / "parts", stopping_at(7), opened=images)
+    assert begun == [1, 2, 3, 4, 5, 6]  # a step that was checkpointed is not done again
+    assert outcome(record, tmp_path / "parts") == outcome(whole, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("method", ["irm", "vrex+agr-sum", "fishr"])
+def test_the_optimiser_starts_anew_once(
+    method: str,
+    tmp_path: Path,
+    images: ImageSet,
+    configured: Configure,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    build, steps = loop_module.build_optimizer, []
+
+    def noted(*args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        steps.append(done[-1] + 1)
+        return build(*args, **kwargs)
+
+    done = [0]
+    monkeypatch.setattr(loop_module, "build_optimizer", noted)
+    objective, _, _ = method.partition("+")
+    settings = {f"{objective}.anneal": 3}
+    train(
+        configured(method=method, settings=settings, iterations=6),
+        tmp_path,
+        lambda progress: done.append(progress.done),
+        opened=images,
+    )
+    assert steps == [4]
