@@ -68,8 +68,9 @@ class Swad(WeightAverage):
     averaged are whole stretches between validations, as in the authors' code: it begins after the
     validation before the valley's first one, and goes to its last one. Where the loss never
     converges that is every step, as algorithm 1 has it (the authors' code takes the last stretch
-    alone). Training goes on after the valley has ended, for the last model's sake. Running
-    statistics of batch normalisation are averaged as the weights are.
+    alone): a run that ends while its loss still falls is too short for SWAD. Training goes on
+    after the valley has ended, for the last model's sake. Running statistics of batch
+    normalisation are averaged as the weights are.
 
     Memory: at most N_s + 1 models beside the one that is trained (4 by default), 3 after the loss
     has converged: stretches that only count together are kept as one mean.
