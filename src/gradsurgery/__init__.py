@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gradsurgery.algorithms import method
     from gradsurgery.engine import BackwardResult, backward
     from gradsurgery.errors import GradsurgeryError, NonFiniteError
     from gradsurgery.rules import (
@@ -57,6 +58,7 @@ __all__ = [
     "TrimmedMean",
     "as_aggregator",
     "backward",
+    "method",
     "rule",
 ]
 
@@ -64,6 +66,7 @@ __all__ = [
 _HOMES = {
     "BackwardResult": "gradsurgery.engine",
     "backward": "gradsurgery.engine",
+    "method": "gradsurgery.algorithms",
     "GradsurgeryError": "gradsurgery.errors",
     "NonFiniteError": "gradsurgery.errors",
 }

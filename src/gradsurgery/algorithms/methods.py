@@ -136,6 +136,45 @@ def build_method(
     return Combined(objective, combining, per_domain_passes=per_domain_passes)
 
 
+def method(
+    name: str,
+    *,
+    generator: torch.Generator | None = None,
+    make_optimizer: OptimizerFactory | None = None,
+    settings: Settings | None = None,
+) -> Algorithm:
+    """A method for a training loop of your own: `method("irm+pcgrad").step(model, batches, …)`.
+
+    generator: draws for whatever is random in it; by default one seeded with 0.
+    make_optimizer: a fresh optimiser for MLDG's inner steps, e.g. `lambda parameters:
+        torch.optim.Adam(parameters, lr=1e-4)`; no other method needs it.
+    settings: hyperparameters, e.g. {"irm.penalty": 10}.
+
+    Raises `ArgumentError` for an unknown name or hyperparameter, or a value out of range.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> labels = torch.tensor([0, 1, 0, 1])
+    >>> batches = [(torch.randn(4, 3, 2, 2), labels) for _ in range(3)]
+    >>> result = method("irm+pcgrad").step(model, batches, optimizer, step=1)
+    >>> len(result.losses), result.cosines.shape
+    (3, torch.Size([3, 3]))
+    """
+
+    def missing(_: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        raise ArgumentError(
+            f"{name} takes inner steps; give make_optimizer, e.g. "
+            "lambda parameters: torch.optim.Adam(parameters, lr=1e-4)"
+        )
+
+    return build_method(
+        name,
+        generator=generator or torch.Generator().manual_seed(0),
+        make_optimizer=make_optimizer or missing,
+        settings=settings,
+    )
+
+
 def settings_of(name: str, settings: Settings) -> dict[str, str | int | float]:
     """The settings that are about a part of the method `name`."""
     owners = method_parts(name) or (Fish.name,)

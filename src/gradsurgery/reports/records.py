@@ -100,7 +100,8 @@ def read_runs(paths: Iterable[Path]) -> "pd.DataFrame":
     Columns: `record` (the file), `data`, `domains` (tuple, in the data's order), `target`,
     `method` (with the hyperparameters that were set), `backbone`, `seed`; for `best` and `last`
     model each `best_step`, `best_validation_accuracy` and `best_target_accuracy` (fractions in
-    [0, 1]); `seconds`; and `settings`, a JSON object of everything else two runs must share to be compared.
+    [0, 1]); `seconds`; and `settings`, a JSON object of everything else two runs must share to be
+    compared.
 
     Raises `DataError` as `find_records` and `read_record` do.
     """
