@@ -26,6 +26,7 @@ class CompileNative(BuildHookInterface[Any]):
         compiler = shlex.split(os.environ.get("CC", "cc"))
         sources = sorted(map(str, folder.glob("*.c")))
         command = [*compiler, *FLAGS, *sources, "-o", str(library)]
+        library.unlink(missing_ok=True)
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError) as error:

@@ -89,7 +89,7 @@ def contestants() -> list[str]:
 def step_of(name: str, backbone: str, batches: Batches) -> Callable[[], object]:
     """One training step of a contestant on a model of its own."""
     model = build_backbone(backbone, classes=7, weights="none", seed=0).model
-    set_training_mode(model, "per-domain")
+    set_training_mode(model, "frozen")
 
     def make_optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=1e-5, weight_decay=5e-5, fused=True)

@@ -27,9 +27,13 @@ def in_spans(
     count = max(min(torch.get_num_threads(), math.ceil(length / least)), 1)
     bounds = [length * part // count // multiple * multiple for part in range(count)] + [length]
     results: dict[int, Result] = {}
+    errors: list[BaseException] = []
 
     def work(part: int) -> None:
-        results[part] = call(bounds[part], bounds[part + 1])
+        try:
+            results[part] = call(bounds[part], bounds[part + 1])
+        except BaseException as error:  # raised again by the caller's thread
+            errors.append(error)
 
     others = [Thread(target=work, args=(part,)) for part in range(1, count)]
     for thread in others:
@@ -37,4 +41,6 @@ def in_spans(
     work(0)
     for thread in others:
         thread.join()
+    if errors:
+        raise errors[0]
     return list(results.values())

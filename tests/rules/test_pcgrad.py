@@ -100,3 +100,10 @@ def test_weighted_sum_may_overwrite_the_first_row():
     rows = [torch.tensor([1.0, 2.0]), torch.tensor([10.0, 20.0])]
     weights = torch.tensor([2.0, -1.0], dtype=torch.float64)
     assert weighted_sum(rows, weights, out=rows[0]).tolist() == [-8.0, -16.0]
+
+
+def test_squares_that_overflow_float32_do_not_matter():
+    # scaling by 2^66 is exact; the squares are beyond float32
+    gradients = torch.tensor([[1.0, 0.0], [-1.0, 1.0]]).repeat(1, BLOCK)
+    expected = gs.PCGrad()(gradients)
+    torch.testing.assert_close(gs.PCGrad()(gradients * 2.0**66), expected * 2.0**66)

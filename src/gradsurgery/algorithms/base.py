@@ -44,6 +44,10 @@ class Algorithm(ABC):
         """Whether the optimiser's state is dropped before step `step`."""
         return False
 
+    def idle_steps(self) -> int:
+        """For how many steps, from the first, the method does what deep-all does."""
+        return 0
+
     def state_dict(self) -> dict[str, Tensor]:
         """What a resumed run needs beside the model and the optimiser."""
         return {}

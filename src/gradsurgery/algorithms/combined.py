@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from gradsurgery.algorithms.base import Algorithm, Autocast, non_finite
 from gradsurgery.algorithms.objectives import Batch, Objective
 from gradsurgery.algorithms.objectives.base import values_of
+from gradsurgery.algorithms.optimizing import take_step
 from gradsurgery.algorithms.passes import DomainPasses, PooledPass
 from gradsurgery.engine import BackwardResult, backward
 from gradsurgery.errors import ArgumentError, NonFiniteError
@@ -44,17 +45,15 @@ class Combined(Algorithm):
     ) -> BackwardResult:
         """Set every parameter's gradient, and step the optimiser."""
         optimizer.zero_grad(set_to_none=True)
+        if self.restarts_optimizer(step):
+            optimizer.state.clear()
         if self.pooled:
             result = self._pooled_backward(model, batches, step, scaler, autocast)
         else:
             passes = DomainPasses(model, autocast, scaler)
             with closing(self.objective.losses(passes, batches, step)) as losses:
                 result = backward(losses, model.named_parameters(), self.rule, scaler=scaler)
-        if scaler is None:
-            optimizer.step()
-        else:
-            scaler.step(optimizer)
-            scaler.update()
+        take_step(optimizer, scaler)
         return result
 
     def _pooled_backward(
@@ -86,6 +85,10 @@ class Combined(Algorithm):
     def restarts_optimizer(self, step: int) -> bool:
         """Where the objective says so."""
         return self.objective.restarts_optimizer(step)
+
+    def idle_steps(self) -> int:
+        """As the objective says."""
+        return self.objective.idle_steps()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The objective's and the rule's."""

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from gradsurgery.algorithms.base import Algorithm, Autocast, non_finite
 from gradsurgery.algorithms.hyperparameters import Hyperparameter, checked_values
 from gradsurgery.algorithms.objectives import Batch
+from gradsurgery.algorithms.optimizing import take_step
 from gradsurgery.algorithms.passes import DomainPasses
 from gradsurgery.engine import BackwardResult, backward
 from gradsurgery.errors import NonFiniteError
@@ -65,11 +66,7 @@ class Fish(Algorithm):
             except NonFiniteError as error:
                 raise non_finite(error, f"domain {domain}", domain) from error
             losses[domain] = result.losses[0]
-            if scaler is None:
-                optimizer.step()
-            else:
-                scaler.step(optimizer)
-                scaler.update()
+            take_step(optimizer, scaler)
         with torch.no_grad():
             for parameter, start in zip(parameters, before, strict=True):
                 parameter.copy_(start.lerp_(parameter, self.values["meta_lr"]))

@@ -142,6 +142,7 @@ def method(
     generator: torch.Generator | None = None,
     make_optimizer: OptimizerFactory | None = None,
     settings: Settings | None = None,
+    per_domain_passes: bool = False,
 ) -> Algorithm:
     """A method for a training loop of your own: `method("irm+pcgrad").step(model, batches, …)`.
 
@@ -149,6 +150,11 @@ def method(
     make_optimizer: a fresh optimiser for MLDG's inner steps, e.g. `lambda parameters:
         torch.optim.Adam(parameters, lr=1e-4)`; no other method needs it.
     settings: hyperparameters, e.g. {"irm.penalty": 10}.
+    per_domain_passes: one pass per domain for every method, which a model needs whose batch
+        normalisation is in training mode; `gradsurgery.backbones.set_training_mode(model,
+        "frozen")` keeps it in evaluation mode instead.
+
+    Count `step` from 1: the methods with annealing drop the optimiser's state when it is over.
 
     Raises `ArgumentError` for an unknown name or hyperparameter, or a value out of range.
 
@@ -172,6 +178,7 @@ def method(
         generator=generator or torch.Generator().manual_seed(0),
         make_optimizer=make_optimizer or missing,
         settings=settings,
+        per_domain_passes=per_domain_passes,
     )
 
 

@@ -64,7 +64,7 @@ ValidateEveryOption = Annotated[
 ImageSizeOption = Annotated[
     int | None, typer.Option("--image-size", help="Height and width in pixels.")
 ]
-DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")]
 PrecisionOption = Annotated[
     str | None, typer.Option("--precision", help="float32, bfloat16 or float16.")
 ]

@@ -69,6 +69,13 @@ def backward(
     >>> weight.grad, result.agreeing
     (tensor([4., 0.]), 0.5)
     """
+    if scaler is not None and not scaler.is_enabled():
+        scaler = None
+    if scaler is not None and not rule.scale_equivariant:
+        raise ArgumentError(
+            f"{rule.name} gives another update for scaled losses; train in float32 or bfloat16, "
+            "which need no gradient scaler"
+        )
     named = trainable_parameters(parameters)
     before = [parameter.grad for _, parameter in named]
     for _, parameter in named:

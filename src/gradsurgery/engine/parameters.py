@@ -25,11 +25,26 @@ def trainable_parameters(
             )
         if parameter.requires_grad and not parameter.is_leaf:
             raise ArgumentError(f"parameter {name} is not a leaf tensor, so it has no .grad to set")
+        if parameter.requires_grad and not _fills_memory(parameter):
+            raise ArgumentError(
+                f"parameter {name} is a part of a larger tensor with gaps in memory; make it a "
+                "tensor of its own with .contiguous()"
+            )
         if parameter.requires_grad:
             named.setdefault(id(parameter), (name, parameter))
     if not named:
         raise ArgumentError("no parameter requires a gradient; give at least one that is trained")
     return list(named.values())
+
+
+def _fills_memory(tensor: Tensor) -> bool:
+    """Whether the components lie next to one another, in whatever order."""
+    if tensor.numel() == 0:
+        return True
+    last = sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    return last + 1 == tensor.numel()
 
 
 def flat_gradient(gradient: Tensor, parameter: Tensor) -> Float[Tensor, " params"]:

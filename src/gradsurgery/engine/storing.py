@@ -35,7 +35,7 @@ class StoringCollector(Collector):
         reached = [column for column in columns if column]
         if not reached:
             return Update([None] * len(columns), None, None)
-        gramian = torch.stack([gramian_of(column) for column in reached]).sum(0)
+        gramian = torch.stack([gramian_of(column) for column in reached]).sum(0).cpu()
         weights = self._rule.weights(gramian) if gramian.isfinite().all() else gramian[0]
         gradients = [
             self._shaped(weighted_sum(column, weights, out=column[0]), position, poison=poison)

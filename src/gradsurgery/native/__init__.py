@@ -17,7 +17,10 @@ POINTER, INTEGER = ctypes.c_void_p, ctypes.c_int64
 def library() -> ctypes.CDLL | None:
     """The compiled library, None where it was not built."""
     path = Path(__file__).with_name("libgradsurgery.so")
-    return ctypes.CDLL(str(path)) if path.exists() else None
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:  # not built, or for another processor or C library
+        return None
 
 
 @cache

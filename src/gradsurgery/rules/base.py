@@ -24,6 +24,8 @@ class Rule(ABC):
 
     name: str
     minimum_domains: int = 2
+    scale_equivariant: bool = True
+    """Whether s times the gradients give s times the update, for any s > 0."""
 
     @abstractmethod
     def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
@@ -110,7 +112,7 @@ class GramianRule(Rule):
     def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
         """The update Σ_d w_d g_d."""
         self.check_matrix(gradients)
-        gramian = gramian_of(gradients.unbind(0))
+        gramian = gramian_of(gradients.unbind(0)).cpu()
         if not gramian.isfinite().all():
             check_rows_finite(gradients)
         update = torch.empty_like(gradients[0])

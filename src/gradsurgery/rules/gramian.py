@@ -17,13 +17,17 @@ BLOCK = 1024
 
 
 def gramian_of(rows: Sequence[Float[Tensor, " params"]]) -> Float[Tensor, "domains domains"]:
-    """G_ij = Σ_n rows[i]_n rows[j]_n, float64 on the CPU."""
+    """G_ij = Σ_n rows[i]_n rows[j]_n, float64 on the rows' device."""
     if rows[0].device.type != "cpu":
         return _products(rows, compiled(exact_dot))
     total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
     with full_precision():
         for piece in pieces(*rows):
-            total += _piece_gramian(piece)
+            products = _piece_gramian(piece)
+            if not products.isfinite().all():  # float32 squares overflow from 1e19 on
+                wide = torch.stack(piece).double()
+                products = wide @ wide.T
+            total += products
     return total
 
 
@@ -77,8 +81,8 @@ def _piece_gramian(piece: tuple[Tensor, ...]) -> Tensor:
 
 def _products(rows: Sequence[Tensor], dot: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     size = range(len(rows))
-    upper = torch.stack([dot(rows[i], rows[j]) for i in size for j in size if i <= j]).cpu()
-    total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    upper = torch.stack([dot(rows[i], rows[j]) for i in size for j in size if i <= j])
+    total = upper.new_zeros(len(rows), len(rows))
     i, j = torch.triu_indices(len(rows), len(rows))
     total[i, j] = upper
     total[j, i] = upper

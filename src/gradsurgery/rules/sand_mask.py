@@ -38,6 +38,7 @@ class SANDMask(ComponentwiseRule):
     """
 
     name = "sand-mask"
+    scale_equivariant = False
 
     def __init__(
         self, *, tau: float = 0.5, k: float = 10.0, reduction: str = "mean", rescale: bool = False

@@ -6,6 +6,7 @@ is removed after: whenever the process dies, the checkpoint and the file it name
 """
 
 import hashlib
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from gradsurgery.training.configuration import RunConfiguration
 from gradsurgery.training.record import Curves
 
 CHECKPOINT_FILE = "checkpoint.pt"
-_BEST_FILES = "best-*.safetensors"
+_BEST_FILE = re.compile(r"best-\d+\.safetensors")
 _VERSION = 2
 
 Weights = dict[str, Tensor]
@@ -167,8 +168,8 @@ def _digest(path: Path) -> str:
 
 
 def _remove_models(directory: Path, keep: Path | None = None) -> None:
-    for path in directory.glob(_BEST_FILES):
-        if path != keep:
+    for path in directory.glob("best-*.safetensors"):
+        if path != keep and _BEST_FILE.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 

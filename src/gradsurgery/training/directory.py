@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -80,10 +81,16 @@ def _locked(path: Path) -> int:
         os.close(lock)
 
 
+_LEFTOVER = re.compile(
+    r"\.((record|configuration|split)\.json|checkpoint\.pt|(model|best-\d+)\.safetensors)\.\d+\.tmp"
+)
+
+
 def _remove_leftovers(directory: Path) -> None:
     """Remove what a killed process was writing."""
     for path in directory.glob(".*.tmp"):
-        path.unlink()
+        if _LEFTOVER.fullmatch(path.name):
+            path.unlink()
 
 
 def _remove_empty(directories: list[Path]) -> None:

@@ -12,14 +12,13 @@ from torch import Tensor
 from gradsurgery.backbones import set_training_mode
 from gradsurgery.data import Batches, normalize
 from gradsurgery.engine import BackwardResult
-from gradsurgery.errors import NonFiniteError
+from gradsurgery.errors import GradsurgeryError, NonFiniteError
 from gradsurgery.seeds import derive_seed
 from gradsurgery.training.batches import prefetched
 from gradsurgery.training.checkpoint import Checkpoint, save_checkpoint
 from gradsurgery.training.configuration import RunConfiguration
 from gradsurgery.training.evaluation import Evaluation
 from gradsurgery.training.learner import Learner
-from gradsurgery.training.optimizers import build_optimizer
 from gradsurgery.training.progress import Report, TrainingProgress
 
 # Writing checkpoints may take this part of a run's time: after one that took t seconds the next is
@@ -62,7 +61,8 @@ def run_steps(
     """Do the steps after `checkpoint.step`; `checkpoint` holds the outcome.
 
     At every validation the curves grow, the model is kept where it is the best so far, and a
-    checkpoint is written, unless writing them takes more than a tenth of the run's time. Raises
+    checkpoint is written, at the last step and wherever writing them takes at most a tenth of the
+    run's time. Raises
     `NonFiniteError`, naming domain, step and parameter, and `OutputError` where a checkpoint
     cannot be written.
     """
@@ -75,8 +75,8 @@ def run_steps(
             result = _step(learner, images, configuration, step, batches.domains_at(step - 1))
             learner.average.update(step)
             means.add(result)
+            loss = float(result.losses.mean())  # waits for the device
             checkpoint.step_seconds += time.perf_counter() - start
-            loss = float(result.losses.mean())
             if step % configuration.validate_every and step < total:
                 report(TrainingProgress("training", step, total, loss, result.agreeing))
                 continue
@@ -86,7 +86,7 @@ def run_steps(
             means = _Means()
             now = time.perf_counter()
             checkpoint.seconds, spent = checkpoint.seconds + now - spent, now
-            if now >= checkpoint_due:
+            if now >= checkpoint_due or step == total:
                 checkpoint.learner = learner.state()
                 save_checkpoint(checkpoint, directory)
                 saved = time.perf_counter()
@@ -123,8 +123,6 @@ def _step(
         for pixels, labels in images
     ]
     set_training_mode(backbone.model, configuration.batch_norm)
-    if learner.algorithm.restarts_optimizer(step):
-        learner.optimizer = build_optimizer(backbone.model.parameters(), configuration)
     try:
         return learner.algorithm.step(
             backbone.model,
@@ -134,6 +132,11 @@ def _step(
             scaler=learner.scaler,
             autocast=learner.autocast,
         )
+    except torch.OutOfMemoryError as error:
+        raise GradsurgeryError(
+            f"out of memory on {device} with {configuration.batch_size} images of "
+            f"{configuration.image_size} pixels per domain; lower --batch-size or --image-size"
+        ) from error
     except NonFiniteError as error:
         names = set(sources) if error.domain is None else {sources[error.domain]}
         where = "the pooled domains" if len(names) > 1 else f"domain {names.pop()!r}"

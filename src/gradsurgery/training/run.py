@@ -29,7 +29,11 @@ from gradsurgery.training.checkpoint import (
 )
 from gradsurgery.training.configuration import RunConfiguration
 from gradsurgery.training.directory import SPLIT_FILE, check_same, claimed, write_configuration
-from gradsurgery.training.environment import describe_environment, peak_memory_bytes
+from gradsurgery.training.environment import (
+    describe_environment,
+    peak_memory_bytes,
+    reset_peak_memory,
+)
 from gradsurgery.training.evaluation import evaluate
 from gradsurgery.training.learner import Learner, build_learner
 from gradsurgery.training.loop import run_steps
@@ -120,6 +124,13 @@ def check_domains(configuration: RunConfiguration, name: str, domains: tuple[str
         make_optimizer=partial(build_optimizer, configuration=configuration),
         settings=method_settings(configuration.settings),
     )
+    idle, steps = algorithm.idle_steps(), configuration.iterations
+    if idle >= steps:
+        raise ArgumentError(
+            f"{method} does what deep-all does for the first {idle} steps, and the run has {steps} "
+            f"iterations; give it more, or --set fishr.anneal={steps // 3}"
+        )
+    algorithm.state_dict()  # raises where a state cannot be saved
     sources = len(domains) - 1
     least = algorithm.minimum_domains
     if sources < least:
@@ -131,7 +142,9 @@ def check_domains(configuration: RunConfiguration, name: str, domains: tuple[str
 
 def _finished(configuration: RunConfiguration, directory: Path) -> Record:
     record = Record.load(directory / RECORD_FILE)
-    check_same(configuration, record.configuration, directory)
+    # The record is as good on a machine with another device.
+    elsewhere = configuration.model_copy(update={"device": record.configuration.device})
+    check_same(elsewhere, record.configuration, directory)
     remove_checkpoint(directory)  # where the process was killed just before it did
     return record
 
@@ -160,6 +173,7 @@ def _work(
     report: Report,
 ) -> Record:
     """The steps that are left, then the tests."""
+    reset_peak_memory(learner.device)
     seed = configuration.seed if configuration.split_per_run else configuration.split_seed
     split = draw_split(images, seed=seed)
     _check_split(split, configuration.target, images.name)

@@ -83,6 +83,10 @@ class Objective(ABC):
         """Whether the optimiser's state is dropped before step `step`."""
         return False
 
+    def idle_steps(self) -> int:
+        """For how many steps, from the first, the objective is the plain risk."""
+        return 0
+
     def state_dict(self) -> dict[str, Tensor]:
         """What a resumed run needs to go on: `state_names`, and nothing before the first step."""
         return dict(self.state)

@@ -58,6 +58,10 @@ class Fishr(Objective):
             average = decay / (1 - decay) * before[domain] + variance
             yield risk + weight * (average - mean).square().mean()
 
+    def idle_steps(self) -> int:
+        """The penalty has weight 0 until it is annealed in."""
+        return int(self.values["anneal"])
+
     def restarts_optimizer(self, step: int) -> bool:
         """At the first step with the penalty."""
         return bool(step == self.values["anneal"] + 1 and step > 1)
