@@ -1,5 +1,7 @@
 """Spans cover everything once, and what goes wrong in a thread is raised."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -18,7 +20,7 @@ def test_spans_cover_everything_once(length, least, multiple, threads):
         torch.set_num_threads(before)
     assert spans[0][0] == 0
     assert spans[-1][1] == length
-    assert all(end == start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+    assert all(end == start for (_, end), (start, _) in pairwise(spans))
     assert all(start % multiple == 0 for start, _ in spans)
 
 
