@@ -14,7 +14,11 @@ import pytest
 
 from gradsurgery import __version__
 
-ENTRY = "from gradsurgery.cli.main import run; run()"
+# whoever started the tests may ignore SIGINT, which child processes inherit
+ENTRY = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from gradsurgery.cli.main import run; run()"
+)
 SHORT = ["--iterations", "6", "--validate-every", "3", "--batch-size", "8"]
 SHORT += ["--image-size", "12", "--device", "cpu"]
 Command = Callable[..., tuple[int, str, str]]
@@ -162,7 +166,7 @@ def test_an_interruption_exits_with_130_and_can_be_continued(tmp_path: Path, cac
         while process.poll() is None and not (tmp_path / "run" / "checkpoint.pt").exists():
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate()
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert err.splitlines()[-1] == "interrupted; repeat the same command to continue"
     assert "Traceback" not in err

@@ -11,6 +11,8 @@ from gradsurgery.algorithms import METHODS, OTHER_METHODS
 from gradsurgery.data import ImageSet
 from gradsurgery.training import Record, RunConfiguration, TrainingProgress, train
 from gradsurgery.training import loop as loop_module
+from gradsurgery.training import run as run_module
+from gradsurgery.training.learner import Learner
 
 Configure = Callable[..., RunConfiguration]
 Outcome = Callable[[Record, Path], tuple[dict[str, Any], bytes]]
@@ -24,7 +26,8 @@ class StopError(Exception):
 def test_every_method_learns(
     method: str, tmp_path: Path, images: ImageSet, configured: Configure
 ) -> None:
-    options = configured(method=method, iterations=30, validate_every=10)
+    settings = {"fishr.anneal": 10} if method == "fishr" else {}
+    options = configured(method=method, settings=settings, iterations=30, validate_every=10)
     curves = train(options, tmp_path, opened=images).curves
     first, last = curves.validation_loss[0], curves.validation_loss[-1]
     assert first is not None
@@ -84,20 +87,19 @@ def test_the_optimiser_starts_anew_once(
     configured: Configure,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    build, steps = loop_module.build_optimizer, []
+    build, learners = run_module.build_learner, []
 
-    def noted(*args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        steps.append(done[-1] + 1)
-        return build(*args, **kwargs)
+    def noted(*arguments: Any) -> Learner:
+        learners.append(build(*arguments))
+        return learners[-1]
 
-    done = [0]
-    monkeypatch.setattr(loop_module, "build_optimizer", noted)
+    monkeypatch.setattr(run_module, "build_learner", noted)
     objective, _, _ = method.partition("+")
-    settings = {f"{objective}.anneal": 3}
+    settings = {f"{objective}.anneal": 2}
     train(
         configured(method=method, settings=settings, iterations=6),
         tmp_path,
-        lambda progress: done.append(progress.done),
         opened=images,
     )
-    assert steps == [4]
+    states = learners[0].optimizer.state.values()
+    assert {int(state["step"]) for state in states} == {4}  # the steps 3 to 6

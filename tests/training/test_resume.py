@@ -75,7 +75,7 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_record(
         child.start()
         while child.is_alive() and not (directory / ".lock").exists():
             time.sleep(0.001)
-        child.join(moments.uniform(0, 0.25))
+        child.join(moments.uniform(0, 0.1 * (1 + kills)))  # later and later
         child.kill()
         child.join()
         kills += child.exitcode == -9
