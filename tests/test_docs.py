@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from safetensors.torch import load_file
 
 from gradsurgery.algorithms import OBJECTIVES
 from gradsurgery.cli.main import app
 from gradsurgery.rules import RULES
+from gradsurgery.training import RunConfiguration, train
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -51,6 +53,24 @@ def test_python_examples_run(code):
     before = model.weight.detach().clone()
     exec(code, names)
     assert not torch.equal(model.weight, before)
+
+
+def test_the_saved_model_is_used_as_the_readme_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADSURGERY_CACHE", str(tmp_path / "cache"))
+    options = {"iterations": 2, "batch_size": 4, "image_size": 12, "device": "cpu"}
+    train(RunConfiguration(data="rotated-digits", target="75", **options), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for code in blocks("py"):
+        exec(code, names)
+    saved = load_file(tmp_path / "model.safetensors")
+    state = names["model"].state_dict()
+    assert all(torch.equal(state[key], value) for key, value in saved.items())
+    assert len(names["about"]["classes"]) == 10
+
+
+def test_no_placeholder_is_left():
+    assert not re.search(r"\b[A-Z]+_(OUTPUT|TABLE)\b", PAGES[0].read_text())
 
 
 @pytest.mark.parametrize("name", [*RULES, *OBJECTIVES, "fish"])

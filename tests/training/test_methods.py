@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from gradsurgery.algorithms import METHODS, OTHER_METHODS
 from gradsurgery.data import ImageSet
