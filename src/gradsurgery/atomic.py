@@ -53,4 +53,4 @@ def output_error(path: Path, error: OSError) -> OutputError:
         return OutputError(f"cannot write {path}: the disk is full; free some space and repeat")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return OutputError(f"cannot write {path}: no permission; choose a folder you may write to")
-    return OutputError(f"cannot write {path}: {error.strerror or error}")
+    return OutputError(f"cannot write {path}: {error.strerror or error}; choose another place")

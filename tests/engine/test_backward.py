@@ -325,3 +325,14 @@ def test_a_parameter_with_gaps_in_memory_is_refused():
     part = nn.Parameter(torch.zeros(4, 4)[:, :2])
     with pytest.raises(ArgumentError, match=r"parameter 0 is a part of a larger tensor"):
         gs.backward([part.sum(), part.sum()], [part], gs.AgrSum())
+
+
+@pytest.mark.parametrize("rule", ["agr-sum", "pcgrad"])
+def test_one_forward_pass_for_all_domains_is_refused_with_the_cure(rule):
+    network = MODELS["mlp"]()
+    images, labels = domain_batches(1)[0]
+    logits = network(images)
+    losses = [cross_entropy(z, y) for z, y in zip(logits.chunk(2), labels.chunk(2), strict=True)]
+    with pytest.raises(ArgumentError, match="make one forward pass per domain"):
+        gs.backward(losses, network.parameters(), seeded(rule))
+    assert all(p.grad is None for p in network.parameters())

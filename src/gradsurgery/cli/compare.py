@@ -24,7 +24,8 @@ def compare(
     data: opt.DataArgument,
     *,
     methods: Annotated[
-        str, typer.Option("--methods", help="Names, separated by commas, or all.")
+        str,
+        typer.Option("--methods", help="Names, separated by commas, or all: the paper's eight."),
     ] = "deep-all,agr-sum",
     targets: Annotated[
         str, typer.Option("--targets", help="Domains, separated by commas, or all.")

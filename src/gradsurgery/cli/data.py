@@ -119,7 +119,10 @@ def _comparison(source: "Source") -> str:
         return "Its domains and classes are those of no preset (pacs, vlcs, office-home)."
     differing = differing_counts(preset, source)
     if not differing:
-        return f"Its domains and classes are those of {preset.name}, in the paper's counts."
+        return (
+            f"Its domains and classes are those of {preset.name}, in the paper's counts. "
+            f"{preset.name}:PATH resizes as the paper does, first to 227 pixels."
+        )
     found = "; ".join(f"{d} {found:,} (paper {paper:,})" for d, paper, found in differing)
     return f"Its domains and classes are those of {preset.name}, but not the counts: {found}."
 

@@ -131,13 +131,25 @@ def _run_domains(
             _check_loss_form(loss, len(values))
             value = loss.detach()
             total = value if total is None else total + value
-            (loss if scaler is None else scaler.scale(loss)).backward(inputs=inputs)
+            _run_backward(loss if scaler is None else scaler.scale(loss), inputs)
             del loss
         if total is None:
             raise ArgumentError(f"domain {len(values)} has no micro-batch; give at least one loss")
         collector.end_domain()
         values.append(total)
     return values
+
+
+def _run_backward(loss: Tensor, inputs: list[Tensor]) -> None:
+    try:
+        loss.backward(inputs=inputs)
+    except RuntimeError as error:
+        if "backward through the graph a second time" not in str(error):
+            raise
+        raise ArgumentError(
+            "the losses of two domains come from one forward pass, whose graph the first of them "
+            "has used up; make one forward pass per domain"
+        ) from error
 
 
 def _check_loss_form(loss: object, domain: int) -> None:

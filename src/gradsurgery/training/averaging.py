@@ -29,7 +29,7 @@ class ExponentialAverage(WeightAverage):
 
     hyperparameters = (
         Hyperparameter(
-            "decay", 0.99, "share of the average that a step keeps", high=1.0, source="PyTorch"
+            "decay", 0.99, "share of the average that a step keeps", high=0.99999, source="PyTorch"
         ),
     )
 

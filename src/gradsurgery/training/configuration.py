@@ -93,6 +93,8 @@ class RunConfiguration(BaseModel):
     @classmethod
     def _fill(cls, options: dict[str, Any]) -> dict[str, Any]:
         filled = {**defaults_for(str(options.get("data", ""))), **options}
+        if str(filled.get("data", ""))[1:].endswith("/"):  # the same folder with and without it
+            filled["data"] = filled["data"].rstrip("/")
         if filled.get("weights") == "none":
             filled.setdefault("batch_norm", "per-domain")
         return filled
