@@ -86,7 +86,12 @@ def test_hyperparameters_are_checked_and_belong_to_their_average(configured: Con
 @pytest.mark.parametrize(
     ("average", "setting", "value", "words"),
     [
-        ("ema", "ema.decay", 1.5, "ema.decay is a number at least 0 and at most 1, found 1.5"),
+        (
+            "ema",
+            "ema.decay",
+            1.5,
+            "ema.decay is a number at least 0 and at most 0.99999, found 1.5",
+        ),
         ("ema", "ema.rate", 0.5, "ema has no hyperparameter 'rate'; it has: ema.decay"),
         ("swad", "swad.optimum_patience", 0, "a whole number at least 1, found 0"),
         ("swad", "swad.overfit_patience", 1.5, "a whole number at least 1, found 1.5"),

@@ -73,9 +73,11 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_record(
     while kills < 12 and not (directory / "record.json").exists():
         child = processes.Process(target=train, args=(configuration, directory, None, cache))
         child.start()
-        while child.is_alive() and not (directory / ".lock").exists():
+        # by turns soon after the start and soon after a checkpoint
+        sign = directory / (".lock" if kills % 2 else "checkpoint.pt")
+        while child.is_alive() and not sign.exists():
             time.sleep(0.001)
-        child.join(moments.uniform(0, 0.1 * (1 + kills)))  # later and later
+        child.join(moments.uniform(0, 0.25))
         child.kill()
         child.join()
         kills += child.exitcode == -9
