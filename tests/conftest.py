@@ -10,8 +10,10 @@ import torch
 
 jaxtyping.install_import_hook("gradsurgery", "beartype.beartype")
 
-# The tensors are small; a second thread would only wait for the first.
+# The tensors are small; a second thread would only wait for the first. The processes that tests
+# start do the same: sums are the same bits only with the same number of threads.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # Other processes share the machine: a slow example is no error.
 hypothesis.settings.register_profile(
