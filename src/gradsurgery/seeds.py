@@ -18,8 +18,6 @@ def derive_seed(seed: int, *names: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def named_generator(
-    seed: int, *names: str | int, device: str | torch.device = "cpu"
-) -> torch.Generator:
-    """A generator seeded with `derive_seed(seed, *names)`."""
-    return torch.Generator(device).manual_seed(derive_seed(seed, *names))
+def named_generator(seed: int, *names: str | int) -> torch.Generator:
+    """A generator on the CPU seeded with `derive_seed(seed, *names)`."""
+    return torch.Generator().manual_seed(derive_seed(seed, *names))
