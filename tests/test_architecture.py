@@ -16,14 +16,20 @@ MAY_IMPORT = {
     "spans": set(),
     "native": set(),
     "rules": {"errors", "native", "spans"},
-    "engine": {"errors", "rules"},
+    "persample": {"errors", "spans"},
+    "engine": {"errors", "rules", "persample"},
     "algorithms": {"errors", "rules", "engine"},
     "data": BASE,
     "backbones": BASE,
     "training": BASE | {"algorithms", "engine", "backbones", "data", "rules"},
-    "reports": BASE,
+    "sweep": BASE | {"algorithms", "backbones", "data", "training"},
+    "analysis": BASE
+    | {"persample", "algorithms", "engine", "backbones", "data", "rules", "training"},
+    "reports": BASE | {"analysis"},
     "__main__": {"cli"},
-    "cli": BASE | {"algorithms", "backbones", "data", "training", "reports"},
+    "cli": BASE
+    | {"algorithms", "backbones", "data", "training"}
+    | {"sweep", "analysis", "reports"},
 }
 
 
