@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradsurgery.algorithms import method
+    from gradsurgery.analysis.gradient_gram import GradientGram, gradient_gram
     from gradsurgery.engine import BackwardResult, backward
     from gradsurgery.errors import GradsurgeryError, NonFiniteError
     from gradsurgery.rules import (
@@ -47,6 +48,7 @@ __all__ = [
     "CAGrad",
     "GradDrop",
     "GradVac",
+    "GradientGram",
     "GradsurgeryError",
     "Mean",
     "Median",
@@ -58,6 +60,7 @@ __all__ = [
     "TrimmedMean",
     "as_aggregator",
     "backward",
+    "gradient_gram",
     "method",
     "rule",
 ]
@@ -67,6 +70,8 @@ _HOMES = {
     "BackwardResult": "gradsurgery.engine",
     "backward": "gradsurgery.engine",
     "method": "gradsurgery.algorithms",
+    "GradientGram": "gradsurgery.analysis.gradient_gram",
+    "gradient_gram": "gradsurgery.analysis.gradient_gram",
     "GradsurgeryError": "gradsurgery.errors",
     "NonFiniteError": "gradsurgery.errors",
 }

@@ -1,0 +1,1 @@
+"""Reads networks and records: gradient similarity, conflict between domains, statistics."""
