@@ -1,0 +1,201 @@
+"""How every figure looks, and how it becomes a file: the same bytes each time it is drawn."""
+
+import io
+import textwrap
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from gradsurgery.atomic import atomic_file
+
+DOTS_PER_INCH = 200
+GREY = "#595959"
+LIGHT = "#d9d9d9"
+SEQUENTIAL = "cividis"
+"""Colour map of a quantity from low to high."""
+DIVERGING = "PuOr"
+"""Colour map of a quantity on both sides of zero."""
+
+# The baseline is black. Okabe & Ito 2008 without their yellow, which is lost on white paper, then
+# Tol's muted scheme; the order keeps the methods of the paper apart under any colour blindness.
+_COLORS = (
+    "#1a1a1a",
+    "#0072b2",
+    "#56b4e9",
+    "#d55e00",
+    "#e69f00",
+    "#009e73",
+    "#cc79a7",
+    "#882255",
+    "#332288",
+    "#999933",
+)
+_MARKERS = ("o", "s", "^", "D")
+_LINES = ("-", "--", "-.", ":")
+_PLACED = (
+    "deep-all",
+    "agr-sum",
+    "agr-rand",
+    "pcgrad",
+    "irm",
+    "mldg",
+    "mixup",
+    "group-dro",
+)
+_SETTINGS: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same everywhere
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#e8e8e8",
+    "grid.linewidth": 0.6,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": "black",
+    "ytick.labelcolor": "black",
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "image.cmap": SEQUENTIAL,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "svg.fonttype": "path",  # letters are shapes: no font is asked for
+    "svg.hashsalt": "gradsurgery",  # else ids are random
+    "text.parse_math": False,  # a name with two dollar signs is a name
+}
+
+
+class MethodStyle(NamedTuple):
+    """How a method is drawn in every figure: `color` "#rrggbb", `marker`, `line` of matplotlib."""
+
+    color: str
+    marker: str
+    line: str
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Everything drawn within looks like the other figures; also a decorator, `@styled()`."""
+    with mpl.rc_context():
+        mpl.rcdefaults()  # a user's matplotlibrc must not change the bytes
+        mpl.rcParams.update(_SETTINGS)
+        yield
+
+
+def new_figure(
+    width: float | int,
+    height: float | int,
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    share_y: bool = False,
+) -> tuple[Figure, NDArray[np.object_]]:
+    """A figure of `width` x `height` inches and its axes, an array [rows, columns].
+
+    It belongs to no window and to no global state; call it, and draw, within `styled()`.
+
+    >>> with styled():
+    ...     figure, axes = new_figure(4, 2, columns=3)
+    >>> axes.shape
+    (1, 3)
+    """
+    with styled():
+        figure = Figure(figsize=(width, height), layout="constrained", dpi=DOTS_PER_INCH)
+        axes = figure.subplots(rows, columns, squeeze=False, sharey=share_y)
+    return figure, axes
+
+
+def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
+    """Write `stem`.png and `stem`.svg and return their paths; raises `OutputError`.
+
+    The same figure gives the same bytes (with the same matplotlib): no date, no random ids.
+    """
+    written = []
+    for kind in ("png", "svg"):
+        path = stem.with_name(f"{stem.name}.{kind}")
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(encoded(figure, kind))
+        written.append(path)
+    return written[0], written[1]
+
+
+def encoded(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
+    """The content of the figure's PNG or SVG file."""
+    stream = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    with styled():
+        figure.savefig(
+            stream, format=kind, dpi=DOTS_PER_INCH, metadata=metadata, bbox_inches="tight"
+        )
+    return stream.getvalue()
+
+
+def method_styles(methods: Iterable[str]) -> dict[str, MethodStyle]:
+    """How each method is drawn; no two alike among the first 40.
+
+    The paper's eight always look the same. Any other method has a place of its own by its name,
+    the next free one where two names fall together.
+
+    >>> method_styles(["agr-sum"]) == {"agr-sum": MethodStyle("#0072b2", "s", "-")}
+    True
+    """
+    names = list(dict.fromkeys(methods))
+    places = {name: _PLACED.index(name) for name in names if name in _PLACED}
+    taken = set(range(len(_PLACED)))
+    size = len(_COLORS) * len(_LINES)
+    for name in sorted(set(names) - set(places)):
+        wanted = zlib.crc32(name.encode())
+        tries = ((wanted + step) % size for step in range(size))
+        place = next((place for place in tries if place not in taken), wanted % size)
+        taken.add(place)
+        places[name] = place
+    return {name: _style(places[name]) for name in names}
+
+
+def _style(place: int) -> MethodStyle:
+    color, turn = place % len(_COLORS), place // len(_COLORS)
+    return MethodStyle(
+        _COLORS[color], _MARKERS[(color + turn) % len(_MARKERS)], _LINES[turn % len(_LINES)]
+    )
+
+
+def wrapped(name: str, width: int = 18, lines: int = 3) -> str:
+    """A name as a label: broken into lines of `width` characters, cut with … after `lines`.
+
+    >>> wrapped("group-dro")
+    'group-dro'
+    """
+    parts = textwrap.wrap(name, width, break_long_words=True) or [""]
+    if len(parts) > lines:
+        parts = [*parts[: lines - 1], parts[lines - 1][: width - 1] + "…"]
+    return "\n".join(parts)
+
+
+def tidy(axes: Axes, *, grid: Literal["x", "y", "both", "none"] = "y") -> None:
+    """Leave the grid lines of one direction alone."""
+    axes.grid(visible=False)
+    if grid != "none":
+        axes.grid(visible=True, axis=grid)
