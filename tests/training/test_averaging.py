@@ -159,7 +159,7 @@ def test_a_run_with_ema_validates_selects_and_tests_the_average(
     stored: list[dict[str, Tensor]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    judged = Judge([1.0] * 15, [0.25, 0.75, 0.5, *[0.0] * 12])
+    judged = Judge([1.0] * 17, [0.25, 0.75, 0.5, *[0.0] * 14])
     monkeypatch.setattr(run_module, "evaluate", judged)
     monkeypatch.setattr(outcome_module, "evaluate", judged)
     configuration = configured(average="ema", settings={"ema.decay": 0.5})
@@ -169,8 +169,9 @@ def test_a_run_with_ema_validates_selects_and_tests_the_average(
     for weights in stored[1:]:
         expected = {name: (expected[name] + weights[name]) / 2 for name in expected}
         averages.append(expected)
-    # The validations, the tests of the last model on six domains, those of the best.
-    for found, step in zip(judged.weights, (4, 8, 12, *[12] * 6, *[8] * 6), strict=True):
+    # The validations, the tests of the last model on six domains and on the target's validation
+    # images, those of the best.
+    for found, step in zip(judged.weights, (4, 8, 12, *[12] * 7, *[8] * 7), strict=True):
         for name, value in found.items():
             torch.testing.assert_close(value, averages[step - 1][name])
     assert (record.result.best.step, record.result.best.averaged_from) == (8, None)
@@ -190,8 +191,8 @@ def test_the_best_model_of_a_run_with_swad_is_the_average_over_the_valley(
     # Validations at 2, 4, …, 12: the valley starts at 4 and, with 8 and 10 above the limit of
     # 1.3 · (1 + 1.1) / 2 = 1.365, ends at 6. Then come the tests of the last model, the validation
     # of the average, and its tests.
-    losses = [2.0, 1.0, 1.1, 3.0, 3.0, 0.1, *[1.0] * 13]
-    judged = Judge(losses, [*[0.25] * 4, 0.75, 0.25, *[0.125] * 6, 0.625, *[0.5] * 6])
+    losses = [2.0, 1.0, 1.1, 3.0, 3.0, 0.1, *[1.0] * 15]
+    judged = Judge(losses, [*[0.25] * 4, 0.75, 0.25, *[0.125] * 7, 0.625, *[0.5] * 7])
     monkeypatch.setattr(run_module, "evaluate", judged)
     monkeypatch.setattr(outcome_module, "evaluate", judged)
     settings = {"swad.optimum_patience": 2, "swad.overfit_patience": 2}
@@ -201,13 +202,13 @@ def test_the_best_model_of_a_run_with_swad_is_the_average_over_the_valley(
     assert (best.averaged_from, best.step, best.validation_accuracy) == (3, 6, 0.625)
     assert (last.averaged_from, last.step, last.validation_accuracy) == (None, 12, 0.25)
     assert (best.target_accuracy, last.target_accuracy) == (0.5, 0.125)
-    for found, step in zip(judged.weights, (2, 4, 6, 8, 10, 12, *[12] * 6), strict=False):
+    for found, step in zip(judged.weights, (2, 4, 6, 8, 10, 12, *[12] * 7), strict=False):
         assert all(torch.equal(value, stored[step - 1][name]) for name, value in found.items())
     model = load_file(tmp_path / "swad" / "model.safetensors")
     for name, value in model.items():
         mean = torch.stack([weights[name].double() for weights in stored[2:6]]).mean(dim=0)
         torch.testing.assert_close(value.double(), mean, rtol=1e-5, atol=1e-6)
-        assert all(torch.equal(value, tested[name]) for tested in judged.weights[12:])
+        assert all(torch.equal(value, tested[name]) for tested in judged.weights[13:])
     assert Record.load(tmp_path / "swad" / "record.json") == record
 
 

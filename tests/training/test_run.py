@@ -58,15 +58,37 @@ def test_the_saved_model_has_the_accuracy_in_the_record(
         description["backbone"], classes=len(description["classes"]), weights="none", seed=1
     )
     backbone.model.load_state_dict(load_file(tmp_path / "model.safetensors"))
-    test = Split.load(tmp_path / "split.json", images).test["75"]
-    pixels = normalize(
-        torch.from_numpy(images.images[test]), description["mean"], description["std"]
-    )
-    with torch.no_grad():
-        predicted = backbone.model(pixels).argmax(dim=1).numpy()
-    accuracy = (predicted == images.label[test]).mean()
-    assert record.result.best.target_accuracy == pytest.approx(accuracy)
-    assert accuracy > 0.1
+    split = Split.load(tmp_path / "split.json", images)
+    best = record.result.best
+    for chosen, found in (
+        (split.test["75"], best.target_accuracy),
+        (split.validation["75"], best.target_validation_accuracy),
+    ):
+        pixels = normalize(
+            torch.from_numpy(images.images[chosen]), description["mean"], description["std"]
+        )
+        with torch.no_grad():
+            predicted = backbone.model(pixels).argmax(dim=1).numpy()
+        accuracy = (predicted == images.label[chosen]).mean()
+        assert found == pytest.approx(accuracy)
+        assert accuracy > 0.1
+
+
+def test_a_domain_left_out_is_neither_trained_nor_validated_on(
+    tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    both = [
+        train(configured(target=a, without=[b]), tmp_path / a, opened=images)
+        for a, b in (("0", "30"), ("30", "0"))
+    ]
+    assert both[0].curves == both[1].curves
+    assert both[0].result.best.test_accuracy == both[1].result.best.test_accuracy
+    alone = train(configured(target="0"), tmp_path / "alone", opened=images)
+    assert alone.curves.train_loss != both[0].curves.train_loss
+    with pytest.raises(ArgumentError, match="no domain 'moon' to leave out"):
+        train(configured(without=["moon"]), tmp_path / "moon", opened=images)
+    with pytest.raises(ArgumentError, match="leaves 1 source domain"):
+        train(configured(without=["0", "15", "30", "45"]), tmp_path / "few", opened=images)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,5 +1,6 @@
 """The options of one run, checked."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -12,6 +13,7 @@ Optimizer = Literal["adam", "adamw", "sgd"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Average = Literal["none", "ema", "swad"]
 Batches = Literal["multi", "single"]
+Passes = Literal["auto", "separate", "pooled"]
 
 
 class RunConfiguration(BaseModel):
@@ -23,6 +25,8 @@ class RunConfiguration(BaseModel):
     Args:
         data: data set: a built-in name, a folder, "hf://owner/name", "pacs" or "pacs:PATH".
         target: the domain that is held out.
+        without: source domains that are left out too, of training and of validation: what
+            leave-one-domain-out cross-validation needs.
         method: one of the paper's names ("agr-sum"), or an objective and a rule ("irm+pcgrad").
         settings: hyperparameters of the method or the average, e.g. {"group-dro.eta": 0.05}.
         backbone: a name of `gradsurgery.backbones.backbone_names()`.
@@ -37,6 +41,10 @@ class RunConfiguration(BaseModel):
         batch_size: images per source domain and step.
         batches: "multi" draws one batch from each of the D source domains, "single" all D batches
             from one of them, chosen at random at every step (the control of the paper's figure 4).
+        passes: "separate" makes one forward and backward pass per domain, "pooled" one for all,
+            "auto" the faster of the two where both are exact.
+        log_conflict: record every so many steps what the step sees of the domains' conflict; 0 is
+            never.
         learning_rate: step size of the optimiser.
         weight_decay: of the optimiser.
         optimizer: "adam", "adamw" or "sgd" (momentum 0.9).
@@ -60,6 +68,7 @@ class RunConfiguration(BaseModel):
 
     data: str = Field(min_length=1)
     target: str = Field(min_length=1)
+    without: list[str] = Field(default_factory=list)
     method: str = "agr-sum"
     settings: dict[str, float | str] = Field(default_factory=dict)
     backbone: str = "alexnet"
@@ -71,6 +80,8 @@ class RunConfiguration(BaseModel):
     iterations: int = Field(1000, ge=1)
     batch_size: int = Field(128, ge=1)
     batches: Batches = "multi"
+    passes: Passes = "auto"
+    log_conflict: int = Field(0, ge=0)
     learning_rate: float = Field(1e-5, gt=0)
     weight_decay: float = Field(5e-5, ge=0)
     optimizer: Optimizer = "adam"
@@ -95,9 +106,15 @@ class RunConfiguration(BaseModel):
         filled = {**defaults_for(str(options.get("data", ""))), **options}
         if str(filled.get("data", ""))[1:].endswith("/"):  # the same folder with and without it
             filled["data"] = filled["data"].rstrip("/")
+        if isinstance(filled.get("without"), list | tuple):
+            filled["without"] = sorted(set(filled["without"]))
         if filled.get("weights") == "none":
             filled.setdefault("batch_norm", "per-domain")
         return filled
+
+    def sources(self, domains: Iterable[str]) -> list[str]:
+        """Those of `domains` that are trained and validated on."""
+        return [d for d in domains if d != self.target and d not in self.without]
 
     def differences(self, other: "RunConfiguration") -> dict[str, tuple[Any, Any]]:
         """The options in which two configurations differ: name to (own value, other's)."""

@@ -5,6 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int64
+
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageSet, Split
 from gradsurgery.training.checkpoint import Checkpoint, save_weights
@@ -40,46 +43,44 @@ def assess_models(
     or what the run's average has selected, which is validated here.
     """
     curves, domains = checkpoint.curves, images.domains
+    target = checkpoint.configuration.target
     total = 2 * len(domains)
 
-    def accuracies(first: int) -> dict[str, float]:
-        found = {}
-        for position, domain in enumerate(domains):
-            report(TrainingProgress("testing", first + position, total))
-            found[domain] = evaluate(
-                learner.judged,
-                images,
-                split.test[domain],
-                device=learner.device,
-                autocast=learner.autocast,
-            ).accuracy
-        report(TrainingProgress("testing", first + len(domains), total))
-        return found
+    def accuracy_on(indices: Int64[np.ndarray, " chosen"]) -> float:
+        learned = learner.judged
+        return evaluate(
+            learned, images, indices, device=learner.device, autocast=learner.autocast
+        ).accuracy
 
-    def result(position: int, test: dict[str, float]) -> ModelResult:
+    def result(first: int, **about: Any) -> ModelResult:
+        tested = {}
+        for position, domain in enumerate(domains, start=first):
+            report(TrainingProgress("testing", position, total))
+            tested[domain] = accuracy_on(split.test[domain])
+        report(TrainingProgress("testing", first + len(domains), total))
+        held_back = split.validation[target]
         return ModelResult(
-            step=curves.step[position],
-            validation_accuracy=curves.validation_accuracy[position],
-            target_accuracy=test[checkpoint.configuration.target],
-            test_accuracy=test,
+            target_accuracy=tested[target],
+            target_validation_accuracy=accuracy_on(held_back) if len(held_back) else None,
+            test_accuracy=tested,
+            **about,
         )
 
-    last = result(len(curves.step) - 1, accuracies(0))
+    def validated(position: int) -> dict[str, Any]:
+        accuracy = curves.validation_accuracy[position]
+        return {"step": curves.step[position], "validation_accuracy": accuracy}
+
+    last = result(0, **validated(len(curves.step) - 1))
     selected = learner.average.result()
     if selected is not None:
         learner.average.model.load_state_dict(selected.weights)
-        accuracy, tested = validate().accuracy, accuracies(len(domains))
-        best = ModelResult(
-            step=selected.last,
-            averaged_from=selected.first,
-            validation_accuracy=accuracy,
-            target_accuracy=tested[checkpoint.configuration.target],
-            test_accuracy=tested,
-        )
+        about = {"step": selected.last, "averaged_from": selected.first}
+        accuracy = validate().accuracy
+        best = result(len(domains), **about, validation_accuracy=accuracy)
         return Result(best=best, last=last)
     if checkpoint.best is not None:
         learner.average.model.load_state_dict(checkpoint.best)
-    return Result(best=result(curves.best(), accuracies(len(domains))), last=last)
+    return Result(best=result(len(domains), **validated(curves.best())), last=last)
 
 
 def save_model(

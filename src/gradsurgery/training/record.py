@@ -98,6 +98,8 @@ class Curves(_Part):
 class ModelResult(_Part):
     """Accuracies in [0, 1] of one model; `target_accuracy` is the target's test accuracy.
 
+    `target_validation_accuracy` is that on the target's validation images, which the oracle of
+    model selection looks at and nothing else; None in records of runs that did not test it.
     `averaged_from` is the first step of the mean that SWAD's model is, `step` its last; None for
     every other model.
     """
@@ -106,6 +108,7 @@ class ModelResult(_Part):
     averaged_from: int | None = None
     validation_accuracy: float
     target_accuracy: float
+    target_validation_accuracy: float | None = None
     test_accuracy: dict[str, float]
 
 

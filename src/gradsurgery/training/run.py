@@ -131,7 +131,12 @@ def check_domains(configuration: RunConfiguration, name: str, domains: tuple[str
             f"iterations; give it more, or --set fishr.anneal={steps // 3}"
         )
     algorithm.state_dict()  # raises where a state cannot be saved
-    sources = len(domains) - 1
+    if unknown := [domain for domain in configuration.without if domain not in domains]:
+        raise ArgumentError(
+            f"{name} has no domain {unknown[0]!r} to leave out; its domains are "
+            f"{', '.join(domains)}"
+        )
+    sources = len(configuration.sources(domains))
     least = algorithm.minimum_domains
     if sources < least:
         raise ArgumentError(
@@ -176,7 +181,8 @@ def _work(
     reset_peak_memory(learner.device)
     seed = configuration.seed if configuration.split_per_run else configuration.split_seed
     split = draw_split(images, seed=seed)
-    _check_split(split, configuration.target, images.name)
+    sources = configuration.sources(images.domains)
+    _check_split(split, sources, images.name)
     if checkpoint is None:
         checkpoint = Checkpoint(configuration, images.digest, split.digest)
         write_configuration(configuration, directory)
@@ -184,7 +190,6 @@ def _work(
     else:
         _check_data(checkpoint, images, split, directory)
         learner.restore(checkpoint.learner)
-    sources = [domain for domain in images.domains if domain != configuration.target]
     drawn = DomainBatches if configuration.batches == "multi" else SingleDomainBatches
     batches = drawn(
         images,
@@ -221,11 +226,11 @@ def _work(
     )
 
 
-def _check_split(split: Split, target: str, name: str) -> None:
+def _check_split(split: Split, sources: list[str], name: str) -> None:
     """Every number of the record needs an image at least."""
     sizes = split.sizes()
     empty = [domain for domain, parts in sizes.items() if parts["test"] == 0]
-    if all(parts["validation"] == 0 for domain, parts in sizes.items() if domain != target):
+    if all(sizes[domain]["validation"] == 0 for domain in sources):
         raise DataError(f"{name} is too small: no image is left for validation; add images")
     if empty:
         raise DataError(
