@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradsurgery.engine.collector import Collector
+from gradsurgery.engine.collector import Collector, Update
 from gradsurgery.engine.folding import FoldingCollector
 from gradsurgery.engine.matrix import MatrixCollector
 from gradsurgery.engine.parameters import NamedParameter, trainable_parameters
@@ -28,11 +28,14 @@ class BackwardResult:
         counted.
     cosines: cosine similarity of the domains' gradients, in pairs; None for rules that do not
         compute inner products.
+    agreeing_by_parameter: that fraction within each parameter tensor that a domain reaches, by its
+        name or else its position; None where `agreeing` is.
     """
 
     losses: Float[Tensor, " domains"]
     agreeing: float | None
     cosines: Float[Tensor, "domains domains"] | None
+    agreeing_by_parameter: dict[str, float] | None = None
 
 
 def backward(
@@ -96,7 +99,16 @@ def backward(
         parameter.grad = (
             new if gradient is None else gradient if new is None else gradient.add_(new)
         )
-    return BackwardResult(torch.stack(values), update.agreeing, update.cosines)
+    return BackwardResult(
+        torch.stack(values), update.agreeing, update.cosines, _by_name(update, named)
+    )
+
+
+def _by_name(update: Update, named: list[NamedParameter]) -> dict[str, float] | None:
+    if update.agreeing_by_parameter is None:
+        return None
+    fractions = zip(named, update.agreeing_by_parameter, strict=True)
+    return {name: fraction for (name, _), fraction in fractions if fraction is not None}
 
 
 def _collector_for(rule: Rule, parameters: list[Tensor]) -> Collector:

@@ -19,6 +19,7 @@ class Update(NamedTuple):
     gradients: list[Tensor | None]
     agreeing: float | None
     cosines: Float[Tensor, "domains domains"] | None
+    agreeing_by_parameter: list[float | None] | None = None
 
 
 class Collector(AbstractContextManager["Collector"]):

@@ -28,8 +28,14 @@ class FoldingCollector(HookedCollector):
         consensus = self._rule.finish(states, self._domain + 1)
         for position, update in zip(reached, consensus.updates, strict=True):
             flat[position] = self._shaped(update, position, poison=poison)
-        agreeing = None if consensus.agreeing is None else consensus.agreeing.item()
-        return Update(flat, agreeing, None)
+        if consensus.counts is None:
+            return Update(flat, None, None)
+        counts = consensus.counts.tolist()
+        sizes = [self._parameters[position].numel() for position in reached]
+        fractions: list[float | None] = [None] * len(self._parameters)
+        for position, count, size in zip(reached, counts, sizes, strict=True):
+            fractions[position] = count / max(size, 1)
+        return Update(flat, sum(counts) / max(sum(sizes), 1), None, fractions)
 
     def _receive(self, position: int, gradient: Float[Tensor, " params"] | None) -> None:
         state = self._states[position]

@@ -47,24 +47,23 @@ class AgrRand(AgreementRule):
         if not self.zero_agrees:
             for total in totals:
                 total.masked_fill_(total == 0, torch.nan)
-        sigma, agreeing = scale_of_noise(totals)
+        sigma, counts = scale_of_noise(totals)
         divisor = self.divisor(domains)
         for total in totals:
             for (running,) in pieces(total):
                 noise = self._random.normal_like(running).mul_(sigma)
                 running.copy_(torch.where(running.isnan(), noise, running).div_(divisor))
-        return Consensus(totals, agreeing)
+        return Consensus(totals, counts)
 
 
 def scale_of_noise(
     totals: Sequence[Float[Tensor, " _"]],
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """σ of equation 4 and the fraction of agreeing components; NaN marks a conflict in `totals`."""
+) -> tuple[Float[Tensor, ""], Float[Tensor, " states"]]:
+    """σ of equation 4 and the numbers of agreeing components; NaN marks a conflict in `totals`."""
     magnitude = torch.zeros((), dtype=torch.float64, device=totals[0].device)
-    count = torch.zeros_like(magnitude)
-    for total in totals:
+    counts = torch.zeros(len(totals), dtype=torch.float64, device=totals[0].device)
+    for position, total in enumerate(totals):
         for (running,) in pieces(total):
-            count += len(running) - running.isnan().sum()
+            counts[position] += len(running) - running.isnan().sum()
             magnitude += running.abs().nansum(dtype=torch.float64)
-    sigma = magnitude / count.clamp_min(1)
-    return sigma, count / sum(total.numel() for total in totals)
+    return magnitude / counts.sum().clamp_min(1), counts

@@ -32,10 +32,10 @@ class AgrSum(AgreementRule):
     def finish(self, states: Sequence[State], domains: int) -> Consensus:
         """The totals with conflicts at zero."""
         totals = [total for (total,) in states]
-        agreeing = torch.stack([self._clear_marks(total) for total in totals]).sum()
+        counts = torch.stack([self._clear_marks(total) for total in totals])
         for total in totals if self.divisor(domains) > 1 else ():
             total.div_(self.divisor(domains))
-        return Consensus(totals, agreeing / sum(total.numel() for total in totals))
+        return Consensus(totals, counts)
 
     def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
         """The update for stored gradients, in one pass over them."""

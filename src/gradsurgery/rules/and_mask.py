@@ -69,7 +69,7 @@ class ANDMask(ComponentwiseRule):
                 total.div_((kept / max(total.numel(), 1)).clamp_min(1e-10))
             updates.append(total.div_(domains) if self.reduction == "mean" else total)
             counts.append(kept)
-        return Consensus(updates, torch.stack(counts).sum() / sum(map(torch.numel, updates)))
+        return Consensus(updates, torch.stack(counts))
 
 
 def add_signs(signs: Int16[Tensor, " params"], gradient: Float[Tensor, " params"]) -> None:

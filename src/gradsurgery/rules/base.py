@@ -66,10 +66,20 @@ class Rule(ABC):
 
 
 class Consensus(NamedTuple):
-    """What a component-wise rule makes of its states: an update per state and Φ's mean."""
+    """What a component-wise rule makes of its states: an update per state, and Σ Φ_n of each.
+
+    counts: the numbers of components that agree, one a state; None for rules without Φ.
+    """
 
     updates: list[Tensor]
-    agreeing: Tensor | None
+    counts: Float[Tensor, " states"] | None = None
+
+    @property
+    def agreeing(self) -> Float[Tensor, ""] | None:
+        """Φ's mean over all components."""
+        if self.counts is None:
+            return None
+        return self.counts.sum() / sum(update.numel() for update in self.updates)
 
 
 class ComponentwiseRule(Rule):

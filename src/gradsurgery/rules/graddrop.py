@@ -59,4 +59,4 @@ class GradDrop(ComponentwiseRule):
                 # the purity of an all-zero component is NaN, and both of its sums are 0
                 chosen = torch.where(purity > draws, positive, negative)
                 positive.add_(negative).mul_(self.leak).add_(chosen, alpha=1 - self.leak)
-        return Consensus([positive for positive, _ in states], agreeing=None)
+        return Consensus([positive for positive, _ in states])

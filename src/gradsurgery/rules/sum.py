@@ -30,7 +30,7 @@ class Sum(ComponentwiseRule):
 
     def finish(self, states: Sequence[State], domains: int) -> Consensus:
         """The totals."""
-        return Consensus([total for (total,) in states], agreeing=None)
+        return Consensus([total for (total,) in states])
 
 
 class Mean(Sum):
@@ -45,4 +45,4 @@ class Mean(Sum):
 
     def finish(self, states: Sequence[State], domains: int) -> Consensus:
         """The totals divided by D."""
-        return Consensus([total.div_(domains) for (total,) in states], agreeing=None)
+        return Consensus([total.div_(domains) for (total,) in states])
