@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "gradsurgery"
-BASE = {"errors", "seeds", "atomic", "spans", "native"}
+BASE = {"errors", "seeds", "atomic", "versioned", "spans", "native"}
 MAY_IMPORT = {
     "errors": set(),
     "seeds": set(),
     "atomic": {"errors"},
+    "versioned": {"errors"},
     "spans": set(),
     "native": set(),
     "rules": {"errors", "native", "spans"},

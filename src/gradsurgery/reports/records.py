@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Iterable
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradsurgery.errors import DataError
+from gradsurgery.versioned import read_versioned
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,12 +28,24 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "environment": dict,
 }
 _CURVES = ("step", "train_loss", "validation_accuracy")
+_OTHER_CURVES = ("validation_loss", "agreeing", "cosine")
 _ACCURACIES = ("validation_accuracy", "target_accuracy")
 
 # Where a run may differ and still be comparable: what a table compares, and what cannot change
 # its outcome or is in a digest (the data's path, the files left out).
-_COMPARED = ("target", "method", "settings", "seed")
-_IMMATERIAL = ("data", "device", "skip_bad")
+_COMPARED = ("target", "without", "method", "settings", "seed")
+_IMMATERIAL = ("data", "device", "skip_bad", "log_conflict")
+
+# The settings that are the experiment's rather than the method's: no search chooses among them.
+CONDITIONS = (
+    "backbone",
+    "weights",
+    "batches",
+    "split_seed",
+    "split_per_run",
+    "data_digest",
+    "split_digest",
+)
 
 
 def find_records(paths: Iterable[Path]) -> list[Path]:
@@ -60,27 +74,13 @@ def read_record(path: Path) -> dict[str, Any]:
 
     Raises `DataError`, naming the file, where it is cut off, of another version or no record.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; check the file") from error
-    except (ValueError, RecursionError) as error:
-        reason = str(error) or type(error).__name__
-        raise DataError(f"{path} is not JSON: {reason}; repeat the run") from error
-    version = content.get("version") if isinstance(content, dict) else None
-    if version is None:
-        raise DataError(f"{path} is no record of a run: it has no version; move it elsewhere")
-    if isinstance(version, bool) or version != VERSION:
-        raise DataError(
-            f"{path} is a record of version {version!r}, expected {VERSION}; "
-            "read it with the gradsurgery that wrote it or repeat the run"
-        )
+    content = read_versioned(path, "record of a run", VERSION, cure="repeat the run")
     for name, kind in _REQUIRED.items():
         _checked(content, name, kind, path)
     for model in _MODELS:
         _checked(content, f"result.{model}.step", int, path)
         _checked(content, f"result.{model}.test_accuracy", dict, path)
-        for name in _ACCURACIES:
+        for name in (*_ACCURACIES, *_optional_accuracies(content["result"][model])):
             value = _checked(content, f"result.{model}.{name}", (int, float), path)
             if not 0 <= value <= 1:  # also false for NaN
                 raise _unusable(path, f"result.{model}.{name}", "a fraction from 0 to 1", value)
@@ -91,17 +91,31 @@ def read_record(path: Path) -> dict[str, Any]:
     domains, target = content["data"]["domains"], content["configuration"]["target"]
     if target not in domains:
         raise _unusable(path, "configuration.target", f"one of {domains}", target)
-    return dict(content)
+    without = content["configuration"].setdefault("without", [])
+    if not isinstance(without, list) or any(domain not in domains for domain in without):
+        raise _unusable(path, "configuration.without", f"a list of {domains}", without)
+    return content
+
+
+def _optional_accuracies(result: dict[str, Any]) -> list[str]:
+    """The names of the accuracies that a record may lack."""
+    validated = result.get("target_validation_accuracy") is not None
+    tested = [f"test_accuracy.{domain}" for domain in result["test_accuracy"]]
+    return [*(["target_validation_accuracy"] if validated else []), *tested]
 
 
 def read_runs(paths: Iterable[Path]) -> "pd.DataFrame":
     """One row for every record at `paths`, in the order of data, target, method and seed.
 
     Columns: `record` (the file), `data`, `domains` (tuple, in the data's order), `target`,
-    `method` (with the hyperparameters that were set), `backbone`, `seed`; for `best` and `last`
+    `without` (tuple of the source domains left out too), `method` (with the hyperparameters that
+    were set), `method_name` (without them), `backbone`, `batches`, `seed`; for `best` and `last`
     model each `best_step`, `best_validation_accuracy` and `best_target_accuracy` (fractions in
-    [0, 1]); `seconds`; and `settings`, a JSON object of everything else two runs must share to be
-    compared.
+    [0, 1]), `best_target_validation_accuracy` (NaN where it was not tested) and
+    `best_test_accuracy` (dict, domain to fraction); `seconds`; `settings`, a JSON object of
+    everything else two runs must share to be compared; and `hyperparameters`, a JSON object of
+    what a search may choose: the method's hyperparameters that were set, and the settings that are
+    not among `CONDITIONS`.
 
     Raises `DataError` as `find_records` and `read_record` do.
     """
@@ -112,24 +126,65 @@ def read_runs(paths: Iterable[Path]) -> "pd.DataFrame":
     return pd.DataFrame(rows).sort_values(order, kind="stable", ignore_index=True)
 
 
+def read_curves(paths: Iterable[Path]) -> "pd.DataFrame":
+    """One row for every validation of every run at `paths`.
+
+    Columns: `data`, `target`, `method`, `settings`, `seed` as `read_runs` has them; `step`,
+    `train_loss`, `validation_loss`, `validation_accuracy`, `agreeing` and `cosine`, NaN where the
+    record has no finite value. Runs that leave out source domains are not in it.
+
+    Raises `DataError` as `read_runs` does, and where the curves of a record differ in length.
+    """
+    import pandas as pd
+
+    columns = ["data", "target", "method", "settings", "seed"]
+    frames = [pd.DataFrame(columns=[*columns, *_CURVES, *_OTHER_CURVES])]
+    for path in find_records(paths):
+        content = read_record(path)
+        if content["configuration"]["without"]:
+            continue
+        row = _row(path, content)
+        length = len(content["curves"]["step"])
+        curves = {name: row[name] for name in columns}
+        for name in (*_CURVES, *_OTHER_CURVES):
+            values = content["curves"].get(name)
+            values = [None] * length if values is None else values
+            if not isinstance(values, list) or len(values) != length:
+                raise _unusable(path, f"curves.{name}", f"a list of {length} numbers", values)
+            curves[name] = values if name == "step" else pd.Series(values, dtype=float)
+        frames.append(pd.DataFrame(curves))
+    found = [frame for frame in frames if len(frame)] or frames
+    ordered = pd.concat(found, ignore_index=True)
+    return ordered.sort_values([*columns, "step"], kind="stable", ignore_index=True)
+
+
 def _row(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     configuration, data = content["configuration"], content["data"]
-    results = {
-        f"{model}_{name}": content["result"][model][name]
-        for model in _MODELS
-        for name in ("step", *_ACCURACIES)
-    }
+    results: dict[str, Any] = {}
+    for model in _MODELS:
+        result = content["result"][model]
+        names = ("step", *_ACCURACIES, "test_accuracy")
+        results |= {f"{model}_{name}": result[name] for name in names}
+        validated = result.get("target_validation_accuracy")
+        results[f"{model}_target_validation_accuracy"] = nan if validated is None else validated
+    settings = _settings(content)
+    chosen = {k: v for k, v in settings.items() if k not in CONDITIONS}
+    chosen |= configuration.get("settings") or {}
     return {
         "record": str(path),
         "data": data["name"],
         "domains": tuple(data["domains"]),
         "target": configuration["target"],
+        "without": tuple(configuration["without"]),
         "method": _method(configuration),
+        "method_name": configuration["method"],
         "backbone": configuration["backbone"],
+        "batches": configuration.get("batches", "multi"),
         "seed": configuration["seed"],
         **results,
         "seconds": content["cost"]["seconds"],
-        "settings": json.dumps(_settings(content), sort_keys=True),
+        "settings": json.dumps(settings, sort_keys=True),
+        "hyperparameters": json.dumps(chosen, sort_keys=True),
     }
 
 
@@ -148,6 +203,8 @@ def _settings(content: dict[str, Any]) -> dict[str, Any]:
     """What two runs must share to be comparable."""
     apart = (*_COMPARED, *_IMMATERIAL)
     settings = {k: v for k, v in content["configuration"].items() if k not in apart}
+    if settings.get("passes") != "pooled":  # "auto" takes it only where it is exact
+        settings.pop("passes", None)
     model = content.get("model")
     digest = model.get("weights_digest") if isinstance(model, dict) else None
     if isinstance(digest, str):  # the same file may lie at two places

@@ -5,7 +5,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from gradsurgery.reports.tables import DECIMALS, Cell, ComparisonTable
+from gradsurgery.reports.comparison import DECIMALS, Cell, ComparisonTable
 
 AVERAGE = "average"
 ABSENT = "–"

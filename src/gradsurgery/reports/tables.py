@@ -1,80 +1,98 @@
-"""Comparison tables: mean and standard deviation of the target accuracy by method and target."""
+"""Comparison tables: accuracy on the target by method and target, each method tested."""
 
 import json
-import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from gradsurgery.analysis.statistics import Ranking, compare_paired, corrected, ranking
 from gradsurgery.errors import DataError
+from gradsurgery.reports.comparison import DECIMALS, Cell, ComparisonTable, Model
+from gradsurgery.reports.plan import PlannedRun
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Model = Literal["best", "last"]
-DECIMALS = 2
+BASELINE = "deep-all"
 Key = TypeVar("Key", bound=Hashable)
+Cells = dict[tuple[str, str], Cell]
+Accuracies = dict[tuple[str, str], dict[int, float]]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """Accuracy in percent over runs.
-
-    `std` is the sample standard deviation (n - 1), None for one run and for an average of
-    targets. `complete` says whether every seed of the table is in it; `best` whether no method
-    has a higher mean, as printed, for the target, and there is another to compare with.
-    """
-
-    mean: float
-    std: float | None
-    runs: int
-    complete: bool
-    best: bool
-
-
-@dataclass(frozen=True)
-class ComparisonTable:
-    """Runs of one data set that differ in target, method and seed alone.
-
-    `settings` are those in which the tables of the same data set differ, empty where there is one.
-    `cells[method, target]` is absent where there is no run; `averages[method]` is the mean over
-    the targets, absent where the method lacks a target, and for all where there is one target.
-    """
-
-    data: str
-    settings: dict[str, Any]
-    model: Model
-    methods: tuple[str, ...]
-    targets: tuple[str, ...]
-    seeds: tuple[int, ...]
-    cells: dict[tuple[str, str], Cell]
-    averages: dict[str, Cell]
-
-    @property
-    def title(self) -> str:
-        """One line that says what the figures are."""
-        count = len(self.seeds)
-        over = f"mean ± std over {count} seeds" if count > 1 else "1 seed"
-        settings = "".join(f", {name} {value}" for name, value in self.settings.items())
-        return f"{self.data}{settings}: target accuracy (%) of the {self.model} model, {over}"
-
-
-def compare_runs(runs: "pd.DataFrame", model: Model = "best") -> list[ComparisonTable]:
+def compare_runs(
+    runs: "pd.DataFrame",
+    model: Model = "best",
+    baseline: str = BASELINE,
+    expected: Sequence[PlannedRun] | None = None,
+) -> list[ComparisonTable]:
     """Tables of `read_runs`, of the accuracies of the best or the last model.
 
     Runs that differ in anything but target, method, seed and device are never in one table: each
-    group has its own, which names the settings that set it apart. Deep-All is the first method.
+    group has its own, which names the settings that set it apart. Runs that leave out source
+    domains (`without`) are in none. The baseline is the first method.
+
+    The seeds of a table are those of all its runs and of the runs expected of its data set; a cell
+    that has not all of them is not complete. Every complete cell is compared with the baseline's
+    complete cell of the same target, seed by seed: `compare_paired` in points, `p_holm` over all
+    comparisons of the table.
+
+    Args:
+        runs: as `read_runs` gives them, or `selected_runs`.
+        model: whose accuracy.
+        baseline: the method that the others are compared with, as its row is called.
+        expected: the planned runs (`read_plan`); methods, targets and seeds that are planned are
+            in the table before their runs are.
 
     Raises `DataError` where one run is there twice.
     """
     tables = []
-    for name, of_data in runs.groupby("data", sort=True):
+    compared = runs[[not without for without in runs["without"]]]
+    for name, of_data in compared.groupby("data", sort=True):
         groups = [(json.loads(str(key)), group) for key, group in of_data.groupby("settings")]
+        planned = [run for run in expected or () if run.data == name and not run.without]
         settings = [shared for shared, _ in groups]
         for shared, group in groups:
-            apart = {k: shared.get(k) for k in _differing(settings)}
-            tables.append(_table(str(name), apart, group, model))
+            frame = _frame(group, planned, baseline, alone=len(groups) == 1)
+            accuracies = _accuracies(group, f"{model}_target_accuracy")
+            cells = _compared(_cells(accuracies, frame), accuracies, frame, baseline)
+            marked: Cells = {}
+            for target in frame.targets:
+                marked |= _marked({key: cell for key, cell in cells.items() if key[1] == target})
+            tables.append(
+                ComparisonTable(
+                    data=str(name),
+                    settings={k: shared.get(k) for k in _differing(settings)},
+                    model=model,
+                    baseline=baseline,
+                    methods=frame.methods,
+                    targets=frame.targets,
+                    seeds=frame.seeds,
+                    cells=marked,
+                    averages=_marked(_averages(cells, frame)),
+                )
+            )
     return tables
+
+
+def rank_methods(tables: Sequence[ComparisonTable]) -> Ranking | None:
+    """The methods' average ranks over the (data set, target) cells of all tables.
+
+    A cell in which some method is absent or not complete is left out and named; None where no cell
+    is left or there are fewer than two methods. See `gradsurgery.analysis.statistics.ranking`.
+    """
+    methods = list(dict.fromkeys(method for table in tables for method in table.methods))
+    return ranking(
+        methods,
+        {
+            f"{table.name}, {target}": {
+                method: table.cells[method, target].mean
+                for method in methods
+                if (method, target) in table.cells and table.cells[method, target].complete
+            }
+            for table in tables
+            for target in table.targets
+        },
+    )
 
 
 def _differing(settings: list[dict[str, Any]]) -> list[str]:
@@ -83,31 +101,33 @@ def _differing(settings: list[dict[str, Any]]) -> list[str]:
     return [n for n in names if any(each.get(n) != settings[0].get(n) for each in settings)]
 
 
-def _table(data: str, apart: dict[str, Any], runs: "pd.DataFrame", model: Model) -> ComparisonTable:
-    _refuse_duplicates(runs)
-    present = set(runs["target"])
-    targets = tuple(domain for domain in runs["domains"].iloc[0] if domain in present)
-    methods = tuple(sorted(set(runs["method"]), key=lambda name: (name != "deep-all", name)))
-    seeds = tuple(sorted({int(seed) for seed in runs["seed"]}))
-    cells = {}
-    for (method, target), group in runs.groupby(["method", "target"]):
-        percent = group[f"{model}_target_accuracy"].astype(float) * 100
-        std = float(percent.std(ddof=1))
-        cells[str(method), str(target)] = Cell(
-            mean=float(percent.mean()),
-            std=None if math.isnan(std) else std,
-            runs=len(group),
-            complete=len(group) == len(seeds),
-            best=False,
-        )
-    averages = _averages(cells, methods, targets)
-    marked: dict[tuple[str, str], Cell] = {}
-    for target in targets:
-        marked |= _marked({key: cell for key, cell in cells.items() if key[1] == target})
-    return ComparisonTable(data, apart, model, methods, targets, seeds, marked, _marked(averages))
+@dataclass(frozen=True)
+class _Frame:
+    """The rows, columns and seeds of a table, those of its runs and those that are planned."""
+
+    methods: tuple[str, ...]
+    targets: tuple[str, ...]
+    seeds: tuple[int, ...]
 
 
-def _refuse_duplicates(runs: "pd.DataFrame") -> None:
+def _frame(
+    runs: "pd.DataFrame", planned: list[PlannedRun], baseline: str, *, alone: bool
+) -> _Frame:
+    """`planned` are those of the data set; whose table a method's would be is known if `alone`."""
+    methods, targets = set(runs["method"]), set(runs["target"])
+    if alone:
+        methods |= {run.method for run in planned} - set(runs["method_name"])
+        targets |= {run.target for run in planned}
+    return _Frame(
+        tuple(sorted(methods, key=lambda name: (name != baseline, name))),
+        tuple(domain for domain in runs["domains"].iloc[0] if domain in targets),
+        tuple(sorted({int(seed) for seed in runs["seed"]} | {run.seed for run in planned})),
+    )
+
+
+def _accuracies(runs: "pd.DataFrame", column: str) -> Accuracies:
+    """In percent by (method, target) and seed; raises `DataError` for a run that is there twice."""
+    found: Accuracies = {}
     for (target, method, seed), group in runs.groupby(["target", "method", "seed"]):
         if len(group) > 1:
             files = " and ".join(group["record"])
@@ -115,33 +135,74 @@ def _refuse_duplicates(runs: "pd.DataFrame") -> None:
                 f"the run of {method} on {target} with seed {seed} is there {len(group)} times: "
                 f"{files}; give one of them"
             )
+        percent = float(group[column].iloc[0]) * 100
+        found.setdefault((str(method), str(target)), {})[int(seed)] = percent
+    return found
 
 
-def _averages(
-    cells: dict[tuple[str, str], Cell], methods: tuple[str, ...], targets: tuple[str, ...]
-) -> dict[str, Cell]:
+def _cells(accuracies: Accuracies, frame: _Frame) -> Cells:
+    import numpy as np
+
+    return {
+        key: Cell(
+            mean=float(np.mean(list(of_seed.values()))),
+            std=float(np.std(list(of_seed.values()), ddof=1)) if len(of_seed) > 1 else None,
+            runs=len(of_seed),
+            planned=len(frame.seeds),
+            complete=len(of_seed) == len(frame.seeds),
+            best=False,
+        )
+        for key, of_seed in accuracies.items()
+    }
+
+
+def _compared(cells: Cells, accuracies: Accuracies, frame: _Frame, baseline: str) -> Cells:
+    """The cells with the comparisons of those that are complete, as the baseline's is."""
+    from gradsurgery.seeds import derive_seed
+
+    if len(frame.seeds) < 2:
+        return cells
+    complete = [key for key, cell in cells.items() if cell.complete]
+    tested = [(m, t) for m, t in complete if m != baseline and (baseline, t) in complete]
+    seed = derive_seed(0, "bootstrap")
+    comparisons = [
+        compare_paired(
+            [accuracies[method, target][k] for k in frame.seeds],
+            [accuracies[baseline, target][k] for k in frame.seeds],
+            seed=seed,
+        )
+        for method, target in tested
+    ]
+    family = dict(zip(tested, corrected(comparisons), strict=True))
+    return {key: replace(cell, comparison=family.get(key)) for key, cell in cells.items()}
+
+
+def _averages(cells: Cells, frame: _Frame) -> dict[str, Cell]:
+    """The mean over the targets of every method whose cells are all complete."""
     averages: dict[str, Cell] = {}
-    if len(targets) < 2:
+    if len(frame.targets) < 2:
         return averages
-    for method in methods:
-        row = [cells[method, target] for target in targets if (method, target) in cells]
-        if len(row) == len(targets):
+    for method in frame.methods:
+        row = [cells.get((method, target)) for target in frame.targets]
+        complete = [cell for cell in row if cell is not None and cell.complete]
+        if len(complete) == len(row):
             averages[method] = Cell(
-                mean=sum(cell.mean for cell in row) / len(row),
+                mean=sum(cell.mean for cell in complete) / len(complete),
                 std=None,
-                runs=min(cell.runs for cell in row),
-                complete=all(cell.complete for cell in row),
+                runs=len(frame.seeds),
+                planned=len(frame.seeds),
+                complete=True,
                 best=False,
             )
     return averages
 
 
 def _marked(cells: dict[Key, Cell]) -> dict[Key, Cell]:
-    """The cells, those of the highest mean as printed marked as best; one alone is not."""
-    if len(cells) < 2:
+    """The cells, those complete of the highest mean as printed marked as best; one alone is not."""
+    means = [round(cell.mean, DECIMALS) for cell in cells.values() if cell.complete]
+    if len(means) < 2:
         return cells
-    highest = max(round(cell.mean, DECIMALS) for cell in cells.values())
     return {
-        key: replace(cell, best=round(cell.mean, DECIMALS) == highest)
+        key: replace(cell, best=cell.complete and round(cell.mean, DECIMALS) == max(means))
         for key, cell in cells.items()
     }
