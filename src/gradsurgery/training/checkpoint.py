@@ -20,11 +20,12 @@ from torch import Tensor
 from gradsurgery.atomic import atomic_file
 from gradsurgery.errors import GradsurgeryError, OutputError
 from gradsurgery.training.configuration import RunConfiguration
+from gradsurgery.training.conflict import ConflictLog
 from gradsurgery.training.record import Curves
 
 CHECKPOINT_FILE = "checkpoint.pt"
 _BEST_FILE = re.compile(r"best-\d+\.safetensors")
-_VERSION = 2
+_VERSION = 3
 
 Weights = dict[str, Tensor]
 
@@ -44,6 +45,7 @@ class Checkpoint:
         step: steps done.
         learner: states of model, optimiser, loss scaler and algorithm.
         curves: the validations so far.
+        conflict: what was logged of the domains' conflict so far, where the run logs it.
         best: weights of the best model so far; None before the first validation, and where the
             run's average selects the model.
         best_digest: sha256 of the file they are in, "" where there is none.
@@ -57,6 +59,7 @@ class Checkpoint:
     step: int = 0
     learner: dict[str, Any] = field(default_factory=dict)
     curves: Curves = field(default_factory=Curves)
+    conflict: ConflictLog = field(default_factory=ConflictLog)
     best: Weights | None = None
     best_digest: str = ""
     seconds: float = 0.0
@@ -85,6 +88,7 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
         "step": checkpoint.step,
         "learner": checkpoint.learner,
         "curves": checkpoint.curves.model_dump(),
+        "conflict": checkpoint.conflict.model_dump(),
         "best_digest": checkpoint.best_digest,
         "seconds": checkpoint.seconds,
         "step_seconds": checkpoint.step_seconds,
@@ -108,10 +112,9 @@ def load_checkpoint(directory: Path) -> Checkpoint | None:
     try:
         content = _read(path)
         best_digest = content.pop("best_digest")
-        curves, configuration = content.pop("curves"), content.pop("configuration")
+        parts = {"configuration": RunConfiguration, "curves": Curves, "conflict": ConflictLog}
         checkpoint = Checkpoint(
-            configuration=RunConfiguration(**configuration),
-            curves=Curves(**curves),
+            **{name: part(**content.pop(name)) for name, part in parts.items()},
             best_digest=best_digest,
             **content,
         )

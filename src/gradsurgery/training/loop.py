@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gradsurgery.backbones import set_training_mode
+from gradsurgery.backbones import Backbone, set_training_mode
 from gradsurgery.data import Batches, normalize
 from gradsurgery.engine import BackwardResult
 from gradsurgery.errors import GradsurgeryError, NonFiniteError
@@ -20,6 +20,9 @@ from gradsurgery.training.configuration import RunConfiguration
 from gradsurgery.training.evaluation import Evaluation
 from gradsurgery.training.learner import Learner
 from gradsurgery.training.progress import Report, TrainingProgress
+
+Observer = Callable[[int, Backbone], None]
+"""Is shown the steps done and the backbone; it may change the model's mode and nothing else."""
 
 # Writing checkpoints may take this part of a run's time: after one that took t seconds the next is
 # at the first validation at least 9 t later. A large model on a fast device has fewer, then.
@@ -57,26 +60,30 @@ def run_steps(
     directory: Path,
     *,
     report: Report,
+    observe: Observer | None = None,
 ) -> None:
     """Do the steps after `checkpoint.step`; `checkpoint` holds the outcome.
 
-    At every validation the curves grow, the model is kept where it is the best so far, and a
-    checkpoint is written, at the last step and wherever writing them takes at most a tenth of the
-    run's time. Raises
-    `NonFiniteError`, naming domain, step and parameter, and `OutputError` where a checkpoint
-    cannot be written.
+    `observe` is shown the model at `checkpoint.step` and after every further step. At every
+    validation the curves grow, the model is kept where it is the best so far, and a checkpoint is
+    written, at the last step and wherever writing them takes at most a tenth of the run's time.
+    Raises `NonFiniteError`, naming domain, step and parameter, and `OutputError` where a
+    checkpoint cannot be written.
     """
     configuration = checkpoint.configuration
     total = configuration.iterations
     means, checkpoint_due, spent = _Means(), 0.0, time.perf_counter()
     with _reproducible(learner.device):
+        _show(learner, checkpoint.step, observe)
         for step, images in prefetched(batches.at, checkpoint.step + 1, total):
             start = time.perf_counter()
             result = _step(learner, images, configuration, step, batches.domains_at(step - 1))
             learner.average.update(step)
             means.add(result)
+            _log_conflict(checkpoint, step, result, learner)
             loss = float(result.losses.mean())  # waits for the device
             checkpoint.step_seconds += time.perf_counter() - start
+            _show(learner, step, observe)
             if step % configuration.validate_every and step < total:
                 report(TrainingProgress("training", step, total, loss, result.agreeing))
                 continue
@@ -159,6 +166,34 @@ def _record(
     if checkpoint.best_step == step and not learner.average.selects:
         state = learner.average.model.state_dict()
         checkpoint.best = {name: value.detach().clone() for name, value in state.items()}
+
+
+def _log_conflict(
+    checkpoint: Checkpoint, step: int, result: BackwardResult, learner: Learner
+) -> None:
+    every = checkpoint.configuration.log_conflict
+    if every == 0 or step % every:
+        return
+    checkpoint.conflict.append(
+        step,
+        result.losses.tolist(),
+        agreeing=result.agreeing,
+        cosines=None if result.cosines is None else result.cosines.tolist(),
+        by_parameter=result.agreeing_by_parameter,
+        sizes={name: p.numel() for name, p in learner.backbone.model.named_parameters()},
+    )
+
+
+def _show(learner: Learner, step: int, observe: Observer | None) -> None:
+    """What an observer draws at random or sets on the model leaves the run as it is."""
+    if observe is None:
+        return
+    modes = [(module, module.training) for module in learner.backbone.model.modules()]
+    devices = [learner.device] if learner.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        observe(step, learner.backbone)
+    for module, training in modes:
+        module.training = training
 
 
 def _mean_cosine(cosines: Tensor | None) -> Tensor | None:

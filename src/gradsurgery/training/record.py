@@ -1,13 +1,15 @@
 """What a finished run leaves behind: `record.json`."""
 
+import json
 import math
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from gradsurgery.atomic import atomic_file
 from gradsurgery.errors import DataError
 from gradsurgery.training.configuration import RunConfiguration
+from gradsurgery.training.conflict import ConflictLog
 
 RECORD_FILE = "record.json"
 
@@ -136,7 +138,7 @@ class Cost(_Part):
 
 
 class Record(_Part):
-    """A finished run."""
+    """A finished run; `conflict` is None where the run did not log it."""
 
     version: int = 1
     configuration: RunConfiguration
@@ -144,6 +146,7 @@ class Record(_Part):
     split: SplitRecord
     model: ModelRecord
     curves: Curves
+    conflict: ConflictLog | None = None
     result: Result
     environment: dict[str, str | int | bool | None]
     cost: Cost
@@ -157,9 +160,13 @@ class Record(_Part):
     def load(cls, path: Path) -> "Record":
         """Read a `record.json`; raises `DataError` where it is not one."""
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError, UnicodeDecodeError) as error:
-            reason = str(error).splitlines()[0]
+            content = json.loads(path.read_bytes())
+            expected = cls.model_fields["version"].default
+            if isinstance(content, dict) and content.get("version") not in (None, expected):
+                raise ValueError(f"it has version {content['version']!r}, expected {expected}")
+            return cls.model_validate(content)
+        except (OSError, ValueError) as error:  # pydantic's and the decoder's are ValueErrors
+            reason = " ".join(str(error).split()[:30])
             message = f"{path} is not a record of a run ({reason}); delete it and repeat the run"
             raise DataError(message) from error
 

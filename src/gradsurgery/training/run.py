@@ -36,7 +36,7 @@ from gradsurgery.training.environment import (
 )
 from gradsurgery.training.evaluation import evaluate
 from gradsurgery.training.learner import Learner, build_learner
-from gradsurgery.training.loop import run_steps
+from gradsurgery.training.loop import Observer, run_steps
 from gradsurgery.training.optimizers import build_optimizer
 from gradsurgery.training.outcome import (
     assess_models,
@@ -57,6 +57,7 @@ def train(
     cache: Path | None = None,
     *,
     opened: Source | ImageSet | None = None,
+    observe: Observer | None = None,
 ) -> Record:
     """Train on every domain but the target, and test the best and the last model on all of them.
 
@@ -70,6 +71,10 @@ def train(
         progress: called after every step.
         cache: folder of the decoded images; None is the default one.
         opened: the data set where the caller has opened or prepared it already.
+        observe: called as `observe(step, backbone)` before the first step (with 0) and after every
+            step, before anything is written of it; a run that is continued shows the step that it
+            goes on from once more. What it does to random numbers and to the model's mode is
+            undone.
 
     Raises `ArgumentError`, `DataError` or `WeightsError` before any work where an option or the
     data is unusable; `OutputError` where the folder is not writable or in use; `CheckpointError`
@@ -104,6 +109,7 @@ def train(
             checkpoint=checkpoint,
             directory=directory,
             report=report,
+            observe=observe,
         )
         record.save(directory)
         remove_checkpoint(directory)
@@ -176,6 +182,7 @@ def _work(
     checkpoint: Checkpoint | None,
     directory: Path,
     report: Report,
+    observe: Observer | None,
 ) -> Record:
     """The steps that are left, then the tests."""
     reset_peak_memory(learner.device)
@@ -206,7 +213,7 @@ def _work(
         device=learner.device,
         autocast=learner.autocast,
     )
-    run_steps(learner, checkpoint, batches, validate, directory, report=report)
+    run_steps(learner, checkpoint, batches, validate, directory, report=report, observe=observe)
     start = time.perf_counter()
     result = assess_models(learner, checkpoint, images, split, validate=validate, report=report)
     save_model(learner.judged, configuration, images, result.best, directory)
@@ -216,6 +223,7 @@ def _work(
         split=describe_split(split),
         model=describe_model(learner.backbone),
         curves=checkpoint.curves,
+        conflict=checkpoint.conflict if configuration.log_conflict else None,
         result=result,
         environment=describe_environment(learner.device),
         cost=Cost(
