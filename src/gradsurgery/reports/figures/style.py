@@ -39,7 +39,7 @@ _COLORS = (
     "#999933",
 )
 _MARKERS = ("o", "s", "^", "D")
-_LINES = ("-", "--", "-.", ":")
+_LINES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 _PLACED = (
     "deep-all",
     "agr-sum",
@@ -93,7 +93,7 @@ class MethodStyle(NamedTuple):
 
     color: str
     marker: str
-    line: str
+    line: Literal["-", "--", "-.", ":"]
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def new_figure(
     rows: int = 1,
     columns: int = 1,
     *,
-    share_y: bool = False,
+    share_y: bool | Literal["row"] = False,
 ) -> tuple[Figure, NDArray[np.object_]]:
     """A figure of `width` x `height` inches and its axes, an array [rows, columns].
 
@@ -147,9 +147,7 @@ def encoded(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
     stream = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else {"Software": None}
     with styled():
-        figure.savefig(
-            stream, format=kind, dpi=DOTS_PER_INCH, metadata=metadata, bbox_inches="tight"
-        )
+        figure.savefig(stream, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)
     return stream.getvalue()
 
 
