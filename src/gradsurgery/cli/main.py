@@ -10,6 +10,7 @@ from gradsurgery.cli.compare import compare
 from gradsurgery.cli.data import app as data
 from gradsurgery.cli.methods import methods
 from gradsurgery.cli.show import show
+from gradsurgery.cli.sweep import sweep
 from gradsurgery.cli.train import train
 from gradsurgery.errors import GradsurgeryError
 
@@ -21,6 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(train)
+app.command()(sweep)
 app.command()(compare)
 app.command()(show)
 app.command()(methods)

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,12 +10,12 @@ import typer
 
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.live import displayed
-from gradsurgery.cli.options import without_none
 
 if TYPE_CHECKING:
     from gradsurgery.training import Record
 
 
+@opt.takes_training_options
 def train(
     data: opt.DataArgument,
     *,
@@ -26,41 +26,29 @@ def train(
             "--method", help="See `gradsurgery methods`; also objective+rule. Default: agr-sum."
         ),
     ] = None,
-    settings: opt.SetOption = None,
-    backbone: opt.BackboneOption = None,
-    weights: opt.WeightsOption = None,
-    batch_norm: opt.BatchNormOption = None,
-    iterations: opt.IterationsOption = None,
-    batch_size: opt.BatchSizeOption = None,
-    batches: opt.BatchesOption = None,
-    learning_rate: opt.LearningRateOption = None,
-    weight_decay: opt.WeightDecayOption = None,
-    optimizer: opt.OptimizerOption = None,
-    average: opt.AverageOption = None,
-    validate_every: opt.ValidateEveryOption = None,
-    image_size: opt.ImageSizeOption = None,
-    device: opt.DeviceOption = None,
-    precision: opt.PrecisionOption = None,
     seed: Annotated[int, typer.Option("--seed", help="Of everything random in the run.")] = 0,
-    split_seed: opt.SplitSeedOption = None,
-    split_per_run: opt.SplitPerRunOption = False,
-    skip_bad: opt.SkipBadOption = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Default: runs/<data>/<target>/<method>/seed-<seed>."),
     ] = None,
     cache: opt.CacheOption = None,
+    tensorboard: opt.TensorboardOption = False,
+    training: dict[str, Any],
 ) -> None:
     """Train on every domain but the target, and test on the target.
 
     The options' defaults are the paper's protocol; the digit sets have small ones of their own.
     The same command again continues a run that was interrupted.
     """
-    given = without_none(locals(), "settings", "out", "cache")
-    run_one(given | {"settings": opt.settings_from(settings)}, out, cache)
+    options = training | {"data": data, "target": target, "seed": seed}
+    if method is not None:
+        options["method"] = method
+    run_one(options, out, cache, tensorboard=tensorboard)
 
 
-def run_one(options: dict[str, Any], out: Path | None, cache: Path | None) -> None:
+def run_one(
+    options: dict[str, Any], out: Path | None, cache: Path | None, *, tensorboard: bool = False
+) -> None:
     """Do one run and print its result."""
     from gradsurgery.training.allocator import keep_freed_memory
 
@@ -69,6 +57,7 @@ def run_one(options: dict[str, Any], out: Path | None, cache: Path | None) -> No
     from gradsurgery.training import RunConfiguration
     from gradsurgery.training import train as train_run
     from gradsurgery.training.record import RECORD_FILE
+    from gradsurgery.training.tensorboard import event_log
 
     configuration = RunConfiguration(**options)
     source = open_source(configuration.data)
@@ -76,7 +65,8 @@ def run_one(options: dict[str, Any], out: Path | None, cache: Path | None) -> No
         Path("runs") / source.name, configuration.target, configuration.method, configuration.seed
     )
     finished = (directory / RECORD_FILE).exists()
-    with continuable(), displayed(configuration.method) as report:
+    with continuable(), displayed(configuration.method) as shown, ExitStack() as stack:
+        report = stack.enter_context(event_log(directory, shown)) if tensorboard else shown
         record = train_run(configuration, directory, report, cache, opened=source)
     if finished:
         print("this run was finished before")

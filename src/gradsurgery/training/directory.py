@@ -12,6 +12,11 @@ from gradsurgery.atomic import atomic_file, output_error
 from gradsurgery.errors import ArgumentError, OutputError
 from gradsurgery.training.configuration import RunConfiguration
 
+
+class BusyError(OutputError):
+    """Another process is working on the run."""
+
+
 CONFIGURATION_FILE = "configuration.json"
 SPLIT_FILE = "split.json"
 _LOCK_FILE = ".lock"
@@ -22,7 +27,8 @@ def claimed(directory: Path) -> Iterator[None]:
     """Create `directory` and hold it against every other process.
 
     The lock goes with the process, however it ends. Folders made here that stay empty are removed
-    again. Raises `OutputError` where another process holds it or it is not writable.
+    again. Raises `BusyError` where another process holds it, `OutputError` where it is not
+    writable.
     """
     made = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
@@ -69,7 +75,7 @@ def _locked(path: Path) -> int:
         except OSError as error:
             os.close(lock)
             if error.errno in (errno.EAGAIN, errno.EACCES):
-                raise OutputError(
+                raise BusyError(
                     f"another process is working in {path.parent}; "
                     "wait for it to end, or choose another output folder"
                 ) from error

@@ -1,0 +1,230 @@
+"""`gradsurgery sweep`: many runs, and the report on them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gradsurgery.cli import options as opt
+from gradsurgery.cli.live import displayed
+from gradsurgery.cli.sweep_display import sweep_displayed
+from gradsurgery.cli.train import continuable
+from gradsurgery.errors import ArgumentError, GradsurgeryError
+
+if TYPE_CHECKING:
+    from gradsurgery.data import Source
+    from gradsurgery.sweep import Manner, Plan
+    from gradsurgery.sweep.launcher import Launcher, Outcome
+
+
+@opt.takes_launch_options
+@opt.takes_training_options
+def sweep(
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DATA]...", help="Data sets, each as `gradsurgery train` takes it."
+        ),
+    ] = None,
+    *,
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", help="A YAML file; options given here take the place of its parts."),
+    ] = None,
+    methods: opt.MethodsOption = None,
+    targets: opt.TargetsOption = None,
+    seeds: opt.SeedsOption = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--grid",
+            metavar="NAME=V1,V2",
+            help="Values to try of an option or a hyperparameter, e.g. learning_rate=1e-5,1e-4.",
+        ),
+    ] = None,
+    leave_one_domain_out: Annotated[
+        bool,
+        typer.Option(
+            "--leave-one-domain-out",
+            help="Also run with every pair of domains held out, for that way of model selection.",
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the sweep. Default: runs/<data>.")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say how many runs there are and how long they will take."),
+    ] = False,
+    launch: dict[str, Any],
+    training: dict[str, Any],
+) -> None:
+    """Run data sets x targets x methods x seeds, and write the report.
+
+    The same command again goes on where it ended, however it ended; on another machine with the
+    same folder it shares the work.
+    """
+    parts = plan_parts(plan, training)
+    given = {"data": data or None, "methods": methods, "targets": targets, "seeds": seeds}
+    parts |= {name: value for name, value in given.items() if value is not None}
+    parts["grid"] = parts.get("grid", {}) | grid_from(grid)
+    if leave_one_domain_out:
+        parts["leave_one_domain_out"] = True
+    run_plan(parts, out, opt.LaunchOptions(**launch), dry_run=dry_run)
+
+
+def plan_parts(path: Path | None, training: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a plan in a file, its options with `training` in their place."""
+    from gradsurgery.sweep import load_plan
+
+    parts = {} if path is None else load_plan(path)
+    options = parts.get("options") or {}
+    if not isinstance(options, dict):
+        raise ArgumentError(f"options of the plan {path} are a mapping, found {options!r:.60}")
+    settings = (options.get("settings") or {}) | training.get("settings", {})
+    return parts | {"options": options | training | ({"settings": settings} if settings else {})}
+
+
+def grid_from(texts: list[str] | None) -> dict[str, list[Any]]:
+    """Values to try from "name=v1,v2"; raises `ArgumentError` where that is not what is there."""
+    from gradsurgery.sweep.plan import number_or_text
+
+    grid: dict[str, list[Any]] = {}
+    for text in texts or []:
+        name, equals, values = text.partition("=")
+        if not (name and equals and values):
+            raise ArgumentError(f"--grid takes NAME=V1,V2, e.g. learning_rate=1e-5, found {text!r}")
+        key = name if "." in name else name.replace("-", "_")
+        grid[key] = [number_or_text(value.strip()) for value in values.split(",")]
+    return grid
+
+
+def run_plan(
+    parts: dict[str, Any],
+    out: Path | None,
+    options: opt.LaunchOptions,
+    *,
+    dry_run: bool = False,
+    after: Callable[[Path], None] | None = None,
+) -> None:
+    """Do the runs of a plan that are missing, then write and print what they came to.
+
+    after: what to do with the folder of the runs, instead of printing the table and writing the
+        report. Raises `GradsurgeryError` at the end if a run failed.
+    """
+    from gradsurgery.data import open_source
+    from gradsurgery.sweep import Manner, Plan, run_sweep
+    from gradsurgery.training import TrainingProgress
+
+    plan = Plan(**parts)
+    sources = {spec: open_source(spec) for spec in plan.data}
+    folder = out or Path("runs") / "+".join(source.name for source in sources.values())
+    manner = Manner(options.cache, options.threads, options.retries, options.tensorboard)
+    if dry_run:
+        print_estimate(plan, sources, folder, manner, options)
+        return
+    with continuable():
+        with displayed("images", lines=False) as decoding, sweep_displayed(str(folder)) as show:
+            failed = run_sweep(
+                plan,
+                sources,
+                folder,
+                launch=lambda: start_launcher(options, plan),
+                manner=manner,
+                show=show,
+                prepared=lambda n, total: decoding(TrainingProgress("images", n, total)),
+            )
+        (after or report_on)(folder)
+    if failed:
+        raise GradsurgeryError(failure_line(failed, folder))
+
+
+def start_launcher(options: opt.LaunchOptions, plan: "Plan") -> "Launcher":
+    """The launcher that the options name."""
+    from gradsurgery.sweep.places import visible_gpus
+
+    device = str(plan.options.get("device", "auto"))
+    if options.launcher == opt.LauncherName.RAY:
+        from gradsurgery.sweep.ray_cluster import RayLauncher
+
+        return RayLauncher(
+            address=options.ray_address,
+            workers=options.workers,
+            threads=options.threads,
+            runs_per_gpu=0 if device == "cpu" else options.runs_per_gpu,
+        )
+    from gradsurgery.sweep.local import LocalLauncher
+
+    gpus = visible_gpus(device)
+    return LocalLauncher(_worker_count(options, gpus), gpus)
+
+
+def _worker_count(options: opt.LaunchOptions, gpus: tuple[str, ...]) -> int:
+    from gradsurgery.sweep.places import worker_count
+
+    return worker_count(
+        options.workers,
+        gpus=len(gpus),
+        runs_per_gpu=options.runs_per_gpu,
+        threads=options.threads,
+    )
+
+
+def print_table(folder: Path) -> None:
+    """Print the table of a folder of runs."""
+    from gradsurgery.cli.show import print_tables
+    from gradsurgery.reports import find_records
+
+    if any(folder.rglob("record.json")):
+        print_tables(find_records([folder]))
+
+
+def report_on(folder: Path) -> None:
+    """Print the table of a folder of runs, write its report, and print where it is."""
+    from gradsurgery.reports.report import write_report
+
+    print_table(folder)
+    if any(folder.rglob("record.json")):
+        print(f"report: {write_report([folder])}")
+
+
+def print_estimate(
+    plan: "Plan",
+    sources: "dict[str, Source]",
+    folder: Path,
+    manner: "Manner",
+    options: opt.LaunchOptions,
+) -> None:
+    """Print how many runs there are, how many are finished, and how long the others will take."""
+    from gradsurgery.sweep.estimate import estimate
+    from gradsurgery.sweep.places import visible_gpus
+    from gradsurgery.sweep.run import existing_records, planned
+    from gradsurgery.training import TrainingProgress
+
+    runs = planned(plan, sources)
+    records = existing_records(runs, folder)
+    print(f"{len(runs)} runs, {len(records)} finished in {folder}")
+    with displayed("timing", lines=False) as timing:
+        left = estimate(
+            runs,
+            records,
+            sources,
+            manner,
+            timed=lambda n, total: timing(TrainingProgress("training", n, total)),
+        )
+    workers = _worker_count(options, visible_gpus(str(plan.options.get("device", "auto"))))
+    hours = left.seconds / 3600
+    print(
+        f"{left.runs} to do: about {hours:.2g} hours of one worker, "
+        f"{hours / workers:.2g} hours with {workers}"
+    )
+
+
+def failure_line(failed: "dict[str, Outcome]", folder: Path) -> str:
+    """What failed, in a line."""
+    first, outcome = next(iter(failed.items()))
+    return (
+        f"{len(failed)} run(s) failed, as {first}: {outcome.error}; see failure.json in "
+        f"{folder / first}, and repeat the same command to try again"
+    )

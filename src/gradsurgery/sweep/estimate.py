@@ -1,0 +1,107 @@
+"""How long a sweep will take, from a few timed steps."""
+
+import itertools
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from gradsurgery.data import ImageSet, Source, draw_split, prepare
+from gradsurgery.sweep.run import Manner
+from gradsurgery.sweep.runs import PlannedRun
+from gradsurgery.training import Record, RunConfiguration, TrainingProgress, train
+
+_STEPS = 4  # the first, which warms up, and three that are timed
+_FORWARD_SHARE = 1 / 3  # of a forward and a backward pass: what an image that is tested costs
+
+# Options that do not change what a step costs.
+_FREE = ("target", "seed", "split_seed", "learning_rate", "weight_decay", "settings", "iterations")
+
+
+class Estimate(NamedTuple):
+    """runs: how many are to be done; seconds: one after the other, without the workers' start."""
+
+    runs: int
+    seconds: float
+
+
+class _EnoughError(Exception):
+    """Ends a run that has been timed."""
+
+
+def estimate(
+    runs: Sequence[PlannedRun],
+    records: Mapping[str, Record],
+    sources: Mapping[str, Source],
+    manner: Manner,
+    *,
+    timed: Callable[[int, int], None] = lambda done, total: None,
+) -> Estimate:
+    """The time of the runs without a record.
+
+    A run costs what the finished runs of its kind have cost on average; where there is none, four
+    steps of the real thing are taken in a temporary folder. Runs of a kind differ in target, seed,
+    learning rate and other options that cost nothing.
+
+    timed: called with how many kinds are timed, of how many.
+    """
+    finished: dict[str, list[float]] = {}
+    for run in runs:
+        if run.directory in records:
+            finished.setdefault(_kind(run), []).append(records[run.directory].cost.seconds)
+    todo = [run for run in runs if run.directory not in records]
+    counts = Counter(_kind(run) for run in todo)
+    one = {_kind(run): run for run in todo}
+    total = 0.0
+    for position, (kind, count) in enumerate(counts.items()):
+        timed(position, len(counts))
+        known = finished.get(kind)
+        cost = statistics.mean(known) if known else _timed_cost(one[kind], sources, manner)
+        total += cost * count
+    timed(len(counts), len(counts))
+    return Estimate(len(todo), total)
+
+
+def _kind(run: PlannedRun) -> str:
+    options = run.configuration.model_dump(exclude=set(_FREE))
+    return repr((run.data, sorted(options.items(), key=lambda each: each[0])))
+
+
+def _timed_cost(run: PlannedRun, sources: Mapping[str, Source], manner: Manner) -> float:
+    """Seconds of a run: its steps, its validations, its tests."""
+    c = run.configuration
+    images = prepare(sources[c.data], size=c.image_size, cache=manner.cache, skip_bad=c.skip_bad)
+    step = _seconds_per_step(c, images, manner.threads)
+    split = draw_split(images, seed=c.split_seed).sizes()
+    sources_ = c.sources(images.domains)
+    validated = sum(split[domain]["validation"] for domain in sources_)
+    tested = 2 * sum(parts["test"] for parts in split.values())
+    validations = -(-c.iterations // c.validate_every)
+    an_image = step / (c.batch_size * len(sources_)) * _FORWARD_SHARE
+    return c.iterations * step + (validations * validated + tested) * an_image
+
+
+def _seconds_per_step(configuration: RunConfiguration, images: ImageSet, threads: int) -> float:
+    times: list[float] = []
+
+    def note(progress: TrainingProgress) -> None:
+        times.append(time.perf_counter())
+        if progress.done == _STEPS:
+            raise _EnoughError
+
+    own_threads = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            train(configuration, Path(folder) / "run", note, opened=images)
+    except _EnoughError:
+        pass
+    finally:
+        torch.set_num_threads(own_threads)
+    between = [after - before for before, after in itertools.pairwise(times)]
+    return statistics.median(between) if between else 0.0

@@ -1,0 +1,116 @@
+"""The folder of a sweep: whose it is, what is finished in it, what failed."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gradsurgery.atomic import atomic_file
+from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.sweep.plan import Plan
+from gradsurgery.sweep.runs import PlannedRun
+from gradsurgery.training import Record
+from gradsurgery.training.directory import check_same
+from gradsurgery.training.record import RECORD_FILE
+
+PLAN_FILE = "plan.json"
+FAILURE_FILE = "failure.json"
+_VERSION = 1
+
+
+def claim_folder(plan: Plan, runs: Sequence[PlannedRun], folder: Path) -> None:
+    """Write `plan.json`, which lists the runs that belong in `folder`.
+
+    A plan that holds all the runs of the one that is there, and more, takes its place. Raises
+    `ArgumentError`, and leaves everything as it is, where the folder is another plan's.
+    """
+    path = folder / PLAN_FILE
+    there = _read_plan(path)
+    if there is not None:
+        ours, theirs = {run.directory for run in runs}, {run["directory"] for run in there["runs"]}
+        if missing := sorted(theirs - ours):
+            raise ArgumentError(
+                f"{folder} belongs to another plan ({_difference(there['plan'], plan)}; "
+                f"{len(missing)} of its {len(theirs)} runs are not in this one, as {missing[0]}); "
+                "choose another output folder, or a plan that holds those runs too"
+            )
+        if ours == theirs:
+            return
+    content = {
+        "version": _VERSION,
+        "plan": plan.model_dump(),
+        "runs": [
+            {
+                "directory": run.directory,
+                "data": run.data,
+                "target": run.configuration.target,
+                "method": run.configuration.method,
+                "seed": run.configuration.seed,
+                "without": run.configuration.without,
+            }
+            for run in runs
+        ],
+    }
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def finished_record(run: PlannedRun, folder: Path) -> Record | None:
+    """The record of a run that is finished, None where there is none.
+
+    Raises `DataError` where it is damaged or of another version, `ArgumentError` where it is of
+    other options.
+    """
+    path = folder / run.directory / RECORD_FILE
+    if not path.exists():
+        return None
+    record = Record.load(path)
+    there = record.configuration
+    here = run.configuration.model_copy(update={"device": there.device})
+    check_same(here, there, path.parent)
+    return record
+
+
+def write_failure(
+    run: PlannedRun, folder: Path, *, attempts: int, error: str, traceback: str
+) -> None:
+    """Write `failure.json` into the run's folder."""
+    content = {
+        "version": _VERSION,
+        "configuration": run.configuration.model_dump(),
+        "attempts": attempts,
+        "error": error,
+        "traceback": traceback,
+    }
+    with atomic_file(folder / run.directory / FAILURE_FILE) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def forget_failure(run: PlannedRun, folder: Path) -> None:
+    """Remove the `failure.json` of a run that went well after all."""
+    (folder / run.directory / FAILURE_FILE).unlink(missing_ok=True)
+
+
+def _read_plan(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["version"] != _VERSION:
+            raise ValueError(f"version {content['version']!r}, expected {_VERSION}")
+        plan: dict[str, Any] = {"plan": dict(content["plan"]), "runs": list(content["runs"])}
+        _ = [run["directory"] for run in plan["runs"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(
+            f"{path} is not the plan of a sweep ({reason}); delete it to let this plan have the "
+            "folder, or choose another output folder"
+        ) from error
+    return plan
+
+
+def _difference(there: dict[str, Any], plan: Plan) -> str:
+    here = plan.model_dump()
+    parts = [name for name in here if here[name] != there.get(name)]
+    listed = [f"{name}: {there.get(name)!r:.60} there, {here[name]!r:.60} here" for name in parts]
+    return "; ".join(listed) or "the data sets have changed"

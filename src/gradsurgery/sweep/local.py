@@ -1,0 +1,146 @@
+"""Runs on this machine: processes that live through many runs."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, Any
+
+from gradsurgery.errors import GradsurgeryError
+from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task
+from gradsurgery.training import TrainingProgress
+
+if TYPE_CHECKING:
+    from multiprocessing.context import SpawnProcess
+
+_STARTS = 3  # a worker that dies this often before its first word will not do better
+_PATIENCE = 10.0  # seconds for a worker to leave its folder in order
+
+
+class LocalLauncher(Launcher):
+    """`workers` processes; worker i has GPU i mod the number of GPUs to itself and its peers.
+
+    A worker that is killed is replaced, and its task is lost. Workers end with this process,
+    however it ends. Raises `GradsurgeryError` where workers cannot start.
+    """
+
+    def __init__(self, workers: int, gpus: tuple[str, ...] = ()) -> None:
+        self.workers = workers
+        devices = [gpus[i % len(gpus)] if gpus else None for i in range(workers)]
+        self._workers = [_Worker(device) for device in devices]
+
+    def submit(self, key: str, task: Task) -> None:
+        """Hand the task to a worker that has none."""
+        next(worker for worker in self._workers if worker.key is None).take(key, task)
+
+    def wait(self, seconds: float) -> list[Event]:
+        """Words and deaths of the workers."""
+        by_handle = {handle: worker for worker in self._workers for handle in worker.handles}
+        ready = {id(by_handle[handle]): by_handle[handle] for handle in wait(by_handle, seconds)}  # type: ignore[index]
+        return [event for worker in ready.values() for event in worker.events()]
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join(_PATIENCE)
+            worker.process.kill()
+
+
+class _Worker:
+    """One process, its connection, and the key of the task it is at."""
+
+    def __init__(self, device: str | None) -> None:
+        self._device = device
+        self.key: str | None = None
+        self._failed_starts = 0
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process: SpawnProcess = context.Process(
+            target=_serve, args=(theirs, self._device), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+
+    @property
+    def handles(self) -> tuple[Connection, int]:
+        return self.connection, self.process.sentinel
+
+    def take(self, key: str, task: Task) -> None:
+        self.key = key
+        with suppress(OSError):  # it is dead: `events` will find out
+            self.connection.send(task)
+
+    def events(self) -> list[Event]:
+        """What it has said; where it is dead, the loss of its task, and a new process."""
+        dead = not self.process.is_alive()  # asked first: what it said before is all there then
+        found: list[Event] = []
+        with suppress(EOFError, OSError):
+            while self.connection.poll():
+                found += self._heard(self.connection.recv())
+        if dead:
+            if self.key is not None:
+                code = self.process.exitcode
+                found.append(Event(self.key, Outcome("lost", f"its process ended with {code}")))
+                self.key = None
+            self._replace()
+        return found
+
+    def _heard(self, message: TrainingProgress | Outcome | None) -> list[Event]:
+        self._failed_starts = 0
+        if message is None or self.key is None:
+            return []
+        key = self.key
+        if isinstance(message, Outcome):
+            self.key = None
+        return [Event(key, message)]
+
+    def _replace(self) -> None:
+        self._failed_starts += 1
+        if self._failed_starts >= _STARTS:
+            raise GradsurgeryError(
+                f"the sweep's worker processes end as they start (exit code "
+                f"{self.process.exitcode}); is memory short? see the messages above, or take fewer "
+                "workers"
+            )
+        self.connection.close()
+        self.process.close()
+        self._start()
+
+
+def _serve(connection: Connection, device: str | None) -> None:
+    """What a worker process does: tasks until it is ended."""
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device  # before torch is imported
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's business
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    from gradsurgery.training.allocator import keep_freed_memory
+
+    keep_freed_memory()  # before torch allocates anything
+    from gradsurgery.sweep.worker import work
+
+    def say(message: Any) -> None:
+        with suppress(BrokenPipeError):  # the launcher is gone, and this process about to end
+            connection.send(message)
+
+    say(None)
+    while True:
+        try:
+            task: Task = connection.recv()
+        except EOFError:
+            return
+        say(work(task, say))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

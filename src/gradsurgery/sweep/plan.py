@@ -1,0 +1,173 @@
+"""What a sweep is to run, as it is written down: options of the command line or a YAML file."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from gradsurgery.errors import ArgumentError
+
+Value = bool | int | float | str
+Targets = Literal["all"] | list[str]
+
+
+class Plan(BaseModel):
+    """Data sets × targets × methods × grid × seeds.
+
+    Run k of every method has the same initial weights and the same batches: the runs are paired by
+    seed. Raises `ArgumentError` for what is not a plan.
+
+    Args:
+        data: data sets, each as `gradsurgery train` takes it.
+        targets: domains to hold out in turn: "all", names, or a mapping from a data set (as in
+            `data`) to either.
+        methods: names, or `objective+rule`; "all" is the paper's eight.
+        seeds: of the runs. A number n stands for 0 … n − 1, "3-5" for 3, 4, 5.
+        options: options of every run, by the names of `RunConfiguration`'s fields; the
+            hyperparameters are under "settings". One that no method has is an error; a method
+            takes its own.
+        grid: values to try of an option or a hyperparameter ("learning_rate", "backbone",
+            "irm.penalty"): every combination is run. Methods without a hyperparameter are run
+            once.
+        leave_one_domain_out: also run with every pair of domains held out, for the model selection
+            of that name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: list[str] = Field(min_length=1)
+    targets: Targets | dict[str, Targets] = "all"
+    methods: list[str] = Field(["deep-all", "agr-sum"], min_length=1)
+    seeds: list[int] = Field([0, 1, 2], min_length=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+    grid: dict[str, list[Value]] = Field(default_factory=dict)
+    leave_one_domain_out: bool = False
+
+    if not TYPE_CHECKING:
+
+        def __init__(self, **parts: Any) -> None:
+            try:
+                super().__init__(**parts)
+            except ValidationError as error:
+                raise _argument_error(error) from None
+
+    @field_validator("data", "methods", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return names(value) if isinstance(value, str) else value
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _options(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _seeds(cls, value: Any) -> Any:
+        return parse_seeds(str(value)) if isinstance(value, int | str) else value
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _targets(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return value if value == "all" else names(value)
+        if isinstance(value, dict):
+            return {key: cls._targets(each) for key, each in value.items()}
+        return [str(each) for each in value] if isinstance(value, list) else value
+
+    @field_validator("data", "methods", "seeds")
+    @classmethod
+    def _each_once(cls, value: list[Any]) -> list[Any]:
+        return list(dict.fromkeys(value))
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _values(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        listed = {name: each if isinstance(each, list) else [each] for name, each in value.items()}
+        return {
+            name: [number_or_text(each) if isinstance(each, str) else each for each in values]
+            for name, values in listed.items()
+        }
+
+    @field_validator("grid")
+    @classmethod
+    def _not_a_plan_part(cls, value: dict[str, list[Value]]) -> dict[str, list[Value]]:
+        for name, values in value.items():
+            if name in ("data", "target", "method", "seed"):
+                raise ValueError(f"{name} has a place of its own in the plan")
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} has no values, or one of them twice")
+        return value
+
+
+def load_plan(path: Path) -> dict[str, Any]:
+    """The parts of a plan in a YAML file; raises `ArgumentError` where there is no mapping."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArgumentError(f"cannot read the plan {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ArgumentError(f"the plan {path} is not YAML: {reason}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        known = ", ".join(Plan.model_fields)
+        raise ArgumentError(f"the plan {path} is no mapping; its parts are {known}")
+    return content
+
+
+def number_or_text(text: str) -> int | float | str:
+    """The number that `text` spells, else the text: YAML takes 1e-5 for text.
+
+    >>> number_or_text("1e-5"), number_or_text("alexnet")
+    (1e-05, 'alexnet')
+    """
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def names(text: str) -> list[str]:
+    """Names separated by commas, each once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds of a count ("3": 0, 1, 2), a range with its end ("0-4") or a list ("0,1,2").
+
+    Raises `ArgumentError` for anything else.
+
+    >>> parse_seeds("2-4")
+    [2, 3, 4]
+    """
+    if re.fullmatch(r"\d+", text) and int(text) > 0:
+        return list(range(int(text)))
+    if re.fullmatch(r"\d+(,\d+)+,?|\d+,", text):
+        return list(dict.fromkeys(int(part) for part in text.split(",") if part))
+    if match := re.fullmatch(r"(\d+)-(\d+)", text):
+        first, last = int(match[1]), int(match[2])
+        if first <= last:
+            return list(range(first, last + 1))
+    raise ArgumentError(
+        f"seeds must be a count (3), a range (0-4) or a list (0,1,2), found {text!r}"
+    )
+
+
+def _argument_error(error: ValidationError) -> ArgumentError:
+    """The first complaint of pydantic as one line that names the part of the plan."""
+    first = error.errors()[0]
+    part = ".".join(str(each) for each in first["loc"][:1])
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(Plan.model_fields)
+        return ArgumentError(f"unknown part {part!r} of a plan; the parts are {known}")
+    if first["type"] == "missing":
+        return ArgumentError(f"the plan has no {part}; name at least one")
+    expected = first["msg"].removeprefix("Value error, ")
+    return ArgumentError(f"{part} of the plan: {expected}, found {first['input']!r:.80}")

@@ -1,0 +1,99 @@
+"""Runs as tasks of a Ray cluster: one that exists, or one started on this machine."""
+
+from pathlib import Path
+from typing import Any
+
+from gradsurgery.errors import GradsurgeryError, MissingPackageError
+from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task
+
+
+class RayLauncher(Launcher):
+    """Every run is a Ray task with the processors and the share of a GPU that it needs.
+
+    The sweep's folder and the data lie on a file system that all nodes share. Where a node or a
+    worker dies, its tasks are lost and their runs resume elsewhere. Raises `MissingPackageError`
+    without Ray, `GradsurgeryError` where the cluster cannot be reached.
+
+    Args:
+        address: of the cluster, "auto" for the one this machine is part of; None starts one here.
+        workers: how many tasks at a time; None is as many as the cluster has room for.
+        threads: processors of a task.
+        runs_per_gpu: tasks that share a GPU where the cluster has any; 0 for tasks without one.
+    """
+
+    def __init__(
+        self, *, address: str | None, workers: int | None, threads: int, runs_per_gpu: int
+    ) -> None:
+        self._ray = _imported()
+        self._connect(address, None if workers is None else workers * threads)
+        resources = self._ray.cluster_resources()
+        gpu = 1 / runs_per_gpu if runs_per_gpu and resources.get("GPU") else 0.0
+        # A task that asks for a GPU would by default end its process: here it lives on.
+        needs: dict[str, Any] = {"num_cpus": threads, "num_gpus": gpu, "max_calls": 0}
+        self._remote = self._ray.remote(max_retries=0, **needs)(_work)
+        self._keys: dict[Any, str] = {}
+        room = resources.get("GPU", 0) / gpu if gpu else resources.get("CPU", 1) // threads
+        self.workers = workers or max(1, int(room))
+
+    def submit(self, key: str, task: Task) -> None:
+        """Hand the task to the cluster, which starts it where there is room."""
+        self._keys[self._remote.remote(task)] = key
+
+    def wait(self, seconds: float) -> list[Event]:
+        """The outcomes of tasks; Ray passes no word on in between."""
+        ready, _ = self._ray.wait(list(self._keys), num_returns=1, timeout=seconds)
+        return [Event(self._keys.pop(reference), self._outcome(reference)) for reference in ready]
+
+    def __exit__(self, *_: object) -> None:
+        for reference in self._keys:
+            self._ray.cancel(reference, force=True)
+        self._ray.shutdown()
+
+    def _outcome(self, reference: Any) -> Outcome:
+        try:
+            outcome: Outcome = self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:  # not the run's, whose are outcomes
+            return Outcome("failed", str(error.cause), str(error))
+        except self._ray.exceptions.RayError as error:
+            return Outcome("lost", " ".join(str(error).split())[:300])
+        return outcome
+
+    def _connect(self, address: str | None, processors: int | None) -> None:
+        try:
+            if address is None:
+                self._ray.init(
+                    num_cpus=processors,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="error",
+                )
+            else:
+                self._ray.init(address=address, log_to_driver=False, logging_level="error")
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise GradsurgeryError(
+                f"no Ray cluster at {address or 'this machine'} ({reason}); check --ray-address, "
+                "or leave it out to start one here"
+            ) from error
+
+
+def _work(task: Task) -> Outcome:
+    from gradsurgery.sweep.worker import work
+
+    if not Path(task.folder).exists():
+        return Outcome(
+            "failed",
+            f"{task.folder} does not exist on this node; put the sweep's folder on a file system "
+            "that all nodes share",
+        )
+    return work(task, lambda _: None)
+
+
+def _imported() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingPackageError(
+            "--launcher ray needs the package ray; pip install 'gradsurgery[ray]'"
+        ) from error
+    return ray

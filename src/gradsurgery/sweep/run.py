@@ -1,0 +1,231 @@
+"""A sweep from its plan to its records."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradsurgery.data import Source, prepare
+from gradsurgery.errors import GradsurgeryError
+from gradsurgery.sweep.folder import claim_folder, finished_record, forget_failure, write_failure
+from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task
+from gradsurgery.sweep.plan import Plan
+from gradsurgery.sweep.progress import Show, SweepProgress
+from gradsurgery.sweep.runs import OpenedData, PlannedRun, plan_runs
+from gradsurgery.sweep.schedule import Schedule
+from gradsurgery.training import Record, TrainingProgress
+from gradsurgery.training.record import RECORD_FILE
+
+_BUSY = 1.0  # seconds before a run that another process works on is asked for again
+_WAIT = 0.5  # seconds between two looks at the clock
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How runs are worked on; none of it changes their results but `threads`.
+
+    cache: folder of the decoded images; None is the default one.
+    threads: of the processor that each run computes with. Sums depend on their number to the last
+        bit, so it does not follow the number of workers.
+    retries: how often a run that fails is tried again.
+    tensorboard: whether runs write event files.
+    """
+
+    cache: Path | None = None
+    threads: int = 1
+    retries: int = 0
+    tensorboard: bool = False
+
+
+def planned(plan: Plan, sources: Mapping[str, Source]) -> list[PlannedRun]:
+    """The runs of `plan` on opened data sets; raises `ArgumentError` as `plan_runs` does."""
+    opened = {spec: OpenedData(source.name, source.domains) for spec, source in sources.items()}
+    return plan_runs(plan, opened)
+
+
+def existing_records(runs: Sequence[PlannedRun], folder: Path) -> dict[str, Record]:
+    """The records that are there, by the run's directory; raises where one is unusable."""
+    found = ((run, finished_record(run, folder)) for run in runs)
+    return {run.directory: record for run, record in found if record is not None}
+
+
+def run_sweep(
+    plan: Plan,
+    sources: Mapping[str, Source],
+    folder: Path,
+    *,
+    launch: Callable[[], Launcher],
+    manner: Manner,
+    show: Show,
+    prepared: Callable[[int, int], None] | None = None,
+) -> dict[str, Outcome]:
+    """Do the runs of `plan` that `folder` has no record of.
+
+    The same call again goes on where an earlier one ended, however it ended, and several processes
+    may share the work on one folder: none does a run that another is doing.
+
+    Args:
+        plan: what to run.
+        sources: its data sets, opened.
+        folder: receives `plan.json`, and a folder for every run.
+        launch: starts the launcher once there is work for it.
+        manner: how runs are worked on.
+        show: told about every change.
+        prepared: told how many images are decoded, of how many.
+
+    Returns the outcomes of the runs that failed, by the run's directory; each has left a
+    `failure.json` where its record would be. Raises `ArgumentError` or `DataError` before any work
+    where the plan or the folder cannot be used.
+    """
+    runs = planned(plan, sources)
+    records = existing_records(runs, folder)
+    claim_folder(plan, runs, folder)
+    _prepare(runs, sources, records, manner, prepared)
+    todo = [run for run in runs if run.directory not in records]
+    progress = SweepProgress(len(runs), workers=1)
+    for run in runs:
+        if run.directory in records:
+            progress.finished(run, records[run.directory], before=True)
+    if not todo:
+        show(progress, "")
+        return {}
+    with launch() as launcher:
+        progress.workers = launcher.workers
+        sweep = _Sweep(todo, folder, launcher=launcher, manner=manner, progress=progress, show=show)
+        return sweep.run()
+
+
+class _Sweep:
+    """The runs on their way through a launcher."""
+
+    def __init__(
+        self,
+        runs: Sequence[PlannedRun],
+        folder: Path,
+        *,
+        launcher: Launcher,
+        manner: Manner,
+        progress: SweepProgress,
+        show: Show,
+    ) -> None:
+        self._runs = {run.directory: run for run in runs}
+        self._folder = folder.absolute()
+        self._launcher = launcher
+        self._manner = manner
+        self._progress = progress
+        self._show = show
+        self._schedule = Schedule(self._runs, manner.retries)
+
+    def run(self) -> dict[str, Outcome]:
+        self._show(self._progress, "")
+        while self._schedule.unfinished:
+            self._start_runs()
+            if self._schedule.running:
+                for event in self._launcher.wait(_WAIT):
+                    self._hear(event)
+            elif self._schedule.unfinished:
+                time.sleep(_WAIT)
+        return self._schedule.failed
+
+    def _start_runs(self) -> None:
+        while len(self._schedule.running) < self._launcher.workers:
+            key = self._schedule.next(time.monotonic())
+            if key is None:
+                break
+            run = self._runs[key]
+            if (self._folder / key / RECORD_FILE).exists():  # another process has been faster
+                self._finish(run, before=True)
+                continue
+            self._progress.running[run.title] = None
+            self._launcher.submit(key, self._task(run))
+            self._tell("")
+
+    def _hear(self, event: Event) -> None:
+        run, news = self._runs[event.key], event.news
+        if isinstance(news, TrainingProgress):
+            self._progress.running[run.title] = news
+            self._tell("")
+            return
+        if news.state == "done":
+            self._finish(run, before=False)
+            return
+        self._progress.running.pop(run.title, None)
+        if news.state == "busy":
+            self._schedule.put_aside(run.directory, time.monotonic() + _BUSY)
+            self._tell("")
+        elif self._schedule.stopped(run.directory, news):
+            self._give_up(run, news)
+        else:
+            self._tell(f"{run.title}: {news.error}; again")
+
+    def _finish(self, run: PlannedRun, *, before: bool) -> None:
+        try:
+            record = finished_record(run, self._folder)
+            if record is None:
+                raise GradsurgeryError(f"the record of {run.title} is gone")
+        except GradsurgeryError as error:
+            self._progress.running.pop(run.title, None)
+            self._schedule.failed[run.directory] = Outcome("failed", str(error))
+            self._schedule.running.discard(run.directory)
+            self._progress.failed += 1
+            self._tell(f"{run.title}: failed: {error}")
+            return
+        self._schedule.finished(run.directory)
+        self._progress.finished(run, record, before=before)
+        forget_failure(run, self._folder)
+        self._tell(f"{run.title}: {_result(record)}{' (by another process)' if before else ''}")
+
+    def _give_up(self, run: PlannedRun, outcome: Outcome) -> None:
+        attempts = self._schedule.attempts.get(run.directory, 0)
+        self._progress.failed += 1
+        write_failure(
+            run,
+            self._folder,
+            attempts=attempts,
+            error=outcome.error,
+            traceback=outcome.traceback,
+        )
+        self._tell(f"{run.title}: failed: {outcome.error}")
+
+    def _tell(self, line: str) -> None:
+        self._progress.aside = self._schedule.aside
+        p = self._progress
+        if line:
+            line = f"[{p.found + p.done + p.failed}/{p.total}] {line}"
+        self._show(p, line)
+
+    def _task(self, run: PlannedRun) -> Task:
+        return Task(
+            options=run.configuration.model_dump(),
+            folder=str(self._folder),
+            directory=str(self._folder / run.directory),
+            cache=None if self._manner.cache is None else str(self._manner.cache.absolute()),
+            threads=self._manner.threads,
+            tensorboard=self._manner.tensorboard,
+            working_directory=str(Path.cwd()),
+        )
+
+
+def _prepare(
+    runs: Sequence[PlannedRun],
+    sources: Mapping[str, Source],
+    records: Mapping[str, Record],
+    manner: Manner,
+    prepared: Callable[[int, int], None] | None,
+) -> None:
+    """Decode what the runs need once, before workers ask for it."""
+    needed = {
+        (run.configuration.data, run.configuration.image_size, run.configuration.skip_bad)
+        for run in runs
+        if run.directory not in records
+    }
+    for data, size, skip_bad in sorted(needed):
+        prepare(sources[data], size=size, cache=manner.cache, skip_bad=skip_bad, progress=prepared)
+
+
+def _result(record: Record) -> str:
+    best = record.result.best
+    return (
+        f"accuracy on {record.configuration.target} {best.target_accuracy:.1%} "
+        f"(validation {best.validation_accuracy:.1%}, {record.cost.seconds:.1f} s)"
+    )

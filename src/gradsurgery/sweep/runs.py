@@ -1,0 +1,156 @@
+"""From a plan to the list of its runs, each with an identity of its own."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from gradsurgery.algorithms.methods import METHODS, settings_of
+from gradsurgery.errors import ArgumentError
+from gradsurgery.sweep.plan import Plan
+from gradsurgery.training import RunConfiguration
+from gradsurgery.training.averaging import average_settings
+from gradsurgery.training.run import check_domains
+
+# Where a run may lie or be computed elsewhere and be the same run.
+_PLACE = ("data", "device")
+
+
+class OpenedData(NamedTuple):
+    """What a plan needs to know of a data set."""
+
+    name: str
+    domains: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run; `directory` is relative to the sweep's folder."""
+
+    configuration: RunConfiguration
+    data: str
+    directory: str
+
+    @property
+    def title(self) -> str:
+        """What a person calls it."""
+        c = self.configuration
+        without = f" without {', '.join(c.without)}" if c.without else ""
+        return f"{self.data} {c.target}{without} {c.method} seed {c.seed}"
+
+
+def plan_runs(plan: Plan, opened: Mapping[str, OpenedData]) -> list[PlannedRun]:
+    """The runs of `plan`, those of the first seed first; `opened` has every data set of the plan.
+
+    Raises `ArgumentError` for a name that is not known, a value out of its range, or a target,
+    method or hyperparameter that does not fit.
+    """
+    titles = [data.name for data in opened.values()]
+    if twice := sorted({name for name in titles if titles.count(name) > 1}):
+        raise ArgumentError(f"two data sets of the plan are called {twice[0]!r}; rename a folder")
+    methods = list(METHODS) if plan.methods == ["all"] else plan.methods
+    _check_settings(plan, methods)
+    targets = {spec: _targets(plan, spec, data) for spec, data in opened.items()}
+    runs = [
+        _planned(configuration, opened[spec])
+        for seed in plan.seeds
+        for spec in plan.data
+        for target, without in _held_out(targets[spec], opened[spec], plan)
+        for method in methods
+        for configuration in _configurations(
+            plan, method, data=spec, target=target, without=without, seed=seed
+        )
+    ]
+    return list({run.directory: run for run in runs}.values())
+
+
+def identity(configuration: RunConfiguration, data: str) -> str:
+    """8 hexadecimal digits that stand for the options of a run on the data set called `data`.
+
+    An option at its default counts as absent, so that an identity outlives new options; the place
+    of the data and the device do not count.
+    """
+    fields = type(configuration).model_fields
+    options = {
+        name: value
+        for name, value in configuration.model_dump().items()
+        if name not in _PLACE and value != fields[name].get_default(call_default_factory=True)
+    }
+    text = json.dumps(options | {"data": data}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _planned(configuration: RunConfiguration, data: OpenedData) -> PlannedRun:
+    check_domains(configuration, data.name, data.domains)
+    c = configuration
+    run = f"seed-{c.seed}-{identity(c, data.name)}"
+    return PlannedRun(c, data.name, f"{data.name}/{c.target}/{c.method}/{run}")
+
+
+def _targets(plan: Plan, spec: str, data: OpenedData) -> list[str]:
+    asked = plan.targets
+    if isinstance(asked, dict):
+        if unknown := [key for key in asked if key not in plan.data]:
+            raise ArgumentError(
+                f"targets are given for {unknown[0]!r}, which is no data set of the plan; they are "
+                f"{', '.join(plan.data)}"
+            )
+        asked = asked.get(spec, "all")
+    if asked == "all":
+        return list(data.domains)
+    if not asked:
+        raise ArgumentError(f"no target is named; give all, or some of {', '.join(data.domains)}")
+    return list(dict.fromkeys(asked))
+
+
+def _held_out(
+    targets: Sequence[str], data: OpenedData, plan: Plan
+) -> Iterator[tuple[str, list[str]]]:
+    """Every target, and every pair of domains with a target in it where the plan asks for it."""
+    yield from ((target, []) for target in targets)
+    if plan.leave_one_domain_out:
+        for first, second in itertools.combinations(data.domains, 2):
+            if first in targets or second in targets:
+                yield first, [second]
+
+
+def _configurations(plan: Plan, method: str, **place: Any) -> Iterator[RunConfiguration]:
+    """One for every combination of the grid's values; `place` is data, target, without and seed."""
+    for values in itertools.product(*plan.grid.values()):
+        point = dict(zip(plan.grid, values, strict=True))
+        options = {name: value for name, value in point.items() if not _is_setting(name)}
+        settings = plan.options.get("settings", {}) | {
+            name: str(value).lower() if isinstance(value, bool) else value
+            for name, value in point.items()
+            if _is_setting(name)
+        }
+        yield RunConfiguration(
+            **{
+                **plan.options,
+                **options,
+                **place,
+                "method": method,
+                "settings": settings_of(method, settings) | average_settings(settings),
+            }
+        )
+
+
+def _is_setting(name: str) -> bool:
+    return "." in name
+
+
+def _check_settings(plan: Plan, methods: Sequence[str]) -> None:
+    """Raise `ArgumentError` for a hyperparameter that none of the methods has."""
+    given: dict[str, Any] = plan.options.get("settings", {})
+    if not isinstance(given, dict):
+        raise ArgumentError(f"settings of the plan's options are a mapping, found {given!r:.80}")
+    names = [*given, *filter(_is_setting, plan.grid)]
+    known = set(average_settings(dict.fromkeys(names, 0.0)))
+    for method in methods:
+        known |= settings_of(method, dict.fromkeys(names, 0.0)).keys()
+    if unused := [name for name in names if name not in known]:
+        raise ArgumentError(f"no method of this comparison has the hyperparameter {unused[0]!r}")
+    if taken := [name for name in plan.options if name in plan.grid]:
+        raise ArgumentError(f"{taken[0]} is an option of the plan and in its grid; give it once")

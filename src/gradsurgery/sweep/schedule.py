@@ -1,0 +1,75 @@
+"""Which run is next: what is waiting, under way, put aside, done and failed."""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from gradsurgery.sweep.launcher import Outcome
+
+_LOSSES = 10  # a run whose worker dies so often kills its workers
+
+
+@dataclass
+class Schedule:
+    """The runs of a sweep by key. A run that another process works on is asked for again later.
+
+    retries: how often a run that failed is tried again. A worker that is lost is no failure of
+        its run, up to ten times.
+    """
+
+    keys: Iterable[str]
+    retries: int
+    running: set[str] = field(default_factory=set)
+    done: set[str] = field(default_factory=set)
+    failed: dict[str, Outcome] = field(default_factory=dict)
+    attempts: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._waiting = deque(self.keys)
+        self._aside: dict[str, float] = {}
+        self._losses: dict[str, int] = {}
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether any run is still to be done."""
+        return bool(self._waiting or self._aside or self.running)
+
+    @property
+    def aside(self) -> int:
+        """How many runs another process works on."""
+        return len(self._aside)
+
+    def next(self, now: float) -> str | None:
+        """A run to start, None where there is none at the time `now` (seconds)."""
+        if self._waiting:
+            key = self._waiting.popleft()
+        else:
+            due = [key for key, time in self._aside.items() if time <= now]
+            if not due:
+                return None
+            key = due[0]
+            del self._aside[key]
+        self.running.add(key)
+        return key
+
+    def finished(self, key: str) -> None:
+        """The run's record is there."""
+        self.running.discard(key)
+        self.done.add(key)
+
+    def put_aside(self, key: str, until: float) -> None:
+        """Another process works on the run: ask again at the time `until`."""
+        self.running.discard(key)
+        self._aside[key] = until
+
+    def stopped(self, key: str, outcome: Outcome) -> bool:
+        """The run failed or its worker was lost; whether it is given up."""
+        self.running.discard(key)
+        counts = self._losses if outcome.state == "lost" else self.attempts
+        counts[key] = counts.get(key, 0) + 1
+        limit = _LOSSES if outcome.state == "lost" else self.retries
+        if counts[key] > limit:
+            self.failed[key] = outcome
+            return True
+        self._waiting.append(key) if outcome.state == "failed" else self._waiting.appendleft(key)
+        return False

@@ -1,0 +1,64 @@
+"""Works on one task after the other; what they share is paid for once a process."""
+
+import os
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradsurgery.sweep.launcher import Outcome, Task
+from gradsurgery.training import RunConfiguration, TrainingProgress
+
+if TYPE_CHECKING:
+    from gradsurgery.data import ImageSet
+
+_images: "dict[tuple[str, int, bool, str | None], ImageSet]" = {}
+
+
+def work(task: Task, report: Callable[[TrainingProgress], None]) -> Outcome:
+    """Train the task's run; every error becomes an outcome, with its traceback."""
+    import torch
+
+    from gradsurgery.training import train
+    from gradsurgery.training.directory import BusyError
+    from gradsurgery.training.tensorboard import event_log
+
+    torch.set_num_threads(task.threads)
+    with suppress(OSError):  # a machine of a cluster may not have it
+        os.chdir(task.working_directory)
+    directory = Path(task.directory)
+    try:
+        configuration = RunConfiguration(**task.options)
+        cache = None if task.cache is None else Path(task.cache)
+        images = _prepared(configuration, cache, report)
+        with ExitStack() as stack:
+            told = stack.enter_context(event_log(directory, report)) if task.tensorboard else report
+            train(configuration, directory, told, opened=images)
+    except BusyError as error:
+        return Outcome("busy", str(error))
+    except Exception as error:  # a sweep goes on, whatever a run does
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return Outcome("failed", reason, traceback.format_exc())
+    return Outcome("done")
+
+
+def _prepared(
+    configuration: RunConfiguration,
+    cache: Path | None,
+    report: Callable[[TrainingProgress], None],
+) -> "ImageSet":
+    """The run's decoded images, which the process keeps for the next run."""
+    from gradsurgery.data import open_source, prepare
+
+    c = configuration
+    key = (c.data, c.image_size, c.skip_bad, None if cache is None else str(cache))
+    if key not in _images:
+        _images[key] = prepare(
+            open_source(c.data),
+            size=c.image_size,
+            cache=cache,
+            skip_bad=c.skip_bad,
+            progress=lambda done, total: report(TrainingProgress("images", done, total)),
+        )
+    return _images[key]

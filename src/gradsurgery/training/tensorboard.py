@@ -1,0 +1,50 @@
+"""TensorBoard's event files of one run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradsurgery.training.progress import Report, TrainingProgress
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+EVENTS_FOLDER = "tensorboard"
+
+
+@contextmanager
+def event_log(directory: Path, report: Report) -> Iterator[Report]:
+    """A report that writes event files into `directory/tensorboard` and passes on to `report`.
+
+    The scalars are loss, agreement, and validation loss and accuracy by step. A run that goes on
+    writes a further file, which takes the place of the steps that it repeats.
+    """
+    writer: SummaryWriter | None = None
+
+    def write(progress: TrainingProgress) -> None:
+        nonlocal writer
+        report(progress)
+        if progress.stage != "training":
+            return
+        if writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(directory / EVENTS_FOLDER, purge_step=progress.done)
+        scalars = {
+            "loss": progress.loss,
+            "agreeing": progress.agreeing,
+            "validation/loss": progress.validation_loss,
+            "validation/accuracy": progress.validation_accuracy,
+        }
+        for name, value in scalars.items():
+            if value is not None:
+                writer.add_scalar(name, value, progress.done)
+        if progress.validation_accuracy is not None:
+            writer.flush()
+
+    try:
+        yield write
+    finally:
+        if writer is not None:
+            writer.close()
