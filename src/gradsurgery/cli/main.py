@@ -10,6 +10,7 @@ from gradsurgery.cli.compare import compare
 from gradsurgery.cli.data import app as data
 from gradsurgery.cli.methods import methods
 from gradsurgery.cli.show import show
+from gradsurgery.cli.similarity import similarity
 from gradsurgery.cli.sweep import sweep
 from gradsurgery.cli.train import train
 from gradsurgery.errors import GradsurgeryError
@@ -25,6 +26,7 @@ app.command()(train)
 app.command()(sweep)
 app.command()(compare)
 app.command()(show)
+app.command()(similarity)
 app.command()(methods)
 app.add_typer(data, name="data")
 
