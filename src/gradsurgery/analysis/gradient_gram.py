@@ -1,5 +1,6 @@
 """`gradsurgery.gradient_gram`: all inner products of per-sample gradients, layer by layer."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gradsurgery.errors import ArgumentError, NonFiniteError
+from gradsurgery.persample.grams import SampleLoss, parameter_grams
 from gradsurgery.persample.mixing import check_samples_apart
 from gradsurgery.rules.gramian import cosines_of
 
 Gram = Float[Tensor, "samples samples"]
-SampleLoss = Callable[[Any, Any], Tensor]
+_logger = logging.getLogger(__name__)
 
 
 def block_of(layer: str) -> str:
@@ -85,28 +87,31 @@ def gradient_gram(model: nn.Module, loss: SampleLoss, x: Tensor, y: Any) -> Grad
     tensor([[1., 2.],
             [2., 5.]], dtype=torch.float64)
     """
+    if not len(x):
+        raise ArgumentError("x holds no sample; give at least one")
     check_samples_apart(model)
     owners = _owned_parameters(model)
-    rows: dict[str, list[Tensor]] = {name: [] for name in owners}
-    losses = []
-    for i in range(len(x)):
-        losses.append(_one_loss(loss(model(x[i : i + 1]), y[i : i + 1])))
-        flat = [parameter for owned in owners.values() for parameter in owned]
-        gradients = iter(torch.autograd.grad(losses[-1], flat, materialize_grads=True))
-        for name, owned in owners.items():
-            rows[name].append(torch.cat([next(gradients).flatten().double() for _ in owned]))
-    layers = {name: torch.stack(row) @ torch.stack(row).T for name, row in rows.items()}
-    for name, gram in layers.items():
-        if not gram.isfinite().all():
+    parameters = [parameter for owned in owners.values() for parameter in owned]
+    grams, losses, one_by_one = parameter_grams(model, loss, x, y, parameters)
+    zero = torch.zeros(len(x), len(x), dtype=torch.float64)
+    layers = {}
+    for name, owned in owners.items():
+        parts = [grams[parameter].cpu() for parameter in owned if parameter in grams]
+        layers[name] = torch.stack(parts).sum(0) if parts else zero
+        if not layers[name].isfinite().all():
             raise NonFiniteError(
                 f"the gradients of the samples at layer {name} are NaN or infinite; look at the "
                 "images and the weights",
                 domain=None,
                 parameter=name,
             )
-    return GradientGram(
-        {name: gram.cpu() for name, gram in layers.items()}, torch.stack(losses).detach()
+    slow = {id(parameter) for parameter in one_by_one}
+    fallbacks = tuple(
+        name for name, owned in owners.items() if any(id(part) in slow for part in owned)
     )
+    if fallbacks:
+        _logger.info("per-sample gradients one pass a sample for: %s", ", ".join(fallbacks))
+    return GradientGram(layers, losses, fallbacks)
 
 
 def _owned_parameters(model: nn.Module) -> dict[str, list[Tensor]]:
@@ -122,12 +127,3 @@ def _owned_parameters(model: nn.Module) -> dict[str, list[Tensor]]:
             "the model has no parameter that requires a gradient; unfreeze the layers to look at"
         )
     return owners
-
-
-def _one_loss(value: Tensor) -> Tensor:
-    if value.numel() != 1:
-        raise ArgumentError(
-            f"the loss of one sample is one value, found shape {list(value.shape)}; give a loss "
-            'per sample, e.g. torch.nn.CrossEntropyLoss(reduction="none")'
-        )
-    return value.reshape(())
