@@ -47,7 +47,7 @@ def read_plan(folder: Path) -> list[PlannedRun]:
         raise DataError(f"{path} is no plan of a sweep: it has no list of runs; plan it again")
     planned = []
     for number, run in enumerate(runs, start=1):
-        values = {}
+        values: dict[str, Any] = {}
         for name in ("directory", "data", "target", "method", "seed"):
             values[name] = run.get(name) if isinstance(run, dict) else None
             kind = int if name == "seed" else str

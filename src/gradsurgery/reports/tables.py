@@ -128,15 +128,16 @@ def _frame(
 def _accuracies(runs: "pd.DataFrame", column: str) -> Accuracies:
     """In percent by (method, target) and seed; raises `DataError` for a run that is there twice."""
     found: Accuracies = {}
-    for (target, method, seed), group in runs.groupby(["target", "method", "seed"]):
-        if len(group) > 1:
-            files = " and ".join(group["record"])
+    files: dict[tuple[str, str, int], str] = {}
+    columns = [runs[name] for name in ("method", "target", "seed", column, "record")]
+    for method, target, seed, accuracy, file in zip(*columns, strict=True):
+        if (method, target, seed) in files:
             raise DataError(
-                f"the run of {method} on {target} with seed {seed} is there {len(group)} times: "
-                f"{files}; give one of them"
+                f"the run of {method} on {target} with seed {seed} is there twice: "
+                f"{files[method, target, seed]} and {file}; give one of them"
             )
-        percent = float(group[column].iloc[0]) * 100
-        found.setdefault((str(method), str(target)), {})[int(seed)] = percent
+        files[method, target, seed] = file
+        found.setdefault((method, target), {})[int(seed)] = 100 * float(accuracy)
     return found
 
 

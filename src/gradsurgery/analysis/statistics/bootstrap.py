@@ -10,7 +10,7 @@ RESAMPLES = 10_000
 
 
 def bootstrap_interval(
-    values: Sequence[float], *, seed: int, level: float = 0.95, resamples: int = RESAMPLES
+    values: Sequence[float | int], *, seed: int, level: float = 0.95, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
     """The percentile interval of the mean: quantiles (1 ∓ level) / 2 of resampled means.
 

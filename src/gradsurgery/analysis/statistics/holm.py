@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from gradsurgery.errors import ArgumentError
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float | int]) -> list[float]:
     """Step-down adjusted p-values, in the order given.
 
     Of m values sorted p₍₁₎ ≤ … ≤ p₍ₘ₎, the adjusted one is

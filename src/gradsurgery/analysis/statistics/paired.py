@@ -42,7 +42,7 @@ class PairedComparison:
 
 
 def compare_paired(
-    values: Sequence[float], baseline: Sequence[float], *, seed: int
+    values: Sequence[float | int], baseline: Sequence[float | int], *, seed: int
 ) -> PairedComparison:
     """Compare pairs `values[i]`, `baseline[i]`; `p_holm` is that of a family of one.
 

@@ -33,7 +33,7 @@ class Ranking:
 
 
 def ranking(
-    methods: Sequence[str], scores: Mapping[str, Mapping[str, float]], *, level: float = 0.05
+    methods: Sequence[str], scores: Mapping[str, Mapping[str, float | int]], *, level: float = 0.05
 ) -> Ranking | None:
     """Rank `methods` by `scores[cell][method]`, where higher is better.
 
@@ -68,7 +68,7 @@ def ranking(
     )
 
 
-def average_ranks(rows: Sequence[Sequence[float]]) -> list[float]:
+def average_ranks(rows: Sequence[Sequence[float | int]]) -> list[float]:
     """Mean over the rows (cells) of every column's (method's) rank, 1 for the highest value.
 
     Equal values share the mean of their ranks.
@@ -80,7 +80,7 @@ def average_ranks(rows: Sequence[Sequence[float]]) -> list[float]:
     return [float(rank) for rank in np.mean(doubled, axis=0) / 2]
 
 
-def friedman(rows: Sequence[Sequence[float]]) -> tuple[float, float]:
+def friedman(rows: Sequence[Sequence[float | int]]) -> tuple[float, float]:
     """Friedman's χ² and its p with k − 1 degrees of freedom, corrected for ties.
 
     χ² = 12 N / (k (k + 1)) · (Σ R_j² − k (k + 1)² / 4), divided by
@@ -127,7 +127,7 @@ def critical_difference(methods: int, cells: int, *, level: float = 0.05) -> flo
     return quantile * math.sqrt(methods * (methods + 1) / (6 * cells))
 
 
-def cliques(ranks: Sequence[float], difference: float) -> list[tuple[int, int]]:
+def cliques(ranks: Sequence[float | int], difference: float) -> list[tuple[int, int]]:
     """First and last position of every largest run of ascending ranks within `difference`.
 
     Runs of one are left out.

@@ -37,7 +37,9 @@ class SignedRanks:
         return (self.positive - self.negative) / total if total else 0.0
 
 
-def signed_ranks(differences: Sequence[float], *, tolerance: float = TOLERANCE) -> SignedRanks:
+def signed_ranks(
+    differences: Sequence[float | int], *, tolerance: float = TOLERANCE
+) -> SignedRanks:
     """The two-sided signed-rank test that paired differences are symmetric about 0.
 
     The differences d_i ≠ 0 are ranked by abs(d_i), ties sharing the mean of their ranks;
