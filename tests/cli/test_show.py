@@ -7,7 +7,8 @@ import typer
 from typer.testing import CliRunner
 
 from gradsurgery.cli.methods import methods
-from gradsurgery.cli.show import show, sparkline
+from gradsurgery.cli.record import sparkline
+from gradsurgery.cli.show import show
 from gradsurgery.errors import DataError
 
 

@@ -1,40 +1,20 @@
 """`gradsurgery show`: one run in detail, or many as comparison tables."""
 
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from gradsurgery.cli.grid import grid, literal
+from gradsurgery.cli.record import print_record
+from gradsurgery.cli.select import Criterion, selections_among
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
     from gradsurgery.reports import Cell, ComparisonTable
-
-_OPTIONS = (
-    "data",
-    "target",
-    "method",
-    "settings",
-    "average",
-    "backbone",
-    "weights",
-    "batch_norm",
-    "seed",
-    "split_seed",
-    "iterations",
-    "batch_size",
-    "batches",
-    "optimizer",
-    "learning_rate",
-    "weight_decay",
-    "image_size",
-    "precision",
-)
-_BLOCKS = "▁▂▃▄▅▆▇█"
-_SPARK_WIDTH = 60
 
 
 class Format(StrEnum):
@@ -62,149 +42,115 @@ def show(
         Format.RICH
     ),
     model: Annotated[
-        Model,
-        typer.Option("--model", help="Best validation accuracy, or the end of training."),
-    ] = Model.BEST,
+        Model | None,
+        typer.Option("--model", help="best (by validation, the default), or last."),
+    ] = None,
+    baseline: Annotated[
+        str, typer.Option("--baseline", help="The method that the others are tested against.")
+    ] = "deep-all",
+    selected: Annotated[
+        Criterion | None,
+        typer.Option("--selected", help="Of a search, show what this criterion selects."),
+    ] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="With the figures of the paper's Table 1.")
+    ] = False,
+    statistics: Annotated[
+        bool,
+        typer.Option("--statistics", help="With differences, intervals and p-values of each test."),
+    ] = False,
 ) -> None:
-    """Show what runs came to: one in detail, several as tables of mean and standard deviation."""
+    """Show what runs came to: one in detail, several as tables of mean and standard deviation.
+
+    A star marks what differs from the baseline (paired Wilcoxon test, p < 0.05), a dagger what
+    does so after Holm's correction over the table.
+    """
     from gradsurgery.reports import find_records, read_record
 
     files = find_records(paths)
-    if len(files) == 1 and output is Format.RICH:
+    if len(files) == 1 and output is Format.RICH and selected is None:
         print_record(read_record(files[0]))
     else:
-        print_tables(files, output, model)
+        print_tables(
+            paths,
+            output,
+            model,
+            baseline=baseline,
+            selected=selected,
+            paper=paper,
+            statistics=statistics,
+        )
 
 
 def print_tables(
-    paths: list[Path], output: Format = Format.RICH, model: Model = Model.BEST
+    paths: list[Path],
+    output: Format = Format.RICH,
+    model: Model | None = None,
+    *,
+    baseline: str = "deep-all",
+    selected: Criterion | None = None,
+    paper: bool = False,
+    statistics: bool = False,
 ) -> None:
-    """Print the comparison tables of the records at `paths`."""
-    from rich.console import Console
+    """Print the comparison tables of the records at `paths`, with the plans that lie there."""
+    from gradsurgery import reports
+    from gradsurgery.analysis.selection import CRITERIA
 
-    from gradsurgery.reports import compare_runs, read_runs, to_csv, to_latex, to_markdown
-
-    tables = compare_runs(read_runs(paths), model.value)
+    runs, usual = reports.read_runs(paths), Model.BEST
+    expected = reports.find_plans(paths)
+    if selected is not None:
+        (selection,) = selections_among(runs, expected, [selected.value])
+        usual = Model(CRITERIA[selected.value].model)
+        runs = reports.selected_runs(runs, selection)
+    tables = reports.compare_runs(runs, (model or usual).value, baseline, expected)
     if output is Format.RICH:
-        console = Console()
         for table in tables:
-            console.print(table.title, markup=False, highlight=False)
-            console.print(_comparison(table))
+            _print_rich(table, paper=paper, statistics=statistics)
         return
-    render = {Format.MARKDOWN: to_markdown, Format.CSV: to_csv, Format.LATEX: to_latex}
-    print(render[output](tables), end="")
+    render = {
+        Format.MARKDOWN: reports.to_markdown,
+        Format.CSV: reports.to_csv,
+        Format.LATEX: reports.to_latex,
+    }
+    print(render[output](tables, paper=paper), end="")
+    if statistics and output is Format.MARKDOWN:
+        print(f"\n{reports.comparisons_to_markdown(tables)}", end="")
+    elif statistics and output is Format.LATEX:
+        print(f"\n{reports.comparisons_to_latex(tables)}", end="")
 
 
-def print_record(record: dict[str, Any]) -> None:
-    """Print one run's options, results, curves and cost."""
+def _print_rich(table: "ComparisonTable", *, paper: bool, statistics: bool) -> None:
     from rich.console import Console
+
+    from gradsurgery.reports import comparison_rows
+    from gradsurgery.reports.comparisons import HEADER
+    from gradsurgery.reports.render import table_notes
 
     console = Console()
-    console.print(_options(record))
-    console.print(_results(record))
-    console.print(_curves(record))
-    cost, environment = record["cost"], record["environment"]
-    per_step = cost.get("seconds_per_step")
-    memory = cost.get("peak_memory_bytes")
-    parts = [
-        f"{cost['seconds']:.1f} s",
-        "" if per_step is None else f"{per_step * 1000:.1f} ms a step",
-        "" if memory is None else f"{memory / 2**20:.0f} MiB peak memory",
-        str(environment.get("device", "")),
-    ]
-    console.print(f"cost: {', '.join(part for part in parts if part)}", markup=False)
-    if skipped := record["data"].get("skipped"):
-        console.print(f"images left out: {len(skipped)}", markup=False)
+    console.print(literal(table.title))
+    console.print(_comparison(table, paper=paper))
+    for note in table_notes(table, paper=paper):
+        console.print(literal(note))
+    if statistics and table.tests:
+        tests = grid(*HEADER[1:])
+        for cells in comparison_rows([table]):
+            tests.add_row(*map(literal, cells[1:]))
+        console.print(tests)
 
 
-def _text(text: str, style: str = "") -> "Text":
-    """Text as it is: a name may hold what rich would take for markup."""
-    from rich.text import Text
+def _comparison(table: "ComparisonTable", *, paper: bool) -> "Table":
+    from gradsurgery.reports import paper_row
+    from gradsurgery.reports.render import header, paper_label, paper_text, row
 
-    return Text(text, style=style)
-
-
-def _grid(*headers: str) -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, show_header=bool(headers))
-    for position, name in enumerate(headers):
-        # Folded rather than cut: a figure must not end in dots in a narrow window.
-        justify = "right" if position else "left"
-        table.add_column(_text(name), justify=justify, overflow="fold")  # type: ignore[arg-type]
-    return table
-
-
-def _comparison(table: "ComparisonTable") -> "Table":
-    from gradsurgery.reports.render import header, row
-
-    grid = _grid("method", *header(table))
+    rows = grid("method", *header(table))
     for method in table.methods:
-        grid.add_row(_text(method), *(_cell(cell) for cell in row(table, method)))
-    return grid
+        rows.add_row(literal(method), *(_cell(cell) for cell in row(table, method)))
+        if paper and (figures := paper_row(table, method)):
+            rows.add_row(paper_label(method), *map(paper_text, figures), style="dim")
+    return rows
 
 
 def _cell(cell: "Cell | None") -> "Text":
     from gradsurgery.reports.render import cell_text
 
-    return _text(cell_text(cell), "bold" if cell is not None and cell.best else "")
-
-
-def _options(record: dict[str, Any]) -> "Table":
-    grid = _grid()
-    configuration = record["configuration"]
-    for name in _OPTIONS:
-        value = configuration.get(name)
-        if isinstance(value, dict):
-            value = ", ".join(f"{key}={given}" for key, given in value.items())
-        if value not in (None, ""):
-            grid.add_row(name.replace("_", " "), _text(str(value)))
-    return grid
-
-
-def _results(record: dict[str, Any]) -> "Table":
-    target = record["configuration"]["target"]
-    results = [record["result"][name] for name in ("best", "last")]
-    grid = _grid("accuracy of the model", "best", "last")
-    grid.add_row("step", *(_steps(result) for result in results))
-    grid.add_row("validation", *(f"{result['validation_accuracy']:.1%}" for result in results))
-    grid.add_row(_text(f"target {target}"), *(f"{r['target_accuracy']:.1%}" for r in results))
-    for source in record["data"]["domains"]:
-        tested = [result["test_accuracy"].get(source) for result in results]
-        if source != target and None not in tested:
-            grid.add_row(_text(f"test {source}"), *(f"{accuracy:.1%}" for accuracy in tested))
-    return grid
-
-
-def _steps(result: dict[str, Any]) -> str:
-    """The step of a model, or the first and the last of those it is the average of."""
-    first = result.get("averaged_from")
-    return str(result["step"]) if first is None else f"{first}–{result['step']}"
-
-
-def _curves(record: dict[str, Any]) -> "Table":
-    curves = record["curves"]
-    grid = _grid("curve", "first", "last", "over the steps")
-    grid.columns[-1].justify = "left"
-    for name in ("train_loss", "validation_accuracy"):
-        values = curves[name]
-        if values:
-            ends = ["–" if v is None else f"{v:.3f}" for v in (values[0], values[-1])]
-            grid.add_row(name.replace("_", " "), *ends, sparkline(values))
-    return grid
-
-
-def sparkline(values: Sequence[float | int | None]) -> str:
-    """The curve as a line of blocks from its lowest to its highest value, a gap where None."""
-    step = max(1, -(-len(values) // _SPARK_WIDTH))
-    shown = values[::-step][::-1]  # the last point is always there
-    finite = [value for value in shown if value is not None]
-    if not finite:
-        return " " * len(shown)
-    low, span = min(finite), max(finite) - min(finite)
-    top = len(_BLOCKS) - 1
-    return "".join(
-        " " if value is None else _BLOCKS[round((value - low) / span * top) if span else 0]
-        for value in shown
-    )
+    return literal(cell_text(cell), "bold" if cell is not None and cell.best else "")

@@ -18,6 +18,7 @@ from gradsurgery.reports.render import (
     to_latex,
     to_markdown,
 )
+from gradsurgery.reports.selected import selected_runs
 from gradsurgery.reports.tables import compare_runs, rank_methods
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "read_plan",
     "read_record",
     "read_runs",
+    "selected_runs",
     "to_csv",
     "to_latex",
     "to_markdown",

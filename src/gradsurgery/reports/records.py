@@ -1,7 +1,7 @@
 """Records of finished runs, read and checked; one row a run."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,7 +176,7 @@ def _row(path: Path, content: dict[str, Any]) -> dict[str, Any]:
         "domains": tuple(data["domains"]),
         "target": configuration["target"],
         "without": tuple(configuration["without"]),
-        "method": _method(configuration),
+        "method": method_label(configuration["method"], configuration.get("settings") or {}),
         "method_name": configuration["method"],
         "backbone": configuration["backbone"],
         "batches": configuration.get("batches", "multi"),
@@ -188,15 +188,17 @@ def _row(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _method(configuration: dict[str, Any]) -> str:
-    """The method's name, with the hyperparameters that were set: "irm (irm.penalty=10)"."""
-    given = configuration.get("settings") or {}
+def method_label(name: str, settings: Mapping[str, Any]) -> str:
+    """The method's name, with the hyperparameters that were set.
+
+    >>> method_label("irm", {"irm.penalty": 10.0})
+    'irm (irm.penalty=10)'
+    """
     listed = ", ".join(
         f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in sorted(given.items())
+        for name, value in sorted(settings.items())
     )
-    method: str = configuration["method"]
-    return f"{method} ({listed})" if listed else method
+    return f"{name} ({listed})" if listed else name
 
 
 def _settings(content: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,85 @@
+"""`gradsurgery select`: the hyperparameters that a search comes to, by three criteria."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gradsurgery.cli.grid import grid, literal
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from gradsurgery.analysis.selection import Selection
+    from gradsurgery.reports import PlannedRun
+
+
+class Criterion(StrEnum):
+    """How hyperparameters are chosen."""
+
+    TRAINING_DOMAIN = "training-domain"
+    LEAVE_ONE_DOMAIN_OUT = "leave-one-domain-out"
+    ORACLE = "oracle"
+
+
+def select(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of runs.")],
+    *,
+    criterion: Annotated[
+        Criterion | None, typer.Option("--criterion", help="Show this one only.")
+    ] = None,
+    candidates: Annotated[
+        bool, typer.Option("--candidates", help="Show how every candidate scores.")
+    ] = False,
+) -> None:
+    """Choose hyperparameters among the runs of a folder, and write selection.json there.
+
+    training-domain: by the validation images of the source domains. leave-one-domain-out: by each
+    source domain in turn, held out too. oracle: by the target's validation images, which is not
+    attainable where the target is unknown, and only says what could be had.
+    """
+    from gradsurgery.analysis.selection import (
+        CHOICE_HEADER,
+        CRITERIA,
+        EVIDENCE_HEADER,
+        SELECTION_FILE,
+        choice_rows,
+        evidence_rows,
+        write_selections,
+    )
+    from gradsurgery.errors import ArgumentError
+    from gradsurgery.reports import find_plans, read_runs
+
+    if not folder.is_dir():
+        raise ArgumentError(f"{folder} is no folder; give a folder of runs")
+    runs, plan = read_runs([folder]), find_plans([folder])
+    selections = selections_among(runs, plan, list(CRITERIA))
+    path = folder / SELECTION_FILE
+    write_selections(selections, path)
+    shown = [s for s in selections if criterion is None or s.criterion == criterion.value]
+    if candidates:
+        _print(EVIDENCE_HEADER, evidence_rows(shown))
+    _print(CHOICE_HEADER, choice_rows(shown))
+    print(f"written to {path}")
+
+
+def selections_among(
+    runs: "pd.DataFrame", plan: "list[PlannedRun] | None", criteria: list[str]
+) -> "list[Selection]":
+    """What each of the criteria chooses among the runs, with the plan's seeds and order."""
+    import pandas as pd
+
+    from gradsurgery.analysis.selection import select
+
+    planned = None if plan is None else pd.DataFrame(plan)
+    return [select(runs, criterion, planned=planned) for criterion in criteria]
+
+
+def _print(header: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+
+    table = grid(*header)
+    for row in rows:
+        table.add_row(*map(literal, row))
+    Console().print(table)
