@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "spans": set(),
     "native": set(),
     "rules": {"errors", "native", "spans"},
-    "persample": {"errors", "spans"},
+    "persample": {"errors", "rules"},
     "engine": {"errors", "rules", "persample"},
     "algorithms": {"errors", "rules", "engine"},
     "data": BASE,

@@ -23,6 +23,7 @@ class ParameterGrams(NamedTuple):
     one_by_one: list[Tensor]
 
 
+@torch.enable_grad()
 def parameter_grams(
     model: nn.Module, loss: SampleLoss, x: Tensor, y: Any, parameters: Sequence[Tensor]
 ) -> ParameterGrams:
@@ -39,10 +40,9 @@ def parameter_grams(
         )
     recorder = Recorder(parameters, seen.sights)
     before = torch.get_rng_state()
-    with torch.enable_grad():
-        with recorder:
-            output = model(x)
-        losses = sample_losses(loss, output, y, len(x))
+    with recorder:
+        output = model(x)
+    losses = sample_losses(loss, output, y, len(x))
     if not losses.requires_grad:
         return ParameterGrams({}, losses.detach(), [])
     left = recorder.left_in_graph([losses])
@@ -94,9 +94,8 @@ def _gram_of(parameter: Tensor, pieces: list[Piece], samples: int) -> Gram:
 
 def _losses_apart(model: nn.Module, loss: SampleLoss, x: Tensor, y: Any) -> Iterator[Tensor]:
     for i in range(len(x)):
-        with torch.enable_grad():
-            output = model(x[i : i + 1])
-            yield sample_losses(loss, output, y[i : i + 1], 1)[0]
+        output = model(x[i : i + 1])
+        yield sample_losses(loss, output, y[i : i + 1], 1)[0]
 
 
 def _stacked_grams(

@@ -35,10 +35,14 @@ def probe(model: nn.Module, sample: Tensor, parameters: Iterable[Tensor]) -> Pro
     if pair.is_floating_point():
         pair[1] = torch.nan
     prober = _Prober(parameters)
-    with _evaluation_mode(model), torch.no_grad(), prober:
-        output = model(pair)
-    floating = isinstance(output, Tensor) and output.is_floating_point() and output.ndim > 0
-    return Probe(prober.sights, floating and bool(output[: len(output) // 2].isnan().any()))
+    with _evaluation_mode(model), torch.no_grad():
+        with prober:
+            output = model(pair)
+        # where a sample is NaN by itself, nothing is known about how it sees others
+        mixed = _first_half_holds_nan(output) and not _first_half_holds_nan(
+            model(torch.cat([sample, sample]))
+        )
+    return Probe(prober.sights, mixed)
 
 
 class _Prober(Interceptor):
@@ -65,6 +69,12 @@ class _Prober(Interceptor):
 def _second_half_alone_is_nan(inputs: Tensor) -> bool:
     first, second = inputs.isnan().flatten().chunk(2)
     return bool(second.any()) and not bool(first.any())
+
+
+def _first_half_holds_nan(output: object) -> bool:
+    if not isinstance(output, Tensor) or output.ndim == 0:
+        return False
+    return bool(output[: len(output) // 2].isnan().any())
 
 
 @contextmanager
