@@ -74,12 +74,15 @@ def written(tmp_path: Path) -> Callable[..., Path]:
         last: float = 0.25,
         *,
         folder: str = "runs",
+        validation: float = 0.75,
         **changes: Any,
     ) -> Path:
         content = copy.deepcopy(RECORD)
         content["configuration"] |= {"method": method, "target": target, "seed": seed}
         content["result"]["best"]["target_accuracy"] = best
         content["result"]["last"]["target_accuracy"] = last
+        for result in content["result"].values():
+            result["validation_accuracy"] = validation
         for name, value in changes.items():
             part, _, key = name.partition("__")
             content[part][key] = value

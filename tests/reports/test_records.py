@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradsurgery.errors import DataError
-from gradsurgery.reports import find_records, read_record, read_runs
+from gradsurgery.reports import find_records, read_curves, read_record, read_runs
 
 
 def test_folders_are_searched_and_each_file_is_there_once(written, tmp_path):
@@ -37,6 +38,74 @@ def test_one_row_a_run(written, tmp_path):
     assert (row["best_target_accuracy"], row["last_target_accuracy"]) == (0.625, 0.125)
     assert (row["best_validation_accuracy"], row["seconds"]) == (0.75, 12.5)
     assert row["domains"] == ("art_painting", "photo", "sketch")
+
+
+def test_what_model_selection_needs(written, tmp_path):
+    written(
+        "irm",
+        configuration__settings={"irm.penalty": 10},
+        configuration__without=["photo"],
+        configuration__batches="single",
+    )
+    (row,) = read_runs([tmp_path]).to_dict("records")
+    assert (row["without"], row["batches"]) == (("photo",), "single")
+    assert (row["method"], row["method_name"]) == ("irm (irm.penalty=10)", "irm")
+    assert row["best_test_accuracy"] == {"art_painting": 0.75, "photo": 0.875, "sketch": 0.5}
+    assert math.isnan(row["last_target_validation_accuracy"])
+    assert json.loads(row["hyperparameters"]) == {
+        "batch_norm": "frozen",
+        "irm.penalty": 10,
+        "iterations": 40,
+        "learning_rate": 1e-05,
+    }
+    settings = json.loads(row["settings"])
+    assert settings["split_digest"] == "s1"
+    assert not {"without", "settings", "method"} & set(settings)
+
+
+def test_the_oracles_accuracy(record, tmp_path):
+    record["result"]["last"]["target_validation_accuracy"] = 0.25
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    (row,) = read_runs([tmp_path]).to_dict("records")
+    assert row["last_target_validation_accuracy"] == 0.25
+
+
+def test_curves_are_a_row_a_validation(written, tmp_path):
+    written("deep-all", seed=1)
+    written("agr-sum", seed=0)
+    written("agr-sum", seed=2, configuration__without=["photo"])
+    curves = read_curves([tmp_path])
+    assert list(zip(curves["method"], curves["step"], strict=True)) == [
+        ("agr-sum", 20),
+        ("agr-sum", 40),
+        ("deep-all", 20),
+        ("deep-all", 40),
+    ]
+    assert list(curves.iloc[1][["train_loss", "validation_loss", "validation_accuracy"]]) == [
+        1.0,
+        1.5,
+        0.75,
+    ]
+    assert list(curves["cosine"]) == [0.25, 0.125] * 2
+    assert set(curves["settings"]) == set(read_runs([tmp_path / "runs" / "sketch"])["settings"])
+
+
+def test_curves_that_are_absent_or_not_finite_are_nan(record, tmp_path):
+    del record["curves"]["cosine"]
+    record["curves"]["validation_loss"] = [None, 1.0]
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    curves = read_curves([tmp_path])
+    assert curves["cosine"].isna().all()
+    assert list(curves["validation_loss"].isna()) == [True, False]
+
+
+def test_curves_of_other_lengths_are_refused(record, tmp_path):
+    record["curves"]["agreeing"] = [0.5]
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    with pytest.raises(
+        DataError, match=r"curves\.agreeing is \[0\.5\], expected a list of 2 numbers"
+    ):
+        read_curves([tmp_path])
 
 
 def without(record, name):
@@ -91,6 +160,10 @@ def test_a_missing_part_is_named(record, tmp_path, name):
         ("result.last.validation_accuracy", float("nan"), "is nan, expected a fraction"),
         ("curves.train_loss", ["a"], "curves.train_loss is 'a', expected a list of numbers"),
         ("data", [], "it has no data.name"),
+        ("configuration.without", ["moon"], "configuration.without is ['moon'], expected a list"),
+        ("configuration.without", "photo", "configuration.without is 'photo', expected a list"),
+        ("result.last.target_validation_accuracy", 2, "is 2, expected a fraction from 0 to 1"),
+        ("result.best.test_accuracy", {"photo": None}, "test_accuracy.photo is None, expected int"),
     ],
 )
 def test_an_unusable_value_is_named(record, tmp_path, name, value, words):

@@ -74,7 +74,10 @@ def find_plans(paths: Iterable[Path]) -> list[PlannedRun] | None:
 
     Raises `DataError` as `read_plan` does.
     """
-    folders = {path.resolve(): path for path in paths if (path / PLAN_FILE).is_file()}
+    folders: dict[Path, Path] = {}
+    for path in paths:
+        if (path / PLAN_FILE).is_file():
+            folders.setdefault(path.resolve(), path)
     plans = [read_plan(folder) for folder in folders.values()]
     return [run for plan in plans for run in plan] if plans else None
 

@@ -46,7 +46,7 @@ def compare_runs(
     Raises `DataError` where one run is there twice.
     """
     tables = []
-    compared = runs[[not without for without in runs["without"]]]
+    compared = runs[runs["without"].map(len) == 0]
     for name, of_data in compared.groupby("data", sort=True):
         groups = [(json.loads(str(key)), group) for key, group in of_data.groupby("settings")]
         planned = [run for run in expected or () if run.data == name and not run.without]
@@ -114,10 +114,10 @@ def _frame(
     runs: "pd.DataFrame", planned: list[PlannedRun], baseline: str, *, alone: bool
 ) -> _Frame:
     """`planned` are those of the data set; whose table a method's would be is known if `alone`."""
-    methods, targets = set(runs["method"]), set(runs["target"])
+    methods = set(runs["method"])
+    targets = {*runs["target"], *(run.target for run in planned)}
     if alone:
         methods |= {run.method for run in planned} - set(runs["method_name"])
-        targets |= {run.target for run in planned}
     return _Frame(
         tuple(sorted(methods, key=lambda name: (name != baseline, name))),
         tuple(domain for domain in runs["domains"].iloc[0] if domain in targets),

@@ -151,7 +151,7 @@ def _choice(
     results: list[float] = []
     if chosen is not None:
         column = f"{criterion.model}_target_accuracy"
-        results = [run[column] for seed, run in sorted(tried[chosen][1].runs.items())]
+        results = [float(run[column]) for _, run in sorted(tried[chosen][1].runs.items())]
     return Choice(
         data=group.data,
         target=group.target,

@@ -1,0 +1,141 @@
+"""`select`, and `show` of what was selected, on records with known answers."""
+
+import json
+
+from gradsurgery.analysis.selection import read_selections
+
+DOMAINS = ["photo", "sketch"]
+
+
+def write(folder, method, rate, seed, *, validation, accuracy, without=()):
+    result = {
+        "step": 20,
+        "validation_accuracy": validation,
+        "target_accuracy": accuracy,
+        "target_validation_accuracy": 1 - validation,
+        "test_accuracy": dict.fromkeys(DOMAINS, accuracy),
+    }
+    record = {
+        "version": 1,
+        "configuration": {
+            "data": "pacs",
+            "target": "sketch",
+            "without": list(without),
+            "method": method,
+            "backbone": "alexnet",
+            "seed": seed,
+            "learning_rate": rate,
+        },
+        "data": {"name": "pacs", "digest": "d", "domains": DOMAINS},
+        "split": {"digest": "s"},
+        "curves": {"step": [20], "train_loss": [1.0], "validation_accuracy": [validation]},
+        "result": {"best": result, "last": result | {"target_accuracy": accuracy - 0.1}},
+        "environment": {"device": "cpu"},
+        "cost": {"seconds": 1.0},
+    }
+    directory = f"pacs/sketch/{method}/seed-{seed}-{rate}"
+    path = folder / directory / "record.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(record))
+    return {"directory": directory, "data": "pacs", "target": "sketch", "method": method} | {
+        "seed": seed
+    }
+
+
+def search(folder, *, seeds=6):
+    """Deep-All is best validated at 0.1, Agr-Sum at 0.2, where it is 1 … 6 points better."""
+    runs = []
+    for seed in range(seeds):
+        for rate in (0.1, 0.2):
+            good = {"validation": 0.9, "accuracy": 0.5}
+            bad = {"validation": 0.4, "accuracy": 0.7}
+            runs.append(write(folder, "deep-all", rate, seed, **(good if rate == 0.1 else bad)))
+            good["accuracy"] += (seed + 1) / 100
+            runs.append(write(folder, "agr-sum", rate, seed, **(good if rate == 0.2 else bad)))
+    return runs
+
+
+def lines(text):
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def test_what_a_search_comes_to(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    search(tmp_path / "runs")
+    code, out, _ = command("select", "runs")
+    assert code == 0
+    shown = lines(out)
+    row = "pacs sketch agr-sum training-domain learning_rate 0.2 (of 2) 90.00 ± 0.00 53.50 ± 1.87"
+    assert row in shown
+    assert any("oracle (not attainable: sees the target) learning_rate 0.1" in r for r in shown)
+    assert any("leave-one-domain-out not available: needs runs that leave" in r for r in shown)
+    assert read_selections(tmp_path / "runs" / "selection.json").keys() == {
+        "training-domain",
+        "leave-one-domain-out",
+        "oracle",
+    }
+
+
+def test_one_criterion_and_its_candidates(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    search(tmp_path / "runs")
+    _, out, _ = command("select", "runs", "--criterion", "training-domain", "--candidates")
+    assert "oracle" not in out
+    row = "pacs sketch deep-all training-domain learning_rate 0.1 90.00 ± 0.00 6 chosen"
+    assert row in lines(out)
+
+
+def test_the_selected_runs_are_compared(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    search(tmp_path / "runs")
+    code, out, _ = command("show", "runs", "--selected", "training-domain", "--statistics")
+    assert code == 0
+    shown = lines(out)
+    # 51 … 56 against 50: six of six up, p = 2/2⁶, a family of one
+    assert "agr-sum 53.50 ± 1.87*†" in shown
+    assert "deep-all 50.00 ± 0.00" in shown
+    assert any("of the best model" in row for row in shown)
+    (row,) = (row for row in shown if row.startswith("sketch agr-sum − deep-all +3.50 ["))
+    assert row.endswith("0.031* 0.031† +1.00 6 0")
+    _, out, _ = command("show", "runs", "--selected", "oracle")
+    assert "of the last model" in out
+    assert "agr-sum 60.00 ± 0.00" in lines(out)  # 0.7 − 0.1, the runs that validate badly
+
+
+def test_the_plan_says_what_is_missing(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    folder = tmp_path / "runs"
+    runs = search(folder, seeds=2)
+    runs.append(runs[-1] | {"seed": 2, "directory": "pacs/sketch/agr-sum/seed-2-0.2"})
+    (folder / "plan.json").write_text(json.dumps({"version": 1, "plan": {}, "runs": runs}))
+    _, out, _ = command("select", "runs", "--criterion", "training-domain")
+    assert "not available: needs every seed of one candidate; 1 planned runs are not" in out
+    _, out, _ = command("show", "runs", "--format", "markdown")
+    assert "| agr-sum | 52.00 ± 0.00" not in out
+    assert "(n=2 of 3)" in out
+    (folder / "plan.json").write_text('{"version": 1, "pl')
+    code, _, error = command("show", "runs")
+    assert (code, error.count("\n")) == (1, 1)
+    assert "plan.json is not JSON" in error
+
+
+def test_nothing_to_select_from(command, tmp_path):
+    code, _, error = command("select", "nowhere")
+    assert (code, error) == (1, "error: nowhere is no folder; give a folder of runs\n")
+    tmp_path.joinpath("empty").mkdir()
+    code, _, error = command("select", "empty")
+    assert code == 1
+    assert "no record.json under empty" in error
+    assert not (tmp_path / "empty" / "selection.json").exists()
+
+
+def test_the_papers_figures_and_another_baseline(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    for seed in range(2):
+        for method in ("deep-all", "agr-sum"):
+            write(tmp_path / "runs", method, 0.1, seed, validation=0.5, accuracy=0.5)
+    _, out, _ = command("show", "runs", "--paper", "--baseline", "agr-sum")
+    shown = lines(out)
+    assert shown.index("deep-all, paper 54.90 ± 3.28") > shown.index("agr-sum, paper 57.35 ± 3.29*")
+    assert any("paired Wilcoxon test against agr-sum" in row for row in shown)
+    assert "2 seeds cannot give p < 0.05, only 0.5" in shown
