@@ -35,10 +35,10 @@ class Measurement(_Part):
 
     step: int
     label: str
-    domains: list[str]
-    cosines: Cosines
-    within: float | None
-    across: float | None
+    domains: list[str] = []
+    cosines: Cosines = []
+    within: float | None = None
+    across: float | None = None
     skipped: dict[str, str] = {}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gradsurgery.analysis.observing import StepObserver
 from gradsurgery.analysis.similarity import (
     Indices,
     draw_samples,
@@ -21,12 +22,12 @@ from gradsurgery.analysis.similarity_record import (
     SimilarityStudy,
 )
 from gradsurgery.backbones import Backbone
-from gradsurgery.data import ImageSet, Split, draw_split
+from gradsurgery.data import ImageSet, draw_split
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.training import RunConfiguration, TrainingProgress, train
 from gradsurgery.training.record import RECORD_FILE
 
-Report = Callable[[RunConfiguration, TrainingProgress], None]
+Report = Callable[[TrainingProgress], None]
 
 
 def study_similarity(
@@ -47,7 +48,7 @@ def study_similarity(
         options: how to measure.
         images: the decoded data set.
         directory: receives a folder `seed-<seed>` a run and the study's `similarity.json`.
-        report: called after every step with the run that it is a step of.
+        report: called after every step.
 
     Raises `ArgumentError` where the runs differ in more than the seed or a folder holds a study of
     other options, `DataError` where no class has enough images in two domains, and what `train`
@@ -63,10 +64,8 @@ def study_similarity(
             )
     runs = []
     for configuration in configurations:
-        told = None if report is None else _reporting(report, configuration)
-        run = _measured_run(
-            configuration, options, images, directory / f"seed-{configuration.seed}", told
-        )
+        folder = directory / f"seed-{configuration.seed}"
+        run = _measured_run(configuration, options, images, folder, report)
         runs.append(SeedMeasurements(seed=configuration.seed, measurements=run.measurements))
     study = SimilarityStudy(
         data=images.name,
@@ -78,12 +77,6 @@ def study_similarity(
     )
     study.save(directory)
     return study
-
-
-def _reporting(
-    report: Report, configuration: RunConfiguration
-) -> Callable[[TrainingProgress], None]:
-    return lambda progress: report(configuration, progress)
 
 
 def _domains(
@@ -99,7 +92,7 @@ def _measured_run(
     options: SimilarityOptions,
     images: ImageSet,
     directory: Path,
-    report: Callable[[TrainingProgress], None] | None,
+    report: Report | None,
 ) -> RunSimilarity:
     """The run's measurements: those in `directory`, then those still to make."""
     run = RunSimilarity(configuration=configuration, options=options)
@@ -113,8 +106,15 @@ def _measured_run(
         )
     if run.missing():
         seed = configuration.seed if configuration.split_per_run else configuration.split_seed
-        recorder = _Recorder(run, images, draw_split(images, seed=seed), directory)
-        train(configuration, directory, report, opened=images, observe=recorder)
+        pool = draw_split(images, seed=seed).train
+        _check_feasible(pool, images, _domains(configuration, options, images), options)
+
+        def measure(step: int, backbone: Backbone) -> None:
+            run.measurements.append(_measured(run, images, pool, step, backbone))
+            run.save(directory)
+
+        observer = StepObserver(run.missing(), directory / SIMILARITY_FILE, measure)
+        train(configuration, directory, report, opened=images, observe=observer)
     return run
 
 
@@ -137,66 +137,28 @@ def _check_same(
         )
 
 
-class _Recorder:
-    """Measures a run's model at the steps that are missing, and saves each measurement at once."""
-
-    def __init__(self, run: RunSimilarity, images: ImageSet, split: Split, directory: Path) -> None:
-        self._run = run
-        self._images = images
-        self._pool = split.train
-        self._directory = directory
-        self._domains = _domains(run.configuration, run.options, images)
-        self._missing = set(run.missing())
-        _check_feasible(self._pool, images, self._domains, run.options)
-
-    def __call__(self, step: int, backbone: Backbone) -> None:
-        if any(earlier < step for earlier in self._missing):
-            raise DataError(
-                f"{self._directory} holds a run at step {step} that was not measured at step "
-                f"{min(self._missing)}; delete the folder, or choose another one"
-            )
-        if step not in self._missing:
-            return
-        for leftover in self._directory.glob(f".{SIMILARITY_FILE}.*.tmp"):  # of a killed process
-            leftover.unlink(missing_ok=True)
-        self._run.measurements.append(self._measured(step, backbone))
-        self._run.save(self._directory)
-        self._missing.remove(step)
-
-    def _measured(self, step: int, backbone: Backbone) -> Measurement:
-        options, images = self._run.options, self._images
-        label = (step // options.every) % len(images.classes)
-        chosen, skipped = draw_samples(
-            images,
-            self._pool,
-            label=label,
-            domains=self._domains,
-            count=options.samples_per_domain,
-            seed=self._run.configuration.seed,
-            step=step,
-        )
-        name = images.classes[label]
-        if len(chosen) < 2:  # nothing to compare
-            return Measurement(
-                step=step,
-                label=name,
-                domains=[],
-                cosines=[],
-                within=None,
-                across=None,
-                skipped=skipped,
-            )
+def _measured(
+    run: RunSimilarity, images: ImageSet, pool: Mapping[str, Indices], step: int, backbone: Backbone
+) -> Measurement:
+    """One measurement, which is empty where fewer than two domains have enough images."""
+    options = run.options
+    label = (step // options.every) % len(images.classes)
+    chosen, skipped = draw_samples(
+        images,
+        pool,
+        label=label,
+        domains=_domains(run.configuration, options, images),
+        count=options.samples_per_domain,
+        seed=run.configuration.seed,
+        step=step,
+    )
+    found = Measurement(step=step, label=images.classes[label], skipped=skipped)
+    if len(chosen) > 1:
         means = sample_cosines(backbone, images, chosen)
-        within, across = within_and_across(means)
-        return Measurement(
-            step=step,
-            label=name,
-            domains=list(chosen),
-            cosines=[[None if isnan(v) else v for v in row] for row in means.tolist()],
-            within=within,
-            across=across,
-            skipped=skipped,
-        )
+        found.domains = list(chosen)
+        found.cosines = [[None if isnan(v) else v for v in row] for row in means.tolist()]
+        found.within, found.across = within_and_across(means)
+    return found
 
 
 def _check_feasible(

@@ -92,9 +92,7 @@ def run_study(
             skip_bad=first.skip_bad,
             progress=lambda done, total: report(TrainingProgress("images", done, total)),
         )
-        study = study_similarity(
-            configurations, options, images, directory, lambda _, progress: report(progress)
-        )
+        study = study_similarity(configurations, options, images, directory, report)
     return study, directory
 
 

@@ -15,8 +15,8 @@ _WITHIN, _ACROSS = "#0072b2", "#d55e00"
 def similarity_figure(study: SimilarityStudy) -> Figure:
     """Mean cosine over the steps, within a domain against across domains.
 
-    With several runs the bands are the 95 % intervals over the runs, cut where they leave the
-    range of the runs themselves by far, and the thin lines are the runs.
+    The thin lines are the runs. From three on, bands are the 95 % intervals over the runs, cut where
+    they leave the range of the runs themselves.
 
     Raises `DataError` where the study compares no domains.
 
@@ -42,8 +42,8 @@ def similarity_figure(study: SimilarityStudy) -> Figure:
         )
         if len(study.runs) > 1:
             _draw_runs(axes, study, name, color)
-    axes.set_ylim(axes.get_ylim())  # the bands of two runs would dwarf everything else
-    if len(study.runs) > 1:
+    axes.set_ylim(axes.get_ylim())  # the lines matter; the bands of few runs would dwarf them
+    if len(study.runs) > 2:
         for name, color in (("within", _WITHIN), ("across", _ACROSS)):
             _draw_band(axes, steps, [_interval(p, name) for p in summary.curve], color)
     axes.set_xlabel("training step")

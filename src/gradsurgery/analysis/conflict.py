@@ -1,0 +1,186 @@
+"""Where the gradients of domains conflict, layer by layer."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from gradsurgery.errors import ArgumentError, NonFiniteError
+from gradsurgery.rules.gramian import gramian_of
+
+_PIECE = 1 << 16  # components at a time, so that the temporaries stay in the cache
+
+DomainBatch = tuple[Any, Any]
+Loss = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Counts and sums over components n of the gradients g_1, …, g_D; they add up over layers.
+
+    components: how many there are.
+    moving: components in which any domain's gradient is not zero. Only these say something about
+        the domains, and the fractions are of these.
+    agreeing: of the moving ones, those with Φ_n = 1: every sign is the same (equation 2).
+    against_rest: per domain d, those with sign(g_dn) ≠ sign(Σ_{e≠d} g_en): the update of the other
+        domains goes another way.
+    differing: per pair, those with sign(g_dn) ≠ sign(g_en).
+    gram: G_de = g_d · g_e.
+    kept: ‖g*‖² for the update g* of Agr-Sum (equation 3).
+    """
+
+    components: int
+    moving: int
+    agreeing: int
+    against_rest: Int64[Tensor, " domains"]
+    differing: Int64[Tensor, "domains domains"]
+    gram: Float[Tensor, "domains domains"]
+    kept: float
+
+    def __add__(self, other: "Conflict") -> "Conflict":
+        """The conflict of both layers' components together."""
+        return Conflict(
+            self.components + other.components,
+            self.moving + other.moving,
+            self.agreeing + other.agreeing,
+            self.against_rest + other.against_rest,
+            self.differing + other.differing,
+            self.gram + other.gram,
+            self.kept + other.kept,
+        )
+
+    @property
+    def agreement(self) -> float | None:
+        """The fraction of the moving components that agree; None where nothing moves."""
+        return self.agreeing / self.moving if self.moving else None
+
+    @property
+    def cosines(self) -> Float[Tensor, "domains domains"]:
+        """cos_de = G_de / √(G_dd G_ee), NaN where a gradient is zero."""
+        norms = self.gram.diagonal().sqrt()
+        return (self.gram / (norms[:, None] * norms)).clamp(-1, 1)
+
+    @property
+    def cosines_with_rest(self) -> Float[Tensor, " domains"]:
+        """Cosine of g_d with Σ_{e≠d} g_e, NaN where either is zero."""
+        own, row = self.gram.diagonal(), self.gram.sum(1)
+        rest = (self.gram.sum() - 2 * row + own).clamp_min(0)
+        return ((row - own) / (own * rest).sqrt()).clamp(-1, 1)
+
+    @property
+    def kept_length(self) -> float | None:
+        """‖g*‖ / ‖Σ_d g_d‖, how much of the sum's length Agr-Sum leaves; None for a zero sum."""
+        whole = float(self.gram.sum())
+        if whole <= 1e-12 * float(self.gram.diagonal().sum()):  # it cancels, or there is none
+            return None
+        return min(1.0, math.sqrt(self.kept / whole))
+
+
+def conflict_of(gradients: Float[Tensor, "domains params"]) -> Conflict:
+    """The conflict between the rows, the gradients of D ≥ 2 domains.
+
+    >>> found = conflict_of(torch.tensor([[1.0, -2.0, 0.0], [3.0, 4.0, 0.0]]))
+    >>> found.moving, found.agreeing, found.against_rest.tolist(), found.kept
+    (2, 1, [1, 1], 16.0)
+    """
+    count = len(gradients)
+    if count < 2:
+        raise ArgumentError(f"a conflict is between 2 domains or more, found {count}")
+    moving = agreeing = 0
+    kept = 0.0
+    against_rest = torch.zeros(count, dtype=torch.int64)
+    differing = torch.zeros(count, count, dtype=torch.int64)
+    for piece in gradients.split(_PIECE, dim=1):
+        signs = piece.sign().to(torch.int8)
+        lowest, highest = signs.amin(0), signs.amax(0)
+        same = lowest == highest
+        moves = same.logical_not() | (highest != 0)
+        moving += int(moves.sum())
+        agreeing += int((same & moves).sum())
+        kept += float((piece.sum(0) * same).square().sum(dtype=torch.float64))
+        for d in range(count):
+            rest = reduce(torch.add, (piece[e] for e in range(count) if e != d))
+            against_rest[d] += (rest.sign() != signs[d]).sum().cpu()
+            for e in range(d):
+                differing[d, e] += (signs[d] != signs[e]).sum().cpu()
+    return Conflict(
+        components=gradients.shape[1],
+        moving=moving,
+        agreeing=agreeing,
+        against_rest=against_rest,
+        differing=differing + differing.T,
+        gram=gramian_of(list(gradients)).cpu(),
+        kept=kept,
+    )
+
+
+def domain_conflict(
+    model: nn.Module, loss: Loss, batches: Sequence[DomainBatch]
+) -> dict[str, Conflict]:
+    """The conflict between the domains' gradients ∇L_d, by layer.
+
+    model: used in the mode it is in; frozen parameters do not count.
+    loss: `loss(model(x), y)` is the mean loss L_d of a batch, e.g. `torch.nn.CrossEntropyLoss()`.
+    batches: one (x, y) per domain, two or more.
+
+    Returns the conflict over the parameters that a layer owns itself, by the layer's name, in the
+    order of the model; a parameter that several layers share counts for the first. The sum over the
+    layers, `sum_of`, is the whole network's.
+
+    Every `.grad` stays as it is. Memory: the gradients of all domains. Raises `ArgumentError` where
+    nothing is trained or there is one domain, `NonFiniteError` naming domain and parameter.
+
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> x, pull = torch.eye(2)[:1], lambda output, sign: (output * sign).mean()
+    >>> sum_of(domain_conflict(model, pull, [(x, 1.0), (x, -1.0)])).cosines
+    tensor([[ 1., -1.],
+            [-1.,  1.]], dtype=torch.float64)
+    """
+    if len(batches) < 2:
+        raise ArgumentError(f"a conflict is between 2 domains or more, found {len(batches)}")
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not named:
+        raise ArgumentError(
+            "the model has no parameter that requires a gradient; unfreeze the layers to look at"
+        )
+    parameters = [parameter for _, parameter in named]
+    rows = []
+    for x, y in batches:
+        value = loss(model(x), y)
+        rows.append(torch.autograd.grad(value, parameters, materialize_grads=True))
+    layers: dict[str, Conflict] = {}
+    for name, *gradients in zip((name for name, _ in named), *rows, strict=True):
+        _check_finite(name, gradients)
+        layer = layer_of(name, model)
+        found = conflict_of(torch.stack([gradient.flatten() for gradient in gradients]))
+        layers[layer] = layers[layer] + found if layer in layers else found
+    return layers
+
+
+def layer_of(parameter: str, model: nn.Module) -> str:
+    """The name of the layer that owns a parameter of this name; the model's class at the top."""
+    return parameter.rpartition(".")[0] or type(model).__name__
+
+
+def sum_of(layers: dict[str, Conflict]) -> Conflict:
+    """The conflict over the components of all `layers`."""
+    first, *others = layers.values()
+    for other in others:
+        first = first + other
+    return first
+
+
+def _check_finite(name: str, gradients: list[Tensor]) -> None:
+    for domain, gradient in enumerate(gradients):
+        if not gradient.isfinite().all():
+            raise NonFiniteError(
+                f"the gradient of domain {domain} at parameter {name} is NaN or infinite; look at "
+                "that domain's images and the weights",
+                domain=domain,
+                parameter=name,
+            )
