@@ -1,8 +1,10 @@
 """Every random number of the project comes from a named seed, through an explicit generator."""
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
@@ -18,6 +20,8 @@ def derive_seed(seed: int, *names: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def named_generator(seed: int, *names: str | int) -> torch.Generator:
+def named_generator(seed: int, *names: str | int) -> "torch.Generator":
     """A generator on the CPU seeded with `derive_seed(seed, *names)`."""
+    import torch  # reports, which only read, derive seeds too
+
     return torch.Generator().manual_seed(derive_seed(seed, *names))

@@ -9,6 +9,7 @@ from gradsurgery import __version__
 from gradsurgery.cli.compare import compare
 from gradsurgery.cli.data import app as data
 from gradsurgery.cli.methods import methods
+from gradsurgery.cli.report import report
 from gradsurgery.cli.select import select
 from gradsurgery.cli.show import show
 from gradsurgery.cli.similarity import similarity
@@ -27,6 +28,7 @@ app.command()(train)
 app.command()(sweep)
 app.command()(compare)
 app.command()(show)
+app.command()(report)
 app.command()(select)
 app.command()(similarity)
 app.command()(methods)

@@ -105,7 +105,7 @@ def print_tables(
     tables = reports.compare_runs(runs, (model or usual).value, baseline, expected)
     if output is Format.RICH:
         for table in tables:
-            _print_rich(table, paper=paper, statistics=statistics)
+            print_comparison(table, paper=paper, statistics=statistics)
         return
     render = {
         Format.MARKDOWN: reports.to_markdown,
@@ -119,7 +119,8 @@ def print_tables(
         print(f"\n{reports.comparisons_to_latex(tables)}", end="")
 
 
-def _print_rich(table: "ComparisonTable", *, paper: bool, statistics: bool) -> None:
+def print_comparison(table: "ComparisonTable", *, paper: bool, statistics: bool) -> None:
+    """Print one comparison table with its notes, and with `statistics` the tests behind it."""
     from rich.console import Console
 
     from gradsurgery.reports import comparison_rows

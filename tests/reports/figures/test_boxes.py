@@ -80,10 +80,15 @@ def test_a_missing_cell_says_so():
     assert set(texts(axes)) == {"no run"}
 
 
-def test_a_dashed_line_is_the_first_methods_median():
-    axes = panel(drawn(), "sketch")
-    (line,) = [line for line in axes.lines if list(line.get_ydata()) == [0, 1]]
+def test_a_dashed_line_is_the_references_median_where_that_is_complete():
+    def dashed(figure, target):
+        return [line for line in panel(figure, target).lines if list(line.get_ydata()) == [0, 1]]
+
+    (line,) = dashed(drawn(reference="deep-all"), "sketch")
     assert list(line.get_xdata()) == [52.0, 52.0]
+    assert not dashed(drawn(), "sketch")
+    assert not dashed(drawn(reference="agr-sum"), "photo")
+    assert not dashed(drawn(reference="irm"), "sketch")
 
 
 def test_rows_are_named_from_the_top_down():

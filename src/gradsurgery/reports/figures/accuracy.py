@@ -30,14 +30,16 @@ def draw_accuracies(
     methods: Sequence[str],
     targets: Sequence[str],
     seeds: int,
+    reference: str | None = None,
     marks: Mapping[tuple[str, str], str] | None = None,
     styles: Styles | None = None,
     title: str = "",
     note: str = "",
 ) -> Figure:
-    """A panel a target, in it a box a method; a dashed line is the median of the first method.
+    """A panel a target, in it a box a method.
 
     seeds: runs that a complete cell has; the box of any other is hollow, with their number.
+    reference: the method whose median is a dashed line, if it is complete.
     marks: written beside the box of (method, target), say a star.
     styles: how the methods are drawn; by default as `method_styles(methods)` says.
     note: how to read the marks, small below the figure.
@@ -55,6 +57,9 @@ def draw_accuracies(
         rows = {method: list(accuracies.get((method, target), ())) for method in methods}
         texts = {method: (marks or {}).get((method, target), "") for method in methods}
         _draw_panel(axes, rows, seeds, styles, texts)
+        reached = rows.get(reference or "", [])
+        if reached and len(reached) >= seeds:
+            _draw_reference(axes, median(reached))
         set_rows(axes, labels if first else [""] * len(labels))
     set_heading(panels.figure, title, note)
     return panels.figure
@@ -85,8 +90,10 @@ def _draw_panel(
             write_beside(axes, float(position), max(values), f"{len(values)} of {seeds}", grey=True)
         elif marks[method]:
             write_beside(axes, float(position), max(values), marks[method], grey=False)
-        if position == 0 and not partial:
-            axes.axvline(median(values), color=GREY, linewidth=0.7, linestyle=(0, (4, 3)), zorder=1)
+
+
+def _draw_reference(axes: Axes, value: float) -> None:
+    axes.axvline(value, color=GREY, linewidth=0.7, linestyle=(0, (4, 3)), zorder=1)
 
 
 def row_label(method: str) -> str:

@@ -52,7 +52,7 @@ def draw_batches(
         }
         _draw_panel(axes, rows, seeds, styles)
         set_rows(axes, labels if first else [""] * len(labels))
-    panels.figure.legend(handles=_legend(), loc="outside right upper")
+    panels.figure.legend(handles=_legend(), loc="outside right center")
     set_heading(panels.figure, title, note)
     return panels.figure
 

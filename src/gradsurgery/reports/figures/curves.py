@@ -90,7 +90,7 @@ def draw_curves(
                 axes.set_xticks([])
         row[0].set_ylabel(wrapped(quantity.label, 20))
     handles = [_handle(method, styles[method]) for method in methods]
-    figure.legend(handles=handles, loc="outside right upper")
+    figure.legend(handles=handles, loc="outside right center")
     set_heading(figure, title, note)
     return figure
 

@@ -1,0 +1,142 @@
+"""`gradsurgery report`: tables, figures and a page from the records of many runs."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gradsurgery.cli.show import Model, print_comparison
+from gradsurgery.errors import GradsurgeryError
+
+if TYPE_CHECKING:
+    from gradsurgery.reports.drawing import Examples
+    from gradsurgery.reports.report import Report, ReportOptions
+
+BUILT_IN = ("rotated-digits", "colored-digits")
+
+
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER...", help="Folders of finished runs.")
+    ],
+    *,
+    baseline: Annotated[
+        str, typer.Option("--baseline", help="The method that the others are tested against.")
+    ] = "deep-all",
+    model: Annotated[
+        Model | None,
+        typer.Option("--model", help="best (by validation, the default), or last."),
+    ] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Put the paper's figures beside the tables.")
+    ] = False,
+    selected: Annotated[
+        str | None,
+        typer.Option(
+            "--selected",
+            help="Of a search, compare what this criterion selects: training-domain (the default "
+            "for a sweep with a grid), leave-one-domain-out, oracle, or none for all candidates.",
+        ),
+    ] = None,
+    examples: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--examples",
+            metavar="DATA",
+            help="A data set to show images of, as `gradsurgery train` takes it. Default: that of "
+            "the records, where it is built in or lies on this machine.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Default: the folder report in FOLDER.")
+    ] = None,
+) -> None:
+    """Write the tables, figures and the page report.html of finished runs."""
+    from gradsurgery.reports.report import ReportOptions
+
+    options = ReportOptions(
+        model=None if model is None else model.value,
+        baseline=baseline,
+        paper=paper,
+        selected=selected,
+    )
+    written = make_report(folders, out, options, examples)
+    for table in written.tables:
+        print_comparison(table, paper=paper, statistics=False)
+    print(f"report: {written.page}")
+
+
+def make_report(
+    folders: list[Path],
+    out: Path | None = None,
+    options: "ReportOptions | None" = None,
+    examples: list[str] | None = None,
+) -> "Report":
+    """Write the report of `folders` and say on a terminal what is being done.
+
+    examples: data sets to show images of; None takes those of the records that are at hand.
+    """
+    from dataclasses import replace
+
+    from gradsurgery.reports import find_records
+    from gradsurgery.reports.report import ReportOptions, write_report
+
+    records = find_records(folders)
+    images, notes = [], []
+    for spec in recorded_data(records) if examples is None else examples:
+        try:
+            images.append(open_examples(spec))
+        except (GradsurgeryError, OSError) as error:
+            if examples is not None:
+                raise
+            reason = " ".join(str(error).split())
+            notes.append(f"No example images of {spec} are shown: {reason}.")
+    options = replace(options or ReportOptions(), examples=images, notes=notes)
+    with status_line() as tell:
+        return write_report(folders, out, options, tell)
+
+
+def recorded_data(records: list[Path]) -> list[str]:
+    """The data sets of the records that can be opened without asking the network."""
+    found: dict[str, None] = {}
+    for path in records:
+        try:
+            spec = str(json.loads(path.read_text(encoding="utf-8"))["configuration"]["data"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # reading the records says what is wrong with it
+        preset, colon, place = spec.partition(":")
+        here = place if colon and preset in ("pacs", "vlcs", "office-home") else spec
+        if spec in BUILT_IN or Path(here).expanduser().exists():
+            found[spec] = None
+    return list(found)
+
+
+def open_examples(spec: str, size: int = 112) -> "Examples":
+    """An image of every class and domain; raises as `open_source` does."""
+    from gradsurgery.data import open_source
+    from gradsurgery.data.examples import example_images
+    from gradsurgery.reports.drawing import Examples
+
+    source = open_source(spec)
+    images = example_images(source, size)
+    return Examples(source.name, source.classes, source.domains, images)
+
+
+@contextmanager
+def status_line() -> Iterator[Callable[[str], None]]:
+    """Yield what shows a line on standard error in place of the one before, on terminals alone."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+
+    def tell(text: str) -> None:
+        print(f"\r\x1b[K{text}…", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield tell
+    finally:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,27 @@
+"""A report as one HTML page that needs nothing else: no network, no other file."""
+
+from gradsurgery.reports.page.blocks import (
+    Block,
+    Details,
+    Entry,
+    Figure,
+    Listing,
+    Table,
+    Text,
+    embedded,
+)
+from gradsurgery.reports.page.render import Page, Section, render_page
+
+__all__ = [
+    "Block",
+    "Details",
+    "Entry",
+    "Figure",
+    "Listing",
+    "Page",
+    "Section",
+    "Table",
+    "Text",
+    "embedded",
+    "render_page",
+]

@@ -1,0 +1,97 @@
+"""Runs that differ in hyperparameters: what each criterion chooses, and whose runs are compared."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from gradsurgery.analysis.selection import (
+    CHOICE_HEADER,
+    CRITERIA,
+    EVIDENCE_HEADER,
+    Selection,
+    choice_rows,
+    evidence_rows,
+    select,
+)
+from gradsurgery.errors import ArgumentError
+from gradsurgery.reports.inventory import Inventory
+from gradsurgery.reports.plan import PLAN_FILE
+from gradsurgery.reports.selected import selected_runs
+from gradsurgery.versioned import read_versioned
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ALL = "none"
+"""Instead of a criterion: compare the runs of every candidate."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """The runs to compare, and how they were chosen.
+
+    `selections` is what every criterion chooses, empty where nothing was searched; `used` is the
+    criterion that chose `runs`, "none" where they are all.
+    """
+
+    runs: "pd.DataFrame"
+    selections: tuple[Selection, ...]
+    used: str
+
+    @property
+    def model(self) -> Literal["best", "last"]:
+        """Whose accuracy results from the choice."""
+        return "best" if self.used == ALL else CRITERIA[self.used].model
+
+    def markdown(self) -> str:
+        """The choices and their evidence as Markdown."""
+        parts = {
+            "Model selection": (CHOICE_HEADER, choice_rows(self.selections)),
+            "Candidates": (EVIDENCE_HEADER, evidence_rows(self.selections)),
+        }
+        return "\n".join(f"# {title}\n\n{_pipes(*part)}" for title, part in parts.items())
+
+
+def search_of(inventory: Inventory, criterion: str | None) -> Search:
+    """The runs that the tables of a report compare.
+
+    criterion: whose choice, "none" for all; None is "training-domain" for the runs of a plan with
+    a grid, else "none". Where nothing was searched, or nothing can be chosen yet, it is "none".
+
+    Raises `ArgumentError` for an unknown criterion.
+    """
+    if criterion not in (None, ALL, *CRITERIA):
+        known = ", ".join([*CRITERIA, ALL])
+        raise ArgumentError(f"selected must be one of {known}, found {criterion!r}")
+    import pandas as pd
+
+    planned = None if inventory.planned is None else pd.DataFrame(list(inventory.planned))
+    selections = tuple(select(inventory.runs, name, planned=planned) for name in CRITERIA)
+    if not any(len(choice.candidates) > 1 for choice in selections[0].choices):
+        return Search(inventory.runs, (), ALL)
+    if criterion is None:
+        criterion = "training-domain" if _has_grid(inventory.paths) else ALL
+    if criterion != ALL:
+        chosen = selected_runs(
+            inventory.runs, next(each for each in selections if each.criterion == criterion)
+        )
+        if len(chosen):
+            return Search(chosen, selections, criterion)
+    return Search(inventory.runs, selections, ALL)
+
+
+def _has_grid(paths: Sequence[Path]) -> bool:
+    for path in paths:
+        if (path / PLAN_FILE).is_file():
+            content = read_versioned(path / PLAN_FILE, "plan of a sweep", 1, cure="plan it again")
+            plan = content.get("plan")
+            if isinstance(plan, dict) and plan.get("grid"):
+                return True
+    return False
+
+
+def _pipes(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
