@@ -14,14 +14,14 @@ def literal(text: str, style: str = "") -> "Text":
     return Text(text, style=style)
 
 
-def grid(*headers: str) -> "Table":
-    """A table under `headers`, the first column to the left and the others to the right."""
+def grid(*headers: str, left: int = 1) -> "Table":
+    """A table under `headers`, the first `left` columns to the left and the others to the right."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, show_header=bool(headers))
     for position, name in enumerate(headers):
         # Folded rather than cut: a figure must not end in dots in a narrow window.
-        justify = "right" if position else "left"
+        justify = "left" if position < left else "right"
         table.add_column(literal(name), justify=justify, overflow="fold")  # type: ignore[arg-type]
     return table

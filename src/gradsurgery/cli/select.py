@@ -1,5 +1,6 @@
 """`gradsurgery select`: the hyperparameters that a search comes to, by three criteria."""
 
+import itertools
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,6 +62,8 @@ def select(
     if candidates:
         _print(EVIDENCE_HEADER, evidence_rows(shown))
     _print(CHOICE_HEADER, choice_rows(shown))
+    if not all(CRITERIA[selection.criterion].attainable for selection in shown):
+        print("The oracle sees the target's images, which nobody has who needs the model.")
     print(f"written to {path}")
 
 
@@ -79,7 +82,12 @@ def selections_among(
 def _print(header: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
 
-    table = grid(*header)
-    for row in rows:
-        table.add_row(*map(literal, row))
-    Console().print(table)
+    console = Console()
+    for data, of_data in itertools.groupby(rows, key=lambda row: row[0]):
+        table = grid(*header[1:], left=4)
+        for column in table.columns[4:6]:
+            column.no_wrap = True
+        for row in of_data:
+            table.add_row(*map(literal, row[1:]))
+        console.print(literal(data))
+        console.print(table)

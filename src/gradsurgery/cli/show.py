@@ -133,7 +133,7 @@ def print_comparison(table: "ComparisonTable", *, paper: bool, statistics: bool)
     for note in table_notes(table, paper=paper):
         console.print(literal(note))
     if statistics and table.tests:
-        tests = grid(*HEADER[1:])
+        tests = grid(*HEADER[1:], left=2)
         for cells in comparison_rows([table]):
             tests.add_row(*map(literal, cells[1:]))
         console.print(tests)

@@ -129,7 +129,8 @@ def _accuracies(runs: "pd.DataFrame", column: str) -> Accuracies:
     """In percent by (method, target) and seed; raises `DataError` for a run that is there twice."""
     found: Accuracies = {}
     files: dict[tuple[str, str, int], str] = {}
-    columns = [runs[name] for name in ("method", "target", "seed", column, "record")]
+    ordered = runs.sort_values(["method", "target", "seed"], kind="stable")
+    columns = [ordered[name] for name in ("method", "target", "seed", column, "record")]
     for method, target, seed, accuracy, file in zip(*columns, strict=True):
         if (method, target, seed) in files:
             raise DataError(

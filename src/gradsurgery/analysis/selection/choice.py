@@ -19,7 +19,7 @@ class Criterion(NamedTuple):
     @property
     def label(self) -> str:
         """The name, with a warning where the criterion looks at the target."""
-        return self.name if self.attainable else f"{self.name} (not attainable: sees the target)"
+        return self.name if self.attainable else f"{self.name} (not attainable)"
 
 
 CRITERIA = {

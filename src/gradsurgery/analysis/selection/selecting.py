@@ -109,7 +109,7 @@ def _grouped(rows: list[dict[Hashable, Any]], places: dict[Path, int]) -> list[_
                 source not in accuracies or target == row["target"]
             ):
                 accuracies[source] = row["best_test_accuracy"][source]
-    return list(groups.values())
+    return sorted(groups.values(), key=lambda g: (g.data, g.domains.index(g.target), g.method))
 
 
 def _key(row: Row, target: str) -> tuple[str, ...]:

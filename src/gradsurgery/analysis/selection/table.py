@@ -57,7 +57,10 @@ def _method(choice: Choice, choices: Sequence[Choice]) -> str:
 
 
 def _chosen(choice: Choice) -> list[str]:
-    waiting = f"; {choice.unfinished} planned runs are not finished" if choice.unfinished else ""
+    waiting = ""
+    if choice.unfinished:
+        are = "run is" if choice.unfinished == 1 else "runs are"
+        waiting = f"; {choice.unfinished} planned {are} not finished"
     if choice.candidate is None:
         return [f"not available: needs {choice.needs}{waiting}", "–", "–"]
     count = len(choice.candidates)
