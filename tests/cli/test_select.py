@@ -77,6 +77,21 @@ def test_what_a_search_comes_to(command, tmp_path, monkeypatch):
     }
 
 
+def test_another_selection_is_replaced_and_nothing_else_is(command, tmp_path):
+    search(tmp_path / "runs", seeds=1)
+    path = tmp_path / "runs" / "selection.json"
+    assert command("select", "runs")[0] == 0
+    first = path.read_text()
+    write(tmp_path / "runs", "agr-sum", 0.3, 0, validation=0.95, accuracy=0.5)
+    assert command("select", "runs")[0] == 0
+    assert path.read_text() != first
+    path.write_text('{"version": 2}')
+    code, _, error = command("select", "runs")
+    assert (code, error.count("\n")) == (1, 1)
+    assert "selection.json is a model selection of version 2, expected 1" in error
+    assert path.read_text() == '{"version": 2}'
+
+
 def test_one_criterion_and_its_candidates(command, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     search(tmp_path / "runs")

@@ -120,7 +120,7 @@ def dagger(written, tmp_path):
 
 def test_stars_and_daggers_in_markdown(tested, dagger):
     text = to_markdown(tested)
-    assert "; paired Wilcoxon test against deep-all**" in text
+    assert "; paired Wilcoxon test against deep-all, with Holm's correction**" in text
     # 51 … 56: mean 53.5, std sqrt(17.5 / 5) = 1.87
     assert "| agr-sum | **53.50 ± 1.87**\\* |" in text
     assert "| irm | 50.00 ± 0.00 |" in text

@@ -199,7 +199,9 @@ def test_twenty_of_twenty(written, compared):
     assert 0.1 < test.low < 1.05 < test.high < 2.0
     assert table.cells["agr-sum", "sketch"].significant_corrected
     assert table.cells["deep-all", "sketch"].comparison is None
-    assert table.title.endswith("mean ± std over 20 seeds; paired Wilcoxon test against deep-all")
+    assert table.title.endswith(
+        "mean ± std over 20 seeds; paired Wilcoxon test against deep-all, with Holm's correction"
+    )
 
 
 def test_sixteen_up_and_four_zeros(written, compared):

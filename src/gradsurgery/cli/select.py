@@ -47,6 +47,7 @@ def select(
         SELECTION_FILE,
         choice_rows,
         evidence_rows,
+        read_selections,
         write_selections,
     )
     from gradsurgery.errors import ArgumentError
@@ -57,6 +58,8 @@ def select(
     runs, plan = read_runs([folder]), find_plans([folder])
     selections = selections_among(runs, plan, list(CRITERIA))
     path = folder / SELECTION_FILE
+    if path.exists():
+        read_selections(path)  # another version's, or someone else's, is not overwritten
     write_selections(selections, path)
     shown = [s for s in selections if criterion is None or s.criterion == criterion.value]
     if candidates:

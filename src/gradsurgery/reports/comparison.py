@@ -104,4 +104,4 @@ class ComparisonTable:
             return "no test of one seed"
         if not self.tests:
             return f"no test, for {self.baseline} or all the others lack seeds"
-        return f"paired Wilcoxon test against {self.baseline}"
+        return f"paired Wilcoxon test against {self.baseline}, with Holm's correction"

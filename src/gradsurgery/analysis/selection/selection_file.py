@@ -37,7 +37,7 @@ def read_selections(path: Path) -> dict[str, Selection]:
 
     Raises `DataError` where it is cut off, of another version or no selection.
     """
-    cure = "run gradsurgery select again"
+    cure = "delete it and run gradsurgery select again"
     content = read_versioned(path, "model selection", VERSION, cure=cure)
     try:
         return {
