@@ -53,6 +53,9 @@ def sweep(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the sweep. Default: runs/<data>.")
     ] = None,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write the report at the end.")
+    ] = True,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Say how many runs there are and how long they will take."),
@@ -71,7 +74,8 @@ def sweep(
     parts["grid"] = parts.get("grid", {}) | grid_from(grid)
     if leave_one_domain_out:
         parts["leave_one_domain_out"] = True
-    run_plan(parts, out, opt.LaunchOptions(**launch), dry_run=dry_run)
+    after = report_on if report else print_table
+    run_plan(parts, out, opt.LaunchOptions(**launch), after=after, dry_run=dry_run)
 
 
 def plan_parts(path: Path | None, training: dict[str, Any]) -> dict[str, Any]:
@@ -105,13 +109,13 @@ def run_plan(
     out: Path | None,
     options: opt.LaunchOptions,
     *,
+    after: Callable[[Path], None],
     dry_run: bool = False,
-    after: Callable[[Path], None] | None = None,
 ) -> None:
     """Do the runs of a plan that are missing, then write and print what they came to.
 
-    after: what to do with the folder of the runs, instead of printing the table and writing the
-        report. Raises `GradsurgeryError` at the end if a run failed.
+    after: what to do with the folder of the runs. Raises `GradsurgeryError` at the end if a run
+        failed.
     """
     from gradsurgery.data import open_source
     from gradsurgery.sweep import Manner, Plan, run_sweep
@@ -135,7 +139,7 @@ def run_plan(
                 show=show,
                 prepared=lambda n, total: decoding(TrainingProgress("images", n, total)),
             )
-        (after or report_on)(folder)
+        after(folder)
     if failed:
         raise GradsurgeryError(failure_line(failed, folder))
 
@@ -225,6 +229,6 @@ def failure_line(failed: "dict[str, Outcome]", folder: Path) -> str:
     """What failed, in a line."""
     first, outcome = next(iter(failed.items()))
     return (
-        f"{len(failed)} run(s) failed, as {first}: {outcome.error}; see failure.json in "
+        f"{len(failed)} run(s) failed, {first} with: {outcome.error}; see failure.json in "
         f"{folder / first}, and repeat the same command to try again"
     )

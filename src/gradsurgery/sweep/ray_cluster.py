@@ -1,5 +1,6 @@
 """Runs as tasks of a Ray cluster: one that exists, or one started on this machine."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ class RayLauncher(Launcher):
             outcome: Outcome = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:  # not the run's, whose are outcomes
             return Outcome("failed", str(error.cause), str(error))
+        except self._ray.exceptions.LocalRayletDiedError as error:
+            raise GradsurgeryError(
+                "this machine's Ray node has died; repeat the same command to go on, with another "
+                "--ray-address where it was part of a cluster"
+            ) from error
         except self._ray.exceptions.RayError as error:
             return Outcome("lost", " ".join(str(error).split())[:300])
         return outcome
@@ -68,13 +74,21 @@ class RayLauncher(Launcher):
                     logging_level="error",
                 )
             else:
+                _check_listening(address)
                 self._ray.init(address=address, log_to_driver=False, logging_level="error")
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise GradsurgeryError(
                 f"no Ray cluster at {address or 'this machine'} ({reason}); check --ray-address, "
                 "or leave it out to start one here"
             ) from error
+
+
+def _check_listening(address: str) -> None:
+    """Raise `OSError` where nobody answers at "host:port", for which Ray would wait very long."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def _work(task: Task) -> Outcome:

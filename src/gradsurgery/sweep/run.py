@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradsurgery.data import Source, prepare
-from gradsurgery.errors import GradsurgeryError
+from gradsurgery.errors import GradsurgeryError, OutputError
 from gradsurgery.sweep.folder import claim_folder, finished_record, forget_failure, write_failure
 from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task
 from gradsurgery.sweep.plan import Plan
@@ -176,16 +176,20 @@ class _Sweep:
         self._tell(f"{run.title}: {_result(record)}{' (by another process)' if before else ''}")
 
     def _give_up(self, run: PlannedRun, outcome: Outcome) -> None:
-        attempts = self._schedule.attempts.get(run.directory, 0)
         self._progress.failed += 1
-        write_failure(
-            run,
-            self._folder,
-            attempts=attempts,
-            error=outcome.error,
-            traceback=outcome.traceback,
-        )
-        self._tell(f"{run.title}: failed: {outcome.error}")
+        line = f"{run.title}: failed: {outcome.error}"
+        attempts = self._schedule.attempts.get(run.directory, 0)
+        try:
+            write_failure(
+                run,
+                self._folder,
+                attempts=attempts,
+                error=outcome.error,
+                traceback=outcome.traceback,
+            )
+        except OutputError as error:
+            line += f" ({error})"
+        self._tell(line)
 
     def _tell(self, line: str) -> None:
         self._progress.aside = self._schedule.aside

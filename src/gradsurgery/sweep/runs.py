@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from gradsurgery.algorithms.methods import METHODS, settings_of
 from gradsurgery.errors import ArgumentError
-from gradsurgery.sweep.plan import Plan
+from gradsurgery.sweep.plan import Plan, Value
 from gradsurgery.training import RunConfiguration
 from gradsurgery.training.averaging import average_settings
 from gradsurgery.training.run import check_domains
@@ -121,11 +121,10 @@ def _configurations(plan: Plan, method: str, **place: Any) -> Iterator[RunConfig
     for values in itertools.product(*plan.grid.values()):
         point = dict(zip(plan.grid, values, strict=True))
         options = {name: value for name, value in point.items() if not _is_setting(name)}
-        settings = plan.options.get("settings", {}) | {
-            name: str(value).lower() if isinstance(value, bool) else value
-            for name, value in point.items()
-            if _is_setting(name)
+        given = plan.options.get("settings", {}) | {
+            name: value for name, value in point.items() if _is_setting(name)
         }
+        settings = {name: _setting(value) for name, value in given.items()}
         yield RunConfiguration(
             **{
                 **plan.options,
@@ -139,6 +138,13 @@ def _configurations(plan: Plan, method: str, **place: Any) -> Iterator[RunConfig
 
 def _is_setting(name: str) -> bool:
     return "." in name
+
+
+def _setting(value: Value) -> float | str:
+    """A hyperparameter's value as the command line gives it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return float(value) if isinstance(value, int) else value
 
 
 def _check_settings(plan: Plan, methods: Sequence[str]) -> None:

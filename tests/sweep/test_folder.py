@@ -1,0 +1,98 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradsurgery.data import open_source
+from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.sweep import Plan
+from gradsurgery.sweep.folder import claim_folder, finished_record
+from gradsurgery.sweep.runs import PlannedRun
+from gradsurgery.training import train
+
+MakePlan = Callable[..., Plan]
+RunsOf = Callable[[Plan], list[PlannedRun]]
+
+
+def written(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "plan.json").read_text())
+    return content
+
+
+def test_a_folder_says_which_runs_belong_in_it(
+    plan: MakePlan, runs_of: RunsOf, tmp_path: Path
+) -> None:
+    asked = plan(seeds="2")
+    runs = runs_of(asked)
+    claim_folder(asked, runs, tmp_path)
+    content = written(tmp_path)
+    assert content["version"] == 1
+    assert Plan(**content["plan"]) == asked
+    assert [run["directory"] for run in content["runs"]] == [run.directory for run in runs]
+    assert content["runs"][1] == {
+        "directory": runs[1].directory,
+        "data": "rotated-digits",
+        "target": "75",
+        "method": "agr-sum",
+        "seed": 0,
+        "without": [],
+    }
+
+
+def test_a_larger_plan_takes_the_place_of_the_one_that_is_there(
+    plan: MakePlan, runs_of: RunsOf, tmp_path: Path
+) -> None:
+    small, large = plan(seeds="2"), plan(seeds="3", targets=["75", "0"], methods=["agr-sum", "irm"])
+    larger = plan(seeds="3", targets=["75", "0"], methods=["agr-sum", "deep-all"])
+    claim_folder(small, runs_of(small), tmp_path)
+    before = (tmp_path / "plan.json").read_bytes()
+    options = {"settings": {"irm.anneal": 2}} | dict(small.options)
+    large = plan(**large.model_dump() | {"options": options})
+    with pytest.raises(ArgumentError) as caught:
+        claim_folder(large, runs_of(large), tmp_path)
+    assert "belongs to another plan" in str(caught.value)
+    assert "2 of its 4 runs are not in this one" in str(caught.value)
+    assert "choose another output folder" in str(caught.value)
+    assert (tmp_path / "plan.json").read_bytes() == before
+    claim_folder(larger, runs_of(larger), tmp_path)
+    assert len(written(tmp_path)["runs"]) == 12
+    with pytest.raises(ArgumentError, match="belongs to another plan"):
+        claim_folder(small, runs_of(small), tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 2}', '{"version": 1, "plan": {}}'])
+def test_a_plan_file_that_is_none_stops_the_sweep(
+    text: str, plan: MakePlan, runs_of: RunsOf, tmp_path: Path
+) -> None:
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(DataError, match=r"plan\.json is not the plan of a sweep"):
+        claim_folder(plan(), runs_of(plan()), tmp_path)
+    assert (tmp_path / "plan.json").read_text() == text
+
+
+def test_records_that_cannot_be_used_are_told_and_kept(
+    plan: MakePlan, runs_of: RunsOf, tmp_path: Path
+) -> None:
+    run = runs_of(plan(seeds="1"))[0]
+    assert finished_record(run, tmp_path) is None
+    directory = tmp_path / run.directory
+    record = train(run.configuration, directory, opened=open_source("rotated-digits"))
+    assert finished_record(run, tmp_path) == record
+    path = directory / "record.json"
+    whole = path.read_text()
+    later = json.loads(whole) | {"version": 2, "more": 1}
+    other = json.loads(whole)
+    other["configuration"]["iterations"] = 7
+    for text, words in (
+        (whole[: len(whole) // 2], "is not a record of a run"),
+        (json.dumps(later), "it has version 2, expected 1"),
+        (json.dumps(other), "holds a run with other options (iterations: 7 there, 6 here)"),
+    ):
+        path.write_text(text)
+        with pytest.raises((DataError, ArgumentError)) as caught:
+            finished_record(run, tmp_path)
+        assert words in str(caught.value)
+        assert str(directory) in str(caught.value)
+        assert path.read_text() == text

@@ -1,0 +1,95 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradsurgery.errors import ArgumentError
+from gradsurgery.sweep import Plan, load_plan
+from gradsurgery.sweep.paper_plans import PAPER_PLANS, paper_plan
+from gradsurgery.sweep.plan import parse_seeds
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [
+        ("3", [0, 1, 2]),
+        ("1", [0]),
+        ("0-4", [0, 1, 2, 3, 4]),
+        ("7-7", [7]),
+        ("0,1,2", [0, 1, 2]),
+        ("5,", [5]),
+        ("2,2,1", [2, 1]),
+    ],
+)
+def test_seeds(text: str, seeds: list[int]) -> None:
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "0", "4-1", "-1", "1.5", "a", "1,,2"])
+def test_seeds_that_mean_nothing(text: str) -> None:
+    with pytest.raises(ArgumentError, match="a count"):
+        parse_seeds(text)
+
+
+def test_a_plan_is_read_from_yaml_as_from_options(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(
+        """
+data: [pacs, rotated-digits]
+targets: {pacs: all, rotated-digits: [75, 0]}
+methods: deep-all, agr-sum
+seeds: 2-4
+options: {iterations: 40, settings: {irm.penalty: 10}}
+grid:
+  learning_rate: [1e-5, 1.0e-4]
+  backbone: alexnet
+"""
+    )
+    assert Plan(**load_plan(tmp_path / "plan.yaml")) == Plan(
+        data=["pacs", "rotated-digits"],
+        targets={"pacs": "all", "rotated-digits": ["75", "0"]},
+        methods=["deep-all", "agr-sum"],
+        seeds=[2, 3, 4],
+        options={"iterations": 40, "settings": {"irm.penalty": 10}},
+        grid={"learning_rate": [1e-5, 1e-4], "backbone": ["alexnet"]},
+    )
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({}, "the plan has no data"),
+        ({"data": []}, "data of the plan"),
+        ({"data": ["a"], "method": ["x"]}, "unknown part 'method' of a plan; the parts are data"),
+        ({"data": ["a"], "seeds": "x"}, "seeds must be a count"),
+        ({"data": ["a"], "seeds": [-1.5]}, "seeds of the plan"),
+        ({"data": ["a"], "grid": {"method": ["x"]}}, "method has a place of its own"),
+        ({"data": ["a"], "grid": {"learning_rate": []}}, "learning_rate has no values"),
+        ({"data": ["a"], "grid": {"learning_rate": [1, 1]}}, "one of them twice"),
+    ],
+)
+def test_what_is_no_plan(parts: dict[str, Any], words: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        Plan(**parts)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("- a\n- b\n", "is no mapping"), ("a: [", "is not YAML"), (None, "cannot read the plan")],
+)
+def test_files_that_hold_no_plan(text: str | None, words: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "plan.yaml").write_text(text)
+    with pytest.raises(ArgumentError, match=words):
+        load_plan(tmp_path / "plan.yaml")
+
+
+def test_the_papers_experiments_are_plans() -> None:
+    for name in PAPER_PLANS:
+        assert Plan(**paper_plan(name)).data == ["pacs", "vlcs", "office-home"]
+    table1 = Plan(**paper_plan("table1", ["pacs:x"], "2"))
+    assert (table1.data, table1.methods, table1.seeds) == (["pacs:x"], ["all"], [0, 1])
+    assert len(Plan(**paper_plan("table1")).seeds) == 20
+    with pytest.raises(ArgumentError, match="they are table1"):
+        paper_plan("table2")

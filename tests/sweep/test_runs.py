@@ -1,0 +1,133 @@
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gradsurgery.algorithms import METHODS
+from gradsurgery.errors import ArgumentError
+from gradsurgery.sweep import Plan
+from gradsurgery.sweep.runs import OpenedData, PlannedRun, identity, plan_runs
+from gradsurgery.training import RunConfiguration
+
+MakePlan = Callable[..., Plan]
+RunsOf = Callable[[Plan], list[PlannedRun]]
+
+
+def test_every_combination_is_run_once_and_paired_by_seed(plan: MakePlan, runs_of: RunsOf) -> None:
+    runs = runs_of(
+        plan(
+            data=["rotated-digits", "pacs:place"],
+            targets={"rotated-digits": ["75", "0"]},
+            methods=["deep-all", "agr-sum", "mixup+agr-sum"],
+            seeds="2",
+        )
+    )
+    targets = [("rotated-digits", "75"), ("rotated-digits", "0")]
+    targets += [("pacs", each) for each in ("art_painting", "cartoon", "photo", "sketch")]
+    expected = itertools.product([0, 1], targets, ["deep-all", "agr-sum", "mixup+agr-sum"])
+    found = [
+        (r.configuration.seed, (r.data, r.configuration.target), r.configuration.method)
+        for r in runs
+    ]
+    assert found == list(expected)
+    assert len({run.directory for run in runs}) == len(runs) == 36
+    assert all(run.configuration.iterations == 6 for run in runs)
+
+
+def test_all_methods_are_the_papers(plan: MakePlan, runs_of: RunsOf) -> None:
+    runs = runs_of(plan(methods="all", seeds=1, options={"iterations": 600}))
+    assert [run.configuration.method for run in runs] == list(METHODS)
+
+
+def test_a_grid_runs_a_method_once_for_each_value_it_knows(plan: MakePlan, runs_of: RunsOf) -> None:
+    runs = runs_of(
+        plan(
+            methods=["deep-all", "group-dro", "agr-rand"],
+            seeds=1,
+            grid={
+                "learning_rate": ["1e-3", 5e-3],
+                "group-dro.eta": [0.1, 0.2, 0.3],
+                "agr-rand.zero_agrees": [True, False],
+            },
+        )
+    )
+    counts = Counter(run.configuration.method for run in runs)
+    assert counts == {"deep-all": 2, "group-dro": 6, "agr-rand": 4}
+    assert {run.configuration.learning_rate for run in runs} == {1e-3, 5e-3}
+    settings = {str(run.configuration.settings) for run in runs}
+    assert "{'agr-rand.zero_agrees': 'false'}" in settings
+
+
+def test_pairs_of_domains_are_held_out_for_leave_one_domain_out(
+    plan: MakePlan, runs_of: RunsOf
+) -> None:
+    runs = runs_of(
+        plan(
+            data=["pacs:place"],
+            targets=["sketch", "photo"],
+            methods=["deep-all"],
+            seeds=1,
+            leave_one_domain_out=True,
+        )
+    )
+    held_out = [{run.configuration.target, *run.configuration.without} for run in runs]
+    assert held_out == [
+        {"sketch"},
+        {"photo"},
+        {"art_painting", "photo"},
+        {"art_painting", "sketch"},
+        {"cartoon", "photo"},
+        {"cartoon", "sketch"},
+        {"photo", "sketch"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"methods": ["agr"]}, "unknown method 'agr'"),
+        ({"targets": ["90"]}, "no domain '90'"),
+        ({"targets": {"pacs": "all"}}, "targets are given for 'pacs', which is no data set"),
+        ({"targets": []}, "no target is named"),
+        ({"options": {"iteration": 3}}, "unknown option 'iteration'"),
+        ({"options": {"iterations": 0}}, "iterations must be greater"),
+        ({"options": {"settings": {"irm.penalty": 1}}}, "no method of this comparison has"),
+        ({"options": {"settings": 3}}, "settings of the plan's options are a mapping"),
+        ({"grid": {"learning_rat": [1]}}, "unknown option 'learning_rat'"),
+        ({"grid": {"irm.penalty": [1]}}, "has the hyperparameter 'irm.penalty'"),
+        ({"grid": {"iterations": [1]}}, "iterations is an option of the plan and in its grid"),
+    ],
+)
+def test_unknown_names_are_told_apart(
+    parts: dict[str, Any], words: str, plan: MakePlan, runs_of: RunsOf
+) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        runs_of(plan(**parts))
+    assert words in str(caught.value)
+
+
+def test_two_data_sets_of_one_name_are_refused(plan: MakePlan) -> None:
+    opened = {place: OpenedData("photos", ("a", "b", "c")) for place in ("x/photos", "y/photos")}
+    with pytest.raises(ArgumentError, match="two data sets of the plan are called 'photos'"):
+        plan_runs(plan(data=list(opened), targets="all"), opened)
+
+
+def test_the_identity_is_that_of_the_options_wherever_data_and_device_are() -> None:
+    base: dict[str, Any] = {"data": "pacs:x", "target": "sketch"}
+    first = identity(RunConfiguration(**base), "pacs")
+    for same in ({"data": "pacs:y"}, {"device": "cpu"}, {"iterations": 1000}, {"without": []}):
+        assert identity(RunConfiguration(**base | same), "pacs") == first
+    others = [
+        {"iterations": 999},
+        {"seed": 1},
+        {"settings": {"ema.decay": 0.5}},
+        {"target": "a"},
+        {"without": ["photo"]},
+        {"precision": "bfloat16"},
+        {"split_seed": 1},
+    ]
+    found = {identity(RunConfiguration(**base | other), "pacs") for other in others}
+    found.add(identity(RunConfiguration(**base), "vlcs"))
+    assert len(found | {first}) == len(others) + 2

@@ -1,0 +1,60 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradsurgery.sweep.launcher import Outcome
+from gradsurgery.sweep.schedule import Schedule
+
+FAILED, LOST = Outcome("failed", "no"), Outcome("lost", "killed")
+
+
+def test_a_run_that_fails_is_tried_again_after_the_others() -> None:
+    schedule = Schedule(["a", "b"], retries=1)
+    assert schedule.next(0.0) == "a"
+    assert not schedule.stopped("a", FAILED)
+    assert (schedule.next(0.0), schedule.next(0.0), schedule.next(0.0)) == ("b", "a", None)
+    assert schedule.stopped("a", FAILED)
+    assert (schedule.failed, schedule.attempts) == ({"a": FAILED}, {"a": 2})
+    schedule.finished("b")
+    assert (schedule.done, schedule.unfinished) == ({"b"}, False)
+
+
+def test_a_lost_worker_is_no_failure_of_its_run_unless_it_happens_again_and_again() -> None:
+    schedule = Schedule(["a", "b"], retries=0)
+    for _ in range(10):
+        assert schedule.next(0.0) == "a"  # at once, from its checkpoint
+        assert not schedule.stopped("a", LOST)
+    assert schedule.next(0.0) == "a"
+    assert schedule.stopped("a", LOST)
+    assert schedule.failed == {"a": LOST}
+
+
+def test_a_run_of_another_process_is_asked_for_again_later() -> None:
+    schedule = Schedule(["a", "b"], retries=0)
+    assert schedule.next(0.0) == "a"
+    schedule.put_aside("a", until=5.0)
+    assert schedule.aside == 1
+    assert schedule.next(1.0) == "b"
+    assert schedule.next(1.0) is None
+    assert schedule.unfinished
+    assert schedule.next(5.0) == "a"
+    assert schedule.aside == 0
+
+
+@given(st.lists(st.sampled_from(["done", "failed", "lost", "busy"]), max_size=200))
+def test_every_run_ends_once_whatever_happens(news: list[str]) -> None:
+    schedule, time = Schedule([str(i) for i in range(7)], retries=2), 0.0
+    told = iter(news)
+    while schedule.unfinished:
+        time += 1
+        key = schedule.next(time)
+        assert key is not None
+        match next(told, "done"):
+            case "done":
+                schedule.finished(key)
+            case "busy":
+                schedule.put_aside(key, time + 1)
+            case state:
+                schedule.stopped(key, FAILED if state == "failed" else LOST)
+    assert not schedule.running
+    assert schedule.done | set(schedule.failed) == {str(i) for i in range(7)}
+    assert not schedule.done & set(schedule.failed)

@@ -1,0 +1,201 @@
+"""A sweep through a launcher whose workers do as the test says."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gradsurgery.data import open_source
+from gradsurgery.errors import ArgumentError
+from gradsurgery.sweep import Manner, Plan, run_sweep
+from gradsurgery.sweep import run as run_module
+from gradsurgery.sweep.estimate import estimate
+from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task
+from gradsurgery.sweep.progress import SweepProgress
+from gradsurgery.sweep.run import existing_records, planned
+from gradsurgery.sweep.worker import work
+from gradsurgery.training import TrainingProgress, train
+
+MakePlan = Callable[..., Plan]
+SOURCES = {"rotated-digits": open_source("rotated-digits")}
+
+
+class Scripted(Launcher):
+    """Works on tasks here and now, except that the first answers are those it is given."""
+
+    def __init__(self, *answers: Outcome, workers: int = 2) -> None:
+        self.workers = workers
+        self.submitted: list[str] = []
+        self._answers: Iterator[Outcome] = iter(answers)
+        self._events: list[Event] = []
+        self.under_way = 0
+        self.entered = False
+
+    def __enter__(self) -> "Scripted":
+        self.entered = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.entered = False
+
+    def submit(self, key: str, task: Task) -> None:
+        self.under_way += 1
+        assert self.under_way <= self.workers
+        self.submitted.append(key)
+        answer = next(self._answers, None)
+        self._events.append(Event(key, TrainingProgress("training", 1, 6)))
+        if answer is None:
+            answer = work(task, lambda _: None)
+        self._events.append(Event(key, answer))
+
+    def wait(self, seconds: float) -> list[Event]:
+        events, self._events, self.under_way = self._events, [], 0
+        return events
+
+
+def swept(
+    plan: Plan, folder: Path, launcher: Launcher, retries: int = 0
+) -> tuple[dict[str, Outcome], list[str], SweepProgress]:
+    lines: list[str] = []
+    states: list[SweepProgress] = []
+
+    def show(progress: SweepProgress, line: str) -> None:
+        states.append(progress)
+        lines.append(line)
+
+    failed = run_sweep(
+        plan,
+        SOURCES,
+        folder,
+        launch=lambda: launcher,
+        manner=Manner(cache=folder / "cache", retries=retries),
+        show=show,
+    )
+    return failed, [line for line in lines if line], states[-1]
+
+
+def test_a_sweep_leaves_the_records_that_runs_by_themselves_leave(
+    plan: MakePlan, tmp_path: Path
+) -> None:
+    asked, launcher = plan(seeds="2"), Scripted()
+    failed, lines, progress = swept(asked, tmp_path, launcher)
+    assert not failed
+    assert (progress.found, progress.done, progress.failed) == (0, 4, 0)
+    assert [line.split("]")[0] for line in lines] == ["[1/4", "[2/4", "[3/4", "[4/4"]
+    runs = planned(asked, SOURCES)
+    assert launcher.submitted == [run.directory for run in runs]
+    assert not launcher.entered
+    for run in runs:
+        alone = train(run.configuration, tmp_path / "alone" / run.directory, cache=tmp_path / "c")
+        swept_model = (tmp_path / run.directory / "model.safetensors").read_bytes()
+        alone_model = (tmp_path / "alone" / run.directory / "model.safetensors").read_bytes()
+        assert swept_model == alone_model
+        record = existing_records([run], tmp_path)[run.directory]
+        assert record.model_dump(exclude={"cost"}) == alone.model_dump(exclude={"cost"})
+    best = max(
+        (record.result.best.target_accuracy, record.configuration.method)
+        for record in existing_records(runs, tmp_path).values()
+    )
+    assert progress.best["rotated-digits", "75"][0] == best[0]
+
+
+def test_the_same_sweep_again_does_nothing_and_a_larger_one_the_rest(
+    plan: MakePlan, tmp_path: Path
+) -> None:
+    swept(plan(seeds="1"), tmp_path, Scripted())
+    idle = Scripted()
+    _, lines, progress = swept(plan(seeds="1"), tmp_path, idle)
+    assert (idle.submitted, lines, progress.found) == ([], [], 2)
+    more = Scripted()
+    _, _, progress = swept(plan(seeds="2"), tmp_path, more)
+    assert (len(more.submitted), progress.found, progress.done) == (2, 2, 2)
+    other = plan(seeds="1", methods=["deep-all", "pcgrad"])
+    with pytest.raises(ArgumentError, match="belongs to another plan"):
+        swept(other, tmp_path, Scripted())
+
+
+def test_a_run_that_fails_is_tried_again_then_recorded_while_the_others_go_on(
+    plan: MakePlan, tmp_path: Path
+) -> None:
+    no = Outcome("failed", "no luck", "Traceback: no luck")
+    launcher = Scripted(no, no, no, workers=1)
+    failed, lines, progress = swept(
+        plan(methods=["agr-sum"], seeds="2"), tmp_path, launcher, retries=1
+    )
+    # Both fail, both are tried again: the first fails for good, the second goes well.
+    first, second = launcher.submitted[:2]
+    assert launcher.submitted == [first, second, first, second]
+    assert failed == {first: no}
+    assert (progress.done, progress.failed) == (1, 1)
+    assert [line.rpartition(": ")[2] for line in lines[:3]] == [
+        "no luck; again",
+        "no luck; again",
+        "no luck",
+    ]
+    failure = json.loads((tmp_path / first / "failure.json").read_text())
+    assert (failure["version"], failure["attempts"]) == (1, 2)
+    assert (failure["error"], failure["traceback"]) == ("no luck", "Traceback: no luck")
+    assert failure["configuration"]["seed"] == 0
+    assert not (tmp_path / second / "failure.json").exists()
+    assert not swept(plan(methods=["agr-sum"], seeds="2"), tmp_path, Scripted())[0]
+    assert not (tmp_path / first / "failure.json").exists()
+
+
+def test_the_error_of_a_run_is_its_outcome(plan: MakePlan, tmp_path: Path) -> None:
+    asked = plan(methods=["agr-sum", "deep-all"], seeds="1")
+    run = planned(asked, SOURCES)[0]
+    (tmp_path / run.directory).parent.mkdir(parents=True)
+    (tmp_path / run.directory).touch()  # in the way
+    failed, lines, progress = swept(asked, tmp_path, Scripted())
+    assert list(failed) == [run.directory]
+    assert "failed: cannot write" in lines[0]
+    assert "failure.json: File exists" in lines[0]
+    assert (progress.done, progress.failed) == (1, 1)
+    (tmp_path / run.directory).unlink()
+    (tmp_path / run.directory / "checkpoint.pt").mkdir(parents=True)
+    failed, _, progress = swept(asked, tmp_path, Scripted())
+    assert list(failed) == [run.directory]
+    assert "checkpoint.pt is damaged" in failed[run.directory].error
+    assert "Traceback" in failed[run.directory].traceback
+    assert (progress.found, progress.failed) == (1, 1)
+
+
+def test_a_run_that_another_process_works_on_is_awaited_not_repeated(
+    plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "_BUSY", 0.0)
+    asked = plan(methods=["agr-sum"], seeds="2")
+    first = planned(asked, SOURCES)[0]
+    launcher = Scripted(Outcome("busy"), workers=1)
+    waited = launcher.wait
+
+    def wait(seconds: float) -> list[Event]:
+        if len(launcher.submitted) == 2 and not (tmp_path / first.directory).exists():
+            train(first.configuration, tmp_path / first.directory, opened=SOURCES["rotated-digits"])
+        return waited(seconds)
+
+    monkeypatch.setattr(launcher, "wait", wait)
+    failed, lines, progress = swept(asked, tmp_path, launcher)
+    assert not failed
+    assert len(launcher.submitted) == 2
+    assert lines[-1].endswith("(by another process)")
+    assert (progress.found, progress.done, progress.aside) == (1, 1, 0)
+
+
+def test_the_estimate_counts_what_is_left_at_what_it_takes(plan: MakePlan, tmp_path: Path) -> None:
+    asked = plan(seeds="2")
+    runs = planned(asked, SOURCES)
+    timed: list[tuple[int, int]] = []
+    before = estimate(runs, {}, SOURCES, Manner(), timed=lambda *at: timed.append(at))
+    assert before.runs == 4
+    assert before.seconds > 0
+    assert timed == [(0, 2), (1, 2), (2, 2)]
+    assert list(tmp_path.iterdir()) == []
+    records = {}
+    for run, seconds in zip(runs, (3.0, 5.0), strict=False):
+        record = train(run.configuration, tmp_path / run.directory)
+        record.cost.seconds = seconds
+        records[run.directory] = record
+    # One run of either method is left, and each takes what the other of its method took.
+    assert estimate(runs, records, SOURCES, Manner()) == (2, 8.0)
