@@ -63,7 +63,7 @@ def diagnose_step(
 def snapshot_of(seen: Sequence[Seen], domains: Sequence[str], step: int) -> Snapshot:
     """The means over what was seen in each batch."""
     lowest = [_lowest(one.total) for one in seen]
-    most = max(range(len(domains)), key=lambda d: (lowest.count(d), -_mean_rest(seen, d)))
+    most = min(range(len(domains)), key=lambda d: _mean_rest(seen, d))
     shuffled = [one.shuffled for one in seen]
     return Snapshot(
         step=step,

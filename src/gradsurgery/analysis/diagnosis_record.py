@@ -52,8 +52,8 @@ class Snapshot(_Part):
         step: steps done.
         total: the whole network.
         groups: its groups of layers, from the input to the output.
-        most_conflicting: the domain whose gradient has the lowest cosine with the others' sum.
-        times_most: in how many batches it was that domain.
+        most_conflicting: the domain with the lowest of `total.cosine_with_rest`.
+        times_most: in how many batches its cosine was the lowest.
         shuffled_agreeing: `agreeing` of the same images dealt out to the domains at random: what is
             lost to small batches alone.
         shuffled_cosine: mean cosine of the pairs then.
@@ -91,15 +91,22 @@ class DiagnosisOptions(_Part):
 
 
 class LoggedConflict(_Part):
-    """What a run says of its own: means of each step or validation that it logged.
+    """What a run says of its own: of each step that it logged, or means up to each validation.
 
-    Its fraction counts a component that is zero in every domain as one that agrees, as equation 2
+    Its fractions count a component that is zero in every domain as one that agrees, as equation 2
     is written.
+
+    Args:
+        step: steps done.
+        agreeing: fraction of the components that agree.
+        cosine: mean over the pairs of domains.
+        groups: `agreeing` by groups of layers, where the run logged its steps.
     """
 
     step: list[int] = []
     agreeing: Numbers = []
     cosine: Numbers = []
+    groups: dict[str, Numbers] = {}
 
 
 class Diagnosis(_Part):

@@ -8,9 +8,8 @@ from gradsurgery.analysis.diagnosis_record import (
     DIAGNOSIS_FILE,
     Diagnosis,
     DiagnosisOptions,
-    LoggedConflict,
-    Numbers,
 )
+from gradsurgery.analysis.logged import logged_conflict
 from gradsurgery.analysis.observing import StepObserver
 from gradsurgery.backbones import Backbone, build_backbone
 from gradsurgery.data import ImageSet, draw_split
@@ -68,9 +67,7 @@ def diagnose_run(
 
     Raises `DataError` where there is no finished run, or it had other images.
     """
-    if not (directory / RECORD_FILE).exists():
-        raise DataError(f"{directory} has no {RECORD_FILE}: give the folder of a finished run")
-    record = Record.load(directory / RECORD_FILE)
+    record = finished_record(directory)
     configuration = record.configuration
     split = draw_split(images, seed=record.split.seed)
     if (images.digest, split.digest) != (record.data.digest, record.split.digest):
@@ -88,15 +85,23 @@ def diagnose_run(
     backbone.model.to(resolve_device(device))
     domains = _domains(images, None if options.all_domains else configuration.target)
     best = record.result.best.step
+    snapshot = diagnose_step(backbone, images, split, domains, options, step=best)
     return Diagnosis(
         data=images.name,
         domains=domains,
         target=configuration.target,
         network=f"{configuration.backbone} trained by {configuration.method}, best model",
         options=options,
-        snapshots=[diagnose_step(backbone, images, split, domains, options, step=best)],
-        logged=_logged(record),
+        snapshots=[snapshot],
+        logged=logged_conflict(record, snapshot),
     )
+
+
+def finished_record(directory: Path) -> Record:
+    """The record of the finished run in `directory`; raises `DataError` where there is none."""
+    if not (directory / RECORD_FILE).exists():
+        raise DataError(f"{directory} has no {RECORD_FILE}; give the folder of a finished run")
+    return Record.load(directory / RECORD_FILE)
 
 
 def diagnose_training(
@@ -144,7 +149,8 @@ def diagnose_training(
 
     observer = StepObserver(missing, directory / DIAGNOSIS_FILE, measure)
     record = train(configuration, directory / RUN_FOLDER, report, opened=images, observe=observer)
-    diagnosis.logged = _logged(record)
+    diagnosis.logged = logged_conflict(record, diagnosis.snapshots[-1])
+    diagnosis.save(directory)
     return diagnosis
 
 
@@ -182,18 +188,3 @@ def _split_seed(configuration: RunConfiguration) -> int:
 def _weights(configuration: RunConfiguration) -> str:
     """The word "default" or "none", or the name of the file."""
     return Path(configuration.weights).name
-
-
-def _logged(record: Record) -> LoggedConflict:
-    """What the run logged every few steps, or else its curves."""
-    log = record.conflict
-    if log is None or not log.step:
-        curves = record.curves
-        return LoggedConflict(step=curves.step, agreeing=curves.agreeing, cosine=curves.cosine)
-    cosines: Numbers = [None if matrix is None else _mean_pair(matrix) for matrix in log.cosines]
-    return LoggedConflict(step=log.step, agreeing=log.agreeing, cosine=cosines)
-
-
-def _mean_pair(matrix: list[Numbers]) -> float | None:
-    pairs = [value for d, row in enumerate(matrix) for value in row[:d] if value is not None]
-    return sum(pairs) / len(pairs) if pairs else None

@@ -8,6 +8,7 @@ import typer
 from gradsurgery import __version__
 from gradsurgery.cli.compare import compare
 from gradsurgery.cli.data import app as data
+from gradsurgery.cli.diagnose import diagnose
 from gradsurgery.cli.methods import methods
 from gradsurgery.cli.report import report
 from gradsurgery.cli.select import select
@@ -31,6 +32,7 @@ app.command()(show)
 app.command()(report)
 app.command()(select)
 app.command()(similarity)
+app.command()(diagnose)
 app.command()(methods)
 app.add_typer(data, name="data")
 

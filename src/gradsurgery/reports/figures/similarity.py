@@ -15,8 +15,8 @@ _WITHIN, _ACROSS = "#0072b2", "#d55e00"
 def similarity_figure(study: SimilarityStudy) -> Figure:
     """Mean cosine over the steps, within a domain against across domains.
 
-    The thin lines are the runs. From three on, bands are the 95 % intervals over the runs, cut where
-    they leave the range of the runs themselves.
+    The thin lines are the runs. From three on, bands are the 95 % intervals over the runs, cut
+    where they leave the range of the runs themselves.
 
     Raises `DataError` where the study compares no domains.
 
