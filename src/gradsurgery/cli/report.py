@@ -83,9 +83,10 @@ def make_report(
     from dataclasses import replace
 
     from gradsurgery.reports import find_records
+    from gradsurgery.reports.inventory import recorded_paths
     from gradsurgery.reports.report import ReportOptions, write_report
 
-    records = find_records(folders)
+    records = find_records(recorded_paths(folders))
     images, notes = [], []
     for spec in recorded_data(records) if examples is None else examples:
         try:

@@ -13,7 +13,7 @@ def train_command(configuration: dict[str, Any]) -> str:
 
     >>> train_command({"data": "my pictures", "target": "photo", "method": "agr-sum", "seed": 1,
     ...                "settings": {"agr-sum.reduction": "mean"}, "skip_bad": True})
-    "gradsurgery train 'my pictures' --target photo --method agr-sum --seed 1 --skip-bad --set \
+    "gradsurgery train 'my pictures' --target=photo --method=agr-sum --seed=1 --skip-bad --set \
 agr-sum.reduction=mean"
     """
     words = ["gradsurgery", "train", str(configuration["data"])]
@@ -23,9 +23,9 @@ agr-sum.reduction=mean"
         option = f"--{name.replace('_', '-')}"
         if name in _SPECIAL or value is None or value is False:
             continue
-        words += [option] if value is True else [option, _text(value)]
+        words.append(option if value is True else f"{option}={_text(value)}")
     for domain in configuration.get("without") or ():
-        words += ["--without", str(domain)]
+        words.append(f"--without={domain}")  # one may begin with a dash
     for name, value in (configuration.get("settings") or {}).items():
         words += ["--set", f"{name}={_text(value)}"]
     return shlex.join(words)

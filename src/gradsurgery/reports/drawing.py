@@ -53,7 +53,9 @@ def named(stem: str, names: Sequence[str]) -> list[str]:
         return [stem]
     slugs = [re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] for name in names]
     return [
-        f"{stem}-{slug}" if slugs.count(slug) == 1 and slug else f"{stem}-{slug}-{place}".strip("-")
+        "-".join(
+            filter(None, [stem, slug, str(place) if slugs.count(slug) > 1 or not slug else ""])
+        )
         for place, slug in enumerate(slugs, start=1)
     ]
 

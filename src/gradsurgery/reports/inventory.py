@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+SIMILARITY = "similarity.json"
+STUDIES = (SIMILARITY, "diagnosis.json")
+
+
 @dataclass(frozen=True)
 class Inventory:
     """The records at some paths, and what should be there too.
@@ -31,9 +35,26 @@ class Inventory:
     missing: tuple[PlannedRun, ...]
 
 
+def study_files(paths: Sequence[Path]) -> list[Path]:
+    """The files of studies of gradients in those of `paths` that are folders, by path."""
+    folders = [path for path in paths if path.is_dir()]
+    return sorted({file for folder in folders for name in STUDIES for file in folder.rglob(name)})
+
+
+def recorded_paths(paths: Sequence[Path]) -> Sequence[Path]:
+    """The `paths` but for folders that hold studies alone; all of them where no other is left."""
+    runs = [path for path in paths if not study_files([path]) or any(path.rglob("record.json"))]
+    return runs or paths
+
+
 def take_inventory(paths: Sequence[Path]) -> Inventory:
-    """Read everything at `paths`; raises `DataError` for what is no record, plan or failure."""
-    runs = read_runs(paths)
+    """Read everything at `paths`.
+
+    A folder may hold studies of gradients and no runs where another holds runs. Raises `DataError`
+    for paths without any run, and for what is no record, plan or failure.
+    """
+    recorded = recorded_paths(paths)
+    runs = read_runs(recorded)
     planned, failures = find_plans(paths), read_failures(paths)
     given_up = {failure.path.parent.resolve() for failure in failures}
     missing = [
@@ -44,7 +65,7 @@ def take_inventory(paths: Sequence[Path]) -> Inventory:
     return Inventory(
         paths=tuple(paths),
         runs=runs,
-        records={path: read_record(path) for path in find_records(paths)},
+        records={path: read_record(path) for path in find_records(recorded)},
         planned=None if planned is None else tuple(planned),
         failures=tuple(failures),
         missing=tuple(missing),

@@ -187,7 +187,7 @@ def relative_link(path: Path, folder: Path) -> str:
     return quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix())
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """A time in words.
 
     >>> duration(42.3), duration(125), duration(9000)

@@ -1,9 +1,11 @@
 """Sections for the studies of gradients that lie in the folders of a report."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gradsurgery.reports.inventory import SIMILARITY, study_files
 from gradsurgery.reports.page.blocks import Block, Figure, Listing, embedded, plain_table
 from gradsurgery.reports.page.render import Section
 
@@ -12,16 +14,12 @@ if TYPE_CHECKING:
 
 
 def study_sections(paths: Sequence[Path]) -> list[Section]:
-    """A section for every study of similarity in `paths`, in the order of the files."""
-    found = sorted(
-        file for path in paths if path.is_dir() for file in path.rglob("similarity.json")
-    )
+    """A section for every similarity.json of a study and every diagnosis.json in `paths`."""
     sections: list[Section] = []
-    for file in found:
-        study = _similarity(file)
+    for file in study_files(paths):
+        study = _similarity(file) if file.name == SIMILARITY else _diagnosis(file)
         if study is not None:
-            number = len(sections) + 1
-            sections.append(study_section(f"study-{number}", study, file.parent))
+            sections.append(study_section(f"study-{len(sections) + 1}", study, file.parent))
     return sections
 
 
@@ -47,11 +45,21 @@ def _has_numbers(rows: Sequence[Sequence[str]], column: int) -> bool:
 
 def _similarity(file: Path) -> "Study | None":
     """None for the measurements of a single run, which the study's file has too."""
-    import json
-
     from gradsurgery.analysis.similarity_record import SimilarityStudy
     from gradsurgery.analysis.similarity_summary import similarity_section
 
-    if "runs" not in json.loads(file.read_text(encoding="utf-8")):
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = {"runs": None}  # loading says what is wrong with it
+    if isinstance(content, dict) and "version" in content and "runs" not in content:
         return None
     return similarity_section(SimilarityStudy.load(file.parent))
+
+
+def _diagnosis(file: Path) -> "Study":
+    from gradsurgery.analysis.diagnosis_record import Diagnosis
+    from gradsurgery.analysis.diagnosis_text import diagnosis_section
+
+    figures = [path.stem for path in sorted(file.parent.glob("diagnosis*.svg"))]
+    return diagnosis_section(Diagnosis.load(file.parent), figures)

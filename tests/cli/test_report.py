@@ -1,0 +1,135 @@
+import json
+import shlex
+import shutil
+
+import pytest
+import typer
+from PIL import Image
+
+from gradsurgery.cli.main import app
+from gradsurgery.cli.report import make_report, recorded_data
+from gradsurgery.reports.commands import train_command
+from gradsurgery.training import RunConfiguration, train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two finished runs, of two methods."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADSURGERY_CACHE", str(folder / "cache"))
+        for method in ("deep-all", "agr-sum"):
+            options = {"iterations": 2, "batch_size": 4, "device": "cpu", "method": method}
+            configuration = RunConfiguration(data="rotated-digits", target="75", **options)
+            train(configuration, folder / "runs" / "75" / method / "seed-0")
+    return folder / "runs"
+
+
+@pytest.fixture
+def runs(trained, tmp_path):
+    """The runs in the folder `runs` of the command's current directory."""
+    return shutil.copytree(trained, tmp_path / "runs")
+
+
+def test_from_finished_runs_to_the_page(command, runs):
+    status, out, err = command("report", "runs", "--baseline", "agr-sum")
+    assert status == 0, err
+    assert "rotated-digits: target accuracy (%) of the best model" in out
+    assert out.splitlines()[-1] == "report: runs/report/report.html"
+    names = {path.name for path in (runs / "report").iterdir()}
+    assert {"figure1.png", "figure3.svg", "curves.png", "table1.tex", "statistics.csv"} <= names
+    assert err == ""  # no terminal, no progress
+    text = (runs / "report" / "report.html").read_text(encoding="utf-8")
+    assert 'href="../75/agr-sum/seed-0/record.json"' in text
+    assert "gradsurgery train rotated-digits --target=75 --method=agr-sum --seed=0" in text
+
+
+def test_the_command_of_a_record_is_the_same_run():
+    configuration = RunConfiguration(
+        data="rotated-digits",
+        target="75",
+        without=["0", "15"],
+        method="mixup+agr-sum",
+        settings={"mixup.alpha": 0.1 + 0.2, "agr-sum.reduction": "mean"},
+        seed=3,
+        learning_rate=1 / 3e5,
+        split_per_run=True,
+        log_conflict=2,
+        average="ema",
+        device="cpu",
+    )
+    words = shlex.split(train_command(json.loads(configuration.model_dump_json())))
+    assert words[:2] == ["gradsurgery", "train"]
+    group = typer.main.get_command(app)
+    with group.make_context("gradsurgery", words[1:]) as context:
+        _, parser, rest = group.resolve_command(context, words[1:])
+        parsed = parser.make_context("train", rest)
+    given = {k: v for k, v in parsed.params.items() if v not in (None, (), [])}
+    again = {
+        name: value
+        for name, value in given.items()
+        if name in RunConfiguration.model_fields and name != "settings"
+    }
+    settings = dict(text.split("=") for text in given["settings"])
+    settings["mixup.alpha"] = float(settings["mixup.alpha"])
+    again["without"] = list(again["without"])
+    assert RunConfiguration(**again, settings=settings) == configuration
+
+
+def test_a_domain_that_begins_with_a_dash_is_no_option():
+    configuration = {"data": "colored-digits", "target": "-90%", "method": "m", "seed": 0}
+    words = shlex.split(train_command(configuration | {"without": ["-80%"]}))
+    assert "--target=-90%" in words
+    assert "--without=-80%" in words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere does not exist"),
+        (["."], "no record.json under ."),
+    ],
+)
+def test_errors_are_one_line(command, arguments, message):
+    status, _, err = command("report", *arguments)
+    assert status == 1
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def record_of(folder, data):
+    path = folder / "record.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"configuration": {"data": data}}))
+    return path
+
+
+def test_only_data_that_is_at_hand_is_opened_for_examples(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    here = ["rotated-digits", f"pacs:{tmp_path}", str(tmp_path / "pictures")]
+    away = ["pacs", "hf://owner/name", "pacs:hf://owner/name", str(tmp_path / "gone")]
+    records = [record_of(tmp_path / str(i), data) for i, data in enumerate([*here, *away, here[0]])]
+    assert recorded_data(records) == here
+
+
+def test_examples_of_a_folder_of_pictures(runs, tmp_path):
+    for domain in ("a", "b"):
+        place = tmp_path / "pictures" / domain / "dog"
+        place.mkdir(parents=True)
+        Image.new("RGB", (30, 30), "red").save(place / "1.png")
+    report = make_report([runs], examples=[str(tmp_path / "pictures")])
+    text = report.page.read_text(encoding="utf-8")
+    assert "An image of every class (columns) and domain (rows) of pictures." in text
+
+
+def test_data_that_cannot_be_opened_is_an_error_only_if_asked_for(command, runs, tmp_path):
+    path = next(runs.rglob("record.json"))
+    content = json.loads(path.read_text())
+    (tmp_path / "empty").mkdir()
+    content["configuration"]["data"] = str(tmp_path / "empty")
+    path.write_text(json.dumps(content))
+    assert "No example images of" in make_report([runs]).page.read_text(encoding="utf-8")
+    status, _, err = command("report", "runs", "--examples", str(tmp_path / "empty"))
+    assert status == 1
+    assert err.startswith("error: ")
