@@ -6,10 +6,19 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+# The browser reads from 3 and writes to 4, wherever the pipes are here.
+HAND_OVER = """
+import fcntl, os, sys
+read, write = (fcntl.fcntl(int(fd), fcntl.F_DUPFD, 10) for fd in sys.argv[1:3])
+os.dup2(read, 3)
+os.dup2(write, 4)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -28,10 +37,11 @@ class Chromium:
 
         arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
         arguments += ["--disable-dev-shm-usage", "--remote-debugging-pipe"]
-        # It reads from 3 and writes to 4, wherever the pipes are here.
-        shell = f'exec "$0" "$@" 3<&{commands} 4>&{answers}'
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", shell, command, *arguments, f"--user-data-dir={profile}"],
+            [
+                *(sys.executable, "-c", HAND_OVER, str(commands), str(answers)),
+                *(command, *arguments, f"--user-data-dir={profile}", "about:blank"),
+            ],
             pass_fds=(commands, answers),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -42,9 +52,8 @@ class Chromium:
         self._unread = b""
         self._session: str | None = None
         self.events: list[dict[str, Any]] = []
-        targets = self.call("Target.getTargets")["targetInfos"]
-        page = next(target for target in targets if target["type"] == "page")
-        attached = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)
+        page = self._first_page()
+        attached = self.call("Target.attachToTarget", targetId=page, flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
@@ -96,6 +105,15 @@ class Chromium:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    def _first_page(self, seconds: float = 30) -> str:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for target in self.call("Target.getTargets")["targetInfos"]:
+                if target["type"] == "page":
+                    return str(target["targetId"])
+            time.sleep(0.05)
+        raise AssertionError("the browser has no page")
 
     def _read(self, seconds: float = 60) -> dict[str, Any]:
         end = time.monotonic() + seconds
