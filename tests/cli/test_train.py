@@ -82,16 +82,18 @@ def test_every_option_reaches_the_configuration(command: Command, tmp_path: Path
         "precision": "bfloat16",
         "seed": 3,
         "split-seed": 4,
+        "passes": "separate",
+        "log-conflict": 2,
     }
     given = [part for key, value in options.items() for part in (f"--{key}", str(value))]
-    flags = ["--split-per-run", "--skip-bad", "--out", "here"]
+    flags = ["--split-per-run", "--skip-bad", "--out", "here", "--without", "0"]
     flags += ["--set", "mixup.alpha=0.5", "--set", "gradvac.beta=0.25"]
     flags += ["--set", "swad.overfit_patience=4"]
     code, _, err = command("train", "rotated-digits", "--target", "75", *given, *flags)
     assert code == 0, err
     recorded = json.loads((tmp_path / "here" / "record.json").read_text())["configuration"]
     expected = {key.replace("-", "_"): value for key, value in options.items()}
-    expected |= {"data": "rotated-digits", "target": "75"}
+    expected |= {"data": "rotated-digits", "target": "75", "without": ["0"]}
     expected |= {"settings": {"mixup.alpha": 0.5, "gradvac.beta": 0.25}}
     expected["settings"]["swad.overfit_patience"] = 4
     assert recorded == {**expected, "split_per_run": True, "skip_bad": True}

@@ -67,7 +67,7 @@ def test_a_plan_file_that_is_none_stops_the_sweep(
     text: str, plan: MakePlan, runs_of: RunsOf, tmp_path: Path
 ) -> None:
     (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(DataError, match=r"plan\.json is not the plan of a sweep"):
+    with pytest.raises(DataError, match=r"plan\.json is .*(delete it|move it)"):
         claim_folder(plan(), runs_of(plan()), tmp_path)
     assert (tmp_path / "plan.json").read_text() == text
 

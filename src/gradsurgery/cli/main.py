@@ -11,6 +11,7 @@ from gradsurgery.cli.data import app as data
 from gradsurgery.cli.diagnose import diagnose
 from gradsurgery.cli.methods import methods
 from gradsurgery.cli.report import report
+from gradsurgery.cli.reproduce import app as reproduce
 from gradsurgery.cli.select import select
 from gradsurgery.cli.show import show
 from gradsurgery.cli.similarity import similarity
@@ -34,6 +35,7 @@ app.command()(select)
 app.command()(similarity)
 app.command()(diagnose)
 app.command()(methods)
+app.add_typer(reproduce, name="reproduce")
 app.add_typer(data, name="data")
 
 

@@ -178,19 +178,17 @@ def _worker_count(options: opt.LaunchOptions, gpus: tuple[str, ...]) -> int:
 def print_table(folder: Path) -> None:
     """Print the table of a folder of runs."""
     from gradsurgery.cli.show import print_tables
-    from gradsurgery.reports import find_records
 
     if any(folder.rglob("record.json")):
-        print_tables(find_records([folder]))
+        print_tables([folder])
 
 
-def report_on(folder: Path) -> None:
+def report_on(folder: Path, *, paper: bool = False) -> None:
     """Print the table of a folder of runs, write its report, and print where it is."""
-    from gradsurgery.reports.report import write_report
+    from gradsurgery.cli.report import report
 
-    print_table(folder)
     if any(folder.rglob("record.json")):
-        print(f"report: {write_report([folder])}")
+        report([folder], paper=paper)
 
 
 def print_estimate(

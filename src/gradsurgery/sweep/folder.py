@@ -12,6 +12,7 @@ from gradsurgery.sweep.runs import PlannedRun
 from gradsurgery.training import Record
 from gradsurgery.training.directory import check_same
 from gradsurgery.training.record import RECORD_FILE
+from gradsurgery.versioned import read_versioned
 
 PLAN_FILE = "plan.json"
 FAILURE_FILE = "failure.json"
@@ -94,18 +95,14 @@ def forget_failure(run: PlannedRun, folder: Path) -> None:
 def _read_plan(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
+    cure = "delete it to let this plan have the folder, or choose another output folder"
+    content = read_versioned(path, "plan of a sweep", _VERSION, cure=cure)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["version"] != _VERSION:
-            raise ValueError(f"version {content['version']!r}, expected {_VERSION}")
         plan: dict[str, Any] = {"plan": dict(content["plan"]), "runs": list(content["runs"])}
         _ = [run["directory"] for run in plan["runs"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise DataError(
-            f"{path} is not the plan of a sweep ({reason}); delete it to let this plan have the "
-            "folder, or choose another output folder"
-        ) from error
+        raise DataError(f"{path} is not the plan of a sweep ({reason}); {cure}") from error
     return plan
 
 

@@ -1,0 +1,103 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gradsurgery.cli.sweep import grid_from
+from gradsurgery.cli.sweep_display import panel, time_left
+from gradsurgery.errors import ArgumentError
+from gradsurgery.sweep.progress import SweepProgress
+from gradsurgery.training import TrainingProgress
+
+SHORT = ["--iterations", "6", "--validate-every", "3", "--batch-size", "8"]
+SHORT += ["--image-size", "12", "--device", "cpu"]
+Command = Callable[..., tuple[int, str, str]]
+
+
+def test_a_sweep_ends_with_its_table_and_the_path_of_its_report(
+    command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "plan.yaml").write_text(
+        "data: rotated-digits\ntargets: [75]\nmethods: [deep-all, agr-sum]\nseeds: 3\n"
+        "grid: {learning_rate: [1e-3, 5e-3]}\n"
+    )
+    arguments = ["sweep", "--plan", "plan.yaml", *SHORT, "--out", "runs"]
+    code, out, err = command(*arguments, "--seeds", "1", "--workers", "2", "--tensorboard")
+    assert code == 0, err
+    assert len(err.splitlines()) == 4
+    assert out.splitlines()[-1] == "report: runs/report/report.html"
+    assert (tmp_path / "runs/report/report.html").exists()
+    assert (tmp_path / "runs/report/selection.md").exists()
+    rates = {
+        json.loads(path.read_text())["configuration"]["learning_rate"]
+        for path in tmp_path.glob("runs/**/record.json")
+    }
+    assert rates == {1e-3, 5e-3}
+    record = next(tmp_path.glob("runs/**/record.json"))
+    events = EventAccumulator(str(record.parent / "tensorboard")).Reload()
+    validated = [(e.step, e.value) for e in events.Scalars("validation/accuracy")]
+    curves = json.loads(record.read_text())["curves"]
+    assert [step for step, _ in validated] == curves["step"] == [3, 6]
+    assert [value for _, value in validated] == pytest.approx(curves["validation_accuracy"])
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+    code, out, err = command(*arguments, "--seeds", "1", "--iterations", "7")
+    assert code == 1
+    assert "runs belongs to another plan (options: " in err
+    assert "4 of its 4 runs are not in this one" in err
+    code, out, err = command(*arguments, "--seeds", "2", "--dry-run")
+    assert code == 0
+    assert out.splitlines()[0] == "8 runs, 4 finished in runs"
+    assert out.splitlines()[1].startswith("4 to do: about ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "the plan has no data"),
+        (["--plan", "none.yaml"], "cannot read the plan none.yaml"),
+        (["nowhere"], "no data set 'nowhere'"),
+        (["rotated-digits", "--grid", "learning_rate"], "--grid takes NAME=V1,V2"),
+        (["rotated-digits", "--grid", "lr=1"], "unknown option 'lr'"),
+        (["rotated-digits", "--threads", "0"], "--threads is at least 1"),
+    ],
+)
+def test_what_a_sweep_cannot_do_is_one_line(
+    arguments: list[str], words: str, command: Command, tmp_path: Path
+) -> None:
+    code, out, err = command("sweep", *arguments, *SHORT)
+    assert (code, out) == (1, "")
+    assert words in err
+    assert len(err.splitlines()) == 1
+    assert not list(tmp_path.glob("**/record.json"))
+
+
+def test_values_to_try_are_numbers_where_they_look_like_it() -> None:
+    assert grid_from(["learning-rate=1e-5,0", "backbone=alexnet,resnet18", "irm.penalty=10"]) == {
+        "learning_rate": [1e-5, 0],
+        "backbone": ["alexnet", "resnet18"],
+        "irm.penalty": [10],
+    }
+    with pytest.raises(ArgumentError, match="found 'x='"):
+        grid_from(["x="])
+
+
+def test_the_panel_says_how_it_goes() -> None:
+    from rich.console import Console
+
+    progress = SweepProgress(total=10, workers=2, found=2, done=3, failed=1, aside=1)
+    progress.running["pacs sketch agr-sum seed 0"] = TrainingProgress("training", 20, 100)
+    progress.running["pacs [photo] irm seed 0"] = None
+    progress.best["pacs", "sketch"] = (0.625, "irm")
+    assert time_left(progress) == "–"
+    progress._seconds.extend([30.0, 90.0])
+    assert time_left(progress) == "0:02:00"  # 4 runs of a minute, two at a time
+    console = Console(width=160, record=True)
+    console.print(panel("runs", progress))
+    text = console.export_text()
+    for words in ("5 done of 10", "2 running", "1 failed", "1 elsewhere", "time left 0:02:00"):
+        assert words in text
+    assert "pacs sketch agr-sum seed 0  training 20/100" in text
+    assert "pacs [photo] irm seed 0     starting" in text
+    assert "best on pacs sketch  62.5%  irm" in text
