@@ -103,7 +103,9 @@ def absent_section(inventory: Inventory) -> Section:
         blocks.append(plain_table("Runs that failed", columns, rows, left=[1, 2, 5]))
         for failure in inventory.failures:
             name = failure.path.parent.as_posix()
-            blocks.append(Details(f"Traceback of {name}", [Verbatim(failure.traceback)], False))
+            blocks.append(
+                Details(f"Traceback of {name}", [Verbatim(failure.traceback)], printed=False)
+            )
     if inventory.missing:
         rows = [[run.data, run.target, run.method, str(run.seed)] for run in inventory.missing]
         columns = ["data", "target", "method", "seed"]
@@ -179,7 +181,7 @@ def runs_section(inventory: Inventory, folder: Path) -> Section:
     ]
     table = Table("All runs", columns, rows, notes, left=[1, 2, 10])
     summary = f"{counted(len(rows), 'run')} with their records and the commands that repeat them"
-    return Section("runs", "Reproducing each run", [Details(summary, [table])])
+    return Section("runs", "Reproducing each run", [Details(summary, [table], printed=False)])
 
 
 def relative_link(path: Path, folder: Path) -> str:
