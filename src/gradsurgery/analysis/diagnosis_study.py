@@ -37,6 +37,7 @@ def diagnose_weights(
 
     Raises `ArgumentError` or `WeightsError` as `build_backbone` does.
     """
+    domains = _domains(images, None if options.all_domains else target)
     backbone = build_backbone(
         configuration.backbone,
         classes=len(images.classes),
@@ -45,7 +46,6 @@ def diagnose_weights(
         image_size=images.size,
     )
     backbone.model.to(resolve_device(configuration.device))
-    domains = _domains(images, None if options.all_domains else target)
     split = draw_split(images, seed=_split_seed(configuration))
     return Diagnosis(
         data=images.name,
