@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradsurgery.algorithms import method
+    from gradsurgery.analysis.conflict import Conflict, domain_conflict
     from gradsurgery.analysis.gradient_gram import GradientGram, gradient_gram
     from gradsurgery.engine import BackwardResult, backward
     from gradsurgery.errors import GradsurgeryError, NonFiniteError
@@ -46,6 +47,7 @@ __all__ = [
     "AgrSum",
     "BackwardResult",
     "CAGrad",
+    "Conflict",
     "GradDrop",
     "GradVac",
     "GradientGram",
@@ -60,6 +62,7 @@ __all__ = [
     "TrimmedMean",
     "as_aggregator",
     "backward",
+    "domain_conflict",
     "gradient_gram",
     "method",
     "rule",
@@ -70,6 +73,8 @@ _HOMES = {
     "BackwardResult": "gradsurgery.engine",
     "backward": "gradsurgery.engine",
     "method": "gradsurgery.algorithms",
+    "Conflict": "gradsurgery.analysis.conflict",
+    "domain_conflict": "gradsurgery.analysis.conflict",
     "GradientGram": "gradsurgery.analysis.gradient_gram",
     "gradient_gram": "gradsurgery.analysis.gradient_gram",
     "GradsurgeryError": "gradsurgery.errors",

@@ -9,7 +9,8 @@ from hypothesis.extra.numpy import arrays
 from torch import nn
 
 import gradsurgery as gs
-from gradsurgery.analysis.conflict import conflict_of, domain_conflict, sum_of
+from gradsurgery import domain_conflict
+from gradsurgery.analysis.conflict import conflict_of, sum_of
 from gradsurgery.analysis.layer_groups import group_names, grouped
 from gradsurgery.backbones.small_cnn import SmallCNN
 from gradsurgery.errors import ArgumentError, NonFiniteError
