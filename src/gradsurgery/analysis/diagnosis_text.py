@@ -2,7 +2,12 @@
 
 from collections.abc import Iterable
 
-from gradsurgery.analysis.diagnosis_record import Diagnosis, GroupConflict, Snapshot
+from gradsurgery.analysis.diagnosis_record import (
+    Diagnosis,
+    GroupConflict,
+    LoggedConflict,
+    Snapshot,
+)
 from gradsurgery.analysis.section import Section, Table, markdown_table
 
 NONE = "–"
@@ -26,14 +31,21 @@ def diagnosis_markdown(diagnosis: Diagnosis) -> str:
     """Sentences and tables as Markdown."""
     text = diagnosis_section(diagnosis).markdown()
     logged = diagnosis.logged
-    if logged is None or not logged.step:
+    rows = [] if logged is None else _logged_rows(logged)
+    if not rows:
         return text
-    rows = [
-        [str(step), _percent(agreeing), _cosine(cosine)]
-        for step, agreeing, cosine in zip(logged.step, logged.agreeing, logged.cosine, strict=True)
-    ]
     header = ["step", "components that agree", "mean cosine"]
     return text + "\n" + markdown_table(Table("Logged by the run itself", header, rows))
+
+
+def _logged_rows(logged: LoggedConflict) -> list[list[str]]:
+    """The steps at which the run's rule had something to say."""
+    logs = zip(logged.step, logged.agreeing, logged.cosine, strict=True)
+    return [
+        [str(step), _percent(agreeing), _cosine(cosine)]
+        for step, agreeing, cosine in logs
+        if agreeing is not None or cosine is not None
+    ]
 
 
 def diagnosis_sentences(diagnosis: Diagnosis) -> list[str]:
