@@ -1,0 +1,136 @@
+"""All inner products of 24 per-sample gradients: gs.gradient_gram and the other ways, with memory.
+
+    OMP_NUM_THREADS=2 python benchmarks/gradient_gram.py [--rounds 5] [--slow-rounds 1]
+
+Times are interleaved. Memory is the high-water mark of a process of its own above what it holds
+with the network and the images in place.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+
+import timm
+import torch
+import torchvision
+from timing import interleaved, print_ratios
+from torch import Tensor, nn
+
+import gradsurgery as gs
+from gradsurgery.rules.gramian import gramian_of
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "alexnet": lambda: torchvision.models.alexnet(num_classes=7),
+    "vit-small": lambda: timm.create_model("vit_small_patch16_224", num_classes=7),
+}
+LOSS = nn.CrossEntropyLoss(reduction="none")
+
+
+def plain(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """One forward and backward pass, as a training step has it."""
+    model.zero_grad()
+    LOSS(model(x), y).mean().backward()
+    model.zero_grad()
+
+
+def gram(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return gs.gradient_gram(model, LOSS, x, y).total
+
+
+def vmapped(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Per-sample gradients of torch.func, multiplied in accurate blocks."""
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    buffers = dict(model.named_buffers())
+
+    def loss(weights: dict[str, Tensor], sample: Tensor, label: Tensor) -> Tensor:
+        logits = torch.func.functional_call(model, (weights, buffers), (sample[None],))
+        return nn.functional.cross_entropy(logits, label[None])
+
+    rows = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(weights, x, y)
+    return torch.stack([gramian_of(row.flatten(1).unbind()) for row in rows.values()]).sum(0)
+
+
+def stored(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The published way: one backward pass a sample, flat gradients, cosines in pairs."""
+    rows = []
+    for i in range(len(x)):
+        found = torch.autograd.grad(
+            LOSS(model(x[i : i + 1]), y[i : i + 1]).sum(), model.parameters()
+        )
+        rows.append(torch.cat([gradient.flatten() for gradient in found]))
+    pairs = torch.zeros(len(x), len(x), dtype=torch.float64)
+    for i, left in enumerate(rows):
+        for j, right in enumerate(rows[: i + 1]):
+            pairs[i, j] = pairs[j, i] = torch.dot(left, right)
+    return pairs
+
+
+WAYS = {"plain": plain, "gram": gram, "vmap": vmapped, "stored": stored}
+
+
+def setting(network: str, samples: int) -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(0)
+    model = NETWORKS[network]().eval()
+    return model, torch.randn(samples, 3, 224, 224), torch.arange(samples) % 7
+
+
+def resident() -> float:
+    """The high-water mark of this process in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def print_memory(network: str, way: str, samples: int) -> None:
+    model, x, y = setting(network, samples)
+    with torch.no_grad():
+        model(x[:1])  # loads the kernels
+    before = resident()
+    WAYS[way](model, x, y)
+    extra, whole = resident() - before, resident()
+    print(f"  {network:10s} N = {samples:3d} {way:8s} {extra:8.0f} MiB extra, {whole:8.0f} in all")
+
+
+def compare(network: str, samples: int, rounds: int, slow_rounds: int) -> None:
+    model, x, y = setting(network, samples)
+    ways = {name: lambda way=way: way(model, x, y) for name, way in WAYS.items()}
+    fast = interleaved({name: ways[name] for name in ("plain", "gram")}, rounds)
+    print(f"{network}, N = {samples} at 224, {torch.get_num_threads()} threads")
+    print_ratios(fast, "plain")
+    slow = interleaved({name: ways[name] for name in ("gram", "vmap")}, max(slow_rounds, 2))
+    print_ratios(slow, "gram", only="vmap")
+    if network == "alexnet" and slow_rounds:
+        print_ratios(interleaved({n: ways[n] for n in ("gram", "stored")}, slow_rounds), "gram")
+    found, expected = gram(model, x, y), vmapped(model, x, y)
+    lengths = expected.diagonal().sqrt()
+    error = ((found - expected).abs() / (lengths[:, None] * lengths)).max().item()
+    print(f"  largest difference to vmap, relative to the two lengths: {error:.1e}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--slow-rounds", type=int, default=1)
+    parser.add_argument("--memory", nargs=3, metavar=("NETWORK", "WAY", "SAMPLES"))
+    arguments = parser.parse_args()
+    if arguments.memory:
+        network, way, samples = arguments.memory
+        print_memory(network, way, int(samples))
+        return
+    for network in NETWORKS:
+        compare(network, 24, arguments.rounds, arguments.slow_rounds)
+    print("memory, each in a process of its own")
+    for network in NETWORKS:
+        for way, samples in [
+            ("plain", 24),
+            ("gram", 24),
+            ("vmap", 24),
+            ("plain", 192),
+            ("gram", 192),
+        ]:
+            command = [sys.executable, __file__, "--memory", network, way, str(samples)]
+            subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()
