@@ -82,11 +82,10 @@ def make_report(
     """
     from dataclasses import replace
 
-    from gradsurgery.reports import find_records
-    from gradsurgery.reports.inventory import recorded_paths
+    from gradsurgery.reports.inventory import record_files
     from gradsurgery.reports.report import ReportOptions, write_report
 
-    records = find_records(recorded_paths(folders))
+    records = record_files(folders)
     images, notes = [], []
     for spec in recorded_data(records) if examples is None else examples:
         try:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradsurgery.reports.plan import Failure, PlannedRun, find_plans, read_failures
+from gradsurgery.reports.plan import PLAN_FILE, Failure, PlannedRun, find_plans, read_failures
 from gradsurgery.reports.records import find_records, read_record, read_runs
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 SIMILARITY = "similarity.json"
 STUDIES = (SIMILARITY, "diagnosis.json")
+RECORD = "record.json"
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,27 @@ def study_files(paths: Sequence[Path]) -> list[Path]:
     return sorted({file for folder in folders for name in STUDIES for file in folder.rglob(name)})
 
 
-def recorded_paths(paths: Sequence[Path]) -> Sequence[Path]:
-    """The `paths` but for folders that hold studies alone; all of them where no other is left."""
-    runs = [path for path in paths if not study_files([path]) or any(path.rglob("record.json"))]
-    return runs or paths
+def record_files(paths: Sequence[Path]) -> list[Path]:
+    """The records at `paths` but for the runs that a study trained for itself.
+
+    Those lie below the study's file, with no sweep's plan in between. Where no other is left they
+    are all given. Raises `DataError` as `find_records` does.
+    """
+    with_runs = [path for path in paths if not study_files([path]) or any(path.rglob(RECORD))]
+    found = find_records(with_runs or paths)
+    roots = {path.resolve() for path in paths}
+    return [file for file in found if not _of_a_study(file, roots)] or found
+
+
+def _of_a_study(file: Path, roots: set[Path]) -> bool:
+    folder = file.resolve().parent
+    while folder not in roots and folder != folder.parent:
+        folder = folder.parent
+        if (folder / PLAN_FILE).exists():
+            return False
+        if any((folder / name).exists() for name in STUDIES):
+            return True
+    return False
 
 
 def take_inventory(paths: Sequence[Path]) -> Inventory:
@@ -53,19 +71,18 @@ def take_inventory(paths: Sequence[Path]) -> Inventory:
     A folder may hold studies of gradients and no runs where another holds runs. Raises `DataError`
     for paths without any run, and for what is no record, plan or failure.
     """
-    recorded = recorded_paths(paths)
-    runs = read_runs(recorded)
+    files = record_files(paths)
     planned, failures = find_plans(paths), read_failures(paths)
     given_up = {failure.path.parent.resolve() for failure in failures}
     missing = [
         run
         for run in planned or ()
-        if not (run.directory / "record.json").exists() and run.directory.resolve() not in given_up
+        if not (run.directory / RECORD).exists() and run.directory.resolve() not in given_up
     ]
     return Inventory(
         paths=tuple(paths),
-        runs=runs,
-        records={path: read_record(path) for path in find_records(recorded)},
+        runs=read_runs(files),
+        records={path: read_record(path) for path in files},
         planned=None if planned is None else tuple(planned),
         failures=tuple(failures),
         missing=tuple(missing),

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from gradsurgery.reports.page.assemble import Figures
 
 PAGE_FILE = "report.html"
-PIXELS_PER_INCH = 125
-"""Of a figure on the page: its seven points become a little less than the text's size."""
 Progress = Callable[[str], None]
 
 
@@ -148,8 +146,8 @@ def _draw(
 ) -> "Figures":
     """Draw and write every figure; each is closed before the next is drawn."""
     from gradsurgery.reports.figures.style import method_styles, save
-    from gradsurgery.reports.page import Figure, embedded
     from gradsurgery.reports.page.assemble import Figures
+    from gradsurgery.reports.page.blocks import PIXELS_PER_INCH, Figure, embedded
 
     styles = method_styles(method for group in groups for method in group.table.methods)
 

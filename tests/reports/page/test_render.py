@@ -13,10 +13,9 @@ from gradsurgery.reports.page import (
     Section,
     Table,
     Text,
-    embedded,
     render_page,
 )
-from gradsurgery.reports.page.blocks import MOST_SVG_BYTES, Verbatim, leading_number
+from gradsurgery.reports.page.blocks import MOST_SVG_BYTES, Verbatim, embedded, leading_number
 
 EVIL = "<script>alert('1')</script> & \"quoted\" {{ 7 * 7 }}"
 

@@ -2,8 +2,11 @@ import json
 
 import pytest
 
+from gradsurgery.analysis.section import Section as Study
+from gradsurgery.analysis.section import Table as StudyTable
+from gradsurgery.errors import DataError
 from gradsurgery.reports.groups import batches_pairs, group_runs
-from gradsurgery.reports.inventory import take_inventory
+from gradsurgery.reports.inventory import record_files, take_inventory
 from gradsurgery.reports.page.blocks import Details, Table
 from gradsurgery.reports.page.sections import (
     absent_section,
@@ -13,7 +16,7 @@ from gradsurgery.reports.page.sections import (
     runs_section,
     statistics_section,
 )
-from gradsurgery.reports.page.studies import study_sections
+from gradsurgery.reports.page.studies import study_section, study_sections
 from gradsurgery.reports.render import paper_figures
 
 
@@ -143,3 +146,43 @@ def test_the_measurements_of_a_single_run_are_no_study(written, tmp_path):
     path = written()
     path.with_name("similarity.json").write_text(json.dumps({"version": 1, "measurements": []}))
     assert study_sections([tmp_path]) == []
+
+
+def test_the_runs_that_a_study_trained_are_not_compared(written, tmp_path):
+    apart = written(folder="runs/similarity")
+    (tmp_path / "runs" / "similarity" / "similarity.json").write_text("{}")
+    own = written(folder="runs/sweep")
+    own.with_name("diagnosis.json").write_text("{}")  # of this run, which is the sweep's
+    assert record_files([tmp_path / "runs"]) == [own]
+    assert record_files([tmp_path / "runs" / "similarity"]) == [apart]
+    (tmp_path / "runs" / "sweep" / "diagnosis.json").write_text("{}")
+    (tmp_path / "runs" / "sweep" / "plan.json").write_text("{}")
+    assert record_files([tmp_path / "runs"]) == [own]
+
+
+def test_a_folder_of_studies_stands_beside_one_of_runs(written, tmp_path):
+    path = written(folder="runs")
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "diagnosis.json").write_text("{}")
+    assert record_files([tmp_path / "runs", tmp_path / "study"]) == [path]
+    with pytest.raises(DataError, match=r"no record\.json under .*study"):
+        record_files([tmp_path / "study"])
+
+
+def test_a_study_becomes_a_section_with_its_figures(tmp_path):
+    study = Study(
+        "Similarity",
+        ["within is above across"],
+        [StudyTable("Means", ["", "mean", "of"], [["within", "0.97", "photo"]])],
+    )
+    for kind in ("svg", "png"):
+        content = b'<svg height="10pt" version="1" width="144pt">'
+        (tmp_path / f"similarity-steps.{kind}").write_bytes(content)
+    section = study_section("study-1", study, tmp_path / "similarity.json")
+    sentences, figure, table = section.blocks
+    assert section.title == "Similarity"
+    assert list(sentences.items) == ["within is above across"]
+    assert figure.caption == "Similarity: steps."
+    assert figure.width == 250  # two inches of 125 pixels
+    assert list(table.columns) == ["name", "mean", "of"]
+    assert list(table.left) == [2]

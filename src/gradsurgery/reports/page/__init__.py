@@ -8,7 +8,6 @@ from gradsurgery.reports.page.blocks import (
     Listing,
     Table,
     Text,
-    embedded,
 )
 from gradsurgery.reports.page.render import Page, Section, render_page
 
@@ -22,6 +21,5 @@ __all__ = [
     "Section",
     "Table",
     "Text",
-    "embedded",
     "render_page",
 ]

@@ -4,6 +4,8 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+PIXELS_PER_INCH = 125
+"""Of a figure on the page: its seven points become a little less than the text's size."""
 MOST_SVG_BYTES = 600_000
 """Of a figure; a larger SVG gives way to the PNG where that is smaller."""
 

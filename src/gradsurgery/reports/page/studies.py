@@ -1,12 +1,20 @@
 """Sections for the studies of gradients that lie in the folders of a report."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradsurgery.reports.inventory import SIMILARITY, study_files
-from gradsurgery.reports.page.blocks import Block, Figure, Listing, embedded, plain_table
+from gradsurgery.reports.page.blocks import (
+    PIXELS_PER_INCH,
+    Block,
+    Figure,
+    Listing,
+    embedded,
+    plain_table,
+)
 from gradsurgery.reports.page.render import Section
 
 if TYPE_CHECKING:
@@ -19,23 +27,34 @@ def study_sections(paths: Sequence[Path]) -> list[Section]:
     for file in study_files(paths):
         study = _similarity(file) if file.name == SIMILARITY else _diagnosis(file)
         if study is not None:
-            sections.append(study_section(f"study-{len(sections) + 1}", study, file.parent))
+            sections.append(study_section(f"study-{len(sections) + 1}", study, file))
     return sections
 
 
-def study_section(identity: str, study: "Study", folder: Path) -> Section:
-    """The study's sentences, tables and figures; the figures' files lie in `folder`."""
+def study_section(identity: str, study: "Study", file: Path) -> Section:
+    """The study's sentences, tables and figures; the figures' files lie beside `file`."""
     blocks: list[Block] = [Listing(study.sentences)] if study.sentences else []
-    for stem in study.figures:
-        png, svg = folder / f"{stem}.png", folder / f"{stem}.svg"
+    drawn = [path.stem for path in sorted(file.parent.glob(f"{file.stem}*.svg"))]
+    for stem in study.figures or drawn:
+        png, svg = file.with_name(f"{stem}.png"), file.with_name(f"{stem}.svg")
         if png.is_file() and svg.is_file():
-            source = embedded(svg.read_bytes(), png.read_bytes())
-            alt = f"Figure of: {' '.join(study.sentences[:1]) or study.title}"
-            blocks.append(Figure(source, alt, study.title))
+            picture = svg.read_bytes()
+            alt = f"{study.title}, as a figure: {' '.join(study.sentences[:2])}"
+            part = stem.removeprefix(file.stem).strip("-")
+            caption = f"{study.title}: {part}" if part else study.title
+            source = embedded(picture, png.read_bytes())
+            blocks.append(Figure(source, alt, f"{caption}.", width=_width(picture)))
     for table in study.tables:
         left = [i for i in range(1, len(table.header)) if not _has_numbers(table.rows, i)]
-        blocks.append(plain_table(table.title, table.header, table.rows, left=left))
+        header = [name or "name" for name in table.header]
+        blocks.append(plain_table(table.title, header, table.rows, left=left))
     return Section(identity, study.title, blocks)
+
+
+def _width(svg: bytes) -> int:
+    """Pixels on the page of a drawing whose file gives its width in points."""
+    found = re.search(rb'<svg[^>]*? width="([\d.]+)pt"', svg)
+    return round(float(found[1]) / 72 * PIXELS_PER_INCH) if found else Figure.width
 
 
 def _has_numbers(rows: Sequence[Sequence[str]], column: int) -> bool:
@@ -61,5 +80,4 @@ def _diagnosis(file: Path) -> "Study":
     from gradsurgery.analysis.diagnosis_record import Diagnosis
     from gradsurgery.analysis.diagnosis_text import diagnosis_section
 
-    figures = [path.stem for path in sorted(file.parent.glob("diagnosis*.svg"))]
-    return diagnosis_section(Diagnosis.load(file.parent), figures)
+    return diagnosis_section(Diagnosis.load(file.parent))
