@@ -7,8 +7,8 @@ READY := $(VENV)/.ready
 .PHONY: demo test lint install clean
 
 demo: $(READY)
-	$(BIN)/gradsurgery compare rotated-digits --methods deep-all,agr-sum,agr-rand,pcgrad \
-	  --targets 75 --seeds 3 --out runs/demo
+	$(BIN)/gradsurgery sweep rotated-digits --methods deep-all,agr-sum,agr-rand,pcgrad \
+	  --targets 75 --seeds 3 --workers 2 --out runs/demo
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -7,13 +7,15 @@ launchers killed at random.
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.sweep.processes import SWEEP, kill, records, results, started, until, workers
+from tests.sweep.processes import SWEEP, children, kill, records, results, started, until, workers
 
 FULL = os.environ.get("GRADSURGERY_KILLS") == "full"
 SIZE = (
@@ -28,6 +30,11 @@ WORKER_KILLS, LAUNCHER_KILLS = (20, 5) if FULL else (3, 1)
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="finds processes through /proc"
 )
+
+
+@pytest.fixture(autouse=True)
+def _quiet_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +63,18 @@ def command(folder: Path, cache: Path, *more: str) -> list[str]:
         "--no-report",
         *more,
     ]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_a_sweep_survives_the_death_of_its_workers_and_of_its_launcher(
@@ -123,6 +142,31 @@ def test_a_sweep_on_ray_gives_the_same_records(
         kill(workers(sweep.pid)[0])
         assert sweep.wait(timeout=600) == 0, log.read_text()
     assert results(folder) == results(undisturbed)
+
+
+def test_a_ray_cluster_that_loses_a_node_loses_nothing(
+    undisturbed: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="needs the extra ray")
+    # A token that is there would be asked for by the head and not be sent by the others.
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    folder, log, port = tmp_path / "runs", tmp_path / "log", free_port()
+    ray = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus=1"]
+    head = [*ray, "--head", f"--port={port}", "--include-dashboard=false"]
+    cluster = ["--launcher", "ray", "--ray-address", f"127.0.0.1:{port}"]
+    with ExitStack() as stack:
+        stack.enter_context(started(head, tmp_path / "head"))
+        until(lambda: listening(port))
+        node = stack.enter_context(
+            started([*ray, f"--address=127.0.0.1:{port}"], tmp_path / "node")
+        )
+        sweep = stack.enter_context(started(command(folder, cache, *cluster), log))
+        until(lambda: records(folder) >= 1 and workers(node.pid))
+        for process in [node.pid, *children(node.pid)]:
+            kill(process)
+        assert sweep.wait(timeout=900) == 0, log.read_text()
+    assert results(folder) == results(undisturbed)
+    assert "; again" in log.read_text()
 
 
 def test_a_cluster_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
