@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from gradsurgery.atomic import atomic_file
 from gradsurgery.errors import ArgumentError, DataError
@@ -137,6 +137,11 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def _worth_drawing(ranking: "Ranking | None") -> TypeGuard["Ranking"]:
+    """Ranks in a single cell are its order, which the table has."""
+    return ranking is not None and len(ranking.cells) > 1
+
+
 def _draw(
     groups: Sequence[Group],
     ranking: "Ranking | None",
@@ -163,5 +168,5 @@ def _draw(
         accuracies=[written(drawing) for drawing in draw_figure3(groups, styles)],
         batches=[written(drawing) for drawing in draw_figure4(groups, styles)],
         curves=[written(drawing) for drawing in draw_learning_curves(groups, styles)],
-        ranks=[] if ranking is None else [written(draw_ranking(ranking, styles))],
+        ranks=[written(draw_ranking(ranking, styles))] if _worth_drawing(ranking) else [],
     )

@@ -48,7 +48,7 @@ def draw_accuracies(
     styles = styles or method_styles(methods)
     panels = target_panels(
         targets,
-        panel_height=0.24 * max(len(methods), 2),
+        panel_height=0.24 * max(len(methods), 3),
         label_width=label_width(labels),
         axis="target accuracy (%)",
     )

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from gradsurgery.reports.figures.accuracy import Styles
 from gradsurgery.reports.figures.panels import PANEL_WIDTH, set_heading
@@ -77,6 +78,7 @@ def draw_curves(
                 axes.set_title(wrapped(target, 17, 2), loc="left")
             if axes.get_subplotspec().is_last_row():
                 axes.set_xlabel("step")
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
             axes.tick_params(labelbottom=axes.get_subplotspec().is_last_row())
             if not axes.lines:
                 axes.annotate(
