@@ -7,7 +7,7 @@ import typer
 from PIL import Image
 
 from gradsurgery.cli.main import app
-from gradsurgery.cli.report import make_report, recorded_data
+from gradsurgery.cli.report import make_report, recorded_data, status_line
 from gradsurgery.reports.commands import train_command
 from gradsurgery.training import RunConfiguration, train
 
@@ -133,3 +133,13 @@ def test_data_that_cannot_be_opened_is_an_error_only_if_asked_for(command, runs,
     status, _, err = command("report", "runs", "--examples", str(tmp_path / "empty"))
     assert status == 1
     assert err.startswith("error: ")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_for_terminals_and_leaves_nothing(terminal, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
+    with status_line() as tell:
+        tell("drawing figure3")
+    shown = capsys.readouterr().err
+    assert ("drawing figure3" in shown) is terminal
+    assert shown.endswith("\r\x1b[K" if terminal else "")
