@@ -244,6 +244,14 @@ def test_sentences_name_the_domain_and_the_layers() -> None:
     assert "Over training the agreement went from 50 % at step 0 to 50 % at step 9." in text
 
 
+def test_sentences_pass_over_layers_that_are_too_small_to_say_anything() -> None:
+    rows = [[1.0] * 1000, [1.0] * 1000, [-1.0] * 500 + [1.0] * 500]
+    agreeing = [[1.0] * 1000] * 3
+    one = seen([[1.0], [1.0], [-1.0]], rows, agreeing)
+    text = diagnosis_sentences(diagnosed([snapshot_of([one], ["a", "b", "c"], 0)]))[2]
+    assert "most in l1 (part 2 of 3: 50 %)" in text
+
+
 def test_sentences_where_nothing_moves() -> None:
     still = diagnosed([snapshot_of([seen([[0.0], [0.0]])], ["a", "b"], 0)])
     assert diagnosis_sentences(still)[1].startswith("No component has a gradient")

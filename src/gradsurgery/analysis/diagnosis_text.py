@@ -11,6 +11,7 @@ from gradsurgery.analysis.diagnosis_record import (
 from gradsurgery.analysis.section import Section, Table, markdown_table
 
 NONE = "–"
+_FEWEST = 1000  # components of a group that a sentence names: of fewer, a fraction is too uncertain
 
 
 def diagnosis_section(diagnosis: Diagnosis, figures: Iterable[str] = ()) -> Section:
@@ -128,6 +129,8 @@ def _most(groups: list[GroupConflict], domain: int) -> str:
         for place, group in enumerate(groups)
         if (fraction := group.against_rest[domain]) is not None
     ]
+    large = [(f, place) for f, place in found if groups[place].components >= _FEWEST]
+    found = large if len(large) > 1 else found
     if len(found) < 2 or len({round(fraction, 3) for fraction, _ in found}) == 1:
         return ""
     fraction, place = max(found, key=lambda pair: pair[0])
