@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+import yaml
 from safetensors.torch import load_file
 
 from gradsurgery.algorithms import OBJECTIVES
 from gradsurgery.cli.main import app
 from gradsurgery.rules import RULES
+from gradsurgery.sweep import Plan
 from gradsurgery.training import RunConfiguration, train
 
 ROOT = Path(__file__).parent.parent
@@ -67,6 +69,11 @@ def test_the_saved_model_is_used_as_the_readme_says(tmp_path, monkeypatch):
     state = names["model"].state_dict()
     assert all(torch.equal(state[key], value) for key, value in saved.items())
     assert len(names["about"]["classes"]) == 10
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_plans_are_plans(text):
+    assert Plan(**yaml.safe_load(text)).data
 
 
 def test_no_placeholder_is_left():
