@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gradsurgery.algorithms import method
     from gradsurgery.analysis.conflict import Conflict, domain_conflict
     from gradsurgery.analysis.gradient_gram import GradientGram, gradient_gram
-    from gradsurgery.engine import BackwardResult, backward
+    from gradsurgery.engine import BackwardResult, PooledModel, backward
     from gradsurgery.errors import GradsurgeryError, NonFiniteError
     from gradsurgery.rules import (
         MGDA,
@@ -56,6 +56,7 @@ __all__ = [
     "Median",
     "NonFiniteError",
     "PCGrad",
+    "PooledModel",
     "Rule",
     "SANDMask",
     "Sum",
@@ -71,6 +72,7 @@ __all__ = [
 # Torch is imported with the first name that needs it, so that `gradsurgery --help` is instant.
 _HOMES = {
     "BackwardResult": "gradsurgery.engine",
+    "PooledModel": "gradsurgery.engine",
     "backward": "gradsurgery.engine",
     "method": "gradsurgery.algorithms",
     "Conflict": "gradsurgery.analysis.conflict",

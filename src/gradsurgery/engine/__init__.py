@@ -1,5 +1,7 @@
-"""Runs the D backward passes and folds each parameter's gradient through a rule into .grad."""
+"""Gives each parameter's gradients by domain to a rule, and writes its update into .grad."""
 
-from gradsurgery.engine.backward import BackwardResult, backward
+from gradsurgery.engine.backward import backward
+from gradsurgery.engine.pooled import PooledModel
+from gradsurgery.engine.update import BackwardResult
 
-__all__ = ["BackwardResult", "backward"]
+__all__ = ["BackwardResult", "PooledModel", "backward"]

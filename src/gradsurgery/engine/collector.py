@@ -42,6 +42,18 @@ class Collector(AbstractContextManager["Collector"]):
     def finish(self, *, poison: bool) -> Update:
         """The update; with `poison` it is NaN where any domain's gradient was not finite."""
 
+    def begin_pooled(self, domains: int) -> None:
+        """The gradients of so many domains follow, in the order of the parameters' layers."""
+        for _ in range(domains):
+            self.begin_domain(folds_at_once=False)
+
+    @abstractmethod
+    def receive(self, position: int, domain: int, gradient: Tensor | None) -> None:
+        """One domain's gradient of one parameter, the domains of a parameter in order.
+
+        The collector owns the gradient; None is one that the domain does not reach.
+        """
+
     def first_non_finite(self) -> tuple[int, int] | None:
         """The domain and the position of the first parameter whose gradient is not finite."""
         if not self._extremes:
@@ -55,11 +67,15 @@ class Collector(AbstractContextManager["Collector"]):
         parameter = self._parameters[position]
         if parameter.grad is None:
             return None
-        flat = flat_gradient(parameter.grad, parameter)
-        parameter.grad = None
+        gradient, parameter.grad = parameter.grad, None
+        return self._noted(position, self._domain, gradient)
+
+    def _noted(self, position: int, domain: int, gradient: Tensor) -> Float[Tensor, " params"]:
+        """The gradient flat, and its extremes noted."""
+        flat = flat_gradient(gradient, self._parameters[position])
         if flat.numel():
             # NaN passes through aminmax, and min and max are finite only where everything is
-            self._extremes[self._domain, position] = torch.stack(torch.aminmax(flat))
+            self._extremes[domain, position] = torch.stack(torch.aminmax(flat))
         return flat
 
     def _shaped(self, flat: Tensor | None, position: int, *, poison: bool) -> Tensor | None:
@@ -103,6 +119,13 @@ class HookedCollector(Collector):
         self._domain += 1
         self._at_once = folds_at_once
         self._received = set()
+
+    def receive(self, position: int, domain: int, gradient: Tensor | None) -> None:
+        """As if the domain's pass had just given it."""
+        last, self._domain = self._domain, domain
+        flat = None if gradient is None else self._noted(position, domain, gradient)
+        self._receive(position, flat)
+        self._domain = last
 
     def end_domain(self) -> None:
         """Take what waited for the last micro-batch, and None for what was not reached."""

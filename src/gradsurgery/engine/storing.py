@@ -26,6 +26,15 @@ class StoringCollector(Collector):
         """Keep the domain's gradients."""
         self._rows.append([self._take(position) for position in range(len(self._parameters))])
 
+    def begin_pooled(self, domains: int) -> None:
+        """Make room for all gradients."""
+        self._rows = [[None] * len(self._parameters) for _ in range(domains)]
+
+    def receive(self, position: int, domain: int, gradient: Tensor | None) -> None:
+        """Keep it."""
+        if gradient is not None:
+            self._rows[domain][position] = self._noted(position, domain, gradient)
+
     def __exit__(self, *_: object) -> None:
         """Nothing was installed on the parameters."""
 

@@ -1,6 +1,7 @@
 """The inner products of per-sample gradients, parameter by parameter."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -47,16 +48,23 @@ def parameter_grams(
         return ParameterGrams({}, losses.detach(), [])
     left = recorder.left_in_graph([losses])
     grams: dict[Tensor, Gram] = {}
+    held: dict[int, Tensor] = {}
     if left and not torch.equal(before, torch.get_rng_state()):
         # another pass would draw other masks: go through this one's graph for each sample
-        grams |= _stacked_grams(losses.unbind, left, len(x))
+        for parameter, rows in _stacked_rows(losses.unbind, left, len(x)):
+            if recorder.is_used(parameter):  # and add what the known uses give
+                held[id(parameter)] = rows
+            else:
+                grams[parameter] = inner_products(rows)
     elif left:
-        grams |= _stacked_grams(lambda: _losses_apart(model, loss, x, y), left, len(x))
-    others = {id(parameter) for parameter in left}
+        for parameter, rows in _stacked_rows(
+            partial(_losses_apart, model, loss, x, y), left, len(x)
+        ):
+            grams[parameter] = inner_products(rows)
 
     def receive(parameter: Tensor, pieces: list[Piece]) -> None:
-        if id(parameter) not in others:
-            grams[parameter] = _gram_of(parameter, pieces, len(x))
+        if parameter not in grams:
+            grams[parameter] = _gram_of(parameter, pieces, len(x), held.pop(id(parameter), None))
 
     recorder.backward([losses.sum()], receive)
     return ParameterGrams(grams, losses.detach(), left)
@@ -76,8 +84,8 @@ def sample_losses(loss: SampleLoss, output: Any, y: Any, samples: int) -> Tensor
     )
 
 
-def _gram_of(parameter: Tensor, pieces: list[Piece], samples: int) -> Gram:
-    if len(pieces) == 1:
+def _gram_of(parameter: Tensor, pieces: list[Piece], samples: int, more: Tensor | None) -> Gram:
+    if len(pieces) == 1 and more is None:
         (piece,) = pieces
         return piece.use.gram(piece.role, piece.gradient, samples)
 
@@ -86,7 +94,7 @@ def _gram_of(parameter: Tensor, pieces: list[Piece], samples: int) -> Gram:
         total = next(parts)
         for part in parts:
             total = total + part
-        return total
+        return total if more is None else total + (more[:, span] if more.ndim > 1 else more)
 
     step = max(piece.use.step for piece in pieces)
     return gram_in_spans(parameter.shape, samples, rows, step=step)
@@ -98,19 +106,20 @@ def _losses_apart(model: nn.Module, loss: SampleLoss, x: Tensor, y: Any) -> Iter
         yield sample_losses(loss, output, y[i : i + 1], 1)[0]
 
 
-def _stacked_grams(
+def _stacked_rows(
     losses: Callable[[], Iterable[Tensor]], parameters: list[Tensor], samples: int
-) -> dict[Tensor, Gram]:
-    """One backward pass per sample, for as many parameters at a time as `_STACKED` holds."""
-    grams = {}
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each parameter's gradients per sample, from one backward pass a sample.
+
+    They are made for as many parameters at a time as `_STACKED` holds.
+    """
     for some in _portions(parameters, _STACKED // samples):
         rows = [
             torch.autograd.grad(loss, some, retain_graph=True, materialize_grads=True)
             for loss in losses()
         ]
         for parameter, column in zip(some, zip(*rows, strict=True), strict=True):
-            grams[parameter] = inner_products(torch.stack(column))
-    return grams
+            yield parameter, torch.stack(column)
 
 
 def _portions(parameters: list[Tensor], components: int) -> Iterator[list[Tensor]]:

@@ -128,7 +128,11 @@ class Recorder(Interceptor):
         """Whether a known use of the parameter was seen."""
         return id(parameter) in self._uses
 
-    def backward(self, losses: Sequence[Tensor], receiver: Receiver, *, keep: bool = False) -> None:
+    def is_reached_by(self, losses: Iterable[Tensor]) -> bool:
+        """Whether the losses come from this pass."""
+        return any(leaf is self._anchor for leaf in _leaves(losses))
+
+    def backward(self, losses: Sequence[Tensor], receiver: Receiver) -> None:
         """Propagate the sum of the losses back, and hand out each parameter's pieces.
 
         receiver: called with a parameter and its pieces as soon as they are complete, during the
@@ -136,7 +140,7 @@ class Recorder(Interceptor):
         """
         self._receiver = receiver
         try:
-            torch.autograd.backward(losses, inputs=[self._anchor], retain_graph=keep)
+            torch.autograd.backward(losses, inputs=[self._anchor])
             for key in list(self._pieces):  # some of whose uses the losses do not reach
                 receiver(self._parameters[key], self._pieces.pop(key))
         finally:
