@@ -73,6 +73,6 @@ def test_running_statistics_change_per_domain_only_and_the_affine_part_always_tr
 
 
 def test_an_unknown_mode_is_refused():
-    with pytest.raises(ArgumentError, match=r"'pooled'.*'frozen' or 'per-domain'"):
+    with pytest.raises(ArgumentError, match=r"'shared'.*'frozen', 'per-domain' or 'pooled'"):
         # Unwrapped of the checks of types that the tests put around it.
-        inspect.unwrap(set_training_mode)(nn.Linear(1, 1), "pooled")
+        inspect.unwrap(set_training_mode)(nn.Linear(1, 1), "shared")

@@ -112,7 +112,7 @@ def test_shared_parameters_and_uses_that_are_not_known(kind, shape, rule):
     torch.manual_seed(0)
     model = kind().double()
     batches = [(torch.randn(2, *shape).double(), torch.tensor([0, d])) for d in range(3)]
-    assert gs.PooledModel(model).is_known(batches[0][0]) == (kind in (Shared, Tokens))
+    assert gs.PooledModel(model).is_exact(batches[0][0]) == (kind in (Shared, Tokens))
     check(model, batches, rule, bound=1e-9)
 
 
@@ -263,6 +263,14 @@ def test_autocast():
         coarse = update()
     assert coarse.dtype == torch.float32
     assert (coarse - exact).norm() < 0.1 * exact.norm()
+
+
+def test_hooks_on_parameters_run():
+    model = MODELS["mlp"]().double()
+    model[1].weight.register_hook(lambda gradient: -2 * gradient)
+    batches = [(x.double(), y) for x, y in domain_batches(2)]
+    assert not gs.PooledModel(model).is_exact(batches[0][0])
+    check(model, batches, "agr-sum", bound=1e-9)
 
 
 def test_errors_name_the_cure():

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,27 +12,46 @@ from gradsurgery.algorithms.base import Algorithm, Autocast, non_finite
 from gradsurgery.algorithms.objectives import Batch, Objective
 from gradsurgery.algorithms.objectives.base import values_of
 from gradsurgery.algorithms.optimizing import take_step
-from gradsurgery.algorithms.passes import DomainPasses, PooledPass
-from gradsurgery.engine import BackwardResult, backward
+from gradsurgery.algorithms.passes import DomainPasses, PooledPass, RecordedPass
+from gradsurgery.engine import BackwardResult, PooledModel, backward
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.rules import Mean, Rule
+
+Passes = Literal["auto", "separate", "pooled"]
+
+FASTER_POOLED = 8
+"""Up to so many images per domain one pass over all is the faster (benchmarks/pooled_pass.py)."""
 
 
 class Combined(Algorithm):
     """rule(∇L_1, …, ∇L_D) for the D losses of the objective.
 
     With the rule `mean` the update is the gradient of the mean loss, for which one pass over the
-    pooled batch does: Deep-All is `erm` with `mean`. `per_domain_passes` makes one pass per domain
-    even so, as the other rules do, so that batch normalisation sees each domain by itself.
+    pooled batch does: Deep-All is `erm` with `mean`. Other rules need the D gradients, from one
+    pass per domain or from one for all (`gradsurgery.PooledModel`).
+
+    passes: "separate" makes one pass per domain for every rule, so that batch normalisation sees
+        each domain by itself. "pooled" makes one for all. "auto" makes one for `mean`, and for
+        other rules the faster of the two where both are exact: one for all with no more than
+        `FASTER_POOLED` images per domain, no batch normalisation in training mode, and a network
+        whose layers `PooledModel` knows.
+
+    Raises `ArgumentError` for "pooled" with an objective that needs passes of its own.
     """
 
-    def __init__(
-        self, objective: Objective, rule: Rule, *, per_domain_passes: bool = False
-    ) -> None:
+    def __init__(self, objective: Objective, rule: Rule, *, passes: Passes = "auto") -> None:
         self.objective = objective
         self.rule = rule
+        self.passes = passes
         self.minimum_domains = max(objective.minimum_domains, rule.minimum_domains)
-        self.pooled = isinstance(rule, Mean) and objective.pools and not per_domain_passes
+        self.pooled = isinstance(rule, Mean) and objective.pools and passes != "separate"
+        self._records = objective.pools and not objective.reads_gradients and not self.pooled
+        self._model: PooledModel | None = None
+        if passes == "pooled" and not (self.pooled or self._records):
+            raise ArgumentError(
+                f"{objective.name} needs passes of its own, found passes 'pooled'; use 'auto' or "
+                "'separate'"
+            )
 
     def step(
         self,
@@ -49,12 +69,26 @@ class Combined(Algorithm):
             optimizer.state.clear()
         if self.pooled:
             result = self._pooled_backward(model, batches, step, scaler, autocast)
+        elif (recorded := self._recorded(model, batches)) is not None:
+            passes: DomainPasses = RecordedPass(recorded, autocast, scaler)
+            with closing(self.objective.losses(passes, batches, step)) as losses:
+                result = recorded.backward(losses, self.rule, scaler=scaler)
         else:
             passes = DomainPasses(model, autocast, scaler)
             with closing(self.objective.losses(passes, batches, step)) as losses:
                 result = backward(losses, model.named_parameters(), self.rule, scaler=scaler)
         take_step(optimizer, scaler)
         return result
+
+    def _recorded(self, model: nn.Module, batches: Sequence[Batch]) -> PooledModel | None:
+        """The model for one pass over all domains, None where there is a pass for each."""
+        images = batches[0][0]
+        few = max(len(labels) for _, labels in batches) <= FASTER_POOLED
+        if not self._records or not (self.passes == "pooled" or (self.passes == "auto" and few)):
+            return None
+        if self._model is None or self._model.model is not model:
+            self._model = PooledModel(model)
+        return self._model if self.passes == "pooled" or self._model.is_exact(images) else None
 
     def _pooled_backward(
         self,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gradsurgery.algorithms.base import Algorithm
-from gradsurgery.algorithms.combined import Combined
+from gradsurgery.algorithms.combined import Combined, Passes
 from gradsurgery.algorithms.fish import Fish
 from gradsurgery.algorithms.objectives import OBJECTIVES, Objective
 from gradsurgery.algorithms.objectives.base import Surroundings
@@ -113,27 +113,32 @@ def build_method(
     generator: torch.Generator,
     make_optimizer: OptimizerFactory,
     settings: Settings | None = None,
-    per_domain_passes: bool = False,
+    passes: Passes = "auto",
 ) -> Algorithm:
     """The algorithm of the method `name`.
 
     generator: draws for whatever is random in it.
     make_optimizer: a fresh optimiser like the run's, for MLDG's inner steps.
     settings: hyperparameters by "objective.name" or "rule.name", e.g. {"group-dro.eta": 0.05}.
-    per_domain_passes: one pass per domain for every method, so that batch normalisation sees each
-        domain by itself.
+    passes: one pass per domain, or one for all, as `Combined` says.
 
-    Raises `ArgumentError` for an unknown name or hyperparameter, or a value out of range.
+    Raises `ArgumentError` for an unknown name or hyperparameter, a value out of range, or "pooled"
+    with a method that needs passes of its own.
     """
     given = dict(settings or {})
     parts = method_parts(name)
     if parts is None:
+        if passes == "pooled":
+            raise ArgumentError(
+                "fish steps on one domain after the other, found passes 'pooled'; use 'auto' or "
+                "'separate'"
+            )
         return Fish(generator, **_taken(given, [Fish.name], name)[Fish.name])
     owned = _taken(given, parts, name)
     surroundings = Surroundings(generator, make_optimizer)
     objective = OBJECTIVES[parts.objective](surroundings, **owned[parts.objective])
     combining = rule(parts.rule, generator=generator, **rule_options(parts.rule, owned[parts.rule]))
-    return Combined(objective, combining, per_domain_passes=per_domain_passes)
+    return Combined(objective, combining, passes=passes)
 
 
 def method(
@@ -142,7 +147,7 @@ def method(
     generator: torch.Generator | None = None,
     make_optimizer: OptimizerFactory | None = None,
     settings: Settings | None = None,
-    per_domain_passes: bool = False,
+    passes: Passes = "auto",
 ) -> Algorithm:
     """A method for a training loop of your own: `method("irm+pcgrad").step(model, batches, …)`.
 
@@ -150,9 +155,10 @@ def method(
     make_optimizer: a fresh optimiser for MLDG's inner steps, e.g. `lambda parameters:
         torch.optim.Adam(parameters, lr=1e-4)`; no other method needs it.
     settings: hyperparameters, e.g. {"irm.penalty": 10}.
-    per_domain_passes: one pass per domain for every method, which a model needs whose batch
-        normalisation is in training mode; `gradsurgery.backbones.set_training_mode(model,
-        "frozen")` keeps it in evaluation mode instead.
+    passes: "separate" is one pass per domain for every method, which a model needs whose batch
+        normalisation is in training mode and is to see each domain by itself; "pooled" is one pass
+        for all, in which it sees all. `gradsurgery.backbones.set_training_mode(model, "frozen")`
+        keeps it in evaluation mode instead, and then "auto" takes the faster of the two.
 
     Count `step` from 1: the methods with annealing drop the optimiser's state when it is over.
 
@@ -178,7 +184,7 @@ def method(
         generator=generator or torch.Generator().manual_seed(0),
         make_optimizer=make_optimizer or missing,
         settings=settings,
-        per_domain_passes=per_domain_passes,
+        passes=passes,
     )
 
 

@@ -18,17 +18,22 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(True for _ in _batch_norm_layers(model))
 
 
-def set_training_mode(model: nn.Module, batch_norm: Literal["frozen", "per-domain"]) -> None:
+def set_training_mode(
+    model: nn.Module, batch_norm: Literal["frozen", "per-domain", "pooled"]
+) -> None:
     """Put `model` in training mode, its batch-norm layers in evaluation mode where frozen.
 
     - `frozen`: they normalise by their running statistics, which stay as they are; their affine
       parameters still train. Each domain sees the same function.
     - `per-domain`: they normalise each pass by its own batch, which holds one domain.
+    - `pooled`: the same mode, for one pass that holds all domains.
 
     Raises `ArgumentError` for any other word.
     """
-    if batch_norm not in ("frozen", "per-domain"):
-        raise ArgumentError(f"batch_norm is {batch_norm!r}; expected 'frozen' or 'per-domain'")
+    if batch_norm not in ("frozen", "per-domain", "pooled"):
+        raise ArgumentError(
+            f"batch_norm is {batch_norm!r}; expected 'frozen', 'per-domain' or 'pooled'"
+        )
     model.train()
     if batch_norm == "frozen":
         for layer in _batch_norm_layers(model):

@@ -11,6 +11,7 @@ from gradsurgery.engine.collector import Collector
 from gradsurgery.engine.parameters import trainable_parameters
 from gradsurgery.engine.update import BackwardResult, Scaler, check_loss_form, write_update
 from gradsurgery.errors import ArgumentError
+from gradsurgery.persample.mixing import normalizes_by_batch
 from gradsurgery.persample.probe import probe
 from gradsurgery.persample.recorder import Piece, Recorder, Sight
 from gradsurgery.rules.base import Rule
@@ -30,8 +31,8 @@ class PooledModel:
     and handed to the rule at once. Memory: the pooled batch's activations, and beyond those what
     `gradsurgery.backward` takes for the rule. Known are linear layers, convolutions, embeddings,
     layer, group and batch normalisation, and parameters added to, multiplied with or put beside
-    the samples. For any other use of a parameter one backward pass per domain goes through the
-    pooled graph, for ∇L_d of that parameter alone.
+    the samples. For any other use of a parameter, and for one with a hook on its gradient, one
+    backward pass per domain goes through the pooled graph, for ∇L_d of that parameter alone.
 
     model: any module that maps images, along the first dimension, to outputs along the first.
         The first pass is preceded by one of two images in evaluation mode that shows where the
@@ -74,8 +75,13 @@ class PooledModel:
             )
         return output
 
-    def is_known(self, images: Tensor) -> bool:
-        """Whether every use of the model's parameters is known, so that one pass does."""
+    def is_exact(self, images: Tensor) -> bool:
+        """Whether one pass alone gives what one pass per domain would, up to dropout's draws.
+
+        So where every use of the model's parameters is known and samples do not see each other.
+        """
+        if normalizes_by_batch(self.model):
+            return False
         self._look_at(images)
         known = {key for sight in self._sights if sight.apart for key in sight.parameters}
         others = {key for sight in self._sights if not sight.apart for key in sight.parameters}

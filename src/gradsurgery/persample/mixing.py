@@ -6,6 +6,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from gradsurgery.errors import ArgumentError
 
 
+def normalizes_by_batch(model: nn.Module) -> bool:
+    """Whether a layer normalises by the statistics of its batch, as the model's mode has it."""
+    return any(
+        isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None)
+        for layer in model.modules()
+    )
+
+
 def check_samples_apart(model: nn.Module) -> None:
     """Raise `ArgumentError` where a layer normalises by the statistics of its batch.
 

@@ -69,12 +69,17 @@ class _Source(torch.autograd.Function):
 
 
 class Interceptor(TorchFunctionMode):
-    """Sees every use of parameters whose per-sample gradients are known."""
+    """Sees every use of parameters whose per-sample gradients are known.
+
+    A parameter with a hook of the user's on its gradient is left alone, so that the hook runs.
+    """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         super().__init__()
         self._parameters = {id(parameter): parameter for parameter in parameters}
-        self._views = Views(list(self._parameters.values()))
+        followed = [p for p in self._parameters.values() if not p._backward_hooks]
+        self._followed = {id(parameter) for parameter in followed}
+        self._views = Views(followed)
 
     def __torch_function__(
         self,
@@ -85,7 +90,7 @@ class Interceptor(TorchFunctionMode):
     ) -> Any:
         """Run the call, as a use where it is one."""
         kwargs = kwargs or {}
-        use = captured(func, args, kwargs, self._is_parameter)
+        use = captured(func, args, kwargs, self._is_followed)
         if use is None:
             use = meeting(func, args, kwargs, self._views)
         if use is not None:
@@ -94,8 +99,8 @@ class Interceptor(TorchFunctionMode):
         self._views.note(func, args, result)
         return result
 
-    def _is_parameter(self, value: object) -> bool:
-        return id(value) in self._parameters
+    def _is_followed(self, value: object) -> bool:
+        return id(value) in self._followed
 
     def _run(
         self, use: Use, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -161,7 +166,7 @@ class Recorder(Interceptor):
             source = _Source.apply(self._anchor, use, receive)
             args, kwargs = replaced(args, kwargs, lambda value: value is use.view, lambda _: source)
             return function(*args, **kwargs)
-        args, kwargs = replaced(args, kwargs, self._is_parameter, Tensor.detach)
+        args, kwargs = replaced(args, kwargs, self._is_followed, Tensor.detach)
         output = function(*args, **kwargs)
         return _Tap.apply(output, self._anchor, receive)
 

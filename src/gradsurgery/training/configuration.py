@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from gradsurgery.errors import ArgumentError
 from gradsurgery.training.defaults import defaults_for
 
-BatchNorm = Literal["frozen", "per-domain"]
+BatchNorm = Literal["frozen", "per-domain", "pooled"]
 Optimizer = Literal["adam", "adamw", "sgd"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Average = Literal["none", "ema", "swad"]
@@ -32,8 +32,9 @@ class RunConfiguration(BaseModel):
         backbone: a name of `gradsurgery.backbones.backbone_names()`.
         weights: initial weights: "default" (the library's pretrained ones), "none" or a file.
         batch_norm: "frozen" keeps batch-normalisation layers in evaluation mode, "per-domain"
-            normalises every domain by its own batch. Not given, it is "frozen", with weights
-            "none" "per-domain": random running statistics are worth nothing.
+            normalises every domain by its own batch, "pooled" by the batches of all domains in one
+            pass. Not given, it is "frozen", with weights "none" "per-domain" ("pooled" where
+            passes are): random running statistics are worth nothing.
         seed: of the initial weights, the batches and everything else random in the run.
         split_seed: of the split into training, validation and test images.
         split_per_run: draw the split from `seed` instead.
@@ -109,7 +110,8 @@ class RunConfiguration(BaseModel):
         if isinstance(filled.get("without"), list | tuple):
             filled["without"] = sorted(set(filled["without"]))
         if filled.get("weights") == "none":
-            filled.setdefault("batch_norm", "per-domain")
+            pooled = filled.get("passes") == "pooled"
+            filled.setdefault("batch_norm", "pooled" if pooled else "per-domain")
         return filled
 
     def sources(self, domains: Iterable[str]) -> list[str]:

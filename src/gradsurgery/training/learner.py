@@ -8,8 +8,9 @@ import torch
 
 from gradsurgery.algorithms import Algorithm, build_method
 from gradsurgery.backbones import Backbone, has_batch_norm
+from gradsurgery.errors import ArgumentError
 from gradsurgery.training.averaging import build_average, method_settings
-from gradsurgery.training.configuration import RunConfiguration
+from gradsurgery.training.configuration import Passes, RunConfiguration
 from gradsurgery.training.optimizers import build_optimizer
 from gradsurgery.training.precision import AutocastFactory, autocast_factory, loss_scaler
 from gradsurgery.training.weight_average import WeightAverage
@@ -59,7 +60,6 @@ def build_learner(
     """Put the backbone's model on `device` and build what trains it."""
     model = backbone.model.to(device)
     generator = torch.Generator(device)
-    per_domain = configuration.batch_norm == "per-domain" and has_batch_norm(model)
     return Learner(
         backbone=backbone,
         optimizer=build_optimizer(model.parameters(), configuration),
@@ -69,10 +69,24 @@ def build_learner(
             generator=generator,
             make_optimizer=partial(build_optimizer, configuration=configuration),
             settings=method_settings(configuration.settings),
-            per_domain_passes=per_domain,
+            passes=_passes(configuration, model),
         ),
         average=build_average(configuration, model),
         generator=generator,
         device=device,
         autocast=autocast_factory(device, configuration.precision),
     )
+
+
+def _passes(configuration: RunConfiguration, model: torch.nn.Module) -> Passes:
+    """As configured, or as the batch normalisation needs it."""
+    needed: dict[str, Passes] = {"per-domain": "separate", "pooled": "pooled"}
+    need = needed.get(configuration.batch_norm)
+    if need is None or not has_batch_norm(model):
+        return configuration.passes
+    if configuration.passes not in ("auto", need):
+        raise ArgumentError(
+            f"batch_norm {configuration.batch_norm!r} needs passes {need!r}, found "
+            f"{configuration.passes!r}; leave passes at 'auto', or choose another batch_norm"
+        )
+    return need

@@ -64,6 +64,8 @@ class Objective(ABC):
     minimum_domains: ClassVar[int] = 1
     pools: ClassVar[bool] = True
     """Whether all logits may come from one pass over the pooled images."""
+    reads_gradients: ClassVar[bool] = False
+    """Whether it differentiates with respect to parameters by itself."""
     state_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, surroundings: Surroundings, **given: Any) -> None:

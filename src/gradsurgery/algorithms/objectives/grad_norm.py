@@ -39,6 +39,7 @@ class GradNorm(Objective):
         Hyperparameter("alpha", 1.5, "strength α of the pull to equal rates", source=_PAPER),
         Hyperparameter("learning_rate", 0.025, "step size of the weights", source=_PAPER),
     )
+    reads_gradients: ClassVar[bool] = True
     state_names: ClassVar[tuple[str, ...]] = ("weights", "first")
 
     def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
