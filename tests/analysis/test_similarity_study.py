@@ -68,14 +68,14 @@ def test_the_target_is_measured_on_request(
 def test_a_study_killed_at_any_moment_ends_in_the_same_file(
     tmp_path: Path, digits: ImageSet, configured: Configure
 ) -> None:
-    runs = [configured(iterations=16, validate_every=2, seed=seed) for seed in (0, 1)]
-    options = SimilarityOptions(every=4, samples_per_domain=2)
+    runs = [configured(iterations=8, validate_every=2, seed=seed) for seed in (0, 1)]
+    options = SimilarityOptions(every=2, samples_per_domain=2)
     whole = study_similarity(runs, options, digits, tmp_path / "whole")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["gradsurgery.analysis.similarity_study", "torchvision"])
     directory = tmp_path / "killed"
     kills = 0
-    while kills < 3 and not (directory / "similarity.json").exists():
+    while kills < 2 and not (directory / "similarity.json").exists():
         arguments = (runs, options, digits, directory)
         child = context.Process(target=study_similarity, args=arguments)
         child.start()
