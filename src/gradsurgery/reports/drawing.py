@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradsurgery.reports.groups import Group, batches_pairs
-from gradsurgery.reports.records import read_curves
+from gradsurgery.reports.records import Records, curves_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -154,9 +154,12 @@ def draw_figure4(groups: Sequence[Group], styles: "dict[str, MethodStyle]") -> l
 
 
 def draw_learning_curves(
-    groups: Sequence[Group], styles: "dict[str, MethodStyle]"
+    groups: Sequence[Group], records: Records, styles: "dict[str, MethodStyle]"
 ) -> list[Drawing]:
-    """Loss, validation accuracy and agreement over the steps, one figure a table."""
+    """Loss, validation accuracy and agreement over the steps, one figure a table.
+
+    records: the content of the groups' records by their files.
+    """
     from gradsurgery.reports.figures.curves import draw_curves
 
     drawings = []
@@ -164,7 +167,7 @@ def draw_learning_curves(
         table = group.table
         over = "mean and standard deviation over the seeds" if len(table.seeds) > 1 else "one seed"
         figure = draw_curves(
-            _curves(group),
+            _curves(group, records),
             methods=table.methods,
             targets=table.targets,
             styles=styles,
@@ -175,6 +178,8 @@ def draw_learning_curves(
             "fraction of agreeing components are means over the steps since the validation before; "
             "the band is one standard deviation over the seeds on both sides."
         )
+        if any(not cell.complete for cell in table.cells.values()):
+            caption += " Where seeds are missing, the line is of those that are there."
         alt = (
             f"Training loss, validation accuracy and, where it was recorded, the fraction of "
             f"agreeing components over the steps, for {listed(table.methods)} and the targets "
@@ -220,12 +225,14 @@ def listed(names: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _curves(group: Group) -> "pd.DataFrame":
+def _curves(group: Group, records: Records) -> "pd.DataFrame":
     """The curves of the group's runs, each under the name that its method has in the table."""
     import pandas as pd
 
     frames = [
-        read_curves([Path(str(record)) for record in of_method["record"]]).assign(method=method)
+        curves_of({path: records[path] for path in map(Path, of_method["record"])}).assign(
+            method=method
+        )
         for method, of_method in group.runs.groupby("method")
     ]
     return pd.concat(frames, ignore_index=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradsurgery.reports.plan import PLAN_FILE, Failure, PlannedRun, find_plans, read_failures
-from gradsurgery.reports.records import find_records, read_record, read_runs
+from gradsurgery.reports.records import find_records, read_record, runs_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +71,7 @@ def take_inventory(paths: Sequence[Path]) -> Inventory:
     A folder may hold studies of gradients and no runs where another holds runs. Raises `DataError`
     for paths without any run, and for what is no record, plan or failure.
     """
-    files = record_files(paths)
+    records = {path: read_record(path) for path in record_files(paths)}
     planned, failures = find_plans(paths), read_failures(paths)
     given_up = {failure.path.parent.resolve() for failure in failures}
     missing = [
@@ -81,8 +81,8 @@ def take_inventory(paths: Sequence[Path]) -> Inventory:
     ]
     return Inventory(
         paths=tuple(paths),
-        runs=read_runs(files),
-        records={path: read_record(path) for path in files},
+        runs=runs_of(records),
+        records=records,
         planned=None if planned is None else tuple(planned),
         failures=tuple(failures),
         missing=tuple(missing),

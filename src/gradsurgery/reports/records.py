@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 VERSION = 1
 
+Records = Mapping[Path, dict[str, Any]]
+"""The content of records by their files."""
+
 _MODELS = ("best", "last")
 _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "configuration.target": str,
@@ -119,11 +122,7 @@ def read_runs(paths: Iterable[Path]) -> "pd.DataFrame":
 
     Raises `DataError` as `find_records` and `read_record` do.
     """
-    import pandas as pd
-
-    rows = [_row(path, read_record(path)) for path in find_records(paths)]
-    order = ["data", "settings", "target", "method", "seed"]
-    return pd.DataFrame(rows).sort_values(order, kind="stable", ignore_index=True)
+    return runs_of(read_records(paths))
 
 
 def read_curves(paths: Iterable[Path]) -> "pd.DataFrame":
@@ -135,27 +134,53 @@ def read_curves(paths: Iterable[Path]) -> "pd.DataFrame":
 
     Raises `DataError` as `read_runs` does, and where the curves of a record differ in length.
     """
+    return curves_of(read_records(paths))
+
+
+def read_records(paths: Iterable[Path]) -> Records:
+    """The content of every record at `paths`; raises as `find_records` and `read_record` do."""
+    return {path: read_record(path) for path in find_records(paths)}
+
+
+def runs_of(records: Records) -> "pd.DataFrame":
+    """The frame of `read_runs`, of records that were read."""
     import pandas as pd
 
-    columns = ["data", "target", "method", "settings", "seed"]
-    frames = [pd.DataFrame(columns=[*columns, *_CURVES, *_OTHER_CURVES])]
-    for path in find_records(paths):
-        content = read_record(path)
+    rows = [_row(path, content) for path, content in records.items()]
+    order = ["data", "settings", "target", "method", "seed"]
+    return pd.DataFrame(rows).sort_values(order, kind="stable", ignore_index=True)
+
+
+def curves_of(records: Records) -> "pd.DataFrame":
+    """The frame of `read_curves`, of records that were read."""
+    import pandas as pd
+
+    about = ["data", "target", "method", "settings", "seed"]
+    numbers = [name for name in (*_CURVES, *_OTHER_CURVES) if name != "step"]
+    columns: dict[str, list[Any]] = {name: [] for name in (*about, "step", *numbers)}
+    for path, content in records.items():
         if content["configuration"]["without"]:
             continue
-        row = _row(path, content)
-        length = len(content["curves"]["step"])
-        curves = {name: row[name] for name in columns}
-        for name in (*_CURVES, *_OTHER_CURVES):
-            values = content["curves"].get(name)
-            values = [None] * length if values is None else values
-            if not isinstance(values, list) or len(values) != length:
-                raise _unusable(path, f"curves.{name}", f"a list of {length} numbers", values)
-            curves[name] = values if name == "step" else pd.Series(values, dtype=float)
-        frames.append(pd.DataFrame(curves))
-    found = [frame for frame in frames if len(frame)] or frames
-    ordered = pd.concat(found, ignore_index=True)
-    return ordered.sort_values([*columns, "step"], kind="stable", ignore_index=True)
+        row, steps = _row(path, content), content["curves"]["step"]
+        for name in about:
+            columns[name] += [row[name]] * len(steps)
+        columns["step"] += steps
+        for name in numbers:
+            columns[name] += _curve(content, name, len(steps), path)
+    frame = pd.DataFrame(columns).astype(dict.fromkeys(numbers, float))
+    return frame.sort_values([*about, "step"], kind="stable", ignore_index=True)
+
+
+def _curve(content: dict[str, Any], name: str, length: int, path: Path) -> list[Any]:
+    """One of the curves, None where there is no value."""
+    values = content["curves"].get(name)
+    values = [None] * length if values is None else values
+    if not isinstance(values, list) or len(values) != length:
+        raise _unusable(path, f"curves.{name}", f"a list of {length} numbers", values)
+    for value in values:
+        if value is not None and not isinstance(value, int | float):
+            raise _unusable(path, f"curves.{name}", "a list of numbers", value)
+    return values
 
 
 def _row(path: Path, content: dict[str, Any]) -> dict[str, Any]:

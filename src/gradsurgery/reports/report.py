@@ -20,6 +20,7 @@ from gradsurgery.reports.drawing import (
 )
 from gradsurgery.reports.groups import Group, group_runs
 from gradsurgery.reports.inventory import take_inventory
+from gradsurgery.reports.records import Records
 from gradsurgery.reports.render import comparisons_to_markdown, to_csv, to_latex, to_markdown
 from gradsurgery.reports.searched import Search, search_of
 from gradsurgery.reports.tables import BASELINE, rank_methods
@@ -103,7 +104,7 @@ def write_report(
     ranking = rank_methods(tables)
     for name, text in _texts(tables, search, paper=options.paper).items():
         _write(out / name, text)
-    drawn = _draw(groups, ranking, options, out, tell)
+    drawn = _draw(groups, inventory.records, ranking, options, out, tell)
     tell("writing the page")
     from gradsurgery.reports.page.assemble import Contents, assemble
 
@@ -142,8 +143,9 @@ def _worth_drawing(ranking: "Ranking | None") -> TypeGuard["Ranking"]:
     return ranking is not None and len(ranking.cells) > 1
 
 
-def _draw(
+def _draw(  # noqa: PLR0917
     groups: Sequence[Group],
+    records: Records,
     ranking: "Ranking | None",
     options: ReportOptions,
     out: Path,
@@ -167,6 +169,6 @@ def _draw(
         examples=[written(drawing) for drawing in draw_example_images(options.examples)],
         accuracies=[written(drawing) for drawing in draw_figure3(groups, styles)],
         batches=[written(drawing) for drawing in draw_figure4(groups, styles)],
-        curves=[written(drawing) for drawing in draw_learning_curves(groups, styles)],
+        curves=[written(drawing) for drawing in draw_learning_curves(groups, records, styles)],
         ranks=[written(draw_ranking(ranking, styles))] if _worth_drawing(ranking) else [],
     )

@@ -16,7 +16,7 @@ from gradsurgery.analysis.selection import (
 )
 from gradsurgery.errors import ArgumentError
 from gradsurgery.reports.inventory import Inventory
-from gradsurgery.reports.plan import PLAN_FILE
+from gradsurgery.reports.plan import PLAN_FILE, VERSION
 from gradsurgery.reports.selected import selected_runs
 from gradsurgery.versioned import read_versioned
 
@@ -67,9 +67,10 @@ def search_of(inventory: Inventory, criterion: str | None) -> Search:
     import pandas as pd
 
     planned = None if inventory.planned is None else pd.DataFrame(list(inventory.planned))
-    selections = tuple(select(inventory.runs, name, planned=planned) for name in CRITERIA)
-    if not any(len(choice.candidates) > 1 for choice in selections[0].choices):
+    first = select(inventory.runs, next(iter(CRITERIA)), planned=planned)
+    if not any(len(choice.candidates) > 1 for choice in first.choices):
         return Search(inventory.runs, (), ALL)
+    selections = tuple(select(inventory.runs, name, planned=planned) for name in CRITERIA)
     if criterion is None:
         criterion = "training-domain" if _has_grid(inventory.paths) else ALL
     if criterion != ALL:
@@ -84,7 +85,9 @@ def search_of(inventory: Inventory, criterion: str | None) -> Search:
 def _has_grid(paths: Sequence[Path]) -> bool:
     for path in paths:
         if (path / PLAN_FILE).is_file():
-            content = read_versioned(path / PLAN_FILE, "plan of a sweep", 1, cure="plan it again")
+            content = read_versioned(
+                path / PLAN_FILE, "plan of a sweep", VERSION, cure="plan it again"
+            )
             plan = content.get("plan")
             if isinstance(plan, dict) and plan.get("grid"):
                 return True

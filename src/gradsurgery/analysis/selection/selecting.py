@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,15 +74,19 @@ def select(
     if criterion not in CRITERIA:
         raise ArgumentError(f"criterion must be one of {', '.join(CRITERIA)}, found {criterion!r}")
     rows = [] if planned is None else planned.to_dict("records")
-    places = {Path(row["directory"]).resolve(): place for place, row in enumerate(rows)}
+    directories = [Path(row["directory"]).resolve() for row in rows]
+    finished = {record: Path(record).parent.resolve() for record in runs["record"]}
+    order = {directory: place for place, directory in enumerate(directories)}
+    places = {record: order[at] for record, at in finished.items() if at in order}
     groups = _grouped(runs.to_dict("records"), places)
-    finished = {Path(record).parent.resolve() for record in runs["record"]}
-    waiting = [row for row in rows if Path(row["directory"]).resolve() not in finished]
+    done = set(finished.values())
+    waiting = [row for row, at in zip(rows, directories, strict=True) if at not in done]
     choices = [_choice(group, CRITERIA[criterion], rows, waiting) for group in groups]
     return Selection(criterion, tuple(choice for choice in choices if choice is not None))
 
 
-def _grouped(rows: list[dict[Hashable, Any]], places: dict[Path, int]) -> list[_Group]:
+def _grouped(rows: list[dict[Hashable, Any]], places: dict[str, int]) -> list[_Group]:
+    """`places` says where in the plan the run of a record stands."""
     groups: dict[tuple[str, ...], _Group] = {}
     seen: dict[tuple[Any, ...], str] = {}
     for row in rows:
@@ -96,10 +101,12 @@ def _grouped(rows: list[dict[Hashable, Any]], places: dict[Path, int]) -> list[_
             )
         seen[once] = row["record"]
         for target in held_out:
-            group = groups.setdefault(_key(row, target), _new_group(row, target))
+            key = _key(row, target)
+            if key not in groups:
+                groups[key] = _new_group(row, target)
+            group = groups[key]
             tried = group.tried.setdefault(row["hyperparameters"], _Tried())
-            place = places.get(Path(row["record"]).parent.resolve(), float("inf"))
-            tried.order = min(tried.order, place)
+            tried.order = min(tried.order, places.get(row["record"], float("inf")))
             if len(held_out) == 1:
                 tried.runs[row["seed"]] = row
                 continue
@@ -113,18 +120,21 @@ def _grouped(rows: list[dict[Hashable, Any]], places: dict[Path, int]) -> list[_
 
 
 def _key(row: Row, target: str) -> tuple[str, ...]:
-    conditions = json.dumps(_conditions(row), sort_keys=True)
+    conditions = _conditions(row["settings"], row["hyperparameters"])
     return (row["data"], target, row["method_name"], conditions)
 
 
-def _conditions(row: Row) -> dict[str, Any]:
-    """The settings that are no hyperparameters."""
-    chosen = json.loads(row["hyperparameters"])
-    return {k: v for k, v in json.loads(row["settings"]).items() if k not in chosen}
+@cache
+def _conditions(settings: str, hyperparameters: str) -> str:
+    """The settings that are no hyperparameters, all of them as JSON."""
+    chosen = json.loads(hyperparameters)
+    conditions = {k: v for k, v in json.loads(settings).items() if k not in chosen}
+    return json.dumps(conditions, sort_keys=True)
 
 
 def _new_group(row: Row, target: str) -> _Group:
-    return _Group(row["data"], target, row["method_name"], _conditions(row), row["domains"])
+    conditions = json.loads(_conditions(row["settings"], row["hyperparameters"]))
+    return _Group(row["data"], target, row["method_name"], conditions, row["domains"])
 
 
 def _choice(

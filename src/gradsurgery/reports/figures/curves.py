@@ -67,11 +67,12 @@ def draw_curves(
         len(targets),
         share_y="row",
     )
+    of_both = dict(iter(curves.groupby(["method", "target"])))
     for row, quantity in zip(grid, shown, strict=True):
         for target, axes in zip(targets, row, strict=True):
             for method in methods:
-                of_both = (curves["method"] == method) & (curves["target"] == target)
-                _draw_line(axes, curves[of_both], quantity, styles[method])
+                if (method, target) in of_both:
+                    _draw_line(axes, of_both[method, target], quantity, styles[method])
             tidy(axes)
             axes.margins(x=0.02)
             if axes.get_subplotspec().is_first_row():
@@ -105,8 +106,8 @@ def mean_and_spread(runs: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def _draw_line(axes: Axes, runs: pd.DataFrame, quantity: Quantity, style: MethodStyle) -> None:
-    having = runs.groupby("seed")[quantity.column].transform(lambda values: values.notna().any())
-    runs = runs[having.astype(bool)]
+    having = runs.groupby("seed")[quantity.column].transform("count") > 0
+    runs = runs[having]
     if runs.empty:
         return
     line = mean_and_spread(runs, quantity.column) * quantity.factor
