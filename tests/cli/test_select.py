@@ -118,6 +118,13 @@ def test_the_selected_runs_are_compared(command, tmp_path, monkeypatch):
     assert "agr-sum 60.00 ± 0.00" in lines(out)  # 0.7 − 0.1, the runs that validate badly
 
 
+def test_what_cannot_be_selected_yet_is_not_shown_as_nothing(command, tmp_path):
+    search(tmp_path)
+    status, _, err = command("show", ".", "--selected", "leave-one-domain-out")
+    assert status == 1
+    assert "leave-one-domain-out can choose nothing among the runs in ." in err
+
+
 def test_the_plan_says_what_is_missing(command, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     folder = tmp_path / "runs"

@@ -151,6 +151,27 @@ def test_a_missing_path_and_an_unknown_format(invoke, tmp_path):
     assert invoke("show", tmp_path, "--format", "html").exit_code == 2
 
 
+def test_runs_that_a_study_trained_are_left_out(invoke, folder):
+    study = folder / "similarity" / "pacs"
+    write(study, "deep-all", 7, 0.1)
+    write(study, "fishr", 0, 0.1)
+    (study / "similarity.json").write_text("{}")
+    result = invoke("show", folder)
+    assert "over 2 seeds" in " ".join(result.stdout.split())
+    assert "fishr" not in result.stdout
+    named = invoke("show", folder, study / "fishr" / "seed-0" / "record.json")
+    assert "fishr" in named.stdout
+
+
+def test_runs_that_all_hold_out_two_domains(invoke, tmp_path):
+    for seed in range(2):
+        path = write(tmp_path, "deep-all", seed, 0.5)
+        record = json.loads(path.read_text())
+        record["configuration"]["without"] = ["photo"]
+        path.write_text(json.dumps(record))
+    assert "holds out two domains" in str(invoke("show", tmp_path).exception)
+
+
 def test_methods_are_listed(invoke):
     result = invoke("methods")
     assert result.exit_code == 0

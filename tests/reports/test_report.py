@@ -128,6 +128,13 @@ def test_runs_that_only_differ_are_compared_as_they_are_unless_asked(written):
         write_report(root, options=ReportOptions(selected="best"))
 
 
+def test_a_criterion_that_can_choose_nothing_is_an_error_if_asked_for(written):
+    root = grid(written)
+    with pytest.raises(DataError, match=r"leave-one-domain-out can choose nothing among the runs"):
+        write_report(root, options=ReportOptions(selected="leave-one-domain-out"))
+    assert not (root / "report").exists()
+
+
 def test_failed_and_missing_runs_are_told(compared):
     runs = [{"directory": "d", "data": "pacs", "target": "photo", "method": "irm", "seed": 7}]
     for file in sorted(compared.rglob("record.json")):

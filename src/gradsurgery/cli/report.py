@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from gradsurgery.reports.drawing import Examples
     from gradsurgery.reports.report import Report, ReportOptions
 
-BUILT_IN = ("rotated-digits", "colored-digits")
-
 
 def report(
     folders: Annotated[
@@ -102,6 +100,8 @@ def make_report(
 
 def recorded_data(records: list[Path]) -> list[str]:
     """The data sets of the records that can be opened without asking the network."""
+    from gradsurgery.data import BUILT_IN, PRESETS
+
     found: dict[str, None] = {}
     for path in records:
         try:
@@ -109,7 +109,7 @@ def recorded_data(records: list[Path]) -> list[str]:
         except (OSError, ValueError, KeyError, TypeError):
             continue  # reading the records says what is wrong with it
         preset, colon, place = spec.partition(":")
-        here = place if colon and preset in ("pacs", "vlcs", "office-home") else spec
+        here = place if colon and preset in PRESETS else spec
         if spec in BUILT_IN or Path(here).expanduser().exists():
             found[spec] = None
     return list(found)

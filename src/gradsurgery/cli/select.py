@@ -51,11 +51,11 @@ def select(
         write_selections,
     )
     from gradsurgery.errors import ArgumentError
-    from gradsurgery.reports import find_plans, read_runs
+    from gradsurgery.reports import find_plans, read_runs, record_files
 
     if not folder.is_dir():
         raise ArgumentError(f"{folder} is no folder; give a folder of runs")
-    runs, plan = read_runs([folder]), find_plans([folder])
+    runs, plan = read_runs(record_files([folder])), find_plans([folder])
     selections = selections_among(runs, plan, list(CRITERIA))
     path = folder / SELECTION_FILE
     if path.exists():

@@ -9,6 +9,7 @@ import typer
 from gradsurgery.cli.grid import grid, literal
 from gradsurgery.cli.record import print_record
 from gradsurgery.cli.select import Criterion, selections_among
+from gradsurgery.errors import DataError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -65,9 +66,9 @@ def show(
     A star marks what differs from the baseline (paired Wilcoxon test, p < 0.05), a dagger what
     does so after Holm's correction over the table.
     """
-    from gradsurgery.reports import find_records, read_record
+    from gradsurgery.reports import read_record, record_files
 
-    files = find_records(paths)
+    files = record_files(paths)
     if len(files) == 1 and output is Format.RICH and selected is None:
         print_record(read_record(files[0]))
     else:
@@ -92,16 +93,23 @@ def print_tables(
     paper: bool = False,
     statistics: bool = False,
 ) -> None:
-    """Print the comparison tables of the records at `paths`, with the plans that lie there."""
+    """Print the comparison tables of the records at `paths`, with the plans that lie there.
+
+    Runs that a study trained for itself are left out, as a report does. Raises `DataError` where
+    there is nothing to compare.
+    """
     from gradsurgery import reports
     from gradsurgery.analysis.selection import CRITERIA
+    from gradsurgery.reports.searched import nothing_chosen
 
-    runs, usual = reports.read_runs(paths), Model.BEST
+    runs, usual = reports.read_runs(reports.record_files(paths)), Model.BEST
     expected = reports.find_plans(paths)
     if selected is not None:
         (selection,) = selections_among(runs, expected, [selected.value])
         usual = Model(CRITERIA[selected.value].model)
         runs = reports.selected_runs(runs, selection)
+        if runs.empty:
+            raise DataError(nothing_chosen(selected.value, paths[0]))
     tables = reports.compare_runs(runs, (model or usual).value, baseline, expected)
     if output is Format.RICH:
         for table in tables:

@@ -2,6 +2,7 @@
 
 from gradsurgery.reports.comparison import Cell, ComparisonTable
 from gradsurgery.reports.comparisons import comparison_frame, comparison_rows
+from gradsurgery.reports.inventory import record_files
 from gradsurgery.reports.paper import PaperFigure, paper_figures, paper_row
 from gradsurgery.reports.plan import (
     Failure,
@@ -42,6 +43,7 @@ __all__ = [
     "read_plan",
     "read_record",
     "read_runs",
+    "record_files",
     "selected_runs",
     "to_csv",
     "to_latex",

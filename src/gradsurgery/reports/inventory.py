@@ -46,7 +46,8 @@ def record_files(paths: Sequence[Path]) -> list[Path]:
     """The records at `paths` but for the runs that a study trained for itself.
 
     Those lie below the study's file, with no sweep's plan in between. Where no other is left they
-    are all given. Raises `DataError` as `find_records` does.
+    are all given, and so is each that is itself among `paths`. Raises `DataError` as `find_records`
+    does.
     """
     with_runs = [path for path in paths if not study_files([path]) or any(path.rglob(RECORD))]
     found = find_records(with_runs or paths)
@@ -55,7 +56,10 @@ def record_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def _of_a_study(file: Path, roots: set[Path]) -> bool:
-    folder = file.resolve().parent
+    folder = file.resolve()
+    if folder in roots:
+        return False
+    folder = folder.parent
     while folder not in roots and folder != folder.parent:
         folder = folder.parent
         if (folder / PLAN_FILE).exists():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
 from gradsurgery.atomic import atomic_file
-from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.errors import ArgumentError
 from gradsurgery.reports.comparison import ComparisonTable, Model
 from gradsurgery.reports.comparisons import comparison_frame
 from gradsurgery.reports.drawing import (
@@ -95,11 +95,6 @@ def write_report(
     model = options.model or search.model
     groups = group_runs(search.runs, model, options.baseline, inventory.planned)
     tables = [group.table for group in groups]
-    if not tables:
-        raise DataError(
-            f"every run in {paths[0]} holds out two domains; there is none to compare: finish "
-            "runs with one"
-        )
     _check_baseline(options.baseline, tables)
     ranking = rank_methods(tables)
     for name, text in _texts(tables, search, paper=options.paper).items():

@@ -14,7 +14,7 @@ from gradsurgery.analysis.selection import (
     evidence_rows,
     select,
 )
-from gradsurgery.errors import ArgumentError
+from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.reports.inventory import Inventory
 from gradsurgery.reports.plan import PLAN_FILE, VERSION
 from gradsurgery.reports.selected import selected_runs
@@ -57,9 +57,10 @@ def search_of(inventory: Inventory, criterion: str | None) -> Search:
     """The runs that the tables of a report compare.
 
     criterion: whose choice, "none" for all; None is "training-domain" for the runs of a plan with
-    a grid, else "none". Where nothing was searched, or nothing can be chosen yet, it is "none".
+    a grid, else "none", as where nothing was searched. Where it can choose nothing yet, None is
+    "none" too.
 
-    Raises `ArgumentError` for an unknown criterion.
+    Raises `ArgumentError` for an unknown criterion, `DataError` for one that can choose nothing.
     """
     if criterion not in (None, ALL, *CRITERIA):
         known = ", ".join([*CRITERIA, ALL])
@@ -71,6 +72,7 @@ def search_of(inventory: Inventory, criterion: str | None) -> Search:
     if not any(len(choice.candidates) > 1 for choice in first.choices):
         return Search(inventory.runs, (), ALL)
     selections = tuple(select(inventory.runs, name, planned=planned) for name in CRITERIA)
+    asked = criterion is not None
     if criterion is None:
         criterion = "training-domain" if _has_grid(inventory.paths) else ALL
     if criterion != ALL:
@@ -79,7 +81,17 @@ def search_of(inventory: Inventory, criterion: str | None) -> Search:
         )
         if len(chosen):
             return Search(chosen, selections, criterion)
+        if asked:
+            raise DataError(nothing_chosen(criterion, inventory.paths[0]))
     return Search(inventory.runs, selections, ALL)
+
+
+def nothing_chosen(criterion: str, folder: Path) -> str:
+    """What to say where a criterion that was asked for finds no candidate that is complete."""
+    return (
+        f"{criterion} can choose nothing among the runs in {folder} yet; gradsurgery select "
+        f"{folder} says what it needs"
+    )
 
 
 def _has_grid(paths: Sequence[Path]) -> bool:

@@ -43,10 +43,14 @@ def compare_runs(
         expected: the planned runs (`read_plan`); methods, targets and seeds that are planned are
             in the table before their runs are.
 
-    Raises `DataError` where one run is there twice.
+    Raises `DataError` where one run is there twice, and where all hold out two domains.
     """
     tables = []
     compared = runs[runs["without"].map(len) == 0]
+    if len(runs) and compared.empty:
+        raise DataError(
+            "every run holds out two domains; there is none to compare: finish runs with one"
+        )
     for name, of_data in compared.groupby("data", sort=True):
         groups = [(json.loads(str(key)), group) for key, group in of_data.groupby("settings")]
         planned = [run for run in expected or () if run.data == name and not run.without]
