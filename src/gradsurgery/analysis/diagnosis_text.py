@@ -235,4 +235,4 @@ def _points(value: float) -> str:
 
 
 def _cosine(value: float | None) -> str:
-    return NONE if value is None else f"{value:.2f}"
+    return NONE if value is None else f"{round(value, 2) + 0.0:.2f}"  # + 0.0: no "-0.00"
