@@ -20,7 +20,11 @@ from gradsurgery.rules import Mean, Rule
 Passes = Literal["auto", "separate", "pooled"]
 
 FASTER_POOLED = 8
-"""Up to so many images per domain one pass over all is the faster (benchmarks/pooled_pass.py)."""
+"""Up to so many images per domain one pass over all is the faster (benchmarks/pooled_pass.py).
+
+A pass has a cost that does not depend on its images, e.g. reading AlexNet's 228 MB of weights. From
+32 images on that is lost in the rest, and one pass keeps D times the activations.
+"""
 
 
 class Combined(Algorithm):
