@@ -36,7 +36,7 @@ def test_everything_is_written_into_the_folder(compared):
     assert {path.name for path in folder.iterdir()} == {
         *(f"{stem}.{kind}" for stem in FIGURES for kind in ("png", "svg")),
         *(f"table1.{kind}" for kind in ("md", "tex", "csv")),
-        *("statistics.md", "statistics.csv", "report.html"),
+        *("statistics.md", "statistics.csv", "report.html", "files.json"),
     }
     frame = pd.read_csv(folder / "table1.csv").set_index(["target", "method"])
     assert frame.loc[("sketch", "agr-sum"), "mean_accuracy_percent"] == pytest.approx(55)
@@ -55,6 +55,30 @@ def test_a_report_in_the_folder_changes_nothing_about_the_next(compared):
     page = write_report(compared).page
     before = page.read_bytes()
     assert write_report(compared).page.read_bytes() == before
+
+
+def test_what_an_earlier_report_wrote_under_other_names_is_removed(compared, written):
+    folder = write_report(compared).page.parent
+    (folder / "figure3-mine.svg").write_text("drawn by hand")
+    for seed in range(3):
+        written("agr-sum", "sketch", seed, folder="runs/long", configuration__iterations=80)
+    write_report(compared)
+    assert {stem for stem in stems(folder) if stem.startswith("figure3")} == {
+        "figure3-mine",
+        "figure3-pacs-iterations-40",
+        "figure3-pacs-iterations-80",
+    }
+    listed = set(json.loads((folder / "files.json").read_text())["files"])
+    assert {path.name for path in folder.iterdir()} - listed == {"files.json", "figure3-mine.svg"}
+
+
+@pytest.mark.parametrize("content", ['{"files": []}', '{"version": 1, "files": ["../a"]}'])
+def test_someone_elses_list_of_files_is_left_as_it_is(content, compared):
+    (compared / "report").mkdir()
+    (compared / "report" / "files.json").write_text(content)
+    with pytest.raises(DataError, match=r"files\.json is no list of a report's files"):
+        write_report(compared)
+    assert [path.name for path in (compared / "report").iterdir()] == ["files.json"]
 
 
 def test_batches_of_one_domain_give_figure_4_and_tables_of_their_own(written, tmp_path):
@@ -126,6 +150,20 @@ def test_runs_that_only_differ_are_compared_as_they_are_unless_asked(written):
     assert len(chosen.tables) == 1
     with pytest.raises(ArgumentError, match=r"selected must be one of training-domain, .*'best'"):
         write_report(root, options=ReportOptions(selected="best"))
+
+
+def test_tables_say_who_chose_and_that_the_oracle_is_not_attainable(written):
+    root = grid(written)
+    for path in root.rglob("record.json"):
+        content = json.loads(path.read_text())
+        content["result"]["last"]["target_validation_accuracy"] = 0.5
+        path.write_text(json.dumps(content))
+    report = write_report(root, options=ReportOptions(selected="oracle"))
+    by = "of the last model, hyperparameters by oracle (not attainable)"
+    for name in ("table1.md", "table1.tex", "report.html"):
+        assert by in (report.page.parent / name).read_text()
+    frame = pd.read_csv(report.page.parent / "table1.csv")
+    assert set(frame["selection"]) == {"oracle"}
 
 
 def test_a_criterion_that_can_choose_nothing_is_an_error_if_asked_for(written):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gradsurgery.analysis.selection import CRITERIA
 from gradsurgery.analysis.statistics import SIGNIFICANCE, PairedComparison, least_p
 
 Model = Literal["best", "last"]
@@ -47,7 +48,8 @@ class ComparisonTable:
     `cells[method, target]` is absent where there is no run; `averages[method]` is the mean over
     the targets, absent where a target's cell is absent or not complete, and for all where there is
     one target. `baseline` is the method that the others are tested against, whether it is among
-    `methods` or not.
+    `methods` or not. `selection` is the criterion that chose the hyperparameters, empty where none
+    did.
     """
 
     data: str
@@ -59,6 +61,7 @@ class ComparisonTable:
     seeds: tuple[int, ...]
     cells: dict[tuple[str, str], Cell]
     averages: dict[str, Cell]
+    selection: str = ""
 
     @property
     def name(self) -> str:
@@ -70,8 +73,14 @@ class ComparisonTable:
         """One line that says what the figures are and how they were tested."""
         count = len(self.seeds)
         over = f"mean ± std over {count} seeds" if count > 1 else "1 seed"
-        what = f"{self.name}: target accuracy (%) of the {self.model} model, {over}"
+        what = f"{self.name}: target accuracy (%) of the {self.models}, {over}"
         return f"{what}; {self._test}" if self._test else what
+
+    @property
+    def models(self) -> str:
+        """Whose accuracy it is, and how the hyperparameters were chosen."""
+        by = CRITERIA[self.selection].label if self.selection else ""
+        return f"{self.model} model" + (f", hyperparameters by {by}" if by else "")
 
     @property
     def tests(self) -> int:
@@ -90,6 +99,11 @@ class ComparisonTable:
             pairs = max(c.comparison.n for c in self.cells.values() if c.comparison is not None)
             if least_p(pairs) >= SIGNIFICANCE:
                 lines.append(f"{pairs} seeds cannot give p < {SIGNIFICANCE}, only {least_p(pairs)}")
+            elif self.tests * least_p(pairs) >= SIGNIFICANCE:
+                lines.append(
+                    f"{pairs} seeds cannot give † over {self.tests} tests, only "
+                    f"p = {self.tests * least_p(pairs):.2g}"
+                )
         if any(not cell.complete for cell in self.cells.values()):
             lines.append("n=…: seeds are missing; in no average, rank or test, never the best")
         return lines

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gradsurgery.reports.groups import Group, batches_pairs
 from gradsurgery.reports.records import Records, curves_of
+from gradsurgery.reports.tables import kind_of_cells
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from gradsurgery.analysis.statistics import Ranking
+    from gradsurgery.reports.comparison import ComparisonTable
     from gradsurgery.reports.figures.style import MethodStyle
 
 BOXES = (
@@ -101,7 +103,7 @@ def draw_figure3(groups: Sequence[Group], styles: "dict[str, MethodStyle]") -> l
             reference=table.baseline,
             marks=marks,
             styles=styles,
-            title=f"{table.name}: target accuracy of the {table.model} model",
+            title=f"{table.name}: target accuracy of the {table.models}",
             note=" ".join(notes),
         )
         alt = (
@@ -189,13 +191,15 @@ def draw_learning_curves(
     return drawings
 
 
-def draw_ranking(ranking: "Ranking", styles: "dict[str, MethodStyle]") -> Drawing:
-    """The critical-difference diagram."""
+def draw_ranking(
+    ranking: "Ranking", tables: "Sequence[ComparisonTable]", styles: "dict[str, MethodStyle]"
+) -> Drawing:
+    """The critical-difference diagram of a ranking over the cells of the tables."""
     from gradsurgery.reports.figures.ranks import draw_ranks
 
     ranks = dict(zip(ranking.methods, ranking.ranks, strict=True))
     count = len(ranking.cells)
-    cells = f"{count} (data set, target) cell{'s' if count > 1 else ''}"
+    cells = f"{count} {kind_of_cells(tables)}{'s' if count > 1 else ''}"
     figure = draw_ranks(
         ranks,
         critical_difference=ranking.critical_difference,

@@ -46,17 +46,21 @@ def to_csv(tables: Sequence[ComparisonTable], *, paper: bool = False) -> str:
 
     `std_percent` is empty for one run and for averages, the columns from `difference_points` on
     where nothing was tested; the settings that set the tables of a data set apart have columns of
-    their own, as have the paper's figures with `paper`.
+    their own, as have the criterion that selected the hyperparameters and, with `paper`, the
+    paper's figures.
     """
     settings = list(dict.fromkeys(name for table in tables for name in table.settings))
+    selected = any(table.selection for table in tables)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    about = ["dataset", *settings, "model", "target", "method"]
+    by = ["selection"] if selected else []
+    about = ["dataset", *settings, *by, "model", "target", "method"]
     writer.writerow([*about, *_CELL_COLUMNS, *_TEST_COLUMNS, *(_PAPER_COLUMNS if paper else [])])
     for table in tables:
         values = [table.settings.get(name, "") for name in settings]
         for target, method, cell in _long(table):
-            about = [table.data, *values, table.model, target, method]
+            by = [table.selection] if selected else []
+            about = [table.data, *values, *by, table.model, target, method]
             figures = [repr(cell.mean), "" if cell.std is None else repr(cell.std)]
             counts = [cell.runs, cell.planned, int(cell.complete), int(cell.best)]
             beside = _paper_values(table.data, target, method) if paper else []

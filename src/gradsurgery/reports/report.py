@@ -1,12 +1,13 @@
 """The report of a folder of runs: tables, figures and one page that holds them all."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
 from gradsurgery.atomic import atomic_file
-from gradsurgery.errors import ArgumentError
+from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.reports.comparison import ComparisonTable, Model
 from gradsurgery.reports.comparisons import comparison_frame
 from gradsurgery.reports.drawing import (
@@ -24,12 +25,15 @@ from gradsurgery.reports.records import Records
 from gradsurgery.reports.render import comparisons_to_markdown, to_csv, to_latex, to_markdown
 from gradsurgery.reports.searched import Search, search_of
 from gradsurgery.reports.tables import BASELINE, rank_methods
+from gradsurgery.versioned import read_versioned
 
 if TYPE_CHECKING:
     from gradsurgery.analysis.statistics import Ranking
     from gradsurgery.reports.page.assemble import Figures
 
 PAGE_FILE = "report.html"
+FILES_FILE = "files.json"
+VERSION = 1
 Progress = Callable[[str], None]
 
 
@@ -75,6 +79,7 @@ def write_report(
     Written are table1.md, .tex and .csv, statistics.md and .csv, every figure that the records
     give as PNG and SVG, selection.md where hyperparameters were searched, and the page. Each file
     is there whole or not at all, the page comes last; the same records give the same bytes.
+    files.json lists them: those that an earlier report wrote and this one does not are removed.
 
     Args:
         folder: of runs, or several.
@@ -97,15 +102,34 @@ def write_report(
     tables = [group.table for group in groups]
     _check_baseline(options.baseline, tables)
     ranking = rank_methods(tables)
-    for name, text in _texts(tables, search, paper=options.paper).items():
+    earlier = _earlier_files(out)
+    texts = _texts(tables, search, paper=options.paper)
+    for name, text in texts.items():
         _write(out / name, text)
     drawn = _draw(groups, inventory.records, ranking, options, out, tell)
     tell("writing the page")
     from gradsurgery.reports.page.assemble import Contents, assemble
 
+    files = sorted({*texts, *drawn.files, PAGE_FILE})
+    for name in earlier - set(files):  # of other runs, or under the names that figures had then
+        if (out / name).is_file():
+            (out / name).unlink()
+    _write(out / FILES_FILE, json.dumps({"version": VERSION, "files": files}, indent=1) + "\n")
     contents = Contents(inventory, groups, ranking, search, drawn, options.notes)
     _write(out / PAGE_FILE, assemble(contents, out, paper=options.paper))
     return Report(out / PAGE_FILE, tables)
+
+
+def _earlier_files(out: Path) -> set[str]:
+    """The names of the files that an earlier report wrote into the folder."""
+    path = out / FILES_FILE
+    if not path.exists():
+        return set()
+    content = read_versioned(path, "list of a report's files", VERSION, cure="delete it")
+    names = content.get("files")
+    if not isinstance(names, list) or any(Path(str(name)).name != name for name in names):
+        raise DataError(f"{path} is no list of a report's files: {names!r:.80}; delete it")
+    return set(names)
 
 
 def _check_baseline(baseline: str, tables: Sequence[ComparisonTable]) -> None:
@@ -151,7 +175,8 @@ def _draw(  # noqa: PLR0917
     from gradsurgery.reports.page.assemble import Figures
     from gradsurgery.reports.page.blocks import PIXELS_PER_INCH, Figure, embedded
 
-    styles = method_styles(method for group in groups for method in group.table.methods)
+    tables = [group.table for group in groups]
+    styles = method_styles(method for table in tables for method in table.methods)
 
     def written(drawing: Drawing) -> Figure:
         tell(f"drawing {drawing.stem}")
@@ -165,5 +190,5 @@ def _draw(  # noqa: PLR0917
         accuracies=[written(drawing) for drawing in draw_figure3(groups, styles)],
         batches=[written(drawing) for drawing in draw_figure4(groups, styles)],
         curves=[written(drawing) for drawing in draw_learning_curves(groups, records, styles)],
-        ranks=[written(draw_ranking(ranking, styles))] if _worth_drawing(ranking) else [],
+        ranks=[written(draw_ranking(ranking, tables, styles))] if _worth_drawing(ranking) else [],
     )

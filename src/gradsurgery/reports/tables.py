@@ -73,6 +73,7 @@ def compare_runs(
                     seeds=frame.seeds,
                     cells=marked,
                     averages=_marked(_averages(cells, frame)),
+                    selection=shared.get("selection", ""),
                 )
             )
     return tables
@@ -97,6 +98,12 @@ def rank_methods(tables: Sequence[ComparisonTable]) -> Ranking | None:
             for target in table.targets
         },
     )
+
+
+def kind_of_cells(tables: Sequence[ComparisonTable]) -> str:
+    """What a cell of `rank_methods` is: a data set has several tables where settings differ."""
+    settings = any(table.settings for table in tables)
+    return f"(data set, {'setting, ' if settings else ''}target) cell"
 
 
 def _differing(settings: list[dict[str, Any]]) -> list[str]:

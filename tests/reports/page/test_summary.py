@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from gradsurgery.reports.groups import group_runs
@@ -52,6 +54,10 @@ def test_a_difference_that_only_one_test_alone_shows(written, told):
     text = " ".join(told())
     assert "in a test taken alone and not after the correction, so some may be chance" in text
     assert "agr-sum on photo (+2.25 points) and agr-sum on sketch (+2.25 points)" in text
+    assert (
+        "6 pairs of runs a cell are too few for a difference to stand Holm's correction over 2 "
+        "tests (the least possible p is 0.062)"
+    ) in text
 
 
 def test_no_difference_is_not_called_equality(written, told):
@@ -110,6 +116,46 @@ def test_ranks_that_do_not_differ(written, told):
             for seed in range(2):
                 written(method, target, seed, best=0.5)
     assert told()[-1] == (
-        "Over 2 (data set, target) cells, the best average rank has deep-all (2.00); by "
-        "Friedman's test the methods' ranks differ no more than chance would have it (p = 1)."
+        "Over 2 (data set, target) cells, the best average rank has deep-all, agr-sum and pcgrad "
+        "(2.00); Friedman's test shows no significant difference of ranks (p = 1)."
     )
+
+
+def test_ranks_that_differ(written, told):
+    # the same order in 4 cells: χ² = 12 · 4 / (3 · 4) · ((1 + 4 + 9) − 3 · 4² / 4) = 8
+    for folder, iterations in (("a", 1), ("b", 2)):
+        for target in ("photo", "sketch"):
+            for place, method in enumerate(("deep-all", "agr-sum", "pcgrad")):
+                for seed in range(2):
+                    changes = {"folder": folder, "configuration__iterations": iterations}
+                    written(method, target, seed, best=0.5 + place / 10, **changes)
+    assert told()[-1].startswith(
+        "Over 4 (data set, setting, target) cells, the best average rank has pcgrad (1.00); "
+        "Friedman's test says that ranks differ (p = 0.018), which is a rough guide"
+    )
+
+
+def test_seeds_and_averages_of_tables_that_differ(written, told):
+    for seed in range(3):
+        written("deep-all", "photo", seed, best=0.8)
+        written("deep-all", "sketch", seed, best=0.6)
+        written("agr-sum", "photo", seed, best=0.9)
+        written("agr-sum", "sketch", seed, best=0.5)
+    written("pcgrad", "photo", 0, best=0.99)
+    for seed in range(2):
+        written("deep-all", "sketch", seed, folder="b", configuration__iterations=7)
+    text = " ".join(told())
+    assert "and 2 to 3 seeds." in text
+    assert "of the 2 methods that are complete, the average over 2 targets is highest for" in text
+
+
+def test_runs_that_no_plan_names_do_not_finish_it(written, told, tmp_path):
+    path = written()
+    written(seed=1)
+    directory = path.parent.relative_to(tmp_path).as_posix()
+    run = {"data": "pacs", "target": "sketch", "method": "agr-sum", "seed": 0}
+    plan = {"version": 1, "runs": [run | {"directory": d} for d in (directory, "elsewhere")]}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    assert (
+        "1 of 2 planned runs is finished; 1 not done. 1 run that no plan names is there too"
+    ) in " ".join(told())

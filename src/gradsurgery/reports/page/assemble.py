@@ -42,6 +42,12 @@ class Figures:
     curves: Sequence[Figure]
     ranks: Sequence[Figure]
 
+    @property
+    def files(self) -> list[str]:
+        """The names of the pictures' files."""
+        every = (*self.examples, *self.accuracies, *self.batches, *self.curves, *self.ranks)
+        return [name for figure in every for name in figure.files]
+
 
 @dataclass(frozen=True)
 class Contents:

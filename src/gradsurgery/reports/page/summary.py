@@ -7,6 +7,7 @@ from gradsurgery.reports.comparison import ComparisonTable
 from gradsurgery.reports.comparisons import p_text
 from gradsurgery.reports.drawing import listed
 from gradsurgery.reports.inventory import Inventory
+from gradsurgery.reports.tables import kind_of_cells
 
 _MOST_NAMED = 8
 
@@ -19,7 +20,7 @@ def summarize(
     for table in tables:
         sentences += [*_averages(table), *_tests(table)]
     if ranking is not None and ranking.p is not None:
-        sentences.append(_ranked(ranking))
+        sentences.append(_ranked(ranking, tables))
     return [sentence for sentence in sentences if sentence]
 
 
@@ -41,7 +42,10 @@ def _compared(tables: Sequence[ComparisonTable]) -> str:
     methods = list(dict.fromkeys(method for table in tables for method in table.methods))
     data = list(dict.fromkeys(table.data for table in tables))
     targets = sorted({(table.data, target) for table in tables for target in table.targets})
-    seeds = max(len(table.seeds) for table in tables)
+    counts = [len(table.seeds) for table in tables]
+    seeds = f"{counted(max(counts), 'seed')} each"
+    if min(counts) < max(counts):
+        seeds = f"{min(counts)} to {max(counts)} seeds"
     named = f" ({listed(methods)})" if len(methods) <= _MOST_NAMED else ""
     domains = f" with {listed([t for _, t in targets])} held out in turn" if len(data) == 1 else ""
     if len(targets) == 1:
@@ -52,7 +56,7 @@ def _compared(tables: Sequence[ComparisonTable]) -> str:
         model = "the last step"
     return (
         f"{counted(len(methods), 'method')}{named} {verb} on {listed(data)}{domains}, "
-        f"and {counted(seeds, 'seed')} each. The figures are accuracies on the test images of the "
+        f"and {seeds}. The figures are accuracies on the test images of the "
         f"domain held out, which training never saw, of the model with {model}."
     )
 
@@ -68,13 +72,18 @@ def _complete(inventory: Inventory, tables: Sequence[ComparisonTable]) -> str:
         for target in table.targets
     )
     if inventory.planned is not None:
-        whole = f"{there:,} of {counted(len(inventory.planned), 'planned run')} "
-        whole += "is finished" if there == 1 else "are finished"
+        planned = {run.directory.resolve() for run in inventory.planned}
+        done = sum(path.parent.resolve() in planned for path in inventory.records)
+        whole = f"{done:,} of {counted(len(planned), 'planned run')} "
+        whole += "is finished" if done == 1 else "are finished"
         lacking = [
             *([f"{len(inventory.failures)} failed"] if inventory.failures else []),
             *([f"{len(inventory.missing)} not done"] if inventory.missing else []),
         ]
         whole += f"; {listed(lacking)}" if lacking else ""
+        if there > done:
+            whole += f". {counted(there - done, 'run')} that no plan names "
+            whole += "is there too" if there - done == 1 else "are there too"
     else:
         whole = f"{counted(there, 'run')} {'is' if there == 1 else 'are'} there"
         whole += f"; {counted(len(inventory.failures), 'run')} failed" if inventory.failures else ""
@@ -115,7 +124,9 @@ def _averages(table: ComparisonTable) -> list[str]:
     if not best:
         return []
     shown = f"{cells[best[0]].mean:.2f} %"
-    sentence = f"On {table.name}, {over} is highest for {listed(best)} ({shown})"
+    absent = len(cells) < len(table.methods)
+    among = f"of the {len(cells)} methods that are complete, " if absent else ""
+    sentence = f"On {table.name}, {among}{over} is highest for {listed(best)} ({shown})"
     baseline = cells.get(table.baseline)
     if baseline is not None and table.baseline not in best:
         sentence += f"; {table.baseline} has {baseline.mean:.2f} %"
@@ -140,6 +151,12 @@ def _tests(table: ComparisonTable) -> list[str]:
     corrected = {key: test for key, test in tests.items() if test.significant_corrected}
     alone = {key: t for key, t in tests.items() if t.significant and key not in corrected}
     sentences = []
+    if len(tests) * least_p(pairs) >= SIGNIFICANCE:
+        sentences.append(
+            f"On {table.name}, {counted(pairs, 'pair')} of runs a cell are too few for a "
+            f"difference to stand Holm's correction over {counted(len(tests), 'test')} (the least "
+            f"possible p is {p_text(len(tests) * least_p(pairs))})."
+        )
     if corrected:
         sentences.append(
             f"On {table.name}, after Holm's correction over {counted(len(tests), 'test')} "
@@ -174,15 +191,17 @@ def _named(tests: dict[tuple[str, str], PairedComparison]) -> str:
     return listed([*parts, *([f"{more} more, in the table of tests"] if more else [])])
 
 
-def _ranked(ranking: Ranking) -> str:
+def _ranked(ranking: Ranking, tables: Sequence[ComparisonTable]) -> str:
     p = ranking.p if ranking.p is not None else 1.0
-    verdict = (
-        "the methods' ranks differ by more than chance would have it"
-        if p < ranking.level
-        else "the methods' ranks differ no more than chance would have it"
-    )
-    order = f"the best average rank has {ranking.methods[0]} ({ranking.ranks[0]:.2f})"
-    return (
-        f"Over {counted(len(ranking.cells), '(data set, target) cell')}, {order}; by Friedman's "
-        f"test {verdict} (p = {p_text(p)})."
-    )
+    if p < ranking.level:
+        verdict = (
+            f"Friedman's test says that ranks differ (p = {p_text(p)}), which is a rough guide: "
+            "the targets of a data set share training images"
+        )
+    else:
+        verdict = f"Friedman's test shows no significant difference of ranks (p = {p_text(p)})"
+    best = ranking.ranks[0]
+    first = [m for m, rank in zip(ranking.methods, ranking.ranks, strict=True) if rank == best]
+    order = f"the best average rank has {listed(first)} ({best:.2f})"
+    cells = counted(len(ranking.cells), kind_of_cells(tables))
+    return f"Over {cells}, {order}; {verdict}."
