@@ -6,6 +6,7 @@ import torch
 from gradsurgery.errors import ArgumentError
 from gradsurgery.sweep import local
 from gradsurgery.sweep.places import visible_gpus, worker_count
+from gradsurgery.sweep.ray_cluster import cluster_room
 
 
 def test_workers_are_as_many_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,3 +39,12 @@ def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     local.LocalLauncher(5, ("0", "3"))
     local.LocalLauncher(2)
     assert devices == ["0", "3", "0", "3", "0", None, None]
+
+
+def test_a_cluster_has_room_where_a_run_fits_on_one_of_its_nodes() -> None:
+    nodes = [{"CPU": 4.0}, {"CPU": 7.0, "GPU": 1.0}, {"GPU": 2.0}]
+    assert cluster_room(nodes, threads=2, runs_per_gpu=0) == 2 + 3
+    assert cluster_room(nodes, threads=5, runs_per_gpu=0) == 1  # eleven processors, but apart
+    assert cluster_room(nodes, threads=8, runs_per_gpu=0) == 0
+    assert cluster_room(nodes, threads=2, runs_per_gpu=2) == 2
+    assert cluster_room(nodes, threads=2, runs_per_gpu=9) == 3

@@ -133,9 +133,10 @@ def test_two_sweeps_on_one_folder_share_the_work(
 
 
 def test_a_sweep_on_ray_gives_the_same_records(
-    undisturbed: Path, cache: Path, tmp_path: Path
+    undisturbed: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ray", reason="needs the extra ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # of a cluster that is gone: starts its own
     folder, log = tmp_path / "runs", tmp_path / "log"
     with started(command(folder, cache, "--launcher", "ray"), log) as sweep:
         until(lambda: records(folder) >= 1 and workers(sweep.pid))

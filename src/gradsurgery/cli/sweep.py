@@ -149,6 +149,8 @@ def start_launcher(options: opt.LaunchOptions, plan: "Plan") -> "Launcher":
     from gradsurgery.sweep.places import visible_gpus
 
     device = str(plan.options.get("device", "auto"))
+    gpus = visible_gpus(device)
+    workers = _worker_count(options, gpus)  # raises for a number that is none, also for Ray
     if options.launcher == opt.LauncherName.RAY:
         from gradsurgery.sweep.ray_cluster import RayLauncher
 
@@ -160,8 +162,7 @@ def start_launcher(options: opt.LaunchOptions, plan: "Plan") -> "Launcher":
         )
     from gradsurgery.sweep.local import LocalLauncher
 
-    gpus = visible_gpus(device)
-    return LocalLauncher(_worker_count(options, gpus), gpus)
+    return LocalLauncher(workers, gpus)
 
 
 def _worker_count(options: opt.LaunchOptions, gpus: tuple[str, ...]) -> int:

@@ -1,6 +1,7 @@
 """Runs as tasks of a Ray cluster: one that exists, or one started on this machine."""
 
 import socket
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,21 @@ class RayLauncher(Launcher):
     ) -> None:
         self._ray = _imported()
         self._connect(address, None if workers is None else workers * threads)
-        resources = self._ray.cluster_resources()
-        gpu = 1 / runs_per_gpu if runs_per_gpu and resources.get("GPU") else 0.0
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        on_gpus = bool(runs_per_gpu) and any(node.get("GPU") for node in nodes)
+        gpu = 1 / runs_per_gpu if on_gpus else 0.0
         # A task that asks for a GPU would by default end its process: here it lives on.
         needs: dict[str, Any] = {"num_cpus": threads, "num_gpus": gpu, "max_calls": 0}
         self._remote = self._ray.remote(max_retries=0, **needs)(_work)
         self._keys: dict[Any, str] = {}
-        room = resources.get("GPU", 0) / gpu if gpu else resources.get("CPU", 1) // threads
-        self.workers = workers or max(1, int(room))
+        room = cluster_room(nodes, threads, runs_per_gpu if on_gpus else 0)
+        if address is None and not room:
+            self._ray.shutdown()
+            raise GradsurgeryError(
+                f"no run fits on this machine: each takes --threads {threads} processors, found "
+                f"{nodes[0].get('CPU', 0):g}; take fewer"
+            )
+        self.workers = workers or max(1, room)  # a cluster may grow when there is work
 
     def submit(self, key: str, task: Task) -> None:
         """Hand the task to the cluster, which starts it where there is room."""
@@ -68,6 +76,7 @@ class RayLauncher(Launcher):
         try:
             if address is None:
                 self._ray.init(
+                    address="local",  # with none, Ray would look for a cluster, a dead one too
                     num_cpus=processors,
                     include_dashboard=False,
                     log_to_driver=False,
@@ -82,6 +91,22 @@ class RayLauncher(Launcher):
                 f"no Ray cluster at {address or 'this machine'} ({reason}); check --ray-address, "
                 "or leave it out to start one here"
             ) from error
+
+
+def cluster_room(nodes: Sequence[Mapping[str, float]], threads: int, runs_per_gpu: int) -> int:
+    """How many runs fit at a time, each on one node.
+
+    nodes: the resources of each, as Ray names them; runs_per_gpu: 0 for runs without a GPU.
+
+    >>> cluster_room([{"CPU": 7.0}, {"CPU": 2.0}], threads=4, runs_per_gpu=0)
+    1
+    """
+    room = 0
+    for node in nodes:
+        by_processors = int(node.get("CPU", 0)) // threads
+        by_gpus = int(node.get("GPU", 0)) * runs_per_gpu if runs_per_gpu else by_processors
+        room += min(by_processors, by_gpus)
+    return room
 
 
 def _check_listening(address: str) -> None:
