@@ -1,6 +1,6 @@
 """All inner products of 24 per-sample gradients: gs.gradient_gram and the other ways, with memory.
 
-    OMP_NUM_THREADS=2 python benchmarks/gradient_gram.py [--rounds 5] [--slow-rounds 2]
+    OMP_NUM_THREADS=2 python benchmarks/gradient_gram.py [--rounds 5] [--slow-rounds 2] [--cpu-time]
 
 Times are interleaved. Memory is the high-water mark of a process of its own above what it holds
 with the network and the images in place.
@@ -10,6 +10,7 @@ import argparse
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 import timm
@@ -25,6 +26,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "alexnet": lambda: torchvision.models.alexnet(num_classes=7),
     "vit-small": lambda: timm.create_model("vit_small_patch16_224", num_classes=7),
 }
+Clock = Callable[[], float]
 LOSS = nn.CrossEntropyLoss(reduction="none")
 
 
@@ -91,16 +93,16 @@ def print_memory(network: str, way: str, samples: int) -> None:
     print(f"  {network:10s} N = {samples:3d} {way:8s} {extra:8.0f} MiB extra, {whole:8.0f} in all")
 
 
-def compare(network: str, samples: int, rounds: int, slow_rounds: int) -> None:
+def compare(network: str, samples: int, rounds: int, slow_rounds: int, clock: Clock) -> None:
     model, x, y = setting(network, samples)
     ways = {name: lambda way=way: way(model, x, y) for name, way in WAYS.items()}
-    fast = interleaved({name: ways[name] for name in ("plain", "gram")}, rounds)
+    fast = interleaved({name: ways[name] for name in ("plain", "gram")}, rounds, clock)
     print(f"{network}, N = {samples} at 224, {torch.get_num_threads()} threads", flush=True)
     print_ratios(fast, "plain")
-    slow = interleaved({name: ways[name] for name in ("gram", "vmap")}, slow_rounds)
+    slow = interleaved({name: ways[name] for name in ("gram", "vmap")}, slow_rounds, clock)
     print_ratios(slow, "gram", only="vmap")
     if network == "alexnet":
-        slowest = interleaved({name: ways[name] for name in ("gram", "stored")}, 1)
+        slowest = interleaved({name: ways[name] for name in ("gram", "stored")}, 1, clock)
         print_ratios(slowest, "gram", only="stored")
     found, expected = gram(model, x, y), vmapped(model, x, y)
     lengths = expected.diagonal().sqrt()
@@ -112,14 +114,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--slow-rounds", type=int, default=2)
+    parser.add_argument("--cpu-time", action="store_true", help="processor time, for busy machines")
     parser.add_argument("--memory", nargs=3, metavar=("NETWORK", "WAY", "SAMPLES"))
     arguments = parser.parse_args()
     if arguments.memory:
         network, way, samples = arguments.memory
         print_memory(network, way, int(samples))
         return
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
     for network in NETWORKS:
-        compare(network, 24, arguments.rounds, arguments.slow_rounds)
+        compare(network, 24, arguments.rounds, arguments.slow_rounds, clock)
     print("memory, each in a process of its own")
     for network in NETWORKS:
         for way, samples in (("plain", 24), ("gram", 24), ("vmap", 24), ("gram", 192)):
