@@ -152,6 +152,16 @@ def test_runs_that_only_differ_are_compared_as_they_are_unless_asked(written):
         write_report(root, options=ReportOptions(selected="best"))
 
 
+def test_a_choice_without_all_runs_of_a_candidate_is_told(written):
+    root = grid(written, plan={"learning_rate": [1e-5, 1e-3]})
+    early = "1 of 1 choices of hyperparameters were made while runs of some candidate are missing"
+    assert early not in write_report(root).page.read_text()
+    (root / "0.001" / "sketch" / "agr-sum" / "seed-1" / "record.json").unlink()
+    report = write_report(root)
+    assert early in report.page.read_text()
+    assert report.tables[0].cells["agr-sum", "sketch"].mean == pytest.approx(90)
+
+
 def test_tables_say_who_chose_and_that_the_oracle_is_not_attainable(written):
     root = grid(written)
     for path in root.rglob("record.json"):

@@ -100,20 +100,23 @@ def print_tables(
     """
     from gradsurgery import reports
     from gradsurgery.analysis.selection import CRITERIA
-    from gradsurgery.reports.searched import nothing_chosen
+    from gradsurgery.reports.searched import nothing_chosen, provisional
 
     runs, usual = reports.read_runs(reports.record_files(paths)), Model.BEST
-    expected = reports.find_plans(paths)
+    expected, early = reports.find_plans(paths), ""
     if selected is not None:
         (selection,) = selections_among(runs, expected, [selected.value])
         usual = Model(CRITERIA[selected.value].model)
         runs = reports.selected_runs(runs, selection)
         if runs.empty:
             raise DataError(nothing_chosen(selected.value, paths[0]))
+        early = provisional(selection)
     tables = reports.compare_runs(runs, (model or usual).value, baseline, expected)
     if output is Format.RICH:
         for table in tables:
             print_comparison(table, paper=paper, statistics=statistics)
+        if early:
+            print(early)
         return
     render = {
         Format.MARKDOWN: reports.to_markdown,

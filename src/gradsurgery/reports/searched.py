@@ -94,6 +94,22 @@ def nothing_chosen(criterion: str, folder: Path) -> str:
     )
 
 
+def provisional(selection: Selection) -> str:
+    """A sentence on the choices that were made while runs of some candidate are missing, or ""."""
+    early = [
+        choice
+        for choice in selection.choices
+        if choice.candidate is not None
+        and (choice.unfinished or not all(each.eligible for each in choice.candidates))
+    ]
+    if not early:
+        return ""
+    return (
+        f"{len(early)} of {len(selection.choices)} choices of hyperparameters were made while runs "
+        "of some candidate are missing, and may change."
+    )
+
+
 def _has_grid(paths: Sequence[Path]) -> bool:
     for path in paths:
         if (path / PLAN_FILE).is_file():

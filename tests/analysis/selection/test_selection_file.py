@@ -68,6 +68,12 @@ def test_the_evidence(selections):
     assert [row[-2] for row in rows] == ["2", "2", "1"]
 
 
+def test_a_result_that_lacks_seeds_says_so():
+    runs = [run("a", seed, without=(source,)) for seed in range(2) for source in ("b", "c")]
+    (row,) = choice_rows([select(pd.DataFrame([*runs, run("a", 0)]), "leave-one-domain-out")])
+    assert row[-2:] == ["50.00 ± 0.00", "50.00 (n=1 of 2)"]
+
+
 def test_conditions_are_named_where_they_differ():
     runs = [run(conditions={"backbone": name}, folder=name) for name in ("alexnet", "resnet50")]
     rows = choice_rows([select(pd.DataFrame(runs), "training-domain")])

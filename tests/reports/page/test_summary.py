@@ -107,7 +107,7 @@ def test_one_run(written, told):
 
 def test_the_last_model_is_called_so(written, told):
     written()
-    assert "of the model with the last step" in told(model="last")[0]
+    assert "of the model after the last step" in told(model="last")[0]
 
 
 def test_ranks_that_do_not_differ(written, told):

@@ -66,7 +66,10 @@ def _chosen(choice: Choice) -> list[str]:
     count = len(choice.candidates)
     of = f" (of {count})" if count > 1 else ""
     chosen = f"{_values(choice.candidate, choice)}{of}{waiting}"
-    return [chosen, _percent(choice.candidate.score), _percent(choice.target_accuracy)]
+    result, seeds = _percent(choice.target_accuracy), len(choice.seeds)
+    if choice.target_accuracy is not None and choice.target_accuracy.n < seeds:
+        result += f" (n={choice.target_accuracy.n} of {seeds})"
+    return [chosen, _percent(choice.candidate.score), result]
 
 
 def _values(candidate: Candidate, choice: Choice) -> str:

@@ -26,7 +26,7 @@ from gradsurgery.reports.page.sections import (
 )
 from gradsurgery.reports.page.studies import study_sections
 from gradsurgery.reports.page.summary import counted, summarize
-from gradsurgery.reports.searched import ALL, Search
+from gradsurgery.reports.searched import ALL, Search, provisional
 
 if TYPE_CHECKING:
     from gradsurgery.analysis.statistics import Ranking
@@ -100,9 +100,12 @@ def _search_sentence(search: Search) -> list[str]:
             "criterion of model selection would choose is under Model selection."
         ]
     criterion = CRITERIA[search.used]
+    (used,) = (each for each in search.selections if each.criterion == search.used)
+    early = provisional(used)
     return [
         f"Hyperparameters were searched; the tables and figures have those chosen by "
-        f"{criterion.label}: {criterion.score}."
+        f"{criterion.label}: {criterion.score}.",
+        *([early] if early else []),
     ]
 
 

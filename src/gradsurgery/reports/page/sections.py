@@ -31,7 +31,8 @@ _TESTS = (
     "The test is the two-sided Wilcoxon signed-rank test over runs paired by seed; zeros are pairs "
     "without a difference, which it leaves out. Holm: corrected for all tests of the same table. "
     "Effect size: rank-biserial correlation, from −1 to 1. Interval: 95 % bootstrap percentiles of "
-    "the mean difference."
+    "the mean difference; of few seeds it is too narrow, and may leave out zero where the test "
+    "finds nothing."
 )
 _MANY = 12
 """Rows from which a list of runs is folded away."""

@@ -51,13 +51,13 @@ def _compared(tables: Sequence[ComparisonTable]) -> str:
     if len(targets) == 1:
         domains = f" with {targets[0][1]} held out"
     verb = "was trained" if len(methods) == 1 else "were compared"
-    model = "the best validation accuracy on the source domains"
+    model = "with the best validation accuracy on the source domains"
     if tables[0].model == "last":
-        model = "the last step"
+        model = "after the last step"
     return (
         f"{counted(len(methods), 'method')}{named} {verb} on {listed(data)}{domains}, "
         f"and {seeds}. The figures are accuracies on the test images of the "
-        f"domain held out, which training never saw, of the model with {model}."
+        f"domain held out, which training never saw, of the model {model}."
     )
 
 
@@ -97,8 +97,8 @@ def _complete(inventory: Inventory, tables: Sequence[ComparisonTable]) -> str:
             ),
         ]
         whole += (
-            f". The comparison is not complete: {listed(gaps)}; they are in no average, rank or "
-            "test"
+            f". The comparison is not complete: {listed(gaps)}; nothing of that is in an average, "
+            "rank or test"
         )
     elif not inventory.missing and not inventory.failures and there > 1:
         whole += ". The comparison is complete"
