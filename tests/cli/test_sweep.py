@@ -61,6 +61,8 @@ def test_a_sweep_ends_with_its_table_and_the_path_of_its_report(
         (["rotated-digits", "--grid", "learning_rate"], "--grid takes NAME=V1,V2"),
         (["rotated-digits", "--grid", "lr=1"], "unknown option 'lr'"),
         (["rotated-digits", "--threads", "0"], "--threads is at least 1"),
+        (["rotated-digits", "--threads", "0", "--launcher", "ray"], "--threads is at least 1"),
+        (["rotated-digits", "--without", "0"], "without has a place of its own in the plan"),
     ],
 )
 def test_what_a_sweep_cannot_do_is_one_line(
@@ -71,6 +73,25 @@ def test_what_a_sweep_cannot_do_is_one_line(
     assert words in err
     assert len(err.splitlines()) == 1
     assert not list(tmp_path.glob("**/record.json"))
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("grid: 3", "grid of the plan: must be a mapping, found 3"),
+        ("options: [a]", "options of the plan: must be a mapping, found ['a']"),
+        ("options: {settings: 3}", "settings of the plan: must be a mapping, found 3"),
+        ("grid:", "unknown method 'no'"),
+    ],
+)
+def test_a_plan_with_a_part_of_the_wrong_kind_is_one_line(
+    part: str, words: str, command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "plan.yaml").write_text(f"data: rotated-digits\nmethods: ['no']\n{part}\n")
+    code, _, err = command("sweep", "--plan", "plan.yaml", "--set", "ema.decay=0.5")
+    assert code == 1
+    assert words in err
+    assert len(err.splitlines()) == 1
 
 
 def test_values_to_try_are_numbers_where_they_look_like_it() -> None:

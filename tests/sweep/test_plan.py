@@ -19,6 +19,7 @@ from gradsurgery.sweep.plan import parse_seeds
         ("0,1,2", [0, 1, 2]),
         ("5,", [5]),
         ("2,2,1", [2, 1]),
+        ("0, 4", [0, 4]),
     ],
 )
 def test_seeds(text: str, seeds: list[int]) -> None:
@@ -61,6 +62,10 @@ grid:
         ({"data": []}, "data of the plan"),
         ({"data": ["a"], "method": ["x"]}, "unknown part 'method' of a plan; the parts are data"),
         ({"data": ["a"], "seeds": "x"}, "seeds must be a count"),
+        ({"data": ["a"], "options": {"seed": 1}}, "seed has a place of its own in the plan, seeds"),
+        ({"data": ["a"], "options": {"without": ["x"]}}, "in the plan, leave_one_domain_out"),
+        ({"data": ["a"], "options": {"settings": 3}}, "settings of the plan's options are a map"),
+        ({"data": ["a"], "options": {"settings": {1: 2}}}, "are a mapping by name, found {1: 2}"),
         ({"data": ["a"], "seeds": [-1.5]}, "seeds of the plan"),
         ({"data": ["a"], "grid": {"method": ["x"]}}, "method has a place of its own"),
         ({"data": ["a"], "grid": {"learning_rate": []}}, "learning_rate has no values"),
@@ -72,6 +77,13 @@ def test_what_is_no_plan(parts: dict[str, Any], words: str) -> None:
         Plan(**parts)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).count("found") <= 1
+
+
+def test_a_domain_may_be_a_number_and_a_folder_end_in_a_slash() -> None:
+    plan = Plan(data=["photos/", "photos"], targets={"photos/": 75}, grid=None)
+    assert (plan.data, plan.targets) == (["photos"], {"photos": ["75"]})
+    assert Plan(data="rotated-digits", targets=75).targets == ["75"]
 
 
 @pytest.mark.parametrize(

@@ -94,10 +94,14 @@ def test_pairs_of_domains_are_held_out_for_leave_one_domain_out(
         ({"options": {"iteration": 3}}, "unknown option 'iteration'"),
         ({"options": {"iterations": 0}}, "iterations must be greater"),
         ({"options": {"settings": {"irm.penalty": 1}}}, "no method of this comparison has"),
-        ({"options": {"settings": 3}}, "settings of the plan's options are a mapping"),
         ({"grid": {"learning_rat": [1]}}, "unknown option 'learning_rat'"),
         ({"grid": {"irm.penalty": [1]}}, "has the hyperparameter 'irm.penalty'"),
         ({"grid": {"iterations": [1]}}, "iterations is an option of the plan and in its grid"),
+        (
+            {"options": {"settings": {"irm.penalty": 1}}, "grid": {"irm.penalty": [2]}}
+            | {"methods": ["irm"]},
+            "irm.penalty is an option of the plan and in its grid",
+        ),
     ],
 )
 def test_unknown_names_are_told_apart(
@@ -106,6 +110,41 @@ def test_unknown_names_are_told_apart(
     with pytest.raises(ArgumentError) as caught:
         runs_of(plan(**parts))
     assert words in str(caught.value)
+
+
+def test_runs_of_a_grid_are_told_apart(plan: MakePlan, runs_of: RunsOf) -> None:
+    grid = {"learning_rate": ["1e-3", 5e-3], "group-dro.eta": [0.1, 0.2], "batch_size": [4]}
+    options = {"iterations": 6, "image_size": 12}
+    runs = runs_of(plan(methods=["deep-all", "group-dro"], seeds=1, grid=grid, options=options))
+    assert [run.title for run in runs][1:3] == [
+        "rotated-digits 75 deep-all learning_rate=0.005 seed 0",
+        "rotated-digits 75 group-dro learning_rate=0.001 group-dro.eta=0.1 seed 0",
+    ]
+    assert len({run.title for run in runs}) == len(runs) == 6
+    (run,) = runs_of(plan(methods=["deep-all"], seeds=1))
+    assert run.title == "rotated-digits 75 deep-all seed 0"
+
+
+def test_equal_values_are_one_run_however_they_are_written(plan: MakePlan, runs_of: RunsOf) -> None:
+    def directory(method: str, name: str, value: Any) -> str:
+        options = {"iterations": 600, "settings": {name: value}}
+        return runs_of(plan(methods=[method], seeds=1, options=options))[0].directory
+
+    flags = [directory("agr-rand", "agr-rand.zero_agrees", v) for v in (False, "false", "False")]
+    assert len(set(flags)) == 1
+    assert directory("agr-rand", "agr-rand.zero_agrees", True) not in flags
+    assert len({directory("irm", "irm.penalty", v) for v in (100, 100.0, "1e2")}) == 1
+    assert directory("irm", "irm.penalty", 10) != directory("irm", "irm.penalty", 100)
+
+
+def test_a_run_lies_in_the_sweeps_folder_whatever_its_domain_is_called(plan: MakePlan) -> None:
+    opened = {"x": OpenedData("photos", ("a/b", "..", "c d", "v1.0"))}
+    runs = plan_runs(plan(data=["x"], targets="all", methods=["deep-all"], seeds=1), opened)
+    folders = [run.directory.split("/") for run in runs]
+    assert [names[:3] for names in folders] == [
+        ["photos", name, "deep-all"] for name in ("a_b", "__", "c d", "v1.0")
+    ]
+    assert all(len(names) == 4 for names in folders)
 
 
 def test_two_data_sets_of_one_name_are_refused(plan: MakePlan) -> None:

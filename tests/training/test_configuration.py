@@ -58,7 +58,7 @@ def test_a_configuration_is_read_back_as_it_was() -> None:
         ("seed", -1, ["greater than or equal to 0"]),
         ("precision", "float8", ["'float32', 'bfloat16' or 'float16'", "float8"]),
         ("optimizer", "lion", ["'adam', 'adamw' or 'sgd'", "lion"]),
-        ("batch_norm", "thawed", ["'frozen' or 'per-domain'", "thawed"]),
+        ("batch_norm", "thawed", ["'per-domain' or 'pooled'", "thawed"]),
         ("target", "", ["at least 1 character"]),
         ("learnin_rate", 1, ["unknown option", "learning_rate"]),
     ],

@@ -118,6 +118,7 @@ def figure2(
     from gradsurgery.cli.similarity import print_study, run_study
     from gradsurgery.data import open_source
     from gradsurgery.sweep.plan import names
+    from gradsurgery.training.directory import folder_name
 
     options = SimilarityOptions(every=10, samples_per_domain=8, all_domains=False)
     folder = out or Path("runs", "reproduce", "figure2")
@@ -126,7 +127,7 @@ def figure2(
         held_out = source.domains if targets in (None, "all") else names(targets)
         for target in held_out:
             run = training | {"data": spec, "target": target, "method": "deep-all"}
-            place = folder / source.name / target
+            place = folder / folder_name(source.name) / folder_name(target)
             study, directory = run_study(run, seeds or "3", options, place, cache)
             print_study(study, directory)
 

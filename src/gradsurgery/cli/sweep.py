@@ -71,7 +71,7 @@ def sweep(
     parts = plan_parts(plan, training)
     given = {"data": data or None, "methods": methods, "targets": targets, "seeds": seeds}
     parts |= {name: value for name, value in given.items() if value is not None}
-    parts["grid"] = parts.get("grid", {}) | grid_from(grid)
+    parts["grid"] = _mapping(parts, "grid") | grid_from(grid)
     if leave_one_domain_out:
         parts["leave_one_domain_out"] = True
     after = report_on if report else print_table
@@ -83,11 +83,18 @@ def plan_parts(path: Path | None, training: dict[str, Any]) -> dict[str, Any]:
     from gradsurgery.sweep import load_plan
 
     parts = {} if path is None else load_plan(path)
-    options = parts.get("options") or {}
-    if not isinstance(options, dict):
-        raise ArgumentError(f"options of the plan {path} are a mapping, found {options!r:.60}")
-    settings = (options.get("settings") or {}) | training.get("settings", {})
-    return parts | {"options": options | training | ({"settings": settings} if settings else {})}
+    options = _mapping(parts, "options")
+    settings = _mapping(options, "settings") | training.get("settings", {})
+    options = {name: value for name, value in options.items() if name != "settings"} | training
+    return parts | {"options": options | ({"settings": settings} if settings else {})}
+
+
+def _mapping(parts: dict[str, Any], name: str) -> dict[str, Any]:
+    """The mapping that is part `name` of a plan, empty where it is not given."""
+    found = parts.get(name)
+    if found is not None and not isinstance(found, dict):
+        raise ArgumentError(f"{name} of the plan: must be a mapping, found {found!r:.60}")
+    return found or {}
 
 
 def grid_from(texts: list[str] | None) -> dict[str, list[Any]]:

@@ -99,4 +99,6 @@ def continuable() -> Iterator[None]:
 
 def run_directory(out: Path, target: str, method: str, seed: int) -> Path:
     """Where a run is kept: `OUT/<target>/<method>/seed-<seed>`."""
-    return out / target / method / f"seed-{seed}"
+    from gradsurgery.training.directory import folder_name
+
+    return out / folder_name(target) / method / f"seed-{seed}"

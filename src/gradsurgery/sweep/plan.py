@@ -7,9 +7,19 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from gradsurgery.errors import ArgumentError
+from gradsurgery.training.configuration import without_slash
 
 Value = bool | int | float | str
 Targets = Literal["all"] | list[str]
+
+# Options of a run that the plan decides, and by what.
+_PARTS = {
+    "data": "data",
+    "target": "targets",
+    "without": "leave_one_domain_out",
+    "method": "methods",
+    "seed": "seeds",
+}
 
 
 class Plan(BaseModel):
@@ -26,7 +36,7 @@ class Plan(BaseModel):
         seeds: of the runs. A number n stands for 0 … n − 1, "3-5" for 3, 4, 5.
         options: options of every run, by the names of `RunConfiguration`'s fields; the
             hyperparameters are under "settings". One that no method has is an error; a method
-            takes its own.
+            takes its own. What has a part of its own here is not among them.
         grid: values to try of an option or a hyperparameter ("learning_rate", "backbone",
             "irm.penalty"): every combination is run. Methods without a hyperparameter are run
             once.
@@ -57,10 +67,25 @@ class Plan(BaseModel):
     def _listed(cls, value: Any) -> Any:
         return names(value) if isinstance(value, str) else value
 
+    @field_validator("data")
+    @classmethod
+    def _same_folders(cls, value: list[str]) -> list[str]:
+        return [without_slash(each) for each in value]
+
     @field_validator("options", mode="before")
     @classmethod
     def _options(cls, value: Any) -> Any:
         return {} if value is None else value
+
+    @field_validator("options")
+    @classmethod
+    def _mapped_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
+        settings = value.get("settings", {})
+        if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
+            raise ValueError(
+                f"settings of the plan's options are a mapping by name, found {settings!r:.80}"
+            )
+        return value
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -70,10 +95,10 @@ class Plan(BaseModel):
     @field_validator("targets", mode="before")
     @classmethod
     def _targets(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return value if value == "all" else names(value)
+        if isinstance(value, int | float | str):  # a domain may be called 75
+            return value if value == "all" else names(str(value))
         if isinstance(value, dict):
-            return {key: cls._targets(each) for key, each in value.items()}
+            return {without_slash(str(key)): cls._targets(each) for key, each in value.items()}
         return [str(each) for each in value] if isinstance(value, list) else value
 
     @field_validator("data", "methods", "seeds")
@@ -85,19 +110,25 @@ class Plan(BaseModel):
     @classmethod
     def _values(cls, value: Any) -> Any:
         if not isinstance(value, dict):
-            return value
+            return {} if value is None else value
         listed = {name: each if isinstance(each, list) else [each] for name, each in value.items()}
         return {
             name: [number_or_text(each) if isinstance(each, str) else each for each in values]
             for name, values in listed.items()
         }
 
+    @field_validator("options", "grid")
+    @classmethod
+    def _not_a_plan_part(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, part in _PARTS.items():
+            if name in value:
+                raise ValueError(f"{name} has a place of its own in the plan, {part}")
+        return value
+
     @field_validator("grid")
     @classmethod
-    def _not_a_plan_part(cls, value: dict[str, list[Value]]) -> dict[str, list[Value]]:
+    def _values_to_try(cls, value: dict[str, list[Value]]) -> dict[str, list[Value]]:
         for name, values in value.items():
-            if name in ("data", "target", "method", "seed"):
-                raise ValueError(f"{name} has a place of its own in the plan")
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} has no values, or one of them twice")
         return value
@@ -147,6 +178,7 @@ def parse_seeds(text: str) -> list[int]:
     >>> parse_seeds("2-4")
     [2, 3, 4]
     """
+    text = re.sub(r"\s", "", text)
     if re.fullmatch(r"\d+", text) and int(text) > 0:
         return list(range(int(text)))
     if re.fullmatch(r"\d+(,\d+)+,?|\d+,", text):
@@ -170,4 +202,5 @@ def _argument_error(error: ValidationError) -> ArgumentError:
     if first["type"] == "missing":
         return ArgumentError(f"the plan has no {part}; name at least one")
     expected = first["msg"].removeprefix("Value error, ")
-    return ArgumentError(f"{part} of the plan: {expected}, found {first['input']!r:.80}")
+    found = "" if ", found " in expected else f", found {first['input']!r:.80}"
+    return ArgumentError(f"{part} of the plan: {expected}{found}")

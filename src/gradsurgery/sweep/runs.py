@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 from gradsurgery.algorithms.methods import METHODS, settings_of
 from gradsurgery.errors import ArgumentError
-from gradsurgery.sweep.plan import Plan, Value
+from gradsurgery.sweep.plan import Plan, Value, number_or_text
 from gradsurgery.training import RunConfiguration
 from gradsurgery.training.averaging import average_settings
+from gradsurgery.training.directory import folder_name
 from gradsurgery.training.run import check_domains
 
 # Where a run may lie or be computed elsewhere and be the same run.
@@ -27,18 +28,24 @@ class OpenedData(NamedTuple):
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run; `directory` is relative to the sweep's folder."""
+    """One run.
+
+    directory: relative to the sweep's folder.
+    tried: its values of what the plan's grid varies, as a person reads them; "" without a grid.
+    """
 
     configuration: RunConfiguration
     data: str
     directory: str
+    tried: str = ""
 
     @property
     def title(self) -> str:
         """What a person calls it."""
         c = self.configuration
         without = f" without {', '.join(c.without)}" if c.without else ""
-        return f"{self.data} {c.target}{without} {c.method} seed {c.seed}"
+        tried = f" {self.tried}" if self.tried else ""
+        return f"{self.data} {c.target}{without} {c.method}{tried} seed {c.seed}"
 
 
 def plan_runs(plan: Plan, opened: Mapping[str, OpenedData]) -> list[PlannedRun]:
@@ -54,7 +61,7 @@ def plan_runs(plan: Plan, opened: Mapping[str, OpenedData]) -> list[PlannedRun]:
     _check_settings(plan, methods)
     targets = {spec: _targets(plan, spec, data) for spec, data in opened.items()}
     runs = [
-        _planned(configuration, opened[spec])
+        _planned(configuration, opened[spec], plan)
         for seed in plan.seeds
         for spec in plan.data
         for target, without in _held_out(targets[spec], opened[spec], plan)
@@ -82,11 +89,16 @@ def identity(configuration: RunConfiguration, data: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _planned(configuration: RunConfiguration, data: OpenedData) -> PlannedRun:
+def _planned(configuration: RunConfiguration, data: OpenedData, plan: Plan) -> PlannedRun:
     check_domains(configuration, data.name, data.domains)
     c = configuration
     run = f"seed-{c.seed}-{identity(c, data.name)}"
-    return PlannedRun(c, data.name, f"{data.name}/{c.target}/{c.method}/{run}")
+    place = f"{folder_name(data.name)}/{folder_name(c.target)}/{c.method}/{run}"
+    varied = {name for name, values in plan.grid.items() if len(values) > 1}
+    values = {name: value for name, value in c.model_dump().items() if name in varied}
+    values |= {name: value for name, value in c.settings.items() if name in varied}
+    tried = " ".join(f"{name}={value}" for name, value in values.items())
+    return PlannedRun(c, data.name, place, tried)
 
 
 def _targets(plan: Plan, spec: str, data: OpenedData) -> list[str]:
@@ -141,22 +153,22 @@ def _is_setting(name: str) -> bool:
 
 
 def _setting(value: Value) -> float | str:
-    """A hyperparameter's value as the command line gives it."""
-    if isinstance(value, bool):
+    """A hyperparameter's value as `--set` gives it, so that equal values are one run."""
+    if isinstance(value, bool) or value in ("True", "False"):
         return str(value).lower()
+    if isinstance(value, str):
+        value = number_or_text(value)
     return float(value) if isinstance(value, int) else value
 
 
 def _check_settings(plan: Plan, methods: Sequence[str]) -> None:
     """Raise `ArgumentError` for a hyperparameter that none of the methods has."""
     given: dict[str, Any] = plan.options.get("settings", {})
-    if not isinstance(given, dict):
-        raise ArgumentError(f"settings of the plan's options are a mapping, found {given!r:.80}")
     names = [*given, *filter(_is_setting, plan.grid)]
     known = set(average_settings(dict.fromkeys(names, 0.0)))
     for method in methods:
         known |= settings_of(method, dict.fromkeys(names, 0.0)).keys()
     if unused := [name for name in names if name not in known]:
         raise ArgumentError(f"no method of this comparison has the hyperparameter {unused[0]!r}")
-    if taken := [name for name in plan.options if name in plan.grid]:
+    if taken := [name for name in (*plan.options, *given) if name in plan.grid]:
         raise ArgumentError(f"{taken[0]} is an option of the plan and in its grid; give it once")

@@ -105,8 +105,8 @@ class RunConfiguration(BaseModel):
     @classmethod
     def _fill(cls, options: dict[str, Any]) -> dict[str, Any]:
         filled = {**defaults_for(str(options.get("data", ""))), **options}
-        if str(filled.get("data", ""))[1:].endswith("/"):  # the same folder with and without it
-            filled["data"] = filled["data"].rstrip("/")
+        if isinstance(filled.get("data"), str):
+            filled["data"] = without_slash(filled["data"])
         if isinstance(filled.get("without"), list | tuple):
             filled["without"] = sorted(set(filled["without"]))
         if filled.get("weights") == "none":
@@ -122,6 +122,15 @@ class RunConfiguration(BaseModel):
         """The options in which two configurations differ: name to (own value, other's)."""
         mine, theirs = self.model_dump(), other.model_dump()
         return {key: (mine[key], theirs[key]) for key in mine if mine[key] != theirs[key]}
+
+
+def without_slash(data: str) -> str:
+    """A data set as users name it: the same folder with a slash at its end and without.
+
+    >>> without_slash("photos/"), without_slash("/")
+    ('photos', '/')
+    """
+    return data.rstrip("/") if data[1:].endswith("/") else data
 
 
 def _argument_error(error: ValidationError) -> ArgumentError:

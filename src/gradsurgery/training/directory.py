@@ -47,6 +47,15 @@ def claimed(directory: Path) -> Iterator[None]:
         _remove_empty(made)
 
 
+def folder_name(name: str) -> str:
+    """The name of a domain or a data set as that of one folder, whatever is in it.
+
+    >>> folder_name("a/b"), folder_name(".."), folder_name("v1.0")
+    ('a_b', '__', 'v1.0')
+    """
+    return "_" * len(name) if not name.strip(".") else name.replace("/", "_")
+
+
 def check_same(requested: RunConfiguration, found: RunConfiguration, directory: Path) -> None:
     """Raise `ArgumentError` where `directory` holds a run of other options."""
     different = requested.differences(found)
