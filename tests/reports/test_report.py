@@ -176,6 +176,18 @@ def test_tables_say_who_chose_and_that_the_oracle_is_not_attainable(written):
     assert set(frame["selection"]) == {"oracle"}
 
 
+def test_the_oracle_tests_the_last_model_where_nothing_was_searched_too(written, tmp_path):
+    for seed in range(2):
+        changes = {"best": 0.9, "last": 0.4, "folder": "runs"}
+        path = written(seed=seed, **changes)
+        content = json.loads(path.read_text())
+        content["result"]["last"]["target_validation_accuracy"] = 0.5
+        path.write_text(json.dumps(content))
+    report = write_report(tmp_path / "runs", options=ReportOptions(selected="oracle"))
+    assert report.tables[0].cells["agr-sum", "sketch"].mean == pytest.approx(40)
+    assert "Hyperparameters were searched" not in report.page.read_text()
+
+
 def test_a_criterion_that_can_choose_nothing_is_an_error_if_asked_for(written):
     root = grid(written)
     with pytest.raises(DataError, match=r"leave-one-domain-out can choose nothing among the runs"):

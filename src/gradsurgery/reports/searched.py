@@ -44,6 +44,11 @@ class Search:
         """Whose accuracy results from the choice."""
         return "best" if self.used == ALL else CRITERIA[self.used].model
 
+    @property
+    def tried_several(self) -> bool:
+        """Whether some choice had more than one candidate."""
+        return any(len(c.candidates) > 1 for each in self.selections for c in each.choices)
+
     def markdown(self) -> str:
         """The choices and their evidence as Markdown."""
         parts = {
@@ -57,8 +62,8 @@ def search_of(inventory: Inventory, criterion: str | None) -> Search:
     """The runs that the tables of a report compare.
 
     criterion: whose choice, "none" for all; None is "training-domain" for the runs of a plan with
-    a grid, else "none", as where nothing was searched. Where it can choose nothing yet, None is
-    "none" too.
+    a grid, else "none". Where nothing was searched, or nothing can be chosen yet, None is "none"
+    too; one that was asked for still says which model is tested.
 
     Raises `ArgumentError` for an unknown criterion, `DataError` for one that can choose nothing.
     """
@@ -69,7 +74,8 @@ def search_of(inventory: Inventory, criterion: str | None) -> Search:
 
     planned = None if inventory.planned is None else pd.DataFrame(list(inventory.planned))
     first = select(inventory.runs, next(iter(CRITERIA)), planned=planned)
-    if not any(len(choice.candidates) > 1 for choice in first.choices):
+    searched = any(len(choice.candidates) > 1 for choice in first.choices)
+    if not searched and criterion in (None, ALL):
         return Search(inventory.runs, (), ALL)
     selections = tuple(select(inventory.runs, name, planned=planned) for name in CRITERIA)
     asked = criterion is not None

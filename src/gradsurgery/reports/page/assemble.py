@@ -103,8 +103,8 @@ def _search_sentence(search: Search) -> list[str]:
     (used,) = (each for each in search.selections if each.criterion == search.used)
     early = provisional(used)
     return [
-        f"Hyperparameters were searched; the tables and figures have those chosen by "
-        f"{criterion.label}: {criterion.score}.",
+        f"{'Hyperparameters were searched; the' if search.tried_several else 'The'} tables and "
+        f"figures have what {criterion.label} chooses: {criterion.score}.",
         *([early] if early else []),
     ]
 
