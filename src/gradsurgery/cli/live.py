@@ -66,14 +66,18 @@ def _live(console: Console, title: str) -> Iterator[Report]:
 
 def _print_line(progress: "TrainingProgress") -> None:
     if progress.stage == "images" and progress.done == progress.total:
-        print(f"decoded {progress.total} images", file=sys.stderr, flush=True)
+        _write(f"decoded {progress.total} images")
     if progress.validation_accuracy is not None:
-        print(
+        _write(
             f"step {progress.done}/{progress.total}  {_figures(progress)}  "
-            f"validation {progress.validation_accuracy:.1%}",
-            file=sys.stderr,
-            flush=True,
+            f"validation {progress.validation_accuracy:.1%}"
         )
+
+
+def _write(line: str) -> None:
+    """Print a line with its end at once: an interruption must not come between the two."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
 
 
 def _figures(progress: "TrainingProgress") -> str:

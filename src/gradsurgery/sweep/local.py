@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,7 @@ class LocalLauncher(Launcher):
         for worker in self._workers:
             worker.process.join(_PATIENCE)
             worker.process.kill()
+            worker.process.join()
 
 
 class _Worker:
@@ -57,6 +59,7 @@ class _Worker:
         self._device = device
         self.key: str | None = None
         self._failed_starts = 0
+        self._heard_of = False
         self._start()
 
     def _start(self) -> None:
@@ -65,7 +68,13 @@ class _Worker:
         self.process: SpawnProcess = context.Process(
             target=_serve, args=(theirs, self._device), daemon=True
         )
-        self.process.start()
+        # Ctrl-C would end a worker amid its imports, before `_serve` ignores it.
+        resource_tracker.ensure_running()  # its own start would unblock it again
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
 
     @property
@@ -93,7 +102,7 @@ class _Worker:
         return found
 
     def _heard(self, message: TrainingProgress | Outcome | None) -> list[Event]:
-        self._failed_starts = 0
+        self._heard_of = True
         if message is None or self.key is None:
             return []
         key = self.key
@@ -102,7 +111,8 @@ class _Worker:
         return [Event(key, message)]
 
     def _replace(self) -> None:
-        self._failed_starts += 1
+        self._failed_starts = 0 if self._heard_of else self._failed_starts + 1
+        self._heard_of = False
         if self._failed_starts >= _STARTS:
             raise GradsurgeryError(
                 f"the sweep's worker processes end as they start (exit code "
