@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import pytest
 from gradsurgery.data import open_source
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.sweep import Plan
-from gradsurgery.sweep.folder import claim_folder, finished_record
+from gradsurgery.sweep.folder import claim_folder, finished_record, tidy
 from gradsurgery.sweep.runs import PlannedRun
 from gradsurgery.training import train
+from gradsurgery.training.directory import claimed
 
 MakePlan = Callable[..., Plan]
 RunsOf = Callable[[Plan], list[PlannedRun]]
@@ -70,6 +72,36 @@ def test_a_plan_file_that_is_none_stops_the_sweep(
     with pytest.raises(DataError, match=r"plan\.json is .*(delete it|move it)"):
         claim_folder(plan(), runs_of(plan()), tmp_path)
     assert (tmp_path / "plan.json").read_text() == text
+
+
+def test_a_record_is_as_good_where_the_data_lie_elsewhere(
+    plan: MakePlan, runs_of: RunsOf, tmp_path: Path
+) -> None:
+    run = runs_of(plan(seeds="1"))[0]
+    record = train(run.configuration, tmp_path / run.directory)
+    moved = run.configuration.model_copy(update={"data": "copy/rotated-digits"})
+    assert finished_record(replace(run, configuration=moved), tmp_path) == record
+    other = replace(run, configuration=moved, data="other")
+    with pytest.raises(ArgumentError, match="data: 'rotated-digits' there, 'copy/rotated-d"):
+        finished_record(other, tmp_path)
+
+
+def test_what_a_killed_process_left_beside_its_record_goes(
+    plan: MakePlan, runs_of: RunsOf, tmp_path: Path
+) -> None:
+    run = runs_of(plan(seeds="1"))[0]
+    directory = tmp_path / run.directory
+    directory.mkdir(parents=True)
+    left = ("checkpoint.pt", "best-3.safetensors", ".lock", ".failure.json.7.tmp")
+    for name in (*left, "record.json", "notes"):
+        (directory / name).touch()
+    with claimed(directory):
+        tidy(run, tmp_path)
+        assert all((directory / name).exists() for name in left[:3])
+    (directory / ".lock").touch()
+    tidy(run, tmp_path)
+    assert {path.name for path in directory.iterdir()} == {"record.json", "notes"}
+    tidy(run, tmp_path)
 
 
 def test_records_that_cannot_be_used_are_told_and_kept(

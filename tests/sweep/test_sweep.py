@@ -142,6 +142,16 @@ def test_a_run_that_fails_is_tried_again_then_recorded_while_the_others_go_on(
     assert not (tmp_path / first / "failure.json").exists()
 
 
+def test_a_run_whose_workers_are_lost_says_how_often_it_was_tried(
+    plan: MakePlan, tmp_path: Path
+) -> None:
+    lost = Outcome("lost", "its process ended with -9")
+    launcher = Scripted(*[lost] * 11, workers=1)
+    failed, _, _ = swept(plan(methods=["agr-sum"], seeds="1"), tmp_path, launcher)
+    (directory,) = failed
+    assert json.loads((tmp_path / directory / "failure.json").read_text())["attempts"] == 11
+
+
 def test_the_error_of_a_run_is_its_outcome(plan: MakePlan, tmp_path: Path) -> None:
     asked = plan(methods=["agr-sum", "deep-all"], seeds="1")
     run = planned(asked, SOURCES)[0]

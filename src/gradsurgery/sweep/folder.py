@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from gradsurgery.atomic import atomic_file
-from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.errors import ArgumentError, DataError, OutputError
 from gradsurgery.sweep.plan import Plan
 from gradsurgery.sweep.runs import PlannedRun
 from gradsurgery.training import Record
-from gradsurgery.training.directory import check_same
+from gradsurgery.training.checkpoint import CHECKPOINT_FILE, remove_checkpoint
+from gradsurgery.training.directory import check_same, claimed
 from gradsurgery.training.record import RECORD_FILE
 from gradsurgery.versioned import read_versioned
 
@@ -60,16 +62,27 @@ def finished_record(run: PlannedRun, folder: Path) -> Record | None:
     """The record of a run that is finished, None where there is none.
 
     Raises `DataError` where it is damaged or of another version, `ArgumentError` where it is of
-    other options.
+    other options. Where the data lie and the device may differ.
     """
     path = folder / run.directory / RECORD_FILE
     if not path.exists():
         return None
     record = Record.load(path)
     there = record.configuration
-    here = run.configuration.model_copy(update={"device": there.device})
+    elsewhere = {"device": there.device}
+    if record.data.name == run.data:
+        elsewhere["data"] = there.data
+    here = run.configuration.model_copy(update=elsewhere)
     check_same(here, there, path.parent)
     return record
+
+
+def tidy(run: PlannedRun, folder: Path) -> None:
+    """Remove what a process left that was killed between the record and the end of the run."""
+    directory = folder / run.directory
+    if (directory / CHECKPOINT_FILE).exists() or any(directory.glob(".*")):
+        with suppress(OutputError), claimed(directory):  # busy: another is just about to do so
+            remove_checkpoint(directory)
 
 
 def write_failure(

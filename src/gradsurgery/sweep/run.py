@@ -7,7 +7,13 @@ from pathlib import Path
 
 from gradsurgery.data import Source, prepare
 from gradsurgery.errors import GradsurgeryError, OutputError
-from gradsurgery.sweep.folder import claim_folder, finished_record, forget_failure, write_failure
+from gradsurgery.sweep.folder import (
+    claim_folder,
+    finished_record,
+    forget_failure,
+    tidy,
+    write_failure,
+)
 from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task
 from gradsurgery.sweep.plan import Plan
 from gradsurgery.sweep.progress import Show, SweepProgress
@@ -85,6 +91,7 @@ def run_sweep(
     progress = SweepProgress(len(runs), workers=1)
     for run in runs:
         if run.directory in records:
+            tidy(run, folder)
             progress.finished(run, records[run.directory], before=True)
     if not todo:
         show(progress, "")
@@ -172,6 +179,8 @@ class _Sweep:
             return
         self._schedule.finished(run.directory)
         self._progress.finished(run, record, before=before)
+        if before:
+            tidy(run, self._folder)
         forget_failure(run, self._folder)
         self._tell(f"{run.title}: {_result(record)}{' (by another process)' if before else ''}")
 
@@ -179,6 +188,7 @@ class _Sweep:
         self._progress.failed += 1
         line = f"{run.title}: failed: {outcome.error}"
         attempts = self._schedule.attempts.get(run.directory, 0)
+        attempts += self._schedule.losses.get(run.directory, 0)
         try:
             write_failure(
                 run,

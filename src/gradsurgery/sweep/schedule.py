@@ -23,11 +23,11 @@ class Schedule:
     done: set[str] = field(default_factory=set)
     failed: dict[str, Outcome] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
+    losses: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._waiting = deque(self.keys)
         self._aside: dict[str, float] = {}
-        self._losses: dict[str, int] = {}
 
     @property
     def unfinished(self) -> bool:
@@ -65,7 +65,7 @@ class Schedule:
     def stopped(self, key: str, outcome: Outcome) -> bool:
         """The run failed or its worker was lost; whether it is given up."""
         self.running.discard(key)
-        counts = self._losses if outcome.state == "lost" else self.attempts
+        counts = self.losses if outcome.state == "lost" else self.attempts
         counts[key] = counts.get(key, 0) + 1
         limit = _LOSSES if outcome.state == "lost" else self.retries
         if counts[key] > limit:

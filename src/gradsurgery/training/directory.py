@@ -97,7 +97,7 @@ def _locked(path: Path) -> int:
 
 
 _LEFTOVER = re.compile(
-    r"\.((record|configuration|split)\.json|checkpoint\.pt|(model|best-\d+)\.safetensors)\.\d+\.tmp"
+    r"\.((record|configuration|split|failure)\.json|checkpoint\.pt|(model|best-\d+)\.safetensors)\.\d+\.tmp"
 )
 
 

@@ -87,16 +87,16 @@ def train(
         return _finished(configuration, directory)
     source = opened if opened is not None else open_source(configuration.data)
     check_domains(configuration, source.name, source.domains)
-    backbone = build_backbone(
-        configuration.backbone,
-        classes=len(source.classes),
-        weights=configuration.weights,
-        seed=configuration.seed,
-        image_size=configuration.image_size,
-    )
     with claimed(directory):
         if (directory / RECORD_FILE).exists():
             return _finished(configuration, directory)
+        backbone = build_backbone(
+            configuration.backbone,
+            classes=len(source.classes),
+            weights=configuration.weights,
+            seed=configuration.seed,
+            image_size=configuration.image_size,
+        )
         checkpoint = load_checkpoint(directory)
         if checkpoint is not None:
             check_same(configuration, checkpoint.configuration, directory)
