@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import timm
 import torch
@@ -27,6 +28,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "vit-small": lambda: timm.create_model("vit_small_patch16_224", num_classes=7),
 }
 Clock = Callable[[], float]
+Comparison = Callable[[Tensor, Tensor], Tensor]
 LOSS = nn.CrossEntropyLoss(reduction="none")
 
 
@@ -54,22 +56,32 @@ def vmapped(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return torch.stack([gramian_of(row.flatten(1).unbind()) for row in rows.values()]).sum(0)
 
 
-def stored(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """The published way: one backward pass a sample, flat gradients, cosines in pairs."""
+def stored(model: nn.Module, x: Tensor, y: Tensor, compare: Comparison = torch.dot) -> Tensor:
+    """One backward pass a sample, flat gradients, compared in pairs."""
     rows = []
     for i in range(len(x)):
-        found = torch.autograd.grad(
-            LOSS(model(x[i : i + 1]), y[i : i + 1]).sum(), model.parameters()
-        )
+        loss = LOSS(model(x[i : i + 1]), y[i : i + 1]).sum()
+        found = torch.autograd.grad(loss, list(model.parameters()))
         rows.append(torch.cat([gradient.flatten() for gradient in found]))
     pairs = torch.zeros(len(x), len(x), dtype=torch.float64)
     for i, left in enumerate(rows):
         for j, right in enumerate(rows[: i + 1]):
-            pairs[i, j] = pairs[j, i] = torch.dot(left, right)
+            pairs[i, j] = pairs[j, i] = compare(left, right)
     return pairs
 
 
-WAYS = {"plain": plain, "gram": gram, "vmap": vmapped, "stored": stored}
+def stored_cosines(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The same with torch's cosine similarity for every pair, as studies of gradients have it."""
+    return stored(model, x, y, partial(nn.functional.cosine_similarity, dim=0))
+
+
+WAYS = {
+    "plain": plain,
+    "gram": gram,
+    "vmap": vmapped,
+    "stored, dot": stored,
+    "stored, cosine": stored_cosines,
+}
 
 
 def setting(network: str, samples: int) -> tuple[nn.Module, Tensor, Tensor]:
@@ -102,8 +114,9 @@ def compare(network: str, samples: int, rounds: int, slow_rounds: int, clock: Cl
     slow = interleaved({name: ways[name] for name in ("gram", "vmap")}, slow_rounds, clock)
     print_ratios(slow, "gram", only="vmap")
     if network == "alexnet":
-        slowest = interleaved({name: ways[name] for name in ("gram", "stored")}, 1, clock)
-        print_ratios(slowest, "gram", only="stored")
+        for name in ("stored, dot", "stored, cosine"):
+            slowest = interleaved({"gram": ways["gram"], name: ways[name]}, 1, clock)
+            print_ratios(slowest, "gram", only=name)
     found, expected = gram(model, x, y), vmapped(model, x, y)
     lengths = expected.diagonal().sqrt()
     error = ((found - expected).abs() / (lengths[:, None] * lengths)).max().item()
