@@ -126,7 +126,6 @@ def run_plan(
     """
     from gradsurgery.data import open_source
     from gradsurgery.sweep import Manner, Plan, run_sweep
-    from gradsurgery.training import TrainingProgress
 
     plan = Plan(**parts)
     sources = {spec: open_source(spec) for spec in plan.data}
@@ -136,17 +135,22 @@ def run_plan(
         print_estimate(plan, sources, folder, manner, options)
         return
     with continuable():
-        with displayed("images", lines=False) as decoding, sweep_displayed(str(folder)) as show:
+        with sweep_displayed(str(folder)) as display:
             failed = run_sweep(
                 plan,
                 sources,
                 folder,
                 launch=lambda: start_launcher(options, plan),
                 manner=manner,
-                show=show,
-                prepared=lambda n, total: decoding(TrainingProgress("images", n, total)),
+                show=display.show,
+                prepared=display.decoded,
             )
-        after(folder)
+        try:
+            after(folder)
+        except GradsurgeryError as error:
+            if failed:
+                raise GradsurgeryError(f"{failure_line(failed, folder)}; {error}") from error
+            raise
     if failed:
         raise GradsurgeryError(failure_line(failed, folder))
 

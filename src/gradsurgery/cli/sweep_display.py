@@ -1,10 +1,10 @@
 """Shows how a sweep gets on: a live panel on a terminal, a line a run elsewhere."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 
@@ -16,14 +16,22 @@ if TYPE_CHECKING:
 _SHOWN_RUNS = 12
 
 
+class SweepDisplay(NamedTuple):
+    """show: what `run_sweep` tells about its runs; decoded: how many images, of how many."""
+
+    show: "Show"
+    decoded: Callable[[int, int], None]
+
+
 @contextmanager
-def sweep_displayed(title: str) -> "Iterator[Show]":
-    """A callback that shows the sweep's progress on standard error."""
+def sweep_displayed(title: str) -> Iterator[SweepDisplay]:
+    """Callbacks that show the sweep's progress on standard error."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _print_line
+        yield SweepDisplay(_print_line, lambda done, total: None)
         return
     from rich.live import Live
+    from rich.text import Text
 
     with Live(console=console, transient=True, refresh_per_second=4) as live:
 
@@ -32,7 +40,10 @@ def sweep_displayed(title: str) -> "Iterator[Show]":
                 live.console.print(line, markup=False, highlight=False)
             live.update(panel(title, progress))
 
-        yield show
+        def decoded(done: int, total: int) -> None:
+            live.update(Text(f"{title}  decoding images {done}/{total}"))
+
+        yield SweepDisplay(show, decoded)
 
 
 def panel(title: str, progress: "SweepProgress") -> "RenderableType":
