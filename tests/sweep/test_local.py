@@ -10,7 +10,7 @@ import pytest
 
 from gradsurgery.errors import GradsurgeryError
 from gradsurgery.sweep import local
-from gradsurgery.sweep.launcher import Event, Outcome, Task
+from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task
 from gradsurgery.sweep.local import LocalLauncher
 
 TASK = Task(
@@ -34,7 +34,7 @@ def heard(launcher: LocalLauncher, seconds: float = 60.0) -> list[Event]:
 
 
 def test_workers_that_end_as_they_start_end_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wait_for_ever(launcher: LocalLauncher) -> None:
+    def wait_for_ever(launcher: Launcher) -> None:
         while True:
             launcher.wait(0.5)
 
