@@ -27,6 +27,8 @@ def test_the_gpus_are_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert visible_gpus("auto") == ("0", "1")
     assert visible_gpus("cpu") == ()
+    with pytest.raises(ArgumentError, match="shares out the GPUs itself"):
+        visible_gpus("cuda:1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5a")
     assert visible_gpus("cuda") == ("3", "GPU-5a")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -17,7 +17,7 @@ def compare(
     methods: opt.MethodsOption = None,
     targets: opt.TargetsOption = None,
     seeds: opt.SeedsOption = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Default: runs/<data>.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Default: sweeps/<data>.")] = None,
     launch: dict[str, Any],
     training: dict[str, Any],
 ) -> None:

@@ -51,7 +51,7 @@ def sweep(
         ),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the sweep. Default: runs/<data>.")
+        Path | None, typer.Option("--out", help="Folder of the sweep. Default: sweeps/<data>.")
     ] = None,
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="Write the report at the end.")
@@ -129,7 +129,7 @@ def run_plan(
 
     plan = Plan(**parts)
     sources = {spec: open_source(spec) for spec in plan.data}
-    folder = out or Path("runs") / "+".join(source.name for source in sources.values())
+    folder = out or Path("sweeps") / "+".join(source.name for source in sources.values())
     manner = Manner(options.cache, options.threads, options.retries, options.tensorboard)
     if dry_run:
         print_estimate(plan, sources, folder, manner, options)

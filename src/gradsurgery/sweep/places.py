@@ -8,9 +8,17 @@ _MOST = 8  # workers on processors without being asked: each has a model and an 
 
 
 def visible_gpus(device: str) -> tuple[str, ...]:
-    """The GPUs that runs with the option `device` may use, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that runs with the option `device` may use, as CUDA_VISIBLE_DEVICES names them.
+
+    Raises `ArgumentError` for a device with a number: each worker sees a GPU of its own.
+    """
     import torch
 
+    if device.startswith("cuda:"):
+        raise ArgumentError(
+            f"a sweep shares out the GPUs itself, found the device {device!r}; give cuda, and name "
+            "the GPUs to use in CUDA_VISIBLE_DEVICES"
+        )
     if device not in ("auto", "cuda") or not torch.cuda.is_available():
         return ()
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")

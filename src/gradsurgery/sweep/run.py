@@ -158,24 +158,22 @@ class _Sweep:
             return
         self._progress.running.pop(run.title, None)
         if news.state == "busy":
-            self._schedule.put_aside(run.directory, time.monotonic() + _BUSY)
-            self._tell("")
+            self._put_aside(run)
         elif self._schedule.stopped(run.directory, news):
             self._give_up(run, news)
         else:
             self._tell(f"{run.title}: {news.error}; again")
 
     def _finish(self, run: PlannedRun, *, before: bool) -> None:
+        self._progress.running.pop(run.title, None)
         try:
             record = finished_record(run, self._folder)
-            if record is None:
-                raise GradsurgeryError(f"the record of {run.title} is gone")
         except GradsurgeryError as error:
-            self._progress.running.pop(run.title, None)
-            self._schedule.failed[run.directory] = Outcome("failed", str(error))
-            self._schedule.running.discard(run.directory)
-            self._progress.failed += 1
-            self._tell(f"{run.title}: failed: {error}")
+            self._schedule.fail(run.directory, Outcome("failed", str(error)))
+            self._give_up(run, self._schedule.failed[run.directory])
+            return
+        if record is None:  # a network's file system may show it late: look again
+            self._put_aside(run)
             return
         self._schedule.finished(run.directory)
         self._progress.finished(run, record, before=before)
@@ -183,6 +181,10 @@ class _Sweep:
             tidy(run, self._folder)
         forget_failure(run, self._folder)
         self._tell(f"{run.title}: {_result(record)}{' (by another process)' if before else ''}")
+
+    def _put_aside(self, run: PlannedRun) -> None:
+        self._schedule.put_aside(run.directory, time.monotonic() + _BUSY)
+        self._tell("")
 
     def _give_up(self, run: PlannedRun, outcome: Outcome) -> None:
         self._progress.failed += 1

@@ -57,7 +57,8 @@ def plan_runs(plan: Plan, opened: Mapping[str, OpenedData]) -> list[PlannedRun]:
     titles = [data.name for data in opened.values()]
     if twice := sorted({name for name in titles if titles.count(name) > 1}):
         raise ArgumentError(f"two data sets of the plan are called {twice[0]!r}; rename a folder")
-    methods = list(METHODS) if plan.methods == ["all"] else plan.methods
+    listed = [METHODS if method == "all" else (method,) for method in plan.methods]
+    methods = list(dict.fromkeys(itertools.chain.from_iterable(listed)))
     _check_settings(plan, methods)
     targets = {spec: _targets(plan, spec, data) for spec, data in opened.items()}
     runs = [

@@ -57,6 +57,11 @@ class Schedule:
         self.running.discard(key)
         self.done.add(key)
 
+    def fail(self, key: str, outcome: Outcome) -> None:
+        """The run is given up at once."""
+        self.running.discard(key)
+        self.failed[key] = outcome
+
     def put_aside(self, key: str, until: float) -> None:
         """Another process works on the run: ask again at the time `until`."""
         self.running.discard(key)

@@ -99,7 +99,10 @@ def train(
         )
         checkpoint = load_checkpoint(directory)
         if checkpoint is not None:
-            check_same(configuration, checkpoint.configuration, directory)
+            # The data may lie elsewhere here; that they are the same is checked by their digest.
+            place = {"data": checkpoint.configuration.data}
+            here = configuration.model_copy(update=place)
+            check_same(here, checkpoint.configuration, directory)
         images = _prepared(source, configuration, cache, report)
         learner = build_learner(configuration, backbone, device)
         record = _work(
