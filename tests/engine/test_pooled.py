@@ -8,13 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 import gradsurgery as gs
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.rules import RULES
 from tests.analysis.test_gradient_gram import alexnet, hooks, with_mild_logits
 from tests.engine.models import MODELS, domain_batches
-from tests.persample.test_layers import SequenceFirst, Shared, Tokens, Unknown
+from tests.persample.test_layers import (
+    Positions,
+    SequenceFirst,
+    Shared,
+    Tokens,
+    Unknown,
+    Written,
+)
 
 NETWORKS = {
     "alexnet": (alexnet, 64),
@@ -106,7 +114,15 @@ def test_domains_of_any_size(sizes, rule):
 @pytest.mark.parametrize("rule", ["agr-sum", "pcgrad", "median", "sum"])
 @pytest.mark.parametrize(
     ("kind", "shape"),
-    [(Shared, (2, 5, 5)), (Tokens, (5, 4)), (Unknown, (2, 5, 5)), (SequenceFirst, (6, 4))],
+    [
+        (Shared, (2, 5, 5)),
+        (Tokens, (5, 4)),
+        (Unknown, (2, 5, 5)),
+        (SequenceFirst, (6, 4)),
+        (lambda: Positions(0), (6, 4)),
+        (lambda: Written(whole=True), (5,)),
+        (lambda: Written(whole=False), (5,)),
+    ],
 )
 def test_shared_parameters_and_uses_that_are_not_known(kind, shape, rule):
     torch.manual_seed(0)
@@ -300,3 +316,76 @@ def test_the_torchvision_vit_whose_attention_is_not_known():
     nn.init.normal_(model.heads[0].weight)
     batches = [(torch.randn(2, 3, 16, 16).double(), torch.tensor([0, d])) for d in range(2)]
     check(model, batches, "agr-sum", bound=1e-8)
+
+
+def test_a_model_whose_outputs_see_each_other_is_not_exact():
+    class Centred(nn.Linear):
+        def forward(self, x):
+            outputs = super().forward(x)
+            return outputs - outputs.mean(0)
+
+    assert not gs.PooledModel(Centred(4, 3)).is_exact(torch.randn(2, 4))
+    assert gs.PooledModel(nn.Linear(4, 3)).is_exact(torch.randn(2, 4))
+
+
+def test_a_look_without_gradients_between_the_passes():
+    model = MODELS["mlp"]()
+    batches = domain_batches(2)
+    pooled = gs.PooledModel(model)
+    outputs = pooled([x for x, _ in batches])
+    with torch.no_grad():
+        (alone,) = pooled([batches[0][0]])
+    torch.testing.assert_close(alone, outputs[0].detach())
+    losses = [cross_entropy(z, y) for z, (_, y) in zip(outputs, batches, strict=True)]
+    result = pooled.backward(losses, gs.Sum())
+    assert len(result.losses) == 2
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with torch.no_grad():
+        pooled([batches[0][0]])
+    with pytest.raises(ArgumentError, match="call the pooled model first"):
+        pooled.backward(losses, gs.Sum())
+
+
+def test_a_compiled_model():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.PReLU(), nn.Linear(5, 3)).double()
+    compiled = torch.compile(model, backend="eager")
+    x, y = torch.randn(6, 4).double(), torch.arange(6) % 3
+    outputs = (pooled := gs.PooledModel(compiled))([x[:3], x[3:]])
+    assert not pooled.is_exact(x)  # PReLU's slope
+    losses = [cross_entropy(z, t) for z, t in zip(outputs, (y[:3], y[3:]), strict=True)]
+    pooled.backward(losses, gs.AgrSum())
+    found = gradients(model)
+    gs.backward(
+        (cross_entropy(model(x[p]), y[p]) for p in (slice(3), slice(3, 6))),
+        model.named_parameters(),
+        gs.AgrSum(),
+    )
+    expected = gradients(model)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient)
+    grams = [
+        gs.gradient_gram(kind, nn.CrossEntropyLoss(reduction="none"), x, y).total
+        for kind in (compiled, model)
+    ]
+    torch.testing.assert_close(*grams)
+
+
+class Checkpointed(nn.Sequential):
+    def forward(self, x):
+        x = checkpoint(self[1], self[0](x).tanh(), use_reentrant=False).tanh()
+        return self[2](x)
+
+
+def test_layers_that_run_again_in_the_backward_pass():
+    torch.manual_seed(0)
+    model = Checkpointed(nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, 4)).double()
+    batches = [(x.flatten(1)[:, :6].double(), y) for x, y in domain_batches(2)]
+    check(model, batches, "agr-sum", bound=1e-9)
+    each = nn.CrossEntropyLoss(reduction="none")
+    gram = gs.gradient_gram(model, each, *batches[0]).total
+    plain = gs.gradient_gram(
+        nn.Sequential(model[0], nn.Tanh(), model[1], nn.Tanh(), model[2]), each, *batches[0]
+    )
+    torch.testing.assert_close(gram, plain.total)

@@ -254,3 +254,93 @@ def test_dropout_gives_each_sample_its_mask_also_with_a_fallback(rate):
     rows = [torch.cat([gradient.flatten() for gradient in gradients]) for gradients in found]
     expected = torch.stack(rows) @ torch.stack(rows).T
     assert relative_error(gram.total, expected) < 1e-10
+
+
+class Positions(nn.Module):
+    """Embeddings of positions, which have a row for each position and not for each sample."""
+
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(words, 4) if words else nn.Linear(4, 4)
+        self.places = nn.Embedding(6, 4)
+        self.kinds = nn.Embedding(2, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        places = torch.arange(6)
+        x = self.words(x) + self.places(places) + self.kinds(torch.zeros_like(places))
+        return self.head(x.tanh().mean(1))
+
+
+@pytest.mark.parametrize("words", [0, 9])
+def test_embeddings_of_positions_are_not_the_samples(words):
+    torch.manual_seed(0)
+    x = torch.randint(words, (3, 6)) if words else torch.randn(3, 6, 4)
+    check(Positions(words), x, torch.randint(3, (3,)), fallbacks=("places", "kinds"))
+
+
+class Written(nn.Module):
+    """Something of the samples written into a parameter's view before it meets them again."""
+
+    def __init__(self, *, whole: bool) -> None:
+        super().__init__()
+        self.whole = whole
+        self.inner = nn.Linear(5, 4)
+        self.token = nn.Parameter(torch.randn(1, 4))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.inner(x)
+        token = self.token.repeat(len(x), 1)
+        if self.whole:
+            token += x.square()
+        else:
+            token[:, :2] = x[:, 2:]
+        return self.head(torch.cat([token, x.tanh()], 1))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_view_that_samples_are_written_into(whole):
+    torch.manual_seed(0)
+    check(Written(whole=whole), torch.randn(4, 5), torch.randint(3, (4,)), fallbacks=("Written",))
+
+
+def test_a_known_use_that_the_losses_do_not_reach_beside_one_that_is_not_known():
+    class Model(nn.Linear):
+        def forward(self, x):
+            super().forward(x.detach())
+            return functional.dropout(x, training=self.training) @ self.weight.T + self.bias
+
+    torch.manual_seed(0)
+    model, x, y = Model(6, 3).double(), torch.randn(4, 6).double(), torch.randint(3, (4,))
+    torch.manual_seed(1)
+    gram = gradient_gram(model, cross_entropy, x, y)
+    torch.manual_seed(1)
+    rows = [
+        torch.cat(
+            [g.flatten() for g in torch.autograd.grad(one, model.parameters(), retain_graph=True)]
+        )
+        for one in cross_entropy(model(x), y)
+    ]
+    assert relative_error(gram.total, torch.stack(rows) @ torch.stack(rows).T) < 1e-10
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_dropout_on_a_cuda_device_gives_each_sample_its_mask_also_with_a_fallback():
+    torch.manual_seed(0)
+    model = Dropped(0.5).double().cuda()
+    x, y = torch.randn(4, 6).double().cuda(), torch.randint(3, (4,)).cuda()
+    torch.manual_seed(1)
+    gram = gradient_gram(model, cross_entropy, x, y)
+    torch.manual_seed(1)
+    rows = [
+        torch.cat(
+            [
+                g.flatten()
+                for g in torch.autograd.grad(one, [*model.parameters()], retain_graph=True)
+            ]
+        )
+        for one in cross_entropy(model(x), y)
+    ]
+    expected = (torch.stack(rows) @ torch.stack(rows).T).cpu()
+    assert relative_error(gram.total, expected) < 1e-10

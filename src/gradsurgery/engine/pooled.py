@@ -12,8 +12,8 @@ from gradsurgery.engine.parameters import trainable_parameters
 from gradsurgery.engine.update import BackwardResult, Scaler, check_loss_form, write_update
 from gradsurgery.errors import ArgumentError
 from gradsurgery.persample.mixing import normalizes_by_batch
-from gradsurgery.persample.probe import probe
-from gradsurgery.persample.recorder import Piece, Recorder, Sight
+from gradsurgery.persample.probe import Probe, probe
+from gradsurgery.persample.recorder import Piece, Recorder, uncompiled
 from gradsurgery.rules.base import Rule
 
 
@@ -34,7 +34,8 @@ class PooledModel:
     the samples. For any other use of a parameter, and for one with a hook on its gradient, one
     backward pass per domain goes through the pooled graph, for ∇L_d of that parameter alone.
 
-    model: any module that maps images, along the first dimension, to outputs along the first.
+    model: any module that maps images, along the first dimension, to outputs along the first. One
+        that is compiled runs uncompiled here.
         The first pass is preceded by one of two images in evaluation mode that shows where the
         samples are in each layer's input; build one `PooledModel` for the whole training.
 
@@ -49,7 +50,7 @@ class PooledModel:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._sights: list[Sight] = []
+        self._seen = Probe([], mixed=False)
         self._known_for: tuple[object, ...] = ()
         self._passes: list[Recorder] = []
         self._sizes: list[int] = []
@@ -61,13 +62,19 @@ class PooledModel:
         return list(self.forward(torch.cat(parts), sizes).split(sizes))
 
     def forward(self, images: Tensor, sizes: Sequence[int]) -> Tensor:
-        """The model's output for images of domains that hold `sizes` of them, in order."""
-        self._look_at(images)
-        self._sizes = list(sizes)
-        recorder = Recorder(self._parameters(), self._sights)
-        self._passes.append(recorder)
-        with recorder:
-            output: Tensor = self.model(images)
+        """The model's output for images of domains that hold `sizes` of them, in order.
+
+        Under `torch.no_grad` that is all; `backward` goes through the last pass with gradients.
+        """
+        if torch.is_grad_enabled():
+            self._look_at(images)
+            self._sizes = list(sizes)
+            recorder = Recorder(self._parameters(), self._seen.sights)
+            self._passes.append(recorder)
+            with uncompiled(), recorder:
+                output: Tensor = self.model(images)
+        else:
+            output = self.model(images)
         if not isinstance(output, Tensor) or len(output) != len(images):
             raise ArgumentError(
                 f"{type(self.model).__name__} gives one output per image, expected {len(images)} "
@@ -83,9 +90,10 @@ class PooledModel:
         if normalizes_by_batch(self.model):
             return False
         self._look_at(images)
-        known = {key for sight in self._sights if sight.apart for key in sight.parameters}
-        others = {key for sight in self._sights if not sight.apart for key in sight.parameters}
-        return not others and known.issuperset(map(id, self._parameters()))
+        sights, mixed = self._seen
+        known = {key for sight in sights if sight.apart for key in sight.parameters}
+        others = {key for sight in sights if not sight.apart for key in sight.parameters}
+        return not mixed and not others and known.issuperset(map(id, self._parameters()))
 
     def backward(
         self,
@@ -145,7 +153,7 @@ class PooledModel:
         parameters = self._parameters()
         now = (images.shape[1:], images.dtype, *map(id, parameters))
         if now != self._known_for:
-            self._sights = probe(self.model, images[:1], parameters).sights
+            self._seen = probe(self.model, images[:1], parameters)
             self._known_for = now
 
 

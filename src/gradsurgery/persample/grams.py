@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gradsurgery.errors import ArgumentError
 from gradsurgery.persample.probe import probe
 from gradsurgery.persample.products import PIECE, Gram, gram_in_spans, inner_products
-from gradsurgery.persample.recorder import Piece, Recorder
+from gradsurgery.persample.recorder import Piece, Recorder, uncompiled
 
 SampleLoss = Callable[[Any, Any], Tensor]
 _STACKED = 4 * PIECE
@@ -25,6 +25,7 @@ class ParameterGrams(NamedTuple):
 
 
 @torch.enable_grad()
+@uncompiled()
 def parameter_grams(
     model: nn.Module, loss: SampleLoss, x: Tensor, y: Any, parameters: Sequence[Tensor]
 ) -> ParameterGrams:
@@ -40,7 +41,7 @@ def parameter_grams(
             "has a gradient of its own; take the layer that compares samples out"
         )
     recorder = Recorder(parameters, seen.sights)
-    before = torch.get_rng_state()
+    before = _random_state(x.device)
     with recorder:
         output = model(x)
     losses = sample_losses(loss, output, y, len(x))
@@ -49,7 +50,7 @@ def parameter_grams(
     left = recorder.left_in_graph([losses])
     grams: dict[Tensor, Gram] = {}
     held: dict[int, Tensor] = {}
-    if left and not torch.equal(before, torch.get_rng_state()):
+    if left and not torch.equal(before, _random_state(x.device)):
         # another pass would draw other masks: go through this one's graph for each sample
         for parameter, rows in _stacked_rows(losses.unbind, left, len(x)):
             if recorder.is_used(parameter):  # and add what the known uses give
@@ -67,7 +68,15 @@ def parameter_grams(
             grams[parameter] = _gram_of(parameter, pieces, len(x), held.pop(id(parameter), None))
 
     recorder.backward([losses.sum()], receive)
+    for parameter in left:
+        if id(parameter) in held:  # the losses do not reach its known uses
+            grams[parameter] = inner_products(held[id(parameter)])
     return ParameterGrams(grams, losses.detach(), left)
+
+
+def _random_state(device: torch.device) -> Tensor:
+    """That of the generator which dropout on `device` draws from."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def sample_losses(loss: SampleLoss, output: Any, y: Any, samples: int) -> Tensor:

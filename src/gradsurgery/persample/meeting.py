@@ -31,15 +31,20 @@ _CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate}
 
 
 class Views:
-    """Parameters, and what came of them by a change of shape alone."""
+    """Parameters, and what came of them by a change of shape alone.
+
+    A view that was written into afterwards may hold more than its parameter, and is none any more.
+    """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self._origins = {id(parameter): (parameter, parameter) for parameter in parameters}
+        self._origins = {id(p): (p, p, p._version) for p in parameters}
 
     def origin(self, value: object) -> Tensor | None:
         """The parameter that `value` is a view of, None for anything else."""
         found = self._origins.get(id(value))
-        return None if found is None else found[1]
+        if found is None or found[0]._version != found[2]:
+            return None
+        return found[1]
 
     def note(self, function: Callable[..., Any], args: Sequence[Any], result: object) -> None:
         """Remember the result of a call if it changed a view's shape and nothing else."""
@@ -47,7 +52,7 @@ class Views:
             origin = self.origin(args[0])
             if origin is not None and result is not args[0]:
                 # the tensor is kept, so that its id stays its own
-                self._origins[id(result)] = (result, origin)
+                self._origins[id(result)] = (result, origin, result._version)
 
 
 def meeting(

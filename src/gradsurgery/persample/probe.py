@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gradsurgery.persample.embedding import EmbeddingUse
-from gradsurgery.persample.recorder import Interceptor, Sight
+from gradsurgery.persample.recorder import Interceptor, Sight, uncompiled
 from gradsurgery.persample.use import Use
 
 
@@ -26,16 +26,16 @@ class Probe(NamedTuple):
 def probe(model: nn.Module, sample: Tensor, parameters: Iterable[Tensor]) -> Probe:
     """How a pass of `model` uses the parameters.
 
-    sample: one sample, [1, …]. Samples of whole numbers are taken to be the rows of the
-        embeddings they pick; after these NaN shows as elsewhere.
+    sample: one sample, [1, …]. Where samples are whole numbers, an embedding with a row for each
+        of two that are alike is taken to have theirs; after it NaN shows as elsewhere.
 
     The pass is in evaluation mode, so that it changes no running average and draws nothing.
     """
     pair = sample.detach().repeat(2, *[1] * (sample.ndim - 1))
     if pair.is_floating_point():
         pair[1] = torch.nan
-    prober = _Prober(parameters)
-    with _evaluation_mode(model), torch.no_grad():
+    prober = _Prober(parameters, of_numbers=not pair.is_floating_point())
+    with _evaluation_mode(model), torch.no_grad(), uncompiled():
         with prober:
             output = model(pair)
         # where a sample is NaN by itself, nothing is known about how it sees others
@@ -46,8 +46,9 @@ def probe(model: nn.Module, sample: Tensor, parameters: Iterable[Tensor]) -> Pro
 
 
 class _Prober(Interceptor):
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
+    def __init__(self, parameters: Iterable[Tensor], *, of_numbers: bool) -> None:
         super().__init__(parameters)
+        self._of_numbers = of_numbers
         self.sights: list[Sight] = []
 
     def _run(
@@ -57,9 +58,12 @@ class _Prober(Interceptor):
         even = inputs.ndim > 0 and len(inputs) % 2 == 0 and len(inputs) > 0
         if isinstance(use, EmbeddingUse):
             output = function(*args, **kwargs)
-            if even:
-                output[len(output) // 2 :] = torch.nan
-            self.sights.append(Sight.of(function, use, apart=even))
+            # the two are alike, and so are not the numbers of their positions
+            alike = even and len(inputs) == 2 and torch.equal(inputs[0], inputs[1])
+            apart = self._of_numbers and alike
+            if apart:
+                output[1] = torch.nan
+            self.sights.append(Sight.of(function, use, apart=apart))
             return output
         apart = even and _second_half_alone_is_nan(inputs)
         self.sights.append(Sight.of(function, use, apart=apart))

@@ -4,8 +4,10 @@ A parameter in a known use takes part detached: autograd neither keeps it nor co
 gradient. A tap on the layer's output receives the output's gradient instead.
 """
 
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -157,7 +159,7 @@ class Recorder(Interceptor):
     ) -> Any:
         sight = self._apart[self._seen] if self._seen < len(self._apart) else None
         self._seen += 1
-        if sight is None or sight != Sight.of(function, use, apart=True):
+        if sight is None or sight != Sight.of(function, use, apart=True) or _is_run_again():
             return function(*args, **kwargs)
         for parameter in use.parameters.values():
             self._uses[id(parameter)] += 1
@@ -181,6 +183,24 @@ class Recorder(Interceptor):
                 if len(pieces) == self._uses[id(parameter)]:
                     self._receiver(parameter, self._pieces.pop(id(parameter)))
         return True
+
+
+def _is_run_again() -> bool:
+    """Whether hooks keep what autograd saves, as in `torch.utils.checkpoint`.
+
+    Its second run, in the backward pass, is not seen, and has to save what the first did.
+    """
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Inside, what `torch.compile` made runs as it was written: else its uses go unseen."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 class Sight(NamedTuple):
