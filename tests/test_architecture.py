@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "gradsurgery"
-BASE = {"errors", "seeds", "atomic", "versioned", "spans", "native"}
+BASE = {"errors", "seeds", "atomic", "versioned", "layout", "spans", "native"}
 MAY_IMPORT = {
     "errors": set(),
     "seeds": set(),
     "atomic": {"errors"},
     "versioned": {"errors"},
+    "layout": set(),
     "spans": set(),
     "native": set(),
     "rules": {"errors", "native", "spans"},

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from gradsurgery.cli.grid import grid, literal
+from gradsurgery.cli.terminal_table import grid, literal
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gradsurgery.cli.grid import grid, literal
+from gradsurgery.cli.terminal_table import grid, literal
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gradsurgery.cli.grid import grid, literal
 from gradsurgery.cli.record import print_record
 from gradsurgery.cli.select import Criterion, selections_among
+from gradsurgery.cli.terminal_table import grid, literal
 from gradsurgery.errors import DataError
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def print_tables(
     """
     from gradsurgery import reports
     from gradsurgery.analysis.selection import CRITERIA
-    from gradsurgery.reports.searched import nothing_chosen, provisional
+    from gradsurgery.reports.grid_search import nothing_chosen, provisional
 
     runs, usual = reports.read_runs(reports.record_files(paths)), Model.BEST
     expected, early = reports.find_plans(paths), ""
@@ -135,7 +135,7 @@ def print_comparison(table: "ComparisonTable", *, paper: bool, statistics: bool)
     from rich.console import Console
 
     from gradsurgery.reports import comparison_rows
-    from gradsurgery.reports.comparisons import HEADER
+    from gradsurgery.reports.paired_tests import HEADER
     from gradsurgery.reports.render import table_notes
 
     console = Console()

@@ -1,8 +1,8 @@
 """What finished runs say: their records as a data frame, as tables and as text."""
 
 from gradsurgery.reports.comparison import Cell, ComparisonTable
-from gradsurgery.reports.comparisons import comparison_frame, comparison_rows
 from gradsurgery.reports.inventory import record_files
+from gradsurgery.reports.paired_tests import comparison_frame, comparison_rows
 from gradsurgery.reports.paper import PaperFigure, paper_figures, paper_row
 from gradsurgery.reports.plan import (
     Failure,

@@ -6,11 +6,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gradsurgery.errors import DataError
+from gradsurgery.layout import FAILURE_FILE, PLAN_FILE, VERSION
 from gradsurgery.versioned import read_versioned
-
-PLAN_FILE = "plan.json"
-FAILURE_FILE = "failure.json"
-VERSION = 1
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from gradsurgery.reports.comparison import DECIMALS, Cell, ComparisonTable
-from gradsurgery.reports.comparisons import HEADER, comparison_rows
+from gradsurgery.reports.paired_tests import HEADER, comparison_rows
 from gradsurgery.reports.paper import CITATION, PaperFigure, paper_figures, paper_row
 
 AVERAGE = "average"

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, TypeGuard
 from gradsurgery.atomic import atomic_file
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.reports.comparison import ComparisonTable, Model
-from gradsurgery.reports.comparisons import comparison_frame
 from gradsurgery.reports.drawing import (
     Drawing,
     Examples,
@@ -19,11 +18,12 @@ from gradsurgery.reports.drawing import (
     draw_learning_curves,
     draw_ranking,
 )
+from gradsurgery.reports.grid_search import Search, search_of
 from gradsurgery.reports.groups import Group, group_runs
 from gradsurgery.reports.inventory import take_inventory
+from gradsurgery.reports.paired_tests import comparison_frame
 from gradsurgery.reports.records import Records
 from gradsurgery.reports.render import comparisons_to_markdown, to_csv, to_latex, to_markdown
-from gradsurgery.reports.searched import Search, search_of
 from gradsurgery.reports.tables import BASELINE, rank_methods
 from gradsurgery.versioned import read_versioned
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from gradsurgery.atomic import atomic_file
 from gradsurgery.errors import ArgumentError, DataError, OutputError
+from gradsurgery.layout import FAILURE_FILE, PLAN_FILE, VERSION
 from gradsurgery.sweep.plan import Plan
 from gradsurgery.sweep.runs import PlannedRun
 from gradsurgery.training import Record
@@ -15,10 +16,6 @@ from gradsurgery.training.checkpoint import CHECKPOINT_FILE, remove_checkpoint
 from gradsurgery.training.directory import check_same, claimed
 from gradsurgery.training.record import RECORD_FILE
 from gradsurgery.versioned import read_versioned
-
-PLAN_FILE = "plan.json"
-FAILURE_FILE = "failure.json"
-_VERSION = 1
 
 
 def claim_folder(plan: Plan, runs: Sequence[PlannedRun], folder: Path) -> None:
@@ -40,7 +37,7 @@ def claim_folder(plan: Plan, runs: Sequence[PlannedRun], folder: Path) -> None:
         if ours == theirs:
             return
     content = {
-        "version": _VERSION,
+        "version": VERSION,
         "plan": plan.model_dump(),
         "runs": [
             {
@@ -90,7 +87,7 @@ def write_failure(
 ) -> None:
     """Write `failure.json` into the run's folder."""
     content = {
-        "version": _VERSION,
+        "version": VERSION,
         "configuration": run.configuration.model_dump(),
         "attempts": attempts,
         "error": error,
@@ -109,7 +106,7 @@ def _read_plan(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     cure = "delete it to let this plan have the folder, or choose another output folder"
-    content = read_versioned(path, "plan of a sweep", _VERSION, cure=cure)
+    content = read_versioned(path, "plan of a sweep", VERSION, cure=cure)
     try:
         plan: dict[str, Any] = {"plan": dict(content["plan"]), "runs": list(content["runs"])}
         _ = [run["directory"] for run in plan["runs"]]

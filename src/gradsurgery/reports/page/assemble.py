@@ -13,6 +13,7 @@ from gradsurgery.analysis.selection import (
     evidence_rows,
 )
 from gradsurgery.reports.drawing import listed
+from gradsurgery.reports.grid_search import ALL, Search, provisional
 from gradsurgery.reports.groups import Group
 from gradsurgery.reports.inventory import Inventory
 from gradsurgery.reports.page.blocks import Details, Figure, Text, plain_table
@@ -26,7 +27,6 @@ from gradsurgery.reports.page.sections import (
 )
 from gradsurgery.reports.page.studies import study_sections
 from gradsurgery.reports.page.summary import counted, summarize
-from gradsurgery.reports.searched import ALL, Search, provisional
 
 if TYPE_CHECKING:
     from gradsurgery.analysis.statistics import Ranking

@@ -7,7 +7,6 @@ from typing import Any
 from urllib.parse import quote
 
 from gradsurgery.reports.commands import train_command
-from gradsurgery.reports.comparisons import HEADER, comparison_rows
 from gradsurgery.reports.drawing import listed
 from gradsurgery.reports.groups import Group
 from gradsurgery.reports.inventory import Inventory
@@ -23,6 +22,7 @@ from gradsurgery.reports.page.blocks import (
 )
 from gradsurgery.reports.page.render import Section
 from gradsurgery.reports.page.summary import counted
+from gradsurgery.reports.paired_tests import HEADER, comparison_rows
 from gradsurgery.reports.paper import paper_row
 from gradsurgery.reports.render import cell_text, header, paper_text, row, table_notes
 from gradsurgery.reports.settings import shared_and_differing, values_text

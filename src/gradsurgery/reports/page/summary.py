@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from gradsurgery.analysis.statistics import SIGNIFICANCE, PairedComparison, Ranking, least_p
 from gradsurgery.reports.comparison import ComparisonTable
-from gradsurgery.reports.comparisons import p_text
 from gradsurgery.reports.drawing import listed
 from gradsurgery.reports.inventory import Inventory
+from gradsurgery.reports.paired_tests import p_text
 from gradsurgery.reports.tables import kind_of_cells
 
 _MOST_NAMED = 8

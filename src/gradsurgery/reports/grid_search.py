@@ -15,8 +15,8 @@ from gradsurgery.analysis.selection import (
     select,
 )
 from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.layout import PLAN_FILE, VERSION
 from gradsurgery.reports.inventory import Inventory
-from gradsurgery.reports.plan import PLAN_FILE, VERSION
 from gradsurgery.reports.selected import selected_runs
 from gradsurgery.versioned import read_versioned
 
