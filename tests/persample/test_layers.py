@@ -305,6 +305,28 @@ def test_a_view_that_samples_are_written_into(whole):
     check(Written(whole=whole), torch.randn(4, 5), torch.randint(3, (4,)), fallbacks=("Written",))
 
 
+class Later(nn.Module):
+    """A parameter's view that is changed after it met the samples, and one without a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.randn(1, 5))
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x):
+        place = self.place.clone()
+        x = x + place
+        place.mul_(3)
+        with torch.no_grad():
+            shift = self.place.expand(len(x), -1), self.place.repeat(len(x), 1)
+        return self.head(x.tanh() + shift[0] + shift[1])
+
+
+def test_views_that_are_changed_later_or_have_no_gradient():
+    torch.manual_seed(0)
+    check(Later(), torch.randn(4, 5), torch.randint(3, (4,)), fallbacks=("head",))
+
+
 def test_a_known_use_that_the_losses_do_not_reach_beside_one_that_is_not_known():
     class Model(nn.Linear):
         def forward(self, x):

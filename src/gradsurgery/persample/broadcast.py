@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from gradsurgery.persample.products import wide
 from gradsurgery.persample.use import Parameters, Use
@@ -19,6 +20,8 @@ class BroadcastUse(Use):
     def __init__(self, inputs: Tensor, parameters: Parameters, view: Tensor) -> None:
         super().__init__(inputs, parameters)
         self.view = view
+        # of v as it is now, whatever is written into v(p) later
+        self._edge = None if view.grad_fn is None else get_gradient_edge(view)
         missing = inputs.ndim - view.ndim
         self.repeated = missing > 0 or view.shape[0] == 1
         shape = [1] * missing + list(view.shape)
@@ -46,9 +49,9 @@ class BroadcastUse(Use):
             cotangent = torch.zeros_like(gradient)
             cotangent[part] = gradient[part]
         parameter = self.parameters[role]
-        if self.view is parameter:
+        if self._edge is None:
             return cotangent
         (found,) = torch.autograd.grad(
-            self.view, parameter, cotangent.to(self.view.dtype), retain_graph=True
+            self._edge, parameter, cotangent.to(self.view.dtype), retain_graph=True
         )
         return found

@@ -44,7 +44,10 @@ class Views:
         found = self._origins.get(id(value))
         if found is None or found[0]._version != found[2]:
             return None
-        return found[1]
+        view, origin, _ = found
+        if torch.is_grad_enabled() and view is not origin and view.grad_fn is None:
+            return None  # made where no gradient was wanted
+        return origin
 
     def note(self, function: Callable[..., Any], args: Sequence[Any], result: object) -> None:
         """Remember the result of a call if it changed a view's shape and nothing else."""
