@@ -166,6 +166,16 @@ def test_a_finished_run_is_diagnosed_from_its_folder(
         diagnose_run(tmp_path, OPTIONS, made)
 
 
+def test_domains_left_out_with_the_target_are_no_sources(
+    tmp_path: Path, digits: ImageSet, configured: Configure
+) -> None:
+    configuration = configured(without=["15", "45"])
+    train(configuration, tmp_path, opened=digits)
+    assert diagnose_run(tmp_path, OPTIONS, digits, "cpu").domains == ["0", "30", "60"]
+    found = diagnose_weights(configuration, OPTIONS, digits)
+    assert found.domains == ["0", "30", "60", "75"]
+
+
 def test_one_domain_has_nobody_to_conflict_with(configured: Configure) -> None:
     images = image_set([0] * 10 + [1] * 10, ([0] * 5 + [1] * 5) * 2, side=8)
     configuration = configured(data="made", target="d0", **SMALL)

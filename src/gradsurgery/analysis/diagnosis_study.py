@@ -37,7 +37,7 @@ def diagnose_weights(
 
     Raises `ArgumentError` or `WeightsError` as `build_backbone` does.
     """
-    domains = _domains(images, None if options.all_domains else target)
+    domains = _domains(images, options, target, configuration)
     backbone = build_backbone(
         configuration.backbone,
         classes=len(images.classes),
@@ -83,7 +83,7 @@ def diagnose_run(
         image_size=configuration.image_size,
     )
     backbone.model.to(resolve_device(device))
-    domains = _domains(images, None if options.all_domains else configuration.target)
+    domains = _domains(images, options, configuration.target, configuration)
     best = record.result.best.step
     snapshot = diagnose_step(backbone, images, split, domains, options, step=best)
     return Diagnosis(
@@ -122,7 +122,7 @@ def diagnose_training(
     target = configuration.target
     total = configuration.iterations
     steps = sorted({*range(0, total + 1, options.every), total})
-    domains = _domains(images, None if options.all_domains else target)
+    domains = _domains(images, options, target, configuration)
     diagnosis = Diagnosis(
         data=images.name,
         domains=domains,
@@ -167,16 +167,22 @@ def _continued(wanted: Diagnosis, directory: Path) -> Diagnosis:
     return found
 
 
-def _domains(images: ImageSet, target: str | None) -> list[str]:
-    if target is not None and target not in images.domains:
-        raise ArgumentError(
-            f"{images.name} has no domain {target!r}; its domains are {', '.join(images.domains)}"
-        )
-    domains = [domain for domain in images.domains if domain != target]
+def _domains(
+    images: ImageSet, options: DiagnosisOptions, target: str | None, configuration: RunConfiguration
+) -> list[str]:
+    """The domains to measure: all, or all but the target and those left out with it."""
+    held_out = [] if target is None else [target]
+    held_out = [] if options.all_domains else [*held_out, *configuration.without]
+    for name in held_out:
+        if name not in images.domains:
+            raise ArgumentError(
+                f"{images.name} has no domain {name!r}; its domains are {', '.join(images.domains)}"
+            )
+    domains = [domain for domain in images.domains if domain not in held_out]
     if len(domains) < 2:
         raise ArgumentError(
-            f"{images.name} leaves {len(domains)} domain beside {target!r}, and a conflict is "
-            "between two; measure all domains"
+            f"{images.name} leaves {len(domains)} domain beside {', '.join(map(repr, held_out))}, "
+            "and a conflict is between two; measure all domains"
         )
     return domains
 
