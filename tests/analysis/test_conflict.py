@@ -206,3 +206,12 @@ def test_a_group_is_the_sum_of_its_layers() -> None:
     layers = {"a.0": conflict_of(torch.ones(2, 3)), "a.0.b": conflict_of(-torch.ones(2, 2))}
     (found,) = grouped(layers, {"a.0": "a", "a.0.b": "a"}).values()
     assert (found.components, found.agreeing) == (5, 5)
+
+
+def test_gradients_are_switched_on() -> None:
+    model = torch.nn.Linear(2, 2)
+    batches = [(torch.randn(3, 2), torch.tensor([0, 1, d])) for d in range(2)]
+    expected = sum_of(domain_conflict(model, torch.nn.CrossEntropyLoss(), batches))
+    with torch.no_grad():
+        found = sum_of(domain_conflict(model, torch.nn.CrossEntropyLoss(), batches))
+    assert torch.equal(found.gram, expected.gram)

@@ -119,6 +119,7 @@ def conflict_of(gradients: Float[Tensor, "domains params"]) -> Conflict:
     )
 
 
+@torch.enable_grad()
 def domain_conflict(
     model: nn.Module, loss: Loss, batches: Sequence[DomainBatch]
 ) -> dict[str, Conflict]:
