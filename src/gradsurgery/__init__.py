@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gradsurgery.analysis.conflict import Conflict, domain_conflict
     from gradsurgery.analysis.gradient_gram import GradientGram, gradient_gram
     from gradsurgery.engine import BackwardResult, PooledModel, backward
-    from gradsurgery.errors import GradsurgeryError, NonFiniteError
+    from gradsurgery.errors import ArgumentError, GradsurgeryError, NonFiniteError
     from gradsurgery.rules import (
         MGDA,
         AggregatorRule,
@@ -45,6 +45,7 @@ __all__ = [
     "AggregatorRule",
     "AgrRand",
     "AgrSum",
+    "ArgumentError",
     "BackwardResult",
     "CAGrad",
     "Conflict",
@@ -79,6 +80,7 @@ _HOMES = {
     "domain_conflict": "gradsurgery.analysis.conflict",
     "GradientGram": "gradsurgery.analysis.gradient_gram",
     "gradient_gram": "gradsurgery.analysis.gradient_gram",
+    "ArgumentError": "gradsurgery.errors",
     "GradsurgeryError": "gradsurgery.errors",
     "NonFiniteError": "gradsurgery.errors",
 }

@@ -44,8 +44,9 @@ def test_a_sweep_ends_with_its_table_and_the_path_of_its_report(
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
     code, out, err = command(*arguments, "--seeds", "1", "--iterations", "7")
     assert code == 1
-    assert "runs belongs to another plan (options: " in err
-    assert "4 of its 4 runs are not in this one" in err
+    assert "runs belongs to another plan (" in err
+    assert "iterations: 6 there, 7 here" in err
+    assert "4 of its runs, as " in err
     code, out, err = command(*arguments, "--seeds", "2", "--dry-run")
     assert code == 0
     assert out.splitlines()[0] == "8 runs, 4 finished in runs"

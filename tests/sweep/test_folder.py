@@ -43,25 +43,32 @@ def test_a_folder_says_which_runs_belong_in_it(
     }
 
 
-def test_a_larger_plan_takes_the_place_of_the_one_that_is_there(
+def test_a_plan_that_holds_the_runs_that_are_begun_takes_the_place_of_another(
     plan: MakePlan, runs_of: RunsOf, tmp_path: Path
 ) -> None:
-    small, large = plan(seeds="2"), plan(seeds="3", targets=["75", "0"], methods=["agr-sum", "irm"])
-    larger = plan(seeds="3", targets=["75", "0"], methods=["agr-sum", "deep-all"])
+    small, large = plan(seeds="2"), plan(seeds="3", targets=["75", "0"])
+    other = plan(seeds="2", options={**small.options, "iterations": 7})
     claim_folder(small, runs_of(small), tmp_path)
+    claim_folder(other, runs_of(other), tmp_path)  # nothing is begun: a first try with a mistake
+    failed, begun = (tmp_path / run.directory for run in runs_of(other)[:2])
+    for directory, file in ((failed, "failure.json"), (begun, "checkpoint.pt")):
+        directory.mkdir(parents=True)
+        (directory / file).touch()
     before = (tmp_path / "plan.json").read_bytes()
-    options = {"settings": {"irm.anneal": 2}} | dict(small.options)
-    large = plan(**large.model_dump() | {"options": options})
     with pytest.raises(ArgumentError) as caught:
-        claim_folder(large, runs_of(large), tmp_path)
-    assert "belongs to another plan" in str(caught.value)
-    assert "2 of its 4 runs are not in this one" in str(caught.value)
-    assert "choose another output folder" in str(caught.value)
-    assert (tmp_path / "plan.json").read_bytes() == before
-    claim_folder(larger, runs_of(larger), tmp_path)
-    assert len(written(tmp_path)["runs"]) == 12
-    with pytest.raises(ArgumentError, match="belongs to another plan"):
         claim_folder(small, runs_of(small), tmp_path)
+    message = str(caught.value)
+    assert "belongs to another plan (iterations: 7 there, 6 here)" in message
+    assert f"1 of its runs, as {begun.relative_to(tmp_path)}, are begun" in message
+    assert "choose another output folder" in message
+    assert (tmp_path / "plan.json").read_bytes() == before
+    (begun / "checkpoint.pt").unlink()
+    claim_folder(small, runs_of(small), tmp_path)
+    assert not (failed / "failure.json").exists()
+    claim_folder(large, runs_of(large), tmp_path)
+    assert len(written(tmp_path)["runs"]) == 12
+    claim_folder(large, runs_of(large), tmp_path)
+    assert len(written(tmp_path)["runs"]) == 12
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 2}', '{"version": 1, "plan": {}}'])

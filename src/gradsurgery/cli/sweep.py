@@ -10,7 +10,7 @@ from gradsurgery.cli import options as opt
 from gradsurgery.cli.live import displayed
 from gradsurgery.cli.sweep_display import sweep_displayed
 from gradsurgery.cli.train import continuable
-from gradsurgery.errors import ArgumentError, GradsurgeryError
+from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, WeightsError
 
 if TYPE_CHECKING:
     from gradsurgery.data import Source
@@ -219,20 +219,35 @@ def print_estimate(
     runs = planned(plan, sources)
     records = existing_records(runs, folder)
     print(f"{len(runs)} runs, {len(records)} finished in {folder}")
-    with displayed("timing", lines=False) as timing:
-        left = estimate(
-            runs,
-            records,
-            sources,
-            manner,
-            timed=lambda n, total: timing(TrainingProgress("training", n, total)),
-        )
+    try:
+        with displayed("timing", lines=False) as timing:
+            left = estimate(
+                runs,
+                records,
+                sources,
+                manner,
+                timed=lambda n, total: timing(TrainingProgress("training", n, total)),
+            )
+    except (WeightsError, DataError) as error:
+        print(f"{len(runs) - len(records)} to do; no estimate of the time they take: {error}")
+        return
     workers = _worker_count(options, visible_gpus(str(plan.options.get("device", "auto"))))
-    hours = left.seconds / 3600
     print(
-        f"{left.runs} to do: about {hours:.2g} hours of one worker, "
-        f"{hours / workers:.2g} hours with {workers}"
+        f"{left.runs} to do: about {_duration(left.seconds)} of one worker, "
+        f"{_duration(left.seconds / workers)} with {workers}"
     )
+
+
+def _duration(seconds: float) -> str:
+    """Hours, or what is smaller.
+
+    >>> _duration(5400.0), _duration(90.0), _duration(4.2)
+    ('1.5 hours', '1.5 minutes', '4.2 seconds')
+    """
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{seconds:.2g} seconds"
 
 
 def failure_line(failed: "dict[str, Outcome]", folder: Path) -> str:

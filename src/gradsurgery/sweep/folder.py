@@ -17,23 +17,30 @@ from gradsurgery.training.directory import check_same, claimed
 from gradsurgery.training.record import RECORD_FILE
 from gradsurgery.versioned import read_versioned
 
+_BEGUN = (RECORD_FILE, CHECKPOINT_FILE)
+
 
 def claim_folder(plan: Plan, runs: Sequence[PlannedRun], folder: Path) -> None:
     """Write `plan.json`, which lists the runs that belong in `folder`.
 
-    A plan that holds all the runs of the one that is there, and more, takes its place. Raises
-    `ArgumentError`, and leaves everything as it is, where the folder is another plan's.
+    A plan that holds all the runs that another plan has begun there takes its place, and the
+    failures of runs that are given up with it go. Raises `ArgumentError`, and leaves everything as
+    it is, where runs would be left that the plan does not hold.
     """
     path = folder / PLAN_FILE
     there = _read_plan(path)
     if there is not None:
         ours, theirs = {run.directory for run in runs}, {run["directory"] for run in there["runs"]}
-        if missing := sorted(theirs - ours):
+        dropped = [folder / run for run in sorted(theirs - ours)]
+        begun = [run for run in dropped if any((run / name).exists() for name in _BEGUN)]
+        if begun:
             raise ArgumentError(
-                f"{folder} belongs to another plan ({_difference(there['plan'], plan)}; "
-                f"{len(missing)} of its {len(theirs)} runs are not in this one, as {missing[0]}); "
-                "choose another output folder, or a plan that holds those runs too"
+                f"{folder} belongs to another plan ({_difference(there['plan'], plan)}); "
+                f"{len(begun)} of its runs, as {begun[0].relative_to(folder)}, are begun and not "
+                "in this one; choose another output folder, or a plan that holds those runs too"
             )
+        for run in dropped:
+            (run / FAILURE_FILE).unlink(missing_ok=True)
         if ours == theirs:
             return
     content = {
@@ -117,7 +124,18 @@ def _read_plan(path: Path) -> dict[str, Any] | None:
 
 
 def _difference(there: dict[str, Any], plan: Plan) -> str:
+    """The parts, and of the options those, in which two plans differ."""
     here = plan.model_dump()
-    parts = [name for name in here if here[name] != there.get(name)]
-    listed = [f"{name}: {there.get(name)!r:.60} there, {here[name]!r:.60} here" for name in parts]
+    before, after = _flat(there), _flat(here)
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    listed = [
+        f"{name}: {before.get(name)!r:.60} there, {after.get(name)!r:.60} here" for name in names
+    ]
     return "; ".join(listed) or "the data sets have changed"
+
+
+def _flat(plan: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in plan.items():
+        flat |= _flat(value) if isinstance(value, dict) else {name: value}
+    return flat

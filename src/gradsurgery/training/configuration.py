@@ -105,6 +105,8 @@ class RunConfiguration(BaseModel):
     @classmethod
     def _fill(cls, options: dict[str, Any]) -> dict[str, Any]:
         filled = {**defaults_for(str(options.get("data", ""))), **options}
+        if filled.get("backbone") == "small-cnn":  # there are no weights for it
+            filled.setdefault("weights", "none")
         if isinstance(filled.get("data"), str):
             filled["data"] = without_slash(filled["data"])
         if isinstance(filled.get("without"), list | tuple):
