@@ -296,6 +296,13 @@ def test_arguments_that_cannot_be_used():
         assert weight.grad is None
 
 
+def test_one_loss_alone_is_refused_with_the_cure():
+    weight = torch.ones(2, requires_grad=True)
+    with pytest.raises(ArgumentError, match="found a single one; give the domains' losses as"):
+        gs.backward(weight.sum(), [weight], gs.Sum())
+    assert weight.grad is None
+
+
 def test_sparse_gradients_are_refused_with_the_cure():
     embedding = nn.Embedding(3, 2, sparse=True)
     with pytest.raises(ArgumentError, match="sparse=False"):

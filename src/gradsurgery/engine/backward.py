@@ -65,6 +65,11 @@ def _run_domains(
 ) -> list[Tensor]:
     inputs = [parameter for _, parameter in named]
     values: list[Tensor] = []
+    if isinstance(losses, Tensor) and losses.ndim == 0:
+        raise ArgumentError(
+            "losses are one scalar per source domain, found a single one; give the domains' losses "
+            "as a list or a generator, or call loss.backward() where there is one domain"
+        )
     domains = iter(losses)
     while (domain := next(domains, None)) is not None:
         whole = isinstance(domain, Tensor)

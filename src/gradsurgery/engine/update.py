@@ -94,10 +94,16 @@ def _collector_for(rule: Rule, parameters: list[Tensor]) -> Collector:
         return StoringCollector(rule, parameters)
     if not isinstance(rule, Rule):
         raise ArgumentError(
-            f"rule is a Rule, found {type(rule).__name__}; build one by name with "
+            f"rule is a Rule, found {_found(rule)}; build one by name with "
             "gradsurgery.rule(...), or wrap TorchJD's aggregators in gradsurgery.AggregatorRule"
         )
     return MatrixCollector(rule, parameters)
+
+
+def _found(rule: object) -> str:
+    if isinstance(rule, type):
+        return f"the class {rule.__name__} instead of {rule.__name__}()"
+    return type(rule).__name__
 
 
 def check_loss_form(loss: object, domain: int) -> None:
