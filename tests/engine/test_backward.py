@@ -1,6 +1,8 @@
 """`gradsurgery.backward` against the rule applied to separately computed gradients."""
 
 import gc
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -296,11 +298,21 @@ def test_arguments_that_cannot_be_used():
         assert weight.grad is None
 
 
-def test_one_loss_alone_is_refused_with_the_cure():
-    weight = torch.ones(2, requires_grad=True)
-    with pytest.raises(ArgumentError, match="found a single one; give the domains' losses as"):
-        gs.backward(weight.sum(), [weight], gs.Sum())
-    assert weight.grad is None
+def test_one_loss_and_a_class_in_place_of_a_rule_are_told_apart():
+    # in a process of its own, where no type is checked before ours are
+    code = """
+import torch, gradsurgery as gs
+weight = torch.ones(2, requires_grad=True)
+for losses, rule in ((weight.sum(), gs.Sum()), ([weight.sum()] * 2, gs.AgrSum)):
+    try:
+        gs.backward(losses, [weight], rule)
+    except gs.ArgumentError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    single, of_a_class = done.stdout.splitlines()
+    assert "found a single one; give the domains' losses as a list" in single
+    assert "found the class AgrSum instead of AgrSum()" in of_a_class
 
 
 def test_sparse_gradients_are_refused_with_the_cure():
