@@ -66,8 +66,9 @@ class GradientGram:
 def gradient_gram(model: nn.Module, loss: SampleLoss, x: Tensor, y: Any) -> GradientGram:
     """All pairwise inner products of the samples' gradients, G_ij = ∇ℓ_i · ∇ℓ_j, by layer.
 
-    model: used in the mode it is in. Batch normalisation must be in evaluation mode; dropout may
-        be active, and then each sample has its own mask. Frozen parameters do not count.
+    model: used in the mode it is in. Batch normalisation must be in evaluation mode, also where a
+        layer of your own does it, which is not noticed; dropout may be active, and then each
+        sample has its own mask. Frozen parameters do not count.
     loss: `loss(model(x), y)` is either one loss per sample, [N], sample i's from i alone (e.g.
         `torch.nn.CrossEntropyLoss(reduction="none")`), or a scalar, and is then called on one
         sample at a time.
