@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -64,7 +64,7 @@ def _option(name: str, text: str, **more: Any) -> Any:
     return typer.Option(name, help=text, rich_help_panel="Training", **more)
 
 
-def _training_options(
+def _step_options(
     *,
     backbone: Annotated[
         str | None, _option("--backbone", "A torchvision or timm classifier, or small-cnn.")
@@ -112,6 +112,12 @@ def _training_options(
             "the validation loss).",
         ),
     ] = None,
+) -> None:
+    """The options that decide a training step; their names are `RunConfiguration`'s fields."""
+
+
+def _run_options(
+    *,
     validate_every: Annotated[
         int | None,
         _option(
@@ -154,7 +160,7 @@ def _training_options(
         ),
     ] = None,
 ) -> None:
-    """The options of a run that every command which trains has; their names are its fields'."""
+    """The other options of a run that every command which trains has."""
 
 
 def _launch_options(
@@ -206,22 +212,26 @@ def takes_training_options(command: Command) -> Command:
         options = {k: v for k, v in given.items() if v not in (None, [], ())}
         return options | ({"settings": settings} if settings else {})
 
-    return _with_options(command, _training_options, "training", gathered)
+    return _with_options(command, (_step_options, _run_options), "training", gathered)
 
 
 def takes_launch_options(command: Command) -> Command:
     """The command with the options of `LaunchOptions`, which it is called with as `launch`."""
-    return _with_options(command, _launch_options, "launch", dict)
+    return _with_options(command, (_launch_options,), "launch", dict)
 
 
 def _with_options(
     command: Command,
-    declared: Command,
+    declared: Sequence[Command],
     name: str,
     gathered: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> Command:
     """The command with the parameters of `declared`, handed on together as its argument `name`."""
-    shared = inspect.signature(declared, eval_str=True).parameters
+    shared = {
+        key: parameter
+        for each in declared
+        for key, parameter in inspect.signature(each, eval_str=True).parameters.items()
+    }
     own = inspect.signature(command, eval_str=True).parameters
 
     @functools.wraps(command)
