@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from gradsurgery.analysis.study_file import read_study
 from gradsurgery.atomic import atomic_file
-from gradsurgery.errors import DataError
-from gradsurgery.versioned import read_versioned
 
 DIAGNOSIS_FILE = "diagnosis.json"
 VERSION = 1
@@ -139,12 +138,4 @@ class Diagnosis(_Part):
     @classmethod
     def load(cls, directory: Path) -> "Diagnosis":
         """Read a `diagnosis.json`; raises `DataError` where it is not one."""
-        path = directory / DIAGNOSIS_FILE
-        content = read_versioned(path, "diagnosis", VERSION, cure="delete it")
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            message = f"{path} is no diagnosis ({where}: {first['msg']}); delete it"
-            raise DataError(message) from error
+        return read_study(cls, directory / DIAGNOSIS_FILE, "diagnosis", VERSION)

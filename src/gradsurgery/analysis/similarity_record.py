@@ -1,17 +1,16 @@
 """What a study of gradient similarity leaves behind: `similarity.json`."""
 
 from pathlib import Path
-from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from gradsurgery.analysis.study_file import read_study
 from gradsurgery.atomic import atomic_file
-from gradsurgery.errors import DataError
 from gradsurgery.training import RunConfiguration
-from gradsurgery.versioned import read_versioned
 
 SIMILARITY_FILE = "similarity.json"
 VERSION = 1
+_WHAT = "record of gradient similarity"
 
 Cosines = list[list[float | None]]
 
@@ -77,7 +76,7 @@ class RunSimilarity(_Versioned):
     @classmethod
     def load(cls, directory: Path) -> "RunSimilarity":
         """Read a run's `similarity.json`; raises `DataError` where it is not one."""
-        return _read(cls, directory / SIMILARITY_FILE)
+        return read_study(cls, directory / SIMILARITY_FILE, _WHAT, VERSION)
 
     def missing(self) -> list[int]:
         """The steps without a measurement yet."""
@@ -110,19 +109,4 @@ class SimilarityStudy(_Versioned):
     @classmethod
     def load(cls, directory: Path) -> "SimilarityStudy":
         """Read a study's `similarity.json`; raises `DataError` where it is not one."""
-        return _read(cls, directory / SIMILARITY_FILE)
-
-
-Kind = TypeVar("Kind", bound=BaseModel)
-
-
-def _read(kind: type[Kind], path: Path) -> Kind:
-    content = read_versioned(path, "record of gradient similarity", VERSION, cure="delete it")
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError(
-            f"{path} is no record of gradient similarity ({where}: {first['msg']}); delete it"
-        ) from error
+        return read_study(cls, directory / SIMILARITY_FILE, _WHAT, VERSION)
