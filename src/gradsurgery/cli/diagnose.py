@@ -97,19 +97,13 @@ def _check_alone(training: dict[str, Any], target: str | None) -> None:
 def _of_run(asked: _Asked, run: Path, training: dict[str, Any]) -> "tuple[Diagnosis, Path]":
     from gradsurgery.analysis.diagnosis_record import DiagnosisOptions
     from gradsurgery.analysis.diagnosis_study import diagnose_run, finished_record
-    from gradsurgery.data import open_source, prepare
-    from gradsurgery.training import TrainingProgress
+    from gradsurgery.data import open_source
+    from gradsurgery.training.run import prepare_images
 
     configuration = finished_record(run).configuration
     size = training.get("batch_size", configuration.batch_size)
     with displayed(str(run)) as report:
-        images = prepare(
-            open_source(asked.data),
-            size=configuration.image_size,
-            cache=asked.cache,
-            skip_bad=configuration.skip_bad,
-            progress=lambda done, total: report(TrainingProgress("images", done, total)),
-        )
+        images = prepare_images(open_source(asked.data), configuration, asked.cache, report)
     options = DiagnosisOptions(**asked.looks, batch_size=size)
     diagnosis = diagnose_run(run, options, images, training.get("device", "auto"))
     return diagnosis, asked.out or run
@@ -120,9 +114,9 @@ def _of_backbone(
 ) -> "tuple[Diagnosis, Path]":
     from gradsurgery.analysis.diagnosis_record import DiagnosisOptions
     from gradsurgery.analysis.diagnosis_study import diagnose_training, diagnose_weights
-    from gradsurgery.data import open_source, prepare
-    from gradsurgery.training import RunConfiguration, TrainingProgress
-    from gradsurgery.training.run import check_domains
+    from gradsurgery.data import open_source
+    from gradsurgery.training import RunConfiguration
+    from gradsurgery.training.run import check_domains, prepare_images
 
     source = open_source(asked.data)
     steps = training.pop("iterations", 0 if target is None else _SHORT_RUN)
@@ -142,13 +136,7 @@ def _of_backbone(
     options = DiagnosisOptions(**asked.looks, batch_size=configuration.batch_size)
     directory = asked.out or Path("diagnosis") / source.name
     with continuable(), displayed(configuration.backbone) as report:
-        images = prepare(
-            source,
-            size=configuration.image_size,
-            cache=asked.cache,
-            skip_bad=configuration.skip_bad,
-            progress=lambda done, total: report(TrainingProgress("images", done, total)),
-        )
+        images = prepare_images(source, configuration, asked.cache, report)
         if steps:
             diagnosis = diagnose_training(configuration, options, images, directory, report)
         else:

@@ -74,10 +74,10 @@ def run_study(
     seeds: as the command line takes them.
     """
     from gradsurgery.analysis.similarity_study import study_similarity
-    from gradsurgery.data import open_source, prepare
+    from gradsurgery.data import open_source
     from gradsurgery.sweep.plan import parse_seeds
-    from gradsurgery.training import RunConfiguration, TrainingProgress
-    from gradsurgery.training.run import check_domains
+    from gradsurgery.training import RunConfiguration
+    from gradsurgery.training.run import check_domains, prepare_images
 
     configurations = [RunConfiguration(**run, seed=seed) for seed in parse_seeds(seeds)]
     first = configurations[0]
@@ -85,13 +85,7 @@ def run_study(
     check_domains(first, source.name, source.domains)
     directory = out or Path("similarity") / source.name / first.target / first.method
     with continuable(), displayed(first.method) as report:
-        images = prepare(
-            source,
-            size=first.image_size,
-            cache=cache,
-            skip_bad=first.skip_bad,
-            progress=lambda done, total: report(TrainingProgress("images", done, total)),
-        )
+        images = prepare_images(source, first, cache, report)
         study = study_similarity(configurations, options, images, directory, report)
     return study, directory
 

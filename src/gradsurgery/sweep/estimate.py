@@ -69,7 +69,7 @@ def estimate(
 
 def _kind(run: PlannedRun) -> str:
     options = run.configuration.model_dump(exclude=set(_FREE))
-    return repr((run.data, sorted(options.items(), key=lambda each: each[0])))
+    return repr((run.data, sorted(options.items())))
 
 
 def _timed_cost(run: PlannedRun, sources: Mapping[str, Source], manner: Manner) -> float:
@@ -78,11 +78,11 @@ def _timed_cost(run: PlannedRun, sources: Mapping[str, Source], manner: Manner) 
     images = prepare(sources[c.data], size=c.image_size, cache=manner.cache, skip_bad=c.skip_bad)
     step = _seconds_per_step(c, images, manner.threads)
     split = draw_split(images, seed=c.split_seed).sizes()
-    sources_ = c.sources(images.domains)
-    validated = sum(split[domain]["validation"] for domain in sources_)
+    trained = c.sources(images.domains)
+    validated = sum(split[domain]["validation"] for domain in trained)
     tested = 2 * sum(parts["test"] for parts in split.values())
     validations = -(-c.iterations // c.validate_every)
-    an_image = step / (c.batch_size * len(sources_)) * _FORWARD_SHARE
+    an_image = step / (c.batch_size * len(trained)) * _FORWARD_SHARE
     return c.iterations * step + (validations * validated + tested) * an_image
 
 

@@ -69,12 +69,15 @@ class Schedule:
 
     def stopped(self, key: str, outcome: Outcome) -> bool:
         """The run failed or its worker was lost; whether it is given up."""
-        self.running.discard(key)
         counts = self.losses if outcome.state == "lost" else self.attempts
         counts[key] = counts.get(key, 0) + 1
         limit = _LOSSES if outcome.state == "lost" else self.retries
         if counts[key] > limit:
-            self.failed[key] = outcome
+            self.fail(key, outcome)
             return True
-        self._waiting.append(key) if outcome.state == "failed" else self._waiting.appendleft(key)
+        self.running.discard(key)
+        if outcome.state == "lost":  # goes on from its checkpoint at once
+            self._waiting.appendleft(key)
+        else:
+            self._waiting.append(key)
         return False

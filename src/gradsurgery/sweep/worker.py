@@ -49,16 +49,11 @@ def _prepared(
     report: Callable[[TrainingProgress], None],
 ) -> "ImageSet":
     """The run's decoded images, which the process keeps for the next run."""
-    from gradsurgery.data import open_source, prepare
+    from gradsurgery.data import open_source
+    from gradsurgery.training.run import prepare_images
 
     c = configuration
     key = (c.data, c.image_size, c.skip_bad, None if cache is None else str(cache))
     if key not in _images:
-        _images[key] = prepare(
-            open_source(c.data),
-            size=c.image_size,
-            cache=cache,
-            skip_bad=c.skip_bad,
-            progress=lambda done, total: report(TrainingProgress("images", done, total)),
-        )
+        _images[key] = prepare_images(open_source(c.data), c, cache, report)
     return _images[key]

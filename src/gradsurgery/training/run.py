@@ -103,7 +103,7 @@ def train(
             place = {"data": checkpoint.configuration.data}
             here = configuration.model_copy(update=place)
             check_same(here, checkpoint.configuration, directory)
-        images = _prepared(source, configuration, cache, report)
+        images = prepare_images(source, configuration, cache, report)
         learner = build_learner(configuration, backbone, device)
         record = _work(
             learner,
@@ -163,9 +163,10 @@ def _finished(configuration: RunConfiguration, directory: Path) -> Record:
     return record
 
 
-def _prepared(
+def prepare_images(
     source: Source | ImageSet, configuration: RunConfiguration, cache: Path | None, report: Report
 ) -> ImageSet:
+    """The data set decoded for the run, unless it is already; `report` hears how far it is."""
     if isinstance(source, ImageSet):
         return source
     return prepare(
