@@ -21,7 +21,7 @@ lint: $(READY)
 install: $(READY)
 
 # Built anew only when the metadata or the C code changed; the Python code is installed in place.
-$(READY): pyproject.toml hatch_build.py $(wildcard src/gradsurgery/native/*.c)
+$(READY): pyproject.toml hatch_build.py $(wildcard src/gradsurgery/kernels/*.c)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	touch $(READY)

@@ -1,4 +1,4 @@
-"""Compiles src/gradsurgery/native for the installed package, where a C compiler is at hand.
+"""Compiles src/gradsurgery/kernels for the installed package, where a C compiler is at hand.
 
 Without one the package installs all the same, and does the same in more passes over memory.
 """
@@ -15,13 +15,13 @@ FLAGS = ["-O3", "-fno-trapping-math", "-fno-math-errno", "-std=c11", "-shared", 
 
 
 class CompileNative(BuildHookInterface[Any]):
-    """Adds `gradsurgery/native/libgradsurgery.so` to the wheel."""
+    """Adds `gradsurgery/kernels/libgradsurgery.so` to the wheel."""
 
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, or say why not."""
-        folder = Path(self.root) / "src" / "gradsurgery" / "native"
+        folder = Path(self.root) / "src" / "gradsurgery" / "kernels"
         library = folder / "libgradsurgery.so"
         compiler = shlex.split(os.environ.get("CC", "cc"))
         sources = sorted(map(str, folder.glob("*.c")))
@@ -32,6 +32,6 @@ class CompileNative(BuildHookInterface[Any]):
         except (OSError, subprocess.CalledProcessError) as error:
             self.app.display_warning(f"the compiled loops are left out: {error}")
             return
-        build_data["artifacts"].append("src/gradsurgery/native/libgradsurgery.so")
+        build_data["artifacts"].append("src/gradsurgery/kernels/libgradsurgery.so")
         build_data["pure_python"] = False
         build_data["infer_tag"] = True

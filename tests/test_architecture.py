@@ -8,30 +8,31 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "gradsurgery"
-BASE = {"errors", "seeds", "atomic", "versioned", "layout", "spans", "native"}
+BASE = {"errors", "seeds", "atomic", "versioned", "layout"}
+NETWORKS = {"kernels", "rules", "engine", "algorithms", "backbones", "data"}
 MAY_IMPORT = {
     "errors": set(),
     "seeds": set(),
     "atomic": {"errors"},
     "versioned": {"errors"},
     "layout": set(),
-    "spans": set(),
-    "native": set(),
-    "rules": {"errors", "native", "spans"},
-    "persample": {"errors", "rules"},
-    "engine": {"errors", "rules", "persample"},
+    "kernels": {"errors"},
+    "rules": {"errors", "kernels"},
+    "engine": {"errors", "rules", "gradients"},
     "algorithms": {"errors", "rules", "engine"},
-    "data": BASE,
+    "data": BASE | {"kernels"},
     "backbones": BASE,
-    "training": BASE | {"algorithms", "engine", "backbones", "data", "rules"},
-    "sweep": BASE | {"algorithms", "backbones", "data", "training"},
-    "analysis": BASE
-    | {"persample", "algorithms", "engine", "backbones", "data", "rules", "training"},
-    "reports": BASE | {"analysis"},
+    "documents": BASE,
+    "gradients": BASE | NETWORKS | {"documents"},
+    "training": BASE | NETWORKS | {"documents"},
+    "sweep": BASE | NETWORKS | {"documents", "training"},
+    "studies": BASE | NETWORKS | {"documents", "gradients", "training"},
+    "results": BASE | {"documents"},
+    "report": BASE | {"documents", "results"},
     "__main__": {"cli"},
     "cli": BASE
-    | {"algorithms", "backbones", "data", "training"}
-    | {"sweep", "analysis", "reports"},
+    | NETWORKS
+    | {"documents", "gradients", "training", "sweep", "studies", "results", "report"},
 }
 
 

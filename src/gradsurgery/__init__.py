@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradsurgery.algorithms import method
-    from gradsurgery.analysis.conflict import Conflict, domain_conflict
-    from gradsurgery.analysis.gradient_gram import GradientGram, gradient_gram
     from gradsurgery.engine import BackwardResult, PooledModel, backward
     from gradsurgery.errors import ArgumentError, GradsurgeryError, NonFiniteError
+    from gradsurgery.gradients.conflict import Conflict, domain_conflict
+    from gradsurgery.gradients.gradient_gram import GradientGram, gradient_gram
     from gradsurgery.rules import (
         MGDA,
         AggregatorRule,
@@ -76,10 +76,10 @@ _HOMES = {
     "PooledModel": "gradsurgery.engine",
     "backward": "gradsurgery.engine",
     "method": "gradsurgery.algorithms",
-    "Conflict": "gradsurgery.analysis.conflict",
-    "domain_conflict": "gradsurgery.analysis.conflict",
-    "GradientGram": "gradsurgery.analysis.gradient_gram",
-    "gradient_gram": "gradsurgery.analysis.gradient_gram",
+    "Conflict": "gradsurgery.gradients.conflict",
+    "domain_conflict": "gradsurgery.gradients.conflict",
+    "GradientGram": "gradsurgery.gradients.gradient_gram",
+    "gradient_gram": "gradsurgery.gradients.gradient_gram",
     "ArgumentError": "gradsurgery.errors",
     "GradsurgeryError": "gradsurgery.errors",
     "NonFiniteError": "gradsurgery.errors",

@@ -8,7 +8,7 @@ from PIL import Image
 
 from gradsurgery.cli.main import app
 from gradsurgery.cli.report import make_report, recorded_data, status_line
-from gradsurgery.reports.commands import train_command
+from gradsurgery.results.commands import train_command
 from gradsurgery.training import RunConfiguration, train
 
 

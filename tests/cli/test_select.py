@@ -2,7 +2,7 @@
 
 import json
 
-from gradsurgery.analysis.selection import read_selections
+from gradsurgery.results.selection import read_selections
 
 DOMAINS = ["photo", "sketch"]
 

@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 import gradsurgery as gs
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.rules import RULES
-from tests.analysis.test_gradient_gram import alexnet, hooks, with_mild_logits
 from tests.engine.models import MODELS, domain_batches
-from tests.persample.test_layers import (
+from tests.gradients.test_gradient_gram import alexnet, hooks, with_mild_logits
+from tests.gradients.test_layers import (
     Positions,
     SequenceFirst,
     Shared,

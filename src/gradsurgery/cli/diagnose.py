@@ -11,7 +11,7 @@ from gradsurgery.cli.train import continuable
 from gradsurgery.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from gradsurgery.analysis.diagnosis_record import Diagnosis
+    from gradsurgery.documents.diagnosis_record import Diagnosis
 
 _SHORT_RUN = 50  # steps
 
@@ -95,9 +95,9 @@ def _check_alone(training: dict[str, Any], target: str | None) -> None:
 
 
 def _of_run(asked: _Asked, run: Path, training: dict[str, Any]) -> "tuple[Diagnosis, Path]":
-    from gradsurgery.analysis.diagnosis_record import DiagnosisOptions
-    from gradsurgery.analysis.diagnosis_study import diagnose_run, finished_record
     from gradsurgery.data import open_source
+    from gradsurgery.documents.diagnosis_record import DiagnosisOptions
+    from gradsurgery.studies.diagnosis_study import diagnose_run, finished_record
     from gradsurgery.training.run import prepare_images
 
     configuration = finished_record(run).configuration
@@ -112,9 +112,9 @@ def _of_run(asked: _Asked, run: Path, training: dict[str, Any]) -> "tuple[Diagno
 def _of_backbone(
     asked: _Asked, target: str | None, training: dict[str, Any]
 ) -> "tuple[Diagnosis, Path]":
-    from gradsurgery.analysis.diagnosis_record import DiagnosisOptions
-    from gradsurgery.analysis.diagnosis_study import diagnose_training, diagnose_weights
     from gradsurgery.data import open_source
+    from gradsurgery.documents.diagnosis_record import DiagnosisOptions
+    from gradsurgery.studies.diagnosis_study import diagnose_training, diagnose_weights
     from gradsurgery.training import RunConfiguration
     from gradsurgery.training.run import check_domains, prepare_images
 
@@ -146,10 +146,10 @@ def _of_backbone(
 
 def write_diagnosis(diagnosis: "Diagnosis", directory: Path) -> None:
     """Write record, tables and figures into `directory`, and print the sentences."""
-    from gradsurgery.analysis.diagnosis_text import diagnosis_markdown, diagnosis_sentences
     from gradsurgery.atomic import atomic_file
-    from gradsurgery.reports.figures.conflict import conflict_figures
-    from gradsurgery.reports.figures.style import save
+    from gradsurgery.report.diagnosis_text import diagnosis_markdown, diagnosis_sentences
+    from gradsurgery.report.figures.conflict import conflict_figures
+    from gradsurgery.report.figures.style import save
 
     diagnosis.save(directory)
     with atomic_file(directory / "diagnosis.md") as temporary:

@@ -13,8 +13,8 @@ from gradsurgery.cli.show import Model, print_comparison
 from gradsurgery.errors import GradsurgeryError
 
 if TYPE_CHECKING:
-    from gradsurgery.reports.drawing import Examples
-    from gradsurgery.reports.report import Report, ReportOptions
+    from gradsurgery.report.drawing import Examples
+    from gradsurgery.report.report import Report, ReportOptions
 
 
 def report(
@@ -54,7 +54,7 @@ def report(
     ] = None,
 ) -> None:
     """Write the tables, figures and the page report.html of finished runs."""
-    from gradsurgery.reports.report import ReportOptions
+    from gradsurgery.report.report import ReportOptions
 
     options = ReportOptions(
         model=None if model is None else model.value,
@@ -80,8 +80,8 @@ def make_report(
     """
     from dataclasses import replace
 
-    from gradsurgery.reports.inventory import record_files
-    from gradsurgery.reports.report import ReportOptions, write_report
+    from gradsurgery.report.report import ReportOptions, write_report
+    from gradsurgery.results.inventory import record_files
 
     records = record_files(folders)
     images, notes = [], []
@@ -119,7 +119,7 @@ def open_examples(spec: str, size: int = 112) -> "Examples":
     """An image of every class and domain; raises as `open_source` does."""
     from gradsurgery.data import open_source
     from gradsurgery.data.examples import example_images
-    from gradsurgery.reports.drawing import Examples
+    from gradsurgery.report.drawing import Examples
 
     source = open_source(spec)
     images = example_images(source, size)

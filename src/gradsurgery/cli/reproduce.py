@@ -90,8 +90,8 @@ def figure1(
 ) -> None:
     """Draw an image of every class and domain."""
     from gradsurgery.cli.report import open_examples
-    from gradsurgery.reports.drawing import draw_example_images
-    from gradsurgery.reports.figures.style import save
+    from gradsurgery.report.drawing import draw_example_images
+    from gradsurgery.report.figures.style import save
 
     folder = out or Path("runs", "reproduce", "figure1")
     examples = [open_examples(spec) for spec in _specs(datasets)]
@@ -114,9 +114,9 @@ def figure2(
     training: dict[str, Any],
 ) -> None:
     """Similarity of samples' gradients within and across domains, while Deep-All trains."""
-    from gradsurgery.analysis.similarity_record import SimilarityOptions
     from gradsurgery.cli.similarity import print_study, run_study
     from gradsurgery.data import open_source
+    from gradsurgery.documents.similarity_record import SimilarityOptions
     from gradsurgery.sweep.plan import names
     from gradsurgery.training.directory import folder_name
 

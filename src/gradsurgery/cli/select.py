@@ -12,8 +12,8 @@ from gradsurgery.cli.terminal_table import grid, literal
 if TYPE_CHECKING:
     import pandas as pd
 
-    from gradsurgery.analysis.selection import Selection
-    from gradsurgery.reports import PlannedRun
+    from gradsurgery.results import PlannedRun
+    from gradsurgery.results.selection import Selection
 
 
 class Criterion(StrEnum):
@@ -40,7 +40,9 @@ def select(
     source domain in turn, held out too. oracle: by the target's validation images, which is not
     attainable where the target is unknown, and only says what could be had.
     """
-    from gradsurgery.analysis.selection import (
+    from gradsurgery.errors import ArgumentError
+    from gradsurgery.results import find_plans, read_runs, record_files
+    from gradsurgery.results.selection import (
         CHOICE_HEADER,
         CRITERIA,
         EVIDENCE_HEADER,
@@ -50,8 +52,6 @@ def select(
         read_selections,
         write_selections,
     )
-    from gradsurgery.errors import ArgumentError
-    from gradsurgery.reports import find_plans, read_runs, record_files
 
     if not folder.is_dir():
         raise ArgumentError(f"{folder} is no folder; give a folder of runs")
@@ -76,7 +76,7 @@ def selections_among(
     """What each of the criteria chooses among the runs, with the plan's seeds and order."""
     import pandas as pd
 
-    from gradsurgery.analysis.selection import select
+    from gradsurgery.results.selection import select
 
     planned = None if plan is None else pd.DataFrame(plan)
     return [select(runs, criterion, planned=planned) for criterion in criteria]

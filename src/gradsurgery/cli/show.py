@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from gradsurgery.reports import Cell, ComparisonTable
+    from gradsurgery.results import Cell, ComparisonTable
 
 
 class Format(StrEnum):
@@ -66,7 +66,7 @@ def show(
     A star marks what differs from the baseline (paired Wilcoxon test, p < 0.05), a dagger what
     does so after Holm's correction over the table.
     """
-    from gradsurgery.reports import read_record, record_files
+    from gradsurgery.results import read_record, record_files
 
     files = record_files(paths)
     if len(files) == 1 and output is Format.RICH and selected is None:
@@ -98,20 +98,20 @@ def print_tables(
     Runs that a study trained for itself are left out, as a report does. Raises `DataError` where
     there is nothing to compare.
     """
-    from gradsurgery import reports
-    from gradsurgery.analysis.selection import CRITERIA
-    from gradsurgery.reports.grid_search import nothing_chosen, provisional
+    from gradsurgery import report, results
+    from gradsurgery.results.grid_search import nothing_chosen, provisional
+    from gradsurgery.results.selection import CRITERIA
 
-    runs, usual = reports.read_runs(reports.record_files(paths)), Model.BEST
-    expected, early = reports.find_plans(paths), ""
+    runs, usual = results.read_runs(results.record_files(paths)), Model.BEST
+    expected, early = results.find_plans(paths), ""
     if selected is not None:
         (selection,) = selections_among(runs, expected, [selected.value])
         usual = Model(CRITERIA[selected.value].model)
-        runs = reports.selected_runs(runs, selection)
+        runs = results.selected_runs(runs, selection)
         if runs.empty:
             raise DataError(nothing_chosen(selected.value, paths[0]))
         early = provisional(selection)
-    tables = reports.compare_runs(runs, (model or usual).value, baseline, expected)
+    tables = results.compare_runs(runs, (model or usual).value, baseline, expected)
     if output is Format.RICH:
         for table in tables:
             print_comparison(table, paper=paper, statistics=statistics)
@@ -119,24 +119,24 @@ def print_tables(
             print(early)
         return
     render = {
-        Format.MARKDOWN: reports.to_markdown,
-        Format.CSV: reports.to_csv,
-        Format.LATEX: reports.to_latex,
+        Format.MARKDOWN: report.to_markdown,
+        Format.CSV: report.to_csv,
+        Format.LATEX: report.to_latex,
     }
     print(render[output](tables, paper=paper), end="")
     if statistics and output is Format.MARKDOWN:
-        print(f"\n{reports.comparisons_to_markdown(tables)}", end="")
+        print(f"\n{report.comparisons_to_markdown(tables)}", end="")
     elif statistics and output is Format.LATEX:
-        print(f"\n{reports.comparisons_to_latex(tables)}", end="")
+        print(f"\n{report.comparisons_to_latex(tables)}", end="")
 
 
 def print_comparison(table: "ComparisonTable", *, paper: bool, statistics: bool) -> None:
     """Print one comparison table with its notes, and with `statistics` the tests behind it."""
     from rich.console import Console
 
-    from gradsurgery.reports import comparison_rows
-    from gradsurgery.reports.paired_tests import HEADER
-    from gradsurgery.reports.render import table_notes
+    from gradsurgery.report.render import table_notes
+    from gradsurgery.results import comparison_rows
+    from gradsurgery.results.paired_tests import HEADER
 
     console = Console()
     console.print(literal(table.title))
@@ -151,8 +151,8 @@ def print_comparison(table: "ComparisonTable", *, paper: bool, statistics: bool)
 
 
 def _comparison(table: "ComparisonTable", *, paper: bool) -> "Table":
-    from gradsurgery.reports import paper_row
-    from gradsurgery.reports.render import header, paper_label, paper_text, row
+    from gradsurgery.report.render import header, paper_label, paper_text, row
+    from gradsurgery.results import paper_row
 
     rows = grid("method", *header(table))
     for method in table.methods:
@@ -163,6 +163,6 @@ def _comparison(table: "ComparisonTable", *, paper: bool) -> "Table":
 
 
 def _cell(cell: "Cell | None") -> "Text":
-    from gradsurgery.reports.render import cell_text
+    from gradsurgery.report.render import cell_text
 
     return literal(cell_text(cell), "bold" if cell is not None and cell.best else "")

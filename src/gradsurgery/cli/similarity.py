@@ -10,7 +10,7 @@ from gradsurgery.cli.live import displayed
 from gradsurgery.cli.train import continuable
 
 if TYPE_CHECKING:
-    from gradsurgery.analysis.similarity_record import SimilarityOptions, SimilarityStudy
+    from gradsurgery.documents.similarity_record import SimilarityOptions, SimilarityStudy
 
 
 @opt.takes_training_options
@@ -45,7 +45,7 @@ def similarity(
     from gradsurgery.training.allocator import keep_freed_memory
 
     keep_freed_memory()  # before torch allocates anything
-    from gradsurgery.analysis.similarity_record import SimilarityOptions
+    from gradsurgery.documents.similarity_record import SimilarityOptions
     from gradsurgery.errors import ArgumentError
 
     if every < 1 or samples_per_domain < 2:
@@ -73,8 +73,8 @@ def run_study(
     run: options of `RunConfiguration` without a seed.
     seeds: as the command line takes them.
     """
-    from gradsurgery.analysis.similarity_study import study_similarity
     from gradsurgery.data import open_source
+    from gradsurgery.studies.similarity_study import study_similarity
     from gradsurgery.sweep.plan import parse_seeds
     from gradsurgery.training import RunConfiguration
     from gradsurgery.training.run import check_domains, prepare_images
@@ -92,14 +92,14 @@ def run_study(
 
 def print_study(study: "SimilarityStudy", directory: Path) -> None:
     """Write tables and figure into `directory`, and print what came out."""
-    from gradsurgery.analysis.similarity_summary import (
+    from gradsurgery.atomic import atomic_file
+    from gradsurgery.report.figures.similarity import similarity_figure
+    from gradsurgery.report.figures.style import save
+    from gradsurgery.report.similarity_summary import (
         similarity_csv,
         similarity_markdown,
         similarity_section,
     )
-    from gradsurgery.atomic import atomic_file
-    from gradsurgery.reports.figures.similarity import similarity_figure
-    from gradsurgery.reports.figures.style import save
 
     for name, text in (
         ("similarity.md", similarity_markdown(study)),

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradsurgery.errors import ArgumentError
-from gradsurgery.native import INTEGER, POINTER, function, library
-from gradsurgery.spans import in_spans
+from gradsurgery.kernels import INTEGER, POINTER, function, library
+from gradsurgery.kernels.spans import in_spans
 
 PIECE = 3 * 50_000
 """Numbers (whole pixels) that go through all four operations while they lie in the cache."""

@@ -11,9 +11,9 @@ from gradsurgery.engine.collector import Collector
 from gradsurgery.engine.parameters import trainable_parameters
 from gradsurgery.engine.update import BackwardResult, Scaler, check_loss_form, write_update
 from gradsurgery.errors import ArgumentError
-from gradsurgery.persample.mixing import normalizes_by_batch
-from gradsurgery.persample.probe import Probe, probe
-from gradsurgery.persample.recorder import Piece, Recorder, uncompiled
+from gradsurgery.gradients.mixing import normalizes_by_batch
+from gradsurgery.gradients.probe import Probe, probe
+from gradsurgery.gradients.recorder import Piece, Recorder, uncompiled
 from gradsurgery.rules.base import Rule
 
 

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradsurgery.native import INTEGER, POINTER, function, library
+from gradsurgery.kernels import INTEGER, POINTER, function, library
+from gradsurgery.kernels.spans import Result, in_spans
 from gradsurgery.rules.pieces import PIECE_PER_THREAD
-from gradsurgery.spans import Result, in_spans
 
 _NAMES = {torch.float32: "float32", torch.float64: "float64"}
 

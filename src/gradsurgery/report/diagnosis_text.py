@@ -1,0 +1,238 @@
+"""A diagnosis in words and tables."""
+
+from collections.abc import Iterable
+
+from gradsurgery.documents.diagnosis_record import (
+    Diagnosis,
+    GroupConflict,
+    LoggedConflict,
+    Snapshot,
+)
+from gradsurgery.report.section import Section, Table, markdown_table
+
+NONE = "–"
+_FEWEST = 1000  # components of a group that a sentence names: of fewer, a fraction is too uncertain
+
+
+def diagnosis_section(diagnosis: Diagnosis, figures: Iterable[str] = ()) -> Section:
+    """The diagnosis as a section of a report; `figures` are file names of drawings."""
+    last = diagnosis.snapshots[-1]
+    tables = [_cosine_table(diagnosis, last), _group_table(diagnosis, last)]
+    if len(diagnosis.snapshots) > 1:
+        tables.append(_step_table(diagnosis))
+    return Section(
+        title=f"Where the domains of {diagnosis.data} conflict",
+        sentences=diagnosis_sentences(diagnosis),
+        tables=tables,
+        figures=list(figures),
+    )
+
+
+def diagnosis_markdown(diagnosis: Diagnosis) -> str:
+    """Sentences and tables as Markdown."""
+    text = diagnosis_section(diagnosis).markdown()
+    logged = diagnosis.logged
+    rows = [] if logged is None else _logged_rows(logged)
+    if not rows:
+        return text
+    header = ["step", "components that agree", "mean cosine"]
+    return text + "\n" + markdown_table(Table("Logged by the run itself", header, rows))
+
+
+def _logged_rows(logged: LoggedConflict) -> list[list[str]]:
+    """The steps at which the run's rule had something to say."""
+    logs = zip(logged.step, logged.agreeing, logged.cosine, strict=True)
+    return [
+        [str(step), _percent(agreeing), _cosine(cosine)]
+        for step, agreeing, cosine in logs
+        if agreeing is not None or cosine is not None
+    ]
+
+
+def diagnosis_sentences(diagnosis: Diagnosis) -> list[str]:
+    """What the last snapshot says, and how it came to be."""
+    last = diagnosis.snapshots[-1]
+    held_out = "" if diagnosis.target is None else f", {diagnosis.target} held out"
+    batch = diagnosis.options.batch_size
+    repeats = diagnosis.options.repeats
+    when = f" after {last.step} steps" if last.step else ""
+    opening = (
+        f"{diagnosis.data}, {diagnosis.network}{when}{held_out}: mean over {repeats} "
+        f"batch{'es' if repeats > 1 else ''} of {batch} images per domain."
+    )
+    if last.total.agreeing is None:
+        return [opening, "No component has a gradient in any domain: there is nothing to compare."]
+    sentences = [opening, _agreement(diagnosis, last), _worst(diagnosis, last)]
+    sentences += [_left(last), *_course(diagnosis)]
+    return [sentence for sentence in sentences if sentence]
+
+
+def _agreement(diagnosis: Diagnosis, last: Snapshot) -> str:
+    count = len(diagnosis.domains)
+    agreeing = last.total.agreeing or 0.0
+    if agreeing == 1:
+        return f"The {count} domains agree in every component: there is no conflict."
+    chance = _percent(0.5 ** (count - 1))
+    text = (
+        f"The {count} domains agree in {_percent(agreeing)} of the components; signs by chance "
+        f"would agree in {chance}"
+    )
+    if last.shuffled_agreeing is None:
+        return f"{text}."
+    shuffled = last.shuffled_agreeing
+    if shuffled - agreeing < 0.01:
+        verdict = "so it is the size of the batches that shows here, not the domains"
+    elif shuffled > 0.99:
+        verdict = "so all the disagreement is the domains' doing"
+    else:
+        verdict = (
+            f"so {_points(shuffled - agreeing)} of the disagreement are the domains' doing, and "
+            "the rest comes from small batches"
+        )
+    return (
+        f"{text}, and the same images dealt out to the domains at random agree in "
+        f"{_percent(shuffled)}, {verdict}."
+    )
+
+
+def _worst(diagnosis: Diagnosis, last: Snapshot) -> str:
+    domains = diagnosis.domains
+    if last.total.agreeing == 1:
+        return ""
+    place = domains.index(last.most_conflicting)
+    fraction = _percent(last.total.against_rest[place])
+    cosine = _cosine(last.total.cosine_with_rest[place])
+    most = _most(last.groups, place)
+    where = f", most in {most}" if most else ""
+    if len(domains) == 2:
+        return (
+            f"{domains[0]} and {domains[1]} disagree in {fraction} of the components{where}; the "
+            f"cosine of their gradients is {cosine}."
+        )
+    repeats = diagnosis.options.repeats
+    steady = (
+        f"the lowest in {last.times_most} of {repeats} batches"
+        if 2 * last.times_most > repeats
+        else "though which domain has the lowest changes from batch to batch"
+    )
+    return (
+        f"{last.most_conflicting} conflicts most with the rest: it goes against the other domains "
+        f"together in {fraction} of the components{where}; its cosine with them is {cosine}, "
+        f"{steady}."
+    )
+
+
+def _most(groups: list[GroupConflict], domain: int) -> str:
+    """The group of layers in which the domain goes most against the others, and where it is."""
+    found = [
+        (fraction, place)
+        for place, group in enumerate(groups)
+        if (fraction := group.against_rest[domain]) is not None
+    ]
+    large = [(f, place) for f, place in found if groups[place].components >= _FEWEST]
+    found = large if len(large) > 1 else found
+    if len(found) < 2 or len({round(fraction, 3) for fraction, _ in found}) == 1:
+        return ""
+    fraction, place = max(found, key=lambda pair: pair[0])
+    position = (
+        "the last layer"
+        if place == len(groups) - 1
+        else "the first layer"
+        if place == 0
+        else f"part {place + 1} of {len(groups)}"
+    )
+    return f"{groups[place].name} ({position}: {_percent(fraction)})"
+
+
+def _left(last: Snapshot) -> str:
+    agreeing, length = last.total.agreeing or 0.0, last.total.kept_length
+    if agreeing == 0:
+        return "Agr-Sum leaves nothing of the update."
+    if length is None:
+        return (
+            f"Agr-Sum leaves {_percent(agreeing)} of the update's components; the sum of the "
+            "gradients has no length to compare with."
+        )
+    return (
+        f"Agr-Sum leaves {_percent(agreeing)} of the update's components and {_percent(length)} of "
+        "its length."
+    )
+
+
+def _course(diagnosis: Diagnosis) -> list[str]:
+    first, last = diagnosis.snapshots[0], diagnosis.snapshots[-1]
+    sentences = []
+    if len(diagnosis.snapshots) > 1:
+        sentences.append(
+            f"Over training the agreement went from {_percent(first.total.agreeing)} at step "
+            f"{first.step} to {_percent(last.total.agreeing)} at step {last.step}."
+        )
+    logged = diagnosis.logged
+    agreeing = [] if logged is None else [v for v in logged.agreeing if v is not None]
+    if len(agreeing) > 1:
+        sentences.append(
+            f"The run itself saw {_percent(agreeing[0])} agree at first and "
+            f"{_percent(agreeing[-1])} at the end, components that are zero everywhere included."
+        )
+    return sentences
+
+
+def _cosine_table(diagnosis: Diagnosis, last: Snapshot) -> Table:
+    rows = [
+        [domain, *map(_cosine, row), _cosine(rest), _percent(against)]
+        for domain, row, rest, against in zip(
+            diagnosis.domains,
+            last.total.cosines,
+            last.total.cosine_with_rest,
+            last.total.against_rest,
+            strict=True,
+        )
+    ]
+    header = ["", *diagnosis.domains, "all others", "components against all others"]
+    return Table("Cosine similarity of the domains' gradients", header, rows)
+
+
+def _group_table(diagnosis: Diagnosis, last: Snapshot) -> Table:
+    rows = [
+        [
+            group.name,
+            f"{group.components:,}",
+            _percent(group.agreeing),
+            _percent(group.kept_length),
+            *map(_percent, group.against_rest),
+        ]
+        for group in [*last.groups, last.total]
+    ]
+    against = [f"{domain} against the rest" for domain in diagnosis.domains]
+    return Table(
+        "By layers, from the input to the output",
+        ["layers", "components", "agree", "length that Agr-Sum leaves", *against],
+        rows,
+    )
+
+
+def _step_table(diagnosis: Diagnosis) -> Table:
+    rows = [
+        [
+            str(snapshot.step),
+            _percent(snapshot.total.agreeing),
+            _percent(snapshot.shuffled_agreeing),
+            _percent(snapshot.total.kept_length),
+            snapshot.most_conflicting,
+        ]
+        for snapshot in diagnosis.snapshots
+    ]
+    header = ["step", "agree", "agree when shuffled", "length left", "conflicts most"]
+    return Table("Over training", header, rows)
+
+
+def _percent(value: float | None) -> str:
+    return NONE if value is None else f"{100 * value:.0f} %"
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:.0f} points"
+
+
+def _cosine(value: float | None) -> str:
+    return NONE if value is None else f"{round(value, 2) + 0.0:.2f}"  # + 0.0: no "-0.00"

@@ -1,0 +1,80 @@
+"""Sections and their blocks as HTML."""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradsurgery.report.page.blocks import Block
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_FOLDER = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page under a heading; `identity` is its anchor, letters and dashes."""
+
+    identity: str
+    title: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class Page:
+    """The page: its title, what it is made from, the sentences on top, and its sections."""
+
+    title: str
+    origin: str
+    summary: Sequence[str]
+    sections: Sequence[Section]
+
+
+def render_page(page: Page) -> str:
+    """The page as one HTML document.
+
+    Every text is escaped. The page's own policy lets a browser load nothing, not even from the
+    page's folder, and run no script but the page's own.
+    """
+    style, script = _part("page.css"), _part("page.js")
+    policy = "; ".join(
+        [
+            "default-src 'none'",
+            "img-src data:",
+            f"style-src {_fingerprint(style)}",
+            f"script-src {_fingerprint(script)}",
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+    template = _environment().get_template("page.html")
+    sections = [section for section in page.sections if section.blocks]
+    return template.render(page=page, sections=sections, style=style, script=script, policy=policy)
+
+
+@cache
+def _environment() -> "Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _part(name: str) -> str:
+    return (_FOLDER / name).read_text(encoding="utf-8")
+
+
+def _fingerprint(text: str) -> str:
+    """How a policy names the one inline style or script that it allows."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"

@@ -1,0 +1,196 @@
+"""Diagnose a network as it is, a finished run, or a network while it trains."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from gradsurgery.backbones import Backbone, build_backbone
+from gradsurgery.data import ImageSet, draw_split
+from gradsurgery.documents.diagnosis_record import (
+    DIAGNOSIS_FILE,
+    Diagnosis,
+    DiagnosisOptions,
+)
+from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.studies.diagnosis import diagnose_step
+from gradsurgery.studies.logged import logged_conflict
+from gradsurgery.studies.observing import StepObserver
+from gradsurgery.training import Record, RunConfiguration, TrainingProgress, train
+from gradsurgery.training.outcome import MODEL_FILE
+from gradsurgery.training.precision import resolve_device
+from gradsurgery.training.record import RECORD_FILE
+
+RUN_FOLDER = "run"
+
+
+def diagnose_weights(
+    configuration: RunConfiguration,
+    options: DiagnosisOptions,
+    images: ImageSet,
+    *,
+    target: str | None = None,
+) -> Diagnosis:
+    """The conflict between the domains for the backbone and weights as they are.
+
+    configuration: whose `backbone`, `weights`, `seed` (of a new last layer), `device` and split
+        count.
+    target: the domain held out; None measures all.
+
+    Raises `ArgumentError` or `WeightsError` as `build_backbone` does.
+    """
+    domains = _domains(images, options, target, configuration)
+    backbone = build_backbone(
+        configuration.backbone,
+        classes=len(images.classes),
+        weights=configuration.weights,
+        seed=configuration.seed,
+        image_size=images.size,
+    )
+    backbone.model.to(resolve_device(configuration.device))
+    split = draw_split(images, seed=_split_seed(configuration))
+    return Diagnosis(
+        data=images.name,
+        domains=domains,
+        target=target,
+        network=f"{configuration.backbone} with weights {_weights(configuration)}",
+        options=options,
+        snapshots=[diagnose_step(backbone, images, split, domains, options)],
+    )
+
+
+def diagnose_run(
+    directory: Path, options: DiagnosisOptions, images: ImageSet, device: str = "auto"
+) -> Diagnosis:
+    """The conflict between the source domains for the best model of a finished run.
+
+    directory: of the run. What the run logged of its own (`log_conflict`, or else its curves) is
+        in the diagnosis too.
+
+    Raises `DataError` where there is no finished run, or it had other images.
+    """
+    record = finished_record(directory)
+    configuration = record.configuration
+    split = draw_split(images, seed=record.split.seed)
+    if (images.digest, split.digest) != (record.data.digest, record.split.digest):
+        raise DataError(
+            f"the run in {directory} was trained on other images than {images.name} has; give the "
+            "data set that it was trained on"
+        )
+    backbone = build_backbone(
+        configuration.backbone,
+        classes=len(images.classes),
+        weights=str(directory / MODEL_FILE),
+        seed=configuration.seed,
+        image_size=configuration.image_size,
+    )
+    backbone.model.to(resolve_device(device))
+    domains = _domains(images, options, configuration.target, configuration)
+    best = record.result.best.step
+    snapshot = diagnose_step(backbone, images, split, domains, options, step=best)
+    return Diagnosis(
+        data=images.name,
+        domains=domains,
+        target=configuration.target,
+        network=f"{configuration.backbone} trained by {configuration.method}, best model",
+        options=options,
+        snapshots=[snapshot],
+        logged=logged_conflict(record, snapshot),
+    )
+
+
+def finished_record(directory: Path) -> Record:
+    """The record of the finished run in `directory`; raises `DataError` where there is none."""
+    if not (directory / RECORD_FILE).exists():
+        raise DataError(f"{directory} has no {RECORD_FILE}; give the folder of a finished run")
+    return Record.load(directory / RECORD_FILE)
+
+
+def diagnose_training(
+    configuration: RunConfiguration,
+    options: DiagnosisOptions,
+    images: ImageSet,
+    directory: Path,
+    report: Callable[[TrainingProgress], None] | None = None,
+) -> Diagnosis:
+    """The conflict between the source domains at steps 0, K, 2K, … of a run, and at its end.
+
+    The run is in `directory/run`, and `directory/diagnosis.json` grows with it: the same call again
+    goes on where it was interrupted, to the same file.
+
+    Raises `ArgumentError` where `directory` holds a diagnosis of other options, and what `train`
+    raises.
+    """
+    target = configuration.target
+    total = configuration.iterations
+    steps = sorted({*range(0, total + 1, options.every), total})
+    domains = _domains(images, options, target, configuration)
+    diagnosis = Diagnosis(
+        data=images.name,
+        domains=domains,
+        target=target,
+        network=f"{configuration.backbone} with weights {_weights(configuration)}, trained by "
+        f"{configuration.method}",
+        options=options,
+        snapshots=[],
+    )
+    if (directory / DIAGNOSIS_FILE).exists():
+        diagnosis = _continued(diagnosis, directory)
+    missing = sorted(set(steps) - {snapshot.step for snapshot in diagnosis.snapshots})
+    if missing and (directory / RUN_FOLDER / RECORD_FILE).exists():
+        raise DataError(
+            f"{directory} holds a finished run without its diagnosis at step {missing[0]}; delete "
+            "the folder, or choose another one"
+        )
+    split = draw_split(images, seed=_split_seed(configuration))
+
+    def measure(step: int, backbone: Backbone) -> None:
+        snapshot = diagnose_step(backbone, images, split, domains, options, step=step)
+        diagnosis.snapshots.append(snapshot)
+        diagnosis.save(directory)
+
+    observer = StepObserver(missing, directory / DIAGNOSIS_FILE, measure)
+    record = train(configuration, directory / RUN_FOLDER, report, opened=images, observe=observer)
+    diagnosis.logged = logged_conflict(record, diagnosis.snapshots[-1])
+    diagnosis.save(directory)
+    return diagnosis
+
+
+def _continued(wanted: Diagnosis, directory: Path) -> Diagnosis:
+    """The diagnosis in `directory`, which must be of the same network and options."""
+    found = Diagnosis.load(directory)
+    for name in ("data", "domains", "target", "network", "options"):
+        here, there = getattr(wanted, name), getattr(found, name)
+        if here != there:
+            raise ArgumentError(
+                f"{directory} holds a diagnosis with other options ({name}: {there!r} there, "
+                f"{here!r} here); choose another output folder, or delete this one"
+            )
+    return found
+
+
+def _domains(
+    images: ImageSet, options: DiagnosisOptions, target: str | None, configuration: RunConfiguration
+) -> list[str]:
+    """The domains to measure: all, or all but the target and those left out with it."""
+    held_out = [] if target is None else [target]
+    held_out = [] if options.all_domains else [*held_out, *configuration.without]
+    for name in held_out:
+        if name not in images.domains:
+            raise ArgumentError(
+                f"{images.name} has no domain {name!r}; its domains are {', '.join(images.domains)}"
+            )
+    domains = [domain for domain in images.domains if domain not in held_out]
+    if len(domains) < 2:
+        raise ArgumentError(
+            f"{images.name} leaves {len(domains)} domain beside {', '.join(map(repr, held_out))}, "
+            "and a conflict is between two; measure all domains"
+        )
+    return domains
+
+
+def _split_seed(configuration: RunConfiguration) -> int:
+    return configuration.seed if configuration.split_per_run else configuration.split_seed
+
+
+def _weights(configuration: RunConfiguration) -> str:
+    """The word "default" or "none", or the name of the file."""
+    return Path(configuration.weights).name

@@ -1,0 +1,217 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from torch import nn
+
+import gradsurgery as gs
+from gradsurgery import domain_conflict
+from gradsurgery.backbones.small_cnn import SmallCNN
+from gradsurgery.errors import ArgumentError, NonFiniteError
+from gradsurgery.gradients.conflict import conflict_of, sum_of
+from gradsurgery.gradients.layer_groups import group_names, grouped
+
+small = st.integers(-3, 3).map(float)  # sums of these are exact
+matrices = st.tuples(st.integers(2, 4), st.integers(1, 8)).flatmap(
+    lambda shape: arrays(np.float64, shape, elements=small)
+)
+
+
+@given(matrices)
+def test_counts_are_those_of_the_definitions(values: np.ndarray) -> None:
+    found = conflict_of(torch.from_numpy(values))
+    columns = values.T.tolist()
+    count = len(values)
+
+    def sign(value: float) -> int:
+        return (value > 0) - (value < 0)
+
+    moving = [c for c in columns if any(c)]
+    agreeing = [c for c in moving if len({sign(v) for v in c}) == 1]
+    assert (found.components, found.moving) == (len(columns), len(moving))
+    assert found.agreeing == len(agreeing)
+    for d in range(count):
+        rest = [sum(c) - c[d] for c in columns]
+        against = sum(sign(c[d]) != sign(r) for c, r in zip(columns, rest, strict=True))
+        assert found.against_rest[d] == against
+        for e in range(count):
+            assert found.differing[d, e] == sum(sign(c[d]) != sign(c[e]) for c in columns)
+    update = gs.AgrSum()(torch.from_numpy(values))
+    assert found.kept == pytest.approx(float(update.square().sum()))
+    assert found.gram.numpy() == pytest.approx(values @ values.T)
+    total = values.sum(0)
+    if np.abs(total).max() > 0:
+        length = float(update.norm()) / np.linalg.norm(total)
+        assert found.kept_length == pytest.approx(min(1.0, length))
+    else:
+        assert found.kept_length is None
+    for d in range(count):
+        rest = total - values[d]
+        scale = np.linalg.norm(values[d]) * np.linalg.norm(rest)
+        expected = values[d] @ rest / scale if scale else math.nan
+        assert float(found.cosines_with_rest[d]) == pytest.approx(expected, abs=1e-9, nan_ok=True)
+
+
+@given(matrices, st.integers(0, 8))
+def test_layers_add_up(values: np.ndarray, cut: int) -> None:
+    whole = torch.from_numpy(values)
+    parts = conflict_of(whole[:, :cut]) + conflict_of(whole[:, cut:])
+    found = conflict_of(whole)
+    assert (parts.components, parts.moving, parts.agreeing) == (
+        found.components,
+        found.moving,
+        found.agreeing,
+    )
+    assert torch.equal(parts.against_rest, found.against_rest)
+    assert torch.equal(parts.differing, found.differing)
+    torch.testing.assert_close(parts.gram, found.gram)
+    assert parts.kept == pytest.approx(found.kept)
+
+
+def test_more_components_than_fit_a_piece() -> None:
+    row = torch.ones(2, 70_000)
+    row[1, 65_530:65_540] = -1  # on both sides of a piece's end
+    found = conflict_of(row)
+    assert (found.moving, found.agreeing) == (70_000, 69_990)
+    assert found.kept == 4 * 69_990
+
+
+def test_where_nothing_moves_there_is_no_fraction() -> None:
+    found = conflict_of(torch.zeros(2, 3))
+    assert (found.agreement, found.kept_length) == (None, None)
+    assert found.cosines.isnan().all()
+    assert found.cosines_with_rest.isnan().all()
+
+
+def tanh_network(classes: int = 2) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, classes)
+    )
+
+
+def test_the_same_images_with_opposite_labels_conflict_in_full() -> None:
+    """One image: ∂/∂z of the cross-entropy is p − e_y, for two classes ±(1 − p_y)(1, −1)."""
+    model, loss = tanh_network(), nn.CrossEntropyLoss()
+    x = torch.randn(1, 6)
+    layers = domain_conflict(model, loss, [(x, torch.tensor([0])), (x, torch.tensor([1]))])
+    assert list(layers) == ["0", "2", "4"]
+    for conflict in [*layers.values(), sum_of(layers)]:
+        assert conflict.agreeing == 0
+        assert conflict.moving == conflict.components
+        assert conflict.against_rest.tolist() == [conflict.components] * 2
+        assert float(conflict.cosines[0, 1]) == pytest.approx(-1, abs=1e-6)
+        assert conflict.kept == 0
+
+
+def test_many_images_with_opposite_labels_conflict_in_full_where_the_network_is_undecided() -> None:
+    """Where p = 1/2 for every image, the gradients of the two domains are g and −g exactly."""
+    model, loss = tanh_network(), nn.CrossEntropyLoss()
+    with torch.no_grad():
+        model[4].weight[1] = model[4].weight[0]
+        model[4].bias[1] = model[4].bias[0]
+    x, y = torch.randn(16, 6), torch.arange(16) % 2
+    head = domain_conflict(model, loss, [(x, y), (x, 1 - y)])["4"]
+    assert head.agreeing == 0
+    assert float(head.cosines[0, 1]) == pytest.approx(-1, abs=1e-6)
+
+
+def test_identical_domains_do_not_conflict() -> None:
+    x, y = torch.randn(16, 6), torch.arange(16) % 2
+    whole = sum_of(domain_conflict(tanh_network(), nn.CrossEntropyLoss(), [(x, y)] * 3))
+    assert whole.agreement == 1
+    assert whole.against_rest.tolist() == [0, 0, 0]
+    torch.testing.assert_close(whole.cosines, torch.ones(3, 3).double())
+    assert whole.kept_length == pytest.approx(1)
+
+
+def test_it_sees_what_the_rule_sees() -> None:
+    """Where no component is zero, the fraction is that of `gs.backward` with Agr-Sum."""
+    model, loss = tanh_network(), nn.CrossEntropyLoss()
+    batches = [(torch.randn(4, 6), torch.randint(2, (4,))) for _ in range(3)]
+    layers = domain_conflict(model, loss, batches)
+    assert all(p.grad is None for p in model.parameters())
+    losses = (loss(model(x), y) for x, y in batches)
+    result = gs.backward(losses, model.named_parameters(), gs.AgrSum())
+    assert sum_of(layers).agreement == pytest.approx(result.agreeing)
+    update = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert sum_of(layers).kept == pytest.approx(float(update.square().sum()))
+
+
+def test_frozen_and_unreached_parameters() -> None:
+    model = nn.ModuleDict({name: nn.Linear(3, 1) for name in ("used", "frozen", "unused")})
+    model["frozen"].requires_grad_(requires_grad=False)
+    x = torch.ones(1, 3)
+
+    def used(output: torch.Tensor, sign: float) -> torch.Tensor:
+        return output.sum() * sign
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner["used"](x) + self.inner["frozen"](x)
+
+    layers = domain_conflict(Outer(), used, [(x, 1.0), (x, 2.0)])
+    assert list(layers) == ["inner.used", "inner.unused"]
+    assert (layers["inner.used"].moving, layers["inner.unused"].moving) == (4, 0)
+
+
+def test_errors_name_what_is_wrong() -> None:
+    model, loss = tanh_network(), nn.CrossEntropyLoss()
+    x, y = torch.randn(2, 6), torch.tensor([0, 1])
+    with pytest.raises(ArgumentError, match="between 2 domains or more, found 1"):
+        domain_conflict(model, loss, [(x, y)])
+    with pytest.raises(ArgumentError, match="between 2 domains or more, found 1"):
+        conflict_of(torch.ones(1, 2))
+    with pytest.raises(NonFiniteError, match=r"gradient of domain 1 at parameter 0\.weight"):
+        domain_conflict(model, loss, [(x, y), (x * torch.inf, y)])
+    for parameter in model.parameters():
+        parameter.requires_grad_(requires_grad=False)
+    with pytest.raises(ArgumentError, match="no parameter that requires a gradient"):
+        domain_conflict(model, loss, [(x, y), (x, y)])
+
+
+def test_a_normalisation_is_in_the_group_of_the_layer_before_it() -> None:
+    names = group_names(SmallCNN(classes=3))
+    assert set(names.values()) == {
+        "features.0, features.1",
+        "features.4, features.5",
+        "features.8, features.9",
+        "classifier",
+    }
+    assert names["features.5"] == "features.4, features.5"
+
+
+def test_a_normalisation_at_the_start_is_in_the_group_of_the_layer_after_it() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+    assert group_names(model) == {"0": "0, 1", "1": "0, 1", "2": "2"}
+
+
+def test_blocks_of_residual_networks_stay_apart() -> None:
+    from torchvision.models import resnet18
+
+    groups = list(dict.fromkeys(group_names(resnet18()).values()))
+    blocks = [f"layer{stage}.{block}" for stage in range(1, 5) for block in range(2)]
+    assert groups == ["conv1, bn1", *blocks, "fc"]
+
+
+def test_a_group_is_the_sum_of_its_layers() -> None:
+    layers = {"a.0": conflict_of(torch.ones(2, 3)), "a.0.b": conflict_of(-torch.ones(2, 2))}
+    (found,) = grouped(layers, {"a.0": "a", "a.0.b": "a"}).values()
+    assert (found.components, found.agreeing) == (5, 5)
+
+
+def test_gradients_are_switched_on() -> None:
+    model = torch.nn.Linear(2, 2)
+    batches = [(torch.randn(3, 2), torch.tensor([0, 1, d])) for d in range(2)]
+    expected = sum_of(domain_conflict(model, torch.nn.CrossEntropyLoss(), batches))
+    with torch.no_grad():
+        found = sum_of(domain_conflict(model, torch.nn.CrossEntropyLoss(), batches))
+    assert torch.equal(found.gram, expected.gram)

@@ -1,0 +1,44 @@
+import numpy as np
+
+from gradsurgery.report.figures.examples import SIDE, draw_examples, mosaic
+
+
+def plain(value, size=14):
+    return np.full((size, size, 3), value, dtype=np.uint8)
+
+
+def test_every_image_lies_in_its_row_and_column():
+    page = mosaic([[plain(10), plain(20)], [None, plain(40, size=300)]])
+    step = SIDE + 6
+    assert page.shape == (2 * step - 6, 2 * step - 6, 3)
+    assert (page[:SIDE, :SIDE] == 10).all()
+    assert (page[:SIDE, step:] == 20).all()
+    assert (page[step:, :SIDE] == 255).all()
+    assert (page[step:, step:] == 40).all()
+    assert (page[SIDE:step] == 255).all()
+
+
+def test_small_images_keep_their_pixels():
+    image = np.random.default_rng(0).integers(0, 256, (14, 14, 3), dtype=np.uint8)
+    page = mosaic([[image]])
+    assert {tuple(p) for p in page.reshape(-1, 3)} == {tuple(p) for p in image.reshape(-1, 3)}
+
+
+def test_rows_are_domains_and_columns_classes():
+    images = {("dog", "photo"): plain(0), ("cat", "photo"): plain(0), ("dog", "b"): plain(0)}
+    figure = draw_examples(images, classes=["dog", "cat"], domains=["photo", "b"], title="pacs")
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["dog", "cat"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["photo", "b"]
+    (missing,) = axes.texts
+    assert missing.get_text() == "none"
+    assert missing.xy == (SIDE + 6 + SIDE / 2, SIDE + 6 + SIDE / 2)
+
+
+def test_of_many_classes_ten_are_shown_and_the_figure_says_so():
+    classes = [f"class {i}" for i in range(65)]
+    figure = draw_examples(
+        {(label, "a"): plain(0) for label in classes}, classes=classes, domains=["a"]
+    )
+    assert len(figure.axes[0].get_xticks()) == 10
+    assert "10 of 65 classes" in figure.get_supxlabel().replace("\n", " ")
