@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradsurgery.errors import ArgumentError
-from gradsurgery.results.statistics.wilcoxon import doubled_midranks
+from gradsurgery.results.wilcoxon import doubled_midranks
 
 
 @dataclass(frozen=True)
@@ -33,21 +33,24 @@ class Ranking:
 
 
 def ranking(
-    methods: Sequence[str], scores: Mapping[str, Mapping[str, float | int]], *, level: float = 0.05
+    methods: Sequence[str],
+    scores: Sequence[tuple[str, Mapping[str, float | int]]],
+    *,
+    level: float = 0.05,
 ) -> Ranking | None:
-    """Rank `methods` by `scores[cell][method]`, where higher is better.
+    """Rank `methods` by the scores of each cell, which has a name; higher is better.
 
     Only the cells with a score for every method count; the others are listed as left out. None
     where no cell is left, or fewer than two methods.
 
-    >>> scores = {"sketch": {"a": 70, "b": 60}, "photo": {"a": 90, "b": 90}}
+    >>> scores = [("sketch", {"a": 70, "b": 60}), ("photo", {"a": 90, "b": 90})]
     >>> ranking(["a", "b"], scores).ranks
     (1.25, 1.75)
     """
-    full = [cell for cell, of_cell in scores.items() if set(methods) <= of_cell.keys()]
+    full = [(cell, of_cell) for cell, of_cell in scores if set(methods) <= of_cell.keys()]
     if len(methods) < 2 or not full:
         return None
-    rows = [[float(scores[cell][method]) for method in methods] for cell in full]
+    rows = [[float(of_cell[method]) for method in methods] for _, of_cell in full]
     ranks = dict(zip(methods, average_ranks(rows), strict=True))
     test = friedman(rows) if len(methods) > 2 and len(full) > 1 else None
     difference = critical_difference(len(methods), len(full), level=level)
@@ -55,8 +58,8 @@ def ranking(
     return Ranking(
         methods=tuple(ordered),
         ranks=tuple(ranks[method] for method in ordered),
-        cells=tuple(full),
-        left_out=tuple(cell for cell in scores if cell not in full),
+        cells=tuple(cell for cell, _ in full),
+        left_out=tuple(cell for cell, of in scores if not set(methods) <= of.keys()),
         statistic=None if test is None else test[0],
         p=None if test is None else test[1],
         critical_difference=difference,
