@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gradsurgery.atomic import atomic_file
 from gradsurgery.errors import ArgumentError, DataError
+
+Kind = TypeVar("Kind", bound="Document")
 
 
 class Part(BaseModel):
@@ -31,7 +33,7 @@ class Document(Part):
     version: int = 1
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls: type[Kind], path: Path) -> Kind:
         """Read the file at `path`, or the one of its name in the folder `path`.
 
         Raises `DataError`, one line that names the file, what is wrong and the cure, where it

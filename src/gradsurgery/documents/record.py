@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -89,7 +89,7 @@ class Curves(Part):
         self.cosine.append(_finite(cosine))
 
     @model_validator(mode="after")
-    def _of_one_length(self) -> Self:
+    def _of_one_length(self) -> "Curves":
         """Every curve has a value for every validation, which may be None."""
         for name in type(self).model_fields:
             values = getattr(self, name)
@@ -227,7 +227,7 @@ class Record(Document):
         return content | {"configuration": upgraded_options(content.get("configuration"))}
 
     @model_validator(mode="after")
-    def _fits_its_domains(self) -> Self:
+    def _fits_its_domains(self) -> "Record":
         """The domains that the configuration names are the data set's."""
         domains, configuration = self.data.domains, self.configuration
         for domain in (configuration.target, *configuration.without):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from gradsurgery.documents.document import Document, Part
 
@@ -57,7 +57,7 @@ class Summary(Part):
     n: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Self:
+    def of(cls, values: Sequence[float]) -> "Summary":
         """Of at least one value."""
         n = len(values)
         mean = math.fsum(values) / n
