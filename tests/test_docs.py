@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 
 from gradsurgery.algorithms import OBJECTIVES
 from gradsurgery.cli.main import app
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.plan import Plan
 from gradsurgery.rules import RULES
-from gradsurgery.sweep import Plan
-from gradsurgery.training import RunConfiguration, train
+from gradsurgery.training import train
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gradsurgery.sweep import Plan
+from gradsurgery.documents.plan import Plan
 from gradsurgery.sweep.runs import OpenedData, PlannedRun, plan_runs
 
 OPTIONS: dict[str, Any] = {

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from gradsurgery.data import open_source
+from gradsurgery.documents.plan import Plan
 from gradsurgery.errors import ArgumentError, DataError
-from gradsurgery.sweep import Plan
 from gradsurgery.sweep.folder import claim_folder, finished_record, tidy
 from gradsurgery.sweep.runs import PlannedRun
 from gradsurgery.training import train

@@ -3,10 +3,10 @@ from typing import Any
 
 import pytest
 
+from gradsurgery.documents.configuration import read_mapping
+from gradsurgery.documents.plan import Plan, parse_seeds
 from gradsurgery.errors import ArgumentError
-from gradsurgery.sweep import Plan, load_plan
 from gradsurgery.sweep.paper_plans import PAPER_PLANS, paper_plan
-from gradsurgery.sweep.plan import parse_seeds
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ grid:
   backbone: alexnet
 """
     )
-    assert Plan(**load_plan(tmp_path / "plan.yaml")) == Plan(
+    assert Plan(**read_mapping(tmp_path / "plan.yaml", "plan")) == Plan(
         data=["pacs", "rotated-digits"],
         targets={"pacs": "all", "rotated-digits": ["75", "0"]},
         methods=["deep-all", "agr-sum"],
@@ -94,7 +94,7 @@ def test_files_that_hold_no_plan(text: str | None, words: str, tmp_path: Path) -
     if text is not None:
         (tmp_path / "plan.yaml").write_text(text)
     with pytest.raises(ArgumentError, match=words):
-        load_plan(tmp_path / "plan.yaml")
+        read_mapping(tmp_path / "plan.yaml", "plan")
 
 
 def test_the_papers_experiments_are_plans() -> None:

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from gradsurgery.algorithms import METHODS
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.plan import Plan
 from gradsurgery.errors import ArgumentError
-from gradsurgery.sweep import Plan
 from gradsurgery.sweep.runs import OpenedData, PlannedRun, identity, plan_runs
-from gradsurgery.training import RunConfiguration
 
 MakePlan = Callable[..., Plan]
 RunsOf = Callable[[Plan], list[PlannedRun]]

@@ -3,9 +3,9 @@ from typing import Any
 import pytest
 
 from gradsurgery.data.specs import BUILT_IN as BUILT_IN_SETS
+from gradsurgery.documents.configuration import BUILT_IN_DATA as BUILT_IN
+from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import ArgumentError
-from gradsurgery.training import RunConfiguration
-from gradsurgery.training.defaults import BUILT_IN
 
 
 def test_defaults_are_the_papers() -> None:

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from gradsurgery.documents.record import Curves, Record
 from gradsurgery.errors import DataError
-from gradsurgery.training.record import Curves, Record
 
 
 def curves_of(accuracies: list[float]) -> Curves:

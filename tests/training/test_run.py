@@ -12,8 +12,10 @@ from torch import Tensor
 from gradsurgery.algorithms import METHODS
 from gradsurgery.backbones import Backbone, build_backbone
 from gradsurgery.data import ImageSet, Split, normalize, open_source, prepare
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError, NonFiniteError, WeightsError
-from gradsurgery.training import Record, RunConfiguration, TrainingProgress, train
+from gradsurgery.training import TrainingProgress, train
 from gradsurgery.training import loop as loop_module
 from gradsurgery.training import run as run_module
 from gradsurgery.training.batches import prefetched

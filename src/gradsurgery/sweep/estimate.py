@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from gradsurgery.data import ImageSet, Source, draw_split, prepare
-from gradsurgery.sweep.run import Manner
-from gradsurgery.sweep.runs import PlannedRun
-from gradsurgery.training import Record, RunConfiguration, TrainingProgress, train
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.record import Record
+from gradsurgery.sweep.run import Execution
+from gradsurgery.sweep.runs import SweepRun
+from gradsurgery.training import TrainingProgress, train
 
 _STEPS = 4  # the first, which warms up, and three that are timed
 _FORWARD_SHARE = 1 / 3  # of a forward and a backward pass: what an image that is tested costs
@@ -35,10 +35,10 @@ class _EnoughError(Exception):
 
 
 def estimate(
-    runs: Sequence[PlannedRun],
+    runs: Sequence[SweepRun],
     records: Mapping[str, Record],
     sources: Mapping[str, Source],
-    manner: Manner,
+    execution: Execution,
     *,
     timed: Callable[[int, int], None] = lambda done, total: None,
 ) -> Estimate:
@@ -61,22 +61,22 @@ def estimate(
     for position, (kind, count) in enumerate(counts.items()):
         timed(position, len(counts))
         known = finished.get(kind)
-        cost = statistics.mean(known) if known else _timed_cost(one[kind], sources, manner)
+        cost = statistics.mean(known) if known else _timed_cost(one[kind], sources, execution)
         total += cost * count
     timed(len(counts), len(counts))
     return Estimate(len(todo), total)
 
 
-def _kind(run: PlannedRun) -> str:
+def _kind(run: SweepRun) -> str:
     options = run.configuration.model_dump(exclude=set(_FREE))
     return repr((run.data, sorted(options.items())))
 
 
-def _timed_cost(run: PlannedRun, sources: Mapping[str, Source], manner: Manner) -> float:
+def _timed_cost(run: SweepRun, sources: Mapping[str, Source], execution: Execution) -> float:
     """Seconds of a run: its steps, its validations, its tests."""
     c = run.configuration
-    images = prepare(sources[c.data], size=c.image_size, cache=manner.cache, skip_bad=c.skip_bad)
-    step = _seconds_per_step(c, images, manner.threads)
+    images = prepare(sources[c.data], size=c.image_size, cache=execution.cache, skip_bad=c.skip_bad)
+    step = _seconds_per_step(c, images)
     split = draw_split(images, seed=c.split_seed).sizes()
     trained = c.sources(images.domains)
     validated = sum(split[domain]["validation"] for domain in trained)
@@ -86,7 +86,7 @@ def _timed_cost(run: PlannedRun, sources: Mapping[str, Source], manner: Manner) 
     return c.iterations * step + (validations * validated + tested) * an_image
 
 
-def _seconds_per_step(configuration: RunConfiguration, images: ImageSet, threads: int) -> float:
+def _seconds_per_step(configuration: RunConfiguration, images: ImageSet) -> float:
     times: list[float] = []
 
     def note(progress: TrainingProgress) -> None:
@@ -94,14 +94,10 @@ def _seconds_per_step(configuration: RunConfiguration, images: ImageSet, threads
         if progress.done == _STEPS:
             raise _EnoughError
 
-    own_threads = torch.get_num_threads()
-    torch.set_num_threads(threads)
     try:
         with tempfile.TemporaryDirectory() as folder:
             train(configuration, Path(folder) / "run", note, opened=images)
     except _EnoughError:
         pass
-    finally:
-        torch.set_num_threads(own_threads)
     between = [after - before for before, after in itertools.pairwise(times)]
     return statistics.median(between) if between else 0.0

@@ -4,11 +4,14 @@ import platform
 import resource
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+from gradsurgery import __version__
 
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "safetensors")
 
@@ -23,7 +26,7 @@ def describe_environment(device: torch.device) -> dict[str, str | int | bool | N
     commit = _git(here, "rev-parse", "HEAD")
     changes = _git(here, "status", "--porcelain", "--untracked-files=no") if commit else None
     return {
-        "gradsurgery": version("gradsurgery"),
+        "gradsurgery": __version__,
         "python": platform.python_version(),
         **{name: version(name) for name in _LIBRARIES},
         "device": _device_name(device),
@@ -32,6 +35,20 @@ def describe_environment(device: torch.device) -> dict[str, str | int | bool | N
         "git_commit": commit or None,
         "git_dirty": None if changes is None else bool(changes),
     }
+
+
+@contextmanager
+def computing_with(threads: int | None) -> Iterator[int]:
+    """Inside, torch computes with so many threads of the processor; None leaves them as they are.
+
+    Gives the number.
+    """
+    own = torch.get_num_threads()
+    torch.set_num_threads(threads or own)
+    try:
+        yield threads or own
+    finally:
+        torch.set_num_threads(own)
 
 
 def reset_peak_memory(device: torch.device) -> None:

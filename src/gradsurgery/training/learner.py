@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from gradsurgery.algorithms import Algorithm, build_method
+from gradsurgery.algorithms.combined import Passes
 from gradsurgery.backbones import Backbone, has_batch_norm
-from gradsurgery.errors import ArgumentError
+from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.training.averaging import build_average, method_settings
-from gradsurgery.training.configuration import Passes, RunConfiguration
 from gradsurgery.training.optimizers import build_optimizer
 from gradsurgery.training.precision import AutocastFactory, autocast_factory, loss_scaler
 from gradsurgery.training.weight_average import WeightAverage
@@ -79,14 +79,6 @@ def build_learner(
 
 
 def _passes(configuration: RunConfiguration, model: torch.nn.Module) -> Passes:
-    """As configured, or as the batch normalisation needs it."""
+    """As the batch normalisation needs it."""
     needed: dict[str, Passes] = {"per-domain": "separate", "pooled": "pooled"}
-    need = needed.get(configuration.batch_norm)
-    if need is None or not has_batch_norm(model):
-        return configuration.passes
-    if configuration.passes not in ("auto", need):
-        raise ArgumentError(
-            f"batch_norm {configuration.batch_norm!r} needs passes {need!r}, found "
-            f"{configuration.passes!r}; leave passes at 'auto', or choose another batch_norm"
-        )
-    return need
+    return needed.get(configuration.batch_norm, "auto") if has_batch_norm(model) else "auto"

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from gradsurgery.backbones import Backbone, set_training_mode
 from gradsurgery.data import Batches, normalize
+from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.engine import BackwardResult
 from gradsurgery.errors import GradsurgeryError, NonFiniteError
 from gradsurgery.seeds import derive_seed
 from gradsurgery.training.batches import prefetched
 from gradsurgery.training.checkpoint import Checkpoint, save_checkpoint
-from gradsurgery.training.configuration import RunConfiguration
 from gradsurgery.training.evaluation import Evaluation
 from gradsurgery.training.learner import Learner
 from gradsurgery.training.progress import Report, TrainingProgress

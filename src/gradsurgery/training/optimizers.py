@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from gradsurgery.training.configuration import RunConfiguration
+from gradsurgery.documents.configuration import RunConfiguration
 
 
 def build_optimizer(

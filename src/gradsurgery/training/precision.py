@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from gradsurgery.documents.configuration import Precision
 from gradsurgery.errors import ArgumentError
-from gradsurgery.training.configuration import Precision
 
 AutocastFactory = Callable[[], AbstractContextManager[Any]]
 

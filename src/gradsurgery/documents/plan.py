@@ -1,13 +1,20 @@
-"""What a sweep is to run, as it is written down: options of the command line or a YAML file."""
+"""What a sweep is to run, and the files that say so in its folder."""
 
+import csv
 import re
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from gradsurgery.documents.configuration import (
+    RunConfiguration,
+    options_of,
+    upgraded_options,
+    without_slash,
+)
+from gradsurgery.documents.document import Document, Part
 from gradsurgery.errors import ArgumentError
-from gradsurgery.training.configuration import without_slash
 
 Value = bool | int | float | str
 Targets = Literal["all"] | list[str]
@@ -53,6 +60,17 @@ class Plan(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict)
     grid: dict[str, list[Value]] = Field(default_factory=dict)
     leave_one_domain_out: bool = False
+
+    @property
+    def threads(self) -> int:
+        """Of the processor, for each run; one where the options do not say.
+
+        Sums depend on their number to the last bit, so it does not follow the number of workers.
+        """
+        threads = self.options.get("threads", 1)
+        if not isinstance(threads, int) or threads < 1:
+            raise ArgumentError(f"--threads is at least 1, found {threads!r}")
+        return threads
 
     if not TYPE_CHECKING:
 
@@ -129,26 +147,59 @@ class Plan(BaseModel):
     @classmethod
     def _values_to_try(cls, value: dict[str, list[Value]]) -> dict[str, list[Value]]:
         for name, values in value.items():
+            if name in options_of("place"):
+                raise ValueError(f"{name} says where a run is worked on, which is not searched")
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} has no values, or one of them twice")
         return value
 
 
-def load_plan(path: Path) -> dict[str, Any]:
-    """The parts of a plan in a YAML file; raises `ArgumentError` where there is no mapping."""
-    import yaml
+class PlannedRun(Part):
+    """A run that a sweep's folder should have; its record lies in `directory`, relative to it."""
 
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArgumentError(f"cannot read the plan {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ArgumentError(f"the plan {path} is not YAML: {reason}") from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        known = ", ".join(Plan.model_fields)
-        raise ArgumentError(f"the plan {path} is no mapping; its parts are {known}")
-    return content
+    directory: str
+    data: str
+    target: str
+    method: str
+    seed: int
+    without: list[str] = []
+
+    @field_validator("directory")
+    @classmethod
+    def _within_the_folder(cls, value: str) -> str:
+        path = PurePosixPath(value)
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"must be a path within the folder, found {value!r:.80}")
+        return value
+
+
+class SweepPlan(Document):
+    """`plan.json`: the plan of a sweep and its runs."""
+
+    file_name: ClassVar[str] = "plan.json"
+    title: ClassVar[str] = "plan of a sweep"
+    cure: ClassVar[str] = "delete it to let a plan have the folder, or choose another output folder"
+
+    plan: dict[str, Any]
+    runs: list[PlannedRun] = Field(min_length=1)
+
+
+class Failure(Document):
+    """`failure.json`: a run that was given up after so many `attempts`."""
+
+    file_name: ClassVar[str] = "failure.json"
+    title: ClassVar[str] = "account of a failed run"
+    cure: ClassVar[str] = "repeat the run"
+
+    configuration: RunConfiguration
+    attempts: int
+    error: str
+    traceback: str
+
+    @classmethod
+    def upgraded(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Without options that are no more."""
+        return content | {"configuration": upgraded_options(content.get("configuration"))}
 
 
 def number_or_text(text: str) -> int | float | str:
@@ -166,8 +217,13 @@ def number_or_text(text: str) -> int | float | str:
 
 
 def names(text: str) -> list[str]:
-    """Names separated by commas, each once."""
-    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    """Names separated by commas, each once; one with a comma in it is quoted as in a CSV file.
+
+    >>> names('photo, "Käse, x",photo')
+    ['photo', 'Käse, x']
+    """
+    row = next(csv.reader([text], skipinitialspace=True), [])
+    return list(dict.fromkeys(name.strip() for name in row if name.strip()))
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -1,23 +1,15 @@
 """What a diagnosis leaves behind: `diagnosis.json`."""
 
-from pathlib import Path
+from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from gradsurgery.atomic import atomic_file
-from gradsurgery.documents.study_file import read_study
-
-DIAGNOSIS_FILE = "diagnosis.json"
-VERSION = 1
+from gradsurgery.documents.document import Document, Part
 
 Numbers = list[float | None]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class GroupConflict(_Part):
+class GroupConflict(Part):
     """The domains' conflict in a group of layers, or in the whole network: means over batches.
 
     Fractions are of the components that move, those in which any domain's gradient is not zero. A
@@ -44,7 +36,7 @@ class GroupConflict(_Part):
     kept_length: float | None
 
 
-class Snapshot(_Part):
+class Snapshot(Part):
     """The conflict after `step` steps of training.
 
     Args:
@@ -67,7 +59,7 @@ class Snapshot(_Part):
     shuffled_cosine: float | None
 
 
-class DiagnosisOptions(_Part):
+class DiagnosisOptions(Part):
     """How a diagnosis measures.
 
     Args:
@@ -79,7 +71,7 @@ class DiagnosisOptions(_Part):
         all_domains: measure the held-out domain too.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
     repeats: int = Field(4, ge=1)
     batch_size: int = Field(32, ge=1)
@@ -89,7 +81,7 @@ class DiagnosisOptions(_Part):
     all_domains: bool = False
 
 
-class LoggedConflict(_Part):
+class LoggedConflict(Part):
     """What a run says of its own: of each step that it logged, or means up to each validation.
 
     Its fractions count a component that is zero in every domain as one that agrees, as equation 2
@@ -108,7 +100,7 @@ class LoggedConflict(_Part):
     groups: dict[str, Numbers] = {}
 
 
-class Diagnosis(_Part):
+class Diagnosis(Document):
     """Where the domains of a data set conflict, for one network.
 
     Args:
@@ -121,7 +113,10 @@ class Diagnosis(_Part):
         logged: of the run that was looked at, None where there is none.
     """
 
-    version: int = VERSION
+    file_name: ClassVar[str] = "diagnosis.json"
+    title: ClassVar[str] = "diagnosis"
+    cure: ClassVar[str] = "delete it"
+
     data: str
     domains: list[str]
     target: str | None
@@ -129,13 +124,3 @@ class Diagnosis(_Part):
     options: DiagnosisOptions
     snapshots: list[Snapshot]
     logged: LoggedConflict | None = None
-
-    def save(self, directory: Path) -> None:
-        """Write `diagnosis.json` into `directory`; raises `OutputError`."""
-        with atomic_file(directory / DIAGNOSIS_FILE) as temporary:
-            temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, directory: Path) -> "Diagnosis":
-        """Read a `diagnosis.json`; raises `DataError` where it is not one."""
-        return read_study(cls, directory / DIAGNOSIS_FILE, "diagnosis", VERSION)

@@ -1,25 +1,16 @@
 """What a study of gradient similarity leaves behind: `similarity.json`."""
 
-from pathlib import Path
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from gradsurgery.atomic import atomic_file
-from gradsurgery.documents.study_file import read_study
-from gradsurgery.training import RunConfiguration
-
-SIMILARITY_FILE = "similarity.json"
-VERSION = 1
-_WHAT = "record of gradient similarity"
+from gradsurgery.documents.configuration import RunConfiguration, upgraded_options
+from gradsurgery.documents.document import Document, Part
 
 Cosines = list[list[float | None]]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Measurement(_Part):
+class Measurement(Part):
     """The similarity of the samples' gradients after `step` steps of training.
 
     Args:
@@ -41,7 +32,7 @@ class Measurement(_Part):
     skipped: dict[str, str] = {}
 
 
-class SimilarityOptions(_Part):
+class SimilarityOptions(Part):
     """How a study measures.
 
     Args:
@@ -50,33 +41,31 @@ class SimilarityOptions(_Part):
         all_domains: measure the target too, which is not trained on.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
     every: int = Field(10, ge=1)
     samples_per_domain: int = Field(8, ge=2)
     all_domains: bool = False
 
 
-class _Versioned(_Part):
-    version: int = VERSION
-
-    def save(self, directory: Path) -> None:
-        """Write `similarity.json` into `directory`; raises `OutputError`."""
-        with atomic_file(directory / SIMILARITY_FILE) as temporary:
-            temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-
-
-class RunSimilarity(_Versioned):
-    """The measurements of one run, which grow while it trains."""
+class _SimilarityFile(Document):
+    file_name: ClassVar[str] = "similarity.json"
+    title: ClassVar[str] = "record of gradient similarity"
+    cure: ClassVar[str] = "delete it"
 
     configuration: RunConfiguration
     options: SimilarityOptions
-    measurements: list[Measurement] = []
 
     @classmethod
-    def load(cls, directory: Path) -> "RunSimilarity":
-        """Read a run's `similarity.json`; raises `DataError` where it is not one."""
-        return read_study(cls, directory / SIMILARITY_FILE, _WHAT, VERSION)
+    def upgraded(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Without options that are no more."""
+        return content | {"configuration": upgraded_options(content.get("configuration"))}
+
+
+class RunSimilarity(_SimilarityFile):
+    """The measurements of one run, which grow while it trains."""
+
+    measurements: list[Measurement] = []
 
     def missing(self) -> list[int]:
         """The steps without a measurement yet."""
@@ -85,14 +74,14 @@ class RunSimilarity(_Versioned):
         return [step for step in steps if step not in done]
 
 
-class SeedMeasurements(_Part):
+class SeedMeasurements(Part):
     """The run of one seed."""
 
     seed: int
     measurements: list[Measurement]
 
 
-class SimilarityStudy(_Versioned):
+class SimilarityStudy(_SimilarityFile):
     """A study: the same options with several seeds.
 
     `configuration` is that of the first run, `domains` those that the study measures, in the data
@@ -102,11 +91,4 @@ class SimilarityStudy(_Versioned):
     data: str
     domains: list[str]
     classes: list[str]
-    configuration: RunConfiguration
-    options: SimilarityOptions
     runs: list[SeedMeasurements]
-
-    @classmethod
-    def load(cls, directory: Path) -> "SimilarityStudy":
-        """Read a study's `similarity.json`; raises `DataError` where it is not one."""
-        return read_study(cls, directory / SIMILARITY_FILE, _WHAT, VERSION)
