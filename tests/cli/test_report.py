@@ -4,12 +4,12 @@ import shutil
 
 import pytest
 import typer
+from gradsurgery.results.commands import train_command
 from PIL import Image
 
 from gradsurgery.cli.main import app
 from gradsurgery.cli.report import make_report, recorded_data, status_line
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.results.commands import train_command
 from gradsurgery.training import train
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from gradsurgery.report.drawing import Examples, named
 
 from gradsurgery.errors import ArgumentError, DataError
-from gradsurgery.report.drawing import Examples, named
 from gradsurgery.report.report import ReportOptions, write_report
 
 FIGURES = {"figure3", "curves", "critical-difference"}

@@ -1,4 +1,4 @@
-"""Finished runs as a data frame, a row each: what they came to, and what they may be compared by."""
+"""Finished runs as a data frame: what they came to, and what makes them comparable."""
 
 import json
 from collections.abc import Mapping

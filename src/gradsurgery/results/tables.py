@@ -83,7 +83,7 @@ class ComparisonTable:
     cells: dict[tuple[str, str], Cell]
     averages: dict[str, Cell]
     selection: str = ""
-    frame: "pd.DataFrame | None" = field(default=None, compare=False, repr=False)
+    frame: "pd.DataFrame" = field(compare=False, repr=False, kw_only=True)
 
     @property
     def name(self) -> str:

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-
 from gradsurgery.report.figures.accuracy import draw_accuracies
 from gradsurgery.report.figures.batches import draw_batches
+
 from gradsurgery.report.figures.style import encoded, method_styles
 
 RUNS = {

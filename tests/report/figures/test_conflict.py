@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from gradsurgery.report.figures.conflict import conflict_figures, logged_figure
 
 from gradsurgery.documents.diagnosis import (
     Diagnosis,
@@ -10,7 +11,6 @@ from gradsurgery.documents.diagnosis import (
     Numbers,
     Snapshot,
 )
-from gradsurgery.report.figures.conflict import conflict_figures, logged_figure
 from gradsurgery.report.figures.style import encoded
 
 

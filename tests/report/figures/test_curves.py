@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-
 from gradsurgery.report.figures.curves import draw_curves, mean_and_spread
 
 

@@ -3,6 +3,7 @@ import itertools
 import re
 
 import pytest
+from gradsurgery.report.page.blocks import MOST_SVG_BYTES, Verbatim, embedded, leading_number
 
 from gradsurgery.report.page import (
     Details,
@@ -15,7 +16,6 @@ from gradsurgery.report.page import (
     Text,
     render_page,
 )
-from gradsurgery.report.page.blocks import MOST_SVG_BYTES, Verbatim, embedded, leading_number
 
 EVIL = "<script>alert('1')</script> & \"quoted\" {{ 7 * 7 }}"
 

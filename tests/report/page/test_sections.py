@@ -1,8 +1,6 @@
 import json
 
 import pytest
-
-from gradsurgery.errors import DataError
 from gradsurgery.report.page.blocks import Details, Table
 from gradsurgery.report.page.sections import (
     absent_section,
@@ -14,9 +12,11 @@ from gradsurgery.report.page.sections import (
 )
 from gradsurgery.report.page.studies import study_section, study_sections
 from gradsurgery.report.render import paper_figures
+from gradsurgery.results.groups import batches_pairs, group_runs
+
+from gradsurgery.errors import DataError
 from gradsurgery.report.section import Section as Study
 from gradsurgery.report.section import Table as StudyTable
-from gradsurgery.results.groups import batches_pairs, group_runs
 from gradsurgery.results.inventory import record_files, take_inventory
 
 

@@ -1,9 +1,9 @@
 import json
 
 import pytest
-
 from gradsurgery.report.page.summary import summarize
 from gradsurgery.results.groups import group_runs
+
 from gradsurgery.results.inventory import take_inventory
 from gradsurgery.results.tables import rank_methods
 

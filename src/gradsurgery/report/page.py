@@ -1,4 +1,4 @@
-"""Sections and their blocks as HTML."""
+"""A report as one HTML page that needs nothing else: no network, no other file."""
 
 import base64
 import hashlib
@@ -8,21 +8,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradsurgery.report.page.blocks import Block
+from gradsurgery.errors import printable
+from gradsurgery.report.section import Section
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 _FOLDER = Path(__file__).parent / "templates"
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page under a heading; `identity` is its anchor, letters and dashes."""
-
-    identity: str
-    title: str
-    blocks: Sequence[Block]
+MOST_SVG_BYTES = 600_000
+"""Of a figure; a larger SVG gives way to the PNG where that is smaller."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +30,7 @@ class Page:
 
 
 def render_page(page: Page) -> str:
-    """The page as one HTML document.
+    """The page as one HTML document; sections without blocks are left out.
 
     Every text is escaped. The page's own policy lets a browser load nothing, not even from the
     page's folder, and run no script but the page's own.
@@ -57,6 +51,17 @@ def render_page(page: Page) -> str:
     return template.render(page=page, sections=sections, style=style, script=script, policy=policy)
 
 
+def embedded(svg: bytes, png: bytes) -> str:
+    """The picture as a data address: the SVG, sharp at any size, unless the PNG saves much.
+
+    >>> embedded(b"<svg/>", b"PNG")
+    'data:image/svg+xml;base64,PHN2Zy8+'
+    """
+    if len(svg) > MOST_SVG_BYTES and len(png) < len(svg):
+        return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+
+
 @cache
 def _environment() -> "Environment":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -64,10 +69,16 @@ def _environment() -> "Environment":
     return Environment(
         loader=FileSystemLoader(_FOLDER),
         autoescape=True,
+        finalize=lambda value: _visible(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _visible(text: str) -> str:
+    """Control characters as escapes; the lines stay."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _part(name: str) -> str:

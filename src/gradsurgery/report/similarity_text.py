@@ -1,15 +1,15 @@
 """What the measurements of a study say: means over its runs, as numbers, sentences and tables."""
 
-import csv
-import io
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gradsurgery.documents.similarity import Measurement, SimilarityStudy
 from gradsurgery.errors import DataError
-from gradsurgery.report.section import Section, Table, markdown_table
-from gradsurgery.results.intervals import MeanInterval, mean_interval
+from gradsurgery.report.section import Listing, Section, plain_table
+from gradsurgery.report.tables import section_markdown
+from gradsurgery.results.statistics import MeanInterval, mean_interval
 
 
 @dataclass(frozen=True)
@@ -70,66 +70,63 @@ def summarize_similarity(study: SimilarityStudy) -> SimilaritySummary:
     )
 
 
-def similarity_section(study: SimilarityStudy, figures: Iterable[str] = ()) -> Section:
-    """The study as a section of a report; `figures` are file names of drawings."""
+def similarity_sentences(study: SimilarityStudy) -> list[str]:
+    """What came out, and which domains were left out."""
+    return _sentences(study, summarize_similarity(study))
+
+
+def similarity_section(study: SimilarityStudy) -> Section:
+    """The study as a section of a report: its sentences, then its tables."""
     summary = summarize_similarity(study)
-    rows = [
-        [name, f"{interval.mean:.4f}", _between(interval)]
-        for name, interval in (
-            ("within a domain", summary.within),
-            ("across domains", summary.across),
-            ("within − across", summary.difference),
-        )
-    ]
+    intervals = {
+        "within a domain": summary.within,
+        "across domains": summary.across,
+        "within − across": summary.difference,
+    }
     count = len(study.runs)
-    overall = Table(
+    overall = plain_table(
         "Mean cosine similarity of two samples' gradients",
         ["pairs", "mean", f"95 % interval over {count} run{'s' if count > 1 else ''}"],
-        rows,
+        [[name, f"{each.mean:.4f}", _between(each)] for name, each in intervals.items()],
     )
-    pairs = Table(
+    pairs = plain_table(
         "By pairs of domains",
-        ["", *study.domains],
+        ["domain", *study.domains],
         [
             [domain, *("" if value is None else f"{value:.3f}" for value in row)]
             for domain, row in zip(study.domains, summary.pairs, strict=True)
         ],
     )
-    return Section(
-        title="Gradient similarity within and across domains",
-        sentences=_sentences(study, summary),
-        tables=[overall, pairs],
-        figures=list(figures),
-    )
+    title = "Gradient similarity within and across domains"
+    return Section("similarity", title, [Listing(_sentences(study, summary)), overall, pairs])
 
 
 def similarity_markdown(study: SimilarityStudy) -> str:
     """Sentences and tables as Markdown, with the means by step at the end."""
     section = similarity_section(study)
-    steps = Table(
-        "Over training",
-        ["step", "class", "within", "across"],
-        [
-            [str(p.step), p.label, f"{p.within.mean:.4f}", f"{p.across.mean:.4f}"]
-            for p in summarize_similarity(study).curve
-        ],
-    )
-    return section.markdown() + "\n" + markdown_table(steps)
+    rows = [
+        [str(p.step), p.label, f"{p.within.mean:.4f}", f"{p.across.mean:.4f}"]
+        for p in summarize_similarity(study).curve
+    ]
+    steps = plain_table("Over training", ["step", "class", "within", "across"], rows)
+    return section_markdown(Section(section.identity, section.title, [*section.blocks, steps]))
 
 
 def similarity_csv(study: SimilarityStudy) -> str:
     """One row a measurement and pair of domains: seed, step, class, domains, mean cosine."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["seed", "step", "class", "domain", "other", "cosine"])
-    for run in study.runs:
-        for m in run.measurements:
-            for d, domain in enumerate(m.domains):
-                for e in range(d, len(m.domains)):
-                    value = m.cosines[d][e]
-                    cosine = "" if value is None else f"{value:.6f}"
-                    writer.writerow([run.seed, m.step, m.label, domain, m.domains[e], cosine])
-    return stream.getvalue()
+    import pandas as pd
+
+    columns = ["seed", "step", "class", "domain", "other", "cosine"]
+    rows = [
+        [run.seed, m.step, m.label, domain, m.domains[e], m.cosines[d][e]]
+        for run in study.runs
+        for m in run.measurements
+        for d, domain in enumerate(m.domains)
+        for e in range(d, len(m.domains))
+    ]
+    frame = pd.DataFrame(rows, columns=columns)
+    text = frame.to_csv(index=False, lineterminator="\n", float_format="%.6f")
+    return str(text)
 
 
 def _complete(measurement: Measurement) -> bool:
@@ -177,11 +174,7 @@ def _sentences(study: SimilarityStudy, summary: SimilaritySummary) -> list[str]:
         f"trained by {c.method} for {c.iterations} steps with {c.target} held out.",
         f"Within is above across in {summary.higher} of {summary.measurements} measurements.",
     ]
-    left_out: dict[tuple[str, str], int] = {}
-    for run in study.runs:
-        for m in run.measurements:
-            for domain, reason in m.skipped.items():
-                left_out[domain, reason] = left_out.get((domain, reason), 0) + 1
-    for (domain, reason), times in left_out.items():
+    skipped = [each for run in study.runs for m in run.measurements for each in m.skipped.items()]
+    for (domain, reason), times in Counter(skipped).items():
         sentences.append(f"{domain} was left out {times} times: {reason}.")
     return sentences

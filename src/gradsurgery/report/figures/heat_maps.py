@@ -17,8 +17,9 @@ from gradsurgery.report.figures.style import (
     wrapped,
 )
 
-_CELL = 0.62
-"""Inches."""
+Values = NDArray[np.float64]
+
+_CELL = 0.62  # inches
 
 
 def conflict_figures(diagnosis: Diagnosis) -> dict[str, Figure]:
@@ -60,9 +61,9 @@ def layer_figure(diagnosis: Diagnosis) -> Figure:
     ]
     values = 100 * _array([[group.agreeing, *group.against_rest] for group in groups])
     figure, axes = _sized(len(rows), len(columns))
-    _draw_map(axes, values, rows, columns, colors=_up_to_highest(values), form="{:.0f}")
-    axes.axhline(len(groups) - 1.5, color="white", linewidth=2.5)
-    axes.axvline(0.5, color="white", linewidth=2.5)
+    _draw_map(axes, values, rows, columns, form="{:.0f}")
+    axes.axhline(len(groups) - 1, color="white", linewidth=2.5)
+    axes.axvline(1, color="white", linewidth=2.5)
     axes.set_title("components (%)", loc="left", fontsize=8)
     return figure
 
@@ -72,24 +73,17 @@ def training_figure(diagnosis: Diagnosis) -> Figure:
     """Per cent of components that agree, by layers and step, of a diagnosis with several steps."""
     snapshots = diagnosis.snapshots
     names = [group.name for group in snapshots[-1].groups]
-    rows = [*(wrapped(name, 26, 2) for name in names), "whole network", "dealt out at random"]
-    steps = [str(snapshot.step) for snapshot in snapshots]
     columns = [
-        [
-            *(group.agreeing for group in snapshot.groups),
-            snapshot.total.agreeing,
-            snapshot.shuffled_agreeing,
-        ]
-        for snapshot in snapshots
+        [*(g.agreeing for g in snap.groups), snap.total.agreeing, snap.shuffled_agreeing]
+        for snap in snapshots
     ]
-    values = 100 * _array(columns).T
-    figure, axes = _sized(len(rows), len(steps))
-    _draw_map(axes, values, rows, steps, colors=_up_to_highest(values), form="{:.0f}")
-    axes.axhline(len(names) - 0.5, color="white", linewidth=2.5)
-    axes.set_xlabel("training step")
-    axes.xaxis.set_label_position("top")
-    axes.set_title("components that agree (%)", loc="left", fontsize=8)
-    return figure
+    return _over_steps(
+        _array(columns).T,
+        [*names, "whole network", "dealt out at random"],
+        [snapshot.step for snapshot in snapshots],
+        len(names),
+        "components that agree (%)",
+    )
 
 
 @styled()
@@ -98,21 +92,32 @@ def logged_figure(logged: LoggedConflict) -> Figure:
 
     Of more than 16 steps, 16 are shown, evenly spread.
     """
-    rows = [*(wrapped(name, 26, 2) for name in logged.groups), "whole network"]
     count = len(logged.step)
     shown = np.unique(np.linspace(0, count - 1, min(count, 16)).round().astype(int))
-    values = 100 * _array([*logged.groups.values(), logged.agreeing])[:, shown]
-    steps = [str(logged.step[place]) for place in shown]
+    return _over_steps(
+        _array([*logged.groups.values(), logged.agreeing])[:, shown],
+        [*logged.groups, "whole network"],
+        [logged.step[place] for place in shown],
+        len(logged.groups),
+        "components that agree (%), logged by the run",
+    )
+
+
+def _over_steps(
+    fractions: Values, rows: Sequence[str], steps: Sequence[int], groups: int, title: str
+) -> Figure:
+    """A row a group of layers, a column a step; a line parts the first `groups` from the rest."""
+    labels = [wrapped(name, 26, 2) for name in rows]
     figure, axes = _sized(len(rows), len(steps))
-    _draw_map(axes, values, rows, steps, colors=_up_to_highest(values), form="{:.0f}")
-    axes.axhline(len(logged.groups) - 0.5, color="white", linewidth=2.5)
+    _draw_map(axes, 100 * fractions, labels, [str(step) for step in steps], form="{:.0f}")
+    axes.axhline(groups, color="white", linewidth=2.5)
     axes.set_xlabel("training step")
     axes.xaxis.set_label_position("top")
-    axes.set_title("components that agree (%), logged by the run", loc="left", fontsize=8)
+    axes.set_title(title, loc="left", fontsize=8)
     return figure
 
 
-def _array(values: Sequence[Numbers]) -> NDArray[np.float64]:
+def _array(values: Sequence[Numbers]) -> Values:
     return np.array([[np.nan if v is None else v for v in row] for row in values], dtype=np.float64)
 
 
@@ -121,36 +126,39 @@ def _sized(rows: int, columns: int, *, height: float = 0.3) -> tuple[Figure, Axe
     return figure, grid[0, 0]
 
 
-def _up_to_highest(values: NDArray[np.float64]) -> tuple[str, float, float]:
-    """Colours for per cent from 0 to the next ten above the highest."""
-    return SEQUENTIAL, 0.0, max(10.0, 10 * np.ceil(np.nanmax(np.append(values, 0)) / 10))
-
-
 def _draw_map(
     axes: Axes,
-    values: NDArray[np.float64],
+    values: Values,
     rows: Sequence[str],
     columns: Sequence[str],
     *,
-    colors: tuple[str, float, float],
     form: str,
+    colors: tuple[str, float, float] | None = None,
 ) -> None:
-    """Coloured cells with their values in them; a missing one is empty."""
-    name, low, high = colors
-    image = axes.imshow(values, cmap=name, vmin=low, vmax=high, aspect="auto")
+    """Coloured cells with their values in them; a missing one is white with a dash.
+
+    colors: the map and its ends; by default, per cent from 0 to the next ten above the highest.
+    """
+    from seaborn import heatmap
+
+    highest = 10 * np.ceil(np.nanmax(np.append(values, 0)) / 10)
+    name, low, high = colors or (SEQUENTIAL, 0.0, max(10.0, highest))
+    texts = [[form.format(value).replace("-", "−") for value in row] for row in values]
     axes.grid(visible=False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_visible(False)
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
-    axes.tick_params(length=0, labelsize=7)
+    heatmap(
+        values,
+        annot=np.array(texts),
+        fmt="",
+        cmap=name,
+        vmin=low,
+        vmax=high,
+        cbar=False,
+        xticklabels=columns,
+        yticklabels=rows,
+        annot_kws={"fontsize": 7},
+        ax=axes,
+    )
+    axes.tick_params(length=0, labelsize=7, labelrotation=0)
     axes.xaxis.tick_top()
-    for (row, column), value in np.ndenumerate(values):
-        if np.isnan(value):
-            axes.text(column, row, "–", ha="center", va="center", color=GREY)
-            continue
-        red, green, blue, _ = image.to_rgba(np.array([value]))[0]
-        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
-        color = "white" if dark else "black"
-        text = form.format(value).replace("-", "−")
-        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=7)
+    for row, column in np.argwhere(np.isnan(values)):
+        axes.text(column + 0.5, row + 0.5, "–", ha="center", va="center", color=GREY)

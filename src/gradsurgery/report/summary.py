@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
-from gradsurgery.report.drawing import listed
-from gradsurgery.results.comparison import ComparisonTable
+from gradsurgery.report.section import counted, listed
+from gradsurgery.report.tables import p_text
 from gradsurgery.results.inventory import Inventory
-from gradsurgery.results.paired_tests import p_text
-from gradsurgery.results.statistics import SIGNIFICANCE, PairedComparison, Ranking, least_p
-from gradsurgery.results.tables import kind_of_cells
+from gradsurgery.results.ranking import Ranking
+from gradsurgery.results.statistics import SIGNIFICANCE, PairedComparison
+from gradsurgery.results.tables import ComparisonTable
+from gradsurgery.results.wilcoxon import least_p
 
 _MOST_NAMED = 8
 
@@ -22,20 +23,6 @@ def summarize(
     if ranking is not None and ranking.p is not None:
         sentences.append(_ranked(ranking, tables))
     return [sentence for sentence in sentences if sentence]
-
-
-def counted(count: int, noun: str) -> str:
-    """`1 run`, `3 runs`.
-
-    >>> counted(1, "run"), counted(3, "run")
-    ('1 run', '3 runs')
-    """
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _s(count: int) -> str:
-    """What a verb ends with."""
-    return "s" if count == 1 else ""
 
 
 def _compared(tables: Sequence[ComparisonTable]) -> str:
@@ -72,14 +59,11 @@ def _complete(inventory: Inventory, tables: Sequence[ComparisonTable]) -> str:
         for target in table.targets
     )
     if inventory.planned is not None:
-        planned = {run.directory.resolve() for run in inventory.planned}
-        done = sum(path.parent.resolve() in planned for path in inventory.records)
-        whole = f"{done:,} of {counted(len(planned), 'planned run')} "
+        done = sum(path.parent.resolve() in inventory.planned for path in inventory.records)
+        whole = f"{done:,} of {counted(len(inventory.planned), 'planned run')} "
         whole += "is finished" if done == 1 else "are finished"
-        lacking = [
-            *([f"{len(inventory.failures)} failed"] if inventory.failures else []),
-            *([f"{len(inventory.missing)} not done"] if inventory.missing else []),
-        ]
+        absent = {"failed": len(inventory.failures), "not done": len(inventory.missing)}
+        lacking = [f"{count} {how}" for how, count in absent.items() if count]
         whole += f"; {listed(lacking)}" if lacking else ""
         if there > done:
             whole += f". {counted(there - done, 'run')} that no plan names "
@@ -88,14 +72,9 @@ def _complete(inventory: Inventory, tables: Sequence[ComparisonTable]) -> str:
         whole = f"{counted(there, 'run')} {'is' if there == 1 else 'are'} there"
         whole += f"; {counted(len(inventory.failures), 'run')} failed" if inventory.failures else ""
     if partial or empty:
-        gaps = [
-            *([f"{counted(partial, 'cell')} lack{_s(partial)} seeds"] if partial else []),
-            *(
-                [f"{counted(empty, 'cell')} {'has' if empty == 1 else 'have'} no run"]
-                if empty
-                else []
-            ),
-        ]
+        lack = f"{counted(partial, 'cell')} {'lacks' if partial == 1 else 'lack'} seeds"
+        have = f"{counted(empty, 'cell')} {'has' if empty == 1 else 'have'} no run"
+        gaps = [text for text, count in ((lack, partial), (have, empty)) if count]
         whole += (
             f". The comparison is not complete: {listed(gaps)}; nothing of that is in an average, "
             "rank or test"
@@ -123,6 +102,13 @@ def _averages(table: ComparisonTable) -> list[str]:
     best = [method for method, cell in cells.items() if cell.best]
     if not best:
         return []
+    if guessing := sum(c.guessing for (m, _), c in table.cells.items() if m == table.baseline):
+        runs = sum(c.runs for (m, _), c in table.cells.items() if m == table.baseline)
+        return [
+            f"On {table.name}, {table.baseline} does hardly better than guessing on its own "
+            f"domains in {guessing} of {counted(runs, 'run')}: that another method has a higher "
+            "mean says little."
+        ]
     shown = f"{cells[best[0]].mean:.2f} %"
     absent = len(cells) < len(table.methods)
     among = f"of the {len(cells)} methods that are complete, " if absent else ""
@@ -139,8 +125,7 @@ def _tests(table: ComparisonTable) -> list[str]:
         key: cell.comparison for key, cell in table.cells.items() if cell.comparison is not None
     }
     if not tests:
-        reason = table.title.partition("; ")[2]
-        return [f"On {table.name}: {reason}."] if reason else []
+        return [f"On {table.name}: {table.test}."] if table.test else []
     pairs = max(test.n for test in tests.values())
     if least_p(pairs) >= SIGNIFICANCE:
         return [
@@ -203,5 +188,10 @@ def _ranked(ranking: Ranking, tables: Sequence[ComparisonTable]) -> str:
     best = ranking.ranks[0]
     first = [m for m, rank in zip(ranking.methods, ranking.ranks, strict=True) if rank == best]
     order = f"the best average rank has {listed(first)} ({best:.2f})"
-    cells = counted(len(ranking.cells), kind_of_cells(tables))
-    return f"Over {cells}, {order}; {verdict}."
+    return f"Over {cells_text(ranking, tables)}, {order}; {verdict}."
+
+
+def cells_text(ranking: Ranking, tables: Sequence[ComparisonTable]) -> str:
+    """How many cells were ranked; a data set has several tables where settings differ."""
+    setting = "setting, " if any(table.differences for table in tables) else ""
+    return counted(len(ranking.cells), f"(data set, {setting}target) cell")
