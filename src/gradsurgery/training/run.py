@@ -162,7 +162,7 @@ def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ..
 
 def _finished(configuration: RunConfiguration, directory: Path) -> Record:
     record = Record.load(directory)
-    check_same(configuration, record.configuration, directory)
+    check_same(configuration, record.configuration, directory, "data")
     remove_checkpoint(directory)  # where the process was killed just before it did
     return record
 
