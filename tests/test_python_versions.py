@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = [ROOT / "hatch_build.py", *(ROOT / "src").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+FILES = [
+    ROOT / "hatch_build.py",
+    *(ROOT / "src").rglob("*.py"),
+    *(ROOT / "benchmarks").glob("*.py"),
+]
 
 # What 3.12, 3.13 and 3.14 removed from the standard library.
 REMOVED = {
