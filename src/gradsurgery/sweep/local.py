@@ -131,7 +131,7 @@ def _serve(connection: Connection, device: str | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's business
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    from gradsurgery.training.allocator import keep_freed_memory
+    from gradsurgery.training.device import keep_freed_memory
 
     keep_freed_memory()  # before torch allocates anything
     from gradsurgery.sweep.worker import work
