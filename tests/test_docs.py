@@ -51,6 +51,7 @@ def test_python_examples_run(code):
         "model": model,
         "criterion": torch.nn.CrossEntropyLoss(),
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "torch": torch,
         "domain_batches": [(torch.full((4, 3), d), torch.zeros(4).long()) for d in (1.0, 2.0)],
     }
     before = model.weight.detach().clone()

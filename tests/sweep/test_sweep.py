@@ -201,6 +201,7 @@ def test_the_estimate_counts_what_is_left_at_what_it_takes(plan: MakePlan, tmp_p
     before = estimate(runs, {}, SOURCES, Execution(), timed=lambda *at: timed.append(at))
     assert before.runs == 4
     assert before.seconds > 0
+    assert before.timed == 2
     assert timed == [(0, 2), (1, 2), (2, 2)]
     assert list(tmp_path.iterdir()) == []
     records = {}
@@ -209,4 +210,4 @@ def test_the_estimate_counts_what_is_left_at_what_it_takes(plan: MakePlan, tmp_p
         record.cost.seconds = seconds
         records[run.directory] = record
     # One run of either method is left, and each takes what the other of its method took.
-    assert estimate(runs, records, SOURCES, Execution()) == (2, 8.0)
+    assert estimate(runs, records, SOURCES, Execution()) == (2, 8.0, 0)

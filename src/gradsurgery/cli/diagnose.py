@@ -19,7 +19,7 @@ from gradsurgery.studies.diagnosis_study import (
     diagnose_weights,
     finished_record,
 )
-from gradsurgery.training.allocator import keep_freed_memory
+from gradsurgery.training import device
 from gradsurgery.training.run import check_run, prepare_images
 
 _SHORT_RUN = 50  # steps
@@ -89,7 +89,7 @@ def diagnose(
     if print_config:
         opt.print_yaml(measured | chosen)
         return
-    keep_freed_memory()  # before torch allocates anything
+    device.keep_freed_memory()  # before torch allocates anything
     if run is not None:
         diagnosis, directory = _of_run(run, chosen, measured, out, cache)
     else:

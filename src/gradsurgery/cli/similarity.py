@@ -15,7 +15,7 @@ from gradsurgery.documents.similarity import SimilarityOptions
 from gradsurgery.errors import ArgumentError
 from gradsurgery.report.report import write_similarity
 from gradsurgery.studies.similarity_study import study_similarity
-from gradsurgery.training.allocator import keep_freed_memory
+from gradsurgery.training import device
 from gradsurgery.training.run import check_run, prepare_images
 
 
@@ -77,7 +77,7 @@ def run_study(
 
     run: options of `RunConfiguration`; its seed is one of `seeds`, as the command line takes them.
     """
-    keep_freed_memory()  # before torch allocates anything
+    device.keep_freed_memory()  # before torch allocates anything
     configurations = [RunConfiguration(**run | {"seed": seed}) for seed in parse_seeds(seeds)]
     first = configurations[0]
     source = open_source(first.data)

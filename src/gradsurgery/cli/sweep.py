@@ -15,10 +15,10 @@ from gradsurgery.cli.train import continuable
 from gradsurgery.data import Source, open_source
 from gradsurgery.documents.configuration import read_mapping
 from gradsurgery.documents.plan import Plan, number_or_text
-from gradsurgery.documents.record import RECORD_FILE
+from gradsurgery.documents.record import RECORD_FILE, Record
 from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, WeightsError
 from gradsurgery.sweep import Execution, run_sweep
-from gradsurgery.sweep.estimate import estimate
+from gradsurgery.sweep.estimate import Estimate, estimate
 from gradsurgery.sweep.launcher import Launcher, Outcome
 from gradsurgery.sweep.places import visible_gpus, worker_count
 from gradsurgery.sweep.run import existing_records, planned
@@ -226,8 +226,15 @@ def print_estimate(
     workers = _worker_count(options, plan, visible_gpus(str(plan.options.get("device", "auto"))))
     print(
         f"{left.runs} to do: about {_duration(left.seconds)} of one worker, "
-        f"{_duration(left.seconds / workers)} with {workers}"
+        f"{_duration(left.seconds / workers)} with {workers}; {_basis(left, records)}"
     )
+
+
+def _basis(left: Estimate, records: dict[str, Record]) -> str:
+    """What an estimate is based on."""
+    kinds = f"{left.timed} kind{'' if left.timed == 1 else 's'} of run timed here for a few steps"
+    finished = f"what {len(records)} finished runs took" if records else ""
+    return "from " + " and ".join(filter(None, [kinds if left.timed else "", finished]))
 
 
 def _duration(seconds: float) -> str:

@@ -13,8 +13,8 @@ from gradsurgery.cli.live import displayed
 from gradsurgery.data import open_source
 from gradsurgery.documents.configuration import RunConfiguration, read_mapping
 from gradsurgery.documents.record import RECORD_FILE, Record
+from gradsurgery.training import device
 from gradsurgery.training import train as train_run
-from gradsurgery.training.allocator import keep_freed_memory
 from gradsurgery.training.directory import folder_name
 from gradsurgery.training.tensorboard import event_log
 
@@ -75,7 +75,7 @@ def run_one(
     tensorboard: bool = False,
 ) -> None:
     """Do one run and print its result."""
-    keep_freed_memory()  # before torch allocates anything
+    device.keep_freed_memory()  # before torch allocates anything
     source = open_source(configuration.data)
     c = configuration
     directory = out or run_directory(Path("runs") / source.name, c.target, c.method, c.seed)

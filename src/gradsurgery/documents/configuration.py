@@ -172,7 +172,9 @@ class RunConfiguration(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill(cls, options: dict[str, Any]) -> dict[str, Any]:
+    def _fill(cls, options: Any) -> Any:
+        if not isinstance(options, dict):
+            return options
         digits = _DIGITS if options.get("data") in BUILT_IN_DATA else {}
         filled = {**digits, **options}
         if filled.get("backbone") == "small-cnn":  # there are no weights for it
@@ -189,11 +191,14 @@ class RunConfiguration(BaseModel):
         """Those of `domains` that are trained and validated on."""
         return [d for d in domains if d != self.target and d not in self.without]
 
-    def differences(self, other: "RunConfiguration") -> dict[str, tuple[Any, Any]]:
-        """The options in which two runs differ, wherever they are worked on: own value, other's."""
+    def differences(self, other: "RunConfiguration", *also: str) -> dict[str, tuple[Any, Any]]:
+        """The options in which two runs differ, wherever they are worked on: own value, other's.
+
+        also: names of further options to compare.
+        """
         return {
             name: (getattr(self, name), getattr(other, name))
-            for name in options_of("identity", "condition", "hyperparameter")
+            for name in (*also, *options_of("identity", "condition", "hyperparameter"))
             if getattr(self, name) != getattr(other, name)
         }
 
@@ -236,14 +241,16 @@ def without_slash(data: str) -> str:
     return data.rstrip("/") if data[1:].endswith("/") else data
 
 
-def upgraded_options(options: Any) -> Any:
-    """The options of a run as an earlier version wrote them, in today's form.
+def upgraded_configuration(content: dict[str, Any]) -> dict[str, Any]:
+    """A document of an earlier version, whose configuration may have options that are no more.
 
     `passes` said whether one pass served all domains; what it computed was the same.
     """
-    if isinstance(options, dict):
-        return {name: value for name, value in options.items() if name != "passes"}
-    return options
+    options = content.get("configuration")
+    if not isinstance(options, dict):
+        return content
+    kept = {name: value for name, value in options.items() if name != "passes"}
+    return content | {"configuration": kept}
 
 
 def read_mapping(path: Path, what: str) -> dict[str, Any]:

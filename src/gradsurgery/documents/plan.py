@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from gradsurgery.documents.configuration import (
     RunConfiguration,
     options_of,
-    upgraded_options,
+    upgraded_configuration,
     without_slash,
 )
 from gradsurgery.documents.document import Document, Part
@@ -199,7 +199,7 @@ class Failure(Document):
     @classmethod
     def upgraded(cls, content: dict[str, Any]) -> dict[str, Any]:
         """Without options that are no more."""
-        return content | {"configuration": upgraded_options(content.get("configuration"))}
+        return upgraded_configuration(content)
 
 
 def number_or_text(text: str) -> int | float | str:

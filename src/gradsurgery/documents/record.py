@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from gradsurgery.documents.configuration import RunConfiguration, upgraded_options
+from gradsurgery.documents.configuration import RunConfiguration, upgraded_configuration
 from gradsurgery.documents.document import Document, Part
 
 RECORD_FILE = "record.json"
@@ -224,7 +224,7 @@ class Record(Document):
     @classmethod
     def upgraded(cls, content: dict[str, Any]) -> dict[str, Any]:
         """Without options that are no more."""
-        return content | {"configuration": upgraded_options(content.get("configuration"))}
+        return upgraded_configuration(content)
 
     @model_validator(mode="after")
     def _fits_its_domains(self) -> "Record":

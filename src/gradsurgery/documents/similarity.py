@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, Field
 
-from gradsurgery.documents.configuration import RunConfiguration, upgraded_options
+from gradsurgery.documents.configuration import RunConfiguration, upgraded_configuration
 from gradsurgery.documents.document import Document, Part
 
 Cosines = list[list[float | None]]
@@ -59,7 +59,7 @@ class _SimilarityFile(Document):
     @classmethod
     def upgraded(cls, content: dict[str, Any]) -> dict[str, Any]:
         """Without options that are no more."""
-        return content | {"configuration": upgraded_options(content.get("configuration"))}
+        return upgraded_configuration(content)
 
 
 class RunSimilarity(_SimilarityFile):

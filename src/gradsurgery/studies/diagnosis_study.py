@@ -16,8 +16,8 @@ from gradsurgery.studies.diagnosis import diagnose_step
 from gradsurgery.studies.logged import logged_conflict
 from gradsurgery.studies.observing import StepObserver
 from gradsurgery.training import TrainingProgress, train
+from gradsurgery.training.device import resolve_device
 from gradsurgery.training.outcome import MODEL_FILE
-from gradsurgery.training.precision import resolve_device
 
 RUN_FOLDER = "run"
 

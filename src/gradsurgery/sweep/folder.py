@@ -61,7 +61,8 @@ def finished_record(run: SweepRun, folder: Path) -> Record | None:
     if not path.exists():
         return None
     record = Record.load(path)
-    check_same(run.configuration, record.configuration, path.parent)
+    moved = record.data.name == run.data
+    check_same(run.configuration, record.configuration, path.parent, *([] if moved else ["data"]))
     return record
 
 

@@ -25,7 +25,7 @@ def work(task: Task, report: Callable[[TrainingProgress], None]) -> Outcome:
     from gradsurgery.training.directory import BusyError
     from gradsurgery.training.tensorboard import event_log
 
-    torch.set_num_threads(task.options["threads"])
+    torch.set_num_threads(task.options.get("threads") or 1)
     with suppress(OSError):  # a machine of a cluster may not have it
         os.chdir(task.working_directory)
     directory = Path(task.directory)

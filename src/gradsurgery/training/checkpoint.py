@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gradsurgery.atomic import atomic_file
-from gradsurgery.documents.configuration import RunConfiguration, upgraded_options
+from gradsurgery.documents.configuration import RunConfiguration, upgraded_configuration
 from gradsurgery.documents.record import ConflictLog, Curves
 from gradsurgery.errors import GradsurgeryError, OutputError
 
@@ -111,7 +111,7 @@ def load_checkpoint(directory: Path) -> Checkpoint | None:
     try:
         content = _read(path)
         best_digest = content.pop("best_digest")
-        content["configuration"] = upgraded_options(content["configuration"])
+        content = upgraded_configuration(content)
         parts = {"configuration": RunConfiguration, "curves": Curves, "conflict": ConflictLog}
         checkpoint = Checkpoint(
             **{name: part(**content.pop(name)) for name, part in parts.items()},

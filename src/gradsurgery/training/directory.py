@@ -54,12 +54,14 @@ def folder_name(name: str) -> str:
     return "_" * len(name) if not name.strip(".") else name.replace("/", "_")
 
 
-def check_same(requested: RunConfiguration, found: RunConfiguration, directory: Path) -> None:
+def check_same(
+    requested: RunConfiguration, found: RunConfiguration, directory: Path, *also: str
+) -> None:
     """Raise `ArgumentError` where `directory` holds a run of other options.
 
-    Where it is worked on (data's folder, device, threads) is no matter: digests tell the data.
+    Where it is worked on (the data's folder, device, threads) counts only where `also` names it.
     """
-    different = requested.differences(found)
+    different = requested.differences(found, *also)
     if different:
         listed = ", ".join(
             f"{k}: {old!r} there, {new!r} here" for k, (new, old) in different.items()

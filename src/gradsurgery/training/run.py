@@ -31,17 +31,17 @@ from gradsurgery.training.checkpoint import (
     load_checkpoint,
     remove_checkpoint,
 )
-from gradsurgery.training.directory import check_same, claimed
-from gradsurgery.training.environment import (
+from gradsurgery.training.device import (
     computing_with,
-    describe_environment,
     peak_memory_bytes,
     reset_peak_memory,
+    resolve_device,
 )
+from gradsurgery.training.directory import check_same, claimed
+from gradsurgery.training.environment import describe_environment
 from gradsurgery.training.evaluation import evaluate
-from gradsurgery.training.learner import Learner, build_learner
+from gradsurgery.training.learner import Learner, build_learner, build_optimizer
 from gradsurgery.training.loop import Observer, run_steps
-from gradsurgery.training.optimizers import build_optimizer
 from gradsurgery.training.outcome import (
     assess_models,
     describe_data,
@@ -49,7 +49,6 @@ from gradsurgery.training.outcome import (
     describe_split,
     save_model,
 )
-from gradsurgery.training.precision import resolve_device
 from gradsurgery.training.progress import Report, TrainingProgress
 
 
@@ -162,7 +161,7 @@ def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ..
 
 def _finished(configuration: RunConfiguration, directory: Path) -> Record:
     record = Record.load(directory)
-    check_same(configuration, record.configuration, directory)
+    check_same(configuration, record.configuration, directory, "data")
     remove_checkpoint(directory)  # where the process was killed just before it did
     return record
 

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from gradsurgery.training.batches import prefetched
+from gradsurgery.training.loop import prefetched
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3, 100])
