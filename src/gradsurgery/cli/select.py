@@ -37,7 +37,7 @@ def select(
     from rich.console import Console
 
     from gradsurgery.report.tables import candidates_table, choices_table
-    from gradsurgery.report.terminal import OnTerminal
+    from gradsurgery.report.terminal import OnTerminal, by_first
     from gradsurgery.results import select_by_all, take_inventory
 
     if not folder.is_dir():
@@ -52,8 +52,8 @@ def select(
         for name, selection in selections.criteria.items()
         if criterion is None or name == criterion.value
     }
-    tables = [candidates_table(shown)] if candidates else []
-    Console().print(OnTerminal([*tables, choices_table(shown)]))
+    tables = [candidates_table, choices_table] if candidates else [choices_table]
+    Console().print(OnTerminal([each for table in tables for each in by_first(table(shown))]))
     if not all(CRITERIA[name].attainable for name in shown):
         print("The oracle sees the target's images, which nobody has who needs the model.")
     print(f"written to {path}")

@@ -52,7 +52,7 @@ class Entry:
 class Table:
     """A table; the first column names the row, `notes` stand below it.
 
-    Without `columns` it has no header. A column with a number in it is aligned to the right.
+    A column with a number in it is aligned to the right, unless there is no header, no `columns`.
     """
 
     caption: str
@@ -64,7 +64,9 @@ class Table:
     @property
     def left(self) -> list[int]:
         """The columns without a number, by position; the first is always one of them."""
-        count = len(self.columns) or max(map(len, self.rows), default=0)
+        if not self.columns:
+            return list(range(max(map(len, self.rows), default=0)))
+        count = len(self.columns)
         texts = [[row[i].text.lstrip("[+-−") for row in self.rows] for i in range(count)]
         return [i for i in range(count) if i == 0 or not any(t[:1].isdigit() for t in texts[i])]
 

@@ -279,8 +279,7 @@ def _markdown(table: Table) -> str:
 
 
 def _latex(table: Table) -> str:
-    import pandas as pd
-
+    header = [_latex_text(name) for name in table.columns]
     body = [
         [
             (rf"\textbf{{{_latex_text(e.text)}}}" if e.strong else _latex_text(e.text))
@@ -289,16 +288,19 @@ def _latex(table: Table) -> str:
         ]
         for row in rows_with_below(table)
     ]
-    count = len(table.columns)
-    text = pd.DataFrame(body, columns=range(count)).to_latex(
-        index=False,
-        header=[_latex_text(name) for name in table.columns],
-        escape=False,
-        column_format="".join("l" if i in table.left else "r" for i in range(count)),
-    )
-    title = f"% {' '.join(printable(table.caption).split())}\n" if table.caption else ""
-    notes = [rf"\par{{\footnotesize {_latex_text(note)}}}" + "\n" for note in table.notes]
-    return "".join([title, text, *notes])
+    columns = "".join("l" if i in table.left else "r" for i in range(len(header)))
+    lines = [
+        *([f"% {' '.join(printable(table.caption).split())}"] if table.caption else []),
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        rf"{' & '.join(header)} \\",
+        r"\midrule",
+        *(rf"{' & '.join(cells)} \\" for cells in body),
+        r"\bottomrule",
+        r"\end{tabular}",
+        *(rf"\par{{\footnotesize {_latex_text(note)}}}" for note in table.notes),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _markdown_text(text: str, *, strip: bool = True) -> str:

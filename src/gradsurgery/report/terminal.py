@@ -1,5 +1,6 @@
 """Tables and runs on a terminal, as wide as it is: no figure and no word is broken."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -55,6 +56,12 @@ def literal(text: str, style: str = "") -> "rich.text.Text":
     import rich.text
 
     return rich.text.Text(printable(text), style=style)
+
+
+def by_first(table: Table) -> list[Table]:
+    """A table for each entry of the first column, which becomes its caption."""
+    groups = itertools.groupby(table.rows, key=lambda row: row[0].text)
+    return [Table(name, table.columns[1:], [row[1:] for row in rows]) for name, rows in groups]
 
 
 def run_blocks(record: Record) -> list[Text | Table]:
@@ -182,7 +189,8 @@ def _stacked(table: Table, width: int) -> "RenderResult":
     longest = max(map(_cells, names))
     room = width - 2 * _GAP - longest
     for row in rows_with_below(table):
-        yield _shown(row[0])
+        name = table.columns[0] if table.columns else ""
+        yield literal(f"{name} ").append(_shown(row[0])) if name else _shown(row[0])
         grid = Grid.grid(padding=(0, _GAP, 0, 0), pad_edge=False)
         grid.add_column(width=longest)
         grid.add_column(width=max(room, 1))

@@ -117,12 +117,11 @@ def study_files(paths: Sequence[Path]) -> list[Path]:
 
 def _failure_files(paths: Sequence[Path]) -> list[Path]:
     """By path; one beside a finished run's record is left out: a later attempt succeeded."""
-    files = {
-        file.resolve(): file
-        for path in paths
-        for file in (path.rglob(Failure.file_name) if path.is_dir() else [path])
-        if file.name == Failure.file_name and not file.with_name(Record.file_name).exists()
-    }
+    files: dict[Path, Path] = {}
+    for path in paths:
+        for file in path.rglob(Failure.file_name) if path.is_dir() else [path]:
+            if file.name == Failure.file_name and not file.with_name(Record.file_name).exists():
+                files.setdefault(file.resolve(), file)
     return sorted(files.values())
 
 

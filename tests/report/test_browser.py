@@ -6,6 +6,7 @@ import json
 import pytest
 
 from gradsurgery.report.report import write_report
+from tests.results.records import RECORD, write_failure
 
 EVIL = "<script>document.title = 'broken'</script>"
 COLUMN = """
@@ -30,18 +31,12 @@ def page(tmp_path_factory, record):
                 path = folder / target / f"method-{place}" / f"seed-{seed}" / "record.json"
                 path.parent.mkdir(parents=True)
                 path.write_text(json.dumps(content), encoding="utf-8")
-    failure = {"version": 1, "configuration": {"method": EVIL}, "attempts": 1, "error": EVIL}
-    (folder / "failed").mkdir()
-    (folder / "failed" / "failure.json").write_text(
-        json.dumps(failure | {"traceback": f"{EVIL}\n{'a long line ' * 40}"})
-    )
+    write_failure(folder / "failed", EVIL, f"{EVIL}\n{'a long line ' * 40}", method=EVIL)
     return write_report(folder).page
 
 
 @pytest.fixture(scope="module")
 def record():
-    from tests.results.records import RECORD
-
     return RECORD
 
 

@@ -3,18 +3,18 @@ import itertools
 import re
 
 import pytest
-from gradsurgery.report.page.blocks import MOST_SVG_BYTES, Verbatim, embedded, leading_number
 
-from gradsurgery.report.page import (
+from gradsurgery.report.page import MOST_SVG_BYTES, Page, embedded, render_page
+from gradsurgery.report.section import (
     Details,
     Entry,
     Figure,
     Listing,
-    Page,
     Section,
     Table,
     Text,
-    render_page,
+    Verbatim,
+    leading_number,
 )
 
 EVIL = "<script>alert('1')</script> & \"quoted\" {{ 7 * 7 }}"
@@ -36,7 +36,7 @@ def page(*blocks, **parts):
         Figure("data:,", EVIL, EVIL, [EVIL]),
         Table(EVIL, [EVIL, EVIL], [[Entry(EVIL), Entry(EVIL, below=EVIL)]], [EVIL]),
         Table("t", ["a"], [[Entry(EVIL, code=True)]]),
-        Table("t", ["a"], [[Entry(EVIL, link=EVIL, sort=EVIL)]]),
+        Table("t", ["a"], [[Entry(EVIL, EVIL, link=EVIL, sort=EVIL)]]),
     ],
     ids=lambda block: block.kind,
 )
@@ -57,6 +57,12 @@ def test_nothing_is_loaded_from_anywhere():
     assert "default-src 'none'" in html.unescape(text)
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)", text)
     assert not re.findall(r"https?://|@import|url\(", text)
+
+
+def test_control_characters_are_shown_and_lines_stay():
+    text = page(Table("t", ["a"], [[Entry("\x1b[31mred")]]), Verbatim("one\ntwo\x07"))
+    assert "\\x1b[31mred" in text
+    assert "one\ntwo\\x07" in text
 
 
 def test_rows_are_sorted_by_numbers():

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradsurgery.errors import ArgumentError
-from gradsurgery.results.statistics import (
+from gradsurgery.results.ranking import (
     average_ranks,
     cliques,
     critical_difference,
@@ -33,10 +33,10 @@ RANKS = [
     [4, 1, 2, 3],
     [3, 1, 4, 2],
 ]
-SCORES = {
-    f"data set {number}": {m: -rank for m, rank in zip(METHODS, ranks, strict=True)}
+SCORES = [
+    (f"data set {number}", {m: -rank for m, rank in zip(METHODS, ranks, strict=True)})
     for number, ranks in enumerate(RANKS)
-}
+]
 
 
 def test_demsars_example():
@@ -106,13 +106,19 @@ def test_cliques_are_the_largest_groups_within_the_difference(ranks, difference)
 
 
 def test_cells_that_lack_a_method_are_left_out():
-    found = ranking(["a", "b"], {"x": {"a": 1.0}, "y": {"a": 1.0, "b": 2.0}})
+    found = ranking(["a", "b"], [("x", {"a": 1.0}), ("y", {"a": 1.0, "b": 2.0})])
     assert (found.cells, found.left_out) == (("y",), ("x",))
     assert (found.methods, found.ranks) == (("b", "a"), (1, 2))
     assert (found.statistic, found.p) == (None, None)
 
 
-@pytest.mark.parametrize("cells", [{}, {"x": {"a": 1.0}}, {"x": {"a": 1.0}, "y": {"b": 1.0}}])
+def test_two_cells_of_one_name_both_count():
+    found = ranking(["a", "b"], [("x", {"a": 1.0, "b": 2.0}), ("x", {"a": 1.0, "b": 1.0})])
+    assert found.cells == ("x", "x")
+    assert found.ranks == (1.25, 1.75)
+
+
+@pytest.mark.parametrize("cells", [[], [("x", {"a": 1.0})], [("x", {"a": 1.0}), ("y", {"b": 1.0})]])
 def test_nothing_to_rank(cells):
     assert ranking(["a", "b"], cells) is None
     assert ranking(["a"], cells) is None

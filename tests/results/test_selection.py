@@ -1,14 +1,17 @@
 import json
 import math
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gradsurgery.documents.plan import PlannedRun
+from gradsurgery.documents.selection import CRITERIA, Summary
 from gradsurgery.errors import ArgumentError, DataError
-from gradsurgery.results.selection import CRITERIA, Summary, select
-from tests.results.selection.conftest import run
+from gradsurgery.results.selection import select
+from tests.results.runs import run
 
 
 def chosen(selection):
@@ -17,6 +20,10 @@ def chosen(selection):
         (choice.target, choice.method): choice.candidate and choice.candidate.hyperparameters
         for choice in selection.choices
     }
+
+
+def of(summary):
+    return summary.mean, summary.std, summary.n
 
 
 def grid(scores, target="a", **options):
@@ -33,12 +40,12 @@ def test_the_source_domains_validation_decides_and_nothing_of_the_target_does():
     runs = grid({0.1: [(0.6, 0.9, 0.9), (0.8, 0.9, 0.9)], 0.2: [(0.7, 0.3, 0.2), (0.8, 0.5, 0.2)]})
     (choice,) = select(pd.DataFrame(runs), "training-domain").choices
     assert choice.candidate.hyperparameters == {"learning_rate": 0.2}
-    assert choice.searched == ("learning_rate",)
-    assert choice.seeds == (0, 1)
+    assert choice.searched == ["learning_rate"]
+    assert choice.seeds == [0, 1]
     scores = [candidate.score for candidate in choice.candidates]
-    assert scores[0] == pytest.approx((0.7, math.sqrt(0.02), 2))
-    assert scores[1] == pytest.approx((0.75, math.sqrt(0.005), 2))
-    assert choice.target_accuracy == pytest.approx((0.4, math.sqrt(0.02), 2))
+    assert of(scores[0]) == pytest.approx((0.7, math.sqrt(0.02), 2))
+    assert of(scores[1]) == pytest.approx((0.75, math.sqrt(0.005), 2))
+    assert of(choice.target_accuracy) == pytest.approx((0.4, math.sqrt(0.02), 2))
     assert (choice.backbone, choice.needs, choice.unfinished) == ("alexnet", "", 0)
 
 
@@ -46,7 +53,9 @@ def test_the_oracle_sees_the_target_and_takes_the_last_model():
     runs = grid({0.1: [(0.9, 0.6, 0.4)], 0.2: [(0.1, 0.8, 0.5)]})
     (choice,) = select(pd.DataFrame(runs), "oracle").choices
     assert choice.candidate.hyperparameters == {"learning_rate": 0.2}
-    assert choice.target_accuracy == Summary(0.4, None, 1)  # half of the best model's, see run()
+    assert choice.target_accuracy == Summary(
+        mean=0.4, std=None, n=1
+    )  # half of the best model's, see run()
     assert not CRITERIA["oracle"].attainable
     assert "not attainable" in CRITERIA["oracle"].label
 
@@ -70,18 +79,14 @@ def test_a_candidate_that_lacks_a_seed_is_not_eligible():
 
 def plan(runs, extra=()):
     """The plan that has the runs in this order, and others."""
-    rows = [
-        {
-            "directory": each["record"].removesuffix("/record.json"),
-            "data": each["data"],
-            "target": each["target"],
-            "method": each["method_name"],
-            "seed": each["seed"],
-            "without": each["without"],
-        }
-        for each in [*runs, *extra]
-    ]
-    return pd.DataFrame(rows)
+    planned = {}
+    for each in [*runs, *extra]:
+        directory = each["record"].removesuffix("/record.json")
+        about = {name: each[name] for name in ("data", "target", "seed")}
+        planned[Path(directory).resolve()] = PlannedRun(
+            directory="d", method=each["method_name"], without=list(each["without"]), **about
+        )
+    return planned
 
 
 def test_the_plans_seeds_are_needed_and_its_runs_counted():
@@ -137,7 +142,9 @@ def test_leave_one_domain_out_by_hand():
     (choice,) = select(pd.DataFrame(runs), "leave-one-domain-out").choices
     assert [c.score.mean for c in choice.candidates] == pytest.approx([0.55, 0.6])
     assert choice.candidate.hyperparameters == {"learning_rate": 0.2}
-    assert choice.target_accuracy == Summary(0.8, None, 1)  # of the run on all source domains
+    assert choice.target_accuracy == Summary(
+        mean=0.8, std=None, n=1
+    )  # of the run on all source domains
 
 
 def test_one_run_without_two_domains_serves_both():
@@ -195,7 +202,7 @@ def test_leave_one_domain_out_chooses_before_the_final_runs_are_there():
     (choice,) = select(pd.DataFrame(runs), "leave-one-domain-out").choices
     assert choice.candidate.hyperparameters == {"learning_rate": 0.2}
     assert choice.target_accuracy is None
-    assert select(pd.DataFrame(runs), "training-domain").choices == ()
+    assert select(pd.DataFrame(runs), "training-domain").choices == []
 
 
 @given(

@@ -1,7 +1,6 @@
 from pathlib import Path
 
 import pytest
-from gradsurgery.report.figures.conflict import conflict_figures, logged_figure
 
 from gradsurgery.documents.diagnosis import (
     Diagnosis,
@@ -11,6 +10,7 @@ from gradsurgery.documents.diagnosis import (
     Numbers,
     Snapshot,
 )
+from gradsurgery.report.figures.heat_maps import conflict_figures, logged_figure
 from gradsurgery.report.figures.style import encoded
 
 
@@ -53,7 +53,7 @@ def diagnosis(steps: list[int], logged: LoggedConflict | None = None) -> Diagnos
 
 def texts(figure) -> list[str]:
     (axes,) = figure.axes
-    return [text.get_text() for text in axes.texts]
+    return [text.get_text() for text in sorted(axes.texts, key=lambda t: t.get_position()[::-1])]
 
 
 def test_cells_hold_their_values() -> None:

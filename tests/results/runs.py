@@ -1,10 +1,8 @@
-"""Runs made by hand, as `read_runs` gives them."""
+"""Runs made by hand, as `runs_frame` gives them."""
 
-import json
 from typing import Any
 
-import pandas as pd
-import pytest
+from gradsurgery.results.frame import as_json
 
 DOMAINS = ("a", "b", "c")
 
@@ -23,8 +21,9 @@ def run(
 ) -> dict[str, Any]:
     """`accuracies`: validation of the best model, target of the best model, oracle's."""
     validation, accuracy, oracle = accuracies
-    settings = {"backbone": "alexnet", "weights": "default", **(conditions or {})}
-    settings |= {k: v for k, v in hyperparameters.items() if "." not in k}
+    own = {k: v for k, v in hyperparameters.items() if "." in k}
+    options = {k: v for k, v in hyperparameters.items() if k not in own}
+    conditions = {"backbone": "alexnet", "weights": "default", **(conditions or {})}
     place = "-".join(map(str, hyperparameters.values()))
     return {
         "record": f"{folder}/{target}/{method}/{place}/{seed}{''.join(without)}/record.json",
@@ -34,19 +33,14 @@ def run(
         "without": without,
         "method": method,
         "method_name": method,
-        "backbone": settings["backbone"],
         "seed": seed,
         "best_validation_accuracy": validation,
         "best_target_accuracy": accuracy,
         "last_target_accuracy": accuracy / 2,
         "last_target_validation_accuracy": oracle,
         "best_test_accuracy": tested or dict.fromkeys(DOMAINS, 0.5),
-        "settings": json.dumps(settings, sort_keys=True),
-        "hyperparameters": json.dumps(hyperparameters, sort_keys=True),
+        "conditions": as_json(conditions),
+        "hyperparameters": as_json(hyperparameters),
+        "settings": as_json(own),
+        "protocol": as_json(conditions | options),
     }
-
-
-@pytest.fixture
-def made():
-    """A run, and the data frame of several."""
-    return run, pd.DataFrame

@@ -4,12 +4,11 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
-from gradsurgery.results.statistics.wilcoxon import doubled_midranks
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gradsurgery.errors import ArgumentError
-from gradsurgery.results.statistics import least_p, signed_ranks
+from gradsurgery.results.wilcoxon import doubled_midranks, least_p, signed_ranks
 
 
 def enumerated(differences):
