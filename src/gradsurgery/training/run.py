@@ -204,6 +204,7 @@ def _work(
     else:
         _check_data(checkpoint, images, split, directory)
         learner.restore(checkpoint.learner)
+        report(TrainingProgress("resuming", checkpoint.step, configuration.iterations))
     drawn = DomainBatches if configuration.batches == "multi" else SingleDomainBatches
     batches = drawn(
         images,
