@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from gradsurgery.data.specs import BUILT_IN as BUILT_IN_SETS
+from gradsurgery.data.open_source import BUILT_IN as BUILT_IN_SETS
 from gradsurgery.errors import ArgumentError
 from gradsurgery.training import RunConfiguration
 from gradsurgery.training.defaults import BUILT_IN
