@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 import gradsurgery as gs
 from gradsurgery.algorithms import METHODS, OTHER_METHODS, build_method
 from gradsurgery.backbones import build_backbone, set_training_mode
-from gradsurgery.training.allocator import keep_freed_memory
+from gradsurgery.training.device import keep_freed_memory
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 

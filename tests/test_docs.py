@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 
 from gradsurgery.algorithms import OBJECTIVES
 from gradsurgery.cli.main import app
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.plan import Plan
 from gradsurgery.rules import RULES
-from gradsurgery.sweep import Plan
-from gradsurgery.training import RunConfiguration, train
+from gradsurgery.training import train
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -50,6 +51,7 @@ def test_python_examples_run(code):
         "model": model,
         "criterion": torch.nn.CrossEntropyLoss(),
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "torch": torch,
         "domain_batches": [(torch.full((4, 3), d), torch.zeros(4).long()) for d in (1.0, 2.0)],
     }
     before = model.weight.detach().clone()

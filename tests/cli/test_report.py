@@ -8,8 +8,9 @@ from PIL import Image
 
 from gradsurgery.cli.main import app
 from gradsurgery.cli.report import make_report, recorded_data, status_line
+from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.results.commands import train_command
-from gradsurgery.training import RunConfiguration, train
+from gradsurgery.training import train
 
 
 @pytest.fixture(scope="module")

@@ -210,7 +210,7 @@ def test_a_file_that_cannot_be_read(written):
 
 
 def test_what_training_writes_is_read(record, tmp_path):
-    from gradsurgery.training.record import Record
+    from gradsurgery.documents.record import Record
 
     Record.model_validate(record).save(tmp_path)
     (row,) = read_runs([tmp_path]).to_dict("records")

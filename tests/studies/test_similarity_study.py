@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from gradsurgery.data import ImageSet
-from gradsurgery.documents.similarity_record import (
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.record import RECORD_FILE
+from gradsurgery.documents.similarity import (
     RunSimilarity,
     SimilarityOptions,
     SimilarityStudy,
@@ -20,8 +22,7 @@ from gradsurgery.report.similarity_summary import (
     summarize_similarity,
 )
 from gradsurgery.studies.similarity_study import study_similarity
-from gradsurgery.training import RunConfiguration, train
-from gradsurgery.training.record import RECORD_FILE
+from gradsurgery.training import train
 from tests.studies.image_sets import image_set
 
 Configure = Callable[..., RunConfiguration]

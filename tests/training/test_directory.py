@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import ArgumentError, OutputError
-from gradsurgery.training import RunConfiguration
 from gradsurgery.training.directory import check_same, claimed
 
 

@@ -62,7 +62,7 @@ def write_update(
     try:
         with _collector_for(rule, [parameter for _, parameter in named]) as collector:
             values = run(collector, scaler)
-            rule.check_domains(len(values))
+            rule.check_run(len(values))
             _check_losses(values)
             if scaler is None:
                 _check_gradients(collector, named)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from gradsurgery.documents.diagnosis_record import (
+from gradsurgery.documents.diagnosis import (
     Diagnosis,
     GroupConflict,
     LoggedConflict,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gradsurgery.documents.similarity_record import Measurement, SimilarityStudy
+from gradsurgery.documents.similarity import Measurement, SimilarityStudy
 from gradsurgery.errors import DataError
 from gradsurgery.report.section import Section, Table, markdown_table
 from gradsurgery.results.intervals import MeanInterval, mean_interval

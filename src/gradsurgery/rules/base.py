@@ -46,7 +46,7 @@ class Rule(ABC):
                 "state of a rule of the same name"
             )
 
-    def check_domains(self, domains: int) -> None:
+    def check_run(self, domains: int) -> None:
         """Raise `ArgumentError` where the rule has no meaning for this many domains."""
         if domains < self.minimum_domains:
             raise ArgumentError(
@@ -62,7 +62,7 @@ class Rule(ABC):
                 f"{self.name} expects floating point gradients of shape [domains, params], found "
                 f"{gradients.dtype} of shape {list(gradients.shape)}; stack one flat row per domain"
             )
-        self.check_domains(len(gradients))
+        self.check_run(len(gradients))
 
 
 class Consensus(NamedTuple):

@@ -119,7 +119,7 @@ def as_aggregator(rule: Rule) -> "Aggregator":
 
         @torch.no_grad()
         def forward(self, gramian: Tensor, /) -> Tensor:
-            self._rule.check_domains(len(gramian))
+            self._rule.check_run(len(gramian))
             return self._rule.weights(gramian.double().cpu()).to(gramian)
 
     if isinstance(rule, GramianRule):

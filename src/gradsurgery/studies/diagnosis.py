@@ -10,7 +10,7 @@ from torch.nn import CrossEntropyLoss
 
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import DomainBatches, ImageSet, Split
-from gradsurgery.documents.diagnosis_record import (
+from gradsurgery.documents.diagnosis import (
     DiagnosisOptions,
     GroupConflict,
     Numbers,

@@ -5,19 +5,19 @@ from pathlib import Path
 
 from gradsurgery.backbones import Backbone, build_backbone
 from gradsurgery.data import ImageSet, draw_split
-from gradsurgery.documents.diagnosis_record import (
-    DIAGNOSIS_FILE,
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.diagnosis import (
     Diagnosis,
     DiagnosisOptions,
 )
+from gradsurgery.documents.record import RECORD_FILE, Record
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.studies.diagnosis import diagnose_step
 from gradsurgery.studies.logged import logged_conflict
 from gradsurgery.studies.observing import StepObserver
-from gradsurgery.training import Record, RunConfiguration, TrainingProgress, train
+from gradsurgery.training import TrainingProgress, train
+from gradsurgery.training.device import resolve_device
 from gradsurgery.training.outcome import MODEL_FILE
-from gradsurgery.training.precision import resolve_device
-from gradsurgery.training.record import RECORD_FILE
 
 RUN_FOLDER = "run"
 
@@ -132,7 +132,7 @@ def diagnose_training(
         options=options,
         snapshots=[],
     )
-    if (directory / DIAGNOSIS_FILE).exists():
+    if (directory / Diagnosis.file_name).exists():
         diagnosis = _continued(diagnosis, directory)
     missing = sorted(set(steps) - {snapshot.step for snapshot in diagnosis.snapshots})
     if missing and (directory / RUN_FOLDER / RECORD_FILE).exists():
@@ -147,7 +147,7 @@ def diagnose_training(
         diagnosis.snapshots.append(snapshot)
         diagnosis.save(directory)
 
-    observer = StepObserver(missing, directory / DIAGNOSIS_FILE, measure)
+    observer = StepObserver(missing, directory / Diagnosis.file_name, measure)
     record = train(configuration, directory / RUN_FOLDER, report, opened=images, observe=observer)
     diagnosis.logged = logged_conflict(record, diagnosis.snapshots[-1])
     diagnosis.save(directory)

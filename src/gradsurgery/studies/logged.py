@@ -1,9 +1,8 @@
 """What a run logged of the conflict between its domains, by groups of layers."""
 
-from gradsurgery.documents.diagnosis_record import LoggedConflict, Numbers, Snapshot
+from gradsurgery.documents.diagnosis import LoggedConflict, Numbers, Snapshot
+from gradsurgery.documents.record import ConflictLog, Record
 from gradsurgery.gradients.gradient_gram import block_of
-from gradsurgery.training import Record
-from gradsurgery.training.conflict import ConflictLog
 
 
 def logged_conflict(record: Record, snapshot: Snapshot) -> LoggedConflict:

@@ -8,8 +8,9 @@ import numpy as np
 
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageSet, draw_split
-from gradsurgery.documents.similarity_record import (
-    SIMILARITY_FILE,
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.record import RECORD_FILE
+from gradsurgery.documents.similarity import (
     Measurement,
     RunSimilarity,
     SeedMeasurements,
@@ -24,8 +25,7 @@ from gradsurgery.gradients.similarity import (
     within_and_across,
 )
 from gradsurgery.studies.observing import StepObserver
-from gradsurgery.training import RunConfiguration, TrainingProgress, train
-from gradsurgery.training.record import RECORD_FILE
+from gradsurgery.training import TrainingProgress, train
 
 Report = Callable[[TrainingProgress], None]
 
@@ -96,7 +96,7 @@ def _measured_run(
 ) -> RunSimilarity:
     """The run's measurements: those in `directory`, then those still to make."""
     run = RunSimilarity(configuration=configuration, options=options)
-    if (directory / SIMILARITY_FILE).exists():
+    if (directory / SimilarityStudy.file_name).exists():
         run = RunSimilarity.load(directory)
         _check_same(configuration, options, run, directory)
     if (directory / RECORD_FILE).exists() and run.missing():
@@ -113,7 +113,7 @@ def _measured_run(
             run.measurements.append(_measured(run, images, pool, step, backbone))
             run.save(directory)
 
-        observer = StepObserver(run.missing(), directory / SIMILARITY_FILE, measure)
+        observer = StepObserver(run.missing(), directory / SimilarityStudy.file_name, measure)
         train(configuration, directory, report, opened=images, observe=observer)
     return run
 

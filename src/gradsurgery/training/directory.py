@@ -8,17 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gradsurgery.atomic import atomic_file, output_error
+from gradsurgery.atomic import output_error
+from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import ArgumentError, OutputError
-from gradsurgery.training.configuration import RunConfiguration
 
 
 class BusyError(OutputError):
     """Another process is working on the run."""
 
 
-CONFIGURATION_FILE = "configuration.json"
-SPLIT_FILE = "split.json"
 _LOCK_FILE = ".lock"
 
 
@@ -56,9 +54,14 @@ def folder_name(name: str) -> str:
     return "_" * len(name) if not name.strip(".") else name.replace("/", "_")
 
 
-def check_same(requested: RunConfiguration, found: RunConfiguration, directory: Path) -> None:
-    """Raise `ArgumentError` where `directory` holds a run of other options."""
-    different = requested.differences(found)
+def check_same(
+    requested: RunConfiguration, found: RunConfiguration, directory: Path, *also: str
+) -> None:
+    """Raise `ArgumentError` where `directory` holds a run of other options.
+
+    Where it is worked on (the data's folder, device, threads) counts only where `also` names it.
+    """
+    different = requested.differences(found, *also)
     if different:
         listed = ", ".join(
             f"{k}: {old!r} there, {new!r} here" for k, (new, old) in different.items()
@@ -67,12 +70,6 @@ def check_same(requested: RunConfiguration, found: RunConfiguration, directory: 
             f"{directory} holds a run with other options ({listed}); "
             "choose another output folder, or delete this one"
         )
-
-
-def write_configuration(configuration: RunConfiguration, directory: Path) -> None:
-    """Write `configuration.json`; raises `OutputError`."""
-    with atomic_file(directory / CONFIGURATION_FILE) as temporary:
-        temporary.write_text(configuration.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def _locked(path: Path) -> int:

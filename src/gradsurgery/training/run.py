@@ -1,6 +1,7 @@
 """One run from a configuration to its record."""
 
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from gradsurgery.data import (
     open_source,
     prepare,
 )
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.record import RECORD_FILE, Cost, Record
+from gradsurgery.documents.split import SPLIT_FILE
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.training.averaging import average_values, method_settings
 from gradsurgery.training.checkpoint import (
@@ -27,17 +31,17 @@ from gradsurgery.training.checkpoint import (
     load_checkpoint,
     remove_checkpoint,
 )
-from gradsurgery.training.configuration import RunConfiguration
-from gradsurgery.training.directory import SPLIT_FILE, check_same, claimed, write_configuration
-from gradsurgery.training.environment import (
-    describe_environment,
+from gradsurgery.training.device import (
+    computing_with,
     peak_memory_bytes,
     reset_peak_memory,
+    resolve_device,
 )
+from gradsurgery.training.directory import check_same, claimed
+from gradsurgery.training.environment import describe_environment
 from gradsurgery.training.evaluation import evaluate
-from gradsurgery.training.learner import Learner, build_learner
+from gradsurgery.training.learner import Learner, build_learner, build_optimizer
 from gradsurgery.training.loop import Observer, run_steps
-from gradsurgery.training.optimizers import build_optimizer
 from gradsurgery.training.outcome import (
     assess_models,
     describe_data,
@@ -45,9 +49,7 @@ from gradsurgery.training.outcome import (
     describe_split,
     save_model,
 )
-from gradsurgery.training.precision import resolve_device
 from gradsurgery.training.progress import Report, TrainingProgress
-from gradsurgery.training.record import RECORD_FILE, Cost, Record
 
 
 def train(
@@ -81,13 +83,13 @@ def train(
     where it cannot be continued from; `NonFiniteError` where training diverges.
     """
     report: Report = progress or (lambda _: None)
+    source = opened if opened is not None else open_source(configuration.data)
+    check_run(configuration, source.name, source.domains)
     device = resolve_device(configuration.device)
-    configuration = configuration.model_copy(update={"device": str(device)})
     if (directory / RECORD_FILE).exists():
         return _finished(configuration, directory)
-    source = opened if opened is not None else open_source(configuration.data)
-    check_domains(configuration, source.name, source.domains)
-    with claimed(directory):
+    with ExitStack() as stack:
+        stack.enter_context(claimed(directory))
         if (directory / RECORD_FILE).exists():
             return _finished(configuration, directory)
         backbone = build_backbone(
@@ -98,11 +100,13 @@ def train(
             image_size=configuration.image_size,
         )
         checkpoint = load_checkpoint(directory)
+        threads = configuration.threads
         if checkpoint is not None:
-            # The data may lie elsewhere here; that they are the same is checked by their digest.
-            place = {"data": checkpoint.configuration.data}
-            here = configuration.model_copy(update=place)
-            check_same(here, checkpoint.configuration, directory)
+            check_same(configuration, checkpoint.configuration, directory)
+            threads = threads or checkpoint.configuration.threads
+        threads = stack.enter_context(computing_with(threads))
+        here = {"device": str(device), "threads": threads}
+        configuration = configuration.model_copy(update=here)
         images = prepare_images(source, configuration, cache, report)
         learner = build_learner(configuration, backbone, device)
         record = _work(
@@ -119,8 +123,8 @@ def train(
         return record
 
 
-def check_domains(configuration: RunConfiguration, name: str, domains: tuple[str, ...]) -> None:
-    """Raise `ArgumentError` where the target or the method does not fit the data set."""
+def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ...]) -> None:
+    """Raise `ArgumentError` where the target, the method or its steps do not fit the data set."""
     target, method = configuration.target, configuration.method
     if target not in domains:
         raise ArgumentError(
@@ -150,15 +154,14 @@ def check_domains(configuration: RunConfiguration, name: str, domains: tuple[str
     if sources < least:
         raise ArgumentError(
             f"{name} leaves {sources} source domain(s) beside the target {target!r} and {method} "
-            f"needs {least}; use a data set with more domains"
+            f"needs {least}; use a data set with more domains, or --method deep-all, which takes "
+            "one"
         )
 
 
 def _finished(configuration: RunConfiguration, directory: Path) -> Record:
-    record = Record.load(directory / RECORD_FILE)
-    # The record is as good on a machine with another device.
-    elsewhere = configuration.model_copy(update={"device": record.configuration.device})
-    check_same(elsewhere, record.configuration, directory)
+    record = Record.load(directory)
+    check_same(configuration, record.configuration, directory, "data")
     remove_checkpoint(directory)  # where the process was killed just before it did
     return record
 
@@ -196,7 +199,7 @@ def _work(
     _check_split(split, sources, images.name)
     if checkpoint is None:
         checkpoint = Checkpoint(configuration, images.digest, split.digest)
-        write_configuration(configuration, directory)
+        configuration.save(directory)
         split.save(directory / SPLIT_FILE)
     else:
         _check_data(checkpoint, images, split, directory)

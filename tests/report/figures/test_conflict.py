@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from gradsurgery.documents.diagnosis_record import (
+from gradsurgery.documents.diagnosis import (
     Diagnosis,
     DiagnosisOptions,
     GroupConflict,

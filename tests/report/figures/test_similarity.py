@@ -1,9 +1,9 @@
 import pytest
 
-from gradsurgery.documents.similarity_record import SimilarityStudy
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.similarity import SimilarityStudy
 from gradsurgery.errors import DataError
 from gradsurgery.report.figures.similarity import similarity_figure
-from gradsurgery.training import RunConfiguration
 
 
 def study(within: list[float], runs: int) -> SimilarityStudy:

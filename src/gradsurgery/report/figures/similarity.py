@@ -3,7 +3,7 @@
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gradsurgery.documents.similarity_record import SimilarityStudy
+from gradsurgery.documents.similarity import SimilarityStudy
 from gradsurgery.report.figures.style import GREY, new_figure, styled, tidy
 from gradsurgery.report.similarity_summary import CurvePoint, summarize_similarity
 from gradsurgery.results.intervals import MeanInterval

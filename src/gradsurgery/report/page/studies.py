@@ -64,7 +64,7 @@ def _has_numbers(rows: Sequence[Sequence[str]], column: int) -> bool:
 
 def _similarity(file: Path) -> "Study | None":
     """None for the measurements of a single run, which the study's file has too."""
-    from gradsurgery.documents.similarity_record import SimilarityStudy
+    from gradsurgery.documents.similarity import SimilarityStudy
     from gradsurgery.report.similarity_summary import similarity_section
 
     try:
@@ -77,7 +77,7 @@ def _similarity(file: Path) -> "Study | None":
 
 
 def _diagnosis(file: Path) -> "Study":
-    from gradsurgery.documents.diagnosis_record import Diagnosis
+    from gradsurgery.documents.diagnosis import Diagnosis
     from gradsurgery.report.diagnosis_text import diagnosis_section
 
     return diagnosis_section(Diagnosis.load(file.parent))

@@ -1,0 +1,19 @@
+"""Which images are for training, validation and test: `split.json`."""
+
+from typing import ClassVar
+
+from gradsurgery.documents.document import Document
+
+SPLIT_FILE = "split.json"
+
+
+class SplitFile(Document):
+    """The identities of the images of each domain and part, and the seed that drew them."""
+
+    file_name: ClassVar[str] = SPLIT_FILE
+    title: ClassVar[str] = "split"
+    cure: ClassVar[str] = "draw it anew"
+
+    seed: int
+    digest: str
+    domains: dict[str, dict[str, list[str]]]
