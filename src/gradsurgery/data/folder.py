@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from gradsurgery.data.decode import readable_suffixes
 from gradsurgery.data.source import SkippedImage, Source
-from gradsurgery.errors import DataError
+from gradsurgery.errors import DataError, printable
 
 FOLDER, IMAGE = "a folder", "an image"
 
@@ -32,7 +32,9 @@ class FolderSource(Source):
             elif kind == IMAGE:
                 found.append((above, entry))
             else:
-                left_out.append(SkippedImage("/".join((*above, entry.name)), kind))
+                left_out.append(
+                    SkippedImage(printable("/".join((*above, entry.name))), printable(kind))
+                )
         super().__init__(
             root.resolve().name or str(root.resolve()),
             [above[0] for above, _ in found],
