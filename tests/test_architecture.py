@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "gradsurgery"
-BASE = {"errors", "seeds", "atomic", "versioned", "layout"}
+BASE = {"errors", "seeds", "atomic", "doors", "versioned", "layout"}
 NETWORKS = {"kernels", "rules", "engine", "algorithms", "backbones", "data"}
 MAY_IMPORT = {
     "errors": set(),
     "seeds": set(),
     "atomic": {"errors"},
+    "doors": {"errors"},
     "versioned": {"errors"},
     "layout": set(),
     "kernels": {"errors"},

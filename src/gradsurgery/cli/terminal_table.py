@@ -2,16 +2,18 @@
 
 from typing import TYPE_CHECKING
 
+from gradsurgery.errors import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
 
 def literal(text: str, style: str = "") -> "Text":
-    """Text as it is: a name may hold what rich would take for markup."""
+    """Text as it is: a name may hold what rich would take for markup, or a terminal obey."""
     from rich.text import Text
 
-    return Text(text, style=style)
+    return Text(printable(text), style=style)
 
 
 def grid(*headers: str, left: int = 1) -> "Table":

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from gradsurgery.atomic import atomic_file
-from gradsurgery.data.images import ImageSet
+from gradsurgery.data.image_set import ImageSet
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.seeds import named_generator
 
