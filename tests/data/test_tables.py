@@ -245,7 +245,7 @@ COUNT = 12
 def test_a_column_of_no_images_is_told_by_its_type(rows, write_parquet, tmp_path, array, kind):
     path = replace_image(write_parquet(tmp_path / "a.parquet", rows), array)
     with pytest.raises(
-        DataError, match="column image has the type .*, expected the bytes"
+        DataError, match=r"column image has the type .*, expected the bytes"
     ) as caught:
         open_source(str(path))
     assert kind in str(caught.value)
@@ -262,13 +262,21 @@ def test_two_columns_of_one_name_are_an_error(rows, write_parquet, tmp_path, col
 
 @pytest.mark.parametrize(
     "text",
-    [b"{", b"[]", b'{"info": 3}', b'{"info": {"features": []}}', b"\xff"]
-    + [b'{"info": {"features": {"label": {"names": [1, 2]}}}}'],
+    [
+        b"{",
+        b"[]",
+        b"\xff",
+        b'{"info": 3}',
+        b'{"info": {"features": []}}',
+        b'{"info": {"features": {"label": {"names": [1, 2]}}}}',
+    ],
 )
 def test_metadata_that_do_not_describe_the_columns(rows, write_parquet, tmp_path, text):
     path = write_parquet(tmp_path / "a.parquet", rows)
     pq.write_table(pq.read_table(path).replace_schema_metadata({b"huggingface": text}), path)
-    with pytest.raises(DataError, match="a.parquet: its metadata 'huggingface' does not describe"):
+    with pytest.raises(
+        DataError, match=r"a\.parquet: its metadata 'huggingface' does not describe"
+    ):
         open_source(str(path))
 
 
