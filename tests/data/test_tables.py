@@ -275,7 +275,7 @@ def test_metadata_that_do_not_describe_the_columns(rows, write_parquet, tmp_path
     path = write_parquet(tmp_path / "a.parquet", rows)
     pq.write_table(pq.read_table(path).replace_schema_metadata({b"huggingface": text}), path)
     with pytest.raises(
-        DataError, match=r"a\.parquet: its metadata 'huggingface' does not describe"
+        DataError, match=r"a\.parquet: its metadata 'huggingface' does not"
     ):
         open_source(str(path))
 
