@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 Report = Callable[["TrainingProgress"], None]
 
-_STAGES = {"images": " decoding", "training": "", "testing": " testing"}
+_STAGES = {"images": " decoding", "resuming": " going on", "training": "", "testing": " testing"}
 
 
 @contextmanager
@@ -72,6 +72,8 @@ def _live(console: Console, title: str) -> Iterator[Report]:
 def _print_line(progress: "TrainingProgress") -> None:
     if progress.stage == "images" and progress.done == progress.total:
         _write(f"decoded {progress.total} images")
+    if progress.stage == "resuming":
+        _write(f"going on from step {progress.done} of {progress.total}")
     if progress.validation_accuracy is not None:
         _write(
             f"step {progress.done}/{progress.total}  {_figures(progress)}  "

@@ -54,7 +54,7 @@ from gradsurgery.training.progress import Report, TrainingProgress
 
 def train(
     configuration: RunConfiguration,
-    directory: Path,
+    directory: Path | str,
     progress: Report | None = None,
     cache: Path | None = None,
     *,
@@ -83,6 +83,7 @@ def train(
     where it cannot be continued from; `NonFiniteError` where training diverges.
     """
     report: Report = progress or (lambda _: None)
+    directory = Path(directory)
     source = opened if opened is not None else open_source(configuration.data)
     check_run(configuration, source.name, source.domains)
     device = resolve_device(configuration.device)
@@ -204,6 +205,7 @@ def _work(
     else:
         _check_data(checkpoint, images, split, directory)
         learner.restore(checkpoint.learner)
+        report(TrainingProgress("resuming", checkpoint.step, configuration.iterations))
     drawn = DomainBatches if configuration.batches == "multi" else SingleDomainBatches
     batches = drawn(
         images,
