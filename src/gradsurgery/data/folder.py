@@ -35,13 +35,21 @@ class FolderSource(Source):
                 left_out.append(
                     SkippedImage(printable("/".join((*above, entry.name))), printable(kind))
                 )
-        super().__init__(
-            root.resolve().name or str(root.resolve()),
-            [above[0] for above, _ in found],
-            [above[1] for above, _ in found],
-            [entry.name for _, entry in found],
-            domain_order=domains,
-        )
+        try:
+            super().__init__(
+                root.resolve().name or str(root.resolve()),
+                [above[0] for above, _ in found],
+                [above[1] for above, _ in found],
+                [entry.name for _, entry in found],
+                domain_order=domains,
+            )
+        except DataError as error:
+            if not left_out:
+                raise
+            first = f"{left_out[0].identity} ({left_out[0].reason})"
+            raise DataError(
+                f"{error}; files left out: {len(left_out)}, the first {first}"
+            ) from None
         self.left_out = tuple(left_out)
         self._paths = [Path(entry.path) for _, entry in found]
         digest = hashlib.sha256(os.fsencode(root.resolve()))

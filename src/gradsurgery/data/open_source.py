@@ -99,7 +99,7 @@ def _open_place(place: str) -> Source:
         return HubSource(repository)
     if not _exists(place):
         raise ArgumentError(
-            f"no data set {place!r:.300}: no such folder or file, nor a known name; accepted are: "
+            f"no data set '{place:.300}': no such folder or file, nor a known name; accepted are: "
             f"{_accepted()}"
         )
     path = Path(place).expanduser()
