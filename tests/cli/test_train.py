@@ -110,6 +110,7 @@ def test_every_option_reaches_the_configuration(command: Command, tmp_path: Path
         (["--target", "75", "--weights", "absent.pth"], "absent.pth"),
         (["--target", "75", "--precision", "half"], "'float32', 'bfloat16' or 'float16'"),
         (["--target", "75", "--out", "/proc/run"], "cannot write"),
+        (["--target", "75", "--out", "x" * 4400], "File name too long"),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_1(

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from gradsurgery.data.specs import BUILT_IN as BUILT_IN_SETS
+from gradsurgery.data.open_source import BUILT_IN as BUILT_IN_SETS
 from gradsurgery.documents.configuration import BUILT_IN_DATA as BUILT_IN
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import ArgumentError

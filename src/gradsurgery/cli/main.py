@@ -99,6 +99,10 @@ def run() -> None:
     except GradsurgeryError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:  # a path that is too long, a disk that is gone
+        what = "" if error.filename is None else f"{error.filename!s:.200}: "
+        print(f"error: {what}{error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -115,8 +115,7 @@ def recorded_data(records: "Iterable[Record]") -> list[str]:
 
 def open_examples(spec: str, size: int = 112) -> "Examples":
     """An image of every class and domain; raises as `open_source` does."""
-    from gradsurgery.data import open_source
-    from gradsurgery.data.examples import example_images
+    from gradsurgery.data import example_images, open_source
     from gradsurgery.report.figures.examples import Examples
 
     source = open_source(spec)

@@ -16,9 +16,14 @@ from gradsurgery.documents.diagnosis import (
     Numbers,
     Snapshot,
 )
-from gradsurgery.gradients.conflict import Conflict, domain_conflict, sum_of
-from gradsurgery.gradients.layer_groups import group_names, grouped
-from gradsurgery.gradients.samples import evaluating, labelled_images
+from gradsurgery.gradients.conflict import (
+    Conflict,
+    domain_conflict,
+    group_names,
+    grouped,
+    sum_of,
+)
+from gradsurgery.gradients.similarity import evaluating, labelled_images
 from gradsurgery.seeds import derive_seed, named_generator
 
 WHOLE_NETWORK = "whole network"

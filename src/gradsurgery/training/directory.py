@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ class BusyError(OutputError):
 
 
 _LOCK_FILE = ".lock"
+_UNSAFE = re.compile(r"^\.|[/\\\x00-\x1f\x7f]|%(?=[0-9A-F]{2})")
+_LONGEST = 100  # bytes; file systems take 255, with what is appended to it
 
 
 @contextmanager
@@ -46,12 +49,19 @@ def claimed(directory: Path) -> Iterator[None]:
 
 
 def folder_name(name: str) -> str:
-    """The name of a domain or a data set as that of one folder, whatever is in it.
+    """The name of a domain, a data set or a method as that of one folder.
 
-    >>> folder_name("a/b"), folder_name(".."), folder_name("v1.0")
-    ('a_b', '__', 'v1.0')
+    Different names have different folders. What no folder's name may have, or what would hide it,
+    is written as % and two digits, and a long name ends in the hash of it.
+
+    >>> folder_name("a/b"), folder_name(".."), folder_name("v1.0"), folder_name("-90%")
+    ('a%2Fb', '%2E.', 'v1.0', '-90%')
     """
-    return "_" * len(name) if not name.strip(".") else name.replace("/", "_")
+    safe = _UNSAFE.sub(lambda match: f"%{ord(match.group()):02X}", name)
+    if len(os.fsencode(safe)) <= _LONGEST:
+        return safe
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    return f"{os.fsencode(safe)[:_LONGEST].decode(errors='ignore')}-{digest}"
 
 
 def check_same(

@@ -22,7 +22,6 @@ from gradsurgery.data import (
 )
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import RECORD_FILE, Cost, Record
-from gradsurgery.documents.split import SPLIT_FILE
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.training.averaging import average_values, method_settings
 from gradsurgery.training.checkpoint import (
@@ -54,7 +53,7 @@ from gradsurgery.training.progress import Report, TrainingProgress
 
 def train(
     configuration: RunConfiguration,
-    directory: Path,
+    directory: Path | str,
     progress: Report | None = None,
     cache: Path | None = None,
     *,
@@ -83,6 +82,7 @@ def train(
     where it cannot be continued from; `NonFiniteError` where training diverges.
     """
     report: Report = progress or (lambda _: None)
+    directory = Path(directory)
     source = opened if opened is not None else open_source(configuration.data)
     check_run(configuration, source.name, source.domains)
     device = resolve_device(configuration.device)
@@ -200,10 +200,11 @@ def _work(
     if checkpoint is None:
         checkpoint = Checkpoint(configuration, images.digest, split.digest)
         configuration.save(directory)
-        split.save(directory / SPLIT_FILE)
+        split.save(directory)
     else:
         _check_data(checkpoint, images, split, directory)
         learner.restore(checkpoint.learner)
+        report(TrainingProgress("resuming", checkpoint.step, configuration.iterations))
     drawn = DomainBatches if configuration.batches == "multi" else SingleDomainBatches
     batches = drawn(
         images,

@@ -1,4 +1,4 @@
-"""One folder of the cache: pixels in `images.bin`, everything else in `meta.json`."""
+"""A decoded data set, and the folder that holds it: pixels in `images.bin`, else `meta.json`."""
 
 import hashlib
 import json
@@ -10,21 +10,45 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from gradsurgery.data.images import SkippedImage
-from gradsurgery.data.source import Source
+from gradsurgery.data.source import SkippedImage, Source, count_images
 
 FORMAT = 1
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What a valid folder of the cache holds."""
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Decoded images of several domains, in the order of domain, class and identity.
 
+    name: the data set's name.
+    domains, classes: their names.
+    images: uint8 [n, size, size, 3], RGB; read-only, memory-mapped.
+    identities: n unique names "domain/class/file".
+    domain, label: int64 [n], positions in `domains` and `classes`.
+    size: side in pixels.
+    digest: sha256 of everything the pixels and labels follow from, as hexadecimal digits.
+    skipped: images left out because they could not be decoded.
+    folder: where the cache keeps it; None for a set that is not from the cache.
+    left_out: files that lie among the images and were not taken for any.
+    provenance: where the code of a source from another package comes from.
+    """
+
+    name: str
+    domains: tuple[str, ...]
+    classes: tuple[str, ...]
     images: NDArray[np.uint8]
     identities: tuple[str, ...]
     domain: NDArray[np.int64]
     label: NDArray[np.int64]
-    skipped: tuple[SkippedImage, ...]
+    size: int
+    digest: str
+    skipped: tuple[SkippedImage, ...] = ()
+    folder: Path | None = None
+    left_out: tuple[SkippedImage, ...] = ()
+    provenance: dict[str, str | None] | None = None
+
+    def counts(self) -> NDArray[np.int64]:
+        """Number of images of each domain (row) and class (column)."""
+        return count_images(self.domains, self.classes, self.domain, self.label)
 
 
 def content_hashes(source: Source) -> list[bytes]:
@@ -35,9 +59,9 @@ def content_hashes(source: Source) -> list[bytes]:
     return hashes
 
 
-def content_digest(source: Source, size: int, hashes: list[bytes]) -> str:
-    """The name of the entry: sha256 of all that its pixels and labels follow from."""
-    description = {
+def content_digest(source: Source, size: int, hashes: list[bytes], decoder: str | None) -> str:
+    """The name of the folder: sha256 of all that its pixels and labels follow from."""
+    description: dict[str, Any] = {
         "format": FORMAT,
         "size": size,
         "resize_first": source.resize_first,
@@ -48,6 +72,8 @@ def content_digest(source: Source, size: int, hashes: list[bytes]) -> str:
             for identity, content in zip(source.listing.identities, hashes, strict=True)
         ],
     }
+    if decoder is not None:
+        description["decoder"] = decoder
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
@@ -80,8 +106,8 @@ def write_meta(folder: Path, digest: str, size: int, source: Source, bad: dict[i
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
 
-def read_entry(folder: Path, digest: str) -> Entry | None:
-    """The entry in `folder`, None where there is none or it is damaged."""
+def read_image_set(folder: Path, digest: str, source: Source) -> ImageSet | None:
+    """The image set that `folder` holds of `source`, None where there is none or it is damaged."""
     try:
         meta: dict[str, Any] = json.loads((folder / "meta.json").read_bytes())
         size, count = meta["size"], len(meta["identities"])
@@ -90,17 +116,25 @@ def read_entry(folder: Path, digest: str) -> Entry | None:
         pixels = folder / "images.bin"
         if pixels.stat().st_size != count * size * size * 3:
             return None
-        entry = Entry(
+        images = ImageSet(
+            source.name,
+            source.domains,
+            source.classes,
             np.memmap(pixels, np.uint8, "r", shape=(count, size, size, 3)),
             tuple(meta["identities"]),
             np.array(meta["domain"], dtype=np.int64),
             np.array(meta["label"], dtype=np.int64),
+            size,
+            digest,
             tuple(SkippedImage(identity, reason) for identity, reason in meta["skipped"]),
+            folder,
+            source.left_out,
+            source.provenance,
         )
     # Any of these means that the folder is missing or damaged: it is made anew.
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return entry if len(entry.domain) == len(entry.label) == count else None
+    return images if len(images.domain) == len(images.label) == count else None
 
 
 def sync_folder(folder: Path) -> None:
