@@ -20,6 +20,7 @@ from gradsurgery.report.tables import (
     choices_table,
     comparison_csv,
     comparison_table,
+    significance_csv,
     significance_table,
     to_latex,
     to_markdown,
@@ -33,7 +34,6 @@ from gradsurgery.results.tables import (
     ComparisonTable,
     batches_pairs,
     compare_runs,
-    comparison_frame,
     rank_methods,
 )
 
@@ -247,7 +247,7 @@ def _texts(tables: Sequence[ComparisonTable], search: Search, *, paper: bool) ->
         "table1.tex": to_latex(comparisons),
         "table1.csv": comparison_csv(tables, paper=paper),
         "statistics.md": to_markdown([significance_table(tables)]),
-        "statistics.csv": comparison_frame(tables).to_csv(index=False, lineterminator="\n"),
+        "statistics.csv": significance_csv(tables),
     }
     if search.selections:
         choices = choices_table(search.selections, "Model selection")

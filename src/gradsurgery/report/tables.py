@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from gradsurgery.documents.selection import CRITERIA, Candidate, Choice, Selection, Summary
 from gradsurgery.errors import printable
 from gradsurgery.report.section import Entry, Listing, Section, Table, counted, plain_table
 from gradsurgery.results.paper import CITATION, PaperFigure, paper_figures, paper_row
+from gradsurgery.results.statistics import PairedComparison
 from gradsurgery.results.tables import DECIMALS, Cell, ComparisonTable
 
 ABSENT = "–"
@@ -162,6 +163,20 @@ def comparison_csv(tables: Sequence[ComparisonTable], *, paper: bool = False) ->
                 row["paper_significant"] = figure and int(figure.significant)
             rows.append(row)
     frame = pd.DataFrame(rows, dtype=object)
+    return str(frame.to_csv(index=False, lineterminator="\n"))
+
+
+def significance_csv(tables: Sequence[ComparisonTable]) -> str:
+    """One line a test, unrounded: the fields of `PairedComparison`, in points."""
+    import pandas as pd
+
+    names = [each.name for each in fields(PairedComparison)]
+    rows = [
+        [table.name, target, method, table.baseline, *(getattr(test, name) for name in names)]
+        for table in tables
+        for target, method, test in table.comparisons()
+    ]
+    frame = pd.DataFrame(rows, columns=["data", "target", "method", "baseline", *names])
     return str(frame.to_csv(index=False, lineterminator="\n"))
 
 

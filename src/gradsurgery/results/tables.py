@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gradsurgery.documents.selection import CRITERIA, Model
@@ -338,21 +338,3 @@ def batches_pairs(
         and multi.protocol.get("batches", "multi") == "multi"
         and single.protocol == {**multi.protocol, "batches": "single"}
     ]
-
-
-def comparison_frame(tables: Sequence[ComparisonTable]) -> "pd.DataFrame":
-    """One row for every test of the tables.
-
-    Columns: `data` (with what sets its table apart), `target`, `method`, `baseline`, and the fields
-    of `PairedComparison` in points: `difference`, `low`, `high`, `p`, `p_holm`, `effect_size`, `n`,
-    `zeros`.
-    """
-    import pandas as pd
-
-    names = [each.name for each in fields(PairedComparison)]
-    rows = [
-        [table.name, target, method, table.baseline, *(getattr(test, name) for name in names)]
-        for table in tables
-        for target, method, test in table.comparisons()
-    ]
-    return pd.DataFrame(rows, columns=["data", "target", "method", "baseline", *names])
