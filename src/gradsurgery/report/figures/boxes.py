@@ -184,7 +184,7 @@ def _draw_box(axes: Axes, box: _Box) -> None:
     if len(values) >= _LEAST_FOR_A_BOX:
         pale = tuple(1 - (1 - channel) * 0.28 for channel in to_rgb(color))
         line = {"color": color, "linewidth": 1.0}
-        axes.boxplot(
+        drawn = axes.boxplot(
             [values],
             positions=[box.place],
             widths=height,
@@ -196,13 +196,13 @@ def _draw_box(axes: Axes, box: _Box) -> None:
                 "facecolor": "white" if box.hollow else pale,
                 "edgecolor": color,
                 "linewidth": 1.0,
-                "linestyle": "--" if box.hollow else "-",
             },
             medianprops={"color": color, "linewidth": 2.0, "solid_capstyle": "butt"},
             whiskerprops=line,
             capprops=line,
             zorder=2,
         )
+        drawn["boxes"][0].set_linestyle("--" if box.hollow else "-")  # no property of `boxprops`
     elif len(values) > 1:
         middle, ends = median(values), (box.place - height / 2, box.place + height / 2)
         axes.plot([middle, middle], ends, color=color, linewidth=2.0, zorder=2)
