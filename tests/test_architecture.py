@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "gradsurgery"
-BASE = {"errors", "seeds", "atomic", "versioned", "layout"}
+BASE = {"errors", "seeds", "atomic", "versioned", "layout", "doors", "hyperparameters"}
 NETWORKS = {"kernels", "rules", "engine", "algorithms", "backbones", "data"}
 MAY_IMPORT = {
     "errors": set(),
@@ -16,10 +16,12 @@ MAY_IMPORT = {
     "atomic": {"errors"},
     "versioned": {"errors"},
     "layout": set(),
+    "doors": {"errors"},
+    "hyperparameters": {"errors"},
     "kernels": {"errors"},
-    "rules": {"errors", "kernels"},
+    "rules": {"errors", "doors", "hyperparameters", "kernels"},
     "engine": {"errors", "rules", "gradients"},
-    "algorithms": {"errors", "rules", "engine"},
+    "algorithms": {"errors", "doors", "hyperparameters", "rules", "engine"},
     "data": BASE | {"kernels"},
     "backbones": BASE,
     "documents": BASE,

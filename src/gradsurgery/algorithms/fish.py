@@ -9,12 +9,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from gradsurgery.algorithms.base import Algorithm, Autocast, non_finite
-from gradsurgery.algorithms.hyperparameters import Hyperparameter, checked_values
 from gradsurgery.algorithms.objectives import Batch
 from gradsurgery.algorithms.optimizing import take_step
 from gradsurgery.algorithms.passes import DomainPasses
 from gradsurgery.engine import BackwardResult, backward
 from gradsurgery.errors import NonFiniteError
+from gradsurgery.hyperparameters import Hyperparameter, checked_values
 from gradsurgery.rules import Sum
 
 

@@ -6,9 +6,9 @@ from typing import Any, final
 
 from torch import nn
 
-from gradsurgery.algorithms.hyperparameters import Hyperparameter, checked_values
 from gradsurgery.algorithms.methods import Setting
 from gradsurgery.errors import ArgumentError
+from gradsurgery.hyperparameters import Hyperparameter, checked_values
 from gradsurgery.training.configuration import RunConfiguration
 from gradsurgery.training.swad import Swad
 from gradsurgery.training.weight_average import NoAverage, WeightAverage, blend

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gradsurgery.algorithms.hyperparameters import Hyperparameter, checked_values
 from gradsurgery.errors import ArgumentError, NonFiniteError
+from gradsurgery.hyperparameters import Hyperparameter, checked_values
 
 Batch = tuple[Float[Tensor, "batch channels height width"], Int[Tensor, " batch"]]
 Logits = Float[Tensor, "batch classes"]

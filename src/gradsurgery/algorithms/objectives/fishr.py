@@ -8,7 +8,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from gradsurgery.algorithms.hyperparameters import Hyperparameter
 from gradsurgery.algorithms.objectives.base import (
     Batch,
     DomainLosses,
@@ -16,6 +15,7 @@ from gradsurgery.algorithms.objectives.base import (
     Objective,
     values_of,
 )
+from gradsurgery.hyperparameters import Hyperparameter
 
 
 class Fishr(Objective):

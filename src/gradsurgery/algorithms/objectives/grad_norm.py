@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gradsurgery.algorithms.hyperparameters import Hyperparameter
 from gradsurgery.algorithms.objectives.base import (
     Batch,
     DomainLosses,
@@ -16,6 +15,7 @@ from gradsurgery.algorithms.objectives.base import (
     Objective,
     values_of,
 )
+from gradsurgery.hyperparameters import Hyperparameter
 
 _PAPER = "Chen et al. 2018"
 

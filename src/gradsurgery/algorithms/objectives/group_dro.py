@@ -6,7 +6,6 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import cross_entropy
 
-from gradsurgery.algorithms.hyperparameters import Hyperparameter
 from gradsurgery.algorithms.objectives.base import (
     Batch,
     DomainLosses,
@@ -14,6 +13,7 @@ from gradsurgery.algorithms.objectives.base import (
     Objective,
     values_of,
 )
+from gradsurgery.hyperparameters import Hyperparameter
 
 
 class GroupDRO(Objective):

@@ -7,9 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from gradsurgery.algorithms.hyperparameters import Hyperparameter
 from gradsurgery.algorithms.objectives.base import AnnealedObjective, Batch, DomainLosses, Forward
 from gradsurgery.errors import ArgumentError
+from gradsurgery.hyperparameters import Hyperparameter
 
 
 class IRM(AnnealedObjective):

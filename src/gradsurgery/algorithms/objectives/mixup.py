@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import cross_entropy
 
-from gradsurgery.algorithms.hyperparameters import Hyperparameter
 from gradsurgery.algorithms.objectives.base import Batch, DomainLosses, Forward, Objective
+from gradsurgery.hyperparameters import Hyperparameter
 
 
 class Mixup(Objective):

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from gradsurgery.algorithms.hyperparameters import Hyperparameter
 from gradsurgery.algorithms.objectives.base import (
     Batch,
     DomainLosses,
@@ -17,6 +16,7 @@ from gradsurgery.algorithms.objectives.base import (
     values_of,
 )
 from gradsurgery.algorithms.objectives.mixup import random_ring
+from gradsurgery.hyperparameters import Hyperparameter
 
 
 class MLDG(Objective):

@@ -5,7 +5,6 @@ from typing import ClassVar
 
 from torch.nn.functional import cross_entropy
 
-from gradsurgery.algorithms.hyperparameters import Hyperparameter
 from gradsurgery.algorithms.objectives.base import (
     AnnealedObjective,
     Batch,
@@ -13,6 +12,7 @@ from gradsurgery.algorithms.objectives.base import (
     Forward,
     values_of,
 )
+from gradsurgery.hyperparameters import Hyperparameter
 
 
 class VREx(AnnealedObjective):
