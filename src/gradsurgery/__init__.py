@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradsurgery.algorithms import method
-    from gradsurgery.engine import BackwardResult, PooledModel, backward
+    from gradsurgery.engine import BackwardResult, backward
     from gradsurgery.errors import ArgumentError, GradsurgeryError, NonFiniteError
     from gradsurgery.gradients.conflict import Conflict, domain_conflict
     from gradsurgery.gradients.gradient_gram import GradientGram, gradient_gram
@@ -57,7 +57,6 @@ __all__ = [
     "Median",
     "NonFiniteError",
     "PCGrad",
-    "PooledModel",
     "Rule",
     "SANDMask",
     "Sum",
@@ -73,7 +72,6 @@ __all__ = [
 # Torch is imported with the first name that needs it, so that `gradsurgery --help` is instant.
 _HOMES = {
     "BackwardResult": "gradsurgery.engine",
-    "PooledModel": "gradsurgery.engine",
     "backward": "gradsurgery.engine",
     "method": "gradsurgery.algorithms",
     "Conflict": "gradsurgery.gradients.conflict",

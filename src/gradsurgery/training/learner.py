@@ -8,9 +8,8 @@ import torch
 
 from gradsurgery.algorithms import Algorithm, build_method
 from gradsurgery.backbones import Backbone, has_batch_norm
-from gradsurgery.errors import ArgumentError
 from gradsurgery.training.averaging import build_average, method_settings
-from gradsurgery.training.configuration import Passes, RunConfiguration
+from gradsurgery.training.configuration import RunConfiguration
 from gradsurgery.training.optimizers import build_optimizer
 from gradsurgery.training.precision import AutocastFactory, autocast_factory, loss_scaler
 from gradsurgery.training.weight_average import WeightAverage
@@ -69,24 +68,10 @@ def build_learner(
             generator=generator,
             make_optimizer=partial(build_optimizer, configuration=configuration),
             settings=method_settings(configuration.settings),
-            passes=_passes(configuration, model),
+            batch_norm=configuration.batch_norm if has_batch_norm(model) else "frozen",
         ),
         average=build_average(configuration, model),
         generator=generator,
         device=device,
         autocast=autocast_factory(device, configuration.precision),
     )
-
-
-def _passes(configuration: RunConfiguration, model: torch.nn.Module) -> Passes:
-    """As configured, or as the batch normalisation needs it."""
-    needed: dict[str, Passes] = {"per-domain": "separate", "pooled": "pooled"}
-    need = needed.get(configuration.batch_norm)
-    if need is None or not has_batch_norm(model):
-        return configuration.passes
-    if configuration.passes not in ("auto", need):
-        raise ArgumentError(
-            f"batch_norm {configuration.batch_norm!r} needs passes {need!r}, found "
-            f"{configuration.passes!r}; leave passes at 'auto', or choose another batch_norm"
-        )
-    return need
