@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "rules": {"errors", "kernels"},
     "engine": {"errors", "rules", "gradients"},
     "algorithms": {"errors", "rules", "engine"},
-    "data": BASE | {"kernels"},
+    "data": BASE | {"kernels", "documents"},
     "backbones": BASE,
     "documents": BASE,
     "gradients": BASE | NETWORKS | {"documents"},

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gradsurgery.data import Source
     from gradsurgery.documents.configuration import RunConfiguration
     from gradsurgery.documents.record import Record
-    from gradsurgery.engine import BackwardResult, PooledModel, backward
+    from gradsurgery.engine import BackwardResult, backward
     from gradsurgery.errors import ArgumentError, GradsurgeryError, NonFiniteError
     from gradsurgery.gradients.conflict import Conflict, domain_conflict
     from gradsurgery.gradients.gradient_gram import GradientGram, gradient_gram
@@ -62,7 +62,6 @@ __all__ = [
     "NonFiniteError",
     "Objective",
     "PCGrad",
-    "PooledModel",
     "Record",
     "Rule",
     "RunConfiguration",
@@ -82,7 +81,6 @@ __all__ = [
 # Torch is imported with the first name that needs it, so that `gradsurgery --help` is instant.
 _HOMES = {
     "BackwardResult": "gradsurgery.engine",
-    "PooledModel": "gradsurgery.engine",
     "backward": "gradsurgery.engine",
     "Objective": "gradsurgery.algorithms",
     "method": "gradsurgery.algorithms",

@@ -12,8 +12,8 @@ from gradsurgery.algorithms.base import Algorithm, Autocast, non_finite
 from gradsurgery.algorithms.objectives import Batch, Objective
 from gradsurgery.algorithms.objectives.base import values_of
 from gradsurgery.algorithms.optimizing import take_step
-from gradsurgery.algorithms.passes import DomainPasses, PooledPass, RecordedPass
-from gradsurgery.engine import BackwardResult, PooledModel, backward
+from gradsurgery.algorithms.passes import DomainPasses, PooledPass
+from gradsurgery.engine import BackwardResult, backward
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.rules import Mean, Rule
 
@@ -50,7 +50,6 @@ class Combined(Algorithm):
         self.minimum_domains = max(objective.minimum_domains, rule.minimum_domains)
         self.pooled = isinstance(rule, Mean) and objective.pools and passes != "separate"
         self._records = objective.pools and not objective.reads_gradients and not self.pooled
-        self._model: PooledModel | None = None
         if passes == "pooled" and not (self.pooled or self._records):
             raise ArgumentError(
                 f"{objective.name} needs passes of its own, found passes 'pooled'; use 'auto' or "
@@ -73,26 +72,12 @@ class Combined(Algorithm):
             optimizer.state.clear()
         if self.pooled:
             result = self._pooled_backward(model, batches, step, scaler, autocast)
-        elif (recorded := self._recorded(model, batches)) is not None:
-            passes: DomainPasses = RecordedPass(recorded, autocast, scaler)
-            with closing(self.objective.losses(passes, batches, step)) as losses:
-                result = recorded.backward(losses, self.rule, scaler=scaler)
         else:
             passes = DomainPasses(model, autocast, scaler)
             with closing(self.objective.losses(passes, batches, step)) as losses:
                 result = backward(losses, model.named_parameters(), self.rule, scaler=scaler)
         take_step(optimizer, scaler)
         return result
-
-    def _recorded(self, model: nn.Module, batches: Sequence[Batch]) -> PooledModel | None:
-        """The model for one pass over all domains, None where there is a pass for each."""
-        images = batches[0][0]
-        few = max(len(labels) for _, labels in batches) <= FASTER_POOLED
-        if not self._records or not (self.passes == "pooled" or (self.passes == "auto" and few)):
-            return None
-        if self._model is None or self._model.model is not model:
-            self._model = PooledModel(model)
-        return self._model if self.passes == "pooled" or self._model.is_exact(images) else None
 
     def _pooled_backward(
         self,

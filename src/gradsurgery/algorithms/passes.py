@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from gradsurgery.algorithms.base import Autocast
 from gradsurgery.algorithms.objectives import Forward
 from gradsurgery.algorithms.objectives.base import Logits
-from gradsurgery.engine import PooledModel
 from gradsurgery.errors import ArgumentError
 
 
@@ -64,34 +63,6 @@ class PooledPass(DomainPasses):
         sizes = [len(part) for part in images]
         ((inputs, logits),) = super().with_head_inputs([torch.cat(list(images))])
         return zip(inputs.split(sizes), logits.split(sizes), strict=True)
-
-
-class RecordedPass(PooledPass):
-    """The same through a `PooledModel`, which then gives each domain's gradients."""
-
-    def __init__(
-        self,
-        pooled: PooledModel,
-        autocast: Autocast,
-        scaler: torch.amp.GradScaler | None = None,
-    ) -> None:
-        super().__init__(pooled.model, autocast, scaler)
-        self._pooled = pooled
-        self._sizes: list[int] = []
-
-    def __call__(self, images: Sequence[Tensor]) -> Iterator[Logits]:
-        """The logits of each domain's images."""
-        self._sizes = [len(part) for part in images]
-        return super().__call__(images)
-
-    def with_head_inputs(self, images: Sequence[Tensor]) -> Iterator[tuple[Tensor, Logits]]:
-        """What goes into the last linear layer, and the logits."""
-        self._sizes = [len(part) for part in images]
-        return super().with_head_inputs(images)
-
-    def _pass(self, images: Tensor) -> Tensor:
-        with self._autocast():
-            return self._pooled.forward(images, self._sizes)
 
 
 def widened(tensor: Tensor) -> Tensor:

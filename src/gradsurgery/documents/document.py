@@ -64,7 +64,9 @@ class Document(Part):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror}; check the file") from error
+            raise DataError(
+                f"cannot read {path}: {error.strerror}; check the file, or {cls.cure}"
+            ) from error
         except (ValueError, RecursionError) as error:
             reason = str(error) or type(error).__name__
             raise DataError(f"{path} is not JSON: {reason}; {cls.cure}") from error

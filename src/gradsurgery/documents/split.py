@@ -4,13 +4,11 @@ from typing import ClassVar
 
 from gradsurgery.documents.document import Document
 
-SPLIT_FILE = "split.json"
-
 
 class SplitFile(Document):
     """The identities of the images of each domain and part, and the seed that drew them."""
 
-    file_name: ClassVar[str] = SPLIT_FILE
+    file_name: ClassVar[str] = "split.json"
     title: ClassVar[str] = "split"
     cure: ClassVar[str] = "draw it anew"
 

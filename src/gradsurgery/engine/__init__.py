@@ -1,7 +1,6 @@
 """Gives each parameter's gradients by domain to a rule, and writes its update into .grad."""
 
 from gradsurgery.engine.backward import backward
-from gradsurgery.engine.pooled import PooledModel
 from gradsurgery.engine.update import BackwardResult
 
-__all__ = ["BackwardResult", "PooledModel", "backward"]
+__all__ = ["BackwardResult", "backward"]

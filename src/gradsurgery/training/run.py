@@ -22,7 +22,6 @@ from gradsurgery.data import (
 )
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import RECORD_FILE, Cost, Record
-from gradsurgery.documents.split import SPLIT_FILE
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.training.averaging import average_values, method_settings
 from gradsurgery.training.checkpoint import (
@@ -201,7 +200,7 @@ def _work(
     if checkpoint is None:
         checkpoint = Checkpoint(configuration, images.digest, split.digest)
         configuration.save(directory)
-        split.save(directory / SPLIT_FILE)
+        split.save(directory)
     else:
         _check_data(checkpoint, images, split, directory)
         learner.restore(checkpoint.learner)

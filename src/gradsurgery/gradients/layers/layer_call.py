@@ -1,19 +1,21 @@
 """One call of a layer: how its parameters' gradients follow from its output's gradient."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor
 
-from gradsurgery.gradients.products import Gram, gram_in_spans, wide
+from gradsurgery.gradients.inner_products import Gram, gram_in_spans, wide
 
 Parameters = Mapping[str, Tensor]
 
 
-class Use(ABC):
-    """One use of parameters by a layer whose output's first dimension has the samples in order.
+class LayerCall(ABC):
+    """One call of a layer whose output's first dimension has the samples in order.
 
-    input: what went into the layer, [rows, …]; rows is a multiple of the number of samples, e.g.
+    Each row of the output comes from the same row of the input and the parameters alone.
+
+    inputs: what went into the layer, [rows, …]; rows is a multiple of the number of samples, e.g.
         windows or frames, each sample's next to one another.
     parameters: those to find gradients for, by their role: "weight", "bias".
     """
@@ -42,14 +44,6 @@ class Use(ABC):
 
         gradient: that of the layer's output, [rows, …].
         """
-
-    @abstractmethod
-    def total(self, role: str, gradient: Tensor, part: slice) -> Tensor:
-        """The parameter's gradient summed over the rows `part` of input and output."""
-
-    def totals(self, role: str, gradient: Tensor, parts: Sequence[slice]) -> Iterator[Tensor]:
-        """The total of each part, one alive at a time."""
-        return (self.total(role, gradient, part) for part in parts)
 
     def gram(self, role: str, gradient: Tensor, samples: int) -> Gram:
         """The inner products of the samples' gradients, by the cheaper of the exact ways."""

@@ -1,4 +1,4 @@
-"""Which functions of torch use parameters in a way whose per-sample gradients are known."""
+"""The calls of torch whose parameters have known per-sample gradients."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -6,23 +6,21 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from gradsurgery.gradients.convolution import ConvolutionUse
-from gradsurgery.gradients.embedding import EmbeddingUse
-from gradsurgery.gradients.linear import LinearUse
-from gradsurgery.gradients.normalization import NormalizationUse
-from gradsurgery.gradients.use import Parameters, Use
-from gradsurgery.gradients.weight_gradient import Geometry
+from gradsurgery.gradients.layers.convolution import ConvolutionCall, Geometry, even_padding
+from gradsurgery.gradients.layers.elementwise import NormalizationCall
+from gradsurgery.gradients.layers.layer_call import LayerCall, Parameters
+from gradsurgery.gradients.layers.linear import EmbeddingCall, LinearCall
 
-Call = Mapping[str, Any]
+Arguments = Mapping[str, Any]
 
 
-def captured(
+def layer_call(
     function: Callable[..., Any],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     wanted: Callable[[object], bool],
-) -> Use | None:
-    """The use that a call makes of wanted parameters, None where it makes none that is known."""
+) -> LayerCall | None:
+    """The layer's call that uses wanted parameters, None where it is none that is known."""
     known = _FUNCTIONS.get(function)
     if known is None:
         return None
@@ -32,11 +30,12 @@ def captured(
     return build(call, parameters) if parameters else None
 
 
-def _linear(call: Call, parameters: Parameters) -> Use:
-    return LinearUse(call["input"], parameters)
+def _linear(call: Arguments, parameters: Parameters) -> LayerCall | None:
+    # one dimension is one sample without a dimension for samples
+    return LinearCall(call["input"], parameters) if call["input"].ndim > 1 else None
 
 
-def _convolution(call: Call, parameters: Parameters) -> Use | None:
+def _convolution(call: Arguments, parameters: Parameters) -> LayerCall | None:
     inputs, weight = call["input"], call["weight"]
     kernel = weight.shape[2:]
     if inputs.ndim != weight.ndim:
@@ -45,12 +44,7 @@ def _convolution(call: Call, parameters: Parameters) -> Use | None:
     padding = call.get("padding", 0)
     uneven: list[int] = []
     if padding == "same":
-        # one more behind where as much before as behind is not possible
-        fills = [apart * (size - 1) for apart, size in zip(dilation, kernel, strict=True)]
-        padding = [fill // 2 for fill in fills]
-        if any(fill % 2 for fill in fills):
-            uneven = [part for fill in reversed(fills) for part in (fill // 2, fill - fill // 2)]
-            padding = 0
+        padding, uneven = even_padding(kernel, dilation)
     elif padding == "valid":
         padding = 0
     geometry = Geometry(
@@ -59,12 +53,14 @@ def _convolution(call: Call, parameters: Parameters) -> Use | None:
         dilation,
         call.get("groups", 1),
     )
-    return ConvolutionUse(inputs, parameters, weight, geometry, uneven)
+    return ConvolutionCall(inputs, parameters, weight, geometry, uneven)
 
 
-def _layer_norm(call: Call, parameters: Parameters) -> Use:
+def _layer_norm(call: Arguments, parameters: Parameters) -> LayerCall | None:
     inputs, shape, eps = call["input"], call["normalized_shape"], call.get("eps", 1e-5)
-    return NormalizationUse(
+    if inputs.ndim == len(shape):
+        return None  # normalised over the samples too
+    return NormalizationCall(
         inputs,
         parameters,
         lambda rows: functional.layer_norm(rows, shape, eps=eps),
@@ -72,37 +68,34 @@ def _layer_norm(call: Call, parameters: Parameters) -> Use:
     )
 
 
-def _group_norm(call: Call, parameters: Parameters) -> Use:
+def _group_norm(call: Arguments, parameters: Parameters) -> LayerCall:
     groups, eps = call["num_groups"], call.get("eps", 1e-5)
-    return NormalizationUse(
+    return NormalizationCall(
         call["input"], parameters, lambda rows: functional.group_norm(rows, groups, eps=eps), 1
     )
 
 
-def _batch_norm(call: Call, parameters: Parameters) -> Use:
-    of_batch, eps = call.get("training", False), call.get("eps", 1e-5)
-    mean, variance = (None, None) if of_batch else (call["running_mean"], call["running_var"])
-    return NormalizationUse(
+def _batch_norm(call: Arguments, parameters: Parameters) -> LayerCall | None:
+    if call.get("training", False):
+        return None  # normalised over the samples
+    mean, variance, eps = call["running_mean"], call["running_var"], call.get("eps", 1e-5)
+    # as they are now: the layer may be called again after they have changed
+    mean, variance = mean.clone(), variance.clone()
+    return NormalizationCall(
         call["input"],
         parameters,
-        lambda rows: functional.batch_norm(rows, mean, variance, training=of_batch, eps=eps),
+        lambda rows: functional.batch_norm(rows, mean, variance, eps=eps),
         1,
-        of_batch=of_batch,
     )
 
 
-def _embedding(call: Call, parameters: Parameters) -> Use | None:
-    changed = ("max_norm", "scale_grad_by_freq", "sparse")
-    if any(call.get(option) for option in changed):
+def _embedding(call: Arguments, parameters: Parameters) -> LayerCall | None:
+    if call.get("max_norm") is not None or call.get("scale_grad_by_freq"):
         return None
-    return EmbeddingUse(call["input"], parameters, _padding_row(call))
-
-
-def _padding_row(call: Call) -> int | None:
-    number = call.get("padding_idx")
-    if number is None or number >= 0:
-        return number
-    return int(number + len(call["weight"]))
+    padding = call.get("padding_idx")
+    if padding is not None and padding < 0:
+        padding += len(call["weight"])
+    return EmbeddingCall(call["input"], parameters, padding)
 
 
 def _each(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:
@@ -113,7 +106,7 @@ def _each(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _FUNCTIONS: dict[
     Callable[..., Any],
-    tuple[tuple[str, ...], Callable[[Call, Parameters], Use | None]],
+    tuple[tuple[str, ...], Callable[[Arguments, Parameters], LayerCall | None]],
 ] = {
     functional.linear: (("input", "weight", "bias"), _linear),
     torch.conv1d: (_CONVOLUTION, _convolution),

@@ -31,10 +31,32 @@ def inner_products(rows: Float[Tensor, "samples ..."]) -> Gram:
     blocks = flat[:, :whole].unflatten(1, (-1, BLOCK)).transpose(0, 1)
     with full_precision():
         products = torch.bmm(blocks, blocks.transpose(1, 2)).sum(0, dtype=torch.float64)
-    if not products.isfinite().all():  # float32 squares overflow from 1e19 on
+    if not products.isfinite().all() or _underflows(products, flat):
+        # float32 squares overflow from 1e19 on, and lose digits below 1e-19
         products = flat[:, :whole].double() @ flat[:, :whole].double().T
     tail = flat[:, whole:].double()
     return products + tail @ tail.T
+
+
+def _underflows(products: Gram, flat: Tensor) -> bool:
+    """Whether a row that is not zero has squares near the smallest numbers of float32."""
+    small = products.diagonal() < 1e-25
+    return bool(small.any()) and bool(flat[small].any())
+
+
+def scaled(rows: Float[Tensor, "samples ..."]) -> tuple[Tensor, Float[Tensor, " samples"]]:
+    """The rows, each divided by a power of two so that its largest number is near 1; and those.
+
+    Products of such rows neither overflow nor underflow, and the division loses nothing.
+    """
+    largest = rows.flatten(1).abs().amax(1)
+    power = torch.exp2(torch.where(largest > 0, largest.double().log2().floor(), 0.0))
+    shape = (-1, *[1] * (rows.ndim - 1))
+    # in two steps, because the power itself may be beyond float32
+    half = torch.exp2((power.log2() / 2).floor())
+    rest = power / half
+    rows = rows / half.to(rows.dtype).view(shape) / rest.to(rows.dtype).view(shape)
+    return rows, power
 
 
 def gram_in_spans(
