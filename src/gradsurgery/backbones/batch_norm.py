@@ -41,17 +41,20 @@ def set_training_mode(
             layer.eval()
 
 
-def check_batch_size(model: nn.Module, *, images: int, image_size: int) -> None:
+def check_batch_size(
+    model: nn.Module, batch_norm: str, *, batch_size: int, domains: int, image_size: int
+) -> None:
     """Raise `ArgumentError` where a layer is to normalise a channel by a single value.
 
-    images: what is normalised together in training: the batch of a domain, or of all of them.
+    batch_norm: as in `set_training_mode`. batch_size: images per domain. domains: how many train.
     image_size: the side of the images in pixels.
 
     Torch refuses one value a channel, which is zero whatever it was. A single image has as many
     values as its map of features has pixels: one blank image passes through the model, in
     evaluation mode, to see how many.
     """
-    if images > 1 or not has_batch_norm(model):
+    together = batch_size * (domains if batch_norm == "pooled" else 1)
+    if batch_norm == "frozen" or together > 1 or not has_batch_norm(model):
         return
 
     def look(layer: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gradsurgery.backbones.networks import Network, Triple, network, one_line
+from gradsurgery.backbones.networks import Network, Triple, find_network, one_line
 from gradsurgery.backbones.weights import State, file_digest, load_state, read_state
 from gradsurgery.errors import ArgumentError, WeightsError
 from gradsurgery.seeds import derive_seed
@@ -68,8 +68,10 @@ def build_backbone(
         raise ArgumentError(f"classes is {classes}; expected 1 or more")
     if not weights:
         raise ArgumentError("weights is empty; expected 'default', 'none' or a file")
+    with torch.random.fork_rng(devices=[]):  # what is imported may draw numbers
+        get = find_network(name, classes, image_size)
     with _seeded(derive_seed(seed, "weights")):
-        built = network(name, classes, image_size)
+        built = get()
         state, digest, origin = None, None, f"the default weights of {name}"
         if weights == "default":
             state = _downloaded(name, built)

@@ -17,6 +17,7 @@ from gradsurgery.errors import ArgumentError
 
 Triple = tuple[float, float, float]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
@@ -52,19 +53,22 @@ def backbone_names() -> list[str]:
     return [*known, *(name for name in entry_names("backbone") if name not in known)]
 
 
-def network(name: str, classes: int, image_size: int | None) -> Network:
-    """The network of that name, with weights drawn from the global random state."""
+def find_network(name: str, classes: int, image_size: int | None) -> Callable[[], Network]:
+    """What builds the network of that name, with weights drawn from the global random state.
+
+    Modules are imported here: the numbers that one draws when it is first imported must not shift
+    those that the weights are drawn from.
+    """
     if name == "small-cnn":
-        half = (0.5, 0.5, 0.5)
-        return Network(SmallCNN(classes), half, half, ("classifier",))
+        return lambda: Network(SmallCNN(classes), HALF, HALF, ("classifier",))
     if is_door(name):
         return _own_network(name, classes, image_size)
     if name in _torchvision_names():
-        return _torchvision_network(name, classes, image_size)
+        return partial(_torchvision_network, name, classes, image_size)
     from timm import is_model
 
     if is_model(name.removeprefix("timm/")):
-        return _timm_network(name, classes, image_size)
+        return partial(_timm_network, name, classes, image_size)
     if name in entry_names("backbone"):
         return _own_network(name, classes, image_size)
     close = get_close_matches(name, backbone_names(), n=5)
@@ -102,8 +106,8 @@ def _block(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
     return convolution, nn.GroupNorm(4, outputs), nn.ReLU(inplace=True)
 
 
-def _own_network(name: str, classes: int, image_size: int | None) -> Network:
-    """What the function (or class) `name` gives; see `build_backbone` for what it may take."""
+def _own_network(name: str, classes: int, image_size: int | None) -> Callable[[], Network]:
+    """What calls the function (or class) `name`; see `build_backbone` for what it may take."""
     build = load_object(
         name,
         "backbone",
@@ -112,15 +116,36 @@ def _own_network(name: str, classes: int, image_size: int | None) -> Network:
     )
     takes = inspect.signature(build).parameters
     options = {"image_size": image_size} if "image_size" in takes else {}
-    pretrained = "pretrained" in takes
     try:
         inspect.signature(build).bind(classes, **options)
     except TypeError as error:
         raise ArgumentError(
             f"the backbone {name!r} cannot be called with the number of classes alone: {error}"
         ) from error
-    without: dict[str, bool] = {"pretrained": False} if pretrained else {}
-    model = _constructed(name, image_size, lambda: build(classes, **options, **without))
+
+    def built(**pretrained: bool) -> nn.Module:
+        call = partial(build, classes, **options, **pretrained)
+        return _checked(name, _constructed(name, image_size, call))
+
+    def get() -> Network:
+        has_weights = "pretrained" in takes
+        model = built(**{"pretrained": False} if has_weights else {})
+        mean, std = _own_normalization(name, model)
+        layers = [path for path, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+        return Network(
+            model,
+            mean,
+            std,
+            tuple(layers[-1:]),
+            download=(lambda: built(pretrained=True).state_dict()) if has_weights else None,
+            new_heads=False,
+            provenance=provenance(build),
+        )
+
+    return get
+
+
+def _checked(name: str, model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ArgumentError(
             f"the backbone {name!r} gives a {type(model).__name__}, expected a torch.nn.Module"
@@ -129,22 +154,9 @@ def _own_network(name: str, classes: int, image_size: int | None) -> Network:
         raise ArgumentError(
             f"the backbone {name!r} has lazy layers; pass an image through it before it is returned"
         )
-    mean, std = _own_normalization(name, model)
-    layers = [path for path, layer in model.named_modules() if isinstance(layer, nn.Linear)]
-
-    def download() -> State:
-        state: State = build(classes, **options, pretrained=True).state_dict()
-        return state
-
-    return Network(
-        model,
-        mean,
-        std,
-        tuple(layers[-1:]),
-        download=download if pretrained else None,
-        new_heads=False,
-        provenance=provenance(build),
-    )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ArgumentError(f"the backbone {name!r} has no parameter that trains; choose another")
+    return model
 
 
 def _builds_network(found: Any) -> bool:
