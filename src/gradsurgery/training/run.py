@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from gradsurgery.algorithms import build_method
-from gradsurgery.backbones import build_backbone
+from gradsurgery.backbones import Backbone, build_backbone, check_batch_size
 from gradsurgery.data import (
     DomainBatches,
     ImageSet,
@@ -92,13 +92,7 @@ def train(
         stack.enter_context(claimed(directory))
         if (directory / RECORD_FILE).exists():
             return _finished(configuration, directory)
-        backbone = build_backbone(
-            configuration.backbone,
-            classes=len(source.classes),
-            weights=configuration.weights,
-            seed=configuration.seed,
-            image_size=configuration.image_size,
-        )
+        backbone = _backbone(configuration, source)
         checkpoint = load_checkpoint(directory)
         threads = configuration.threads
         if checkpoint is not None:
@@ -121,6 +115,25 @@ def train(
         record.save(directory)
         remove_checkpoint(directory)
         return record
+
+
+def _backbone(configuration: RunConfiguration, source: Source | ImageSet) -> Backbone:
+    """The network of the run, which must be able to train on its batches."""
+    backbone = build_backbone(
+        configuration.backbone,
+        classes=len(source.classes),
+        weights=configuration.weights,
+        seed=configuration.seed,
+        image_size=configuration.image_size,
+    )
+    check_batch_size(
+        backbone.model,
+        configuration.batch_norm,
+        batch_size=configuration.batch_size,
+        domains=len(configuration.sources(source.domains)),
+        image_size=configuration.image_size,
+    )
+    return backbone
 
 
 def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ...]) -> None:
