@@ -274,9 +274,7 @@ def test_two_columns_of_one_name_are_an_error(rows, write_parquet, tmp_path, col
 def test_metadata_that_do_not_describe_the_columns(rows, write_parquet, tmp_path, text):
     path = write_parquet(tmp_path / "a.parquet", rows)
     pq.write_table(pq.read_table(path).replace_schema_metadata({b"huggingface": text}), path)
-    with pytest.raises(
-        DataError, match=r"a\.parquet: its metadata 'huggingface' does not"
-    ):
+    with pytest.raises(DataError, match=r"a\.parquet: its metadata 'huggingface' does not"):
         open_source(str(path))
 
 

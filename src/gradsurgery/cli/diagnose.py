@@ -13,7 +13,7 @@ from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.diagnosis import Diagnosis, DiagnosisOptions
 from gradsurgery.errors import ArgumentError
 from gradsurgery.report.report import write_diagnosis
-from gradsurgery.studies.diagnosis_study import (
+from gradsurgery.studies.diagnosis import (
     diagnose_run,
     diagnose_training,
     diagnose_weights,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from gradsurgery.algorithms import build_method
-from gradsurgery.backbones import build_backbone
+from gradsurgery.backbones import Backbone, build_backbone, check_batch_size
 from gradsurgery.data import (
     DomainBatches,
     ImageSet,
@@ -92,13 +92,7 @@ def train(
         stack.enter_context(claimed(directory))
         if (directory / RECORD_FILE).exists():
             return _finished(configuration, directory)
-        backbone = build_backbone(
-            configuration.backbone,
-            classes=len(source.classes),
-            weights=configuration.weights,
-            seed=configuration.seed,
-            image_size=configuration.image_size,
-        )
+        backbone = _backbone(configuration, source)
         checkpoint = load_checkpoint(directory)
         threads = configuration.threads
         if checkpoint is not None:
@@ -123,6 +117,25 @@ def train(
         return record
 
 
+def _backbone(configuration: RunConfiguration, source: Source | ImageSet) -> Backbone:
+    """The network of the run, which must be able to train on its batches."""
+    backbone = build_backbone(
+        configuration.backbone,
+        classes=len(source.classes),
+        weights=configuration.weights,
+        seed=configuration.seed,
+        image_size=configuration.image_size,
+    )
+    check_batch_size(
+        backbone.model,
+        configuration.batch_norm,
+        batch_size=configuration.batch_size,
+        domains=len(configuration.sources(source.domains)),
+        image_size=configuration.image_size,
+    )
+    return backbone
+
+
 def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ...]) -> None:
     """Raise `ArgumentError` where the target, the method or its steps do not fit the data set."""
     target, method = configuration.target, configuration.method
@@ -137,12 +150,8 @@ def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ..
         make_optimizer=partial(build_optimizer, configuration=configuration),
         settings=method_settings(configuration.settings),
     )
-    idle, steps = algorithm.idle_steps(), configuration.iterations
-    if idle >= steps:
-        raise ArgumentError(
-            f"{method} does what deep-all does for the first {idle} steps, and the run has {steps} "
-            f"iterations; give it more, or --set fishr.anneal={steps // 3}"
-        )
+    if reason := algorithm.idle_reason(configuration.iterations):
+        raise ArgumentError(reason)
     algorithm.state_dict()  # raises where a state cannot be saved
     if unknown := [domain for domain in configuration.without if domain not in domains]:
         raise ArgumentError(

@@ -24,7 +24,7 @@ from gradsurgery.gradients.similarity import (
     sample_cosines,
     within_and_across,
 )
-from gradsurgery.studies.observing import StepObserver
+from gradsurgery.studies.observer import StepObserver
 from gradsurgery.training import TrainingProgress, train
 
 Report = Callable[[TrainingProgress], None]

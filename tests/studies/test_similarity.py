@@ -21,7 +21,7 @@ from gradsurgery.report.similarity_summary import (
     similarity_section,
     summarize_similarity,
 )
-from gradsurgery.studies.similarity_study import study_similarity
+from gradsurgery.studies.similarity import study_similarity
 from gradsurgery.training import train
 from tests.studies.image_sets import image_set
 
@@ -72,7 +72,7 @@ def test_a_study_killed_at_any_moment_ends_in_the_same_file(
     options = SimilarityOptions(every=2, samples_per_domain=2)
     whole = study_similarity(runs, options, digits, tmp_path / "whole")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gradsurgery.studies.similarity_study", "torchvision"])
+    context.set_forkserver_preload(["gradsurgery.studies.similarity", "torchvision"])
     directory = tmp_path / "killed"
     kills = 0
     while kills < 2 and not (directory / "similarity.json").exists():
@@ -245,7 +245,7 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     for content, words in (
         ("{", "is not JSON"),
         ('{"version": 2}', "of version 2, expected 1"),
-        ('{"version": 1, "runs": 3}', r"no record of gradient similarity \(configuration"),
+        ('{"version": 1, "runs": 3}', "no record of gradient similarity: it has no configuration"),
     ):
         path.write_text(content)
         with pytest.raises(DataError, match=words) as caught:
