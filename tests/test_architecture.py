@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "hyperparameters": {"errors"},
     "kernels": {"errors"},
     "rules": {"errors", "doors", "hyperparameters", "kernels"},
-    "engine": {"errors", "rules", "gradients"},
+    "engine": {"errors", "rules"},
     "algorithms": {"errors", "doors", "hyperparameters", "rules", "engine"},
     "data": BASE | {"kernels"},
     "backbones": BASE,
