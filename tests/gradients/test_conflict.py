@@ -10,7 +10,7 @@ from torch import nn
 
 import gradsurgery as gs
 from gradsurgery import domain_conflict
-from gradsurgery.backbones.small_cnn import SmallCNN
+from gradsurgery.backbones import SmallCNN
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.gradients.conflict import conflict_of, group_names, grouped, sum_of
 

@@ -9,23 +9,25 @@ from torch import nn
 
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageSet, draw_split
-from gradsurgery.documents.diagnosis_record import (
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.diagnosis import (
     Diagnosis,
     DiagnosisOptions,
     LoggedConflict,
     Snapshot,
 )
+from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.gradients.conflict import conflict_of
 from gradsurgery.report.diagnosis_text import diagnosis_markdown, diagnosis_sentences
-from gradsurgery.studies.diagnosis import Seen, diagnose_step, snapshot_of
-from gradsurgery.studies.diagnosis_study import (
+from gradsurgery.studies.diagnosis import (
     diagnose_run,
     diagnose_training,
     diagnose_weights,
+    logged_conflict,
 )
-from gradsurgery.studies.logged import logged_conflict
-from gradsurgery.training import Record, RunConfiguration, TrainingProgress, train
+from gradsurgery.studies.snapshot import Seen, diagnose_step, snapshot_of
+from gradsurgery.training import TrainingProgress, train
 from tests.studies.image_sets import image_set
 
 Configure = Callable[..., RunConfiguration]

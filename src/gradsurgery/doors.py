@@ -1,0 +1,140 @@
+"""Objects of other packages by name: `package.module:Name`, or an installed package's entry point.
+
+Whatever has a name here (rule, objective, data source, backbone) can be code of somebody else. Only
+what trains calls `load_object`, with a name from its own command line or from a plan it was told to
+run. The other functions import nothing, so that reading a record never runs what the record names.
+"""
+
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
+from typing import Any, Literal
+
+from gradsurgery.errors import ArgumentError
+
+Kind = Literal["rule", "objective", "source", "backbone"]
+
+_WORD = r"[^\W\d]\w*"
+_DOOR = re.compile(rf"{_WORD}(\.{_WORD})*:{_WORD}(\.{_WORD})*")
+
+
+def is_door(name: str) -> bool:
+    """Whether `name` has the form `package.module:Name`; nothing is looked up.
+
+    >>> is_door("mypackage.rules:MyRule"), is_door("agr-sum"), is_door("C:/photos")
+    (True, False, False)
+    """
+    return _DOOR.fullmatch(name) is not None
+
+
+def entry_names(kind: Kind) -> list[str]:
+    """The short names that installed packages register in the group `gradsurgery.<kind>s`."""
+    return sorted(_entries(kind))
+
+
+def load_object(name: str, kind: Kind, *, fits: Callable[[Any], bool], expected: str) -> Any:
+    """Import the object that `name` stands for.
+
+    name: `package.module:Name`, or an entry point's name.
+    kind: what it is used as.
+    fits: whether an object has the right shape.
+    expected: that shape in words, e.g. "a subclass of gradsurgery.Objective".
+
+    Raises `ArgumentError` where it cannot be imported or has another shape.
+
+    >>> load_object("statistics:mean", "rule", fits=callable, expected="a function").__name__
+    'mean'
+    """
+    entry = _entries(kind).get(name)
+    path = name if entry is None else entry.value.partition("[")[0].strip()
+    where = f"the {kind} {name!r}" if entry is None else f"the {kind} {name!r} ({path})"
+    if not is_door(path):
+        registered = ", ".join(entry_names(kind)) or "none"
+        raise ArgumentError(
+            f"unknown {kind} {name!r}; give package.module:Name, or the entry point of an "
+            f"installed package (there are: {registered})"
+        )
+    module_name, _, attributes = path.partition(":")
+    found: Any = _module(module_name, where)
+    for attribute in attributes.split("."):
+        found = _attribute(found, attribute, where, module_name)
+    if not fits(found):
+        raise ArgumentError(f"{where} is {_shape(found)}; expected {expected}")
+    return found
+
+
+def provenance(found: Any) -> dict[str, str | None]:
+    """Where a class, a function or an instance of a class comes from, for records.
+
+    Gives "object", the "module:Name" that `load_object` takes; "package", the installed package, or
+    the module where none was installed; "version" of the package, None where it states none.
+
+    >>> from gradsurgery.errors import DataError
+    >>> provenance(DataError)["object"]
+    'gradsurgery.errors:DataError'
+    """
+    kind = found if hasattr(found, "__qualname__") else type(found)
+    module = getattr(kind, "__module__", None) or "builtins"
+    top = module.partition(".")[0]
+    where = f"{module}:{kind.__qualname__}"
+    for distribution in _distributions().get(top, ()):
+        return {"object": where, "package": distribution, "version": version(distribution)}
+    stated = getattr(sys.modules.get(top), "__version__", None)
+    stated = stated if isinstance(stated, str) else None
+    return {"object": where, "package": top, "version": stated}
+
+
+@cache
+def _distributions() -> dict[str, list[str]]:
+    return dict(packages_distributions())
+
+
+@cache
+def _entries(kind: Kind) -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=f"gradsurgery.{kind}s")}
+
+
+def _module(name: str, where: str) -> Any:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise ArgumentError(
+                f"{where}: importing {name} needs the module {error.name}, which is not installed; "
+                "install it"
+            ) from error
+        raise ArgumentError(
+            f"{where}: there is no module {error.name}; install the package, or add the folder "
+            "that holds it to the environment variable PYTHONPATH"
+        ) from error
+    except Exception as error:
+        line = " ".join(str(error).split())
+        raise ArgumentError(
+            f"{where}: importing {name} fails with {type(error).__name__}: {line}; mend the module"
+        ) from error
+
+
+def _attribute(holder: Any, name: str, where: str, module: str) -> Any:
+    try:
+        return getattr(holder, name)
+    except AttributeError as error:
+        public = [n for n in dir(holder) if not n.startswith("_")]
+        close = get_close_matches(name, public) or public[:10]
+        hint = f"there is {', '.join(close)}" if close else "it is empty"
+        raise ArgumentError(f"{where}: {module} has no {name}; {hint}") from error
+
+
+def _shape(found: Any) -> str:
+    if inspect.isclass(found):
+        bases = ", ".join(base.__name__ for base in found.__bases__)
+        return f"the class {found.__qualname__}({bases})"
+    if inspect.ismodule(found):
+        return f"the module {found.__name__}"
+    if inspect.isroutine(found):
+        return f"the function {found.__qualname__}"
+    return f"of type {type(found).__qualname__}"
