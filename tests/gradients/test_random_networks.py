@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import gradsurgery as gs
-from gradsurgery.errors import ArgumentError
+from gradsurgery.errors import ArgumentError, NonFiniteError
 from tests.gradients.oracle import relative_error
 from tests.gradients.random_networks import WIDTH, is_apart, random_network
 
@@ -92,16 +92,22 @@ def check(network, loss, x, y, *, draws: bool, seed: int) -> str:
     copied = copy.deepcopy(network)
     torch.manual_seed(seed)
     random_state = torch.get_rng_state()
+    gram, message = None, ""
     try:
         gram = gs.gradient_gram(network, loss, x, y)
-    except ArgumentError as error:
-        gram, message = None, str(error)
+    except (ArgumentError, NonFiniteError) as error:
+        message = str(error)
+        must_be_infinite = isinstance(error, NonFiniteError)
     assert torch.equal(torch.get_rng_state(), random_state)
     assert contents(network) == before
     if gram is None:
         assert "\n" not in message
-        return "refused"
+        if not must_be_infinite:
+            return "refused"
     alone = rows_of_one_pass(copied, loss, x, y, seed) if draws else rows_alone(copied, loss, x, y)
+    if gram is None:
+        assert not all(row.isfinite().all() for row in alone.values())
+        return "right"
     expected: dict[str, torch.Tensor] = {}
     for name, row in alone.items():
         layer = name.rpartition(".")[0]
