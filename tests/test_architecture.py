@@ -9,19 +9,20 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "gradsurgery"
-BASE = {"errors", "seeds", "atomic", "doors", "versioned", "layout"}
+BASE = {"errors", "seeds", "atomic", "versioned", "layout", "doors", "hyperparameters"}
 NETWORKS = {"kernels", "rules", "engine", "algorithms", "backbones", "data"}
 MAY_IMPORT = {
     "errors": set(),
     "seeds": set(),
     "atomic": {"errors"},
-    "doors": {"errors"},
     "versioned": {"errors"},
     "layout": set(),
+    "doors": {"errors"},
+    "hyperparameters": {"errors"},
     "kernels": {"errors"},
-    "rules": {"errors", "kernels"},
-    "engine": {"errors", "rules", "gradients"},
-    "algorithms": {"errors", "rules", "engine"},
+    "rules": {"errors", "doors", "hyperparameters", "kernels"},
+    "engine": {"errors", "rules"},
+    "algorithms": {"errors", "doors", "hyperparameters", "rules", "engine"},
     "data": BASE | {"kernels", "documents"},
     "backbones": BASE,
     "documents": BASE,

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from gradsurgery.algorithms import Algorithm, build_method
+from gradsurgery.algorithms import mldg as mldg_module
 from gradsurgery.algorithms.objectives import mixup as mixup_module
-from gradsurgery.algorithms.objectives import mldg as mldg_module
 from tests.algorithms.oracles import Drawn, sgd
 
 

@@ -50,7 +50,7 @@ def test_no_hook_remains_after_a_pass_that_raises(name, place, at, built):
     layers = list(oracles.network())
     layers.insert(place, Failing(at))
     model = nn.Sequential(*layers)
-    algorithm = built(name, passes="separate")
+    algorithm = built(name, batch_norm="per-domain")
     with pytest.raises(RuntimeError, match="out of memory"):
         algorithm.step(model, oracles.batches(3), oracles.sgd(model.parameters()), step=1)
     assert hooks_on(model) == []
@@ -112,10 +112,10 @@ def test_fishr_says_where_there_is_no_last_linear_layer(head, words, built):
 def test_with_frozen_batch_norm_pooled_is_the_mean_of_the_domains(model, name, built):
     batches = domain_batches(3)
     networks = [MODELS[model]() for _ in range(2)]
-    for network, passes in zip(networks, ("auto", "separate"), strict=True):
+    for network, batch_norm in zip(networks, ("frozen", "per-domain"), strict=True):
         set_training_mode(network, "frozen")
         optimizer = oracles.sgd(network.parameters())
-        built(name, passes=passes).step(network, batches, optimizer, step=1)
+        built(name, batch_norm=batch_norm).step(network, batches, optimizer, step=1)
     for pooled, averaged in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
         torch.testing.assert_close(pooled, averaged, rtol=1e-4, atol=1e-6)
 
@@ -126,7 +126,7 @@ def test_with_batch_norm_per_domain_every_method_normalises_alike(name, built):
     for method in ("deep-all", name):
         network = MODELS["cnn-batch-norm"]()
         set_training_mode(network, "per-domain")
-        step = partial(built(method, passes="separate").step, network, domain_batches(3))
+        step = partial(built(method, batch_norm="per-domain").step, network, domain_batches(3))
         step(oracles.sgd(network.parameters()), step=1)
         means.append(network[1].running_mean)
     torch.testing.assert_close(means[1], means[0])

@@ -71,11 +71,11 @@ def mean_rows(rows: list[Tensor]) -> Tensor:
     return torch.stack(rows).mean(0)
 
 
-@pytest.mark.parametrize("passes", ["auto", "separate"])
+@pytest.mark.parametrize("batch_norm", ["frozen", "per-domain"])
 @pytest.mark.parametrize("domains", [2, 3, 5])
 @pytest.mark.parametrize("name", [*OBJECTIVES, "mldg"])
-def test_the_steps_are_those_of_the_formula(name, domains, passes, built, drawn):
-    algorithm = built(name, settings=SETTINGS.get(name), passes=passes)
+def test_the_steps_are_those_of_the_formula(name, domains, batch_norm, built, drawn):
+    algorithm = built(name, settings=SETTINGS.get(name), batch_norm=batch_norm)
     model, memory = oracles.network(), Memory()
     optimizer = oracles.sgd(model.parameters())
     for step in range(1, 6):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gradsurgery.algorithms.optimizing import take_step
+from gradsurgery.algorithms import Step
 from gradsurgery.errors import NonFiniteError
 
 
@@ -17,7 +17,7 @@ def test_gradients_that_overflow_at_every_scale_raise():
             optimizer.zero_grad()
             scaler.scale(weight.sum()).backward()
             weight.grad.fill_(torch.nan)
-            take_step(optimizer, scaler)
+            Step(torch.nn.Identity(), [], optimizer, 1, scaler).update_parameters()
 
     with pytest.raises(NonFiniteError, match="not finite at any scale"):
         steps()

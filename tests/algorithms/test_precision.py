@@ -70,13 +70,13 @@ def test_a_step_that_overflows_is_skipped_and_the_scale_is_lowered(name, built):
     assert scaler.get_scale() < 3e38
 
 
-@pytest.mark.parametrize("passes", ["auto", "separate"])
+@pytest.mark.parametrize("batch_norm", ["frozen", "per-domain"])
 @pytest.mark.parametrize("domain", [0, 1, 2])
 @pytest.mark.parametrize("name", [*POOLED, "agr-sum", "mldg", "fish", "vrex+pcgrad"])
-def test_a_domain_that_is_not_finite_is_named(name, domain, passes, built):
+def test_a_domain_that_is_not_finite_is_named(name, domain, batch_norm, built):
     model, data = oracles.network(), oracles.batches(3)
     data[domain][0][:] = torch.nan
-    algorithm = built(name, passes=passes)
+    algorithm = built(name, batch_norm=batch_norm)
     with pytest.raises(NonFiniteError) as caught:
         algorithm.step(model, data, oracles.sgd(model.parameters()), step=1)
     assert caught.value.domain == domain

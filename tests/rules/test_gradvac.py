@@ -80,10 +80,10 @@ def test_state_restores_the_targets():
     state = rule.state_dict()
     resumed = seeded(2, beta=0.5)
     resumed.load_state_dict(state)
-    rule._random = resumed._random = type(rule._random)(torch.Generator().manual_seed(9))
-    rule._random._generator.manual_seed(9)
+    rule.random = resumed.random = type(rule.random)(torch.Generator().manual_seed(9))
+    rule.random._generator.manual_seed(9)
     expected = rule(steps[3])
-    resumed._random._generator.manual_seed(9)
+    resumed.random._generator.manual_seed(9)
     assert torch.equal(resumed(steps[3]), expected)
     assert not torch.equal(rule.state_dict()["targets"], state["targets"])  # a copy, not a view
     resumed.load_state_dict({})

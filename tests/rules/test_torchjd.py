@@ -37,7 +37,9 @@ def test_options_are_the_aggregators():
         theirs("UPGrade")
     with pytest.raises(ArgumentError, match="'Weighting'; torchjd"):
         theirs("Weighting")
-    with pytest.raises(ArgumentError, match=r"no option 'trim'; it has: trim_number"):
+    with pytest.raises(
+        ArgumentError, match=r"no hyperparameter 'trim'; it has: torchjd:Tri.*trim_number"
+    ):
         theirs("TrimmedMean", trim=1)
     with pytest.raises(ArgumentError, match=r"torchjd:CAGrad: missing .*'c'"):
         theirs("CAGrad")
@@ -158,7 +160,7 @@ def test_mgda_of_more_domains(domains):
     gradients = torch.randn(domains, 9, generator=torch.Generator().manual_seed(domains)).double()
     close = theirs("MGDA", epsilon=1e-6, max_iters=3000)(gradients)
     torch.testing.assert_close(ours("mgda")(gradients), close, rtol=0.02, atol=0.02)
-    assert ours("mgda")(gradients).norm() <= close.norm()
+    assert ours("mgda")(gradients).norm() <= close.norm() * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("c", [0.3, 0.5, 1.5])

@@ -1,6 +1,6 @@
 """What one training step is: an objective and a rule, or an algorithm of its own."""
 
-from gradsurgery.algorithms.base import Algorithm
+from gradsurgery.algorithms.base import Algorithm, Step
 from gradsurgery.algorithms.combined import Combined
 from gradsurgery.algorithms.fish import Fish
 from gradsurgery.algorithms.methods import (
@@ -11,13 +11,16 @@ from gradsurgery.algorithms.methods import (
     hyperparameter_names,
     method,
     method_parts,
+    method_provenance,
     settings_listing,
     settings_of,
 )
+from gradsurgery.algorithms.mldg import MLDG
 from gradsurgery.algorithms.objectives import OBJECTIVES, Batch, Objective
 
 __all__ = [
     "METHODS",
+    "MLDG",
     "OBJECTIVES",
     "OTHER_METHODS",
     "Algorithm",
@@ -26,10 +29,12 @@ __all__ = [
     "Fish",
     "MethodInfo",
     "Objective",
+    "Step",
     "build_method",
     "hyperparameter_names",
     "method",
     "method_parts",
+    "method_provenance",
     "settings_listing",
     "settings_of",
 ]

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,43 @@ from gradsurgery.errors import ArgumentError, NonFiniteError
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
+# A loss scaler halves its scale whenever a gradient overflows. Below this, no scale helps.
+_LEAST_SCALE = 2.0**-10
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one training step works with.
+
+    batches: one per source domain.
+    number: of the step, counted from 1.
+    autocast: is entered around each forward pass.
+    """
+
+    model: nn.Module
+    batches: Sequence[Batch]
+    optimizer: torch.optim.Optimizer
+    number: int
+    scaler: torch.amp.GradScaler | None = None
+    autocast: Autocast = nullcontext
+
+    def update_parameters(self) -> None:
+        """Step the optimiser, through the scaler where there is one.
+
+        Raises `NonFiniteError` where the gradients are not finite whatever the scale.
+        """
+        if self.scaler is None:
+            self.optimizer.step()
+            return
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < _LEAST_SCALE:
+            raise NonFiniteError(
+                "the gradients are not finite at any scale of the loss; use float32 or bfloat16, "
+                "lower the learning rate or look at the images",
+                domain=None,
+            )
+
 
 class Algorithm(ABC):
     """One step of a method; the optimiser is the run's.
@@ -23,7 +61,6 @@ class Algorithm(ABC):
 
     minimum_domains: int = 1
 
-    @abstractmethod
     def step(
         self,
         model: nn.Module,
@@ -39,14 +76,19 @@ class Algorithm(ABC):
         `autocast` is entered around each forward pass. Returns the domains' losses and what their
         gradients looked like.
         """
+        return self.take(Step(model, batches, optimizer, step, scaler, autocast))
+
+    @abstractmethod
+    def take(self, step: Step) -> BackwardResult:
+        """Take the step: set the gradients and step the optimiser."""
 
     def restarts_optimizer(self, step: int) -> bool:
         """Whether the optimiser's state is dropped before step `step`."""
         return False
 
-    def idle_steps(self) -> int:
-        """For how many steps, from the first, the method does what deep-all does."""
-        return 0
+    def idle_reason(self, steps: int) -> str | None:
+        """Why a run of so many steps would be one of deep-all, with the cure; None elsewhere."""
+        return None
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a resumed run needs beside the model and the optimiser."""

@@ -1,30 +1,22 @@
 """An objective and a rule: the first decides the losses, the second combines their gradients."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import override
 
-from gradsurgery.algorithms.base import Algorithm, Autocast, non_finite
-from gradsurgery.algorithms.objectives import Batch, Objective
-from gradsurgery.algorithms.objectives.base import values_of
-from gradsurgery.algorithms.optimizing import take_step
-from gradsurgery.algorithms.passes import DomainPasses, PooledPass
-from gradsurgery.engine import BackwardResult, backward
+from gradsurgery.algorithms.base import Algorithm, Step, non_finite
+from gradsurgery.algorithms.forward import Forward
+from gradsurgery.algorithms.objectives import Objective, values_of
+from gradsurgery.engine import BackwardResult, backward, checked_loss
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.rules import Mean, Rule
 
-Passes = Literal["auto", "separate", "pooled"]
-
-FASTER_POOLED = 8
-"""Up to so many images per domain one pass over all is the faster (benchmarks/pooled_pass.py).
-
-A pass has a cost that does not depend on its images, e.g. reading AlexNet's 228 MB of weights. From
-32 images on that is lost in the rest, and one pass keeps D times the activations.
-"""
+BatchNorm = Literal["frozen", "per-domain", "pooled"]
 
 
 class Combined(Algorithm):
@@ -32,72 +24,55 @@ class Combined(Algorithm):
 
     With the rule `mean` the update is the gradient of the mean loss, for which one pass over the
     pooled batch does: Deep-All is `erm` with `mean`. Other rules need the D gradients, from one
-    pass per domain or from one for all (`gradsurgery.PooledModel`).
+    pass per domain. The mean is that of the domains' means: where their batches are of different
+    sizes every domain weighs the same, not every image.
 
-    passes: "separate" makes one pass per domain for every rule, so that batch normalisation sees
-        each domain by itself. "pooled" makes one for all. "auto" makes one for `mean`, and for
-        other rules the faster of the two where both are exact: one for all with no more than
-        `FASTER_POOLED` images per domain, no batch normalisation in training mode, and a network
-        whose layers `PooledModel` knows.
-
-    Raises `ArgumentError` for "pooled" with an objective that needs passes of its own.
+    batch_norm: what batch normalisation in training mode, if the model has any, is to see.
+        "per-domain" makes one forward pass per domain for every rule. "pooled" makes one over all
+        domains for every rule, whose graph is kept for D backward passes: memory of the pooled
+        batch, and each backward pass goes through all of its images. "frozen" makes whichever
+        passes are the cheapest.
     """
 
-    def __init__(self, objective: Objective, rule: Rule, *, passes: Passes = "auto") -> None:
+    def __init__(
+        self, objective: Objective, rule: Rule, *, batch_norm: BatchNorm = "frozen"
+    ) -> None:
         self.objective = objective
         self.rule = rule
-        self.passes = passes
         self.minimum_domains = max(objective.minimum_domains, rule.minimum_domains)
-        self.pooled = isinstance(rule, Mean) and objective.pools and passes != "separate"
-        self._records = objective.pools and not objective.reads_gradients and not self.pooled
-        if passes == "pooled" and not (self.pooled or self._records):
-            raise ArgumentError(
-                f"{objective.name} needs passes of its own, found passes 'pooled'; use 'auto' or "
-                "'separate'"
-            )
+        self._averages = isinstance(rule, Mean) and batch_norm != "per-domain"
+        self._shared = batch_norm == "pooled"
 
-    def step(
-        self,
-        model: nn.Module,
-        batches: Sequence[Batch],
-        optimizer: torch.optim.Optimizer,
-        *,
-        step: int,
-        scaler: torch.amp.GradScaler | None = None,
-        autocast: Autocast = nullcontext,
-    ) -> BackwardResult:
-        """Set every parameter's gradient, and step the optimiser."""
-        optimizer.zero_grad(set_to_none=True)
-        if self.restarts_optimizer(step):
-            optimizer.state.clear()
-        if self.pooled:
-            result = self._pooled_backward(model, batches, step, scaler, autocast)
+    @override
+    def take(self, step: Step) -> BackwardResult:
+        step.optimizer.zero_grad(set_to_none=True)
+        if self.restarts_optimizer(step.number):
+            step.optimizer.state.clear()
+        if self._averages:
+            result = self._mean_backward(step)
         else:
-            passes = DomainPasses(model, autocast, scaler)
-            with closing(self.objective.losses(passes, batches, step)) as losses:
-                result = backward(losses, model.named_parameters(), self.rule, scaler=scaler)
-        take_step(optimizer, scaler)
+            forward = Forward(step.model, step.autocast, shared=self._shared)
+            named = step.model.named_parameters()
+            with closing(self.objective.losses(forward, step.batches, step.number)) as losses:
+                given = list(losses) if self._shared else losses
+                result = backward(given, named, self.rule, scaler=step.scaler)
+        step.update_parameters()
         return result
 
-    def _pooled_backward(
-        self,
-        model: nn.Module,
-        batches: Sequence[Batch],
-        step: int,
-        scaler: torch.amp.GradScaler | None,
-        autocast: Autocast,
-    ) -> BackwardResult:
+    def _mean_backward(self, step: Step) -> BackwardResult:
         """One pass over all images, and one backward pass of the mean loss."""
         seen: list[Tensor] = []
 
         def mean_loss() -> Iterator[Tensor]:
-            losses = self.objective.losses(PooledPass(model, autocast, scaler), batches, step)
-            total = torch.stack([loss for loss in losses if isinstance(loss, Tensor)])
+            forward = Forward(step.model, step.autocast, shared=True)
+            losses = enumerate(self.objective.losses(forward, step.batches, step.number))
+            total = torch.stack([checked_loss(loss, domain).reshape(()) for domain, loss in losses])
             seen.append(total.detach())
             yield total.mean()
 
         try:
-            result = backward(mean_loss(), model.named_parameters(), self.rule, scaler=scaler)
+            named = step.model.named_parameters()
+            result = backward(mean_loss(), named, self.rule, scaler=step.scaler)
         except NonFiniteError as error:
             if not seen:
                 raise
@@ -105,29 +80,41 @@ class Combined(Algorithm):
             raise non_finite(error, "the pooled domains", domain=None) from error
         return replace(result, losses=seen[0])
 
+    @override
     def restarts_optimizer(self, step: int) -> bool:
-        """Where the objective says so."""
         return self.objective.restarts_optimizer(step)
 
-    def idle_steps(self) -> int:
-        """As the objective says."""
-        return self.objective.idle_steps()
+    @override
+    def idle_reason(self, steps: int) -> str | None:
+        return self.objective.idle_reason(steps)
 
+    @override
     def state_dict(self) -> dict[str, Tensor]:
-        """The objective's and the rule's."""
-        parts = {"objective": self.objective.state_dict(), "rule": self.rule.state_dict()}
-        return {f"{part}.{k}": v for part, state in parts.items() for k, v in state.items()}
+        return joined_states(objective=self.objective.state_dict(), rule=self.rule.state_dict())
 
+    @override
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go back to a state of `state_dict`; raises `ArgumentError` on any other keys."""
-        parts: dict[str, dict[str, Tensor]] = {"objective": {}, "rule": {}}
-        for key, value in state.items():
-            part, _, name = key.partition(".")
-            if part not in parts:
-                raise ArgumentError(
-                    f"the state of a method is of its objective and its rule, found {key!r}; load "
-                    "the state of the same method"
-                )
-            parts[part][name] = value
+        parts = split_states(state, ("objective", "rule"))
         self.objective.load_state_dict(parts["objective"])
         self.rule.load_state_dict(parts["rule"])
+
+
+def joined_states(**parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The states of a method's parts in one, by "part.name"."""
+    return {f"{part}.{k}": v for part, state in parts.items() for k, v in state.items()}
+
+
+def split_states(
+    state: Mapping[str, Tensor], parts: tuple[str, ...]
+) -> dict[str, dict[str, Tensor]]:
+    """The inverse of `joined_states`; raises `ArgumentError` on a key of no part."""
+    states: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
+    for key, value in state.items():
+        part, _, name = key.partition(".")
+        if part not in states:
+            raise ArgumentError(
+                f"the state of a method is of its {' and its '.join(parts)}, found {key!r}; load "
+                "the state of the same method"
+            )
+        states[part][name] = value
+    return states

@@ -1,20 +1,16 @@
 """Fish: gradient matching between domains (Shi et al. 2022)."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 from torch.nn.functional import cross_entropy
+from typing_extensions import override
 
-from gradsurgery.algorithms.base import Algorithm, Autocast, non_finite
-from gradsurgery.algorithms.hyperparameters import Hyperparameter, checked_values
-from gradsurgery.algorithms.objectives import Batch
-from gradsurgery.algorithms.optimizing import take_step
-from gradsurgery.algorithms.passes import DomainPasses
+from gradsurgery.algorithms.base import Algorithm, Step, non_finite
+from gradsurgery.algorithms.forward import Forward
 from gradsurgery.engine import BackwardResult, backward
 from gradsurgery.errors import NonFiniteError
+from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter, checked_values
 from gradsurgery.rules import Sum
 
 
@@ -23,7 +19,8 @@ class Fish(Algorithm):
 
     which in the mean raises the inner products of the domains' gradients. The run's optimiser
     takes the inner steps and keeps its state. The steps follow one another, so that there are no
-    D gradients at one θ for a rule to combine.
+    D gradients at one θ for a rule to combine. Buffers, such as batch normalisation's running
+    statistics, stay as the inner steps leave them; DomainBed interpolates them too.
 
     Source: Shi et al., "Gradient Matching for Domain Generalization", ICLR 2022, algorithm 1; ε as
     `meta_lr` in DomainBed.
@@ -31,7 +28,14 @@ class Fish(Algorithm):
 
     name: ClassVar[str] = "fish"
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
-        Hyperparameter("meta_lr", 0.5, "step size ε of the outer step", high=1.0, open_low=True),
+        Hyperparameter(
+            "meta_lr",
+            0.5,
+            "step size ε of the outer step",
+            high=1.0,
+            open_low=True,
+            source=DOMAINBED,
+        ),
     )
 
     minimum_domains = 2
@@ -40,33 +44,25 @@ class Fish(Algorithm):
         self.values = checked_values(self.name, self.hyperparameters, given)
         self._generator = generator
 
-    def step(
-        self,
-        model: nn.Module,
-        batches: Sequence[Batch],
-        optimizer: torch.optim.Optimizer,
-        *,
-        step: int,
-        scaler: torch.amp.GradScaler | None = None,
-        autocast: Autocast = nullcontext,
-    ) -> BackwardResult:
-        """One inner step per domain, then the outer step."""
-        parameters = [p for p in model.parameters() if p.requires_grad]
+    @override
+    def take(self, step: Step) -> BackwardResult:
+        parameters = [p for p in step.model.parameters() if p.requires_grad]
         before = [p.detach().clone() for p in parameters]
-        forward = DomainPasses(model, autocast)
-        generator = self._generator
-        order = torch.randperm(len(batches), generator=generator, device=generator.device).tolist()
-        losses = [torch.empty(())] * len(batches)
+        forward = Forward(step.model, step.autocast)
+        generator, domains = self._generator, len(step.batches)
+        order = torch.randperm(domains, generator=generator, device=generator.device).tolist()
+        losses = [torch.empty(())] * domains
         for domain in order:
-            images, labels = batches[domain]
-            optimizer.zero_grad(set_to_none=True)
+            images, labels = step.batches[domain]
+            step.optimizer.zero_grad(set_to_none=True)
             loss = cross_entropy(next(forward([images])), labels)
             try:
-                result = backward([loss], model.named_parameters(), Sum(), scaler=scaler)
+                named = step.model.named_parameters()
+                result = backward([loss], named, Sum(), scaler=step.scaler)
             except NonFiniteError as error:
                 raise non_finite(error, f"domain {domain}", domain) from error
             losses[domain] = result.losses[0]
-            take_step(optimizer, scaler)
+            step.update_parameters()
         with torch.no_grad():
             for parameter, start in zip(parameters, before, strict=True):
                 parameter.copy_(start.lerp_(parameter, self.values["meta_lr"]))

@@ -1,24 +1,34 @@
 """Methods by name: the eight of the paper, and any objective+rule."""
 
-import re
-from collections.abc import Callable, Iterable, Mapping
-from inspect import signature
+from collections.abc import Iterable, Mapping, Sequence
+from inspect import isabstract
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from gradsurgery.algorithms.base import Algorithm
-from gradsurgery.algorithms.combined import Combined, Passes
+from gradsurgery.algorithms.combined import BatchNorm, Combined
 from gradsurgery.algorithms.fish import Fish
-from gradsurgery.algorithms.objectives import OBJECTIVES, Objective
-from gradsurgery.algorithms.objectives.base import Surroundings
+from gradsurgery.algorithms.mldg import MLDG, OptimizerFactory
+from gradsurgery.algorithms.objectives import ERM, OBJECTIVES, Objective
+from gradsurgery.doors import Kind, entry_names, is_door, load_object, provenance
 from gradsurgery.errors import ArgumentError
-from gradsurgery.rules import RULES, Rule, rule
-from gradsurgery.rules.options import check_options
+from gradsurgery.hyperparameters import Hyperparameter, Setting, check_names
+from gradsurgery.rules import (
+    EXPECTED,
+    RULES,
+    Mean,
+    Rule,
+    as_rule,
+    build_rule,
+    fits_a_rule,
+    is_rule_name,
+    unknown_rule,
+)
+from gradsurgery.rules.base import RuleFunction
 from gradsurgery.rules.torchjd import PREFIX
 
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Settings = Mapping[str, str | int | float]
 
 
@@ -78,7 +88,11 @@ def method_parts(name: str) -> MethodParts | None:
     """The objective and the rule that `name` stands for; None for fish, which has neither.
 
     A name is one of the lists above, `objective+rule`, an objective alone (with the rule `mean`)
-    or a rule alone (with the objective `erm`). Raises `ArgumentError` for any other.
+    or a rule alone (with the objective `erm`). Each may also be `package.module:Name`, or a name
+    that an installed package registers. Nothing is imported to find out; one `package.module:Name`
+    alone is taken for a rule here, and may turn out to be an objective when the method is built.
+
+    Raises `ArgumentError` for any other name.
     """
     if name == Fish.name:
         return None
@@ -86,7 +100,7 @@ def method_parts(name: str) -> MethodParts | None:
         name = METHODS[name].parts
     objective, plus, combining = name.partition("+")
     if not plus:
-        if name in OBJECTIVES:
+        if _is_objective_name(name) and not _is_foreign(name):
             return MethodParts(name, "mean")
         objective, combining = "erm", name
     if objective == Fish.name:
@@ -94,17 +108,20 @@ def method_parts(name: str) -> MethodParts | None:
             f"{name!r}: fish takes its steps one after the other, so there are no domain gradients "
             "at one point for a rule to combine; use fish alone"
         )
-    known_rule = combining in RULES or combining.startswith(PREFIX)
-    if objective in OBJECTIVES and known_rule:
-        return MethodParts(objective, combining)
-    if not plus:
+    if not plus and not is_rule_name(name):
         known = ", ".join([*METHODS, *OTHER_METHODS])
-        raise ArgumentError(f"unknown method {name!r}; the methods are {known}, and objective+rule")
-    if objective not in OBJECTIVES:
-        raise ArgumentError(f"unknown objective {objective!r}; there are {', '.join(OBJECTIVES)}")
-    raise ArgumentError(
-        f"unknown rule {combining!r}; there are {', '.join(RULES)}, and {PREFIX}NAME"
-    )
+        raise ArgumentError(
+            f"unknown method {name!r}; the methods are {known}, objective+rule, and "
+            "package.module:Name"
+        )
+    if not _is_objective_name(objective):
+        known = ", ".join([*OBJECTIVES, MLDG.name, *entry_names("objective")])
+        raise ArgumentError(
+            f"unknown objective {objective!r}; there are {known}, and package.module:Name"
+        )
+    if not is_rule_name(combining):
+        raise unknown_rule(combining)
+    return MethodParts(objective, combining)
 
 
 def build_method(
@@ -113,52 +130,60 @@ def build_method(
     generator: torch.Generator,
     make_optimizer: OptimizerFactory,
     settings: Settings | None = None,
-    passes: Passes = "auto",
+    batch_norm: BatchNorm = "frozen",
 ) -> Algorithm:
-    """The algorithm of the method `name`.
+    """The algorithm of the method `name`, with the code that it names imported.
 
     generator: draws for whatever is random in it.
     make_optimizer: a fresh optimiser like the run's, for MLDG's inner steps.
-    settings: hyperparameters by "objective.name" or "rule.name", e.g. {"group-dro.eta": 0.05}.
-    passes: one pass per domain, or one for all, as `Combined` says.
+    settings: hyperparameters by "objective.name" or "rule.name", e.g. {"group-dro.eta": 0.05}, the
+        owner as the method's name has it: {"mypackage.rules:MyRule.strength": 2}.
+    batch_norm: what the network's batch normalisation is to see of the domains, as `Combined` says.
 
     Raises `ArgumentError` for an unknown name or hyperparameter, a value out of range, or "pooled"
     with a method that needs passes of its own.
     """
-    given = dict(settings or {})
-    parts = method_parts(name)
+    parts = _resolved(name)
+    if batch_norm == "pooled" and (parts is None or parts.objective == MLDG.name):
+        raise ArgumentError(
+            f"{name} needs passes of its own, found batch_norm 'pooled'; use 'frozen' or "
+            "'per-domain'"
+        )
+    owned = _taken(settings or {}, parts or (Fish.name,), name)
     if parts is None:
-        if passes == "pooled":
-            raise ArgumentError(
-                "fish steps on one domain after the other, found passes 'pooled'; use 'auto' or "
-                "'separate'"
-            )
-        return Fish(generator, **_taken(given, [Fish.name], name)[Fish.name])
-    owned = _taken(given, parts, name)
-    surroundings = Surroundings(generator, make_optimizer)
-    objective = OBJECTIVES[parts.objective](surroundings, **owned[parts.objective])
-    combining = rule(parts.rule, generator=generator, **rule_options(parts.rule, owned[parts.rule]))
-    return Combined(objective, combining, passes=passes)
+        return Fish(generator, **owned[Fish.name])
+    combining = build_rule(parts.rule, owned[parts.rule], generator)
+    options = owned[parts.objective]
+    if parts.objective == MLDG.name:
+        return MLDG(combining, generator, make_optimizer, **options)
+    kind = _objective_class(parts.objective)
+    check_names(parts.objective, [h.name for h in kind.hyperparameters], options)
+    objective = kind(generator=generator, **options)
+    return Combined(objective, combining, batch_norm=batch_norm)
 
 
 def method(
-    name: str,
+    name: str | Rule | Objective | RuleFunction = "deep-all",
     *,
+    rule: Rule | RuleFunction | None = None,
     generator: torch.Generator | None = None,
     make_optimizer: OptimizerFactory | None = None,
     settings: Settings | None = None,
-    passes: Passes = "auto",
+    batch_norm: BatchNorm = "frozen",
 ) -> Algorithm:
     """A method for a training loop of your own: `method("irm+pcgrad").step(model, batches, …)`.
 
+    name: a method's name, or a rule or an objective of your own: `method(MyRule())`.
+    rule: combines the gradients of an objective: `method(MyObjective(), rule=gs.AgrSum())`,
+        `method("irm", rule=MyRule())`. By default the mean.
     generator: draws for whatever is random in it; by default one seeded with 0.
     make_optimizer: a fresh optimiser for MLDG's inner steps, e.g. `lambda parameters:
         torch.optim.Adam(parameters, lr=1e-4)`; no other method needs it.
     settings: hyperparameters, e.g. {"irm.penalty": 10}.
-    passes: "separate" is one pass per domain for every method, which a model needs whose batch
-        normalisation is in training mode and is to see each domain by itself; "pooled" is one pass
-        for all, in which it sees all. `gradsurgery.backbones.set_training_mode(model, "frozen")`
-        keeps it in evaluation mode instead, and then "auto" takes the faster of the two.
+    batch_norm: for a model whose batch normalisation is in training mode. "per-domain": one forward
+        pass per domain for every method, in which it sees that domain alone. "pooled": one for all
+        domains. `gradsurgery.backbones.set_training_mode(model, "frozen")` keeps it in evaluation
+        mode instead.
 
     Count `step` from 1: the methods with annealing drop the optimiser's state when it is over.
 
@@ -171,6 +196,7 @@ def method(
     >>> result = method("irm+pcgrad").step(model, batches, optimizer, step=1)
     >>> len(result.losses), result.cosines.shape
     (3, torch.Size([3, 3]))
+    >>> summed = method(lambda gradients: gradients.sum(0)).step(model, batches, optimizer, step=2)
     """
 
     def missing(_: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -179,40 +205,124 @@ def method(
             "lambda parameters: torch.optim.Adam(parameters, lr=1e-4)"
         )
 
-    return build_method(
+    generator = generator or torch.Generator().manual_seed(0)
+    if isinstance(name, Objective):
+        return Combined(name, Mean() if rule is None else as_rule(rule), batch_norm=batch_norm)
+    if not isinstance(name, str):
+        if rule is not None:
+            raise ArgumentError(
+                f"found two rules, {as_rule(name).name} and {as_rule(rule).name}; give one"
+            )
+        return Combined(ERM(generator=generator), as_rule(name), batch_norm=batch_norm)
+    built = build_method(
         name,
-        generator=generator or torch.Generator().manual_seed(0),
+        generator=generator,
         make_optimizer=make_optimizer or missing,
         settings=settings,
-        passes=passes,
+        batch_norm=batch_norm,
     )
+    if rule is None:
+        return built
+    if "+" in name or not isinstance(built, Combined) or not isinstance(built.rule, Mean):
+        raise ArgumentError(f"{name} has a rule of its own, found another; give an objective alone")
+    return Combined(built.objective, as_rule(rule), batch_norm=batch_norm)
 
 
 def settings_of(name: str, settings: Settings) -> dict[str, str | int | float]:
-    """The settings that are about a part of the method `name`."""
+    """The settings that are about a part of the method `name`; nothing is imported."""
     owners = method_parts(name) or (Fish.name,)
     return {key: value for key, value in settings.items() if key.rpartition(".")[0] in owners}
 
 
-def rule_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a rule in the types of their defaults, from text as a command line gives it."""
-    if name.startswith(PREFIX):
-        return {key: _number(value) for key, value in given.items()}
-    known = signature(RULES[name]).parameters
-    check_options(name, known.keys() - {"generator"}, given)
-    options: dict[str, Any] = {}
-    for key, value in given.items():
-        default = known[key].default
-        kind = float if default is None else type(default)
-        try:
-            options[key] = _CONVERSIONS.get(kind, kind)(value)
-        except (TypeError, ValueError, OverflowError) as error:
-            what = {bool: "true or false", int: "a whole number"}.get(kind, "a number")
-            raise ArgumentError(f"{name}.{key} is {what}, found {value!r}") from error
-    return options
+def hyperparameter_names(method: str) -> list[str]:
+    """Names of a method's hyperparameters, as `settings` takes them."""
+    return [
+        f"{owner}.{hyperparameter.name}"
+        for owner in _resolved(method) or (Fish.name,)
+        for hyperparameter in _hyperparameters(owner)
+    ]
 
 
-def _taken(given: dict[str, Any], owners: Iterable[str], method: str) -> dict[str, dict[str, Any]]:
+def settings_listing() -> list[Setting]:
+    """Every hyperparameter of every objective and rule, as `--set` takes it."""
+    owners: list[Any] = [*OBJECTIVES.values(), MLDG, Fish, *RULES.values()]
+    return [h.listed(owner.name) for owner in owners for h in owner.hyperparameters]
+
+
+def method_provenance(name: str) -> list[dict[str, str | None]]:
+    """Where the parts of the method `name` come from that are not built in, for a run's record.
+
+    Imports them, which training has done before.
+    """
+    found: list[Any] = []
+    parts = _resolved(name)
+    if parts is not None and not _is_built_in(parts.objective):
+        found.append(_objective_class(parts.objective))
+    if parts is not None and not _is_built_in(parts.rule):
+        found.append(load_object(parts.rule, "rule", fits=fits_a_rule, expected=EXPECTED))
+    return [provenance(part) for part in found]
+
+
+def _resolved(name: str) -> MethodParts | None:
+    """As `method_parts`, with an object alone imported to tell a rule from an objective."""
+    if _is_foreign(name):
+        found = load_object(
+            name,
+            "rule",
+            fits=lambda found: fits_a_rule(found) or _fits_an_objective(found),
+            expected=f"{EXPECTED}, or {_OBJECTIVE}",
+        )
+        if _fits_an_objective(found):
+            return MethodParts(name, "mean")
+    return method_parts(name)
+
+
+def _is_foreign(name: str) -> bool:
+    """Whether it is somebody's `package.module:Name`."""
+    return is_door(name) and not name.startswith(PREFIX)
+
+
+def _is_built_in(part: str) -> bool:
+    return part in {**OBJECTIVES, **RULES, MLDG.name: MLDG} or part.startswith(PREFIX)
+
+
+def _is_objective_name(name: str) -> bool:
+    return (
+        name in OBJECTIVES
+        or name == MLDG.name
+        or _is_foreign(name)
+        or name in entry_names("objective")
+    )
+
+
+def _fits_an_objective(found: Any) -> bool:
+    return isinstance(found, type) and issubclass(found, Objective) and not isabstract(found)
+
+
+_OBJECTIVE = "a subclass of gradsurgery.Objective"
+
+
+def _objective_class(name: str) -> type[Objective]:
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    found: type[Objective] = load_object(
+        name, "objective", fits=_fits_an_objective, expected=_OBJECTIVE
+    )
+    return found
+
+
+def _hyperparameters(owner: str) -> Sequence[Hyperparameter]:
+    """Those of a part of a method; TorchJD's aggregators name theirs when they are built."""
+    built_in: dict[str, Any] = {**OBJECTIVES, **RULES, MLDG.name: MLDG, Fish.name: Fish}
+    found: Any = built_in.get(owner)
+    if found is None and not owner.startswith(PREFIX):
+        kind: Kind = "objective" if owner in entry_names("objective") else "rule"
+        found = load_object(owner, kind, fits=lambda _: True, expected="")
+    known: Sequence[Hyperparameter] = getattr(found, "hyperparameters", ())
+    return known
+
+
+def _taken(given: Settings, owners: Iterable[str], method: str) -> dict[str, dict[str, Any]]:
     """The settings by owner; an `ArgumentError` for one that belongs to none of them."""
     owned: dict[str, dict[str, Any]] = {owner: {} for owner in owners}
     for key, value in given.items():
@@ -222,72 +332,3 @@ def _taken(given: dict[str, Any], owners: Iterable[str], method: str) -> dict[st
             raise ArgumentError(f"{method} has no hyperparameter {key!r}; it has: {existing}")
         owned[owner][name] = value
     return owned
-
-
-def hyperparameter_names(method: str) -> list[str]:
-    """Names of a method's hyperparameters, as `settings` takes them."""
-    parts = method_parts(method)
-    if parts is None:
-        return [f"{Fish.name}.{h.name}" for h in Fish.hyperparameters]
-    names = [f"{parts.objective}.{h.name}" for h in OBJECTIVES[parts.objective].hyperparameters]
-    kind: type[Objective] | type[Rule] | None = RULES.get(parts.rule)
-    options = signature(kind).parameters if kind is not None else {}
-    return names + [f"{parts.rule}.{option}" for option in options if option != "generator"]
-
-
-class Setting(NamedTuple):
-    """A hyperparameter as users see it."""
-
-    name: str
-    default: str
-    meaning: str
-
-
-def settings_listing() -> list[Setting]:
-    """Every hyperparameter of every objective and rule, as `--set` takes it."""
-    owners: list[type[Objective] | type[Fish]] = [*OBJECTIVES.values(), Fish]
-    listing = [
-        Setting(f"{o.name}.{h.name}", f"{h.default:g}", f"{h.meaning}; {h.range} ({h.source})")
-        for o in owners
-        for h in o.hyperparameters
-    ]
-    for kind in RULES.values():
-        for option, parameter in signature(kind).parameters.items():
-            if option != "generator":
-                meaning = _documented(kind, option)
-                listing.append(Setting(f"{kind.name}.{option}", str(parameter.default), meaning))
-    return listing
-
-
-def _documented(kind: type, option: str) -> str:
-    """The paragraph "option: …" of a class's docstring, in one line."""
-    text = re.search(rf"^    {option}: ((?:.|\n {{8}})*)", kind.__doc__ or "", re.MULTILINE)
-    return " ".join(text[1].split()) if text else ""
-
-
-def _boolean(value: Any) -> bool:
-    if str(value).lower() in ("true", "1", "1.0", "yes"):
-        return True
-    if str(value).lower() in ("false", "0", "0.0", "no"):
-        return False
-    raise ValueError(value)
-
-
-def _whole(value: Any) -> int:
-    number = int(value)
-    if number != float(value):
-        raise ValueError(value)
-    return number
-
-
-_CONVERSIONS: dict[type, Callable[[Any], Any]] = {bool: _boolean, int: _whole}
-
-
-def _number(value: Any) -> Any:
-    """A number where the text is one."""
-    for conversion in (_whole, float):
-        try:
-            return conversion(value)
-        except (TypeError, ValueError, OverflowError):
-            continue
-    return value

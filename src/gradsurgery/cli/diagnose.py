@@ -12,7 +12,7 @@ from gradsurgery.data import open_source
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.diagnosis import Diagnosis, DiagnosisOptions
 from gradsurgery.errors import ArgumentError
-from gradsurgery.report.study_folder import write_diagnosis
+from gradsurgery.report.report import write_diagnosis
 from gradsurgery.studies.diagnosis import (
     diagnose_run,
     diagnose_training,

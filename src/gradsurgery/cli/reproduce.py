@@ -13,8 +13,9 @@ from gradsurgery.cli.sweep import plan_parts, report_on, run_plan
 from gradsurgery.data import open_source
 from gradsurgery.documents.plan import names, parse_seeds
 from gradsurgery.documents.similarity import SimilarityOptions
-from gradsurgery.report.drawing import draw_example_images
+from gradsurgery.report.figures.examples import draw_examples
 from gradsurgery.report.figures.style import save
+from gradsurgery.report.report import file_stems
 from gradsurgery.sweep.paper_plans import DATA_SETS, paper_plan
 from gradsurgery.training.directory import folder_name
 
@@ -91,8 +92,9 @@ def figure1(
         print(f"0 runs: draws images of {', '.join(_specs(datasets))} into {folder}")
         return
     examples = [open_examples(spec) for spec in _specs(datasets)]
-    for drawing in draw_example_images(examples):
-        for path in save(drawing.figure, folder / drawing.stem):
+    stems = file_stems("figure1", [each.data for each in examples])
+    for stem, each in zip(stems, examples, strict=True):
+        for path in save(draw_examples(each).figure, folder / stem):
             print(path)
 
 

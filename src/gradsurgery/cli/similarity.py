@@ -13,7 +13,7 @@ from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.plan import parse_seeds
 from gradsurgery.documents.similarity import SimilarityOptions
 from gradsurgery.errors import ArgumentError
-from gradsurgery.report.study_folder import write_similarity
+from gradsurgery.report.report import write_similarity
 from gradsurgery.studies.similarity import study_similarity
 from gradsurgery.training import device
 from gradsurgery.training.run import check_run, prepare_images

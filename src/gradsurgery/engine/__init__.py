@@ -1,6 +1,18 @@
-"""Gives each parameter's gradients by domain to a rule, and writes its update into .grad."""
+"""Gives each parameter's gradients by domain to a rule, and writes its update into .grad.
 
-from gradsurgery.engine.backward import backward
-from gradsurgery.engine.update import BackwardResult
+`passes.py` produces the gradients, `accumulators.py` keeps them for the rule; the two meet in
+`Accumulator.receive` and nowhere else.
+"""
 
-__all__ = ["BackwardResult", "backward"]
+from gradsurgery.engine.accumulators import Accumulator
+from gradsurgery.engine.backward import BackwardResult, backward, write_update
+from gradsurgery.engine.passes import checked_loss, gradients_of
+
+__all__ = [
+    "Accumulator",
+    "BackwardResult",
+    "backward",
+    "checked_loss",
+    "gradients_of",
+    "write_update",
+]

@@ -1,42 +1,37 @@
 """A diagnosis in words and tables."""
 
-from collections.abc import Iterable
-
 from gradsurgery.documents.diagnosis import (
     Diagnosis,
     GroupConflict,
     LoggedConflict,
     Snapshot,
 )
-from gradsurgery.report.section import Section, Table, markdown_table
+from gradsurgery.report.section import Listing, Section, Table, plain_table
+from gradsurgery.report.tables import section_markdown
 
 NONE = "–"
 _FEWEST = 1000  # components of a group that a sentence names: of fewer, a fraction is too uncertain
 
 
-def diagnosis_section(diagnosis: Diagnosis, figures: Iterable[str] = ()) -> Section:
-    """The diagnosis as a section of a report; `figures` are file names of drawings."""
+def diagnosis_section(diagnosis: Diagnosis) -> Section:
+    """The diagnosis as a section of a report: its sentences, then its tables."""
     last = diagnosis.snapshots[-1]
     tables = [_cosine_table(diagnosis, last), _group_table(diagnosis, last)]
     if len(diagnosis.snapshots) > 1:
         tables.append(_step_table(diagnosis))
-    return Section(
-        title=f"Where the domains of {diagnosis.data} conflict",
-        sentences=diagnosis_sentences(diagnosis),
-        tables=tables,
-        figures=list(figures),
-    )
+    title = f"Where the domains of {diagnosis.data} conflict"
+    return Section("diagnosis", title, [Listing(diagnosis_sentences(diagnosis)), *tables])
 
 
 def diagnosis_markdown(diagnosis: Diagnosis) -> str:
     """Sentences and tables as Markdown."""
-    text = diagnosis_section(diagnosis).markdown()
-    logged = diagnosis.logged
-    rows = [] if logged is None else _logged_rows(logged)
-    if not rows:
-        return text
-    header = ["step", "components that agree", "mean cosine"]
-    return text + "\n" + markdown_table(Table("Logged by the run itself", header, rows))
+    section = diagnosis_section(diagnosis)
+    rows = [] if diagnosis.logged is None else _logged_rows(diagnosis.logged)
+    if rows:
+        header = ["step", "components that agree", "mean cosine"]
+        table = plain_table("Logged by the run itself", header, rows)
+        section = Section(section.identity, section.title, [*section.blocks, table])
+    return section_markdown(section)
 
 
 def _logged_rows(logged: LoggedConflict) -> list[list[str]]:
@@ -188,8 +183,8 @@ def _cosine_table(diagnosis: Diagnosis, last: Snapshot) -> Table:
             strict=True,
         )
     ]
-    header = ["", *diagnosis.domains, "all others", "components against all others"]
-    return Table("Cosine similarity of the domains' gradients", header, rows)
+    header = ["domain", *diagnosis.domains, "all others", "components against all others"]
+    return plain_table("Cosine similarity of the domains' gradients", header, rows)
 
 
 def _group_table(diagnosis: Diagnosis, last: Snapshot) -> Table:
@@ -204,7 +199,7 @@ def _group_table(diagnosis: Diagnosis, last: Snapshot) -> Table:
         for group in [*last.groups, last.total]
     ]
     against = [f"{domain} against the rest" for domain in diagnosis.domains]
-    return Table(
+    return plain_table(
         "By layers, from the input to the output",
         ["layers", "components", "agree", "length that Agr-Sum leaves", *against],
         rows,
@@ -223,7 +218,7 @@ def _step_table(diagnosis: Diagnosis) -> Table:
         for snapshot in diagnosis.snapshots
     ]
     header = ["step", "agree", "agree when shuffled", "length left", "conflicts most"]
-    return Table("Over training", header, rows)
+    return plain_table("Over training", header, rows)
 
 
 def _percent(value: float | None) -> str:

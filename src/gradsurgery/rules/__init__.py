@@ -1,27 +1,28 @@
 """D domain gradients in, one consensus gradient out: pure tensor functions, one rule a file."""
 
-from inspect import signature
+from collections.abc import Mapping
+from inspect import isabstract, signature
 from typing import Any
 
 import torch
 
+from gradsurgery import doors
 from gradsurgery.errors import ArgumentError
+from gradsurgery.hyperparameters import check_names
 from gradsurgery.rules import torchjd
 from gradsurgery.rules.agr_rand import AgrRand
 from gradsurgery.rules.agr_sum import AgrSum
 from gradsurgery.rules.and_mask import ANDMask
-from gradsurgery.rules.base import ComponentwiseRule, GramianRule, Rule
+from gradsurgery.rules.base import ComponentwiseRule, FunctionRule, GramianRule, Rule, as_rule
 from gradsurgery.rules.cagrad import CAGrad
 from gradsurgery.rules.graddrop import GradDrop
 from gradsurgery.rules.gradvac import GradVac
-from gradsurgery.rules.median import Median
 from gradsurgery.rules.mgda import MGDA
-from gradsurgery.rules.options import check_options
 from gradsurgery.rules.pcgrad import PCGrad
 from gradsurgery.rules.sand_mask import SANDMask
 from gradsurgery.rules.sum import Mean, Sum
 from gradsurgery.rules.torchjd import AggregatorRule, as_aggregator
-from gradsurgery.rules.trimmed_mean import TrimmedMean
+from gradsurgery.rules.trimmed_mean import Median, TrimmedMean
 
 __all__ = [
     "MGDA",
@@ -32,6 +33,7 @@ __all__ = [
     "AgrSum",
     "CAGrad",
     "ComponentwiseRule",
+    "FunctionRule",
     "GradDrop",
     "GradVac",
     "GramianRule",
@@ -43,6 +45,7 @@ __all__ = [
     "Sum",
     "TrimmedMean",
     "as_aggregator",
+    "as_rule",
     "rule",
 ]
 
@@ -70,19 +73,58 @@ def rule(name: str, *, generator: torch.Generator | None = None, **options: Any)
     """The rule of that name, e.g. `rule("agr-sum", reduction="mean")`.
 
     "torchjd:NAME" wraps the aggregator of that name, e.g. `rule("torchjd:Krum", n_byzantine=1)`.
+    "package.module:Name" is a rule of your own: a subclass of `Rule`, an instance of one, or a
+    function [domains, params] -> [params]. Installed packages may register short names for theirs
+    in the entry point group `gradsurgery.rules`.
     `generator` goes to the rules that draw random numbers, the others have no use for it.
     Raises `ArgumentError` for an unknown name or option, `MissingPackageError` where a rule needs a
     package that is not installed.
     """
+    return build_rule(name, options, generator)
+
+
+EXPECTED = "a subclass of gradsurgery.Rule, an instance of one, or a function of the gradients"
+
+
+def is_rule_name(name: str) -> bool:
+    """Whether `name` may stand for a rule; nothing is imported to find out."""
+    if name in RULES or name.startswith(torchjd.PREFIX):
+        return True
+    return doors.is_door(name) or name in doors.entry_names("rule")
+
+
+def unknown_rule(name: str) -> ArgumentError:
+    """The error of a name that stands for no rule."""
+    known = ", ".join([*RULES, *doors.entry_names("rule")])
+    return ArgumentError(
+        f"unknown rule {name!r}; there are {known}, {torchjd.PREFIX}NAME for TorchJD's aggregators "
+        "and package.module:Name"
+    )
+
+
+def fits_a_rule(found: Any) -> bool:
+    """Whether it is what a rule of somebody else may be."""
+    if isinstance(found, type):
+        return issubclass(found, Rule) and not isabstract(found)
+    return isinstance(found, Rule) or callable(found)
+
+
+def build_rule(
+    name: str, options: Mapping[str, Any], generator: torch.Generator | None = None
+) -> Rule:
+    """As `rule`, with options from anywhere, also as text."""
     if name.startswith(torchjd.PREFIX):
         return torchjd.aggregator_rule(name.removeprefix(torchjd.PREFIX), options, generator)
-    if name not in RULES:
-        raise ArgumentError(
-            f"unknown rule {name!r}; the rules are {', '.join(RULES)}, and torchjd:NAME for "
-            "TorchJD's aggregators"
-        )
-    known = set(signature(RULES[name]).parameters)
-    check_options(name, known - {"generator"}, options)
-    if "generator" in known:
-        options["generator"] = generator
-    return RULES[name](**options)
+    if not is_rule_name(name):
+        raise unknown_rule(name)
+    found: Any = RULES.get(name)
+    if found is None:
+        found = doors.load_object(name, "rule", fits=fits_a_rule, expected=EXPECTED)
+    if not isinstance(found, type):
+        check_names(name, (), options)
+        return as_rule(found)
+    kind: type[Rule] = found
+    check_names(name, [h.name for h in kind.hyperparameters], options)
+    takes_generator = "generator" in signature(found).parameters
+    drawing = {"generator": generator} if takes_generator else {}
+    return kind(**drawing, **options)

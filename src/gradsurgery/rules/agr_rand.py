@@ -9,7 +9,6 @@ from torch import Tensor
 from gradsurgery.rules.agreement import AgreementRule
 from gradsurgery.rules.base import Consensus, State
 from gradsurgery.rules.pieces import pieces
-from gradsurgery.rules.randomness import RandomSource
 
 
 class AgrRand(AgreementRule):
@@ -31,27 +30,17 @@ class AgrRand(AgreementRule):
 
     name = "agr-rand"
 
-    def __init__(
-        self,
-        *,
-        generator: torch.Generator | None = None,
-        reduction: str = "sum",
-        zero_agrees: bool = True,
-    ) -> None:
-        super().__init__(reduction=reduction, zero_agrees=zero_agrees)
-        self._random = RandomSource(generator)
-
     def finish(self, states: Sequence[State], domains: int) -> Consensus:
         """The totals with noise where they conflict."""
         totals = [total for (total,) in states]
-        if not self.zero_agrees:
+        if not self.values["zero_agrees"]:
             for total in totals:
                 total.masked_fill_(total == 0, torch.nan)
         sigma, counts = scale_of_noise(totals)
         divisor = self.divisor(domains)
         for total in totals:
             for (running,) in pieces(total):
-                noise = self._random.normal_like(running).mul_(sigma)
+                noise = self.random.normal_like(running).mul_(sigma)
                 running.copy_(torch.where(running.isnan(), noise, running).div_(divisor))
         return Consensus(totals, counts)
 

@@ -42,12 +42,12 @@ class AgrSum(AgreementRule):
         self.check_matrix(gradients)
         update = torch.empty_like(gradients[0])
         agreement_sum(gradients, out=update)
-        return update.div_(len(gradients)) if self.reduction == "mean" else update
+        return update.div_(len(gradients)) if self.values["reduction"] == "mean" else update
 
     def _clear_marks(self, total: Float[Tensor, " params"]) -> Float[Tensor, ""]:
         """Set the conflicts to zero and return how many components agree."""
         if fused.applies_to(total):
-            count = fused.clear_marks(total, zero_agrees=self.zero_agrees)
+            count = fused.clear_marks(total, zero_agrees=self.values["zero_agrees"])
             return torch.tensor(count, dtype=torch.float64)
         agreeing = torch.zeros((), dtype=torch.float64, device=total.device)
         (buffer,) = scratch(total, 1)
@@ -55,7 +55,7 @@ class AgrSum(AgreementRule):
             agrees = buffer[: len(running)].copy_(running)
             agrees.eq_(running)  # NaN differs from itself
             torch.nan_to_num(running, nan=0.0, posinf=torch.inf, neginf=-torch.inf, out=running)
-            if not self.zero_agrees:
+            if not self.values["zero_agrees"]:
                 agrees.copy_(running).ne_(0)
             agreeing += agrees.sum(dtype=torch.float64)
         return agreeing

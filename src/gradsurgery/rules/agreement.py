@@ -7,23 +7,32 @@ NaN whatever is added, needs no second buffer, and tells "agrees at zero" from "
 gradients themselves have to be finite, which callers check beforehand.
 """
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gradsurgery.hyperparameters import Hyperparameter
 from gradsurgery.rules import fused
-from gradsurgery.rules.base import ComponentwiseRule, State
-from gradsurgery.rules.options import check_reduction
+from gradsurgery.rules.base import ComponentwiseRule, State, reduction
 from gradsurgery.rules.pieces import compiled, pieces, scratch
+
+_SOURCE = "Mansilla et al. 2021"
 
 
 class AgreementRule(ComponentwiseRule):
     """A rule that sums where the signs agree, and decides in `finish` what a conflict becomes."""
 
-    def __init__(self, *, reduction: str = "sum", zero_agrees: bool = True) -> None:
-        check_reduction(reduction)
-        self.reduction = reduction
-        self.zero_agrees = zero_agrees
+    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
+        reduction("sum", _SOURCE),
+        Hyperparameter(
+            "zero_agrees",
+            True,
+            "whether a component that is zero in every domain agrees",
+            source=_SOURCE,
+        ),
+    )
 
     def start(self, gradient: Float[Tensor, " params"]) -> State:
         """The running total, in which NaN will mark conflicts."""
@@ -37,7 +46,7 @@ class AgreementRule(ComponentwiseRule):
 
     def divisor(self, domains: int) -> int:
         """What the sum over the domains is divided by."""
-        return domains if self.reduction == "mean" else 1
+        return domains if self.values["reduction"] == "mean" else 1
 
 
 def fold_agreement(total: Float[Tensor, " params"], gradient: Float[Tensor, " params"]) -> None:

@@ -2,14 +2,20 @@
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int16
 from torch import Tensor
 
-from gradsurgery.rules.base import ComponentwiseRule, Consensus, State
-from gradsurgery.rules.options import check_range, check_reduction
+from gradsurgery.hyperparameters import Hyperparameter
+from gradsurgery.rules.base import ComponentwiseRule, Consensus, State, reduction
 from gradsurgery.rules.pieces import pieces
+
+_SOURCE = "DomainBed"
+RESCALE = Hyperparameter(
+    "rescale", False, "divide by the mean of the mask, tensor by tensor", source="the formula"
+)
 
 
 class ANDMask(ComponentwiseRule):
@@ -36,12 +42,11 @@ class ANDMask(ComponentwiseRule):
 
     name = "and-mask"
 
-    def __init__(self, *, tau: float = 1.0, reduction: str = "mean", rescale: bool = False) -> None:
-        check_range(self.name, "tau", tau, 0.0, 1.0)
-        check_reduction(reduction)
-        self.tau = tau
-        self.reduction = reduction
-        self.rescale = rescale
+    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
+        Hyperparameter("tau", 1.0, "threshold τ of the agreement", high=1.0, source=_SOURCE),
+        reduction("mean", _SOURCE),
+        RESCALE,
+    )
 
     def start(self, gradient: Float[Tensor, " params"]) -> State:
         """The running total and the sum of the signs."""
@@ -57,7 +62,7 @@ class ANDMask(ComponentwiseRule):
     def finish(self, states: Sequence[State], domains: int) -> Consensus:
         """The totals where enough signs are equal."""
         # an integer to compare with: no rounding of τ·D decides
-        needed = math.ceil(self.tau * domains - 1e-9)
+        needed = math.ceil(self.values["tau"] * domains - 1e-9)
         updates, counts = [], []
         for total, signs in states:
             kept = torch.zeros((), dtype=torch.float64, device=total.device)
@@ -65,9 +70,9 @@ class ANDMask(ComponentwiseRule):
                 dropped = agreeing.abs() < needed
                 running.masked_fill_(dropped, 0.0)
                 kept += len(running) - dropped.sum()
-            if self.rescale:
+            if self.values["rescale"]:
                 total.div_((kept / max(total.numel(), 1)).clamp_min(1e-10))
-            updates.append(total.div_(domains) if self.reduction == "mean" else total)
+            updates.append(total.div_(domains) if self.values["reduction"] == "mean" else total)
             counts.append(kept)
         return Consensus(updates, torch.stack(counts))
 

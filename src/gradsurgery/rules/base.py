@@ -1,17 +1,21 @@
 """What a rule is: the gradients of D domains in, one update out."""
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from gradsurgery.errors import ArgumentError, NonFiniteError
+from gradsurgery.hyperparameters import Hyperparameter, checked_values
 from gradsurgery.rules.gramian import gramian_of, weighted_sum
+from gradsurgery.rules.randomness import RandomSource
 
 State = tuple[Tensor, ...]
+RuleFunction = Callable[[Tensor], Tensor]
 
 
 class Rule(ABC):
@@ -20,12 +24,32 @@ class Rule(ABC):
     A rule is callable on a matrix, `rule(gradients)`: [domains, params] -> [params], and is handed
     to `gradsurgery.backward`. A subclass that implements the call alone works there too, with the
     memory of the D gradients; `ComponentwiseRule` and `GramianRule` need less.
+
+    A subclass declares its `hyperparameters`, which are the arguments of its constructor and what
+    `--set NAME.option` knows, and finds their values in `self.values`. Whatever is random in it
+    draws from `self.random`: from `generator`, or from one of its own, seeded with 0.
     """
 
     name: str
+    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = ()
     minimum_domains: int = 2
     scale_equivariant: bool = True
     """Whether s times the gradients give s times the update, for any s > 0."""
+
+    def __init_subclass__(cls) -> None:
+        if not hasattr(cls, "name"):
+            cls.name = cls.__name__
+        taken = inspect.signature(cls.__init__).parameters.values()
+        keyword, any_keyword = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD
+        if any(parameter.kind is any_keyword for parameter in taken):
+            options = {"generator": None} | {h.name: h.default for h in cls.hyperparameters}
+            cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+                [inspect.Parameter(name, keyword, default=d) for name, d in options.items()]
+            )
+
+    def __init__(self, *, generator: torch.Generator | None = None, **options: Any) -> None:
+        self.values = checked_values(self.name, self.hyperparameters, options)
+        self.random = RandomSource(generator)
 
     @abstractmethod
     def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
@@ -46,7 +70,7 @@ class Rule(ABC):
                 "state of a rule of the same name"
             )
 
-    def check_run(self, domains: int) -> None:
+    def check_domains(self, domains: int) -> None:
         """Raise `ArgumentError` where the rule has no meaning for this many domains."""
         if domains < self.minimum_domains:
             raise ArgumentError(
@@ -62,7 +86,13 @@ class Rule(ABC):
                 f"{self.name} expects floating point gradients of shape [domains, params], found "
                 f"{gradients.dtype} of shape {list(gradients.shape)}; stack one flat row per domain"
             )
-        self.check_run(len(gradients))
+        self.check_domains(len(gradients))
+
+
+def reduction(default: str, source: str) -> Hyperparameter:
+    """The hyperparameter of rules that sum over the domains or average."""
+    meaning = "of the domains: mean divides their sum by D"
+    return Hyperparameter("reduction", default, meaning, choices=("sum", "mean"), source=source)
 
 
 class Consensus(NamedTuple):
@@ -127,6 +157,41 @@ class GramianRule(Rule):
             check_rows_finite(gradients)
         update = torch.empty_like(gradients[0])
         return weighted_sum(gradients.unbind(0), self.weights(gramian), out=update)
+
+
+class FunctionRule(Rule):
+    """A function [domains, params] -> [params] as a rule.
+
+    What it makes of scaled gradients is not known, so that it does not go with a gradient scaler.
+    """
+
+    minimum_domains = 1
+    scale_equivariant = False
+
+    def __init__(self, function: RuleFunction) -> None:
+        self.function = function
+        self.name = getattr(function, "__name__", type(function).__name__)
+
+    def __call__(self, gradients: Float[Tensor, "domains params"]) -> Tensor:
+        """What the function gives."""
+        self.check_matrix(gradients)
+        check_rows_finite(gradients)
+        return self.function(gradients)
+
+
+def as_rule(rule: Rule | RuleFunction) -> Rule:
+    """The rule itself, or the function as one; raises `ArgumentError` for anything else."""
+    if isinstance(rule, Rule):
+        return rule
+    found = (
+        f"the class {rule.__name__} instead of {rule.__name__}()" if isinstance(rule, type) else ""
+    )
+    if found or not callable(rule):
+        raise ArgumentError(
+            f"rule is a Rule or a function, found {found or type(rule).__name__}; build one by "
+            "name with gradsurgery.rule(...)"
+        )
+    return FunctionRule(rule)
 
 
 def check_rows_finite(gradients: Float[Tensor, "domains params"]) -> None:

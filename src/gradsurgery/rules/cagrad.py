@@ -1,13 +1,15 @@
 """CAGrad: the best update for the worst domain, near the mean gradient (Liu et al. 2021)."""
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gradsurgery.hyperparameters import Hyperparameter
 from gradsurgery.rules.base import GramianRule
 from gradsurgery.rules.least_distance import coordinates, least_distance
-from gradsurgery.rules.options import check_range
 
 # Combinations of the gradients shorter than 1e-5 of them have no direction worth following.
 _FLOOR = 1e-10
@@ -37,9 +39,9 @@ class CAGrad(GramianRule):
 
     name = "cagrad"
 
-    def __init__(self, *, c: float = 0.5) -> None:
-        check_range(self.name, "c", c, 0.0, float("inf"), ends="[)")
-        self.c = c
+    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
+        Hyperparameter("c", 0.5, "radius c around the mean gradient", source="Liu et al. 2021"),
+    )
 
     def weights(self, gramian: Float[Tensor, "domains domains"]) -> Float[Tensor, " domains"]:
         """1/D + c ‖g_0‖ w / ‖g_w‖."""
@@ -49,7 +51,7 @@ class CAGrad(GramianRule):
         if largest == 0:
             return mean
         scaled = gramian / largest
-        radius = self.c * (mean @ scaled @ mean).clamp_min(0).sqrt().item()
+        radius = self.values["c"] * (mean @ scaled @ mean).clamp_min(0).sqrt().item()
         if radius == 0:
             return mean
         rows = coordinates(scaled, floor=_FLOOR)

@@ -1,15 +1,17 @@
 """GradDrop: keep one sign of each component, drawn at random (Chen et al. 2020)."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gradsurgery.hyperparameters import Hyperparameter
 from gradsurgery.rules.base import ComponentwiseRule, Consensus, State
-from gradsurgery.rules.options import check_range
 from gradsurgery.rules.pieces import pieces
-from gradsurgery.rules.randomness import RandomSource
+
+_SOURCE = "Chen et al. 2020"
 
 
 class GradDrop(ComponentwiseRule):
@@ -33,10 +35,11 @@ class GradDrop(ComponentwiseRule):
 
     name = "graddrop"
 
-    def __init__(self, *, generator: torch.Generator | None = None, leak: float = 0.0) -> None:
-        check_range(self.name, "leak", leak, 0.0, 1.0)
-        self.leak = leak
-        self._random = RandomSource(generator)
+    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
+        Hyperparameter(
+            "leak", 0.0, "fraction of the plain sum that passes", high=1.0, source=_SOURCE
+        ),
+    )
 
     def start(self, gradient: Float[Tensor, " params"]) -> State:
         """The sums of the positive and of the negative parts."""
@@ -52,11 +55,12 @@ class GradDrop(ComponentwiseRule):
 
     def finish(self, states: Sequence[State], domains: int) -> Consensus:
         """One of the two sums per component."""
+        leak = self.values["leak"]
         for state in states:
             for positive, negative in pieces(*state):
-                draws = self._random.uniform_like(positive)
+                draws = self.random.uniform_like(positive)
                 purity = positive.to(draws.dtype) / (positive - negative)
                 # the purity of an all-zero component is NaN, and both of its sums are 0
                 chosen = torch.where(purity > draws, positive, negative)
-                positive.add_(negative).mul_(self.leak).add_(chosen, alpha=1 - self.leak)
+                positive.add_(negative).mul_(leak).add_(chosen, alpha=1 - leak)
         return Consensus([positive for positive, _ in states])

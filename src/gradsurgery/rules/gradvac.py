@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 from math import sqrt
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from gradsurgery.errors import ArgumentError
+from gradsurgery.hyperparameters import Hyperparameter
 from gradsurgery.rules.base import GramianRule
-from gradsurgery.rules.options import check_range
-from gradsurgery.rules.randomness import RandomSource
 
 # A gradient this much smaller (squared) than it was before projections is rounding error.
 _VANISHED = 1e-14
@@ -46,20 +46,22 @@ class GradVac(GramianRule):
 
     name = "gradvac"
 
-    def __init__(
-        self,
-        *,
-        generator: torch.Generator | None = None,
-        beta: float = 0.01,
-        target: float | None = None,
-    ) -> None:
-        check_range(self.name, "beta", beta, 0.0, 1.0)
-        if target is not None:
-            check_range(self.name, "target", target, -1.0, 1.0, ends="()")
-        self.beta = beta
-        self.target = target
-        self._random = RandomSource(generator)
-        self._targets: Tensor | None = None
+    _targets: Tensor | None = None
+
+    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
+        Hyperparameter(
+            "beta", 0.01, "decay β of the targets' averages", high=1.0, source="Wang et al. 2021"
+        ),
+        Hyperparameter(
+            "target",
+            None,
+            "one fixed target φ̂ instead; 0 is PCGrad",
+            low=-1.0,
+            high=1.0,
+            open_low=True,
+            open_high=True,
+        ),
+    )
 
     def state_dict(self) -> dict[str, Tensor]:
         """The targets φ̂ per pair, once there are some."""
@@ -71,7 +73,7 @@ class GradVac(GramianRule):
             raise ArgumentError(
                 f"the state of {self.name} has the key 'targets', found {unexpected[0]!r}"
             )
-        if state and self.target is not None:
+        if state and self.values["target"] is not None:
             raise ArgumentError(
                 f"{self.name} with a fixed target has no state, found 'targets'; build it without "
                 "the option target"
@@ -80,11 +82,11 @@ class GradVac(GramianRule):
 
     def weights(self, gramian: Float[Tensor, "domains domains"]) -> Float[Tensor, " domains"]:
         """w_j = Σ_d c_dj with v_d = Σ_j c_dj g_j; advances the targets."""
-        targets = self._targets_for(len(gramian))
+        targets, beta = self._targets_for(len(gramian)), self.values["beta"]
         coefficients = torch.eye(len(gramian), dtype=gramian.dtype)
         for domain, row in enumerate(coefficients):
             others = [other for other in range(len(gramian)) if other != domain]
-            for position in self._random.permutation(len(others)):
+            for position in self.random.permutation(len(others)):
                 other = others[position]
                 squared = (row @ gramian @ row).item()
                 length = sqrt(gramian[other, other].item())
@@ -94,13 +96,13 @@ class GradVac(GramianRule):
                 cosine = min(max(cosine, -1.0), 1.0)
                 target = targets[domain, other].item()
                 row[other] += sqrt(squared) / length * step(cosine, target)
-                if self.target is None:
-                    targets[domain, other] = (1 - self.beta) * target + self.beta * cosine
+                if self.values["target"] is None:
+                    targets[domain, other] = (1 - beta) * target + beta * cosine
         return coefficients.sum(0)
 
     def _targets_for(self, domains: int) -> Float[Tensor, "domains domains"]:
-        if self.target is not None:
-            return torch.full((domains, domains), self.target, dtype=torch.float64)
+        if self.values["target"] is not None:
+            return torch.full((domains, domains), self.values["target"], dtype=torch.float64)
         if self._targets is None:
             self._targets = torch.zeros(domains, domains, dtype=torch.float64)
         if len(self._targets) != domains:

@@ -5,7 +5,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradsurgery.rules.base import GramianRule
-from gradsurgery.rules.randomness import RandomSource
 
 
 class PCGrad(GramianRule):
@@ -27,16 +26,13 @@ class PCGrad(GramianRule):
 
     name = "pcgrad"
 
-    def __init__(self, *, generator: torch.Generator | None = None) -> None:
-        self._random = RandomSource(generator)
-
     def weights(self, gramian: Float[Tensor, "domains domains"]) -> Float[Tensor, " domains"]:
         """w_j = Σ_d c_dj."""
         domains = len(gramian)
         coefficients = torch.eye(domains, dtype=gramian.dtype)
         for domain, row in enumerate(coefficients):
             others = [other for other in range(domains) if other != domain]
-            for position in self._random.permutation(len(others)):  # algorithm 1, line 4
+            for position in self.random.permutation(len(others)):  # algorithm 1, line 4
                 other = others[position]
                 product = row @ gramian[:, other]
                 if product < 0:  # lines 5 and 6

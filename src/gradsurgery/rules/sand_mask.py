@@ -1,15 +1,18 @@
 """SAND-mask: weigh each component by the agreement of signs and sizes (Shahtalebi et al. 2021)."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradsurgery.rules.and_mask import add_signs
-from gradsurgery.rules.base import ComponentwiseRule, Consensus, State
-from gradsurgery.rules.options import check_range, check_reduction
+from gradsurgery.hyperparameters import Hyperparameter
+from gradsurgery.rules.and_mask import RESCALE, add_signs
+from gradsurgery.rules.base import ComponentwiseRule, Consensus, State, reduction
 from gradsurgery.rules.pieces import pieces
+
+_SOURCE = "the middle of DomainBed's range"
 
 
 class SANDMask(ComponentwiseRule):
@@ -40,16 +43,14 @@ class SANDMask(ComponentwiseRule):
     name = "sand-mask"
     scale_equivariant = False
 
-    def __init__(
-        self, *, tau: float = 0.5, k: float = 10.0, reduction: str = "mean", rescale: bool = False
-    ) -> None:
-        check_range(self.name, "tau", tau, 0.0, 1.0, ends="[)")
-        check_range(self.name, "k", k, 0.0, float("inf"), ends="()")
-        check_reduction(reduction)
-        self.tau = tau
-        self.k = k
-        self.reduction = reduction
-        self.rescale = rescale
+    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
+        Hyperparameter(
+            "tau", 0.5, "threshold τ of the agreement", high=1.0, open_high=True, source=_SOURCE
+        ),
+        Hyperparameter("k", 10.0, "steepness k of the mask", open_low=True, source="DomainBed"),
+        reduction("mean", "DomainBed"),
+        RESCALE,
+    )
 
     def start(self, gradient: Float[Tensor, " params"]) -> State:
         """Mean, squared deviations, sum of signs, and the number of domains seen."""
@@ -77,14 +78,14 @@ class SANDMask(ComponentwiseRule):
             total = torch.zeros((), dtype=torch.float64, device=mean.device)
             count = torch.zeros_like(total)
             for running, spread, agreement in pieces(mean, deviations, signs):
-                margin = agreement.abs().to(spread.dtype).div_(domains).sub_(self.tau)
-                mask = margin.mul_(self.k).div_(spread.div_(domains - 1)).tanh_()
+                margin = agreement.abs().to(spread.dtype).div_(domains).sub_(self.values["tau"])
+                mask = margin.mul_(self.values["k"]).div_(spread.div_(domains - 1)).tanh_()
                 mask.clamp_(min=0).nan_to_num_(nan=0)  # 0/0: no spread, exactly at the threshold
                 running.mul_(mask)
                 total += mask.sum(dtype=torch.float64)
                 count += (mask > 0).sum()
-            if self.rescale:
+            if self.values["rescale"]:
                 mean.div_((total / max(mean.numel(), 1)).clamp_min(1e-10))
-            updates.append(mean if self.reduction == "mean" else mean.mul_(domains))
+            updates.append(mean if self.values["reduction"] == "mean" else mean.mul_(domains))
             passing.append(count)
         return Consensus(updates, torch.stack(passing))

@@ -13,9 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradsurgery.errors import ArgumentError, MissingPackageError
+from gradsurgery.hyperparameters import check_names
 from gradsurgery.rules.base import GramianRule, Rule, check_rows_finite
-from gradsurgery.rules.options import check_options
-from gradsurgery.rules.randomness import RandomSource
 
 if TYPE_CHECKING:
     from torchjd.aggregation import Aggregator
@@ -44,13 +43,13 @@ class AggregatorRule(Rule):
     ) -> None:
         self.name = PREFIX + type(aggregator).__name__
         self.aggregator = aggregator
-        self._random = RandomSource(generator)
+        super().__init__(generator=generator)
 
     def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
         """The aggregation of the rows."""
         self.check_matrix(gradients)
         check_rows_finite(gradients)
-        seed = self._random.seed()
+        seed = self.random.seed()
         accelerators = [gradients.device] if gradients.device.type == "cuda" else []
         with torch.random.fork_rng(accelerators), torch.no_grad():
             torch.default_generator.manual_seed(seed)
@@ -84,7 +83,8 @@ def aggregator_rule(
             f"unknown aggregator {name!r}; torchjd.aggregation has {', '.join(sorted(known))}"
         )
     signature = inspect.signature(known[name])
-    check_options(PREFIX + name, signature.parameters, options)
+    check_names(PREFIX + name, list(signature.parameters), options)
+    options = {key: _number(value) for key, value in options.items()}
     try:
         signature.bind(**options)
         return AggregatorRule(known[name](**options), generator=generator)
@@ -119,7 +119,7 @@ def as_aggregator(rule: Rule) -> "Aggregator":
 
         @torch.no_grad()
         def forward(self, gramian: Tensor, /) -> Tensor:
-            self._rule.check_run(len(gramian))
+            self._rule.check_domains(len(gramian))
             return self._rule.weights(gramian.double().cpu()).to(gramian)
 
     if isinstance(rule, GramianRule):
@@ -136,6 +136,15 @@ def _aggregators() -> "dict[str, type[Aggregator]]":
         for name, kind in found.items()
         if issubclass(kind, aggregation.Aggregator) and name not in bases
     }
+
+
+def _number(value: Any) -> Any:
+    """A number where a command line's text is one, a whole one where it can be."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return value
+    return int(number) if number.is_integer() else number
 
 
 def _import() -> Any:

@@ -1,12 +1,14 @@
-"""Trimmed mean: each component without its extreme values (Yin et al. 2018)."""
+"""Median and trimmed mean: each component without its extreme values (Yin et al. 2018)."""
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
-from gradsurgery.errors import ArgumentError
+from gradsurgery.hyperparameters import Hyperparameter
 from gradsurgery.rules.base import Rule, check_rows_finite
 from gradsurgery.rules.pieces import piece_length, scratch
 
@@ -31,17 +33,40 @@ class TrimmedMean(Rule):
 
     name = "trimmed-mean"
 
-    def __init__(self, *, trim: int = 1) -> None:
-        if trim < 0:
-            raise ArgumentError(f"trim of the rule {self.name} is at least 0, found {trim}")
-        self.trim = trim
-        self.minimum_domains = 2 * trim + 1
+    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
+        Hyperparameter("trim", 1, "values left out at each end", source="Yin et al. 2018"),
+    )
 
+    def __init__(self, *, generator: torch.Generator | None = None, **options: Any) -> None:
+        super().__init__(generator=generator, **options)
+        self.minimum_domains = 2 * self.values["trim"] + 1
+
+    @override
     def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
-        """The update, worked out in pieces."""
         self.check_matrix(gradients)
         check_rows_finite(gradients)
-        return mean_of_middle(gradients, self.trim)
+        return mean_of_middle(gradients, self.values["trim"])
+
+
+class Median(Rule):
+    """g*_n = the median of g_1n … g_Dn, for an even D the mean of the middle two.
+
+    All D values of a component are needed at once: `gradsurgery.backward` stores the D gradients.
+
+    Source: Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates",
+    ICML 2018, definition 1.
+
+    >>> Median()(torch.tensor([[1.0, 5.0], [2.0, -5.0], [100.0, 0.0]]))
+    tensor([2., 0.])
+    """
+
+    name = "median"
+
+    @override
+    def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
+        self.check_matrix(gradients)
+        check_rows_finite(gradients)
+        return mean_of_middle(gradients, (len(gradients) - 1) // 2)
 
 
 def mean_of_middle(

@@ -6,10 +6,9 @@ from typing import Any, final
 
 from torch import nn
 
-from gradsurgery.algorithms.hyperparameters import Hyperparameter, checked_values
-from gradsurgery.algorithms.methods import Setting
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import ArgumentError
+from gradsurgery.hyperparameters import Hyperparameter, Setting, checked_values
 from gradsurgery.training.swad import Swad
 from gradsurgery.training.weight_average import NoAverage, WeightAverage, blend
 
@@ -105,8 +104,4 @@ def method_settings(settings: Mapping[str, float | str]) -> dict[str, float | st
 
 def average_listing() -> list[Setting]:
     """Every hyperparameter of every average, as `settings` takes it."""
-    return [
-        Setting(f"{owner}.{h.name}", f"{h.default:g}", f"{h.meaning}; {h.range} ({h.source})")
-        for owner, known in AVERAGES.items()
-        for h in known
-    ]
+    return [h.listed(owner) for owner, known in AVERAGES.items() for h in known]

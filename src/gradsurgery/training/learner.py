@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from gradsurgery.algorithms import Algorithm, build_method
-from gradsurgery.algorithms.combined import Passes
 from gradsurgery.backbones import Backbone, has_batch_norm
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.training.averaging import build_average, method_settings
@@ -70,19 +69,13 @@ def build_learner(
             generator=generator,
             make_optimizer=partial(build_optimizer, configuration=configuration),
             settings=method_settings(configuration.settings),
-            passes=_passes(configuration, model),
+            batch_norm=configuration.batch_norm if has_batch_norm(model) else "frozen",
         ),
         average=build_average(configuration, model),
         generator=generator,
         device=device,
         autocast=autocast_factory(device, configuration.precision),
     )
-
-
-def _passes(configuration: RunConfiguration, model: torch.nn.Module) -> Passes:
-    """As the batch normalisation needs it."""
-    needed: dict[str, Passes] = {"per-domain": "separate", "pooled": "pooled"}
-    return needed.get(configuration.batch_norm, "auto") if has_batch_norm(model) else "auto"
 
 
 def build_optimizer(

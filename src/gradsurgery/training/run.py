@@ -150,12 +150,8 @@ def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ..
         make_optimizer=partial(build_optimizer, configuration=configuration),
         settings=method_settings(configuration.settings),
     )
-    idle, steps = algorithm.idle_steps(), configuration.iterations
-    if idle >= steps:
-        raise ArgumentError(
-            f"{method} does what deep-all does for the first {idle} steps, and the run has {steps} "
-            f"iterations; give it more, or --set fishr.anneal={steps // 3}"
-        )
+    if reason := algorithm.idle_reason(configuration.iterations):
+        raise ArgumentError(reason)
     algorithm.state_dict()  # raises where a state cannot be saved
     if unknown := [domain for domain in configuration.without if domain not in domains]:
         raise ArgumentError(

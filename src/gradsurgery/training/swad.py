@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, final
 
 from torch import nn
 
-from gradsurgery.algorithms.hyperparameters import Hyperparameter
+from gradsurgery.hyperparameters import Hyperparameter
 from gradsurgery.training.weight_average import AveragedWeights, WeightAverage, blend
 
 _PAPER = "Cha et al. 2021"

@@ -1,55 +1,20 @@
 """What an objective is: the batches of D domains in, D losses out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import override
 
-from gradsurgery.algorithms.hyperparameters import Hyperparameter, checked_values
+from gradsurgery.algorithms.forward import Forward
 from gradsurgery.errors import ArgumentError, NonFiniteError
+from gradsurgery.hyperparameters import Hyperparameter, checked_values
 
 Batch = tuple[Float[Tensor, "batch channels height width"], Int[Tensor, " batch"]]
-Logits = Float[Tensor, "batch classes"]
-DomainLosses = Generator[Tensor | Iterable[Tensor], None, None]
-
-
-class Forward(ABC):
-    """The network as an objective sees it."""
-
-    model: nn.Module
-
-    @property
-    @abstractmethod
-    def loss_scale(self) -> float:
-        """What the losses, and so the gradients, are multiplied by; 1 without a loss scaler."""
-
-    @abstractmethod
-    def __call__(self, images: Sequence[Tensor]) -> Iterator[Logits]:
-        """The logits of each domain's images, in order.
-
-        Either one pass per domain, at the moment its logits are asked for, or one pass over the
-        pooled images.
-        """
-
-    @abstractmethod
-    def with_head_inputs(self, images: Sequence[Tensor]) -> Iterator[tuple[Tensor, Logits]]:
-        """The same, with what goes into the last linear layer: [batch, features]."""
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What an objective may use beside the batches.
-
-    generator: for everything random.
-    make_optimizer: a fresh optimiser like that of the run, for inner steps.
-    """
-
-    generator: torch.Generator
-    make_optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+DomainLosses = Generator[Tensor, None, None]
 
 
 class Objective(ABC):
@@ -57,19 +22,22 @@ class Objective(ABC):
 
     The D losses are such that their mean is the objective of the source, and that ∇ of the d-th
     loss is domain d's share of its gradient: what a loss takes from the other domains is detached.
+
+    A subclass declares its `hyperparameters` and finds their values in `self.values`. Whatever is
+    random in it draws from `self.generator`, seeded with 0 where none is given.
     """
 
     name: ClassVar[str]
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = ()
     minimum_domains: ClassVar[int] = 1
-    pools: ClassVar[bool] = True
-    """Whether all logits may come from one pass over the pooled images."""
-    reads_gradients: ClassVar[bool] = False
-    """Whether it differentiates with respect to parameters by itself."""
     state_names: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, surroundings: Surroundings, **given: Any) -> None:
-        self.surroundings = surroundings
+    def __init_subclass__(cls) -> None:
+        if not hasattr(cls, "name"):
+            cls.name = cls.__name__
+
+    def __init__(self, *, generator: torch.Generator | None = None, **given: Any) -> None:
+        self.generator = generator or torch.Generator().manual_seed(0)
         self.values = checked_values(self.name, self.hyperparameters, given)
         self.state: dict[str, Tensor] = {}
 
@@ -77,17 +45,16 @@ class Objective(ABC):
     def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
         """One scalar loss per source domain for step `step`, counted from 1.
 
-        Where a domain's loss needs no other domain, one graph is alive at a time. A domain's loss
-        may come as an iterable of parts, which add up.
+        Where a domain's loss needs no other domain, one graph is alive at a time.
         """
 
     def restarts_optimizer(self, step: int) -> bool:
         """Whether the optimiser's state is dropped before step `step`."""
         return False
 
-    def idle_steps(self) -> int:
-        """For how many steps, from the first, the objective is the plain risk."""
-        return 0
+    def idle_reason(self, steps: int) -> str | None:
+        """Why in so many steps the losses would be erm's, with the cure; None where they differ."""
+        return None
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a resumed run needs to go on: `state_names`, and nothing before the first step."""
@@ -118,20 +85,32 @@ class Objective(ABC):
 
 
 class AnnealedObjective(Objective):
-    """An objective whose penalty has weight 1 for the first `anneal` steps, then its full weight.
+    """An objective whose penalty has another weight for the first `anneal` steps, by default 1.
 
     With the full weight the loss is of another scale, so the optimiser's state is dropped, as
     DomainBed does.
     """
 
+    first_weight: ClassVar[float] = 1.0
+
     def weight(self, step: int) -> float:
         """The penalty's weight at `step`."""
         full: float = self.values["penalty"]
-        return full if step > self.values["anneal"] else 1.0
+        return full if step > self.values["anneal"] else self.first_weight
 
+    @override
     def restarts_optimizer(self, step: int) -> bool:
-        """At the first step with the full weight."""
         return bool(step == self.values["anneal"] + 1 and step > 1)
+
+    @override
+    def idle_reason(self, steps: int) -> str | None:
+        anneal = self.values["anneal"]
+        if self.first_weight != 0 or anneal < steps:
+            return None
+        return (
+            f"{self.name} does what erm does for the first {anneal} steps, and the run has {steps} "
+            f"iterations; give it more, or --set {self.name}.anneal={steps // 3}"
+        )
 
 
 def values_of(losses: Sequence[Tensor]) -> Float[Tensor, " domains"]:

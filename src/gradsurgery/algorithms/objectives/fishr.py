@@ -7,18 +7,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from typing_extensions import override
 
-from gradsurgery.algorithms.hyperparameters import Hyperparameter
+from gradsurgery.algorithms.forward import Forward
 from gradsurgery.algorithms.objectives.base import (
+    AnnealedObjective,
     Batch,
     DomainLosses,
-    Forward,
-    Objective,
     values_of,
 )
+from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter
 
 
-class Fishr(Objective):
+class Fishr(AnnealedObjective):
     """mean_d L_d + w·mean_d ‖v_d − v̄‖², where v_d is the variance over domain d's images of the
     gradient in the last linear layer's weights and biases, and ‖·‖² a mean over components.
 
@@ -33,15 +34,23 @@ class Fishr(Objective):
 
     name: ClassVar[str] = "fishr"
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
-        Hyperparameter("penalty", 1000.0, "weight λ of the variances' distance after annealing"),
-        Hyperparameter("anneal", 1500, "steps with weight 0 before that"),
-        Hyperparameter("ema", 0.95, "decay γ of the variances' moving average", high=0.9999),
+        Hyperparameter(
+            "penalty",
+            1000.0,
+            "weight λ of the variances' distance after annealing",
+            source=DOMAINBED,
+        ),
+        Hyperparameter("anneal", 1500, "steps with weight 0 before that", source=DOMAINBED),
+        Hyperparameter(
+            "ema", 0.95, "decay γ of the variances' moving average", high=0.9999, source=DOMAINBED
+        ),
     )
     state_names: ClassVar[tuple[str, ...]] = ("averages",)
+    first_weight: ClassVar[float] = 0.0
 
+    @override
     def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
-        """Risk plus weighted distance of the variances."""
-        weight = self.values["penalty"] if step > self.values["anneal"] else 0.0
+        weight = self.weight(step)
         passes = forward.with_head_inputs([images for images, _ in batches])
         parts = [
             (cross_entropy(z, labels), head_gradient_variance(features, z, labels))
@@ -57,14 +66,6 @@ class Fishr(Objective):
             risk, variance = parts[domain]
             average = decay / (1 - decay) * before[domain] + variance
             yield risk + weight * (average - mean).square().mean()
-
-    def idle_steps(self) -> int:
-        """The penalty has weight 0 until it is annealed in."""
-        return int(self.values["anneal"])
-
-    def restarts_optimizer(self, step: int) -> bool:
-        """At the first step with the penalty."""
-        return bool(step == self.values["anneal"] + 1 and step > 1)
 
 
 def head_gradient_variance(

@@ -6,16 +6,12 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from typing_extensions import override
 
-from gradsurgery.algorithms.hyperparameters import Hyperparameter
-from gradsurgery.algorithms.objectives.base import (
-    Batch,
-    DomainLosses,
-    Forward,
-    Objective,
-    values_of,
-)
+from gradsurgery.algorithms.forward import Forward
+from gradsurgery.algorithms.objectives.base import Batch, DomainLosses, Objective, values_of
+from gradsurgery.algorithms.objectives.risks import risks_of
+from gradsurgery.hyperparameters import Hyperparameter
 
 _PAPER = "Chen et al. 2018"
 
@@ -39,13 +35,11 @@ class GradNorm(Objective):
         Hyperparameter("alpha", 1.5, "strength α of the pull to equal rates", source=_PAPER),
         Hyperparameter("learning_rate", 0.025, "step size of the weights", source=_PAPER),
     )
-    reads_gradients: ClassVar[bool] = True
     state_names: ClassVar[tuple[str, ...]] = ("weights", "first")
 
+    @override
     def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
-        """The weighted cross-entropies; the weights need the norms of all of them."""
-        logits = forward([images for images, _ in batches])
-        risks = [cross_entropy(z, y) for z, (_, y) in zip(logits, batches, strict=True)]
+        risks = risks_of(forward, batches)  # the weights need the norms of all of them
         values = values_of(risks)
         last = last_weight(forward.model)
         norms = torch.stack(

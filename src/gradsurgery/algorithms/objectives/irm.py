@@ -6,10 +6,12 @@ from typing import ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from typing_extensions import override
 
-from gradsurgery.algorithms.hyperparameters import Hyperparameter
-from gradsurgery.algorithms.objectives.base import AnnealedObjective, Batch, DomainLosses, Forward
+from gradsurgery.algorithms.forward import Forward
+from gradsurgery.algorithms.objectives.base import AnnealedObjective, Batch, DomainLosses
 from gradsurgery.errors import ArgumentError
+from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter
 
 
 class IRM(AnnealedObjective):
@@ -26,12 +28,17 @@ class IRM(AnnealedObjective):
 
     name: ClassVar[str] = "irm"
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
-        Hyperparameter("penalty", 100.0, "weight λ of the invariance penalty after annealing"),
-        Hyperparameter("anneal", 500, "steps with weight 1 before that"),
+        Hyperparameter(
+            "penalty",
+            100.0,
+            "weight λ of the invariance penalty after annealing",
+            source=DOMAINBED,
+        ),
+        Hyperparameter("anneal", 500, "steps with weight 1 before that", source=DOMAINBED),
     )
 
+    @override
     def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
-        """Cross-entropy plus weighted penalty."""
         weight = self.weight(step)
         logits = forward([images for images, _ in batches])
         for _, labels in batches:

@@ -5,9 +5,12 @@ from typing import ClassVar
 
 import torch
 from torch.nn.functional import cross_entropy
+from typing_extensions import override
 
-from gradsurgery.algorithms.hyperparameters import Hyperparameter
-from gradsurgery.algorithms.objectives.base import Batch, DomainLosses, Forward, Objective
+from gradsurgery.algorithms.forward import Forward
+from gradsurgery.algorithms.objectives.base import Batch, DomainLosses, Objective
+from gradsurgery.errors import ArgumentError
+from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter
 
 
 class Mixup(Objective):
@@ -22,14 +25,22 @@ class Mixup(Objective):
 
     name: ClassVar[str] = "mixup"
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
-        Hyperparameter("alpha", 0.2, "shape α of the Beta distribution of λ", open_low=True),
+        Hyperparameter(
+            "alpha", 0.2, "shape α of the Beta distribution of λ", open_low=True, source=DOMAINBED
+        ),
     )
     minimum_domains: ClassVar[int] = 2
 
+    @override
     def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
-        """The pairs' losses."""
-        ring = random_ring(len(batches), self.surroundings.generator)
-        shares = [beta(self.values["alpha"], self.surroundings.generator) for _ in ring]
+        shapes = [list(images.shape) for images, _ in batches]
+        if any(shape != shapes[0] for shape in shapes):
+            raise ArgumentError(
+                "mixup mixes the images of two domains one by one, found batches of shapes "
+                f"{', '.join(map(str, shapes))}; give every domain as many images"
+            )
+        ring = random_ring(len(batches), self.generator)
+        shares = [beta(self.values["alpha"], self.generator) for _ in ring]
         mixed = [
             share * batches[i][0] + (1 - share) * batches[j][0]
             for (i, j), share in zip(ring, shares, strict=True)

@@ -15,8 +15,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from gradsurgery.atomic import atomic_file
+from gradsurgery.errors import printable
 
 DOTS_PER_INCH = 200
+PANEL_WIDTH = 1.65
+"""Inches, of a panel for a target."""
 GREY = "#595959"
 LIGHT = "#d9d9d9"
 SEQUENTIAL = "cividis"
@@ -86,6 +89,14 @@ _SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "gradsurgery",  # else ids are random
     "text.parse_math": False,  # a name with two dollar signs is a name
 }
+
+
+class Drawing(NamedTuple):
+    """A figure of a report; `alt` says what it shows in words."""
+
+    figure: Figure
+    caption: str
+    alt: str
 
 
 class MethodStyle(NamedTuple):
@@ -186,14 +197,24 @@ def wrapped(name: str, width: int = 18, lines: int = 3) -> str:
     >>> wrapped("group-dro")
     'group-dro'
     """
-    parts = textwrap.wrap(name, width, break_long_words=True) or [""]
+    parts = textwrap.wrap(printable(name), width) or [""]
     if len(parts) > lines:
         parts = [*parts[: lines - 1], parts[lines - 1][: width - 1] + "…"]
     return "\n".join(parts)
 
 
-def tidy(axes: Axes, *, grid: Literal["x", "y", "both", "none"] = "y") -> None:
+def tidy(axes: Axes, *, grid: Literal["x", "y"] = "y") -> None:
     """Leave the grid lines of one direction alone."""
     axes.grid(visible=False)
-    if grid != "none":
-        axes.grid(visible=True, axis=grid)
+    axes.grid(visible=True, axis=grid)
+
+
+def set_heading(figure: Figure, title: str, note: str = "") -> None:
+    """Write the title above the panels and, small below them, how to read them."""
+    width = max(30, int(figure.get_figwidth() * 11))
+    if title:
+        heading = wrapped(title, width, 3)
+        figure.suptitle(heading, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    if note:
+        lines = wrapped(note, int(width * 1.6), 5)
+        figure.supxlabel(lines, x=0.01, ha="left", fontsize=6.5, color=GREY)

@@ -1,0 +1,99 @@
+"""Forward passes: one per domain, or one over the pooled images."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from gradsurgery.errors import ArgumentError
+
+Logits = Float[Tensor, "batch classes"]
+
+
+class Forward:
+    """The network as an objective sees it.
+
+    shared: one pass over the images of all domains, rather than one per domain at the moment its
+        logits are asked for.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        *,
+        shared: bool = False,
+    ) -> None:
+        self.model = model
+        self.shared = shared
+        self._autocast = autocast
+
+    def __call__(self, images: Sequence[Tensor]) -> Iterator[Logits]:
+        """The logits of each domain's images, in order, in at least float32."""
+        if not self.shared:
+            return (widened(self._pass(part)) for part in images)
+        logits = widened(self._pass(torch.cat(list(images))))
+        return iter(logits.split([len(part) for part in images]))
+
+    def with_head_inputs(self, images: Sequence[Tensor]) -> Iterator[tuple[Tensor, Logits]]:
+        """The same, with what goes into the last linear layer: [batch, features]."""
+        if not self.shared:
+            return (self._pass_to_head(part) for part in images)
+        sizes = [len(part) for part in images]
+        inputs, logits = self._pass_to_head(torch.cat(list(images)))
+        return zip(inputs.split(sizes), logits.split(sizes), strict=True)
+
+    def _pass(self, images: Tensor) -> Tensor:
+        with self._autocast():
+            logits = self.model(images)
+        if not isinstance(logits, Tensor):
+            found = type(logits).__name__
+            hint = ", e.g. its .logits" if hasattr(logits, "logits") else ""
+            raise ArgumentError(
+                f"{type(self.model).__name__} gives a {found}, expected a tensor of logits; wrap "
+                f"the model in one that returns the tensor alone{hint}"
+            )
+        return logits
+
+    def _pass_to_head(self, images: Tensor) -> tuple[Tensor, Logits]:
+        with head_inputs(self.model) as seen:
+            logits = self._pass(images)
+        inputs, outputs = seen[-1]
+        if outputs is not logits:
+            raise ArgumentError(
+                f"the last linear layer of {type(self.model).__name__} does not give its "
+                "logits, which fishr needs; choose another backbone or method"
+            )
+        return widened(inputs), widened(logits)
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """The tensor in at least float32: what autocast made narrower is too coarse for a loss."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+@contextmanager
+def head_inputs(model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Inside, every pass appends what goes into the model's last linear layer and what comes out.
+
+    Raises `ArgumentError` for a model without one.
+    """
+    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    if not linear:
+        raise ArgumentError(
+            f"{type(model).__name__} has no linear layer, which fishr needs as its last; choose "
+            "another backbone or method"
+        )
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def note(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append((arguments[0], output))
+
+    handle = linear[-1].register_forward_hook(note)
+    try:
+        yield seen
+    finally:
+        handle.remove()

@@ -1,0 +1,149 @@
+"""Meta-learning domain generalization, first order (Li et al. 2018)."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from typing_extensions import override
+
+from gradsurgery.algorithms.base import Algorithm, Step
+from gradsurgery.algorithms.combined import joined_states, split_states
+from gradsurgery.algorithms.forward import Forward
+from gradsurgery.algorithms.objectives import Batch, values_of
+from gradsurgery.algorithms.objectives.mixup import random_ring
+from gradsurgery.engine import Accumulator, BackwardResult, gradients_of, write_update
+from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter, checked_values
+from gradsurgery.rules import Rule
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+Gradients = list[Tensor | None]
+
+
+class MLDG(Algorithm):
+    """Step on one domain so that another improves too. Per pair (i, j) of domains the gradient is
+
+        ∇L_i(θ) + β ∇L_j(θ'),  θ' = one step of a fresh optimiser from θ on L_i,
+
+    and θ takes one step on what the rule makes of them, by default their mean. The domains, in an
+    order drawn anew, are paired in a ring: each is meta-train domain once and meta-test domain
+    once, which works from D = 2 on. (DomainBed holds two domains out as meta-test, which leaves one
+    of three unused and none of two to train.)
+
+    make_optimizer: a fresh optimiser like the run's, for the inner steps.
+
+    Memory: the parameters once more, two gradients, and the fresh optimiser's state.
+
+    Source: Li et al., "Learning to Generalize: Meta-Learning for Domain Generalization", AAAI 2018,
+    algorithm 1, without the second-order term, as in DomainBed.
+    """
+
+    name: ClassVar[str] = "mldg"
+    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
+        Hyperparameter("beta", 1.0, "weight β of the meta-test loss", source=DOMAINBED),
+    )
+
+    def __init__(
+        self,
+        rule: Rule,
+        generator: torch.Generator,
+        make_optimizer: OptimizerFactory,
+        **given: Any,
+    ) -> None:
+        self.rule = rule
+        self.values = checked_values(self.name, self.hyperparameters, given)
+        self.minimum_domains = max(2, rule.minimum_domains)
+        self._generator = generator
+        self._make_optimizer = make_optimizer
+
+    @override
+    def take(self, step: Step) -> BackwardResult:
+        step.optimizer.zero_grad(set_to_none=True)
+        ring = random_ring(len(step.batches), self._generator)
+
+        def produce(
+            named: list[tuple[str, Tensor]],
+            accumulator: Accumulator,
+            scaler: torch.amp.GradScaler | None,
+        ) -> list[Tensor]:
+            parameters = [parameter for _, parameter in named]
+            risks, losses = [], []  # L_i at θ: a domain that is not finite spoils another's pair
+            for train, test in ring:  # sorted by the meta-train domain
+                risk, loss, gradients = self._pair(step, train, test, parameters, scaler)
+                accumulator.receive_domain(train, gradients)
+                risks.append(risk)
+                losses.append(loss)
+            values_of(risks)
+            return losses
+
+        named = step.model.named_parameters()
+        result = write_update(named, self.rule, produce, scaler=step.scaler)
+        step.update_parameters()
+        return result
+
+    def _pair(
+        self,
+        step: Step,
+        train: int,
+        test: int,
+        parameters: list[Tensor],
+        scaler: torch.amp.GradScaler | None,
+    ) -> tuple[Tensor, Tensor, Gradients]:
+        """L_i at θ, L_i + β L_j at θ', and the gradient of their sum as if θ' were θ."""
+        forward = Forward(step.model, step.autocast)
+        risk = _risk(forward, step.batches[train])
+        gradients = gradients_of(risk, parameters, train, scaler)
+        risk = risk.detach()  # and its graph goes, before that of the second is built
+        with self._inner_step(parameters, gradients, scaler):
+            meta = self.values["beta"] * _risk(forward, step.batches[test])
+            added = gradients_of(meta, parameters, train, scaler)
+        return risk, risk + meta.detach(), _sums(gradients, added)
+
+    @contextmanager
+    def _inner_step(
+        self,
+        parameters: list[Tensor],
+        gradients: Gradients,
+        scaler: torch.amp.GradScaler | None,
+    ) -> Iterator[None]:
+        """Inside, the parameters are at θ', one step along the gradients."""
+        before = [p.detach().clone() for p in parameters]
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        # Where a gradient overflowed the scaler will skip the step, so that no θ' is needed.
+        finite = scale == 1 or all(bool(g.isfinite().all()) for g in gradients if g is not None)
+        try:
+            if finite:
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    unscaled = gradient if gradient is None or scale == 1 else gradient / scale
+                    parameter.grad = unscaled
+                self._make_optimizer(cast("list[nn.Parameter]", parameters)).step()
+                for parameter in parameters:
+                    parameter.grad = None
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(parameters, before, strict=True):
+                    parameter.copy_(value)
+
+    @override
+    def state_dict(self) -> dict[str, Tensor]:
+        return joined_states(rule=self.rule.state_dict())
+
+    @override
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.rule.load_state_dict(split_states(state, ("rule",))["rule"])
+
+
+def _risk(forward: Forward, batch: Batch) -> Tensor:
+    images, labels = batch
+    return cross_entropy(next(forward([images])), labels)
+
+
+def _sums(gradients: Sequence[Tensor | None], added: Sequence[Tensor | None]) -> Gradients:
+    """Their sums, in the memory of the first where it is there."""
+    return [
+        more if gradient is None else gradient if more is None else gradient.add_(more)
+        for gradient, more in zip(gradients, added, strict=True)
+    ]

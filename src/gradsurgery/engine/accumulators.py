@@ -1,0 +1,244 @@
+"""What is kept of the domains' gradients until the rule has its update, for each kind of rule.
+
+A producer (`passes.py`) hands the gradients over by `receive`, or a whole domain at once by
+`receive_domain`, and knows nothing of what becomes of them; an accumulator knows nothing of where
+they come from.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gradsurgery.engine.parameters import flat_gradient, shaped_gradient
+from gradsurgery.errors import ArgumentError
+from gradsurgery.rules.base import ComponentwiseRule, GramianRule, Rule, State
+from gradsurgery.rules.gramian import cosines_of, gramian_of, weighted_sum
+
+
+class Update(NamedTuple):
+    """The update per parameter (None where no domain reached it) and what was seen on the way."""
+
+    gradients: list[Tensor | None]
+    agreeing: float | None = None
+    cosines: Float[Tensor, "domains domains"] | None = None
+    agreeing_by_parameter: list[float | None] | None = None
+
+
+class Accumulator(ABC):
+    """Receives the gradients of one domain after the other, and gives the rule's update."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._parameters = parameters
+        self._extremes: dict[tuple[int, int], Tensor] = {}  # by domain and position
+
+    def receive(self, position: int, domain: int, gradient: Tensor | None) -> None:
+        """One domain's gradient of one parameter; None where the domain does not reach it.
+
+        Every position once a domain, in any order, the domains in order from 0. The gradient's
+        memory is the accumulator's from now on.
+        """
+        if gradient is None:
+            self._add(position, domain, None)
+            return
+        flat = flat_gradient(gradient, self._parameters[position])
+        if flat.numel():
+            # NaN passes through aminmax, and min and max are finite only where everything is
+            self._extremes[domain, position] = torch.stack(torch.aminmax(flat))
+        self._add(position, domain, flat)
+
+    def receive_domain(self, domain: int, gradients: Sequence[Tensor | None]) -> None:
+        """All gradients of one domain, one a parameter."""
+        for position, gradient in enumerate(gradients):
+            self.receive(position, domain, gradient)
+
+    @abstractmethod
+    def finish(self, domains: int, *, poison: bool) -> Update:
+        """The update; with `poison` it is NaN where any domain's gradient was not finite."""
+
+    @abstractmethod
+    def _add(self, position: int, domain: int, gradient: Float[Tensor, " params"] | None) -> None:
+        """Keep what the rule needs of the gradient."""
+
+    def first_non_finite(self) -> tuple[int, int] | None:
+        """The domain and the position of the first parameter whose gradient is not finite."""
+        if not self._extremes:
+            return None
+        finite = torch.stack(list(self._extremes.values())).isfinite().all(1).tolist()
+        found = [where for where, good in zip(self._extremes, finite, strict=True) if not good]
+        return min(found, default=None)
+
+    def _shaped(self, flat: Tensor, position: int, *, poison: bool) -> Tensor:
+        """The flat update in the parameter's shape."""
+        for (_, at), extremes in self._extremes.items() if poison else ():
+            if at == position:
+                flat.add_((extremes * 0).sum())  # 0, or NaN where one is not finite
+        return shaped_gradient(flat, self._parameters[position])
+
+
+def accumulator_for(rule: Rule, parameters: Sequence[Tensor]) -> Accumulator:
+    """The accumulator that needs the least memory for the rule."""
+    if isinstance(rule, ComponentwiseRule):
+        return FoldedGradients(rule, parameters)
+    if isinstance(rule, GramianRule):
+        return StoredGradients(rule, parameters)
+    return GradientMatrix(rule, parameters)
+
+
+class FoldedGradients(Accumulator):
+    """For component-wise rules: folds a gradient as it comes, in the memory of one gradient."""
+
+    def __init__(self, rule: ComponentwiseRule, parameters: Sequence[Tensor]) -> None:
+        super().__init__(parameters)
+        self._rule = rule
+        self._states: list[State | None] = [None] * len(parameters)
+
+    def finish(self, domains: int, *, poison: bool) -> Update:
+        """The rule's update over the whole network."""
+        flat: list[Tensor | None] = [None] * len(self._parameters)
+        reached = [position for position, state in enumerate(self._states) if state is not None]
+        states = [state for state in self._states if state is not None]
+        if not states:
+            return Update(flat)
+        consensus = self._rule.finish(states, domains)
+        for position, update in zip(reached, consensus.updates, strict=True):
+            flat[position] = self._shaped(update, position, poison=poison)
+        if consensus.counts is None:
+            return Update(flat)
+        counts = consensus.counts.tolist()
+        sizes = [self._parameters[position].numel() for position in reached]
+        fractions: list[float | None] = [None] * len(self._parameters)
+        for position, count, size in zip(reached, counts, sizes, strict=True):
+            fractions[position] = count / max(size, 1)
+        return Update(flat, sum(counts) / max(sum(sizes), 1), None, fractions)
+
+    def _add(self, position: int, domain: int, gradient: Float[Tensor, " params"] | None) -> None:
+        state = self._states[position]
+        if state is not None:
+            zero = self._zero(position) if gradient is None else gradient
+            self._states[position] = self._rule.fold(state, zero)
+        elif gradient is not None:
+            self._states[position] = self._started(position, domain, gradient)
+
+    def _started(self, position: int, domain: int, gradient: Float[Tensor, " params"]) -> State:
+        """The state with `gradient` in it, after zeros for the domains that did not reach it."""
+        if domain == 0:
+            return self._rule.start(gradient)
+        state = self._rule.start(torch.zeros_like(gradient))
+        for _ in range(1, domain):
+            state = self._rule.fold(state, self._zero(position))
+        return self._rule.fold(state, gradient)
+
+    def _zero(self, position: int) -> Float[Tensor, " params"]:
+        parameter = self._parameters[position]
+        return parameter.new_zeros(()).expand(parameter.numel())
+
+
+class StoredGradients(Accumulator):
+    """For Gramian rules: keeps the gradients of every domain until the weights are known."""
+
+    def __init__(self, rule: GramianRule, parameters: Sequence[Tensor]) -> None:
+        super().__init__(parameters)
+        self._rule = rule
+        self._columns: list[list[Tensor | None]] = [[] for _ in parameters]
+
+    def finish(self, domains: int, *, poison: bool) -> Update:
+        """Σ_d w_d g_d with the rule's weights, in the memory of the first gradient."""
+        columns = [self._filled(position) for position in range(len(self._parameters))]
+        reached = [column for column in columns if column]
+        if not reached:
+            return Update([None] * len(columns))
+        gramian = torch.stack([gramian_of(column) for column in reached]).sum(0).cpu()
+        weights = self._rule.weights(gramian) if gramian.isfinite().all() else gramian[0]
+        gradients = [
+            self._shaped(weighted_sum(column, weights, out=column[0]), position, poison=poison)
+            if column
+            else None
+            for position, column in enumerate(columns)
+        ]
+        return Update(gradients, cosines=cosines_of(gramian))
+
+    def _add(self, position: int, domain: int, gradient: Float[Tensor, " params"] | None) -> None:
+        self._columns[position].append(gradient)
+
+    def _filled(self, position: int) -> list[Tensor]:
+        """One parameter's gradients, zeros where a domain does not reach it; [] where none does."""
+        column, parameter = self._columns[position], self._parameters[position]
+        if all(gradient is None for gradient in column):
+            return []
+        return [parameter.new_zeros(parameter.numel()) if g is None else g for g in column]
+
+
+# How many domains come is known at the end. Most sets have up to four source domains; a row that
+# stays unused costs address space and no memory on a CPU.
+_FIRST_ROWS = 4
+
+
+class GradientMatrix(Accumulator):
+    """For rules that are called on a matrix: writes every gradient into its place in a row.
+
+    With D domains and P components the memory is D × P and the largest parameter's gradient, D
+    taken as 4 below that; more domains double the matrix, which then is there twice for a moment.
+    """
+
+    def __init__(self, rule: Rule, parameters: Sequence[Tensor]) -> None:
+        super().__init__(parameters)
+        self._rule = rule
+        if len(devices := {parameter.device for parameter in parameters}) > 1:
+            raise ArgumentError(
+                f"the rule {rule.name} takes the gradients as one matrix, found parameters on "
+                f"{', '.join(sorted(map(str, devices)))}; put the model on one device"
+            )
+        sizes = [parameter.numel() for parameter in parameters]
+        self._bounds: list[int] = torch.tensor([0, *sizes]).cumsum(0).tolist()
+        self._reached: set[int] = set()
+        dtype = parameters[0].dtype
+        for parameter in parameters:
+            dtype = torch.promote_types(dtype, parameter.dtype)
+        self._matrix = parameters[0].new_empty(_FIRST_ROWS, self._bounds[-1], dtype=dtype)
+
+    def finish(self, domains: int, *, poison: bool) -> Update:
+        """The rule's update, split into the parameters."""
+        gradients: list[Tensor | None] = [None] * len(self._parameters)
+        if not self._reached:
+            return Update(gradients)
+        reached = sorted(self._reached)
+        update = self._update(domains, [self._span(position) for position in reached])
+        parts = update.split([self._parameters[position].numel() for position in reached])
+        for position, part in zip(reached, parts, strict=True):
+            flat = part.to(self._parameters[position].dtype)
+            gradients[position] = self._shaped(flat, position, poison=poison)
+        return Update(gradients)
+
+    def _add(self, position: int, domain: int, gradient: Float[Tensor, " params"] | None) -> None:
+        if domain == len(self._matrix):
+            grown = self._matrix.new_empty(2 * domain, self._bounds[-1])
+            grown[:domain] = self._matrix
+            self._matrix = grown
+        place = self._matrix[domain, self._span(position)]
+        if gradient is None:
+            place.zero_()
+        else:
+            place.copy_(gradient)
+            self._reached.add(position)
+
+    def _span(self, position: int) -> slice:
+        return slice(self._bounds[position], self._bounds[position + 1])
+
+    def _update(self, domains: int, spans: list[slice]) -> Float[Tensor, " params"]:
+        matrix = self._matrix[:domains]
+        if len(spans) < len(self._parameters):
+            # what no domain reaches does not take part
+            matrix = torch.cat([matrix[:, span] for span in spans], 1)
+        if self.first_non_finite() is not None:
+            return matrix[0]  # only where a loss scaler is there to skip the step
+        update = self._rule(matrix)
+        if update.shape != matrix.shape[1:]:
+            raise ArgumentError(
+                f"the rule {self._rule.name} gives one component per column of the gradients, "
+                f"expected shape {list(matrix.shape[1:])}, found {list(update.shape)}"
+            )
+        return update

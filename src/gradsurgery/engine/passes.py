@@ -1,0 +1,216 @@
+"""The backward passes: one per domain, whose gradients go to an accumulator as they appear."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import repeat
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradsurgery.engine.accumulators import Accumulator
+from gradsurgery.errors import ArgumentError
+
+DomainLoss = Tensor | Iterable[Tensor]
+Scaler = torch.amp.GradScaler | None
+
+_END: Any = object()
+
+
+class DomainPasses:
+    """Runs the backward passes of domain after domain and hands over each parameter's gradient.
+
+    Every `.grad` has to be None, and is None afterwards.
+    """
+
+    def __init__(
+        self, parameters: Sequence[Tensor], accumulator: Accumulator, scaler: Scaler
+    ) -> None:
+        self._parameters = list(parameters)
+        self._accumulator = accumulator
+        self._scaler = scaler
+        self._domain = 0
+        self._awaited: set[int] = set()
+        self._at_once = True
+
+    def run(self, losses: Iterable[DomainLoss]) -> list[Tensor]:
+        """Go back from every domain's loss; returns their values, detached.
+
+        A list or a tuple may hold losses of one forward pass, as may a tensor [domains]. Of
+        anything else one domain's graph is alive at a time.
+        """
+        losses = _as_losses(losses)
+        kept = iter(_shared_with_later(losses)) if isinstance(losses, list | tuple) else None
+        values: list[Tensor] = []
+        domains = iter(losses)
+        with self._hooks():
+            while (domain := next(domains, _END)) is not _END:
+                self._begin(at_once=isinstance(domain, Tensor))
+                parts = _parts(domain, len(values))
+                del domain  # nothing may keep this graph alive while the next one is built
+                total = None
+                while (loss := next(parts, _END)) is not _END:
+                    value = checked_loss(loss, len(values)).detach().reshape(())
+                    total = value if total is None else total + value
+                    self._go_back(loss, retain=kept is not None and next(kept))
+                    del loss
+                if total is None:
+                    raise ArgumentError(
+                        f"domain {len(values)} has no micro-batch; give at least one loss"
+                    )
+                self._end()
+                values.append(total)
+        return values
+
+    @contextmanager
+    def _hooks(self) -> Iterator[None]:
+        """Inside, a parameter's gradient is handed over and freed during the pass."""
+        handles = [
+            parameter.register_post_accumulate_grad_hook(partial(self._on_gradient, position))
+            for position, parameter in enumerate(self._parameters)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _begin(self, *, at_once: bool) -> None:
+        """Gradients are taken during the pass, unless further micro-batches add to them."""
+        self._at_once = at_once
+        self._awaited = set(range(len(self._parameters)))
+
+    def _on_gradient(self, position: int, _: Tensor) -> None:
+        if self._at_once:
+            self._hand_over(position)
+
+    def _hand_over(self, position: int) -> None:
+        self._awaited.discard(position)
+        gradient, self._parameters[position].grad = self._parameters[position].grad, None
+        self._accumulator.receive(position, self._domain, gradient)
+
+    def _end(self) -> None:
+        """Hand over what waited for the last micro-batch, and None for what was not reached."""
+        for position in sorted(self._awaited):
+            self._hand_over(position)
+        self._domain += 1
+
+    def _go_back(self, loss: Tensor, *, retain: bool) -> None:
+        scaled = loss if self._scaler is None else self._scaler.scale(loss)
+        run_backward(scaled, self._parameters, self._domain, retain=retain)
+
+
+def gradients_of(
+    loss: Tensor, parameters: Sequence[Tensor], domain: int, scaler: Scaler = None
+) -> list[Tensor | None]:
+    """The gradients of one domain's loss, for a producer that works with them itself.
+
+    Every `.grad` has to be None, and is None afterwards.
+    """
+    scaled = checked_loss(loss, domain) if scaler is None else scaler.scale(loss)
+    run_backward(scaled, list(parameters), domain, retain=False)
+    gradients = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    return gradients
+
+
+def run_backward(loss: Tensor, parameters: list[Tensor], domain: int, *, retain: bool) -> None:
+    """`loss.backward` for the parameters alone, with errors that name the domain."""
+    if any(type(node).__name__.startswith("CheckpointFunction") for node in graph_of(loss)):
+        raise ArgumentError(
+            f"the loss of domain {domain} goes through torch.utils.checkpoint with "
+            "use_reentrant=True, which hides parameters; use use_reentrant=False"
+        )
+    try:
+        loss.backward(inputs=parameters, retain_graph=retain)
+    except RuntimeError as error:
+        if "backward through the graph a second time" not in str(error):
+            raise
+        raise ArgumentError(
+            f"the graph of the loss of domain {domain} is used up already; where the domains share "
+            "one forward pass, give their losses as a list, for which the graph is kept"
+        ) from error
+
+
+def checked_loss(loss: Any, domain: int) -> Tensor:
+    """The loss; raises `ArgumentError` unless it is one number that depends on what is trained."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else _described(loss)
+        raise ArgumentError(
+            f"the loss of domain {domain} is a tensor with one value, found {found}"
+        )
+    if not loss.requires_grad:
+        raise ArgumentError(
+            f"the loss of domain {domain} does not depend on a parameter that is trained; compute "
+            "it with gradients enabled, from a model with a parameter that requires one"
+        )
+    return loss
+
+
+def _as_losses(losses: Any) -> Iterable[DomainLoss]:
+    if isinstance(losses, Tensor) and losses.ndim == 0:
+        raise ArgumentError(
+            "losses are one scalar per source domain, found a single one; give the domains' losses "
+            "as a list or a generator, or call loss.backward() where there is one domain"
+        )
+    if isinstance(losses, Tensor):
+        return losses.unbind()
+    if not isinstance(losses, Iterable) or isinstance(losses, str | dict):
+        raise ArgumentError(
+            f"losses are one scalar per source domain, found {_described(losses)}; give them as a "
+            "list or a generator"
+        )
+    return losses
+
+
+def _parts(domain: Any, number: int) -> Iterator[Any]:
+    """The micro-batches of a domain."""
+    if isinstance(domain, Tensor) or not isinstance(domain, Iterable):
+        return iter([domain])
+    if isinstance(domain, str | dict):  # a Hugging Face output is a dict
+        checked_loss(domain, number)
+    return iter(domain)
+
+
+def _described(found: Any) -> str:
+    name = type(found).__name__
+    if isinstance(getattr(found, "loss", None), Tensor):
+        return f"a {name}; give its .loss"
+    return name
+
+
+def _shared_with_later(losses: Sequence[DomainLoss]) -> Iterator[bool]:
+    """For every loss, micro-batch by micro-batch, whether a later one goes through its graph.
+
+    What nothing later needs is freed by its own pass, as autograd does.
+    """
+    flat: list[Any] = []
+    for domain in losses:
+        if isinstance(domain, list | tuple):
+            flat += domain
+        elif isinstance(domain, Tensor):
+            flat.append(domain)
+        else:  # an iterator makes its losses later, from graphs that nobody can see yet
+            return repeat(True)
+    later: set[Any] = set()
+    kept = []
+    for loss in reversed(flat):
+        nodes = graph_of(loss) if isinstance(loss, Tensor) else set()
+        kept.append(not later.isdisjoint(nodes))
+        later |= nodes
+    return reversed(kept)
+
+
+def graph_of(loss: Tensor) -> set[Any]:
+    """The nodes of autograd's graph behind `loss`, without those of the leaves."""
+    nodes: set[Any] = set()
+    waiting: list[Any] = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in nodes or type(node).__name__ == "AccumulateGrad":
+            continue
+        nodes.add(node)
+        waiting += [before for before, _ in node.next_functions]
+    return nodes
