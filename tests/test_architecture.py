@@ -9,14 +9,12 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "gradsurgery"
-BASE = {"errors", "seeds", "atomic", "versioned", "layout", "doors", "hyperparameters"}
+BASE = {"errors", "seeds", "atomic", "doors", "hyperparameters"}
 NETWORKS = {"kernels", "rules", "engine", "algorithms", "backbones", "data"}
 MAY_IMPORT = {
     "errors": set(),
     "seeds": set(),
     "atomic": {"errors"},
-    "versioned": {"errors"},
-    "layout": set(),
     "doors": {"errors"},
     "hyperparameters": {"errors"},
     "kernels": {"errors"},
