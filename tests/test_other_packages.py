@@ -76,13 +76,13 @@ def test_train_with_all_four_and_its_record(gradsurgery: Run, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     about = record["objects"]
-    assert {entry["object"] for entry in about.values()} == {
+    assert {entry["object"] for entry in about} == {
         "mypackage.sources:Stripes",
         "mypackage.objectives:Smoothed",
         "mypackage.rules:Capped",
         "mypackage.backbones:tiny",
     }
-    assert {entry["version"] for entry in about.values()} == {"1.2"}
+    assert {entry["version"] for entry in about} == {"1.2"}
     for arguments in (["show", "run"], ["report", "run", "--out", "report"]):
         read = gradsurgery(*arguments, found=False)  # reading imports nothing of it
         assert read.returncode == 0, read.stderr

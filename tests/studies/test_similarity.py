@@ -15,7 +15,7 @@ from gradsurgery.documents.similarity import (
     SimilarityStudy,
 )
 from gradsurgery.errors import ArgumentError, DataError
-from gradsurgery.report.similarity_summary import (
+from gradsurgery.report.similarity_text import (
     similarity_csv,
     similarity_markdown,
     similarity_section,

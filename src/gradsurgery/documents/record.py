@@ -202,8 +202,8 @@ class ConflictLog(Part):
 class Record(Document):
     """A finished run; `conflict` is None where the run did not log it.
 
-    `objects` names what the run took from outside of this software (a rule, an objective, a data
-    source, a backbone): by option, the object, its package and that package's version.
+    `objects` names what the run took from outside of this software (rules, objectives, a data
+    source, a backbone): the object, its package and that package's version.
     """
 
     file_name: ClassVar[str] = RECORD_FILE
@@ -217,7 +217,7 @@ class Record(Document):
     curves: Curves
     conflict: ConflictLog | None = None
     result: Result
-    objects: dict[str, dict[str, str | None]] = {}
+    objects: list[dict[str, str | None]] = []
     environment: dict[str, str | int | bool | None]
     cost: Cost
 

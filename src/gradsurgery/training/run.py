@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gradsurgery.algorithms import build_method
+from gradsurgery.algorithms import build_method, method_provenance
 from gradsurgery.backbones import Backbone, build_backbone, check_batch_size
 from gradsurgery.data import (
     DomainBatches,
@@ -242,6 +242,7 @@ def _work(
         curves=checkpoint.curves,
         conflict=checkpoint.conflict if configuration.log_conflict else None,
         result=result,
+        objects=_objects(configuration, images, learner),
         environment=describe_environment(learner.device),
         cost=Cost(
             seconds=checkpoint.seconds + time.perf_counter() - start,
@@ -249,6 +250,15 @@ def _work(
             peak_memory_bytes=peak_memory_bytes(learner.device),
         ),
     )
+
+
+def _objects(
+    configuration: RunConfiguration, images: ImageSet, learner: Learner
+) -> list[dict[str, str | None]]:
+    """Where what is not this software's own comes from."""
+    places = (images.provenance, learner.backbone.provenance)
+    found = method_provenance(configuration.method)
+    return found + [place for place in places if place is not None]
 
 
 def _check_split(split: Split, sources: list[str], name: str) -> None:
