@@ -52,7 +52,7 @@ class Entry:
 class Table:
     """A table; the first column names the row, `notes` stand below it.
 
-    A column with a number in it is aligned to the right, unless there is no header, no `columns`.
+    A column of numbers is aligned to the right, unless there is no header, no `columns`.
     """
 
     caption: str
@@ -63,12 +63,15 @@ class Table:
 
     @property
     def left(self) -> list[int]:
-        """The columns without a number, by position; the first is always one of them."""
+        """The columns of other than numbers, by position; the first is always one of them."""
         if not self.columns:
             return list(range(max(map(len, self.rows), default=0)))
-        count = len(self.columns)
-        texts = [[row[i].text.lstrip("[+-−") for row in self.rows] for i in range(count)]
-        return [i for i in range(count) if i == 0 or not any(t[:1].isdigit() for t in texts[i])]
+        left = [0]
+        for i in range(1, len(self.columns)):
+            texts = [row[i].text.lstrip("[+-−") for row in self.rows if row[i].text not in "–"]
+            if not texts or not all(text[:1].isdigit() for text in texts):
+                left.append(i)
+        return left
 
 
 @dataclass(frozen=True)

@@ -62,8 +62,8 @@ def layer_figure(diagnosis: Diagnosis) -> Figure:
     values = 100 * _array([[group.agreeing, *group.against_rest] for group in groups])
     figure, axes = _sized(len(rows), len(columns))
     _draw_map(axes, values, rows, columns, form="{:.0f}")
-    axes.axhline(len(groups) - 1, color="white", linewidth=2.5)
-    axes.axvline(1, color="white", linewidth=2.5)
+    axes.axhline(len(groups) - 1.5, color="white", linewidth=2.5)
+    axes.axvline(0.5, color="white", linewidth=2.5)
     axes.set_title("components (%)", loc="left", fontsize=8)
     return figure
 
@@ -110,7 +110,7 @@ def _over_steps(
     labels = [wrapped(name, 26, 2) for name in rows]
     figure, axes = _sized(len(rows), len(steps))
     _draw_map(axes, 100 * fractions, labels, [str(step) for step in steps], form="{:.0f}")
-    axes.axhline(groups, color="white", linewidth=2.5)
+    axes.axhline(groups - 0.5, color="white", linewidth=2.5)
     axes.set_xlabel("training step")
     axes.xaxis.set_label_position("top")
     axes.set_title(title, loc="left", fontsize=8)
@@ -139,26 +139,20 @@ def _draw_map(
 
     colors: the map and its ends; by default, per cent from 0 to the next ten above the highest.
     """
-    from seaborn import heatmap
-
     highest = 10 * np.ceil(np.nanmax(np.append(values, 0)) / 10)
     name, low, high = colors or (SEQUENTIAL, 0.0, max(10.0, highest))
-    texts = [[form.format(value).replace("-", "−") for value in row] for row in values]
+    image = axes.imshow(values, cmap=name, vmin=low, vmax=high, aspect="auto")
     axes.grid(visible=False)
-    heatmap(
-        values,
-        annot=np.array(texts),
-        fmt="",
-        cmap=name,
-        vmin=low,
-        vmax=high,
-        cbar=False,
-        xticklabels=columns,
-        yticklabels=rows,
-        annot_kws={"fontsize": 7},
-        ax=axes,
-    )
-    axes.tick_params(length=0, labelsize=7, labelrotation=0)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0, labelsize=7)
     axes.xaxis.tick_top()
-    for row, column in np.argwhere(np.isnan(values)):
-        axes.text(column + 0.5, row + 0.5, "–", ha="center", va="center", color=GREY)
+    for (row, column), value in np.ndenumerate(values):
+        if np.isnan(value):
+            axes.text(column, row, "–", ha="center", va="center", color=GREY)
+            continue
+        luminance = image.to_rgba(np.array([value]))[0, :3] ** 2.2 @ (0.2126, 0.7152, 0.0722)
+        color = "black" if luminance > 0.18 else "white"  # what stands out more
+        text = form.format(value).replace("-", "−")
+        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=7)
