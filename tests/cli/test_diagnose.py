@@ -76,7 +76,7 @@ def test_a_short_run_a_run_s_folder_and_the_files(command: Command, tmp_path: Pa
         "diagnosis.md",
         *names,
     }
-    assert "conflicts most with the rest" in out
+    assert "with the sum of the others is" in out
     written = {name: (folder / name).read_bytes() for name in (*names, "diagnosis.json")}
     assert command("diagnose", *DIGITS, *short)[:2] == (0, out)
     assert written == {name: (folder / name).read_bytes() for name in written}

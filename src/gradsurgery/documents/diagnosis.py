@@ -45,6 +45,8 @@ class Snapshot(Part):
         groups: its groups of layers, from the input to the output.
         most_conflicting: the domain with the lowest of `total.cosine_with_rest`.
         times_most: in how many batches its cosine was the lowest.
+        stands_out: whether its mean cosine is further below the next than chance explains, at 5 %;
+            None in a diagnosis written before this was asked.
         shuffled_agreeing: `agreeing` of the same images dealt out to the domains at random: what is
             lost to small batches alone.
         shuffled_cosine: mean cosine of the pairs then.
@@ -55,6 +57,7 @@ class Snapshot(Part):
     groups: list[GroupConflict]
     most_conflicting: str
     times_most: int
+    stands_out: bool | None = None
     shuffled_agreeing: float | None
     shuffled_cosine: float | None
 

@@ -8,22 +8,28 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradsurgery.errors import ArgumentError, NonFiniteError
-from gradsurgery.gradients.inner_products import Gram, gram_in_spans
+from gradsurgery.gradients.layers.layer_call import Gram, gram_in_spans
 from gradsurgery.gradients.model_state import ModelState, RandomState, unchanged
 from gradsurgery.gradients.one_by_one import (
     SampleLoss,
+    Samples,
     SinglePasses,
-    are_near,
     losses_by_slices,
     neighbours_matter,
-    refuse_mixed,
     sample_losses,
     stacked_grams,
 )
-from gradsurgery.gradients.recorder import Piece, Recorder, uncompiled
+from gradsurgery.gradients.recorder import Recorder, uncompiled
+from gradsurgery.gradients.verification import (
+    Piece,
+    are_near,
+    check_samples_apart,
+    is_opaque,
+    refuse_mixed,
+    verified_backward,
+)
 from gradsurgery.rules.gramian import cosines_of
 
 _logger = logging.getLogger(__name__)
@@ -106,10 +112,10 @@ def gradient_gram(model: nn.Module, loss: SampleLoss, x: Tensor, y: Any) -> Grad
     if not len(x):
         raise ArgumentError("x holds no sample; give at least one")
     owners = _owned_parameters(model)
-    _check_samples_apart(model)
+    check_samples_apart(model)
     parameters = [parameter for owned in owners.values() for parameter in owned]
     with unchanged(model, loss) as state, torch.enable_grad(), uncompiled():
-        grams, losses, one_by_one = _parameter_grams(model, loss, x, y, parameters, state)
+        grams, losses, one_by_one = _parameter_grams(Samples(model, loss, x, y), parameters, state)
     zero = torch.zeros(len(x), len(x), dtype=torch.float64)
     layers = {}
     for name, owned in owners.items():
@@ -149,59 +155,47 @@ class _ParameterGrams(NamedTuple):
 
 
 def _parameter_grams(
-    model: nn.Module,
-    loss: SampleLoss,
-    x: Tensor,
-    y: Any,
-    parameters: list[Tensor],
-    state: ModelState,
+    samples: Samples, parameters: list[Tensor], state: ModelState
 ) -> _ParameterGrams:
-    samples = len(x)
-    recorder = Recorder(parameters, samples)
+    model, loss, x, y = samples
+    recorder = Recorder(parameters, len(x))
     with recorder:
         output = model(recorder.watched(x))
         before_loss = RandomState()
-        losses = sample_losses(loss, output, y, samples)
+        losses = sample_losses(loss, output, y, len(x))
     random = state.has_drawn()
     if not recorder.differentiated and before_loss.is_current():
-        _check_loss(model, loss, output, y, losses, recorder.precision)
-    grams: dict[Tensor, Gram] = {}
+        _check_loss(samples, output, losses, recorder.precision)
     if not losses.requires_grad:
         return _ParameterGrams({}, losses, [])
+    grams: dict[Tensor, Gram] = {}
 
     def receive(parameter: Tensor, pieces: list[Piece]) -> None:
-        grams[parameter] = _gram_of(parameter, pieces, samples)
+        grams[parameter] = _gram_of(parameter, pieces, len(x))
 
-    left = parameters if recorder.differentiated else recorder.left_in_graph(losses)
-    verdict = recorder.backward(losses, receive, left, keep_graph=random)
-    slow = verdict.slow
+    left = recorder.left_in_graph(losses)
+    if recorder.differentiated:
+        left = parameters
+    verdict = verified_backward(recorder, losses, receive, left, keep_graph=random)
+    hidden = recorder.gradient_lost or is_opaque(model)
     if random:  # another pass would draw other masks: go through this one's graph
-        grams.update(stacked_grams(losses.unbind, slow, samples))
-        del output
-        if not verdict.samples_apart or (
-            (recorder.gradient_lost or _is_opaque(model))
-            and neighbours_matter(model, loss, x, y, losses, state)
-        ):
+        grams.update(stacked_grams(losses.unbind, verdict.slow, len(x)))
+        output, losses = None, losses.detach()
+        if not verdict.samples_apart or (hidden and neighbours_matter(samples, losses, state)):
             refuse_mixed(model)
-        return _ParameterGrams(grams, losses.detach(), slow)
-    singles = SinglePasses(
-        *(model, loss, x, y),
-        output=output,
-        losses=losses,
-        state=state,
-        precision=recorder.precision,
-    )
-    del output
-    losses = losses.detach()
-    if not verdict.samples_apart or recorder.differentiated:
-        slow = parameters
-    elif recorder.gradient_lost or _is_opaque(model):
-        same = (singles.have_gradients_of(recorder.taps, parameters, i) for i in range(samples))
-        slow = slow if all(same) else parameters
-    elif not slow:
-        singles.loss(samples - 1)  # one of them, against all that was not thought of
-    grams.update(stacked_grams(singles.losses, slow, samples))
-    return _ParameterGrams(grams, losses, slow)
+        return _ParameterGrams(grams, losses, verdict.slow)
+    singles = SinglePasses(samples, output, losses, state, recorder.precision)
+    output, losses = None, losses.detach()
+    everything = recorder.differentiated or not verdict.samples_apart
+    slow = {id(parameter) for parameter in verdict.slow}
+    fast = [parameter for parameter in parameters if id(parameter) not in slow]
+    if hidden and fast and not everything:
+        everything = not singles.confirm(recorder.taps, fast)
+    one_by_one = parameters if everything else verdict.slow
+    if not hidden and not one_by_one:
+        singles.loss(len(x) - 1)  # one of them, against all that was not thought of
+    grams.update(stacked_grams(singles.losses, one_by_one, len(x)))
+    return _ParameterGrams(grams, losses, one_by_one)
 
 
 def _gram_of(parameter: Tensor, pieces: list[Piece], samples: int) -> Gram:
@@ -220,46 +214,12 @@ def _gram_of(parameter: Tensor, pieces: list[Piece], samples: int) -> Gram:
     return gram_in_spans(parameter.shape, samples, rows, step=step)
 
 
-def _check_loss(
-    model: nn.Module, loss: SampleLoss, output: Any, y: Any, losses: Tensor, precision: float
-) -> None:
+def _check_loss(samples: Samples, output: Any, losses: Tensor, precision: float) -> None:
     """Raise `ArgumentError` where a sample's loss is another one with its own output alone."""
     if isinstance(output, Tensor) and output.ndim and len(output) == len(losses) > 1:
-        alone = losses_by_slices(loss, output, y, len(losses))
+        alone = losses_by_slices(samples.loss, output, samples.y, len(losses))
         if not are_near(alone, losses.detach(), losses.detach(), precision):
-            refuse_mixed(model)
-
-
-def _is_opaque(model: nn.Module) -> bool:
-    """Whether something in the model runs unseen: compiled code, or hooks on gradients."""
-    return any(
-        isinstance(layer, torch.jit.ScriptModule)
-        or layer._backward_hooks
-        or layer._backward_pre_hooks
-        for layer in model.modules()
-    )
-
-
-def _check_samples_apart(model: nn.Module) -> None:
-    """Raise `ArgumentError` where a layer normalises by the statistics of its batch.
-
-    The gradient of one sample does not exist there: its loss depends on every other sample.
-    """
-    for name, layer in model.named_modules():
-        if not isinstance(layer, _BatchNorm):
-            continue
-        if layer.running_mean is None:
-            raise ArgumentError(
-                f"the batch normalisation {name or type(layer).__name__} keeps no running "
-                "statistics, so that samples have no gradient of their own; build it with "
-                "track_running_stats=True"
-            )
-        if layer.training:
-            raise ArgumentError(
-                f"the batch normalisation {name or type(layer).__name__} is in training mode, "
-                "where samples have no gradient of their own; call model.eval(), or "
-                'gradsurgery.backbones.set_training_mode(model, "frozen")'
-            )
+            refuse_mixed(samples.model)
 
 
 def _owned_parameters(model: nn.Module) -> dict[str, list[Tensor]]:

@@ -4,6 +4,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-Restore = Callable[[], None]
+Restore = Callable[[], object]
 _NEVER_LOOKED_INTO = (type, FunctionType, MethodType, BuiltinFunctionType, ModuleType, str, bytes)
 
 
@@ -62,7 +63,7 @@ class ModelState:
         self._random.restore()
 
     def has_drawn(self) -> bool:
-        """Whether a global generator has been used since."""
+        """Whether a global generator of torch has been used since."""
         return not self._random.is_current()
 
     def _look_at(self, value: object, depth: int) -> None:
@@ -93,27 +94,28 @@ def _parts(value: object) -> Iterable[object]:
 
 def _restore_of(value: Any) -> Restore | None:
     """What puts `value` back as it is now, None for a kind of object that is not known."""
+    restore: Restore | None = None
     if isinstance(value, Tensor):
-        return _tensor(value)
-    if isinstance(value, (dict, set)):
-        return _container(value, value.update)
-    if isinstance(value, (list, deque)):
-        return _container(value, value.extend)
-    if isinstance(value, (tuple, frozenset)):
-        return lambda: None  # but what is in it may change
-    if isinstance(value, np.ndarray):
-        array = value.copy()
-        return lambda: np.copyto(value, array) if value.flags.writeable else None
-    if isinstance(value, torch.Generator):
-        state = value.get_state()
-        return lambda: value.set_state(state) and None
-    if isinstance(value, random.Random):
-        python = value.getstate()
-        return lambda: value.setstate(python)
-    if isinstance(value, np.random.Generator):
-        bits = value.bit_generator.state
-        return lambda: setattr(value.bit_generator, "state", bits)
-    return None
+        restore = _tensor(value)
+    elif isinstance(value, (dict, set)):
+        restore = _container(value, value.update)
+    elif isinstance(value, (list, deque)):
+        restore = _container(value, value.extend)
+    elif isinstance(value, (tuple, frozenset)):
+        restore = _nothing  # but what is in it may change
+    elif isinstance(value, np.ndarray) and value.flags.writeable:
+        restore = partial(np.copyto, value, value.copy())
+    elif isinstance(value, torch.Generator):
+        restore = partial(value.set_state, value.get_state())
+    elif isinstance(value, random.Random):
+        restore = partial(value.setstate, value.getstate())
+    elif isinstance(value, np.random.Generator):
+        restore = partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    return restore
+
+
+def _nothing() -> None:
+    """For what cannot change."""
 
 
 def _container(value: Any, fill: Callable[[Any], object]) -> Restore:
@@ -128,7 +130,7 @@ def _container(value: Any, fill: Callable[[Any], object]) -> Restore:
 
 def _tensor(value: Tensor) -> Restore:
     if not value.is_leaf or value.is_sparse or value.is_meta:
-        return lambda: None  # one that was computed is replaced, not written into
+        return _nothing  # one that was computed is replaced, not written into
     copy = value.detach().clone()
 
     def restore() -> None:
@@ -145,29 +147,27 @@ class RandomState:
     """That of the global generators of torch, its CUDA devices, numpy and Python."""
 
     def __init__(self) -> None:
-        self._states = _random_states()
+        self._torch = _torch_states()
+        self._numpy = np.random.get_state()  # noqa: NPY002, because a network may draw from it
+        self._python = random.getstate()
 
     def is_current(self) -> bool:
-        """Whether nothing has been drawn since."""
-        now = _random_states()
-        return len(now) == len(self._states) and all(
-            torch.equal(one, other) if isinstance(one, Tensor) else one == other
-            for one, other in zip(now, self._states, strict=True)
-        )
+        """Whether torch has drawn nothing since.
+
+        What numpy and Python draw is rarely for one sample, and the same after `restore`.
+        """
+        return all(map(torch.equal, self._torch, _torch_states()))
 
     def restore(self) -> None:
         """Go back to it."""
-        python, kind, key, *numbers, cpu = self._states[:7]
-        random.setstate(python)
-        np.random.set_state((kind, np.frombuffer(key, np.uint32), *numbers))
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)  # noqa: NPY002
+        cpu, *devices = self._torch
         torch.set_rng_state(cpu)
-        for device, state in enumerate(self._states[7:]):
+        for device, state in enumerate(devices):
             torch.cuda.set_rng_state(state, device)
 
 
-def _random_states() -> list[Any]:
-    kind, key, *numbers = np.random.get_state()
+def _torch_states() -> list[Tensor]:
     devices = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
-    cuda = [torch.cuda.get_rng_state(device) for device in range(devices)]
-    legacy = [kind, np.asarray(key).tobytes(), *numbers]
-    return [random.getstate(), *legacy, torch.get_rng_state(), *cuda]
+    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, range(devices))]

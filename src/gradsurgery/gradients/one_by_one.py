@@ -1,19 +1,34 @@
-"""Passes of one sample each: the slow way to its gradient, and what the fast way is checked with."""
+"""Further passes, of one sample each or with other neighbours: the slow way, and checks."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from gradsurgery.errors import ArgumentError
-from gradsurgery.gradients.inner_products import PIECE, Gram, inner_products
+from gradsurgery.gradients.layers.layer_call import PIECE, Gram, inner_products
 from gradsurgery.gradients.model_state import ModelState
 from gradsurgery.gradients.recorder import Recorder, Tap
+from gradsurgery.gradients.verification import (
+    Piece,
+    are_near,
+    refuse_mixed,
+    verified_backward,
+)
 
 SampleLoss = Callable[[Any, Any], Tensor]
 _STACKED = 4 * PIECE
+
+
+class Samples(NamedTuple):
+    """N samples x and what to compare them with, y, and what gives them losses."""
+
+    model: nn.Module
+    loss: SampleLoss
+    x: Tensor
+    y: Any
 
 
 def sample_losses(loss: SampleLoss, output: Any, y: Any, samples: int) -> Tensor:
@@ -45,7 +60,7 @@ def losses_by_slices(loss: SampleLoss, output: Any, y: Any, samples: int) -> Ten
     return torch.stack([one.reshape(()) for one in found_losses])
 
 
-def _refuse_form(samples: int, found: object) -> None:
+def _refuse_form(samples: int, found: object) -> NoReturn:
     raise ArgumentError(
         f"the loss is one value per sample, expected shape [{samples}] or a scalar, found {found}; "
         'give e.g. torch.nn.CrossEntropyLoss(reduction="none")'
@@ -53,29 +68,17 @@ def _refuse_form(samples: int, found: object) -> None:
 
 
 class SinglePasses:
-    """The model's passes over one sample each, all from the same state.
+    """Passes over one sample each, all from the same state of the model.
 
     output, losses: those of the pass over all samples, which each sample alone must have too.
     precision: how far apart they may be, relative to the largest of them.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        loss: SampleLoss,
-        x: Tensor,
-        y: Any,
-        *,
-        output: Any,
-        losses: Tensor,
-        state: ModelState,
-        precision: float,
+        self, samples: Samples, output: Any, losses: Tensor, state: ModelState, precision: float
     ) -> None:
-        self._model = model
-        self._loss = loss
-        self._x = x
-        self._y = y
-        rows = isinstance(output, Tensor) and output.ndim > 0 and len(output) == len(x)
+        self._samples = samples
+        rows = isinstance(output, Tensor) and output.ndim > 0 and len(output) == len(losses)
         self._output = output.detach() if rows else None
         self._losses = losses.detach()
         self._state = state
@@ -86,35 +89,54 @@ class SinglePasses:
 
         around: what to enter around the pass.
         """
+        model, loss, all_x, all_y = self._samples
         self._state.restore()
-        x, y = self._x[i : i + 1].detach().clone(), self._y[i : i + 1]
-        with around or nullcontext():
-            output = self._model(x if around is None else around.watched(x))
-            losses = sample_losses(self._loss, output, y, 1)
+        x, y = all_x[i : i + 1].detach().clone(), all_y[i : i + 1]
+        try:
+            with around or nullcontext():
+                output = model(x if around is None else around.watched(x))
+                losses = sample_losses(loss, output, y, 1)
+        except (RuntimeError, ValueError, TypeError, LookupError) as error:
+            raise ArgumentError(
+                f"{type(model).__name__} runs on {len(self._losses)} samples and not on sample {i} "
+                f"alone, so that it has no gradient of its own: {str(error).splitlines()[0]}"
+            ) from error
         same = are_near(losses[0], self._losses[i], self._losses, self._precision)
         if same and self._output is not None:
             whole = self._output
             same = isinstance(output, Tensor) and output.shape[1:] == whole.shape[1:]
             same = same and are_near(output[0], whole[i], whole, self._precision)
         if not same:
-            refuse_mixed(self._model)
+            refuse_mixed(model)
         return losses[0]
 
     def losses(self) -> Iterator[Tensor]:
         """That of each sample."""
-        return (self.loss(i) for i in range(len(self._x)))
+        return (self.loss(i) for i in range(len(self._losses)))
 
-    def have_gradients_of(self, taps: list[Tap], parameters: list[Tensor], i: int) -> bool:
-        """Whether the pass of sample i has the gradients that it had at the taps of the batch."""
-        recorder = Recorder(parameters, 1)
-        loss = self.loss(i, recorder)
-        if loss.requires_grad:
-            left = recorder.left_in_graph(loss)
-            recorder.backward(loss[None], lambda *_: None, left, keep_graph=False)
-        return len(recorder.taps) == len(taps) and all(
-            _same_projection(one.plain, other.plain, i, self._precision)
-            for one, other in zip(recorder.taps, taps, strict=True)
-        )
+    def confirm(self, taps: list[Tap], parameters: list[Tensor]) -> bool:
+        """Whether each sample alone has the gradients that it had in the pass over all.
+
+        taps: those of the pass over all; parameters: whose taps to compare.
+        """
+        wanted = {id(parameter) for parameter in parameters}
+        batch = [tap for tap in taps if wanted.intersection(map(id, tap.parameters))]
+        for i in range(len(self._losses)):
+            recorder = Recorder(parameters, 1)
+            loss = self.loss(i, recorder)
+            if loss.requires_grad:
+                left = recorder.left_in_graph(loss)
+                verified_backward(recorder, loss[None], _ignore, left, keep_graph=False)
+            if len(recorder.taps) != len(batch) or not all(
+                _same_projection(one.plain, other.plain, i, self._precision)
+                for one, other in zip(recorder.taps, batch, strict=True)
+            ):
+                return False
+        return True
+
+
+def _ignore(_parameter: Tensor, _pieces: list[Piece]) -> None:
+    """For passes of which only the taps are looked at."""
 
 
 def _same_projection(alone: Tensor | None, batch: Tensor | None, i: int, precision: float) -> bool:
@@ -123,40 +145,23 @@ def _same_projection(alone: Tensor | None, batch: Tensor | None, i: int, precisi
     return are_near(alone[0], batch[i], batch, precision)
 
 
-def are_near(found: Tensor, expected: Tensor, scale: Tensor, precision: float) -> bool:
-    """Whether two numbers, or rows, differ by no more than rounding of the largest in `scale`."""
-    difference, largest = (found.detach() - expected).abs().max(), scale.abs().max()
-    return bool(difference <= precision * largest) or not bool(scale.isfinite().all())
-
-
-def neighbours_matter(
-    model: nn.Module, loss: SampleLoss, x: Tensor, y: Any, losses: Tensor, state: ModelState
-) -> bool:
+def neighbours_matter(samples: Samples, losses: Tensor, state: ModelState) -> bool:
     """Whether a sample's loss changes with the other samples, the random numbers being the same.
 
     The samples are replaced a half at a time, so often that any two are once in different halves.
     """
+    model, loss, x, y = samples
     numbers = torch.arange(len(x), device=x.device)
-    with torch.no_grad():
-        for bit in range((len(x) - 1).bit_length()):
-            for half in (0, 1):
-                kept = (numbers >> bit) % 2 == half
-                others = x.detach().clone()
-                others[~kept] = x.detach().roll(1, 0)[~kept]
-                state.restore()
-                again = sample_losses(loss, model(others), y, len(x))
-                if not are_near(again[kept], losses[kept].detach(), losses.detach(), 1e-6):
-                    return True
+    for bit in range((len(x) - 1).bit_length()):
+        for half in (0, 1):
+            kept = (numbers >> bit) % 2 == half
+            others = x.detach().clone()
+            others[~kept] = x.detach().roll(1, 0)[~kept]
+            state.restore()
+            again = sample_losses(loss, model(others), y, len(x)).detach()
+            if not are_near(again[kept], losses[kept].detach(), losses.detach(), 1e-6):
+                return True
     return False
-
-
-def refuse_mixed(model: nn.Module) -> None:
-    """Raise the `ArgumentError` for samples that have no gradient of their own."""
-    raise ArgumentError(
-        f"the samples see each other on their way through {type(model).__name__} or the loss, so "
-        "that none has a gradient of its own; take the layer that compares samples out, or call "
-        "model.eval()"
-    )
 
 
 def stacked_grams(

@@ -1,8 +1,6 @@
-"""One forward pass in which the calls of layers are seen, and backward passes that are checked.
+"""One forward pass in which the calls of layers are seen and tapped.
 
-A tap on a layer's output receives the output's gradient b. The rows of the output are taken to be
-the samples', one sample's after the other's, and every backward pass from the samples' losses
-verifies it: with the losses weighted, w_i for sample i, the rows of sample i must receive w_i b.
+A tap on a layer's output is the identity, and receives the output's gradient in backward passes.
 """
 
 import math
@@ -11,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -20,29 +18,9 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from gradsurgery.errors import ArgumentError
-from gradsurgery.gradients.inner_products import wide
-from gradsurgery.gradients.layers import layer_call
+from gradsurgery.gradients.layers import known_call
 from gradsurgery.gradients.layers.elementwise import BroadcastCall, Views, broadcast_call
 from gradsurgery.gradients.layers.layer_call import LayerCall
-from gradsurgery.rules.gramian import full_precision
-
-_ROUNDING = 64
-"""A tap's rows are verified up to so many units in the last place.
-
-On a processor they are the same bit for bit, since the weights are powers of two; accelerators
-sum in an order that changes from pass to pass.
-"""
-
-
-class Piece(NamedTuple):
-    """A parameter's part in one call of a layer, and the gradient of the layer's output."""
-
-    call: LayerCall
-    role: str
-    gradient: Tensor
-
-
-Receiver = Callable[[Tensor, list[Piece]], None]
 
 
 class _Tap(torch.autograd.Function):
@@ -116,7 +94,7 @@ class Recorder(TorchFunctionMode):
         alone, so that the hook runs.
     samples: N.
 
-    taps: the calls seen, in order.
+    taps: the calls seen, in order; uses: how many of them use a parameter, by its id.
     gradient_lost: whether something was computed from the samples that has no gradient, by which
         they may see each other and no backward pass shows it.
     differentiated: whether the pass itself went back through a tap, so that its losses depend on
@@ -125,12 +103,12 @@ class Recorder(TorchFunctionMode):
 
     def __init__(self, parameters: Iterable[Tensor], samples: int) -> None:
         super().__init__()
-        self._parameters = {id(parameter): parameter for parameter in parameters}
-        followed = [p for p in self._parameters.values() if not p._backward_hooks]
+        self.parameters = {id(parameter): parameter for parameter in parameters}
+        followed = [p for p in self.parameters.values() if not p._backward_hooks]
         self._followed = {id(parameter) for parameter in followed}
         self._views = Views(followed)
         self._samples = samples
-        self._uses: Counter[int] = Counter()
+        self.uses: Counter[int] = Counter()
         self._receiver: Callable[[Tap, Tensor], None] | None = None
         self._anchor = torch.zeros((), requires_grad=True)
         self._leaf: Tensor | None = None
@@ -175,7 +153,7 @@ class Recorder(TorchFunctionMode):
         self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         """The result of the call, with a tap where it is one of a known layer."""
-        call = layer_call(function, args, kwargs, self._is_followed)
+        call = known_call(function, args, kwargs, self._is_followed)
         if call is None:
             call = broadcast_call(function, args, kwargs, self._views)
         if call is None or not self._may_tap(call):
@@ -186,7 +164,7 @@ class Recorder(TorchFunctionMode):
         tap = Tap(call, reads_samples=is_read and not isinstance(call, BroadcastCall))
         self.taps.append(tap)
         for parameter in tap.parameters:
-            self._uses[id(parameter)] += 1
+            self.uses[id(parameter)] += 1
         receive = partial(self._receive, tap)
         if isinstance(call, BroadcastCall):
             view, shape = call.view, call.shape
@@ -222,13 +200,13 @@ class Recorder(TorchFunctionMode):
     ) -> None:
         found = list(_tensors([result]))
         self._dtypes.update(one.dtype for one in found if one.dtype.is_floating_point)
-        if _is_in_functorch():
+        if _is_in_functorch() or function in _HOOKS:
             self.gradient_lost = True
         if self.gradient_lost or function in _ONLY_SHAPES:
             return
         lost = function in _TO_PYTHON or any(not one.requires_grad for one in found)
         self.gradient_lost = lost and any(
-            one.requires_grad and id(one) not in self._parameters
+            one.requires_grad and id(one) not in self.parameters
             for one in _tensors([*args, *kwargs.values()])
         )
 
@@ -245,75 +223,24 @@ class Recorder(TorchFunctionMode):
         Raises `ArgumentError` for reentrant checkpointing, which has no graph.
         """
         found = {id(leaf) for leaf in _leaves(losses)}
-        return [parameter for key, parameter in self._parameters.items() if key in found]
+        if id(self._leaf) not in found:
+            self._leaf = None  # all that reads the samples is tapped
+        return [parameter for key, parameter in self.parameters.items() if key in found]
 
-    def backward(
-        self, losses: Tensor, receiver: Receiver, left: Iterable[Tensor], *, keep_graph: bool
-    ) -> "Verdict":
-        """Propagate the losses back, weighted and then as they are.
-
-        receiver: called with a parameter and its pieces as soon as they are complete and verified,
-            during the last pass; nothing of them is kept afterwards.
-        left: parameters that are not to be handed out.
-        keep_graph: whether the graph is needed afterwards.
-        """
-        unverified = {id(parameter) for parameter in left}
-        pieces: dict[int, list[Piece]] = {}
-        apart = True
-        rounds = _weights(self._samples, narrow=torch.float16 in self._dtypes)
-        project = _Projection(self._samples)
-
-        def receive_plain(tap: Tap, gradient: Tensor) -> None:
-            nonlocal apart
-            tap.plain = project(gradient)
-            call, tap.call = tap.call, None  # the layer's input is no longer needed
-            verified = _agree(tap.weighted, tap.plain, len(rounds))
-            apart = apart and (verified or not tap.reads_samples)
-            for role, parameter in () if call is None else call.parameters.items():
-                key = id(parameter)
-                if not verified:
-                    unverified.add(key)
-                if key in unverified:
-                    pieces.pop(key, None)
-                    continue
-                pieces.setdefault(key, []).append(Piece(call, role, gradient))
-                if len(pieces[key]) == self._uses[key]:
-                    receiver(parameter, pieces.pop(key))
-
-        leaf = self._leaf
-        if leaf is None or id(leaf) not in {id(found) for found in _leaves(losses)}:
-            leaf = None  # all that reads the samples is tapped
-        of_inputs: list[Tensor] = []
-        for weights in rounds:
-            weights = weights.to(losses.device)
-
-            def receive_weighted(tap: Tap, gradient: Tensor, weights: Tensor = weights) -> None:
-                tap.weighted.append(project(gradient) / weights[:, None])
-
-            found = self._go_back(losses, weights, leaf, receive_weighted, keep_graph=True)
-            if found is not None:
-                of_inputs.append(project(found) / weights[:, None])
-        ones = torch.ones_like(losses)
-        found = self._go_back(losses, ones, leaf, receive_plain, keep_graph=keep_graph)
-        if found is not None:
-            apart = apart and _agree(of_inputs, project(found), len(rounds))
-        for key in list(pieces):  # some of whose uses the losses do not reach
-            receiver(self._parameters[key], pieces.pop(key))
-        slow = [parameter for key, parameter in self._parameters.items() if key in unverified]
-        return Verdict(slow, samples_apart=apart)
-
-    def _go_back(
+    def go_back(
         self,
         losses: Tensor,
-        weights: Tensor,
-        leaf: Tensor | None,
+        weights: Float[Tensor, " samples"],
         receiver: Callable[[Tap, Tensor], None],
         *,
         keep_graph: bool,
     ) -> Tensor | None:
-        """One backward pass; the samples' gradient, where they are to have one."""
+        """One backward pass of Σ w_i ℓ_i, in which `receiver` gets the gradient at each tap.
+
+        Returns the samples' own, None where they reach the losses through taps alone.
+        """
         self._receiver = receiver
-        wanted = [self._anchor] if leaf is None else [self._anchor, leaf]
+        wanted = [self._anchor] if self._leaf is None else [self._anchor, self._leaf]
         try:
             found = torch.autograd.grad(
                 losses,
@@ -324,76 +251,12 @@ class Recorder(TorchFunctionMode):
             )
         finally:
             self._receiver = None
-        return None if leaf is None else found[1]
+        return None if self._leaf is None else found[1]
 
-
-class Verdict(NamedTuple):
-    """What a backward pass showed.
-
-    slow: the parameters whose gradients by sample it does not give.
-    samples_apart: whether each sample influences its own loss alone.
-    """
-
-    slow: list[Tensor]
-    samples_apart: bool
-
-
-class _Projection:
-    """Random projections of each sample's part of a gradient: [samples, 4], its length kept."""
-
-    _PIECE = 1 << 16
-    _COLUMNS = 4
-
-    def __init__(self, samples: int) -> None:
-        self._samples = samples
-        self._directions: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-
-    def __call__(self, gradient: Tensor) -> Float[Tensor, "samples 4"]:
-        rows = gradient.to(wide(gradient.dtype)).reshape(self._samples, -1)
-        directions = self._of(rows)
-        signs = directions[: self._COLUMNS]
-        total = rows.new_zeros(self._samples, self._COLUMNS)
-        with full_precision():
-            for at, piece in enumerate(rows.split(self._PIECE, dim=1)):
-                # the pieces share directions, and differ by a factor
-                factor = signs[at % self._COLUMNS] * (1 + at // self._COLUMNS)
-                total += piece @ directions[: piece.shape[1]] * factor
-        return total
-
-    def _of(self, rows: Tensor) -> Tensor:
-        key = (rows.device, rows.dtype)
-        if key not in self._directions:
-            generator = torch.Generator().manual_seed(0)
-            drawn = torch.randn(self._PIECE, self._COLUMNS, generator=generator)
-            self._directions[key] = (drawn / 2).to(*key)
-        return self._directions[key]
-
-
-def _weights(samples: int, *, narrow: bool) -> list[Float[Tensor, " samples"]]:
-    """Weights of weighted passes: in no two samples are they the same in all passes.
-
-    They are powers of two, so that multiplying by them rounds nothing.
-
-    narrow: whether float16, with its few exponents, is in the pass.
-    """
-    span = 4 if narrow else 32
-    powers = torch.exp2(torch.arange(-span, span, dtype=torch.float32))
-    values = torch.cat([powers, -powers])
-    values = values[torch.randperm(len(values), generator=torch.Generator().manual_seed(0))]
-    rounds = 0
-    while len(values) ** rounds < samples:
-        rounds += 1
-    numbers = torch.arange(samples)
-    return [values[numbers // len(values) ** at % len(values)] for at in range(rounds)]
-
-
-def _agree(weighted: Sequence[Tensor], plain: Tensor, rounds: int) -> bool:
-    """Whether in each weighted pass the samples' rows had their weight times what they have."""
-    if len(weighted) != rounds:
-        return False
-    bound = _ROUNDING * torch.finfo(plain.dtype).eps * plain.norm(dim=1)
-    wrong = ~plain.isfinite().all(1)  # raises its own error later
-    return all(bool((((one - plain).norm(dim=1) <= bound) | wrong).all()) for one in weighted)
+    @property
+    def is_narrow(self) -> bool:
+        """Whether float16, with its few exponents, is in the pass."""
+        return torch.float16 in self._dtypes
 
 
 def _is_in_functorch() -> bool:
@@ -429,6 +292,8 @@ _ONLY_SHAPES = _named(
     *("new_empty", "new_zeros", "new_ones", "empty_like", "zeros_like", "ones_like"),
     *("rand_like", "randn_like", "randint_like"),
 )
+# a hook may change the gradient by what it knows of the other samples
+_HOOKS = {torch.Tensor.register_hook, cast(Any, torch.Tensor).grad_fn.__get__}
 _TO_NUMPY = _named("numpy", "__array__")
 _TO_PYTHON = _named(
     *("item", "tolist", "__bool__", "__int__", "__float__", "__index__"),

@@ -94,41 +94,45 @@ def _worst(diagnosis: Diagnosis, last: Snapshot) -> str:
     domains = diagnosis.domains
     if last.total.agreeing == 1:
         return ""
-    place = domains.index(last.most_conflicting)
-    fraction = _percent(last.total.against_rest[place])
-    cosine = _cosine(last.total.cosine_with_rest[place])
-    most = _most(last.groups, place)
-    where = f", most in {most}" if most else ""
     if len(domains) == 2:
+        fraction = _percent(last.total.against_rest[0])
         return (
-            f"{domains[0]} and {domains[1]} disagree in {fraction} of the components{where}; the "
-            f"cosine of their gradients is {cosine}."
+            f"{domains[0]} and {domains[1]} disagree in {fraction} of the components; the cosine "
+            f"of their gradients is {_cosine(last.total.cosines[0][1])}{_where(last.groups, 0)}."
         )
-    repeats = diagnosis.options.repeats
-    steady = (
-        f"the lowest in {last.times_most} of {repeats} batches"
-        if 2 * last.times_most > repeats
-        else "though which domain has the lowest changes from batch to batch"
-    )
+    place = domains.index(last.most_conflicting)
+    cosine = _cosine(last.total.cosine_with_rest[place])
+    if not _named(diagnosis, last):
+        return (
+            "No domain conflicts more with the rest than another, beyond chance: the lowest cosine "
+            f"with the sum of the others is {cosine}, of {last.most_conflicting}."
+        )
     return (
-        f"{last.most_conflicting} conflicts most with the rest: it goes against the other domains "
-        f"together in {fraction} of the components{where}; its cosine with them is {cosine}, "
-        f"{steady}."
+        f"{last.most_conflicting} conflicts most with the rest: the cosine of its gradient with "
+        f"the sum of the others is {cosine}, the lowest in {last.times_most} of "
+        f"{diagnosis.options.repeats} batches{_where(last.groups, place)}."
     )
 
 
-def _most(groups: list[GroupConflict], domain: int) -> str:
-    """The group of layers in which the domain goes most against the others, and where it is."""
+def _named(diagnosis: Diagnosis, snapshot: Snapshot) -> bool:
+    """Whether the most conflicting domain is so beyond chance."""
+    if snapshot.stands_out is None:  # an older diagnosis, which says less
+        return 2 * snapshot.times_most > diagnosis.options.repeats
+    return snapshot.stands_out
+
+
+def _where(groups: list[GroupConflict], domain: int) -> str:
+    """The group of layers in which the domain's cosine with the others is lowest."""
     found = [
-        (fraction, place)
+        (cosine, place)
         for place, group in enumerate(groups)
-        if (fraction := group.against_rest[domain]) is not None
+        if (cosine := group.cosine_with_rest[domain]) is not None
     ]
-    large = [(f, place) for f, place in found if groups[place].components >= _FEWEST]
+    large = [(c, place) for c, place in found if groups[place].components >= _FEWEST]
     found = large if len(large) > 1 else found
-    if len(found) < 2 or len({round(fraction, 3) for fraction, _ in found}) == 1:
+    if len(found) < 2 or len({_cosine(cosine) for cosine, _ in found}) == 1:
         return ""
-    fraction, place = max(found, key=lambda pair: pair[0])
+    cosine, place = min(found)
     position = (
         "the last layer"
         if place == len(groups) - 1
@@ -136,7 +140,7 @@ def _most(groups: list[GroupConflict], domain: int) -> str:
         if place == 0
         else f"part {place + 1} of {len(groups)}"
     )
-    return f"{groups[place].name} ({position}: {_percent(fraction)})"
+    return f", and lowest in {groups[place].name} ({position}: {_cosine(cosine)})"
 
 
 def _left(last: Snapshot) -> str:
@@ -213,7 +217,7 @@ def _step_table(diagnosis: Diagnosis) -> Table:
             _percent(snapshot.total.agreeing),
             _percent(snapshot.shuffled_agreeing),
             _percent(snapshot.total.kept_length),
-            snapshot.most_conflicting,
+            snapshot.most_conflicting if _named(diagnosis, snapshot) else NONE,
         ]
         for snapshot in diagnosis.snapshots
     ]

@@ -1,10 +1,12 @@
 """One look at a network: where the domains' gradients conflict, over several batches."""
 
+import math
 from collections.abc import Mapping, Sequence
 from math import fsum, isnan
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import CrossEntropyLoss
 
@@ -67,15 +69,16 @@ def diagnose_step(
 
 def snapshot_of(seen: Sequence[Seen], domains: Sequence[str], step: int) -> Snapshot:
     """The means over what was seen in each batch."""
-    lowest = [_lowest(one.total) for one in seen]
-    most = min(range(len(domains)), key=lambda d: _mean_rest(seen, d))
+    cosines = torch.stack([one.total.cosines_with_rest for one in seen])
+    most = int(_low(cosines.nanmean(0)).argmin())
     shuffled = [one.shuffled for one in seen]
     return Snapshot(
         step=step,
         total=_averaged(WHOLE_NETWORK, [one.total for one in seen]),
         groups=[_averaged(name, [one.groups[name] for one in seen]) for name in seen[0].groups],
         most_conflicting=domains[most],
-        times_most=lowest.count(most),
+        times_most=int((_low(cosines).argmin(1) == most).sum()),
+        stands_out=_stands_out(cosines, torch.stack([c.cosines_with_rest for c in shuffled])),
         shuffled_agreeing=_mean([conflict.agreement for conflict in shuffled]),
         shuffled_cosine=_mean([_mean_cosine(conflict) for conflict in shuffled]),
     )
@@ -133,11 +136,40 @@ def _mean_cosine(conflict: Conflict) -> float:
     return float(conflict.cosines[rows, columns].nanmean())
 
 
-def _lowest(conflict: Conflict) -> int:
-    """The domain of the lowest cosine with the others; one without a direction is none."""
-    return int(conflict.cosines_with_rest.nan_to_num(nan=torch.inf).argmin())
+def _low(cosines: Float[Tensor, "*batches domains"]) -> Float[Tensor, "*batches domains"]:
+    """The cosines, infinite where a domain has no direction: it is not the lowest."""
+    return cosines.nan_to_num(nan=torch.inf)
 
 
-def _mean_rest(seen: Sequence[Seen], domain: int) -> float:
-    value = _mean([float(one.total.cosines_with_rest[domain]) for one in seen])
-    return float("inf") if value is None else value
+def _stands_out(
+    cosines: Float[Tensor, "batches domains"], shuffled: Float[Tensor, "batches domains"]
+) -> bool:
+    """Whether the lowest of the domains' mean cosines is below all others by more than chance.
+
+    cosines: of each domain's gradient with the sum of the others'.
+    shuffled: the same where the images are dealt out to the domains at random.
+
+    The difference between the lowest and the next is measured by how much the domains differ from
+    batch to batch, and by how much they do where there are none (Student's t, one-sided at 5 %, by
+    Bonferroni's rule over the domains).
+    """
+    from scipy.stats import t
+
+    batches, domains = cosines.shape
+    if domains < 3 or not cosines.isfinite().all() or not shuffled.isfinite().all():
+        return False  # two domains have the same cosine with each other
+    lowest, following = cosines.mean(0).sort().values[:2].tolist()
+    noises = [shuffled - shuffled.mean(1, keepdim=True)]
+    freedoms = [batches * (domains - 1)]
+    if batches > 1:
+        apart = cosines - cosines.mean(1, keepdim=True)
+        noises.append(apart - apart.mean(0))
+        freedoms.append((batches - 1) * (domains - 1))
+    errors = [
+        math.sqrt(2 / batches * float(noise.square().sum()) / freedom)
+        for noise, freedom in zip(noises, freedoms, strict=True)
+    ]
+    return all(
+        following - lowest > error * t.isf(0.05 / domains, freedom)
+        for error, freedom in zip(errors, freedoms, strict=True)
+    )

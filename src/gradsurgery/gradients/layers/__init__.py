@@ -14,7 +14,7 @@ from gradsurgery.gradients.layers.linear import EmbeddingCall, LinearCall
 Arguments = Mapping[str, Any]
 
 
-def layer_call(
+def known_call(
     function: Callable[..., Any],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],

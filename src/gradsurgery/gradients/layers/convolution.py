@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
-from gradsurgery.gradients.inner_products import PIECE
-from gradsurgery.gradients.layers.layer_call import LayerCall, Parameters, by_sample
+from gradsurgery.gradients.layers.layer_call import PIECE, LayerCall, Parameters, by_sample
 
 FEW_POSITIONS = 256
 """Up to here patches laid out in memory beat a convolution with groups per sample.

@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 from typing_extensions import override
 
-from gradsurgery.gradients.inner_products import wide
-from gradsurgery.gradients.layers.layer_call import LayerCall, Parameters, by_sample
+from gradsurgery.gradients.layers.layer_call import LayerCall, Parameters, by_sample, wide
 
 
 class NormalizationCall(LayerCall):

@@ -4,15 +4,17 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from gradsurgery.gradients.inner_products import (
+from gradsurgery.gradients.layers.layer_call import (
     PIECE,
     Gram,
+    LayerCall,
+    Parameters,
     gram_in_spans,
     inner_products,
+    positions,
     scaled,
     wide,
 )
-from gradsurgery.gradients.layers.layer_call import LayerCall, Parameters, positions
 from gradsurgery.rules.gramian import full_precision
 
 
