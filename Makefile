@@ -1,5 +1,7 @@
-# `make demo` and `make test` do all the set-up on a machine with Python 3.11, pip and git.
-PYTHON ?= python3.11
+# `make demo` and `make test` do all the set-up on a machine with Python 3.11 or later, pip and git.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+  if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; break; fi; \
+  done)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -22,6 +24,7 @@ install: $(READY)
 
 # Built anew only when the metadata or the C code changed; the Python code is installed in place.
 $(READY): pyproject.toml hatch_build.py $(wildcard src/gradsurgery/kernels/*.c)
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or later is found; name one: make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	touch $(READY)

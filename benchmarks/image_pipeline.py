@@ -19,7 +19,7 @@ from PIL import Image
 from torchvision import transforms
 
 from gradsurgery.data import DomainBatches, draw_split, normalize, open_source, prepare
-from gradsurgery.training.allocator import keep_freed_memory
+from gradsurgery.training.device import keep_freed_memory
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SOURCES = ("art_painting", "cartoon", "photo")

@@ -9,7 +9,6 @@ and stored flat gradients compared in whole-tensor operations, the way the publi
 
 import argparse
 import importlib.util
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +22,7 @@ from torch.nn.functional import cross_entropy
 import gradsurgery as gs
 from gradsurgery.algorithms import METHODS, OTHER_METHODS, build_method
 from gradsurgery.backbones import build_backbone, set_training_mode
-from gradsurgery.training.allocator import keep_freed_memory
+from gradsurgery.training.device import keep_freed_memory, peak_memory_bytes
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -134,7 +133,7 @@ def main() -> None:
         )
         for _ in range(3):
             step()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        print(peak_memory_bytes(torch.device("cpu")))  # ru_maxrss would be the parent's too
         return
     names = options.methods or contestants()
     print(

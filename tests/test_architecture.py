@@ -1,6 +1,7 @@
 """Imports follow the way a run flows, and nothing heavy is imported before it is used."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,21 +9,19 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "gradsurgery"
-BASE = {"errors", "seeds", "atomic", "versioned", "layout", "doors", "hyperparameters"}
+BASE = {"errors", "seeds", "atomic", "doors", "hyperparameters"}
 NETWORKS = {"kernels", "rules", "engine", "algorithms", "backbones", "data"}
 MAY_IMPORT = {
     "errors": set(),
     "seeds": set(),
     "atomic": {"errors"},
-    "versioned": {"errors"},
-    "layout": set(),
     "doors": {"errors"},
     "hyperparameters": {"errors"},
     "kernels": {"errors"},
     "rules": {"errors", "doors", "hyperparameters", "kernels"},
     "engine": {"errors", "rules"},
     "algorithms": {"errors", "doors", "hyperparameters", "rules", "engine"},
-    "data": BASE | {"kernels"},
+    "data": BASE | {"kernels", "documents"},
     "backbones": BASE,
     "documents": BASE,
     "gradients": BASE | NETWORKS | {"documents"},
@@ -88,3 +87,51 @@ def test_the_names_of_the_public_api_exist():
     assert all(getattr(gs, name).__doc__ for name in gs.__all__)
     with pytest.raises(AttributeError, match="no attribute 'agr_sum'"):
         _ = gs.agr_sum
+
+
+ROOT = PACKAGE.parent.parent
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def named_files(text: str) -> list[str]:
+    return re.findall(r"`([\w/.-]+\.(?:py|c|md|json|safetensors|pt))(?::\w+)?`", text)
+
+
+def section(title: str) -> str:
+    return PAGE.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def test_the_files_that_the_page_names_exist():
+    written = {"record.json", "split.json", "model.safetensors", "configuration.json"}
+    for name in named_files(PAGE):
+        places = (PACKAGE / name, ROOT / name)
+        assert name in written or any(place.exists() for place in places), name
+
+
+def test_the_functions_that_the_page_names_exist():
+    for name, function in re.findall(r"`([\w/]+\.py):(\w+)`", PAGE):
+        assert re.search(rf"(def|class) {function}\b", (PACKAGE / name).read_text()), function
+
+
+def test_a_gradient_and_a_run_take_short_trips():
+    files = {name for name in named_files(section("A gradient's trip")) if name.endswith(".py")}
+    assert 0 < len(files) <= 12
+    calls = re.findall(r"^\d+\. ", section("A run's trip"), re.MULTILINE)
+    assert 0 < len(calls) <= 15
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_the_house_stays_small():
+    assert len(FILES) <= 170
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_a_file_and_a_function_can_be_read_at_once(file):
+    text = file.read_text(encoding="utf-8")
+    assert text.count("\n") <= 350
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or 0) - node.lineno + 1
+            assert length <= 70, f"{node.name} has {length} lines"

@@ -13,7 +13,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradsurgery.algorithms import method
+    from gradsurgery.algorithms import Objective, method
+    from gradsurgery.data import Source
+    from gradsurgery.documents.configuration import RunConfiguration
+    from gradsurgery.documents.record import Record
     from gradsurgery.engine import BackwardResult, backward
     from gradsurgery.errors import ArgumentError, GradsurgeryError, NonFiniteError
     from gradsurgery.gradients.conflict import Conflict, domain_conflict
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
         as_aggregator,
         rule,
     )
+    from gradsurgery.training import train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -56,9 +60,13 @@ __all__ = [
     "Mean",
     "Median",
     "NonFiniteError",
+    "Objective",
     "PCGrad",
+    "Record",
     "Rule",
+    "RunConfiguration",
     "SANDMask",
+    "Source",
     "Sum",
     "TrimmedMean",
     "as_aggregator",
@@ -67,13 +75,19 @@ __all__ = [
     "gradient_gram",
     "method",
     "rule",
+    "train",
 ]
 
 # Torch is imported with the first name that needs it, so that `gradsurgery --help` is instant.
 _HOMES = {
     "BackwardResult": "gradsurgery.engine",
     "backward": "gradsurgery.engine",
+    "Objective": "gradsurgery.algorithms",
     "method": "gradsurgery.algorithms",
+    "Source": "gradsurgery.data",
+    "RunConfiguration": "gradsurgery.documents.configuration",
+    "Record": "gradsurgery.documents.record",
+    "train": "gradsurgery.training",
     "Conflict": "gradsurgery.gradients.conflict",
     "domain_conflict": "gradsurgery.gradients.conflict",
     "GradientGram": "gradsurgery.gradients.gradient_gram",

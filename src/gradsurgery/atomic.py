@@ -14,13 +14,17 @@ from gradsurgery.errors import OutputError
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it to `path`.
 
+    The file gets the permissions of a new file, whatever those are that its writer gave it.
     Raises `OutputError` where the file system refuses (full, read-only, no permission); the
     temporary file is removed on any failure.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        permissions = temporary.stat().st_mode & 0o777
         yield temporary
+        temporary.chmod(permissions)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -1,8 +1,38 @@
 """Errors a user can mend. Each message names what, where, expected, found and the cure."""
 
+import re
+
+# Control characters, marks and overrides of the direction of writing, line separators, and the
+# halves of characters that stand for bytes of a file's name that are no UTF-8.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    r"""The text on one line, with an escape for everything that a terminal would obey.
+
+    Names of files, domains and classes come from anywhere: with this they are shown, and typed, as
+    what they are. Printable text is returned as it is.
+
+    >>> printable("caf\udce9.png"), printable("\x1b[31mred\n")
+    ('caf\\xe9.png', '\\x1b[31mred\\n')
+    """
+    return _UNPRINTABLE.sub(_escaped, text)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    character = match.group()
+    if "\udc80" <= character <= "\udcff":  # a byte of a name, in Python's way of keeping it
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
 
 class GradsurgeryError(Exception):
     """Base of every error with a cure; the command line prints it as one line and exits 1."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class ArgumentError(GradsurgeryError, ValueError):

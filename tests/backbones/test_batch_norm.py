@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from gradsurgery.backbones import build_backbone, has_batch_norm, set_training_mode
+from gradsurgery.backbones import (
+    build_backbone,
+    check_batch_size,
+    has_batch_norm,
+    set_training_mode,
+)
 from gradsurgery.errors import ArgumentError
 
 
@@ -76,3 +81,50 @@ def test_an_unknown_mode_is_refused():
     with pytest.raises(ArgumentError, match=r"'shared'.*'frozen', 'per-domain' or 'pooled'"):
         # Unwrapped of the checks of types that the tests put around it.
         inspect.unwrap(set_training_mode)(nn.Linear(1, 1), "shared")
+
+
+def check(model, images, size, mode="per-domain", domains=3):
+    check_batch_size(model, mode, batch_size=images, domains=domains, image_size=size)
+
+
+def narrow():
+    """Batch norm over one value a channel and image; and over as many as there are pixels."""
+    wide = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4))
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4))
+    return nn.Sequential(wide, pooled, nn.Linear(4, 3))
+
+
+def test_one_value_a_channel_is_refused_before_torch_does():
+    model = narrow()
+    model[1].eval()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ArgumentError, match="1 image leaves BatchNorm1d a single value"):
+        check(model, 1, 8)
+    assert [layer.training for layer in model] == [True, False, True]
+    assert not any(layer._forward_pre_hooks for layer in model.modules())
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        model.train()(torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(("images", "size"), [(2, 8), (7, 8)])
+def test_two_images_or_more_will_do(images, size):
+    model = narrow()
+    check(model, images, size)
+    model(torch.zeros(images, 3, size, size))
+
+
+def test_one_image_of_several_pixels_will_do():
+    model = narrow()[0]
+    check(model, 1, 2)
+    model(torch.zeros(1, 3, 2, 2))
+    with pytest.raises(ArgumentError, match="BatchNorm2d"):
+        check(model, 1, 1)
+
+
+def test_networks_that_normalise_no_single_image_take_one():
+    check(nn.Linear(3, 1), 1, 8)
+    check(narrow(), 1, 8, "frozen")
+    check(narrow(), 1, 8, "pooled", domains=2)
+    with pytest.raises(ArgumentError, match="batch size of 2"):
+        check(narrow(), 1, 8, "pooled", domains=1)

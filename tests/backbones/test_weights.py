@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torchvision.models import VisionTransformer
 
 from gradsurgery.backbones import build_backbone
-from gradsurgery.backbones.build import adapt_torchvision
+from gradsurgery.backbones.networks import adapt_torchvision
 from gradsurgery.backbones.weights import load_state, read_state
 from gradsurgery.errors import WeightsError
 

@@ -25,7 +25,7 @@ def command(
 ) -> Command:
     """Run the command line in this process: exit code, standard output, standard error."""
     monkeypatch.setenv("GRADSURGERY_CACHE", str(cache))
-    monkeypatch.setattr("gradsurgery.training.allocator.keep_freed_memory", lambda: False)
+    monkeypatch.setattr("gradsurgery.training.device.keep_freed_memory", lambda: False)
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str) -> tuple[int, str, str]:

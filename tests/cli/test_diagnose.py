@@ -76,7 +76,7 @@ def test_a_short_run_a_run_s_folder_and_the_files(command: Command, tmp_path: Pa
         "diagnosis.md",
         *names,
     }
-    assert "conflicts most with the rest" in out
+    assert "with the sum of the others is" in out
     written = {name: (folder / name).read_bytes() for name in (*names, "diagnosis.json")}
     assert command("diagnose", *DIGITS, *short)[:2] == (0, out)
     assert written == {name: (folder / name).read_bytes() for name in written}
@@ -95,7 +95,7 @@ def test_a_short_run_a_run_s_folder_and_the_files(command: Command, tmp_path: Pa
         (["--run", "absent", "--target", "75"], "--target comes from the run's record"),
         (["--run", "absent", "--learning-rate", "1"], "--learning-rate comes from the run"),
         ([*SIZE, "--iterations", "5"], "needs a domain to hold out; give --target"),
-        (["--repeats", "0"], "--every and --repeats are 1 or more"),
+        (["--repeats", "0"], "--repeats is 1 or more, found 0"),
         ([*SIZE, "--target", "90"], "its domains are 0, 15"),
         ([*SIZE, "--target", "90", "--iterations", "0"], "has no domain '90'"),
     ],

@@ -1,4 +1,7 @@
+import copy
+import html
 import json
+import re
 import shlex
 import shutil
 
@@ -8,8 +11,11 @@ from PIL import Image
 
 from gradsurgery.cli.main import app
 from gradsurgery.cli.report import make_report, recorded_data, status_line
-from gradsurgery.results.commands import train_command
-from gradsurgery.training import RunConfiguration, train
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.record import Record
+from gradsurgery.report.page_sections import repeat_command
+from gradsurgery.training import train
+from tests.results.records import RECORD
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +47,7 @@ def test_from_finished_runs_to_the_page(command, runs):
     assert err == ""  # no terminal, no progress
     text = (runs / "report" / "report.html").read_text(encoding="utf-8")
     assert 'href="../75/agr-sum/seed-0/record.json"' in text
-    assert "gradsurgery train rotated-digits --target=75 --method=agr-sum --seed=0" in text
+    assert "gradsurgery train rotated-digits --target=75 --method=agr-sum --" in text
 
 
 def test_the_command_of_a_record_is_the_same_run():
@@ -57,8 +63,9 @@ def test_the_command_of_a_record_is_the_same_run():
         log_conflict=2,
         average="ema",
         device="cpu",
+        threads=1,
     )
-    words = shlex.split(train_command(json.loads(configuration.model_dump_json())))
+    words = shlex.split(repeat_command(configuration))
     assert words[:2] == ["gradsurgery", "train"]
     group = typer.main.get_command(app)
     with group.make_context("gradsurgery", words[1:]) as context:
@@ -77,8 +84,8 @@ def test_the_command_of_a_record_is_the_same_run():
 
 
 def test_a_domain_that_begins_with_a_dash_is_no_option():
-    configuration = {"data": "colored-digits", "target": "-90%", "method": "m", "seed": 0}
-    words = shlex.split(train_command(configuration | {"without": ["-80%"]}))
+    options = {"data": "colored-digits", "target": "-90%", "without": ["-80%"]}
+    words = shlex.split(repeat_command(RunConfiguration(**options)))
     assert "--target=-90%" in words
     assert "--without=-80%" in words
 
@@ -98,19 +105,17 @@ def test_errors_are_one_line(command, arguments, message):
     assert err.count("\n") == 1
 
 
-def record_of(folder, data):
-    path = folder / "record.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"configuration": {"data": data}}))
-    return path
+def record_of(data):
+    content = copy.deepcopy(RECORD)
+    content["configuration"]["data"] = data
+    return Record.model_validate(content)
 
 
 def test_only_data_that_is_at_hand_is_opened_for_examples(tmp_path):
     (tmp_path / "pictures").mkdir()
     here = ["rotated-digits", f"pacs:{tmp_path}", str(tmp_path / "pictures")]
     away = ["pacs", "hf://owner/name", "pacs:hf://owner/name", str(tmp_path / "gone")]
-    records = [record_of(tmp_path / str(i), data) for i, data in enumerate([*here, *away, here[0]])]
-    assert recorded_data(records) == here
+    assert recorded_data([record_of(data) for data in [*here, *away, here[0]]]) == here
 
 
 def test_examples_of_a_folder_of_pictures(runs, tmp_path):
@@ -143,3 +148,20 @@ def test_progress_is_for_terminals_and_leaves_nothing(terminal, monkeypatch, cap
     shown = capsys.readouterr().err
     assert ("drawing figure3" in shown) is terminal
     assert shown.endswith("\r\x1b[K" if terminal else "")
+
+
+def test_the_command_of_the_page_repeats_the_run(command, tmp_path):
+    """A sweep computes with one thread a run, whatever `train` takes by default."""
+    plan = ["--targets=75", "--methods=agr-sum", "--seeds=1", "--iterations=2", "--batch-size=4"]
+    assert command("sweep", "rotated-digits", *plan, "--out=runs")[0] == 0
+    page = (tmp_path / "runs" / "report" / "report.html").read_text(encoding="utf-8")
+    (given,) = re.findall(r"<code>(gradsurgery train .*?)</code>", page)
+    words = shlex.split(html.unescape(given))
+    assert "--threads=1" in words
+    status, _, err = command(*words[1:], "--out=again")
+    assert status == 0, err
+    first, again = (
+        Record.load(next((tmp_path / folder).rglob("record.json"))) for folder in ("runs", "again")
+    )
+    for part in ("configuration", "data", "split", "curves", "result"):
+        assert getattr(again, part) == getattr(first, part)

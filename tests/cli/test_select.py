@@ -1,38 +1,26 @@
 """`select`, and `show` of what was selected, on records with known answers."""
 
+import copy
 import json
 
-from gradsurgery.results.selection import read_selections
+from gradsurgery.documents.selection import Selections
+from tests.results.records import RECORD
 
 DOMAINS = ["photo", "sketch"]
 
 
 def write(folder, method, rate, seed, *, validation, accuracy, without=()):
-    result = {
-        "step": 20,
-        "validation_accuracy": validation,
-        "target_accuracy": accuracy,
-        "target_validation_accuracy": 1 - validation,
-        "test_accuracy": dict.fromkeys(DOMAINS, accuracy),
-    }
-    record = {
-        "version": 1,
-        "configuration": {
-            "data": "pacs",
-            "target": "sketch",
-            "without": list(without),
-            "method": method,
-            "backbone": "alexnet",
-            "seed": seed,
-            "learning_rate": rate,
-        },
-        "data": {"name": "pacs", "digest": "d", "domains": DOMAINS},
-        "split": {"digest": "s"},
-        "curves": {"step": [20], "train_loss": [1.0], "validation_accuracy": [validation]},
-        "result": {"best": result, "last": result | {"target_accuracy": accuracy - 0.1}},
-        "environment": {"device": "cpu"},
-        "cost": {"seconds": 1.0},
-    }
+    record = copy.deepcopy(RECORD)
+    options = {"method": method, "seed": seed, "learning_rate": rate, "without": list(without)}
+    record["configuration"] |= options
+    record["data"] |= {"domains": DOMAINS, "images": dict.fromkeys(DOMAINS, 20)}
+    for name, less in (("best", 0.0), ("last", 0.1)):
+        record["result"][name] |= {
+            "validation_accuracy": validation,
+            "target_accuracy": accuracy - less,
+            "target_validation_accuracy": 1 - validation,
+            "test_accuracy": dict.fromkeys(DOMAINS, accuracy),
+        }
     directory = f"pacs/sketch/{method}/seed-{seed}-{rate}"
     path = folder / directory / "record.json"
     path.parent.mkdir(parents=True)
@@ -70,7 +58,7 @@ def test_what_a_search_comes_to(command, tmp_path, monkeypatch):
     assert "pacs" in shown
     assert any("oracle (not attainable) learning_rate 0.1" in r for r in shown)
     assert any("leave-one-domain-out not available: needs runs that leave" in r for r in shown)
-    assert read_selections(tmp_path / "runs" / "selection.json").keys() == {
+    assert Selections.load(tmp_path / "runs").criteria.keys() == {
         "training-domain",
         "leave-one-domain-out",
         "oracle",

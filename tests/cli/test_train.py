@@ -82,7 +82,7 @@ def test_every_option_reaches_the_configuration(command: Command, tmp_path: Path
         "precision": "bfloat16",
         "seed": 3,
         "split-seed": 4,
-        "passes": "separate",
+        "threads": 1,
         "log-conflict": 2,
     }
     given = [part for key, value in options.items() for part in (f"--{key}", str(value))]
@@ -102,6 +102,7 @@ def test_every_option_reaches_the_configuration(command: Command, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        ([], "target is missing; give one"),
         (["--target", "90"], "its domains are 0, 15, 30, 45, 60, 75"),
         (["--target", "75", "--method", "agr"], "unknown method 'agr'"),
         (["--target", "75", "--learning-rate", "-1"], "learning_rate must be greater than 0"),
@@ -109,6 +110,7 @@ def test_every_option_reaches_the_configuration(command: Command, tmp_path: Path
         (["--target", "75", "--weights", "absent.pth"], "absent.pth"),
         (["--target", "75", "--precision", "half"], "'float32', 'bfloat16' or 'float16'"),
         (["--target", "75", "--out", "/proc/run"], "cannot write"),
+        (["--target", "75", "--out", "x" * 4400], "File name too long"),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_1(
@@ -131,7 +133,6 @@ def test_another_run_in_the_folder_is_an_error_that_names_the_option(command: Co
 
 
 def test_usage_errors_exit_with_2(command: Command) -> None:
-    assert command("train", "rotated-digits")[0] == 2
     assert command("train", "rotated-digits", "--target", "75", "--iterations", "many")[0] == 2
     assert command("trian")[0] == 2
 

@@ -1,3 +1,5 @@
+import struct
+import zlib
 from contextlib import suppress
 from io import BytesIO
 
@@ -10,7 +12,7 @@ from PIL import Image
 from torchvision import transforms
 
 from gradsurgery.data import decode_image
-from gradsurgery.data.decode import BadImageError
+from gradsurgery.data.decode import BadImageError, readable_suffixes
 
 
 def encoded(image: Image.Image, kind: str = "png", **options) -> bytes:
@@ -151,3 +153,62 @@ def test_damaged_bytes_never_escape_as_another_error(place, value):
     content[place % len(content)] = value
     with suppress(BadImageError):
         assert decode_image(bytes(content), 8).shape == (8, 8, 3)
+
+
+def png(depth: int, kind: int, rows: list[bytes], clear: bytes) -> bytes:
+    """A PNG by hand, 2 pixels wide: `kind` 0 is gray, 2 RGB; `clear` is its tRNS chunk."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + checksum
+
+    header = struct.pack(">IIBBBBB", 2, len(rows), depth, kind, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    chunks = ((b"IHDR", header), (b"tRNS", clear), (b"IDAT", pixels), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
+
+
+@pytest.mark.parametrize(
+    ("depth", "row", "clear", "expected"),
+    [
+        # The first of the two pixels is transparent, hence white; the other shows its gray.
+        (16, struct.pack(">HH", 1000, 257 * 40), 1000, 40),
+        (8, bytes([3, 40]), 3, 40),
+        (4, bytes([0x3A]), 3, 10 * 255 // 15),
+        (2, bytes([0b01100000]), 1, 2 * 255 // 3),
+        (1, bytes([0b10000000]), 1, 0),
+    ],
+)
+def test_a_transparent_gray_shows_white_at_any_depth(depth, row, clear, expected):
+    content = png(depth, 0, [row, row], struct.pack(">H", clear))
+    opened = decode_image(content, 2)
+    assert opened[:, 0].tolist() == [[255] * 3] * 2
+    assert opened[:, 1].tolist() == [[expected] * 3] * 2
+
+
+def test_a_transparent_colour_of_sixteen_bits_is_refused():
+    # Pillow keeps 8 of the 16 bits: (1, 2, 3) here cannot be told from (0, 0, 0).
+    row = struct.pack(">6H", 1, 2, 3, 0, 0, 0)
+    with pytest.raises(BadImageError, match="16 bits and one of them is transparent"):
+        decode_image(png(16, 2, [row, row], struct.pack(">HHH", 1, 2, 3)), 2)
+
+
+def test_an_image_that_is_too_large_is_not_called_damaged(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # twice as many are an error
+    with pytest.raises(BadImageError, match=r"too large: .*\(121 pixels\) exceeds limit of 100"):
+        decode_image(encoded(Image.new("L", (11, 11))), 8)
+
+
+def test_a_postscript_program_is_not_run():
+    with pytest.raises(BadImageError, match="PostScript"):
+        decode_image(encoded(Image.new("RGB", (9, 9)), "eps"), 8)
+
+
+@pytest.mark.parametrize("kind", ["jpeg2000", "ppm", "mpo", "avif", "tga", "qoi", "pcx"])
+def test_other_formats_that_pillow_reads(kind):
+    assert np.abs(np.array(flat("RGB", (200, 100, 50), kind), int) - (200, 100, 50)).max() <= 6
+
+
+def test_endings_of_readable_files():
+    assert {".jpg", ".jfif", ".png", ".avif", ".jp2", ".ppm", ".mpo"} <= readable_suffixes()
+    assert not {".eps", ".pdf", ".h5", ".txt", ".mpg", ".db", ""} & readable_suffixes()

@@ -1,8 +1,7 @@
 import numpy as np
 from PIL import Image
 
-from gradsurgery.data import open_source
-from gradsurgery.data.examples import example_images
+from gradsurgery.data import example_images, open_source
 
 
 def test_an_image_of_every_class_and_domain(tmp_path):

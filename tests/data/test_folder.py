@@ -1,8 +1,10 @@
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 
-from gradsurgery.data import open_source
+from gradsurgery.data import Split, draw_split, open_source, prepare
 from gradsurgery.errors import ArgumentError, DataError
 
 
@@ -34,7 +36,8 @@ def test_hidden_files_and_files_that_are_no_images_do_not_count(make_folder, tmp
 
 
 @pytest.mark.parametrize(
-    "suffix", ["jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "gif", "JPG", "Png"]
+    "suffix",
+    ["jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "gif", "JPG", "Png", "avif", "jp2", "mpo"],
 )
 def test_image_suffixes(make_folder, tmp_path, suffix):
     root = make_folder(tmp_path / "set")
@@ -91,3 +94,63 @@ def test_an_unknown_spec_lists_what_is_accepted(spec, monkeypatch, tmp_path):
     for name in (spec, "rotated-digits", "colored-digits", "pacs", "vlcs", "office-home", "hf://"):
         assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_read_is_listed(make_folder, tmp_path):
+    root = make_folder(tmp_path / "set")
+    for name in ("a.heic", "b.xyz", "nameless", ".hidden.heic"):
+        (root / "art/cat" / name).write_bytes(b"x")
+    for name in ("gone.png", "art/gone", "art/cat/gone.png", "art/cat/loop.png"):
+        (root / name).symlink_to(root / name if "loop" in name else root / "nowhere")
+    (root / "README.md").write_text("not among the images")
+    source = open_source(str(root))
+    assert source.counts().tolist() == [[3, 3], [3, 3]]
+    assert {file.identity: file.reason for file in source.left_out} == {
+        "art/cat/a.heic": ".heic is not read",
+        "art/cat/b.xyz": ".xyz is not read",
+        "art/cat/nameless": "its name has no ending",
+        "gone.png": "a broken link",
+        "art/gone": "a broken link",
+        "art/cat/gone.png": "a broken link",
+        "art/cat/loop.png": "a broken link",
+    }
+    assert prepare(source, 8, tmp_path / "cache").left_out == source.left_out
+
+
+def test_a_class_of_files_that_are_not_read_names_them(make_folder, tmp_path):
+    root = make_folder(tmp_path / "set")
+    for i in range(3):
+        (root / f"photo/dog/{i}.png").rename(root / f"photo/dog/{i}.heic")
+    with pytest.raises(
+        DataError, match=r"class dog has no image in .* left out: 3, .*0\.heic \(\.heic is not read"
+    ):
+        open_source(str(root))
+
+
+def test_names_that_are_no_text_and_names_with_control_characters(make_folder, tmp_path):
+    root = make_folder(tmp_path / "set")
+    (root / "art/cat/0.png").rename(root / "art/cat" / os.fsdecode(b"caf\xe9.png"))
+    (root / "photo").rename(root / "v1.0\x1b[31m, \nx")
+    source = open_source(str(root))
+    assert source.domains == ("art", r"v1.0\x1b[31m, \nx")
+    assert r"art/cat/caf\xe9.png" in source.listing.identities
+    images = prepare(source, 8, tmp_path / "cache")
+    split = draw_split(images)
+    split.save(tmp_path / "split.json")
+    assert Split.load(tmp_path / "split.json", images).digest == split.digest
+    for position, content in source.contents():
+        assert content == Path(source.location(position)).read_bytes()
+
+
+def test_names_that_read_the_same_are_refused(make_folder, tmp_path):
+    root = make_folder(tmp_path / "set", domains=("art", "a\x01", r"a\x01"))
+    with pytest.raises(DataError, match="two domain names read"):
+        open_source(str(root))
+
+
+@pytest.mark.parametrize("spec", ["x" * 5000, "a\0b", "~nobody-of-this-name/x", "a\nb", ""])
+def test_any_text_is_one_line(spec):
+    with pytest.raises(ArgumentError, match="no data set") as caught:
+        open_source(spec or "\x1b")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 800

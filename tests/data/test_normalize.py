@@ -18,7 +18,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 def implementation(request, monkeypatch):
     """Both ways to the same bits."""
     if request.param == "in pieces":
-        monkeypatch.setattr(sys.modules["gradsurgery.data.normalize"], "library", lambda: None)
+        monkeypatch.setattr(sys.modules["gradsurgery.data.batches"], "library", lambda: None)
     elif library() is None:
         pytest.skip("the package was installed without a C compiler")
 

@@ -124,7 +124,7 @@ def test_seeds_give_different_splits(make_images):
 def test_a_saved_split_is_loaded_by_identity(make_images, tmp_path):
     images = make_images({"art": [9, 14], "photo": [20, 5]})
     split = draw_split(images, 3)
-    split.save(tmp_path / "split.json")
+    split.save(tmp_path)
     reverse = np.arange(len(images.identities))[::-1]
     other = replace(
         images,
@@ -140,7 +140,7 @@ def test_a_saved_split_is_loaded_by_identity(make_images, tmp_path):
 
 
 def test_a_split_of_other_images_is_refused(make_images, tmp_path):
-    draw_split(make_images({"art": [9, 14], "photo": [20, 5]})).save(tmp_path / "split.json")
+    draw_split(make_images({"art": [9, 14], "photo": [20, 5]})).save(tmp_path)
     fewer = make_images({"art": [9, 13], "photo": [20, 5]})
     with pytest.raises(DataError, match=r"lacks 1 images of the split.*art/class1/013"):
         Split.load(tmp_path / "split.json", fewer)
@@ -150,7 +150,7 @@ def test_a_split_of_other_images_is_refused(make_images, tmp_path):
 def test_a_damaged_split_is_refused(make_images, tmp_path, damage):
     images = make_images({"art": [9, 14], "photo": [20, 5]})
     path = tmp_path / "split.json"
-    draw_split(images).save(path)
+    draw_split(images).save(tmp_path)
     content = json.loads(path.read_text())
     art = content["domains"]["art"]
     if damage == "part":

@@ -5,9 +5,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from gradsurgery.data import open_source, prepare
-from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.errors import ArgumentError, DataError, printable
 
 NAMES = ["dog", "cat"]
 
@@ -192,3 +194,111 @@ def test_a_network_failure_is_one_line_with_a_cure(monkeypatch):
 def test_a_malformed_hub_name_is_an_error():
     with pytest.raises(ArgumentError, match="expected hf://owner/name"):
         open_source("hf://pacs")
+
+
+def replace_image(path, array):
+    """Write the table again with another column of images."""
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.schema.get_field_index("image"), "image", array), path)
+    return path
+
+
+def test_a_column_of_paths_is_read_relative_to_the_table(rows, write_parquet, tmp_path):
+    path = write_parquet(tmp_path / "folder/tables/a.parquet", rows)
+    paths = [f"../{d}/{label}/{image['path']}" for image, d, label in rows]
+    replace_image(path, pa.array(paths))
+    source = open_source(str(path))
+    assert len(source.listing.identities) == len(rows)
+    for position, content in source.contents():
+        name = source.listing.identities[position]
+        assert content == (tmp_path / "folder" / name).read_bytes()
+
+
+def test_images_beside_a_table_that_change_are_decoded_again(rows, write_parquet, tmp_path):
+    for kind in ("paths", "struct"):
+        path = write_parquet(tmp_path / f"{kind}.parquet", rows)
+        paths = [f"folder/{d}/{label}/{image['path']}" for image, d, label in rows]
+        both = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        structs = pa.array([{"bytes": None, "path": text} for text in paths], both)
+        replace_image(path, pa.array(paths) if kind == "paths" else structs)
+        first = prepare(open_source(str(path)), 8, tmp_path / "cache").digest
+        kept = (tmp_path / paths[0]).read_bytes()
+        (tmp_path / paths[0]).write_bytes((tmp_path / paths[5]).read_bytes())
+        assert prepare(open_source(str(path)), 8, tmp_path / "cache").digest != first
+        (tmp_path / paths[0]).write_bytes(kept)
+
+
+COUNT = 12
+
+
+@pytest.mark.parametrize(
+    ("array", "kind"),
+    [
+        (pa.array([400_000_000] * COUNT), "int64"),
+        (pa.array([[[1, 2], [3, 4]]] * COUNT), "list"),
+        (pa.array([0.5] * COUNT), "double"),
+        (pa.nulls(COUNT), "null"),
+        (pa.array([True] * COUNT), "bool"),
+        (pa.array([{"bytes": 400_000_000, "path": "a.png"}] * COUNT), "struct<bytes: int64"),
+        (pa.array([{"path": "a.png"}] * COUNT), "struct<path"),
+        (pa.array([{str(i): i for i in range(99)}] * COUNT), "…"),
+    ],
+)
+def test_a_column_of_no_images_is_told_by_its_type(rows, write_parquet, tmp_path, array, kind):
+    path = replace_image(write_parquet(tmp_path / "a.parquet", rows), array)
+    with pytest.raises(
+        DataError, match=r"column image has the type .*, expected the bytes"
+    ) as caught:
+        open_source(str(path))
+    assert kind in str(caught.value)
+
+
+@pytest.mark.parametrize("column", ["image", "domain", "label"])
+def test_two_columns_of_one_name_are_an_error(rows, write_parquet, tmp_path, column):
+    path = write_parquet(tmp_path / "a.parquet", rows)
+    table = pq.read_table(path)
+    pq.write_table(table.append_column(column, table[column]), path)
+    with pytest.raises(DataError, match=f"a.parquet has 2 columns {column}, expected one"):
+        open_source(str(path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"{",
+        b"[]",
+        b"\xff",
+        b'{"info": 3}',
+        b'{"info": {"features": []}}',
+        b'{"info": {"features": {"label": {"names": [1, 2]}}}}',
+    ],
+)
+def test_metadata_that_do_not_describe_the_columns(rows, write_parquet, tmp_path, text):
+    path = write_parquet(tmp_path / "a.parquet", rows)
+    pq.write_table(pq.read_table(path).replace_schema_metadata({b"huggingface": text}), path)
+    with pytest.raises(DataError, match=r"a\.parquet: its metadata 'huggingface' does not"):
+        open_source(str(path))
+
+
+def test_a_long_value_of_a_label_is_cut(rows, write_parquet, tmp_path):
+    long = [(image, domain, list(range(1000))) for image, domain, _ in rows]
+    with pytest.raises(DataError, match="row 0: label is ") as caught:
+        open_source(str(write_parquet(tmp_path / "a.parquet", long)))
+    assert len(str(caught.value)) < 300
+
+
+@given(st.integers(0, 1 << 30), st.binary(min_size=1, max_size=9))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_bytes_of_a_table_are_one_line(rows, write_parquet, tmp_path, place, damage):
+    content = write_parquet(tmp_path / "a.parquet", rows).read_bytes()
+    place %= len(content)
+    damaged = content[:place] + damage + content[place + len(damage) :]
+    (tmp_path / "b.parquet").write_bytes(damaged)
+    complaint = ""
+    try:
+        source = open_source(str(tmp_path / "b.parquet"))
+        assert len(list(source.contents())) == len(source.listing.identities)
+    except DataError as error:
+        complaint = str(error)
+    assert printable(complaint) == complaint
+    assert len(complaint) < 1000

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gradsurgery.data import ImageSet, open_source, prepare
-from gradsurgery.training import RunConfiguration
+from gradsurgery.documents.configuration import RunConfiguration
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,9 @@ from torch import nn
 
 import gradsurgery as gs
 from gradsurgery import domain_conflict
-from gradsurgery.backbones.small_cnn import SmallCNN
+from gradsurgery.backbones import SmallCNN
 from gradsurgery.errors import ArgumentError, NonFiniteError
-from gradsurgery.gradients.conflict import conflict_of, sum_of
-from gradsurgery.gradients.layer_groups import group_names, grouped
+from gradsurgery.gradients.conflict import conflict_of, group_names, grouped, sum_of
 
 small = st.integers(-3, 3).map(float)  # sums of these are exact
 matrices = st.tuples(st.integers(2, 4), st.integers(1, 8)).flatmap(

@@ -15,7 +15,7 @@ from gradsurgery.gradients.similarity import (
     sample_cosines,
     within_and_across,
 )
-from gradsurgery.results.intervals import mean_interval
+from gradsurgery.results.statistics import mean_interval
 from tests.studies.image_sets import image_set
 
 

@@ -1,3 +1,4 @@
+import html
 import json
 import subprocess
 import sys
@@ -7,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gradsurgery.errors import ArgumentError, DataError
-from gradsurgery.report.drawing import Examples, named
-from gradsurgery.report.report import ReportOptions, write_report
+from gradsurgery.errors import ArgumentError, DataError, printable
+from gradsurgery.report.figures.examples import Examples
+from gradsurgery.report.report import ReportOptions, file_stems, write_report
+from tests.results.records import write_failure, write_plan
 
 FIGURES = {"figure3", "curves", "critical-difference"}
 
@@ -122,15 +124,11 @@ def grid(written, folder="runs", *, plan=None):
         runs = [
             {
                 "directory": file.parent.relative_to(root).as_posix(),
-                "data": "pacs",
-                "target": "sketch",
-                "method": "agr-sum",
                 "seed": int(file.parent.name.removeprefix("seed-")),
             }
             for file in sorted(root.rglob("record.json"))
         ]
-        content = {"version": 1, "plan": {"grid": plan}, "runs": runs}
-        (root / "plan.json").write_text(json.dumps(content))
+        write_plan(root, runs, grid=plan)
     return root
 
 
@@ -196,24 +194,15 @@ def test_a_criterion_that_can_choose_nothing_is_an_error_if_asked_for(written):
 
 
 def test_failed_and_missing_runs_are_told(compared):
-    runs = [{"directory": "d", "data": "pacs", "target": "photo", "method": "irm", "seed": 7}]
+    runs = [{"directory": "d", "target": "photo", "method": "irm", "seed": 7}]
     for file in sorted(compared.rglob("record.json")):
         target, method, seed = file.parts[-4:-1]
         where = file.parent.relative_to(compared).as_posix()
-        run = {"directory": where, "data": "pacs", "target": target, "method": method}
+        run = {"directory": where, "target": target, "method": method}
         runs.append(run | {"seed": int(seed[-1])})
-    failed = {"directory": "f", "data": "pacs", "target": "photo", "method": "irm", "seed": 8}
-    content = {"version": 1, "plan": {}, "runs": [*runs, failed]}
-    (compared / "plan.json").write_text(json.dumps(content))
-    (compared / "f").mkdir()
-    failure = {
-        "version": 1,
-        "configuration": {"data": "pacs", "target": "photo", "method": "irm", "seed": 8},
-        "attempts": 3,
-        "error": "the loss is nan",
-        "traceback": "Traceback of the nan",
-    }
-    (compared / "f" / "failure.json").write_text(json.dumps(failure))
+    failed = {"target": "photo", "method": "irm", "seed": 8}
+    write_plan(compared, [*runs, failed | {"directory": "f"}])
+    write_failure(compared / "f", "the loss is nan", "Traceback of the nan", **failed)
     text = write_report(compared).page.read_text()
     assert "18 of 20 planned runs are finished; 1 failed and 1 not done" in text
     assert "the loss is nan" in text
@@ -263,11 +252,26 @@ def test_reading_and_drawing_need_no_torch(written, tmp_path):
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("name", ["v1.0", "1.5T", 'Käse, "x"=y', "\x1b[31m"])
+def test_any_name_of_a_domain(name, record, tmp_path):
+    for method in ("deep-all", "agr-sum"):
+        domains = [name, "photo"]
+        record["configuration"] |= {"method": method, "target": name}
+        record["data"] |= {"domains": domains, "images": dict.fromkeys(domains, 20)}
+        for result in record["result"].values():
+            result["test_accuracy"] = {name: 0.5, "photo": 0.75}
+        (tmp_path / method).mkdir()
+        (tmp_path / method / "record.json").write_text(json.dumps(record))
+    report = write_report(tmp_path)
+    assert report.tables[0].targets == (name,)
+    assert printable(name) in html.unescape(report.page.read_text())
+
+
 def test_file_names_are_told_apart():
-    assert named("figure3", ["pacs", "a/b", "a b"]) == [
+    assert file_stems("figure3", ["pacs", "a/b", "a b"]) == [
         "figure3-pacs",
         "figure3-a-b-2",
         "figure3-a-b-3",
     ]
-    assert named("figure3", ["ü", "x"]) == ["figure3-1", "figure3-x"]
-    assert all(Path(name).name == name for name in named("f", ["../x", "y"]))
+    assert file_stems("figure3", ["ü", "x"]) == ["figure3-1", "figure3-x"]
+    assert all(Path(name).name == name for name in file_stems("f", ["../x", "y"]))

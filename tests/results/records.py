@@ -1,4 +1,4 @@
-"""Records made by hand."""
+"""Records and plans made by hand."""
 
 import copy
 import json
@@ -8,23 +8,24 @@ from typing import Any
 
 import pytest
 
+CONFIGURATION: dict[str, Any] = {
+    "data": "pacs:somewhere",
+    "target": "sketch",
+    "method": "agr-sum",
+    "backbone": "alexnet",
+    "weights": "default",
+    "batch_norm": "frozen",
+    "seed": 0,
+    "split_seed": 0,
+    "split_per_run": False,
+    "iterations": 40,
+    "learning_rate": 1e-05,
+    "device": "cpu",
+    "skip_bad": False,
+}
 RECORD: dict[str, Any] = {
     "version": 1,
-    "configuration": {
-        "data": "pacs:somewhere",
-        "target": "sketch",
-        "method": "agr-sum",
-        "backbone": "alexnet",
-        "weights": "default",
-        "batch_norm": "frozen",
-        "seed": 0,
-        "split_seed": 0,
-        "split_per_run": False,
-        "iterations": 40,
-        "learning_rate": 1e-05,
-        "device": "cpu",
-        "skip_bad": False,
-    },
+    "configuration": CONFIGURATION,
     "data": {
         "name": "pacs",
         "digest": "d1",
@@ -92,3 +93,19 @@ def written(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+def write_plan(folder: Path, runs: list[dict[str, Any]], **plan: Any) -> None:
+    """Write `plan.json`; each of `runs` takes the defaults of a run made by hand."""
+    usual = {"data": "pacs", "target": "sketch", "method": "agr-sum", "seed": 0}
+    content = {"version": 1, "plan": plan, "runs": [usual | run for run in runs]}
+    (folder / "plan.json").write_text(json.dumps(content))
+
+
+def write_failure(folder: Path, error: str, traceback: str = "", **options: Any) -> Path:
+    """Write `failure.json` of a run with the `options`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"version": 1, "configuration": CONFIGURATION | options, "attempts": 2}
+    path = folder / "failure.json"
+    path.write_text(json.dumps(content | {"error": error, "traceback": traceback}))
+    return path

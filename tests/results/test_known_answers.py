@@ -19,8 +19,8 @@ import itertools
 import pandas as pd
 import pytest
 
-from gradsurgery.report import to_csv, to_latex, to_markdown
-from gradsurgery.results import compare_runs, comparison_frame, rank_methods, read_runs
+from gradsurgery.report.tables import comparison_csv, comparison_table, to_latex, to_markdown
+from gradsurgery.results import compare_runs, rank_methods, take_inventory
 
 DIFFERENCES = {
     ("agr-sum", "sketch"): [k / 1000 for k in range(1, 21)],
@@ -45,7 +45,7 @@ def runs(written, tmp_path):
     for (method, target), differences in DIFFERENCES.items():
         for seed, difference in enumerate(differences):
             written(method, target, seed, base[seed] + difference)
-    return read_runs([tmp_path])
+    return take_inventory([tmp_path]).runs
 
 
 def test_p_values_and_effects(runs):
@@ -87,16 +87,19 @@ def test_stars_in_every_format(runs):
     tables = compare_runs(runs)
     rows = {
         line.split("|")[1].strip(): line.replace("**", "").replace("\\*", "*").split("|")[2:-1]
-        for line in to_markdown(tables).splitlines()
+        for line in to_markdown(list(map(comparison_table, tables))).splitlines()
         if line.startswith("|")
     }
     assert [marks(cell) for cell in rows["agr-sum"]] == [(1, 1), (1, 1), (0, 0)]
     assert [marks(cell) for cell in rows["irm"]] == [(0, 0), (1, 0), (0, 0)]
     assert [marks(cell) for cell in rows["deep-all"]] == [(0, 0)] * 3
-    rows = {line.split(" & ")[0]: line.split(" & ")[1:] for line in to_latex(tables).splitlines()}
+    rows = {
+        line.split(" & ")[0]: line.split(" & ")[1:]
+        for line in to_latex(list(map(comparison_table, tables))).splitlines()
+    }
     assert [marks(cell) for cell in rows["agr-sum"]] == [(1, 1), (1, 1), (0, 0)]
     assert [marks(cell) for cell in rows["irm"]] == [(0, 0), (1, 0), (0, 0)]
-    frame = pd.read_csv(io.StringIO(to_csv(tables))).set_index(["method", "target"])
+    frame = pd.read_csv(io.StringIO(comparison_csv(tables))).set_index(["method", "target"])
     for key, (p, p_holm) in P.items():
         assert frame.loc[key, "p"] == p
         assert frame.loc[key, "p_holm"] == pytest.approx(p_holm)
@@ -112,7 +115,7 @@ def test_a_lost_run_takes_its_cell_out_of_everything(runs):
     (table,) = compare_runs(runs[~lost])
     cell = table.cells["agr-sum", "sketch"]
     assert (cell.runs, cell.planned, cell.comparison, cell.best) == (19, 20, None, False)
-    assert len(comparison_frame([table])) == 3
+    assert table.tests == 3
     # the family is one smaller: 10 / 2²⁰ is now the least of three
     assert table.cells["agr-sum", "photo"].comparison.p_holm == pytest.approx(30 / 2**20)
     assert set(table.averages) == {"deep-all", "irm"}

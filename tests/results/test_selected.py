@@ -1,7 +1,7 @@
 import pytest
 
-from gradsurgery.results import compare_runs, read_runs, selected_runs
-from gradsurgery.results.selection import select
+from gradsurgery.results import compare_runs, take_inventory
+from gradsurgery.results.selection import select, selected_runs
 
 
 def searched(written, method, chosen, rates=(0.1, 0.2), seeds=range(6), **options):
@@ -23,18 +23,18 @@ def searched(written, method, chosen, rates=(0.1, 0.2), seeds=range(6), **option
 def test_each_method_is_compared_at_its_own_choice(written, tmp_path):
     searched(written, "deep-all", 0.1)
     searched(written, "agr-sum", 0.2)
-    runs = read_runs([tmp_path])
+    runs = take_inventory([tmp_path]).runs
     assert len(compare_runs(runs)) == 2  # two learning rates
     selection = select(runs, "training-domain")
     assert {c.method: c.candidate.hyperparameters["learning_rate"] for c in selection.choices} == {
         "deep-all": 0.1,
         "agr-sum": 0.2,
     }
-    (table,) = compare_runs(selected_runs(runs, selection))
+    (table,) = compare_runs(selected_runs(runs, "training-domain", selection))
     assert table.methods == ("deep-all", "agr-sum")
     assert {cell.mean for cell in table.cells.values()} == {60}
     assert table.tests == 1
-    assert table.settings == {}
+    assert table.differences == {}
 
 
 def test_a_searched_hyperparameter_is_not_in_the_name(written, tmp_path):
@@ -45,14 +45,14 @@ def test_a_searched_hyperparameter_is_not_in_the_name(written, tmp_path):
                 seed=seed,
                 folder=f"irm{penalty}",
                 validation=validation,
-                configuration__settings={"irm.penalty": penalty, "ema.decay": 0.5},
+                configuration__settings={"irm.penalty": float(penalty), "ema.decay": 0.5},
             )
-    runs = read_runs([tmp_path])
+    runs = take_inventory([tmp_path]).runs
     assert set(runs["method"]) == {
         "irm (ema.decay=0.5, irm.penalty=1)",
         "irm (ema.decay=0.5, irm.penalty=10)",
     }
-    kept = selected_runs(runs, select(runs, "training-domain"))
+    kept = selected_runs(runs, "training-domain", select(runs, "training-domain"))
     assert set(kept["method"]) == {"irm (ema.decay=0.5)"}
     assert all("irm10" in record for record in kept["record"])
 
@@ -61,12 +61,12 @@ def test_two_criteria_are_two_tables(written, tmp_path):
     import pandas as pd
 
     searched(written, "deep-all", 0.1)
-    runs = read_runs([tmp_path])
-    both = [selected_runs(runs, select(runs, "training-domain"))]
+    runs = take_inventory([tmp_path]).runs
+    both = [selected_runs(runs, "training-domain", select(runs, "training-domain"))]
     runs["last_target_validation_accuracy"] = 0.5
-    both.append(selected_runs(runs, select(runs, "oracle")))
+    both.append(selected_runs(runs, "oracle", select(runs, "oracle")))
     tables = compare_runs(pd.concat(both))
-    assert [table.settings for table in tables] == [
+    assert [table.differences for table in tables] == [
         {"selection": "oracle"},
         {"selection": "training-domain"},
     ]
@@ -75,8 +75,8 @@ def test_two_criteria_are_two_tables(written, tmp_path):
 @pytest.mark.parametrize("criterion", ["leave-one-domain-out", "oracle"])
 def test_where_nothing_can_be_chosen_nothing_is_left(written, tmp_path, criterion):
     searched(written, "deep-all", 0.1)
-    runs = read_runs([tmp_path])
-    kept = selected_runs(runs, select(runs, criterion))
+    runs = take_inventory([tmp_path]).runs
+    kept = selected_runs(runs, criterion, select(runs, criterion))
     assert kept.empty
     assert compare_runs(kept) == []
 
@@ -84,5 +84,7 @@ def test_where_nothing_can_be_chosen_nothing_is_left(written, tmp_path, criterio
 def test_runs_that_leave_out_sources_are_not_kept(written, tmp_path):
     searched(written, "deep-all", 0.1)
     searched(written, "deep-all", 0.1, without=["photo"])
-    runs = read_runs([tmp_path])
-    assert set(selected_runs(runs, select(runs, "training-domain"))["without"]) == {()}
+    runs = take_inventory([tmp_path]).runs
+    assert set(
+        selected_runs(runs, "training-domain", select(runs, "training-domain"))["without"]
+    ) == {()}

@@ -2,14 +2,15 @@ import math
 
 import pytest
 
+from gradsurgery.documents.plan import PlannedRun
 from gradsurgery.errors import DataError
-from gradsurgery.results import PlannedRun, compare_runs, rank_methods, read_runs
+from gradsurgery.results import compare_runs, rank_methods, take_inventory
 
 
 @pytest.fixture
 def compared(written, tmp_path):
     def compare(model="best", **options):
-        return compare_runs(read_runs([tmp_path]), model, **options)
+        return compare_runs(take_inventory([tmp_path]).runs, model, **options)
 
     return compare
 
@@ -83,8 +84,8 @@ def test_runs_that_average_or_draw_otherwise_are_tables_of_their_own(
     for value in values:
         written(folder=value, **{f"configuration__{option}": value})
     tables = compared()
-    assert [table.settings for table in tables] == [{option: value} for value in values]
-    assert all(f"{option} {table.settings[option]}" in table.title for table in tables)
+    assert [table.differences for table in tables] == [{option: value} for value in values]
+    assert all(f"{option} {table.differences[option]}" in table.title for table in tables)
 
 
 def test_missing_seeds_show(written, compared):
@@ -122,7 +123,7 @@ def test_the_same_number_of_other_seeds_is_not_complete(written, compared):
         ({"data__digest": "d2"}, {"data_digest": "d2"}),
         ({"split__digest": "s2"}, {"split_digest": "s2"}),
         ({"model__weights_digest": "f" * 64}, {"weights": "sha256:ffffffffffff"}),
-        ({"configuration__new_option": 3}, {"new_option": 3}),
+        ({"configuration__precision": "bfloat16"}, {"precision": "bfloat16"}),
     ],
 )
 def test_runs_that_do_not_compare_have_tables_of_their_own(written, compared, change, setting):
@@ -131,7 +132,7 @@ def test_runs_that_do_not_compare_have_tables_of_their_own(written, compared, ch
     first, second = compared()
     assert {first.methods, second.methods} == {("deep-all",), ("agr-sum",)}
     other = next(table for table in (first, second) if table.methods == ("agr-sum",))
-    assert other.settings == setting
+    assert other.differences == setting
     assert str(next(iter(setting.values()))) in other.title
 
 
@@ -148,7 +149,7 @@ def test_what_cannot_matter_does_not_part_runs(written, compared, change):
     written("deep-all")
     written("agr-sum", **change)
     (table,) = compared()
-    assert table.settings == {}
+    assert table.differences == {}
     assert table.methods == ("deep-all", "agr-sum")
 
 
@@ -170,7 +171,7 @@ def test_a_table_for_each_data_set(written, compared):
     written()
     written(folder="other", data__name="vlcs")
     assert [table.data for table in compared()] == ["pacs", "vlcs"]
-    assert all(table.settings == {} for table in compared())
+    assert all(table.differences == {} for table in compared())
 
 
 def test_a_run_that_is_there_twice_is_refused(written, compared):
@@ -197,7 +198,7 @@ def test_twenty_of_twenty(written, compared):
     assert (test.n, test.zeros) == (20, 0)
     assert test.difference == pytest.approx(1.05)  # points: mean of 0.1 … 2.0
     assert 0.1 < test.low < 1.05 < test.high < 2.0
-    assert table.cells["agr-sum", "sketch"].significant_corrected
+    assert table.cells["agr-sum", "sketch"].stars == "*†"
     assert table.cells["deep-all", "sketch"].comparison is None
     assert table.title.endswith(
         "mean ± std over 20 seeds; paired Wilcoxon test against deep-all, with Holm's correction"
@@ -222,7 +223,7 @@ def test_no_difference_at_all(written, compared):
 def test_a_worse_method_has_its_star_too(written, compared):
     twenty(written, "irm", [-0.1] * 20)
     cell = compared()[0].cells["irm", "sketch"]
-    assert cell.significant
+    assert "*" in cell.stars
     assert cell.comparison.difference == pytest.approx(-10)
     assert cell.comparison.effect_size == -1
 
@@ -236,7 +237,7 @@ def test_holm_over_the_whole_table(written, compared):
     (table,) = compared()
     cell = table.cells["agr-sum", "sketch"]
     assert (cell.comparison.p, cell.comparison.p_holm) == (0.03125, 0.0625)
-    assert (cell.significant, cell.significant_corrected) == (True, False)
+    assert cell.stars == "*"
     assert any("over the table's 2 tests" in note for note in table.notes)
 
 
@@ -291,23 +292,24 @@ def test_one_seed_and_an_incomplete_baseline_are_not_tested(written, compared):
     assert "no test, for deep-all or all the others lack seeds" in table.title
 
 
-def planned(folder, data="pacs", target="sketch", method="agr-sum", seed=0, without=()):
-    return PlannedRun(folder / f"{target}{method}{seed}", data, target, method, seed, without)
+def planned(**options):
+    usual = {"data": "pacs", "target": "sketch", "method": "agr-sum", "seed": 0}
+    return PlannedRun(directory="d", **usual | options)
 
 
-def test_what_is_planned_is_expected(written, compared, tmp_path):
+def test_what_is_planned_is_expected(written, compared):
     expected = [
-        planned(tmp_path, target=target, method=method, seed=seed)
+        planned(target=target, method=method, seed=seed)
         for target in ("photo", "sketch")
         for method in ("deep-all", "agr-sum", "irm")
         for seed in range(3)
     ]
-    expected += [planned(tmp_path, data="vlcs", method="mldg", seed=9)]
-    expected += [planned(tmp_path, target="art_painting", seed=8, without=("photo",))]
+    expected += [planned(data="vlcs", method="mldg", seed=9)]
+    expected += [planned(target="art_painting", seed=8, without=["photo"])]
     for seed in (0, 1):
         written("deep-all", seed=seed)
         written("agr-sum", seed=seed)
-    (table,) = compared(expected=expected)
+    (table,) = compared(planned=expected)
     assert table.methods == ("deep-all", "agr-sum", "irm")
     assert table.targets == ("photo", "sketch")
     assert table.seeds == (0, 1, 2)
@@ -317,7 +319,7 @@ def test_what_is_planned_is_expected(written, compared, tmp_path):
     assert (table.tests, table.averages) == (0, {})
     for method in ("deep-all", "agr-sum"):
         written(method, seed=2)
-    (table,) = compared(expected=expected)
+    (table,) = compared(planned=expected)
     assert table.tests == 1
 
 
@@ -333,12 +335,19 @@ def test_settings_that_change_nothing(written, compared):
     written("deep-all", configuration__passes="separate")
     written("agr-sum", configuration__passes="auto", configuration__log_conflict=5)
     (table,) = compared()
-    assert table.settings == {}
-    written("pcgrad", configuration__passes="pooled")
-    assert {str(table.settings) for table in compared()} == {
-        "{'passes': None}",
-        "{'passes': 'pooled'}",
-    }
+    assert table.differences == {}
+
+
+def test_models_that_hardly_do_better_than_guessing_are_named(written, compared):
+    for seed in (0, 1):
+        written("deep-all", seed=seed, validation=0.5)  # of two classes
+        written("agr-sum", seed=seed, validation=0.5 if seed else 0.9)
+    (table,) = compared()
+    assert table.cells["deep-all", "sketch"].guessing == 2
+    assert (
+        "hardly better than guessing on their own domains: agr-sum on sketch (1 of 2 runs), "
+        "deep-all on sketch (2 of 2 runs)"
+    ) in table.notes
 
 
 def test_ranks_over_the_cells_of_all_tables(written, compared):

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,23 +10,25 @@ from torch import nn
 
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageSet, draw_split
-from gradsurgery.documents.diagnosis_record import (
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.diagnosis import (
     Diagnosis,
     DiagnosisOptions,
     LoggedConflict,
     Snapshot,
 )
+from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError
-from gradsurgery.gradients.conflict import conflict_of
+from gradsurgery.gradients.conflict import Conflict, conflict_of
 from gradsurgery.report.diagnosis_text import diagnosis_markdown, diagnosis_sentences
-from gradsurgery.studies.diagnosis import Seen, diagnose_step, snapshot_of
-from gradsurgery.studies.diagnosis_study import (
+from gradsurgery.studies.diagnosis import (
     diagnose_run,
     diagnose_training,
     diagnose_weights,
+    logged_conflict,
 )
-from gradsurgery.studies.logged import logged_conflict
-from gradsurgery.training import Record, RunConfiguration, TrainingProgress, train
+from gradsurgery.studies.snapshot import Seen, diagnose_step, snapshot_of
+from gradsurgery.training import TrainingProgress, train
 from tests.studies.image_sets import image_set
 
 Configure = Callable[..., RunConfiguration]
@@ -65,6 +68,45 @@ def test_the_most_conflicting_domain_has_the_lowest_cosine_with_the_rest() -> No
     assert rest == 1
     # c · (a + b) = -2 + 0.1, |c| = √2, |a + b| = √(4 + 0.01)
     assert found.total.cosine_with_rest[2] == pytest.approx(-1.9 / (2 * 4.01) ** 0.5)
+
+
+@pytest.mark.parametrize("batches", [1, 2, 4])
+def test_domains_dealt_at_random_have_no_worst_one(batches: int) -> None:
+    """Of 100 draws of gradients without domains, the worst is named in about 5 or fewer."""
+    generator = torch.Generator().manual_seed(batches)
+
+    def drawn() -> Conflict:
+        common = torch.randn(200, generator=generator)
+        return conflict_of(common + torch.randn(4, 200, generator=generator))
+
+    named = 0
+    for _ in range(100):
+        looks = [Seen({}, drawn(), drawn()) for _ in range(batches)]
+        named += bool(snapshot_of(looks, ["a", "b", "c", "d"], 0).stands_out)
+    assert named <= 10  # of a binomial of 100 and 0.05, in 99 % of all cases
+
+
+def test_a_domain_that_goes_its_own_way_is_named() -> None:
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(200, generator=generator)
+
+    def drawn(factors: list[float]) -> Conflict:
+        rows = torch.tensor(factors)[:, None] * common
+        return conflict_of(rows + 0.3 * torch.randn(3, 200, generator=generator))
+
+    for batches in (1, 4):
+        looks = [Seen({}, drawn([1.0, 1.0, -0.5]), drawn([1.0] * 3)) for _ in range(batches)]
+        found = snapshot_of(looks, ["a", "b", "c"], 0)
+        assert (found.most_conflicting, found.stands_out) == ("c", True)
+        assert "c conflicts most" in diagnosis_sentences(diagnosed([found]))[2]
+    looks = [Seen({}, drawn([1.0] * 3), drawn([1.0] * 3)) for _ in range(4)]
+    found = snapshot_of(looks, ["a", "b", "c"], 0)
+    assert found.stands_out is False
+    text = diagnosis_sentences(diagnosed([found, found]))
+    assert text[2].startswith("No domain conflicts more with the rest than another, beyond chance")
+    assert "| 0 | " in diagnosis_markdown(diagnosed([found, found]))
+    older = found.model_copy(update={"stands_out": None, "times_most": 2})
+    assert "conflicts most" in diagnosis_sentences(diagnosed([older]))[2]
 
 
 def test_a_domain_without_a_gradient_is_not_the_most_conflicting() -> None:
@@ -242,11 +284,11 @@ def test_sentences_name_the_domain_and_the_layers() -> None:
     # Σ g = (3, 3, 1, 1), of which (3, 3, 0, 0) is kept: √18 of √20
     diagnosis = diagnosed([snapshot_of([one, one], ["a", "b", "c"], s) for s in (0, 9)])
     text = "\n".join(diagnosis_sentences(diagnosis))
+    # c · (a + b) = 2 + 2 (−6 − 1) = −12; ‖c‖² = 2 + 10, ‖a + b‖² = 8 + 20
     assert (
-        "c conflicts most with the rest: it goes against the other domains together in 50 % of the "
-        "components, most in l1 (the last layer: 100 %); its cosine with them is" in text
+        "c conflicts most with the rest: the cosine of its gradient with the sum of the others is "
+        "-0.55, the lowest in 2 of 2 batches, and lowest in l1 (the last layer: -0.99)." in text
     )
-    assert "the lowest in 2 of 2 batches." in text
     assert (
         "Agr-Sum leaves 50 % of the update's components and 95 % of its length." in text
     )  # √18 of √20
@@ -258,7 +300,7 @@ def test_sentences_pass_over_layers_that_are_too_small_to_say_anything() -> None
     agreeing = [[1.0] * 1000] * 3
     one = seen([[1.0], [1.0], [-1.0]], rows, agreeing)
     text = diagnosis_sentences(diagnosed([snapshot_of([one], ["a", "b", "c"], 0)]))[2]
-    assert "most in l1 (part 2 of 3: 50 %)" in text
+    assert "and lowest in l1 (part 2 of 3: 0.00)" in text
 
 
 def test_sentences_where_nothing_moves() -> None:
@@ -269,7 +311,9 @@ def test_sentences_where_nothing_moves() -> None:
 def test_tables_as_markdown() -> None:
     one = seen([[1.0, 1.0], [1.0, -1.0]])
     logged = LoggedConflict(step=[3, 6], agreeing=[0.25, None], cosine=[None, None])
-    text = diagnosis_markdown(diagnosed([snapshot_of([one], ["a", "b"], 0)], logged=logged))
+    text = re.sub(
+        " +", " ", diagnosis_markdown(diagnosed([snapshot_of([one], ["a", "b"], 0)], logged=logged))
+    )
     assert "| a | 1.00 | 0.00 | 0.00 | 50 % |" in text
     assert "| l0 | 2 | 50 % | 100 % | 50 % | 50 % |" in text
     assert text.endswith("| 3 | 25 % | – |\n")  # nothing is known of step 6

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from gradsurgery.sweep import Plan
-from gradsurgery.sweep.runs import OpenedData, PlannedRun, plan_runs
+from gradsurgery.documents.plan import Plan
+from gradsurgery.sweep.runs import OpenedData, SweepRun, plan_runs
 
 OPTIONS: dict[str, Any] = {
     "iterations": 6,
@@ -30,8 +30,8 @@ def plan() -> Callable[..., Plan]:
 
 
 @pytest.fixture
-def runs_of() -> Callable[[Plan], list[PlannedRun]]:
-    def make(plan: Plan) -> list[PlannedRun]:
+def runs_of() -> Callable[[Plan], list[SweepRun]]:
+    def make(plan: Plan) -> list[SweepRun]:
         return plan_runs(plan, {spec: OPENED[spec] for spec in plan.data})
 
     return make

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from gradsurgery.data import open_source
+from gradsurgery.documents.plan import Plan
 from gradsurgery.errors import ArgumentError, DataError
-from gradsurgery.sweep import Plan
 from gradsurgery.sweep.folder import claim_folder, finished_record, tidy
-from gradsurgery.sweep.runs import PlannedRun
+from gradsurgery.sweep.runs import SweepRun
 from gradsurgery.training import train
 from gradsurgery.training.directory import claimed
 
 MakePlan = Callable[..., Plan]
-RunsOf = Callable[[Plan], list[PlannedRun]]
+RunsOf = Callable[[Plan], list[SweepRun]]
 
 
 def written(folder: Path) -> dict[str, Any]:
@@ -125,8 +125,8 @@ def test_records_that_cannot_be_used_are_told_and_kept(
     other = json.loads(whole)
     other["configuration"]["iterations"] = 7
     for text, words in (
-        (whole[: len(whole) // 2], "is not a record of a run"),
-        (json.dumps(later), "it has version 2, expected 1"),
+        (whole[: len(whole) // 2], "is not JSON"),
+        (json.dumps(later), "of version 2, expected 1"),
         (json.dumps(other), "holds a run with other options (iterations: 7 there, 6 here)"),
     ):
         path.write_text(text)

@@ -18,7 +18,6 @@ TASK = Task(
     folder=".",
     directory="run",
     cache=None,
-    threads=1,
     tensorboard=False,
     working_directory=".",
 )

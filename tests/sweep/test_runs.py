@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from gradsurgery.algorithms import METHODS
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.plan import Plan
 from gradsurgery.errors import ArgumentError
-from gradsurgery.sweep import Plan
-from gradsurgery.sweep.runs import OpenedData, PlannedRun, identity, plan_runs
-from gradsurgery.training import RunConfiguration
+from gradsurgery.sweep.runs import OpenedData, SweepRun, identity, plan_runs
 
 MakePlan = Callable[..., Plan]
-RunsOf = Callable[[Plan], list[PlannedRun]]
+RunsOf = Callable[[Plan], list[SweepRun]]
 
 
 def test_every_combination_is_run_once_and_paired_by_seed(plan: MakePlan, runs_of: RunsOf) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from gradsurgery.data import open_source
+from gradsurgery.documents.plan import Plan
 from gradsurgery.errors import ArgumentError
-from gradsurgery.sweep import Manner, Plan, run_sweep
+from gradsurgery.sweep import Execution, run_sweep
 from gradsurgery.sweep import run as run_module
 from gradsurgery.sweep.estimate import estimate
 from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task
@@ -69,7 +70,7 @@ def swept(
         SOURCES,
         folder,
         launch=lambda: launcher,
-        manner=Manner(cache=folder / "cache", retries=retries),
+        execution=Execution(cache=folder / "cache", retries=retries),
         show=show,
     )
     return failed, [line for line in lines if line], states[-1]
@@ -197,9 +198,10 @@ def test_the_estimate_counts_what_is_left_at_what_it_takes(plan: MakePlan, tmp_p
     asked = plan(seeds="2")
     runs = planned(asked, SOURCES)
     timed: list[tuple[int, int]] = []
-    before = estimate(runs, {}, SOURCES, Manner(), timed=lambda *at: timed.append(at))
+    before = estimate(runs, {}, SOURCES, Execution(), timed=lambda *at: timed.append(at))
     assert before.runs == 4
     assert before.seconds > 0
+    assert before.timed == 2
     assert timed == [(0, 2), (1, 2), (2, 2)]
     assert list(tmp_path.iterdir()) == []
     records = {}
@@ -208,4 +210,4 @@ def test_the_estimate_counts_what_is_left_at_what_it_takes(plan: MakePlan, tmp_p
         record.cost.seconds = seconds
         records[run.directory] = record
     # One run of either method is left, and each takes what the other of its method took.
-    assert estimate(runs, records, SOURCES, Manner()) == (2, 8.0)
+    assert estimate(runs, records, SOURCES, Execution()) == (2, 8.0, 0)

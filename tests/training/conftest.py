@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from gradsurgery.data import ImageSet, open_source, prepare
-from gradsurgery.training import Record, RunConfiguration
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.record import Record
 
 SHORT: dict[str, Any] = {
     "data": "rotated-digits",

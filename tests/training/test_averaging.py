@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageSet
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError
-from gradsurgery.training import Record, RunConfiguration, TrainingProgress, train
+from gradsurgery.training import TrainingProgress, train
 from gradsurgery.training import learner as learner_module
 from gradsurgery.training import outcome as outcome_module
 from gradsurgery.training import run as run_module

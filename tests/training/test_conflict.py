@@ -9,8 +9,9 @@ import torch
 
 import gradsurgery as gs
 from gradsurgery.data import ImageSet
-from gradsurgery.training import Record, RunConfiguration, TrainingProgress, train
-from gradsurgery.training.conflict import ConflictLog
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.record import ConflictLog, Record
+from gradsurgery.training import TrainingProgress, train
 
 Configure = Callable[..., RunConfiguration]
 Outcome = Callable[[Record, Path], tuple[dict[str, Any], bytes]]

@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import ArgumentError, OutputError
-from gradsurgery.training import RunConfiguration
-from gradsurgery.training.directory import check_same, claimed
+from gradsurgery.training.directory import check_same, claimed, folder_name
 
 
 def test_a_folder_that_stays_empty_is_removed_with_its_parents(tmp_path: Path) -> None:
@@ -65,3 +67,24 @@ def test_other_options_are_refused_with_both_values(tmp_path: Path) -> None:
     check_same(one, one, tmp_path)
     with pytest.raises(ArgumentError, match="seed: 2 there, 1 here"):
         check_same(one, two, tmp_path)
+
+
+NAMES = st.text(st.sampled_from("a./\\%2FE\0\x1b :"), min_size=1) | st.text(min_size=1)
+
+
+@given(NAMES, NAMES)
+def test_different_names_have_different_folders(first, second):
+    names = {first, second}
+    folders = {folder_name(name) for name in names}
+    assert len(folders) == len(names)
+    for folder in folders:
+        assert "/" not in folder
+        assert not folder.startswith(".")
+        assert len(os.fsencode(folder)) <= 120
+        assert Path("x", folder).parent == Path("x")
+
+
+def test_long_names_have_different_folders():
+    first, second = folder_name("é" * 300 + "a"), folder_name("é" * 300 + "b")
+    assert first != second
+    assert max(len(os.fsencode(first)), len(os.fsencode(second))) <= 120

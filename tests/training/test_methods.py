@@ -8,7 +8,9 @@ import pytest
 
 from gradsurgery.algorithms import METHODS, OTHER_METHODS
 from gradsurgery.data import ImageSet
-from gradsurgery.training import Record, RunConfiguration, TrainingProgress, train
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.record import Record
+from gradsurgery.training import TrainingProgress, train
 from gradsurgery.training import loop as loop_module
 from gradsurgery.training import run as run_module
 from gradsurgery.training.learner import Learner

@@ -9,7 +9,9 @@ import torch
 
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageSet
-from gradsurgery.training import Record, RunConfiguration, TrainingProgress, train
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.record import Record
+from gradsurgery.training import TrainingProgress, train
 
 Configure = Callable[..., RunConfiguration]
 Outcome = Callable[[Record, Path], tuple[dict[str, Any], bytes]]

@@ -11,14 +11,10 @@ import torch
 
 from gradsurgery.backbones import build_backbone
 from gradsurgery.data import ImageSet
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, GradsurgeryError, OutputError
-from gradsurgery.training import (
-    CheckpointError,
-    Record,
-    RunConfiguration,
-    TrainingProgress,
-    train,
-)
+from gradsurgery.training import CheckpointError, TrainingProgress, train
 from gradsurgery.training import checkpoint as checkpoint_module
 from gradsurgery.training import loop as loop_module
 from gradsurgery.training import run as run_module

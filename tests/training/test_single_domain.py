@@ -7,9 +7,10 @@ from torch import Tensor
 
 from gradsurgery.backbones import Backbone, build_backbone
 from gradsurgery.data import ImageSet, SingleDomainBatches, draw_split
+from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import NonFiniteError
-from gradsurgery.training import RunConfiguration, train
 from gradsurgery.training import run as run_module
+from gradsurgery.training import train
 
 Configure = Callable[..., RunConfiguration]
 SOURCES = ("0", "15", "30", "45", "60")

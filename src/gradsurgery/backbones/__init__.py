@@ -1,6 +1,15 @@
-"""Image classifiers by name: torchvision's, timm's and a small built-in CNN."""
+"""Image classifiers by name: torchvision's, timm's, a small built-in CNN, and your own."""
 
-from gradsurgery.backbones.batch_norm import has_batch_norm, set_training_mode
-from gradsurgery.backbones.build import Backbone, backbone_names, build_backbone
+from gradsurgery.backbones.batch_norm import check_batch_size, has_batch_norm, set_training_mode
+from gradsurgery.backbones.build import Backbone, build_backbone
+from gradsurgery.backbones.networks import SmallCNN, backbone_names
 
-__all__ = ["Backbone", "backbone_names", "build_backbone", "has_batch_norm", "set_training_mode"]
+__all__ = [
+    "Backbone",
+    "SmallCNN",
+    "backbone_names",
+    "build_backbone",
+    "check_batch_size",
+    "has_batch_norm",
+    "set_training_mode",
+]

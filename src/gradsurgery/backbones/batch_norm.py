@@ -1,8 +1,9 @@
 """Batch normalisation when every domain has a forward pass of its own."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -38,6 +39,42 @@ def set_training_mode(
     if batch_norm == "frozen":
         for layer in _batch_norm_layers(model):
             layer.eval()
+
+
+def check_batch_size(
+    model: nn.Module, batch_norm: str, *, batch_size: int, domains: int, image_size: int
+) -> None:
+    """Raise `ArgumentError` where a layer is to normalise a channel by a single value.
+
+    batch_norm: as in `set_training_mode`. batch_size: images per domain. domains: how many train.
+    image_size: the side of the images in pixels.
+
+    Torch refuses one value a channel, which is zero whatever it was. A single image has as many
+    values as its map of features has pixels: one blank image passes through the model, in
+    evaluation mode, to see how many.
+    """
+    together = batch_size * (domains if batch_norm == "pooled" else 1)
+    if batch_norm == "frozen" or together > 1 or not has_batch_norm(model):
+        return
+
+    def look(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if inputs[0].numel() == inputs[0].shape[1]:
+            raise ArgumentError(
+                f"a batch of 1 image leaves {type(layer).__name__} a single value a channel to "
+                "normalise by; use a batch size of 2 or more, or batch_norm 'frozen'"
+            )
+
+    modes = [(layer, layer.training) for layer in model.modules()]
+    hooks = [layer.register_forward_pre_hook(look) for layer in _batch_norm_layers(model)]
+    device = next(model.parameters()).device
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer, training in modes:
+            layer.training = training
 
 
 def _batch_norm_layers(model: nn.Module) -> Iterator[nn.Module]:

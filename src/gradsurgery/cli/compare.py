@@ -10,7 +10,7 @@ from gradsurgery.cli.sweep import plan_parts, print_table, run_plan
 
 
 @opt.takes_launch_options
-@opt.takes_training_options
+@opt.takes_run_options
 def compare(
     data: opt.DataArgument,
     *,
@@ -18,8 +18,8 @@ def compare(
     targets: opt.TargetsOption = None,
     seeds: opt.SeedsOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Default: sweeps/<data>.")] = None,
-    launch: dict[str, Any],
-    training: dict[str, Any],
+    launch: opt.LaunchOptions,
+    options: dict[str, Any],
 ) -> None:
     """Train every method on every target with every seed, and print the table.
 
@@ -28,5 +28,4 @@ def compare(
     has the same initial weights and the same batches.
     """
     given = {"data": [data], "methods": methods, "targets": targets, "seeds": seeds}
-    parts = plan_parts(None, training) | {k: v for k, v in given.items() if v is not None}
-    run_plan(parts, out, opt.LaunchOptions(**launch), after=print_table)
+    run_plan(plan_parts(None, given, options), out, launch, after=print_table)

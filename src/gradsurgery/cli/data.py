@@ -1,7 +1,8 @@
 """gradsurgery data: look at a data set, and decode it ahead of time."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,8 +11,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from gradsurgery.errors import printable
+
 if TYPE_CHECKING:
-    from gradsurgery.data import ImageSet, Source
+    from gradsurgery.data import ImageSet, SkippedImage, Source
 
 app = typer.Typer(help="Look at a data set, or decode it ahead of time.", no_args_is_help=True)
 
@@ -22,7 +25,7 @@ Spec = Annotated[
     typer.Argument(
         metavar="DATA",
         help="rotated-digits, colored-digits, pacs, vlcs, office-home (or pacs:PATH ...), "
-        "hf://owner/name, a folder domain/class/image, or Parquet files.",
+        "hf://owner/name, a folder domain/class/image, Parquet files, or package.module:Source.",
     ),
 ]
 
@@ -65,7 +68,7 @@ def prepare(
     from gradsurgery.data import prepare as decode
 
     source = open_source(data)
-    with _progress() as advance:
+    with _progress(len(source.listing.identities)) as advance:
         images = decode(source, image_size, cache, workers, skip_bad, advance)
     _print_cache(images)
 
@@ -87,6 +90,7 @@ def summarize(source: "Source") -> dict[str, Any]:
         },
         "preset": preset.name if preset else None,
         "paper_counts": not differing_counts(preset, source) if preset else None,
+        "left_out": [{"file": file.identity, "reason": file.reason} for file in source.left_out],
     }
 
 
@@ -109,6 +113,7 @@ def _print_table(source: "Source", summary: dict[str, Any]) -> None:
         highlight=False,
     )
     console.print(_comparison(source), highlight=False, soft_wrap=True)
+    _print_skipped(source.left_out, "files among the images are left out")
 
 
 def _comparison(source: "Source") -> str:
@@ -128,7 +133,7 @@ def _comparison(source: "Source") -> str:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
+def _progress(count: int) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on a terminal, nothing elsewhere."""
     from rich.progress import (
         BarColumn,
@@ -142,7 +147,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
     columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
     with bar:
-        task = bar.add_task("decoding", total=None)
+        task = bar.add_task("decoding", total=count)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
@@ -150,11 +155,19 @@ def _print_cache(images: "ImageSet") -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(
         f"{len(images.identities):,} images of {images.size}x{images.size} pixels, "
-        f"{images.images.nbytes / 1e6:,.1f} MB, in {escape(str(images.folder))}"
+        f"{images.images.nbytes / 1e6:,.1f} MB, in {escape(printable(str(images.folder)))}"
     )
-    if images.skipped:
-        console.print(f"{len(images.skipped):,} images skipped:")
-        for skipped in images.skipped[:SKIPPED_SHOWN]:
-            console.print(f"  {escape(skipped.identity)}: {escape(skipped.reason)}")
-        if len(images.skipped) > SKIPPED_SHOWN:
-            console.print(f"  and {len(images.skipped) - SKIPPED_SHOWN:,} more")
+    _print_skipped(images.skipped, "images skipped")
+    _print_skipped(images.left_out, "files among the images are left out")
+
+
+def _print_skipped(files: "Sequence[SkippedImage]", title: str) -> None:
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    if files:
+        console.print(f"{len(files):,} {title}:")
+    for file in files[:SKIPPED_SHOWN]:
+        console.print(f"  {printable(file.identity)}: {printable(file.reason)}")
+    if len(files) > SKIPPED_SHOWN:
+        kinds = Counter(file.reason for file in files[SKIPPED_SHOWN:])
+        counted = ", ".join(f"{printable(kind)} ({n:,})" for kind, n in kinds.most_common(5))
+        console.print(f"  and {len(files) - SKIPPED_SHOWN:,} more: {counted}")

@@ -1,33 +1,36 @@
 """`gradsurgery diagnose`: where the domains of a data set conflict."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.live import displayed
-from gradsurgery.cli.train import continuable
+from gradsurgery.cli.train import configured, continuable
+from gradsurgery.data import open_source
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.diagnosis import Diagnosis, DiagnosisOptions
 from gradsurgery.errors import ArgumentError
-
-if TYPE_CHECKING:
-    from gradsurgery.documents.diagnosis_record import Diagnosis
+from gradsurgery.report.report import write_diagnosis
+from gradsurgery.studies.diagnosis import (
+    diagnose_run,
+    diagnose_training,
+    diagnose_weights,
+    finished_record,
+)
+from gradsurgery.training import device
+from gradsurgery.training.directory import folder_name
+from gradsurgery.training.run import check_run, prepare_images
 
 _SHORT_RUN = 50  # steps
 
 
-class _Asked(NamedTuple):
-    """What is the same whatever is diagnosed; `looks` are options of `DiagnosisOptions`."""
-
-    data: str
-    looks: dict[str, Any]
-    out: Path | None
-    cache: Path | None
-
-
-@opt.takes_training_options
+@opt.takes_run_options
 def diagnose(
-    data: opt.DataArgument,
+    data: Annotated[
+        str | None, typer.Argument(metavar="DATA", help="As `gradsurgery train` takes it.")
+    ] = None,
     *,
     run: Annotated[
         Path | None,
@@ -38,124 +41,116 @@ def diagnose(
         typer.Option("--target", help="The domain that is held out. Default: none, no training."),
     ] = None,
     method: Annotated[
-        str, typer.Option("--method", help="That trains; see `gradsurgery methods`.")
-    ] = "deep-all",
-    seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 0,
+        str | None,
+        typer.Option("--method", help="That trains; see `gradsurgery methods`. Default: deep-all."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of everything random. Default: 0.")
+    ] = None,
+    config: opt.ConfigOption = None,
+    print_config: opt.PrintConfigOption = False,
     every: Annotated[
-        int, typer.Option("--every", help="Steps between looks, where it trains.")
-    ] = 10,
+        int | None,
+        typer.Option("--every", help="Steps between measurements where it trains. Default: 10."),
+    ] = None,
     repeats: Annotated[
-        int, typer.Option("--repeats", help="Batches of every domain to take the mean over.")
-    ] = 4,
+        int | None,
+        typer.Option(
+            "--repeats", help="Batches of every domain to take the mean over. Default: 4."
+        ),
+    ] = None,
     by_layer: Annotated[
-        bool, typer.Option("--by-layer", help="Every layer by itself, rather than blocks.")
-    ] = False,
+        bool | None,
+        typer.Option("--by-layer", help="Measure every layer by itself, rather than blocks."),
+    ] = None,
     all_domains: Annotated[
-        bool, typer.Option("--all-domains", help="Look at the held-out domain as well.")
-    ] = False,
+        bool | None,
+        typer.Option("--all-domains", help="Measure the held-out domain as well."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Default: diagnosis/<data>, or the run's folder.")
     ] = None,
     cache: opt.CacheOption = None,
-    training: dict[str, Any],
+    options: dict[str, Any],
 ) -> None:
     """Say where the gradients of the domains conflict, by layers, and what Agr-Sum leaves.
 
-    With --target it trains for --iterations steps (50 where not given) and looks on the way; with
-    --iterations 0, or without --target, it looks at the weights as they are. Each look is at
+    With --target it trains for --iterations steps (50 where not given) and measures on the way;
+    with --iterations 0, or without --target, it measures the weights as they are. It measures
     --batch-size training images per domain (32 where not given), in evaluation mode.
     """
-    from gradsurgery.training.allocator import keep_freed_memory
-
-    keep_freed_memory()  # before torch allocates anything
-    if every < 1 or repeats < 1:
-        raise ArgumentError(f"--every and --repeats are 1 or more, found {every} and {repeats}")
-    looks = {"repeats": repeats, "every": every, "by_layer": by_layer, "seed": seed}
-    looks["all_domains"] = all_domains
-    asked = _Asked(data, looks, out, cache)
+    given: dict[str, Any] = {"data": data, "target": target, "method": method, "seed": seed}
+    given |= {"every": every, "repeats": repeats, "by_layer": by_layer, "all_domains": all_domains}
+    chosen = configured(config, given, options)
+    names = [name for name in DiagnosisOptions.model_fields if name not in ("seed", "batch_size")]
+    measured = {name: chosen.pop(name) for name in names if name in chosen}
+    for name in ("every", "repeats"):
+        if (value := measured.get(name, 1)) < 1:
+            raise ArgumentError(f"--{name} is 1 or more, found {value}")
+    if print_config:
+        opt.print_yaml(measured | chosen)
+        return
+    device.keep_freed_memory()  # before torch allocates anything
     if run is not None:
-        _check_alone(training, target)
-        diagnosis, directory = _of_run(asked, run, training)
+        diagnosis, directory = _of_run(run, chosen, measured, out, cache)
     else:
-        options = training | {"method": method, "seed": seed}
-        diagnosis, directory = _of_backbone(asked, target, options)
-    write_diagnosis(diagnosis, directory)
+        diagnosis, directory = _of_backbone(chosen, measured, out, cache)
+    print("\n".join(write_diagnosis(diagnosis, directory)))
 
 
-def _check_alone(training: dict[str, Any], target: str | None) -> None:
-    """What a run has been trained with is in its record."""
-    given = set(training) - {"batch_size", "device", "skip_bad"}
-    if target is not None:
-        given.add("target")
-    if given:
-        name = sorted(given)[0].replace("_", "-")
+def _of_run(
+    run: Path,
+    given: dict[str, Any],
+    measured: dict[str, Any],
+    out: Path | None,
+    cache: Path | None,
+) -> tuple[Diagnosis, Path]:
+    """Of a finished run, whose record says what it was trained with."""
+    trained = set(given) - {"data", "batch_size", "device", "skip_bad", "seed"}
+    if trained:
+        name = sorted(trained)[0].replace("_", "-")
         raise ArgumentError(
             f"--{name} comes from the run's record; leave it out, or leave out --run"
         )
-
-
-def _of_run(asked: _Asked, run: Path, training: dict[str, Any]) -> "tuple[Diagnosis, Path]":
-    from gradsurgery.data import open_source
-    from gradsurgery.documents.diagnosis_record import DiagnosisOptions
-    from gradsurgery.studies.diagnosis_study import diagnose_run, finished_record
-    from gradsurgery.training.run import prepare_images
-
     configuration = finished_record(run).configuration
-    size = training.get("batch_size", configuration.batch_size)
+    options = DiagnosisOptions(
+        **measured,
+        batch_size=given.get("batch_size", configuration.batch_size),
+        seed=given.get("seed", 0),
+    )
+    source = open_source(given.get("data", configuration.data))
     with displayed(str(run)) as report:
-        images = prepare_images(open_source(asked.data), configuration, asked.cache, report)
-    options = DiagnosisOptions(**asked.looks, batch_size=size)
-    diagnosis = diagnose_run(run, options, images, training.get("device", "auto"))
-    return diagnosis, asked.out or run
+        images = prepare_images(source, configuration, cache, report)
+    return diagnose_run(run, options, images, given.get("device", "auto")), out or run
 
 
 def _of_backbone(
-    asked: _Asked, target: str | None, training: dict[str, Any]
-) -> "tuple[Diagnosis, Path]":
-    from gradsurgery.data import open_source
-    from gradsurgery.documents.diagnosis_record import DiagnosisOptions
-    from gradsurgery.studies.diagnosis_study import diagnose_training, diagnose_weights
-    from gradsurgery.training import RunConfiguration
-    from gradsurgery.training.run import check_domains, prepare_images
-
-    source = open_source(asked.data)
-    steps = training.pop("iterations", 0 if target is None else _SHORT_RUN)
+    given: dict[str, Any], measured: dict[str, Any], out: Path | None, cache: Path | None
+) -> tuple[Diagnosis, Path]:
+    """Of the weights as they are, or while they are trained."""
+    if "data" not in given:
+        raise ArgumentError("data is missing; give one")
+    source = open_source(given["data"])
+    target = given.get("target")
+    steps = given.get("iterations", 0 if target is None else _SHORT_RUN)
     if target is None and steps:
         raise ArgumentError(
-            f"--iterations {steps} needs a domain to hold out; give --target, or look at the "
+            f"--iterations {steps} needs a domain to hold out; give --target, or measure the "
             "weights as they are with --iterations 0"
         )
-    configuration = RunConfiguration(
-        **{"batch_size": 32, **training},
-        data=asked.data,
-        target=target or source.domains[0],
-        iterations=max(steps, 1),
-    )
+    assumed: dict[str, Any] = {"batch_size": 32, "method": "deep-all"}
+    held_out = {"target": target or source.domains[0], "iterations": max(steps, 1)}
+    configuration = RunConfiguration(**assumed | given | held_out)
     if steps:
-        check_domains(configuration, source.name, source.domains)
-    options = DiagnosisOptions(**asked.looks, batch_size=configuration.batch_size)
-    directory = asked.out or Path("diagnosis") / source.name
+        check_run(configuration, source.name, source.domains)
+    options = DiagnosisOptions(
+        **measured, batch_size=configuration.batch_size, seed=configuration.seed
+    )
+    directory = out or Path("diagnosis") / folder_name(source.name)
     with continuable(), displayed(configuration.backbone) as report:
-        images = prepare_images(source, configuration, asked.cache, report)
+        images = prepare_images(source, configuration, cache, report)
         if steps:
             diagnosis = diagnose_training(configuration, options, images, directory, report)
         else:
             diagnosis = diagnose_weights(configuration, options, images, target=target)
     return diagnosis, directory
-
-
-def write_diagnosis(diagnosis: "Diagnosis", directory: Path) -> None:
-    """Write record, tables and figures into `directory`, and print the sentences."""
-    from gradsurgery.atomic import atomic_file
-    from gradsurgery.report.diagnosis_text import diagnosis_markdown, diagnosis_sentences
-    from gradsurgery.report.figures.conflict import conflict_figures
-    from gradsurgery.report.figures.style import save
-
-    diagnosis.save(directory)
-    with atomic_file(directory / "diagnosis.md") as temporary:
-        temporary.write_text(diagnosis_markdown(diagnosis), encoding="utf-8")
-    for name, figure in conflict_figures(diagnosis).items():
-        save(figure, directory / name)
-    for sentence in diagnosis_sentences(diagnosis):
-        print(sentence)
-    print(f"tables and figures: {directory}")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 Report = Callable[["TrainingProgress"], None]
 
-_STAGES = {"images": " decoding", "training": "", "testing": " testing"}
+_STAGES = {"images": " decoding", "resuming": " going on", "training": "", "testing": " testing"}
 
 
 @contextmanager
@@ -31,21 +31,21 @@ def displayed(title: str, *, lines: bool = True) -> Iterator[Report]:
 
 @contextmanager
 def _live(console: Console, title: str) -> Iterator[Report]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as TimeLeft
 
     wide = console.width >= 100  # the figures matter more than the bar
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         *([BarColumn(bar_width=16)] if wide else []),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[count]}"),
         TextColumn("{task.fields[figures]}"),
         TimeLeft(),
         console=console,
         transient=True,
         refresh_per_second=5,
     )
-    task = bar.add_task(title, total=None, figures="")
+    task = bar.add_task(title, total=None, count="preparing", figures="")
     stage, validation = "", ""
 
     def report(progress: "TrainingProgress") -> None:
@@ -58,7 +58,12 @@ def _live(console: Console, title: str) -> Iterator[Report]:
         if progress.validation_accuracy is not None:
             validation = f"val {progress.validation_accuracy:.1%}"
         figures = "  ".join(filter(None, [_figures(progress), validation]))
-        bar.update(task, completed=progress.done, figures=figures)
+        bar.update(
+            task,
+            completed=progress.done,
+            count=f"{progress.done}/{progress.total}",
+            figures=figures,
+        )
 
     with bar:
         yield report
@@ -67,6 +72,8 @@ def _live(console: Console, title: str) -> Iterator[Report]:
 def _print_line(progress: "TrainingProgress") -> None:
     if progress.stage == "images" and progress.done == progress.total:
         _write(f"decoded {progress.total} images")
+    if progress.stage == "resuming":
+        _write(f"going on from step {progress.done} of {progress.total}")
     if progress.validation_accuracy is not None:
         _write(
             f"step {progress.done}/{progress.total}  {_figures(progress)}  "

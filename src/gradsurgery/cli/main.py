@@ -1,42 +1,78 @@
-"""The command `gradsurgery`: its commands, and how errors leave it."""
+"""The command `gradsurgery`: its commands, and how errors leave it.
+
+A command's module is imported when the command is called, so that `--help` is instant.
+"""
 
 import sys
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typing_extensions import override
 
 from gradsurgery import __version__
-from gradsurgery.cli.compare import compare
-from gradsurgery.cli.data import app as data
-from gradsurgery.cli.diagnose import diagnose
-from gradsurgery.cli.methods import methods
-from gradsurgery.cli.report import report
-from gradsurgery.cli.reproduce import app as reproduce
-from gradsurgery.cli.select import select
-from gradsurgery.cli.show import show
-from gradsurgery.cli.similarity import similarity
-from gradsurgery.cli.sweep import sweep
-from gradsurgery.cli.train import train
 from gradsurgery.errors import GradsurgeryError
 
+COMMANDS = {
+    "train": "Train on every domain but the target, and test on the target.",
+    "sweep": "Run data sets x targets x methods x seeds, and write the report.",
+    "compare": "Train every method on every target with every seed, and print the table.",
+    "show": "Show what runs came to: one in detail, several as tables.",
+    "report": "Write tables, figures and a page about finished runs.",
+    "select": "Choose hyperparameters among finished runs, by three criteria.",
+    "similarity": "Measure the similarity of single images' gradients while a network trains.",
+    "diagnose": "Say where the gradients of the domains conflict, by layers.",
+    "methods": "List the methods and their hyperparameters.",
+    "reproduce": "Run the experiments of Mansilla et al. (ICCV 2021) with their settings.",
+    "data": "Look at a data set, or decode it ahead of time.",
+}
+"""Each command's module in `gradsurgery.cli`, which is called the same, and what it is for."""
+
+
+class _LazyGroup(TyperGroup):
+    """Imports a command's module when the command is called."""
+
+    _listing = False
+
+    @override
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    @override
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        if self._listing:
+            return TyperCommand(cmd_name, help=COMMANDS[cmd_name])
+        module = import_module(f"gradsurgery.cli.{cmd_name}")
+        if hasattr(module, "app"):
+            return typer.main.get_command(module.app)
+        single = typer.Typer(**_STYLE)
+        single.command(cmd_name)(getattr(module, cmd_name))
+        return typer.main.get_command(single)
+
+    @override
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self._listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self._listing = False
+
+
+_STYLE: dict[str, Any] = {
+    "no_args_is_help": False,
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+    "add_completion": False,
+}
 app = typer.Typer(
+    **_STYLE | {"no_args_is_help": True, "add_completion": True},
     name="gradsurgery",
+    cls=_LazyGroup,
     help="Train image classifiers on several domains so that they hold up on one never seen.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(train)
-app.command()(sweep)
-app.command()(compare)
-app.command()(show)
-app.command()(report)
-app.command()(select)
-app.command()(similarity)
-app.command()(diagnose)
-app.command()(methods)
-app.add_typer(reproduce, name="reproduce")
-app.add_typer(data, name="data")
 
 
 def _version(asked: bool) -> bool:
@@ -62,6 +98,10 @@ def run() -> None:
         app()
     except GradsurgeryError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:  # a path that is too long, a disk that is gone
+        what = "" if error.filename is None else f"{error.filename!s:.200}: "
+        print(f"error: {what}{error.strerror or error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

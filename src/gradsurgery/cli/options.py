@@ -1,14 +1,17 @@
-"""Options that several commands share."""
+"""Options that several commands share; those of a run are the fields of its configuration."""
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+import types
+import typing
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import ArgumentError
 
 DataArgument = Annotated[
@@ -16,10 +19,26 @@ DataArgument = Annotated[
     typer.Argument(
         metavar="DATA",
         help="rotated-digits, colored-digits, pacs, vlcs, office-home (also pacs:PATH …), "
-        "hf://owner/name, a folder domain/class/image, or Parquet files.",
+        "hf://owner/name, a folder domain/class/image, Parquet files, or package.module:Source.",
     ),
 ]
-CacheOption = Annotated[Path | None, typer.Option("--cache", help="Folder of the decoded images.")]
+CacheOption = Annotated[
+    Path | None, typer.Option("--cache", help="Folder in which decoded images are kept.")
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="A YAML file of options by name (learning_rate: 1e-4); options given here take their "
+        "place.",
+    ),
+]
+PrintConfigOption = Annotated[
+    bool,
+    typer.Option(
+        "--print-config", help="Print all options as YAML, for --config, and do nothing else."
+    ),
+]
 MethodsOption = Annotated[
     str | None,
     typer.Option(
@@ -28,7 +47,12 @@ MethodsOption = Annotated[
     ),
 ]
 TargetsOption = Annotated[
-    str | None, typer.Option("--targets", help="Domains, separated by commas, or all (default).")
+    str | None,
+    typer.Option(
+        "--targets",
+        help="Domains to hold out in turn, separated by commas, or all (default). A name with a "
+        "comma is quoted as in a CSV file: '\"a, b\",c'.",
+    ),
 ]
 SeedsOption = Annotated[
     str | None,
@@ -38,6 +62,13 @@ TensorboardOption = Annotated[
     bool,
     typer.Option("--tensorboard", help="Write TensorBoard's event files into the run's folder."),
 ]
+DryRunOption = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Say how many runs there are and how long they will take."),
+]
+
+# What a command has arguments or options of its own for.
+_OWN = ("data", "target", "method", "seed")
 
 
 class LauncherName(StrEnum):
@@ -52,115 +83,11 @@ class LaunchOptions(NamedTuple):
 
     launcher: str = LauncherName.LOCAL
     workers: int | None = None
-    threads: int = 1
     runs_per_gpu: int = 1
     ray_address: str | None = None
     retries: int = 0
     tensorboard: bool = False
     cache: Path | None = None
-
-
-def _option(name: str, text: str, **more: Any) -> Any:
-    return typer.Option(name, help=text, rich_help_panel="Training", **more)
-
-
-def _step_options(
-    *,
-    backbone: Annotated[
-        str | None, _option("--backbone", "A torchvision or timm classifier, or small-cnn.")
-    ] = None,
-    weights: Annotated[
-        str | None, _option("--weights", "default (pretrained), none, or a file.")
-    ] = None,
-    batch_norm: Annotated[
-        str | None,
-        _option(
-            "--batch-norm",
-            "frozen, per-domain or pooled. Default: frozen, per-domain with weights none.",
-        ),
-    ] = None,
-    iterations: Annotated[int | None, _option("--iterations", "Optimiser steps.")] = None,
-    batch_size: Annotated[
-        int | None, _option("--batch-size", "Images per source domain and step.")
-    ] = None,
-    batches: Annotated[
-        str | None,
-        _option(
-            "--batches",
-            "multi: one batch of every source domain. single: as many batches, all of one domain "
-            "chosen at random at every step.",
-        ),
-    ] = None,
-    passes: Annotated[
-        str | None,
-        _option(
-            "--passes",
-            "separate: a pass per domain. pooled: one for all. auto: the faster where both are "
-            "exact.",
-        ),
-    ] = None,
-    learning_rate: Annotated[float | None, _option("--learning-rate", "Of the optimiser.")] = None,
-    weight_decay: Annotated[float | None, _option("--weight-decay", "Of the optimiser.")] = None,
-    optimizer: Annotated[
-        str | None, _option("--optimizer", "adam, adamw or sgd (momentum 0.9).")
-    ] = None,
-    average: Annotated[
-        str | None,
-        _option(
-            "--average",
-            "Of the weights over the steps: none, ema (exponential) or swad (over the valley of "
-            "the validation loss).",
-        ),
-    ] = None,
-) -> None:
-    """The options that decide a training step; their names are `RunConfiguration`'s fields."""
-
-
-def _run_options(
-    *,
-    validate_every: Annotated[
-        int | None,
-        _option(
-            "--validate-every",
-            "Steps between validations. Each writes a checkpoint, unless writing them takes more "
-            "than a tenth of the run's time.",
-        ),
-    ] = None,
-    log_conflict: Annotated[
-        int | None,
-        _option("--log-conflict", "Record every so many steps how the domains' gradients agree."),
-    ] = None,
-    image_size: Annotated[
-        int | None, _option("--image-size", "Height and width in pixels.")
-    ] = None,
-    device: Annotated[str | None, _option("--device", "auto, cpu or cuda.")] = None,
-    precision: Annotated[
-        str | None, _option("--precision", "float32, bfloat16 or float16.")
-    ] = None,
-    split_seed: Annotated[
-        int | None, _option("--split-seed", "Seed of the split, the same for all runs.")
-    ] = None,
-    split_per_run: Annotated[
-        bool | None, _option("--split-per-run", "Draw the split from the run's own seed.")
-    ] = None,
-    without: Annotated[
-        list[str] | None,
-        _option("--without", "A source domain to leave out as well.", metavar="DOMAIN"),
-    ] = None,
-    skip_bad: Annotated[
-        bool | None, _option("--skip-bad", "Leave out images that cannot be decoded.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        _option(
-            "--set",
-            "A hyperparameter of the method or the average, e.g. group-dro.eta=0.05; see "
-            "`gradsurgery methods`.",
-            metavar="NAME=VALUE",
-        ),
-    ] = None,
-) -> None:
-    """The other options of a run that every command which trains has."""
 
 
 def _launch_options(
@@ -173,16 +100,9 @@ def _launch_options(
         typer.Option(
             "--workers",
             help="Runs at a time. Default: --runs-per-gpu for every GPU; without one, as many as "
-            "there are processors, up to 8.",
+            "there are processors for --threads each, up to 8.",
         ),
     ] = None,
-    threads: Annotated[
-        int,
-        typer.Option(
-            "--threads",
-            help="Processors that each run computes with; results depend on it to the last bit.",
-        ),
-    ] = 1,
     runs_per_gpu: Annotated[int, typer.Option("--runs-per-gpu", help="Runs that share a GPU.")] = 1,
     ray_address: Annotated[
         str | None,
@@ -200,38 +120,63 @@ def _launch_options(
 Command = Callable[..., None]
 
 
-def takes_training_options(command: Command) -> Command:
+def takes_run_options(command: Command) -> Command:
     """The command with the options of a run beside its own.
 
-    It is called with those that were given as `training`, a dictionary for `RunConfiguration`; one
+    It is called with those that were given as `options`, a dictionary for `RunConfiguration`; one
     that was not given takes the data set's default.
     """
-
-    def gathered(given: dict[str, Any]) -> dict[str, Any]:
-        settings = settings_from(given.pop("settings"))
-        options = {k: v for k, v in given.items() if v not in (None, [], ())}
-        return options | ({"settings": settings} if settings else {})
-
-    return _with_options(command, (_step_options, _run_options), "training", gathered)
+    fields = [name for name in RunConfiguration.model_fields if name not in _OWN]
+    return _with_options(command, map(_parameter, fields), "options", _gathered)
 
 
 def takes_launch_options(command: Command) -> Command:
     """The command with the options of `LaunchOptions`, which it is called with as `launch`."""
-    return _with_options(command, (_launch_options,), "launch", dict)
+    declared = inspect.signature(_launch_options, eval_str=True).parameters.values()
+    return _with_options(command, declared, "launch", lambda given: LaunchOptions(**given))
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    """The option of the command line for a field of `RunConfiguration`: None where not given."""
+    field = RunConfiguration.model_fields[name]
+    flag, metavar, kind = f"--{name.replace('_', '-')}", None, _plain_type(field.annotation)
+    if name == "settings":
+        flag, metavar, kind = "--set", "NAME=VALUE", list[str]
+    elif kind is list:
+        metavar, kind = "DOMAIN", list[str]
+    option = typer.Option(
+        flag, help=field.description, metavar=metavar, rich_help_panel="Options of a run"
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, option],
+    )
+
+
+def _plain_type(annotation: Any) -> Any:
+    """The type that the command line reads: the configuration checks the rest."""
+    if isinstance(annotation, types.UnionType):
+        return next(part for part in annotation.__args__ if part is not types.NoneType)
+    origin = typing.get_origin(annotation)
+    return str if origin is typing.Literal else origin or annotation
+
+
+def _gathered(given: dict[str, Any]) -> dict[str, Any]:
+    settings = settings_from(given.pop("settings"))
+    options = {name: value for name, value in given.items() if value not in (None, [], ())}
+    return options | ({"settings": settings} if settings else {})
 
 
 def _with_options(
     command: Command,
-    declared: Sequence[Command],
+    declared: Iterable[inspect.Parameter],
     name: str,
-    gathered: Callable[[dict[str, Any]], dict[str, Any]],
+    gathered: Callable[[dict[str, Any]], Any],
 ) -> Command:
-    """The command with the parameters of `declared`, handed on together as its argument `name`."""
-    shared = {
-        key: parameter
-        for each in declared
-        for key, parameter in inspect.signature(each, eval_str=True).parameters.items()
-    }
+    """The command with `declared` parameters too, handed on together as its argument `name`."""
+    shared = {parameter.name: parameter for parameter in declared}
     own = inspect.signature(command, eval_str=True).parameters
 
     @functools.wraps(command)
@@ -257,3 +202,10 @@ def settings_from(texts: list[str] | None) -> dict[str, float | str]:
         except ValueError:
             settings[name] = value
     return settings
+
+
+def print_yaml(content: dict[str, Any]) -> None:
+    """Print options as YAML, in their order."""
+    import yaml
+
+    print(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), end="")

@@ -1,19 +1,19 @@
 """`gradsurgery report`: tables, figures and a page from the records of many runs."""
 
-import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gradsurgery.cli.show import Model, print_comparison
+from gradsurgery.cli.show import Model, print_comparisons
 from gradsurgery.errors import GradsurgeryError
 
 if TYPE_CHECKING:
-    from gradsurgery.report.drawing import Examples
+    from gradsurgery.documents.record import Record
+    from gradsurgery.report.figures.examples import Examples
     from gradsurgery.report.report import Report, ReportOptions
 
 
@@ -63,8 +63,7 @@ def report(
         selected=selected,
     )
     written = make_report(folders, out, options, examples)
-    for table in written.tables:
-        print_comparison(table, paper=paper, statistics=False)
+    print_comparisons(written.tables, paper=paper)
     print(f"report: {written.page}")
 
 
@@ -81,33 +80,32 @@ def make_report(
     from dataclasses import replace
 
     from gradsurgery.report.report import ReportOptions, write_report
-    from gradsurgery.results.inventory import record_files
+    from gradsurgery.results import take_inventory
 
-    records = record_files(folders)
-    images, notes = [], []
-    for spec in recorded_data(records) if examples is None else examples:
-        try:
-            images.append(open_examples(spec))
-        except (GradsurgeryError, OSError) as error:
-            if examples is not None:
-                raise
-            reason = " ".join(str(error).split())
-            notes.append(f"No example images of {spec} are shown: {reason}.")
-    options = replace(options or ReportOptions(), examples=images, notes=notes)
     with status_line() as tell:
-        return write_report(folders, out, options, tell)
+        tell("reading records")
+        inventory = take_inventory(folders)
+        images, notes = [], []
+        specs = recorded_data(inventory.records.values()) if examples is None else examples
+        for spec in specs:
+            try:
+                images.append(open_examples(spec))
+            except (GradsurgeryError, OSError) as error:
+                if examples is not None:
+                    raise
+                reason = " ".join(str(error).split())
+                notes.append(f"No example images of {spec} are shown: {reason}.")
+        options = replace(options or ReportOptions(), examples=images, notes=notes)
+        return write_report(inventory, out, options, tell)
 
 
-def recorded_data(records: list[Path]) -> list[str]:
+def recorded_data(records: "Iterable[Record]") -> list[str]:
     """The data sets of the records that can be opened without asking the network."""
     from gradsurgery.data import BUILT_IN, PRESETS
 
     found: dict[str, None] = {}
-    for path in records:
-        try:
-            spec = str(json.loads(path.read_text(encoding="utf-8"))["configuration"]["data"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # reading the records says what is wrong with it
+    for record in records:
+        spec = record.configuration.data
         preset, colon, place = spec.partition(":")
         here = place if colon and preset in PRESETS else spec
         if spec in BUILT_IN or Path(here).expanduser().exists():
@@ -117,9 +115,8 @@ def recorded_data(records: list[Path]) -> list[str]:
 
 def open_examples(spec: str, size: int = 112) -> "Examples":
     """An image of every class and domain; raises as `open_source` does."""
-    from gradsurgery.data import open_source
-    from gradsurgery.data.examples import example_images
-    from gradsurgery.report.drawing import Examples
+    from gradsurgery.data import example_images, open_source
+    from gradsurgery.report.figures.examples import Examples
 
     source = open_source(spec)
     images = example_images(source, size)

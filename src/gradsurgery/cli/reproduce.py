@@ -7,7 +7,17 @@ from typing import Annotated, Any
 import typer
 
 from gradsurgery.cli import options as opt
+from gradsurgery.cli.report import open_examples
+from gradsurgery.cli.similarity import run_study
 from gradsurgery.cli.sweep import plan_parts, report_on, run_plan
+from gradsurgery.data import open_source
+from gradsurgery.documents.plan import names, parse_seeds
+from gradsurgery.documents.similarity import SimilarityOptions
+from gradsurgery.report.figures.examples import draw_examples
+from gradsurgery.report.figures.style import save
+from gradsurgery.report.report import file_stems
+from gradsurgery.sweep.paper_plans import DATA_SETS, paper_plan
+from gradsurgery.training.directory import folder_name
 
 app = typer.Typer(
     help="Run the experiments of Mansilla et al. (ICCV 2021) with their settings.",
@@ -23,16 +33,13 @@ DatasetsOption = Annotated[
     ),
 ]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Default: runs/reproduce/<name>.")]
-DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Say how many runs there are and how long they will take.")
-]
 
 
 def _command(name: str, folder: str, summary: str) -> None:
     """Add the command that runs the plan `name` and reports on it."""
 
     @opt.takes_launch_options
-    @opt.takes_training_options
+    @opt.takes_run_options
     def run(
         *,
         datasets: DatasetsOption = None,
@@ -40,21 +47,16 @@ def _command(name: str, folder: str, summary: str) -> None:
         methods: opt.MethodsOption = None,
         targets: opt.TargetsOption = None,
         out: OutOption = None,
-        dry_run: DryRunOption = False,
-        launch: dict[str, Any],
-        training: dict[str, Any],
+        dry_run: opt.DryRunOption = False,
+        launch: opt.LaunchOptions,
+        options: dict[str, Any],
     ) -> None:
-        from gradsurgery.sweep.paper_plans import paper_plan
-        from gradsurgery.sweep.plan import names
-
-        parts = paper_plan(name, None if datasets is None else names(datasets), seeds)
-        given = {"methods": methods, "targets": targets}
-        parts |= {key: value for key, value in given.items() if value is not None}
-        parts |= plan_parts(None, training)
+        plan = paper_plan(name, None if datasets is None else names(datasets), seeds)
+        given = plan | {"methods": methods or plan["methods"], "targets": targets or "all"}
         run_plan(
-            parts,
+            plan_parts(None, given, options),
             out or Path("runs", "reproduce", folder),
-            opt.LaunchOptions(**launch),
+            launch,
             after=partial(report_on, paper=True),
             dry_run=dry_run,
         )
@@ -82,58 +84,47 @@ _command(
 
 @app.command("figure1")
 def figure1(
-    *,
-    datasets: DatasetsOption = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Default: runs/reproduce/figure1.")
-    ] = None,
+    *, datasets: DatasetsOption = None, out: OutOption = None, dry_run: opt.DryRunOption = False
 ) -> None:
-    """Draw an image of every class and domain."""
-    from gradsurgery.cli.report import open_examples
-    from gradsurgery.report.drawing import draw_example_images
-    from gradsurgery.report.figures.style import save
-
+    """Draw an image of every class and domain; there is nothing to train."""
     folder = out or Path("runs", "reproduce", "figure1")
+    if dry_run:
+        print(f"0 runs: draws images of {', '.join(_specs(datasets))} into {folder}")
+        return
     examples = [open_examples(spec) for spec in _specs(datasets)]
-    for drawing in draw_example_images(examples):
-        for path in save(drawing.figure, folder / drawing.stem):
+    stems = file_stems("figure1", [each.data for each in examples])
+    for stem, each in zip(stems, examples, strict=True):
+        for path in save(draw_examples(each).figure, folder / stem):
             print(path)
 
 
 @app.command("figure2")
-@opt.takes_training_options
+@opt.takes_run_options
 def figure2(
     *,
     datasets: DatasetsOption = None,
     seeds: opt.SeedsOption = None,
     targets: opt.TargetsOption = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Default: runs/reproduce/figure2.")
-    ] = None,
+    out: OutOption = None,
     cache: opt.CacheOption = None,
-    training: dict[str, Any],
+    dry_run: opt.DryRunOption = False,
+    options: dict[str, Any],
 ) -> None:
     """Similarity of samples' gradients within and across domains, while Deep-All trains."""
-    from gradsurgery.cli.similarity import print_study, run_study
-    from gradsurgery.data import open_source
-    from gradsurgery.documents.similarity_record import SimilarityOptions
-    from gradsurgery.sweep.plan import names
-    from gradsurgery.training.directory import folder_name
-
-    options = SimilarityOptions(every=10, samples_per_domain=8, all_domains=False)
+    measured = SimilarityOptions(every=10, samples_per_domain=8, all_domains=False)
     folder = out or Path("runs", "reproduce", "figure2")
     for spec in _specs(datasets):
         source = open_source(spec)
-        held_out = source.domains if targets in (None, "all") else names(targets)
+        held_out = source.domains if targets in (None, "all") else names(targets or "")
+        if dry_run:
+            runs = len(held_out) * len(parse_seeds(seeds or "3"))
+            print(f"{runs} runs on {source.name}, one for each target and seed, into {folder}")
+            continue
         for target in held_out:
-            run = training | {"data": spec, "target": target, "method": "deep-all"}
+            run = options | {"data": spec, "target": target, "method": "deep-all"}
             place = folder / folder_name(source.name) / folder_name(target)
-            study, directory = run_study(run, seeds or "3", options, place, cache)
-            print_study(study, directory)
+            run_study(run, seeds or "3", measured, place, cache)
 
 
 def _specs(datasets: str | None) -> list[str]:
-    from gradsurgery.sweep.paper_plans import DATA_SETS
-    from gradsurgery.sweep.plan import names
-
     return list(DATA_SETS) if datasets is None else names(datasets)

@@ -1,19 +1,13 @@
 """`gradsurgery select`: the hyperparameters that a search comes to, by three criteria."""
 
-import itertools
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from gradsurgery.cli.terminal_table import grid, literal
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from gradsurgery.results import PlannedRun
-    from gradsurgery.results.selection import Selection
+from gradsurgery.documents.selection import CRITERIA, Selections
+from gradsurgery.errors import ArgumentError
 
 
 class Criterion(StrEnum):
@@ -40,57 +34,26 @@ def select(
     source domain in turn, held out too. oracle: by the target's validation images, which is not
     attainable where the target is unknown, and only says what could be had.
     """
-    from gradsurgery.errors import ArgumentError
-    from gradsurgery.results import find_plans, read_runs, record_files
-    from gradsurgery.results.selection import (
-        CHOICE_HEADER,
-        CRITERIA,
-        EVIDENCE_HEADER,
-        SELECTION_FILE,
-        choice_rows,
-        evidence_rows,
-        read_selections,
-        write_selections,
-    )
+    from rich.console import Console
+
+    from gradsurgery.report.tables import candidates_table, choices_table
+    from gradsurgery.report.terminal import OnTerminal, by_first
+    from gradsurgery.results import select_by_all, take_inventory
 
     if not folder.is_dir():
         raise ArgumentError(f"{folder} is no folder; give a folder of runs")
-    runs, plan = read_runs(record_files([folder])), find_plans([folder])
-    selections = selections_among(runs, plan, list(CRITERIA))
-    path = folder / SELECTION_FILE
+    selections = select_by_all(take_inventory([folder]))
+    path = folder / Selections.file_name
     if path.exists():
-        read_selections(path)  # another version's, or someone else's, is not overwritten
-    write_selections(selections, path)
-    shown = [s for s in selections if criterion is None or s.criterion == criterion.value]
-    if candidates:
-        _print(EVIDENCE_HEADER, evidence_rows(shown))
-    _print(CHOICE_HEADER, choice_rows(shown))
-    if not all(CRITERIA[selection.criterion].attainable for selection in shown):
+        Selections.load(path)  # another version's, or someone else's, is not overwritten
+    selections.save(folder)
+    shown = {
+        name: selection
+        for name, selection in selections.criteria.items()
+        if criterion is None or name == criterion.value
+    }
+    tables = [candidates_table, choices_table] if candidates else [choices_table]
+    Console().print(OnTerminal([each for table in tables for each in by_first(table(shown))]))
+    if not all(CRITERIA[name].attainable for name in shown):
         print("The oracle sees the target's images, which nobody has who needs the model.")
     print(f"written to {path}")
-
-
-def selections_among(
-    runs: "pd.DataFrame", plan: "list[PlannedRun] | None", criteria: list[str]
-) -> "list[Selection]":
-    """What each of the criteria chooses among the runs, with the plan's seeds and order."""
-    import pandas as pd
-
-    from gradsurgery.results.selection import select
-
-    planned = None if plan is None else pd.DataFrame(plan)
-    return [select(runs, criterion, planned=planned) for criterion in criteria]
-
-
-def _print(header: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
-
-    console = Console()
-    for data, of_data in itertools.groupby(rows, key=lambda row: row[0]):
-        table = grid(*header[1:], left=4)
-        for column in table.columns[4:6]:
-            column.no_wrap = True
-        for row in of_data:
-            table.add_row(*map(literal, row[1:]))
-        console.print(literal(data))
-        console.print(table)

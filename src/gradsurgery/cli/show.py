@@ -6,16 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gradsurgery.cli.record import print_record
-from gradsurgery.cli.select import Criterion, selections_among
-from gradsurgery.cli.terminal_table import grid, literal
-from gradsurgery.errors import DataError
+from gradsurgery.cli.select import Criterion
 
 if TYPE_CHECKING:
-    from rich.table import Table
-    from rich.text import Text
+    from collections.abc import Sequence
 
-    from gradsurgery.results import Cell, ComparisonTable
+    from gradsurgery.results import ComparisonTable
 
 
 class Format(StrEnum):
@@ -66,11 +62,15 @@ def show(
     A star marks what differs from the baseline (paired Wilcoxon test, p < 0.05), a dagger what
     does so after Holm's correction over the table.
     """
-    from gradsurgery.results import read_record, record_files
+    from gradsurgery.documents.record import Record
+    from gradsurgery.report.terminal import OnTerminal, run_blocks
+    from gradsurgery.results.inventory import record_files
 
     files = record_files(paths)
     if len(files) == 1 and output is Format.RICH and selected is None:
-        print_record(read_record(files[0]))
+        from rich.console import Console
+
+        Console().print(OnTerminal(run_blocks(Record.load(files[0]))))
     else:
         print_tables(
             paths,
@@ -98,71 +98,39 @@ def print_tables(
     Runs that a study trained for itself are left out, as a report does. Raises `DataError` where
     there is nothing to compare.
     """
-    from gradsurgery import report, results
-    from gradsurgery.results.grid_search import nothing_chosen, provisional
-    from gradsurgery.results.selection import CRITERIA
+    from gradsurgery.report import tables as text
+    from gradsurgery.results import compare_runs, search_of, take_inventory
+    from gradsurgery.results.selection import ALL
 
-    runs, usual = results.read_runs(results.record_files(paths)), Model.BEST
-    expected, early = results.find_plans(paths), ""
-    if selected is not None:
-        (selection,) = selections_among(runs, expected, [selected.value])
-        usual = Model(CRITERIA[selected.value].model)
-        runs = results.selected_runs(runs, selection)
-        if runs.empty:
-            raise DataError(nothing_chosen(selected.value, paths[0]))
-        early = provisional(selection)
-    tables = results.compare_runs(runs, (model or usual).value, baseline, expected)
+    inventory = take_inventory(paths)
+    search = search_of(inventory, ALL if selected is None else selected.value)
+    of_model = search.model if model is None else "last" if model is Model.LAST else "best"
+    planned = (inventory.planned or {}).values()
+    tables = compare_runs(search.runs, of_model, baseline, planned)
     if output is Format.RICH:
-        for table in tables:
-            print_comparison(table, paper=paper, statistics=statistics)
-        if early:
-            print(early)
+        print_comparisons(tables, paper=paper, statistics=statistics)
+        if search.provisional:
+            print(search.provisional)
         return
-    render = {
-        Format.MARKDOWN: report.to_markdown,
-        Format.CSV: report.to_csv,
-        Format.LATEX: report.to_latex,
-    }
-    print(render[output](tables, paper=paper), end="")
-    if statistics and output is Format.MARKDOWN:
-        print(f"\n{report.comparisons_to_markdown(tables)}", end="")
-    elif statistics and output is Format.LATEX:
-        print(f"\n{report.comparisons_to_latex(tables)}", end="")
+    if output is Format.CSV:
+        print(text.comparison_csv(tables, paper=paper), end="")
+        return
+    shown = [text.comparison_table(table, paper=paper) for table in tables]
+    shown += [text.significance_table(tables)] if statistics else []
+    render = text.to_markdown if output is Format.MARKDOWN else text.to_latex
+    print(render(shown), end="")
 
 
-def print_comparison(table: "ComparisonTable", *, paper: bool, statistics: bool) -> None:
-    """Print one comparison table with its notes, and with `statistics` the tests behind it."""
+def print_comparisons(
+    tables: "Sequence[ComparisonTable]", *, paper: bool, statistics: bool = False
+) -> None:
+    """Print comparison tables, and with `statistics` the tests behind them."""
     from rich.console import Console
 
-    from gradsurgery.report.render import table_notes
-    from gradsurgery.results import comparison_rows
-    from gradsurgery.results.paired_tests import HEADER
+    from gradsurgery.report.tables import comparison_table, significance_table
+    from gradsurgery.report.terminal import OnTerminal
 
-    console = Console()
-    console.print(literal(table.title))
-    console.print(_comparison(table, paper=paper))
-    for note in table_notes(table, paper=paper):
-        console.print(literal(note))
-    if statistics and table.tests:
-        tests = grid(*HEADER[1:], left=2)
-        for cells in comparison_rows([table]):
-            tests.add_row(*map(literal, cells[1:]))
-        console.print(tests)
-
-
-def _comparison(table: "ComparisonTable", *, paper: bool) -> "Table":
-    from gradsurgery.report.render import header, paper_label, paper_text, row
-    from gradsurgery.results import paper_row
-
-    rows = grid("method", *header(table))
-    for method in table.methods:
-        rows.add_row(literal(method), *(_cell(cell) for cell in row(table, method)))
-        if paper and (figures := paper_row(table, method)):
-            rows.add_row(paper_label(method), *map(paper_text, figures), style="dim")
-    return rows
-
-
-def _cell(cell: "Cell | None") -> "Text":
-    from gradsurgery.report.render import cell_text
-
-    return literal(cell_text(cell), "bold" if cell is not None and cell.best else "")
+    for table in tables:
+        blocks = [comparison_table(table, paper=paper)]
+        blocks += [significance_table([table])] if statistics and table.tests else []
+        Console().print(OnTerminal(blocks))

@@ -2,24 +2,32 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.live import displayed
+from gradsurgery.cli.report import report as write_report
+from gradsurgery.cli.show import print_tables
 from gradsurgery.cli.sweep_display import sweep_displayed
 from gradsurgery.cli.train import continuable
+from gradsurgery.data import Source, open_source
+from gradsurgery.documents.configuration import read_mapping
+from gradsurgery.documents.plan import Plan, number_or_text
+from gradsurgery.documents.record import RECORD_FILE, Record
 from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, WeightsError
-
-if TYPE_CHECKING:
-    from gradsurgery.data import Source
-    from gradsurgery.sweep import Manner, Plan
-    from gradsurgery.sweep.launcher import Launcher, Outcome
+from gradsurgery.sweep import Execution, run_sweep
+from gradsurgery.sweep.estimate import Estimate, estimate
+from gradsurgery.sweep.launcher import Launcher, Outcome
+from gradsurgery.sweep.places import visible_gpus, worker_count
+from gradsurgery.sweep.run import existing_records, planned
+from gradsurgery.training import TrainingProgress
+from gradsurgery.training.directory import folder_name
 
 
 @opt.takes_launch_options
-@opt.takes_training_options
+@opt.takes_run_options
 def sweep(
     data: Annotated[
         list[str] | None,
@@ -28,10 +36,15 @@ def sweep(
         ),
     ] = None,
     *,
-    plan: Annotated[
+    config: Annotated[
         Path | None,
-        typer.Option("--plan", help="A YAML file; options given here take the place of its parts."),
+        typer.Option(
+            "--config",
+            "--plan",
+            help="A YAML file with the parts of a plan; options given here take their place.",
+        ),
     ] = None,
+    print_config: opt.PrintConfigOption = False,
     methods: opt.MethodsOption = None,
     targets: opt.TargetsOption = None,
     seeds: opt.SeedsOption = None,
@@ -56,37 +69,35 @@ def sweep(
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="Write the report at the end.")
     ] = True,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Say how many runs there are and how long they will take."),
-    ] = False,
-    launch: dict[str, Any],
-    training: dict[str, Any],
+    dry_run: opt.DryRunOption = False,
+    launch: opt.LaunchOptions,
+    options: dict[str, Any],
 ) -> None:
     """Run data sets x targets x methods x seeds, and write the report.
 
     The same command again goes on where it ended, however it ended; on another machine with the
     same folder it shares the work.
     """
-    parts = plan_parts(plan, training)
     given = {"data": data or None, "methods": methods, "targets": targets, "seeds": seeds}
-    parts |= {name: value for name, value in given.items() if value is not None}
+    parts = plan_parts(config, given, options)
     parts["grid"] = _mapping(parts, "grid") | grid_from(grid)
     if leave_one_domain_out:
         parts["leave_one_domain_out"] = True
+    if print_config:
+        opt.print_yaml(Plan(**parts).model_dump())
+        return
     after = report_on if report else print_table
-    run_plan(parts, out, opt.LaunchOptions(**launch), after=after, dry_run=dry_run)
+    run_plan(parts, out, launch, after=after, dry_run=dry_run)
 
 
-def plan_parts(path: Path | None, training: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a plan in a file, its options with `training` in their place."""
-    from gradsurgery.sweep import load_plan
-
-    parts = {} if path is None else load_plan(path)
-    options = _mapping(parts, "options")
-    settings = _mapping(options, "settings") | training.get("settings", {})
-    options = {name: value for name, value in options.items() if name != "settings"} | training
-    return parts | {"options": options | ({"settings": settings} if settings else {})}
+def plan_parts(path: Path | None, given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a plan in a file, with those parts and options in their place that are given."""
+    parts = {} if path is None else read_mapping(path, "plan")
+    parts |= {name: value for name, value in given.items() if value is not None}
+    written = _mapping(parts, "options")
+    settings = _mapping(written, "settings") | options.get("settings", {})
+    merged = {name: value for name, value in written.items() if name != "settings"} | options
+    return parts | {"options": merged | ({"settings": settings} if settings else {})}
 
 
 def _mapping(parts: dict[str, Any], name: str) -> dict[str, Any]:
@@ -99,8 +110,6 @@ def _mapping(parts: dict[str, Any], name: str) -> dict[str, Any]:
 
 def grid_from(texts: list[str] | None) -> dict[str, list[Any]]:
     """Values to try from "name=v1,v2"; raises `ArgumentError` where that is not what is there."""
-    from gradsurgery.sweep.plan import number_or_text
-
     grid: dict[str, list[Any]] = {}
     for text in texts or []:
         name, equals, values = text.partition("=")
@@ -124,15 +133,14 @@ def run_plan(
     after: what to do with the folder of the runs. Raises `GradsurgeryError` at the end if a run
         failed.
     """
-    from gradsurgery.data import open_source
-    from gradsurgery.sweep import Manner, Plan, run_sweep
-
     plan = Plan(**parts)
     sources = {spec: open_source(spec) for spec in plan.data}
-    folder = out or Path("sweeps") / "+".join(source.name for source in sources.values())
-    manner = Manner(options.cache, options.threads, options.retries, options.tensorboard)
+    folder = out or Path("sweeps") / "+".join(
+        folder_name(source.name) for source in sources.values()
+    )
+    execution = Execution(options.cache, options.retries, options.tensorboard)
     if dry_run:
-        print_estimate(plan, sources, folder, manner, options)
+        print_estimate(plan, sources, folder, execution, options)
         return
     with continuable():
         with sweep_displayed(str(folder)) as display:
@@ -141,7 +149,7 @@ def run_plan(
                 sources,
                 folder,
                 launch=lambda: start_launcher(options, plan),
-                manner=manner,
+                execution=execution,
                 show=display.show,
                 prepared=display.decoded,
             )
@@ -155,20 +163,18 @@ def run_plan(
         raise GradsurgeryError(failure_line(failed, folder))
 
 
-def start_launcher(options: opt.LaunchOptions, plan: "Plan") -> "Launcher":
+def start_launcher(options: opt.LaunchOptions, plan: Plan) -> Launcher:
     """The launcher that the options name."""
-    from gradsurgery.sweep.places import visible_gpus
-
     device = str(plan.options.get("device", "auto"))
     gpus = visible_gpus(device)
-    workers = _worker_count(options, gpus)  # raises for a number that is none, also for Ray
+    workers = _worker_count(options, plan, gpus)  # raises for a number that is none, also for Ray
     if options.launcher == opt.LauncherName.RAY:
-        from gradsurgery.sweep.ray_cluster import RayLauncher
+        from gradsurgery.sweep.ray_cluster import RayLauncher  # ray is not always installed
 
         return RayLauncher(
             address=options.ray_address,
             workers=options.workers,
-            threads=options.threads,
+            threads=plan.threads,
             runs_per_gpu=0 if device == "cpu" else options.runs_per_gpu,
         )
     from gradsurgery.sweep.local import LocalLauncher
@@ -176,46 +182,35 @@ def start_launcher(options: opt.LaunchOptions, plan: "Plan") -> "Launcher":
     return LocalLauncher(workers, gpus)
 
 
-def _worker_count(options: opt.LaunchOptions, gpus: tuple[str, ...]) -> int:
-    from gradsurgery.sweep.places import worker_count
-
+def _worker_count(options: opt.LaunchOptions, plan: Plan, gpus: tuple[str, ...]) -> int:
     return worker_count(
         options.workers,
         gpus=len(gpus),
         runs_per_gpu=options.runs_per_gpu,
-        threads=options.threads,
+        threads=plan.threads,
     )
 
 
 def print_table(folder: Path) -> None:
     """Print the table of a folder of runs."""
-    from gradsurgery.cli.show import print_tables
-
-    if any(folder.rglob("record.json")):
+    if any(folder.rglob(RECORD_FILE)):
         print_tables([folder])
 
 
 def report_on(folder: Path, *, paper: bool = False) -> None:
     """Print the table of a folder of runs, write its report, and print where it is."""
-    from gradsurgery.cli.report import report
-
-    if any(folder.rglob("record.json")):
-        report([folder], paper=paper)
+    if any(folder.rglob(RECORD_FILE)):
+        write_report([folder], paper=paper)
 
 
 def print_estimate(
-    plan: "Plan",
-    sources: "dict[str, Source]",
+    plan: Plan,
+    sources: dict[str, Source],
     folder: Path,
-    manner: "Manner",
+    execution: Execution,
     options: opt.LaunchOptions,
 ) -> None:
     """Print how many runs there are, how many are finished, and how long the others will take."""
-    from gradsurgery.sweep.estimate import estimate
-    from gradsurgery.sweep.places import visible_gpus
-    from gradsurgery.sweep.run import existing_records, planned
-    from gradsurgery.training import TrainingProgress
-
     runs = planned(plan, sources)
     records = existing_records(runs, folder)
     print(f"{len(runs)} runs, {len(records)} finished in {folder}")
@@ -225,17 +220,24 @@ def print_estimate(
                 runs,
                 records,
                 sources,
-                manner,
+                execution,
                 timed=lambda n, total: timing(TrainingProgress("training", n, total)),
             )
     except (WeightsError, DataError) as error:
         print(f"{len(runs) - len(records)} to do; no estimate of the time they take: {error}")
         return
-    workers = _worker_count(options, visible_gpus(str(plan.options.get("device", "auto"))))
+    workers = _worker_count(options, plan, visible_gpus(str(plan.options.get("device", "auto"))))
     print(
         f"{left.runs} to do: about {_duration(left.seconds)} of one worker, "
-        f"{_duration(left.seconds / workers)} with {workers}"
+        f"{_duration(left.seconds / workers)} with {workers}; {_basis(left, records)}"
     )
+
+
+def _basis(left: Estimate, records: dict[str, Record]) -> str:
+    """What an estimate is based on."""
+    kinds = f"{left.timed} kind{'' if left.timed == 1 else 's'} of run timed here for a few steps"
+    finished = f"what {len(records)} finished runs took" if records else ""
+    return "from " + " and ".join(filter(None, [kinds if left.timed else "", finished]))
 
 
 def _duration(seconds: float) -> str:
@@ -250,7 +252,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.2g} seconds"
 
 
-def failure_line(failed: "dict[str, Outcome]", folder: Path) -> str:
+def failure_line(failed: dict[str, Outcome], folder: Path) -> str:
     """What failed, in a line."""
     first, outcome = next(iter(failed.items()))
     return (

@@ -4,65 +4,82 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.live import displayed
+from gradsurgery.data import open_source
+from gradsurgery.documents.configuration import RunConfiguration, read_mapping
+from gradsurgery.documents.record import RECORD_FILE, Record
+from gradsurgery.training import device
+from gradsurgery.training import train as train_run
+from gradsurgery.training.directory import folder_name
+from gradsurgery.training.tensorboard import event_log
 
-if TYPE_CHECKING:
-    from gradsurgery.training import Record
 
-
-@opt.takes_training_options
+@opt.takes_run_options
 def train(
-    data: opt.DataArgument,
+    data: Annotated[
+        str | None, typer.Argument(metavar="DATA", help="As `gradsurgery data info` takes it.")
+    ] = None,
     *,
-    target: Annotated[str, typer.Option("--target", help="The domain that is held out.")],
+    target: Annotated[
+        str | None, typer.Option("--target", help="The domain that is held out.")
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(
             "--method", help="See `gradsurgery methods`; also objective+rule. Default: agr-sum."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of everything random in the run.")] = 0,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of everything random: 0.")] = None,
+    config: opt.ConfigOption = None,
+    print_config: opt.PrintConfigOption = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Default: runs/<data>/<target>/<method>/seed-<seed>."),
     ] = None,
     cache: opt.CacheOption = None,
     tensorboard: opt.TensorboardOption = False,
-    training: dict[str, Any],
+    options: dict[str, Any],
 ) -> None:
     """Train on every domain but the target, and test on the target.
 
     The options' defaults are the paper's protocol; the digit sets have small ones of their own.
     The same command again continues a run that was interrupted.
     """
-    options = training | {"data": data, "target": target, "seed": seed}
-    if method is not None:
-        options["method"] = method
-    run_one(options, out, cache, tensorboard=tensorboard)
+    given = {"data": data, "target": target, "method": method, "seed": seed}
+    configuration = RunConfiguration(**configured(config, given, options))
+    if print_config:
+        opt.print_yaml(configuration.model_dump())
+        return
+    run_one(configuration, out, cache, tensorboard=tensorboard)
+
+
+def configured(
+    config: Path | None, given: dict[str, Any], options: dict[str, Any]
+) -> dict[str, Any]:
+    """The options in a file, with those in their place that a command was given."""
+    written = {} if config is None else read_mapping(config, "configuration")
+    given = {name: value for name, value in given.items() if value is not None}
+    return written | given | options
 
 
 def run_one(
-    options: dict[str, Any], out: Path | None, cache: Path | None, *, tensorboard: bool = False
+    configuration: RunConfiguration,
+    out: Path | None,
+    cache: Path | None,
+    *,
+    tensorboard: bool = False,
 ) -> None:
     """Do one run and print its result."""
-    from gradsurgery.training.allocator import keep_freed_memory
-
-    keep_freed_memory()  # before torch allocates anything
-    from gradsurgery.data import open_source
-    from gradsurgery.training import RunConfiguration
-    from gradsurgery.training import train as train_run
-    from gradsurgery.training.record import RECORD_FILE
-    from gradsurgery.training.tensorboard import event_log
-
-    configuration = RunConfiguration(**options)
+    device.keep_freed_memory()  # before torch allocates anything
     source = open_source(configuration.data)
+    c = configuration
     directory = out or run_directory(
-        Path("runs") / source.name, configuration.target, configuration.method, configuration.seed
+        Path("runs") / folder_name(source.name), c.target, c.method, c.seed
     )
     finished = (directory / RECORD_FILE).exists()
     with continuable(), displayed(configuration.method) as shown, ExitStack() as stack:
@@ -74,7 +91,7 @@ def run_one(
     print(f"record: {directory / RECORD_FILE}")
 
 
-def result_line(record: "Record") -> str:
+def result_line(record: Record) -> str:
     """What came out, in a line."""
     best, last = record.result.best, record.result.last
     model = f"best model, step {best.step}"
@@ -99,6 +116,4 @@ def continuable() -> Iterator[None]:
 
 def run_directory(out: Path, target: str, method: str, seed: int) -> Path:
     """Where a run is kept: `OUT/<target>/<method>/seed-<seed>`."""
-    from gradsurgery.training.directory import folder_name
-
-    return out / folder_name(target) / method / f"seed-{seed}"
+    return out / folder_name(target) / folder_name(method) / f"seed-{seed}"

@@ -1,18 +1,18 @@
 """Images of several domains: where they come from, their pixels, their split, their batches."""
 
-from gradsurgery.data.batches import Batches, DomainBatches, SingleDomainBatches
+from gradsurgery.data.batches import Batches, DomainBatches, SingleDomainBatches, normalize
 from gradsurgery.data.cache import cache_folder, prepare
-from gradsurgery.data.decode import decode_image
-from gradsurgery.data.images import ImageSet, SkippedImage
-from gradsurgery.data.normalize import normalize
+from gradsurgery.data.decode import BadImageError, decode_image, example_images
+from gradsurgery.data.image_set import ImageSet
+from gradsurgery.data.open_source import BUILT_IN, open_source
 from gradsurgery.data.presets import PRESETS, Preset
-from gradsurgery.data.source import Source
-from gradsurgery.data.specs import BUILT_IN, open_source
+from gradsurgery.data.source import SkippedImage, Source
 from gradsurgery.data.splits import Split, draw_split
 
 __all__ = [
     "BUILT_IN",
     "PRESETS",
+    "BadImageError",
     "Batches",
     "DomainBatches",
     "ImageSet",
@@ -24,6 +24,7 @@ __all__ = [
     "cache_folder",
     "decode_image",
     "draw_split",
+    "example_images",
     "normalize",
     "open_source",
     "prepare",

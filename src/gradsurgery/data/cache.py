@@ -1,31 +1,45 @@
 """Images are decoded once, and kept as pixels that every later run maps into its memory.
 
-A cache folder holds an entry per data set and size, named by the hash of its contents; `index`
-says which entry belongs to a source whose files have not changed since, so that an opening need
+A cache folder holds a folder per data set and size, named by the hash of its contents; `index`
+says which one belongs to a source whose files have not changed since, so that an opening need
 not read them; `locks` lets processes take turns.
 """
 
 import hashlib
+import inspect
 import json
 import os
 import re
 import shutil
+import warnings
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
 from gradsurgery.atomic import atomic_file, atomic_folder, output_error
-from gradsurgery.data.decoding import Decoding, Progress, bad_image
-from gradsurgery.data.entry import (
+from gradsurgery.data.decode import BadImageError
+from gradsurgery.data.image_set import (
     FORMAT,
-    Entry,
+    ImageSet,
+    allocate,
     content_digest,
     content_hashes,
-    read_entry,
+    read_image_set,
     sync_folder,
+    write_meta,
 )
-from gradsurgery.data.images import ImageSet
-from gradsurgery.data.locks import lock_path, locked, remove_stale
-from gradsurgery.data.source import Source
-from gradsurgery.errors import ArgumentError
+from gradsurgery.data.source import Source, check_complete, count_images
+from gradsurgery.errors import ArgumentError, DataError
+
+Progress = Callable[[int, int], None]
+IN_FLIGHT = 4
+"""Encoded images in memory for each worker."""
 
 
 def cache_folder(cache: Path | str | None = None) -> Path:
@@ -61,66 +75,86 @@ def prepare(  # noqa: PLR0917
         raise ArgumentError(f"image size is {size}, expected a number of pixels of at least 1")
     if workers is not None and workers < 1:
         raise ArgumentError(f"workers is {workers}, expected a number of threads of at least 1")
-    folder = cache_folder(cache)
-    digest = _indexed(folder, source, size)
-    entry = read_entry(folder / digest, digest) if digest else None
-    if digest is None or entry is None:
+    folder, decoder = cache_folder(cache), _own_decoder(source)
+    index = _index_path(folder, source, size, decoder)
+    digest = _indexed(index)
+    images = read_image_set(folder / digest, digest, source) if digest else None
+    if images is None:
         hashes = content_hashes(source)
-        digest = content_digest(source, size, hashes)
+        digest = content_digest(source, size, hashes, decoder)
         try:
-            with locked(lock_path(folder, digest)):
-                entry = read_entry(folder / digest, digest)
-                if entry is None:
-                    decoding = Decoding(source, size, hashes, skip_bad, progress)
-                    entry = _write_entry(folder, digest, decoding, workers or _cpus())
-            _write_index(folder, source, size, digest)
+            with _lock(folder, digest):
+                images = read_image_set(folder / digest, digest, source)
+                if images is None:
+                    decoding = _Decoding(source, size, hashes, skip_bad, progress)
+                    images = _write_images(folder, digest, decoding, workers or _cpus())
+            if index is not None:
+                _write_index(folder, index, digest)
         except OSError as error:
             raise output_error(folder, error) from error
-    if entry.skipped and not skip_bad:
-        first = entry.skipped[0]
+    if images.skipped and not skip_bad:
+        first = images.skipped[0]
         raise bad_image(source, source.listing.identities.index(first.identity), first.reason)
-    return ImageSet(
-        source.name,
-        source.domains,
-        source.classes,
-        entry.images,
-        entry.identities,
-        entry.domain,
-        entry.label,
-        size,
-        digest,
-        entry.skipped,
-        folder / digest,
-    )
+    return images
 
 
-def _write_entry(cache: Path, digest: str, decoding: Decoding, workers: int) -> Entry:
-    """Decode into a temporary folder and rename it; the caller holds the entry's lock."""
+def _own_decoder(source: Source) -> str | None:
+    """What tells the versions of a user's own `decode` apart: the text of its module."""
+    method = type(source).decode
+    if method.__module__.startswith("gradsurgery."):
+        return None
+    try:
+        text = inspect.getsource(inspect.getmodule(method) or method)
+    except (OSError, TypeError) as error:
+        raise DataError(
+            f"the text of {type(source).__qualname__}.decode is not to be found, so that nothing "
+            "tells whether decoded images are still right; write the class in a file of its own"
+        ) from error
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write_images(cache: Path, digest: str, decoding: "_Decoding", workers: int) -> ImageSet:
+    """Decode into a temporary folder and rename it; the caller holds its lock."""
     folder = cache / digest
-    remove_stale(cache, digest)
+    _remove_stale(cache, digest)
     if folder.exists():  # damaged, or it would have been read
         shutil.rmtree(folder)
     with atomic_folder(folder) as temporary:
         decoding.write(temporary, digest, workers)
         sync_folder(temporary)
     sync_folder(cache)
-    entry = read_entry(folder, digest)
-    if entry is None:
+    images = read_image_set(folder, digest, decoding.source)
+    if images is None:
         raise OSError(f"{folder} is not what was written")
-    return entry
+    return images
 
 
-def _index_path(cache: Path, source: Source, size: int) -> Path | None:
+def _lock(cache: Path, name: str, timeout: float = -1.0) -> FileLock:
+    """The lock of the folder or index called `name`; the system frees that of a dead process."""
+    path = cache / "locks" / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path, timeout)
+
+
+def _remove_stale(cache: Path, own: str) -> None:
+    """Remove what killed processes left behind; `own` is the folder whose lock the caller holds."""
+    for temporary in cache.glob(".*.tmp"):
+        digest = temporary.name.split(".")[1]
+        held = nullcontext() if digest == own else _lock(cache, digest, timeout=0.0)
+        with suppress(Timeout), held:  # it times out where somebody is writing
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _index_path(cache: Path, source: Source, size: int, decoder: str | None) -> Path | None:
     signature = source.signature()
     if signature is None:
         return None
-    key = json.dumps([FORMAT, size, source.resize_first, signature])
+    key = json.dumps([FORMAT, size, source.resize_first, signature, *filter(None, [decoder])])
     return cache / "index" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 
 
-def _indexed(cache: Path, source: Source, size: int) -> str | None:
-    """The entry that held these images when they were last read, None where it is not known."""
-    path = _index_path(cache, source, size)
+def _indexed(path: Path | None) -> str | None:
+    """The folder that held these images when they were last read, None where it is not known."""
     try:
         digest = json.loads(path.read_bytes())["digest"] if path is not None else None
     # An index that is missing or damaged is made anew.
@@ -129,11 +163,8 @@ def _indexed(cache: Path, source: Source, size: int) -> str | None:
     return digest if isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) else None
 
 
-def _write_index(cache: Path, source: Source, size: int, digest: str) -> None:
-    path = _index_path(cache, source, size)
-    if path is None:
-        return
-    with locked(lock_path(cache, "index")):
+def _write_index(cache: Path, path: Path, digest: str) -> None:
+    with _lock(cache, "index"):
         for temporary in path.parent.glob(".*.tmp"):
             temporary.unlink()
         with atomic_file(path) as file:
@@ -145,3 +176,107 @@ def _cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+class _Decoding:
+    """Decodes the images of `source` at `size`, whose encoded bytes must have the `hashes`."""
+
+    def __init__(
+        self,
+        source: Source,
+        size: int,
+        hashes: Sequence[bytes],
+        skip_bad: bool,
+        progress: Progress | None,
+    ) -> None:
+        self.source = source
+        self.size = size
+        self.hashes = hashes
+        self.skip_bad = skip_bad
+        self.progress = progress
+        self.bad: dict[int, str] = {}
+        self._done = 0
+
+    def write(self, folder: Path, digest: str, workers: int) -> None:
+        """Write `images.bin` and `meta.json`.
+
+        Raises `DataError` for a bad image without `skip_bad`, and where nothing of a class
+        remains with it.
+        """
+        path = folder / "images.bin"
+        count = len(self.hashes)
+        image = self.size * self.size * 3
+        with path.open("wb") as file:
+            allocate(file, count * image)
+        pixels = np.memmap(path, np.uint8, "r+", shape=(count, self.size, self.size, 3))
+        self._fill(pixels, workers)
+        kept = [i for i in range(count) if i not in self.bad]
+        if self.bad:
+            listing, names = self.source.listing, (self.source.domains, self.source.classes)
+            counts = count_images(*names, listing.domain[kept], listing.label[kept])
+            check_complete(f"{self.source.name} without {len(self.bad)} bad images", *names, counts)
+            for to, position in enumerate(kept):
+                pixels[to] = pixels[position]
+        pixels.flush()
+        del pixels
+        os.truncate(path, len(kept) * image)
+        write_meta(folder, digest, self.size, self.source, self.bad)
+
+    def _fill(self, pixels: NDArray[np.uint8], workers: int) -> None:
+        """Decode in threads, which Pillow lets run at once; look at results in storage order.
+
+        So the bad image named is the first one, whatever the number of workers.
+        """
+        from PIL import Image
+
+        pending: deque[Future[tuple[int, str | None]]] = deque()
+        with ThreadPoolExecutor(workers) as pool, warnings.catch_warnings():
+            # Of images that are large, and not too large.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            try:
+                for position, content in self.source.contents():
+                    if len(pending) == IN_FLIGHT * workers:
+                        self._look_at(*pending.popleft().result())
+                    pending.append(pool.submit(self._decode, pixels, position, content))
+                while pending:
+                    self._look_at(*pending.popleft().result())
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _decode(
+        self, pixels: NDArray[np.uint8], position: int, content: bytes
+    ) -> tuple[int, str | None]:
+        """Decode one image into its place; returns why that cannot be done, or None."""
+        if hashlib.sha256(content).digest() != self.hashes[position]:
+            raise DataError(
+                f"{self.source.location(position)} changed while it was read; repeat when nothing "
+                "else writes to the data set"
+            )
+        try:
+            image = self.source.decode(position, content, self.size)
+        except BadImageError as error:
+            return position, str(error)
+        if image.shape != pixels.shape[1:] or image.dtype != np.uint8:
+            raise DataError(
+                f"{self.source.name} decodes {self.source.location(position)} to {image.dtype} "
+                f"{list(image.shape)}, expected uint8 {list(pixels.shape[1:])}; mend its `decode`"
+            )
+        pixels[position] = image
+        return position, None
+
+    def _look_at(self, position: int, reason: str | None) -> None:
+        if reason is not None:
+            if not self.skip_bad:
+                raise bad_image(self.source, position, reason)
+            self.bad[position] = reason
+        self._done += 1
+        if self.progress is not None:
+            self.progress(self._done, len(self.hashes))
+
+
+def bad_image(source: Source, position: int, reason: str) -> DataError:
+    """The error for an image that cannot be decoded."""
+    return DataError(
+        f"cannot decode {source.location(position)}: {reason}; replace or remove it, or leave such "
+        "images out with --skip-bad (skip_bad=True)"
+    )

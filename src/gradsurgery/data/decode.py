@@ -1,4 +1,4 @@
-"""One encoded image to RGB pixels."""
+"""Encoded images to RGB pixels."""
 
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -6,16 +6,34 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from gradsurgery.data.source import Source
 from gradsurgery.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
 
 WITH_ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+PICTURE_FORMATS = frozenset({
+    "AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI",
+    "TGA", "TIFF", "WEBP",
+})  # fmt: skip
 
 
 class BadImageError(DataError):
     """The bytes are no whole image; the message is the reason alone."""
+
+
+def readable_suffixes() -> frozenset[str]:
+    """The endings of the names of picture files that Pillow can read here, as ".jpg"."""
+    from PIL import Image, features
+
+    formats = set(PICTURE_FORMATS)
+    for name, feature in (("AVIF", "avif"), ("JPEG2000", "jpg_2000"), ("WEBP", "webp")):
+        if not features.check(feature):
+            formats.discard(name)
+    known = Image.registered_extensions()
+    # The pixels of a PFM file are floating-point numbers.
+    return frozenset(suffix for suffix in known if known[suffix] in formats and suffix != ".pfm")
 
 
 def decode_image(content: bytes, size: int, resize_first: int | None = None) -> NDArray[np.uint8]:
@@ -34,12 +52,17 @@ def decode_image(content: bytes, size: int, resize_first: int | None = None) -> 
         raise BadImageError("it is empty (0 bytes)")
     try:
         with Image.open(BytesIO(content)) as file:
+            if file.format == "EPS":  # Pillow would run Ghostscript on it
+                raise BadImageError("it is a PostScript program; save it as PNG")
             file.load()
-            image = to_rgb(ImageOps.exif_transpose(file))
+            image = to_rgb(ImageOps.exif_transpose(file), _bit_depth(file, content))
     except BadImageError:
         raise
     except UnidentifiedImageError as error:
         raise BadImageError("it is not an image in a known format") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        found = str(error).partition(",")[0]
+        raise BadImageError(f"it is too large: {found}; make it smaller") from error
     # Pillow's decoders raise exceptions of any class on damaged bytes.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -50,19 +73,37 @@ def decode_image(content: bytes, size: int, resize_first: int | None = None) -> 
     return np.asarray(image)
 
 
-def to_rgb(image: "Image.Image") -> "Image.Image":
-    """Convert an image of any mode to RGB."""
+def to_rgb(image: "Image.Image", bit_depth: int = 8) -> "Image.Image":
+    """Convert an image of any mode to RGB; `bit_depth` is that of the file, where it is a PNG."""
     from PIL import Image
 
+    clear = image.info.get("transparency")
     if image.mode.startswith("I"):
-        image = Image.fromarray(_eight_bits(np.asarray(image)))
+        wide = np.asarray(image)
+        gray = _eight_bits(wide)
+        if clear is not None:
+            gray[wide == clear] = 255
+        image = Image.fromarray(gray)
     elif image.mode == "F":
         raise BadImageError("its pixels are floating-point numbers; save it with 8 or 16 bits")
-    elif image.mode in WITH_ALPHA or "transparency" in image.info:
+    elif image.mode in WITH_ALPHA or clear is not None:
+        if image.mode == "L" and clear is not None and bit_depth < 8:
+            # Pillow scales the pixels of 2 and 4 bits to 255, and leaves this value as it is.
+            image.info["transparency"] = clear * 255 // (2**bit_depth - 1)
+        elif image.mode == "RGB" and bit_depth == 16:  # it has cut off what tells colours apart
+            raise BadImageError(
+                "its colours have 16 bits and one of them is transparent; save it with 8 bits or "
+                "an alpha channel"
+            )
         opaque = image.convert("RGBA")
         page = Image.new("RGBA", opaque.size, "white")
         return Image.alpha_composite(page, opaque).convert("RGB")
     return image.convert("RGB")
+
+
+def _bit_depth(image: "Image.Image", content: bytes) -> int:
+    """Bits of a channel in a PNG, from its header; 8 for every other format."""
+    return content[24] if image.format == "PNG" else 8
 
 
 def _eight_bits(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
@@ -71,3 +112,30 @@ def _eight_bits(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
     if wide.min() < 0 or wide.max() > 65535:
         raise BadImageError("its pixels have more than 16 bits; save it with 8 or 16 bits")
     return ((wide * 2 + 257) // 514).astype(np.uint8)
+
+
+def example_images(source: Source, size: int) -> dict[tuple[str, str], NDArray[np.uint8]]:
+    """The first image that can be decoded of every (class, domain), uint8 [size, size, 3], RGB.
+
+    Reads the source in its storage order, and no further than until it has them all. A pair whose
+    images all cannot be decoded is absent.
+
+    >>> from gradsurgery.data import open_source
+    >>> len(example_images(open_source("rotated-digits"), 14))  # 10 digits at 6 angles
+    60
+    """
+    listing = source.listing
+    found: dict[tuple[str, str], NDArray[np.uint8]] = {}
+    wanted = len(source.classes) * len(source.domains)
+    for position, content in source.contents():
+        label = source.classes[int(listing.label[position])]
+        key = (label, source.domains[int(listing.domain[position])])
+        if key in found:
+            continue
+        try:
+            found[key] = source.decode(position, content, size)
+        except BadImageError:
+            continue
+        if len(found) == wanted:
+            break
+    return found

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from typing_extensions import override
 
-from gradsurgery.data.source import Source, list_images
+from gradsurgery.data.source import Source
 from gradsurgery.seeds import named_generator
 
 SEED = 0
@@ -31,7 +32,7 @@ class DigitsSource(Source):
         order = torch.randperm(len(label), generator=named_generator(SEED, name, "domain"))
         dealt = np.empty(len(label), dtype=np.int64)
         dealt[order.numpy()] = np.arange(len(label)) % len(domains)
-        listing = list_images(
+        super().__init__(
             name,
             [domains[i] for i in dealt.tolist()],
             [classes[i] for i in label.tolist()],
@@ -39,21 +40,17 @@ class DigitsSource(Source):
             domain_order=domains,
             class_order=classes,
         )
-        super().__init__(name, listing)
 
-    def contents(self) -> Iterator[tuple[int, bytes]]:
+    @override
+    def encoded(self) -> Iterator[bytes]:
         """Yield each digit's 64 values, and what else its picture depends on."""
-        for position, row in enumerate(self.listing.rows):
+        for pixels, position in zip(self._pixels, self.positions.tolist(), strict=True):
             suffix = f"{self.signature()}/{self._appearance(position)}"
-            yield position, self._pixels[row].tobytes() + suffix.encode()
+            yield pixels.tobytes() + suffix.encode()
 
+    @override
     def signature(self) -> str:
-        """Name and version."""
         return f"{self.name}/{VERSION}"
-
-    def location(self, position: int) -> str:
-        """The image's identity."""
-        return self.listing.identities[position]
 
     def _appearance(self, position: int) -> str:
         return self.domains[int(self.listing.domain[position])]
@@ -82,6 +79,7 @@ class RotatedDigits(DigitsSource):
         label = load_pixels()[1]
         super().__init__("rotated-digits", ANGLES, [str(i) for i in range(10)], label)
 
+    @override
     def decode(self, position: int, content: bytes, size: int) -> NDArray[np.uint8]:
         """Draw the digit, then turn it."""
         from PIL import Image
@@ -116,6 +114,7 @@ class ColoredDigits(DigitsSource):
     def _appearance(self, position: int) -> str:
         return "red" if self.red[position] else "green"
 
+    @override
     def decode(self, position: int, content: bytes, size: int) -> NDArray[np.uint8]:
         """Draw the digit in the red or in the green channel."""
         image = np.zeros((size, size, 3), dtype=np.uint8)

@@ -5,57 +5,102 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from gradsurgery.data.source import Source, list_images
-from gradsurgery.errors import DataError
+from typing_extensions import override
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
+from gradsurgery.data.decode import readable_suffixes
+from gradsurgery.data.source import SkippedImage, Source
+from gradsurgery.errors import DataError, printable
+
+FOLDER, IMAGE = "a folder", "an image"
 
 
 class FolderSource(Source):
     """The images of a folder laid out as domain/class/image.
 
-    Hidden files and files that are no images are left out of account. An image's identity does
-    not depend on where the folder lies.
+    Images are the files whose names end as those of a format that Pillow reads. Other files of a
+    class and broken links are listed in `left_out`; hidden files count as absent. An image's
+    identity does not depend on where the folder lies.
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        found = list(_images(root))
-        self._paths = [Path(entry.path) for _, _, entry in found]
-        stats = [entry.stat() for _, _, entry in found]
-        listing = list_images(
-            str(root),
-            [domain for domain, _, _ in found],
-            [label for _, label, _ in found],
-            [entry.name for _, _, entry in found],
-            domain_order=[entry.name for entry in _folders(root)],
-        )
-        super().__init__(root.resolve().name, listing)
-        digest = hashlib.sha256(str(root.resolve()).encode())
-        for row in listing.rows:
-            stat = stats[row]
-            digest.update(f"\n{self._paths[row]}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+        found: list[tuple[tuple[str, ...], os.DirEntry[str]]] = []
+        left_out: list[SkippedImage] = []
+        domains = []
+        for above, entry, kind in _walk(root, (), readable_suffixes()):
+            if kind == FOLDER:
+                domains += [] if above else [entry.name]
+            elif kind == IMAGE:
+                found.append((above, entry))
+            else:
+                left_out.append(
+                    SkippedImage(printable("/".join((*above, entry.name))), printable(kind))
+                )
+        try:
+            super().__init__(
+                root.resolve().name or str(root.resolve()),
+                [above[0] for above, _ in found],
+                [above[1] for above, _ in found],
+                [entry.name for _, entry in found],
+                domain_order=domains,
+            )
+        except DataError as error:
+            if not left_out:
+                raise
+            first = f"{left_out[0].identity} ({left_out[0].reason})"
+            raise DataError(
+                f"{error}; files left out: {len(left_out)}, the first {first}"
+            ) from None
+        self.left_out = tuple(left_out)
+        self._paths = [Path(entry.path) for _, entry in found]
+        digest = hashlib.sha256(os.fsencode(root.resolve()))
+        for row in self.listing.rows:
+            stat = _stat(found[row][1])
+            text = f"\n{self._paths[row]}\0{stat.st_size}\0{stat.st_mtime_ns}"
+            digest.update(os.fsencode(text))
         self._signature = f"folder/{digest.hexdigest()}"
 
-    def contents(self) -> Iterator[tuple[int, bytes]]:
-        """Yield every file's bytes."""
-        for position, row in enumerate(self.listing.rows):
-            path = self._paths[row]
+    @override
+    def encoded(self) -> Iterator[bytes]:
+        for path in self._paths:
             try:
-                yield position, path.read_bytes()
+                yield path.read_bytes()
             except OSError as error:
-                raise DataError(
-                    f"cannot read {path}: {error.strerror}; check that it exists and that you may "
-                    "read it"
-                ) from error
+                raise _unreadable(path, error) from error
 
+    @override
     def signature(self) -> str:
-        """Paths, sizes and times of modification."""
-        return self._signature
+        return self._signature  # paths, sizes and times of modification
 
+    @override
     def location(self, position: int) -> str:
-        """The image's path."""
         return str(self._paths[self.listing.rows[position]])
+
+
+def _walk(
+    folder: Path, above: tuple[str, ...], suffixes: frozenset[str]
+) -> Iterator[tuple[tuple[str, ...], os.DirEntry[str], str]]:
+    """Yield (the folders it lies in, the entry, what it is) of all that is of account.
+
+    Raises `DataError` for an image that lies elsewhere than in domain/class, and for a folder that
+    lies there.
+    """
+    for entry in _entries(folder):
+        kind = _kind(entry, suffixes)
+        if kind == FOLDER and len(above) == 2:
+            raise DataError(
+                f"{entry.path} is a folder inside class {above[1]} of domain {above[0]}, expected "
+                "images; lay the folder out as domain/class/image"
+            )
+        if kind == IMAGE and len(above) < 2:
+            what = f"domain {above[0]}" if above else "the data set's folder"
+            raise DataError(
+                f"{entry.path} lies directly in {what}, expected it in a class folder; lay the "
+                "folder out as domain/class/image"
+            )
+        if kind == FOLDER or len(above) == 2 or entry.is_symlink():
+            yield above, entry, kind
+        if kind == FOLDER:
+            yield from _walk(Path(entry.path), (*above, entry.name), suffixes)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -69,35 +114,29 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     return sorted(visible, key=lambda entry: entry.name)
 
 
-def _folders(folder: Path) -> list[os.DirEntry[str]]:
-    return [entry for entry in _entries(folder) if entry.is_dir()]
+def _kind(entry: os.DirEntry[str], suffixes: frozenset[str]) -> str:
+    """`FOLDER`, `IMAGE`, or why it is left out."""
+    try:
+        if entry.is_dir():
+            return FOLDER
+        if not entry.is_file():
+            return "a broken link" if entry.is_symlink() else "no file"
+    except OSError:  # a link that leads back to itself
+        return "a broken link"
+    suffix = Path(entry.name).suffix.lower()
+    if suffix in suffixes:
+        return IMAGE
+    return f"{suffix} is not read" if suffix else "its name has no ending"
 
 
-def _is_image(entry: os.DirEntry[str]) -> bool:
-    return entry.is_file() and Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
+def _stat(entry: os.DirEntry[str]) -> os.stat_result:
+    try:
+        return entry.stat()
+    except OSError as error:
+        raise _unreadable(Path(entry.path), error) from error
 
 
-def _images(root: Path) -> Iterator[tuple[str, str, os.DirEntry[str]]]:
-    """Yield (domain, class, file) of every image, and refuse images in any other place."""
-    _refuse_images(root, "the data set's folder")
-    for domain in _folders(root):
-        _refuse_images(Path(domain.path), f"domain {domain.name}")
-        for label in _folders(Path(domain.path)):
-            for entry in _entries(Path(label.path)):
-                if entry.is_dir():
-                    raise DataError(
-                        f"{entry.path} is a folder inside class {label.name} of domain "
-                        f"{domain.name}, expected images; lay the folder out as "
-                        "domain/class/image"
-                    )
-                if _is_image(entry):
-                    yield domain.name, label.name, entry
-
-
-def _refuse_images(folder: Path, what: str) -> None:
-    for entry in _entries(folder):
-        if _is_image(entry):
-            raise DataError(
-                f"{entry.path} lies directly in {what}, expected it in a class folder; lay the "
-                "folder out as domain/class/image"
-            )
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"cannot read {path}: {error.strerror}; check that it exists and that you may read it"
+    )

@@ -2,72 +2,81 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gradsurgery.data.table import (
+from typing_extensions import override
+
+from gradsurgery.data.tables import (
+    ROWS_AT_ONCE,
     TableSource,
     check_columns,
     column_names,
     file_name,
     image_bytes,
+    image_kind,
     order_of_classes,
+    reason_of,
+    stated,
 )
 from gradsurgery.errors import DataError
-
-ROWS_AT_ONCE = 64
 
 
 class ParquetSource(TableSource):
     """The rows of one Parquet file, or of all those below a folder.
 
-    Columns: `image` (struct of bytes and path, or binary), `domain` (string, or integer with
-    names), `label` (integer with names, or string). Names of integers are read from the schema's
-    metadata key "huggingface"; integers without names are called by their digits.
+    Columns: `image` (binary; or the path of a file, relative to the folder of the table; or a
+    struct of bytes and path), `domain` and `label` (string, or integer with or without names).
+    Names of integers are read from the schema's metadata key "huggingface"; integers without names
+    are called by their digits.
     """
 
     def __init__(self, root: Path) -> None:
         self.files = parquet_files(root)
-        self._folder = root if root.is_dir() else root.parent
         domains: list[str] = []
         classes: list[str] = []
         names: list[str | None] = []
         declared: list[Sequence[str] | None] = []
         self._lengths: list[int] = []
+        self._beside: list[Path] | None = []  # image files; None where it is not known which
         for path in self.files:
-            table = _read_labels(path)
-            self._lengths.append(len(table["label"]))
-            declared.append(table["class names"])
-            domains += table["domain"]
-            classes += table["label"]
-            names += table["file"]
-        order = order_of_classes(declared, set(classes))
+            with _readable(path):
+                labels = _read_labels(path)
+            self._lengths.append(len(labels["label"]))
+            declared.append(labels["class names"])
+            domains += labels["domain"]
+            classes += labels["label"]
+            names += [file_name(text) for text in labels["paths"]]
+            if labels["images"] == "paths" and self._beside is not None:
+                self._beside += [path.parent / text for text in labels["paths"] if text]
+            elif labels["images"] == "unknown":
+                self._beside = None
         name = root.resolve().name.removesuffix(".parquet")
-        super().__init__(name, domains, classes, names, order)
+        super().__init__(name, domains, classes, names, order_of_classes(declared, set(classes)))
 
-    def rows(self) -> Iterator[tuple[int, bytes]]:
-        """Yield (row, encoded image), counting through all files."""
-        import pyarrow as pa
+    @override
+    def encoded(self) -> Iterator[bytes]:
         import pyarrow.parquet as pq
 
-        row = 0
         for path in self.files:
-            try:
-                with pq.ParquetFile(path) as file:
-                    for batch in file.iter_batches(ROWS_AT_ONCE, columns=["image"]):
-                        for value in batch.column(0).to_pylist():
-                            yield row, image_bytes(value, self._folder, self._place(row))
-                            row += 1
-            except (OSError, pa.ArrowException) as error:
-                raise _unreadable(path, error) from error
+            row = 0
+            with _readable(path), pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(ROWS_AT_ONCE, columns=["image"]):
+                    for value in batch.column(0).to_pylist():
+                        yield image_bytes(value, path.parent, f"{path}, row {row}")
+                        row += 1
 
-    def signature(self) -> str:
-        """The files' paths, sizes and times of modification."""
-        stats = [(str(path.resolve()), path.stat()) for path in self.files]
-        return "parquet/" + json.dumps([(p, s.st_size, s.st_mtime_ns) for p, s in stats])
+    @override
+    def signature(self) -> str | None:
+        if self._beside is None:
+            return None
+        stats = [stated(path.resolve()) for path in self.files]
+        beside = [stated(path) for path in self._beside]
+        return "parquet/" + json.dumps([*stats, beside] if beside else stats)
 
+    @override
     def location(self, position: int) -> str:
-        """The image's identity, file and row."""
         return (
             f"{self.listing.identities[position]} ({self._place(int(self.listing.rows[position]))})"
         )
@@ -91,45 +100,72 @@ def parquet_files(root: Path) -> list[Path]:
     )
 
 
-def _read_labels(path: Path) -> dict[str, Any]:
-    """Domain, label and file name of every row; reads no image."""
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Errors of reading a Parquet file as one line."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            check_columns(schema.names, str(path))
-            image = schema.field("image").type
-            wanted = ["domain", "label"]
-            has_path = pa.types.is_struct(image) and image.get_field_index("path") >= 0
-            if has_path:
-                wanted.append("image.path")
-            table = file.read(columns=wanted)
-    except (OSError, pa.ArrowException) as error:
-        raise _unreadable(path, error) from error
-    features = _features(schema.metadata)
-    names = {column: features.get(column, {}).get("names") for column in ("domain", "label")}
-    paths = (
-        table["image"].combine_chunks().field("path").to_pylist()
-        if has_path
-        else [None] * table.num_rows
-    )
+        yield
+    # Damaged bytes lead to text that is no text, sizes that no memory holds, ...
+    except (OSError, pa.ArrowException, ValueError, MemoryError, OverflowError) as error:
+        raise DataError(
+            f"cannot read {path} as Parquet: {reason_of(error)}; copy or download it again"
+        ) from error
+
+
+def _read_labels(path: Path) -> dict[str, Any]:
+    """Domain, label and path of every row, and where the images are; reads no image."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        check_columns(schema.names, str(path))
+        kind = image_kind(schema.field("image").type, str(path))
+        column = {"bytes": [], "paths": ["image"], "both": ["image.path"]}[kind]
+        table = file.read(columns=["domain", "label", *column])
+        stored = kind == "bytes" or (kind == "both" and _all_stored(file))
+    paths: list[str | None] = [None] * table.num_rows
+    if kind != "bytes":
+        cells = table["image"].to_pylist()
+        paths = cells if kind == "paths" else [cell and cell["path"] for cell in cells]
+    names = _declared_names(schema.metadata, path)
     return {
         "domain": column_names(table["domain"].to_pylist(), names["domain"], "domain", str(path)),
         "label": column_names(table["label"].to_pylist(), names["label"], "label", str(path)),
         "class names": names["label"],
-        "file": [file_name(text) for text in paths],
+        "paths": paths,
+        "images": "stored" if stored else "paths" if kind == "paths" else "unknown",
     }
 
 
-def _features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
-    """The features that `datasets` writes into the schema's metadata; empty without them."""
+def _all_stored(file: Any) -> bool:
+    """Whether the file's statistics say that every row holds the bytes of its image."""
+    for group in range(file.metadata.num_row_groups):
+        rows = file.metadata.row_group(group)
+        for column in map(rows.column, range(rows.num_columns)):
+            if column.path_in_schema == "image.bytes":
+                found = column.statistics
+                if found is None or found.null_count != 0:
+                    return False
+    return True
+
+
+def _declared_names(
+    metadata: dict[bytes, bytes] | None, path: Path
+) -> dict[str, Sequence[str] | None]:
+    """The names that `datasets` writes into the schema's metadata, None without any."""
+    found: dict[str, Sequence[str] | None] = {"domain": None, "label": None}
     text = (metadata or {}).get(b"huggingface")
-    features: dict[str, Any] = json.loads(text).get("info", {}).get("features", {}) if text else {}
-    return features
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    reason = str(error).splitlines()[0]
-    return DataError(f"cannot read {path} as Parquet: {reason}; copy or download it again")
+    try:
+        features = json.loads(text).get("info", {}).get("features", {}) if text else {}
+        for column in found:
+            found[column] = names = features.get(column, {}).get("names")
+            if names is not None and not all(isinstance(name, str) for name in [*names]):
+                raise TypeError("names")
+    except (ValueError, AttributeError, TypeError) as error:
+        raise DataError(
+            f"{path}: its metadata 'huggingface' does not describe the columns as `datasets` "
+            "does; write the file again, or remove the metadata"
+        ) from error
+    return found

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
+from typing_extensions import override
 
-from gradsurgery.data.source import Source, list_images
+from gradsurgery.data.source import Source
 from gradsurgery.errors import DataError
 
 
@@ -88,36 +88,34 @@ class PresetSource(Source):
         self._found = found
         domains = _rename(preset, "domain", found.domains)
         classes = _rename(preset, "class", found.classes)
-        listing = list_images(
+        listing, stored = found.listing, found.positions  # in the order in which they are stored
+        prefixes = [
+            f"{found.domains[domain]}/{found.classes[label]}/"
+            for domain, label in zip(listing.domain, listing.label, strict=True)
+        ]
+        super().__init__(
             preset.name,
-            [domains[i] for i in found.listing.domain],
-            [classes[i] for i in found.listing.label],
-            [
-                identity.removeprefix(f"{found.domains[domain]}/{found.classes[label]}/")
-                for identity, domain, label in zip(
-                    found.listing.identities, found.listing.domain, found.listing.label, strict=True
-                )
-            ],
+            [domains[listing.domain[i]] for i in stored],
+            [classes[listing.label[i]] for i in stored],
+            [listing.identities[i].removeprefix(prefixes[i]) for i in stored],
             domain_order=preset.domains,
             class_order=preset.classes,
         )
-        super().__init__(preset.name, listing)
-        self._position = np.argsort(listing.rows)
+        self.left_out = found.left_out
         check_counts(preset, self)
 
-    def contents(self) -> Iterator[tuple[int, bytes]]:
-        """Yield every image of the source found."""
-        for position, content in self._found.contents():
-            yield int(self._position[position]), content
+    @override
+    def encoded(self) -> Iterator[bytes]:
+        return (content for _, content in self._found.contents())
 
+    @override
     def signature(self) -> str | None:
-        """The signature of the source found, and the preset's name."""
         found = self._found.signature()
         return None if found is None else f"{self.name}/{found}"
 
+    @override
     def location(self, position: int) -> str:
-        """Where the source found keeps the image."""
-        return self._found.location(int(self.listing.rows[position]))
+        return self._found.location(int(self._found.positions[self.listing.rows[position]]))
 
 
 def matching_preset(source: Source) -> Preset | None:

@@ -1,13 +1,14 @@
 """What every source of images has in common: its listing, and the bytes of each image."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradsurgery.errors import DataError
+from gradsurgery.errors import DataError, printable
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,70 @@ class Listing:
     rows: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class SkippedImage:
+    """An image, or a file where an image was expected, that is not used, and why."""
+
+    identity: str
+    reason: str
+
+
 class Source(ABC):
-    """A set of images of several domains over the same classes, not yet decoded."""
+    """A set of images of several domains over the same classes, not yet decoded.
+
+    A source of your own lists its images for `__init__` and yields their bytes in `encoded`:
+
+        class Photos(gs.Source):
+            def __init__(self):
+                self.paths = sorted(Path("photos").glob("*/*/*.jpg"))
+                places = [(path.parts[-3], path.parts[-2], path.name) for path in self.paths]
+                super().__init__("photos", *zip(*places))
+
+            def encoded(self):
+                return (path.read_bytes() for path in self.paths)
+
+    name: the data set's name.
+    domains_of, classes_of, files: the domain, the class and the name of each image, in the order in
+        which they are stored. Characters that cannot be printed are replaced by escapes
+        (`gradsurgery.errors.printable`).
+    domain_order, class_order: all domains and classes, in their order; without one, the names found
+        are sorted.
+
+    Raises `DataError` for fewer than two domains, two images of one name, a domain without images,
+    or a class that a domain lacks: a network trained with that domain left out is tested on every
+    class.
+    """
 
     resize_first: int | None = None
     """Side in pixels to which images are resized before they are resized to the network's size."""
 
-    def __init__(self, name: str, listing: Listing) -> None:
-        self.name = name
-        self.listing = listing
+    left_out: tuple[SkippedImage, ...] = ()
+    """Files that lie among the images and are not read."""
+
+    provenance: dict[str, str | None] | None = None
+    """Where the code of a source from another package comes from (`gradsurgery.doors`)."""
+
+    def __init__(
+        self,
+        name: str,
+        domains_of: Sequence[str],
+        classes_of: Sequence[str],
+        files: Sequence[str],
+        *,
+        domain_order: Sequence[str] | None = None,
+        class_order: Sequence[str] | None = None,
+    ) -> None:
+        self.name = printable(name)
+        self.listing = list_images(
+            self.name,
+            domains_of,
+            classes_of,
+            files,
+            domain_order=domain_order,
+            class_order=class_order,
+        )
+        self.positions = np.argsort(self.listing.rows)
+        """The position in the listing of each image, in storage order."""
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -48,30 +104,52 @@ class Source(ABC):
 
     def counts(self) -> NDArray[np.int64]:
         """Number of images of each domain (row) and class (column)."""
-        return count_images(self.listing)
+        return count_images(self.domains, self.classes, self.listing.domain, self.listing.label)
 
     @abstractmethod
-    def contents(self) -> Iterator[tuple[int, bytes]]:
-        """Yield (position in the listing, encoded image) of every image, in storage order.
+    def encoded(self) -> Iterable[bytes]:
+        """Every image as the bytes of a file (PNG, JPEG, ...), in storage order.
 
-        Raises `DataError` where the storage cannot be read: that is not a bad image to skip.
+        May be called several times, and gives the same bytes each time: decoded images are kept
+        under the hash of these bytes. Raises `DataError` where the storage cannot be read: that is
+        not a bad image to skip.
         """
 
-    @abstractmethod
+    def contents(self) -> Iterator[tuple[int, bytes]]:
+        """Yield (position in the listing, encoded image) of every image, in storage order."""
+        count = 0
+        for content in self.encoded():
+            if count < len(self.positions):
+                if not isinstance(content, bytes):
+                    raise DataError(
+                        f"{self.name}: image {count} is a {type(content).__name__}, expected the "
+                        "bytes of an image file; let `encoded` yield bytes"
+                    )
+                yield int(self.positions[count]), content
+            count += 1
+        if count != len(self.positions):
+            raise DataError(
+                f"{self.name} lists {len(self.positions)} images and yields {count}; let `encoded` "
+                "yield one for each that is listed, in the same order"
+            )
+
     def signature(self) -> str | None:
         """A text that changes whenever the images may have changed; cheap: reads no image.
 
         None where there is no such text, then every opening reads the encoded images.
         """
+        return None
 
-    @abstractmethod
     def location(self, position: int) -> str:
         """Where the user finds the image: a path, or a file and a row."""
+        return self.listing.identities[position]
 
     def decode(self, position: int, content: bytes, size: int) -> NDArray[np.uint8]:
         """The image at `position` as RGB, uint8 [size, size, 3].
 
-        Raises `BadImageError` where the bytes are no whole image.
+        Overridden, it may read bytes of any kind. Decoded images are kept as long as the bytes and
+        the module that the class is written in stay the same; whatever else it depends on belongs
+        into the bytes. Raises `BadImageError` where the bytes are no whole image.
         """
         from gradsurgery.data.decode import decode_image
 
@@ -80,75 +158,86 @@ class Source(ABC):
 
 def list_images(
     name: str,
-    domains: Sequence[str],
-    classes: Sequence[str],
+    domains_of: Sequence[str],
+    classes_of: Sequence[str],
     files: Sequence[str],
     *,
-    domain_order: Sequence[str] | None = None,
-    class_order: Sequence[str] | None = None,
+    domain_order: Sequence[str] | None,
+    class_order: Sequence[str] | None,
 ) -> Listing:
-    """Order the images that a source stores as rows of (domain, class, file).
-
-    Without `domain_order` or `class_order` the names found are sorted.
-    Raises `DataError` for fewer than two domains, a domain without images, or a class that a
-    domain lacks: a network trained with that domain left out is tested on every class.
-    """
-    domain_names = tuple(domain_order if domain_order is not None else sorted(set(domains)))
-    class_names = tuple(class_order if class_order is not None else sorted(set(classes)))
-    if len(domain_names) < 2:
+    """Order the images of a source; see `Source` for the arguments and what is raised."""
+    if not len(domains_of) == len(classes_of) == len(files):
         raise DataError(
-            f"{name}: found {len(domain_names)} domains ({', '.join(domain_names) or 'none'}), "
+            f"{name} lists {len(domains_of)} domains, {len(classes_of)} classes and {len(files)} "
+            "files, expected one each for every image"
+        )
+    domains_of, classes_of = list(map(printable, domains_of)), list(map(printable, classes_of))
+    domains = _names(name, "domain", domains_of, domain_order)
+    classes = _names(name, "class", classes_of, class_order)
+    if len(domains) < 2:
+        raise DataError(
+            f"{name}: found {len(domains)} domains ({', '.join(domains) or 'none'}), "
             "expected at least 2; give each domain a folder of its own, or a name in the column "
             "'domain'"
         )
-    domain_position = {domain: i for i, domain in enumerate(domain_names)}
-    class_position = {label: i for i, label in enumerate(class_names)}
-    domain = np.array([domain_position[d] for d in domains], dtype=np.int64)
-    label = np.array([class_position[c] for c in classes], dtype=np.int64)
-    identities = [f"{d}/{c}/{file}" for d, c, file in zip(domains, classes, files, strict=True)]
+    domain = np.array([domains[d] for d in domains_of], dtype=np.int64)
+    label = np.array([classes[c] for c in classes_of], dtype=np.int64)
+    identities = [
+        f"{d}/{c}/{printable(file)}"
+        for d, c, file in zip(domains_of, classes_of, files, strict=True)
+    ]
     if len(set(identities)) < len(identities):
-        twice = next(i for i in sorted(identities) if identities.count(i) > 1)
+        twice = min(identity for identity, times in Counter(identities).items() if times > 1)
         raise DataError(f"{name}: two images are called {twice}; rename one of them")
-    rows = np.array(
-        sorted(range(len(identities)), key=lambda i: (domain[i], label[i], identities[i])),
-        dtype=np.int64,
-    )
-    listing = Listing(
-        domain_names,
-        class_names,
+    domains_and_classes = tuple(domains), tuple(classes)
+    order = sorted(range(len(identities)), key=lambda i: (domain[i], label[i], identities[i]))
+    rows = np.array(order, dtype=np.int64)
+    check_complete(name, *domains_and_classes, count_images(*domains_and_classes, domain, label))
+    return Listing(
+        *domains_and_classes,
         tuple(identities[row] for row in rows),
         domain[rows],
         label[rows],
         rows,
     )
-    check_complete(name, listing)
-    return listing
 
 
-def count_images(listing: Listing) -> NDArray[np.int64]:
+def _names(
+    name: str, kind: str, found: Sequence[str], order: Sequence[str] | None
+) -> dict[str, int]:
+    """The position of each name."""
+    ordered = sorted(set(found)) if order is None else list(map(printable, order))
+    positions = {text: i for i, text in enumerate(ordered)}
+    if len(positions) < len(ordered):
+        twice = next(text for text in ordered if ordered.count(text) > 1)
+        raise DataError(f"{name}: two {kind} names read {twice!r}; rename one of them")
+    if unknown := set(found) - set(positions):
+        raise DataError(
+            f"{name}: {kind} {min(unknown)} is not among those declared "
+            f"({', '.join(ordered)}); declare it"
+        )
+    if "" in positions:
+        raise DataError(f"{name}: a {kind} has an empty name; give it one")
+    return positions
+
+
+def count_images(
+    domains: Sequence[str],
+    classes: Sequence[str],
+    domain: NDArray[np.int64],
+    label: NDArray[np.int64],
+) -> NDArray[np.int64]:
     """Number of images of each domain (row) and class (column)."""
-    counts = np.zeros((len(listing.domains), len(listing.classes)), dtype=np.int64)
-    np.add.at(counts, (listing.domain, listing.label), 1)
+    counts = np.zeros((len(domains), len(classes)), dtype=np.int64)
+    np.add.at(counts, (domain, label), 1)
     return counts
 
 
-def select(listing: Listing, positions: Sequence[int]) -> Listing:
-    """The listing of some of the images."""
-    chosen = np.array(positions, dtype=np.int64)
-    return Listing(
-        listing.domains,
-        listing.classes,
-        tuple(listing.identities[i] for i in positions),
-        listing.domain[chosen],
-        listing.label[chosen],
-        listing.rows[chosen],
-    )
-
-
-def check_complete(name: str, listing: Listing) -> None:
+def check_complete(
+    name: str, domains: Sequence[str], classes: Sequence[str], counts: NDArray[np.int64]
+) -> None:
     """Raise `DataError` for a domain without images or a class that a domain lacks."""
-    counts = count_images(listing)
-    for domain, found in zip(listing.domains, counts.sum(axis=1), strict=True):
+    for domain, found in zip(domains, counts.sum(axis=1), strict=True):
         if found == 0:
             raise DataError(f"{name}: domain {domain} has no images; add some or remove it")
     missing = np.argwhere(counts == 0)
@@ -156,7 +245,7 @@ def check_complete(name: str, listing: Listing) -> None:
         domain, label = missing[0]
         more = f" (and {len(missing) - 1} more such gaps)" if len(missing) > 1 else ""
         raise DataError(
-            f"{name}: class {listing.classes[label]} has no image in domain "
-            f"{listing.domains[domain]}, expected at least 1 image of each class in each "
-            f"domain{more}; add images or remove the class from every domain"
+            f"{name}: class {classes[label]} has no image in domain {domains[domain]}, expected at "
+            f"least 1 image of each class in each domain{more}; add images or remove the class "
+            "from every domain"
         )

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gradsurgery.atomic import atomic_file
-from gradsurgery.data.images import ImageSet
+from gradsurgery.data.image_set import ImageSet
+from gradsurgery.documents.split import SplitFile
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.seeds import named_generator
 
@@ -46,13 +45,9 @@ class Split:
             for domain, parts in self.identities.items()
         }
 
-    def save(self, path: Path) -> None:
-        """Write the split as JSON, with the identities of its images."""
-        content = {"version": 1, "seed": self.seed, "digest": self.digest}
-        with atomic_file(path) as file:
-            file.write_text(
-                json.dumps(content | {"domains": self.identities}, indent=1), encoding="utf-8"
-            )
+    def save(self, folder: Path) -> None:
+        """Write `split.json`, with the identities of the images, into `folder`."""
+        SplitFile(seed=self.seed, digest=self.digest, domains=self.identities).save(folder)
 
     @classmethod
     def load(cls, path: Path, images: ImageSet) -> "Split":
@@ -60,22 +55,17 @@ class Split:
 
         Raises `DataError` where `path` holds no split, or names an image that `images` lacks.
         """
+        file = SplitFile.load(path)
         try:
-            content: dict[str, Any] = json.loads(path.read_bytes())
-            identities = {
-                domain: {part: list(parts[part]) for part in PARTS}
-                for domain, parts in content["domains"].items()
-            }
-            split = _make_split(images, identities, int(content["seed"]))
-            digest = content["digest"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            split = _make_split(images, file.domains, file.seed)
+        except KeyError as error:
             raise DataError(
-                f"{path} is not a split: {type(error).__name__}: {error}; draw it anew"
+                f"{path} is no split of {images.name}: it lacks {error}; draw it anew"
             ) from error
-        if split.digest != digest:
+        if split.digest != file.digest:
             raise DataError(
                 f"{path} is damaged: its images have the digest {split.digest[:12]}, expected "
-                f"{str(digest)[:12]}; draw it anew"
+                f"{file.digest[:12]}; draw it anew"
             )
         return split
 

@@ -1,7 +1,7 @@
-"""Where the gradients of domains conflict, layer by layer."""
+"""Where the gradients of domains conflict, by layer and by group of layers."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from gradsurgery.errors import ArgumentError, NonFiniteError
+from gradsurgery.gradients.gradient_gram import block_of
 from gradsurgery.rules.gramian import gramian_of
 
 _PIECE = 1 << 16  # components at a time, so that the temporaries stay in the cache
@@ -185,3 +186,42 @@ def _check_finite(name: str, gradients: list[Tensor]) -> None:
                 domain=domain,
                 parameter=name,
             )
+
+
+def group_names(model: nn.Module) -> dict[str, str]:
+    """The group of each layer that owns parameters, from the input to the output.
+
+    A group is a block (`block_of`), together with the normalisation after it: blocks with no
+    parameter of two dimensions or more join the block before them, or after where they come first.
+
+    >>> group_names(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 2)))
+    {'0': '0, 1', '1': '0, 1', '2': '2'}
+    """
+    blocks: dict[str, list[str]] = {}
+    wide: set[str] = set()
+    for name, parameter in model.named_parameters():
+        layer = layer_of(name, model)
+        block = block_of(layer)
+        blocks.setdefault(block, [])
+        if layer not in blocks[block]:
+            blocks[block].append(layer)
+        if parameter.ndim > 1:
+            wide.add(block)
+    joined: list[list[str]] = []
+    for block in blocks:
+        if joined and (block not in wide or not wide.intersection(joined[-1])):
+            joined[-1].append(block)
+        else:
+            joined.append([block])
+    return {
+        layer: ", ".join(group) for group in joined for block in group for layer in blocks[block]
+    }
+
+
+def grouped(layers: Mapping[str, Conflict], names: Mapping[str, str]) -> dict[str, Conflict]:
+    """The sum of the conflicts of each group's layers; `names` are the layers' groups."""
+    groups: dict[str, Conflict] = {}
+    for layer, conflict in layers.items():
+        group = names.get(layer, layer)
+        groups[group] = groups[group] + conflict if group in groups else conflict
+    return groups

@@ -3,18 +3,35 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from gradsurgery.errors import ArgumentError, NonFiniteError
-from gradsurgery.gradients.grams import SampleLoss, parameter_grams
-from gradsurgery.gradients.mixing import check_samples_apart
+from gradsurgery.gradients.layers.layer_call import Gram, gram_in_spans
+from gradsurgery.gradients.model_state import ModelState, RandomState, unchanged
+from gradsurgery.gradients.one_by_one import (
+    SampleLoss,
+    Samples,
+    SinglePasses,
+    losses_by_slices,
+    neighbours_matter,
+    sample_losses,
+    stacked_grams,
+)
+from gradsurgery.gradients.recorder import Recorder, uncompiled
+from gradsurgery.gradients.verification import (
+    Piece,
+    are_near,
+    check_samples_apart,
+    is_opaque,
+    refuse_mixed,
+    verified_backward,
+)
 from gradsurgery.rules.gramian import cosines_of
 
-Gram = Float[Tensor, "samples samples"]
 _logger = logging.getLogger(__name__)
 
 
@@ -37,8 +54,8 @@ class GradientGram:
         the order of the model, float64 on the CPU. A parameter that several layers share counts
         for the first.
     losses: the samples' losses ℓ_i.
-    fallbacks: the layers for which no fast formula is known, whose gradients were computed one
-        sample at a time.
+    fallbacks: the layers for which no fast formula is known, or for which it did not check, whose
+        gradients were computed one sample at a time.
     """
 
     layers: dict[str, Gram]
@@ -66,20 +83,24 @@ class GradientGram:
 def gradient_gram(model: nn.Module, loss: SampleLoss, x: Tensor, y: Any) -> GradientGram:
     """All pairwise inner products of the samples' gradients, G_ij = ∇ℓ_i · ∇ℓ_j, by layer.
 
-    model: used in the mode it is in. Batch normalisation must be in evaluation mode, also where a
-        layer of your own does it, which is not noticed; dropout may be active, and then each
-        sample has its own mask. Frozen parameters do not count.
+    ℓ_i is the loss of sample i by itself. One forward pass over all samples gives the gradients of
+    every layer whose formula is known; they are checked on that pass, and what does not check is
+    computed one pass a sample, with a warning in the log that names the layer.
+
+    model: used in the mode it is in. Batch normalisation must be in evaluation mode; dropout may be
+        active, and then each sample has its own mask. Frozen parameters do not count.
     loss: `loss(model(x), y)` is either one loss per sample, [N], sample i's from i alone (e.g.
         `torch.nn.CrossEntropyLoss(reduction="none")`), or a scalar, and is then called on one
         sample at a time.
     x: the N samples, along the first dimension.
     y: whatever `loss` compares with, one per sample along the first dimension.
 
-    Every `.grad` stays as it is and no hook remains, also after an exception.
+    Afterwards nothing of the model is different, also after an exception: buffers, attributes,
+    mode, hooks, `.grad`, and the state of the random generators.
 
-    Raises `ArgumentError` where samples have no gradient of their own (batch normalisation in
-    training mode), where nothing is trained, or for a loss of another shape; `NonFiniteError`
-    naming the layer where a gradient is NaN or infinite.
+    Raises `ArgumentError` where samples see each other, so that none has a gradient of its own
+    (e.g. batch normalisation in training mode), where nothing is trained, or for a loss of another
+    shape; `NonFiniteError` naming the layer where a gradient is NaN or infinite.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> x = torch.tensor([[1.0, 0.0], [2.0, 1.0]])
@@ -90,10 +111,11 @@ def gradient_gram(model: nn.Module, loss: SampleLoss, x: Tensor, y: Any) -> Grad
     """
     if not len(x):
         raise ArgumentError("x holds no sample; give at least one")
-    check_samples_apart(model)
     owners = _owned_parameters(model)
+    check_samples_apart(model)
     parameters = [parameter for owned in owners.values() for parameter in owned]
-    grams, losses, one_by_one = parameter_grams(model, loss, x, y, parameters)
+    with unchanged(model, loss) as state, torch.enable_grad(), uncompiled():
+        grams, losses, one_by_one = _parameter_grams(Samples(model, loss, x, y), parameters, state)
     zero = torch.zeros(len(x), len(x), dtype=torch.float64)
     layers = {}
     for name, owned in owners.items():
@@ -106,13 +128,98 @@ def gradient_gram(model: nn.Module, loss: SampleLoss, x: Tensor, y: Any) -> Grad
                 domain=None,
                 parameter=name,
             )
+    if not losses.isfinite().all():
+        raise NonFiniteError(
+            "the loss of a sample is NaN or infinite; look at the images and the weights",
+            domain=None,
+            parameter=None,
+        )
     slow = {id(parameter) for parameter in one_by_one}
     fallbacks = tuple(
         name for name, owned in owners.items() if any(id(part) in slow for part in owned)
     )
     if fallbacks:
-        _logger.info("per-sample gradients one pass a sample for: %s", ", ".join(fallbacks))
+        _logger.warning("per-sample gradients one pass a sample for: %s", ", ".join(fallbacks))
     return GradientGram(layers, losses, fallbacks)
+
+
+class _ParameterGrams(NamedTuple):
+    """G_ij = ∇ℓ_i · ∇ℓ_j by parameter, the losses ℓ_i, and which took one pass per sample.
+
+    A parameter that the losses do not reach has no Gram matrix.
+    """
+
+    grams: dict[Tensor, Gram]
+    losses: Tensor
+    one_by_one: list[Tensor]
+
+
+def _parameter_grams(
+    samples: Samples, parameters: list[Tensor], state: ModelState
+) -> _ParameterGrams:
+    model, loss, x, y = samples
+    recorder = Recorder(parameters, len(x))
+    with recorder:
+        output = model(recorder.watched(x))
+        before_loss = RandomState()
+        losses = sample_losses(loss, output, y, len(x))
+    random = state.has_drawn()
+    if not recorder.differentiated and before_loss.is_current():
+        _check_loss(samples, output, losses, recorder.precision)
+    if not losses.requires_grad:
+        return _ParameterGrams({}, losses, [])
+    grams: dict[Tensor, Gram] = {}
+
+    def receive(parameter: Tensor, pieces: list[Piece]) -> None:
+        grams[parameter] = _gram_of(parameter, pieces, len(x))
+
+    left = recorder.left_in_graph(losses)
+    if recorder.differentiated:
+        left = parameters
+    verdict = verified_backward(recorder, losses, receive, left, keep_graph=random)
+    hidden = recorder.gradient_lost or is_opaque(model)
+    if random:  # another pass would draw other masks: go through this one's graph
+        grams.update(stacked_grams(losses.unbind, verdict.slow, len(x)))
+        output, losses = None, losses.detach()
+        if not verdict.samples_apart or (hidden and neighbours_matter(samples, losses, state)):
+            refuse_mixed(model)
+        return _ParameterGrams(grams, losses, verdict.slow)
+    singles = SinglePasses(samples, output, losses, state, recorder.precision)
+    output, losses = None, losses.detach()
+    everything = recorder.differentiated or not verdict.samples_apart
+    slow = {id(parameter) for parameter in verdict.slow}
+    fast = [parameter for parameter in parameters if id(parameter) not in slow]
+    if hidden and fast and not everything:
+        everything = not singles.confirm(recorder.taps, fast)
+    one_by_one = parameters if everything else verdict.slow
+    if not hidden and not one_by_one:
+        singles.loss(len(x) - 1)  # one of them, against all that was not thought of
+    grams.update(stacked_grams(singles.losses, one_by_one, len(x)))
+    return _ParameterGrams(grams, losses, one_by_one)
+
+
+def _gram_of(parameter: Tensor, pieces: list[Piece], samples: int) -> Gram:
+    if len(pieces) == 1:
+        (piece,) = pieces
+        return piece.call.gram(piece.role, piece.gradient, samples)
+
+    def rows(span: slice) -> Tensor:
+        parts = (piece.call.rows(piece.role, piece.gradient, samples, span) for piece in pieces)
+        total = next(parts)
+        for part in parts:
+            total = total + part
+        return total
+
+    step = max(piece.call.step for piece in pieces)
+    return gram_in_spans(parameter.shape, samples, rows, step=step)
+
+
+def _check_loss(samples: Samples, output: Any, losses: Tensor, precision: float) -> None:
+    """Raise `ArgumentError` where a sample's loss is another one with its own output alone."""
+    if isinstance(output, Tensor) and output.ndim and len(output) == len(losses) > 1:
+        alone = losses_by_slices(samples.loss, output, samples.y, len(losses))
+        if not are_near(alone, losses.detach(), losses.detach(), precision):
+            refuse_mixed(samples.model)
 
 
 def _owned_parameters(model: nn.Module) -> dict[str, list[Tensor]]:
@@ -127,4 +234,15 @@ def _owned_parameters(model: nn.Module) -> dict[str, list[Tensor]]:
         raise ArgumentError(
             "the model has no parameter that requires a gradient; unfreeze the layers to look at"
         )
+    for name, own in owners.items():
+        for parameter in own:
+            if isinstance(parameter, nn.UninitializedParameter):
+                raise ArgumentError(
+                    f"the layer {name} has no weights before its first pass; call the model once"
+                )
+            if parameter.is_complex():
+                raise ArgumentError(
+                    f"the layer {name} has complex parameters, of type {parameter.dtype}; inner "
+                    "products are of real gradients alone"
+                )
     return owners

@@ -1,88 +1,139 @@
-"""One forward and backward pass in which the uses of parameters are seen instead of summed up.
+"""One forward pass in which the calls of layers are seen and tapped.
 
-A parameter in a known use takes part detached: autograd neither keeps it nor computes its summed
-gradient. A tap on the layer's output receives the output's gradient instead.
+A tap on a layer's output is the identity, and receives the output's gradient in backward passes.
 """
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
+from typing_extensions import override
 
-from gradsurgery.gradients.broadcast import BroadcastUse
-from gradsurgery.gradients.capture import captured
-from gradsurgery.gradients.meeting import Views, meeting
-from gradsurgery.gradients.use import Use
-
-
-class Piece(NamedTuple):
-    """A parameter's part in one use, and the gradient of the use's output."""
-
-    use: Use
-    role: str
-    gradient: Tensor
-
-
-Receiver = Callable[[Tensor, list[Piece]], None]
+from gradsurgery.errors import ArgumentError
+from gradsurgery.gradients.layers import known_call
+from gradsurgery.gradients.layers.elementwise import BroadcastCall, Views, broadcast_call
+from gradsurgery.gradients.layers.layer_call import LayerCall
 
 
 class _Tap(torch.autograd.Function):
     """The identity, in place; hands on the gradient that passes through."""
 
     @staticmethod
-    def forward(
-        ctx: Any, output: Tensor, _anchor: Tensor, receive: Callable[[Tensor], bool]
-    ) -> Tensor:
+    def forward(ctx: Any, output: Tensor, _anchor: Tensor, receive: "_Receive") -> Tensor:
         ctx.receive = receive
         ctx.mark_dirty(output)
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        if ctx.receive is not None and ctx.receive(gradient):
-            ctx.receive = None  # the layer's input is no longer needed
+        ctx.receive(gradient)
         return gradient, None, None
 
 
-class _Source(torch.autograd.Function):
-    """A constant whose gradient is handed on."""
+class _StandIn(torch.autograd.Function):
+    """A parameter's view, once per row; hands on the gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: Tensor, use: BroadcastUse, receive: Callable[[Tensor], bool]
+        ctx: Any, view: Tensor, _anchor: Tensor, shape: list[int], receive: "_Receive"
     ) -> Tensor:
         ctx.receive = receive
-        return use.stand_in()
+        ctx.shape = view.shape
+        return view.expand(shape)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
-        if ctx.receive is not None and ctx.receive(gradient):
-            ctx.receive = None
-        return None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        ctx.receive(gradient)
+        return gradient.sum_to_size(ctx.shape), None, None, None
 
 
-class Interceptor(TorchFunctionMode):
-    """Sees every use of parameters whose per-sample gradients are known.
+class _Known(torch.autograd.Function):
+    """The identity; marks where a tapped call reads a parameter or the samples."""
 
-    A parameter with a hook of the user's on its gradient is left alone, so that the hook runs.
+    @staticmethod
+    def forward(_ctx: Any, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+_Receive = Callable[[Tensor], None]
+_MARKS = ("_KnownBackward", "_StandInBackward")
+
+
+class Tap:
+    """A call of a layer, and random projections of the gradients of its output's rows.
+
+    weighted: those of each weighted backward pass, divided by the weights; plain: that of the pass
+        without weights. All are [samples, 4].
+    reads_samples: whether the call's input are the samples themselves.
     """
 
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
+    def __init__(self, call: LayerCall, *, reads_samples: bool) -> None:
+        self.call: LayerCall | None = call
+        self.reads_samples = reads_samples
+        self.parameters = list(call.parameters.values())
+        self.weighted: list[Tensor] = []
+        self.plain: Tensor | None = None
+
+
+class Recorder(TorchFunctionMode):
+    """Entered around the forward pass and the losses of N samples; then `backward`.
+
+    parameters: whose calls to look for. One with a hook of the user's on its gradient is left
+        alone, so that the hook runs.
+    samples: N.
+
+    taps: the calls seen, in order; uses: how many of them use a parameter, by its id.
+    gradient_lost: whether something was computed from the samples that has no gradient, by which
+        they may see each other and no backward pass shows it.
+    differentiated: whether the pass itself went back through a tap, so that its losses depend on
+        gradients.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], samples: int) -> None:
         super().__init__()
-        self._parameters = {id(parameter): parameter for parameter in parameters}
-        followed = [p for p in self._parameters.values() if not p._backward_hooks]
+        self.parameters = {id(parameter): parameter for parameter in parameters}
+        followed = [p for p in self.parameters.values() if not p._backward_hooks]
         self._followed = {id(parameter) for parameter in followed}
         self._views = Views(followed)
+        self._samples = samples
+        self.uses: Counter[int] = Counter()
+        self._receiver: Callable[[Tap, Tensor], None] | None = None
+        self._anchor = torch.zeros((), requires_grad=True)
+        self._leaf: Tensor | None = None
+        self._inputs: Tensor | None = None
+        self._dtypes: set[torch.dtype] = set()
+        self.taps: list[Tap] = []
+        self.gradient_lost = False
+        self.differentiated = False
 
+    def watched(self, x: Tensor) -> Tensor:
+        """The samples, to be given to the model in their place."""
+        if not x.dtype.is_floating_point:
+            self.gradient_lost = True
+            return x.detach().clone()
+        self._leaf = x.detach().clone().requires_grad_()
+        self._inputs = self._leaf.clone()  # which the model may write into
+        self._dtypes.add(x.dtype)
+        return self._inputs
+
+    @property
+    def precision(self) -> float:
+        """How far apart two numbers may be that differ by rounding: √ε of the coarsest type."""
+        return math.sqrt(max((torch.finfo(dtype).eps for dtype in self._dtypes), default=1e-7))
+
+    @override
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -90,107 +141,127 @@ class Interceptor(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run the call, as a use where it is one."""
         kwargs = kwargs or {}
-        use = captured(func, args, kwargs, self._is_followed)
-        if use is None:
-            use = meeting(func, args, kwargs, self._views)
-        if use is not None:
-            return self._run(use, func, args, kwargs)
-        result = func(*args, **kwargs)
-        self._views.note(func, args, result)
+        if func in _TO_NUMPY:  # refused where a gradient is wanted, which is our doing
+            args = [args[0].detach(), *args[1:]]
+            self.gradient_lost = True
+        result = self._tapped(func, args, kwargs)
+        self._watch(func, args, kwargs, result)
         return result
+
+    def _tapped(
+        self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """The result of the call, with a tap where it is one of a known layer."""
+        call = known_call(function, args, kwargs, self._is_followed)
+        if call is None:
+            call = broadcast_call(function, args, kwargs, self._views)
+        if call is None or not self._may_tap(call):
+            result = function(*args, **kwargs)
+            self._views.note(function, args, result)
+            return result
+        is_read = self._inputs is not None and any(one is self._inputs for one in args[:1])
+        tap = Tap(call, reads_samples=is_read and not isinstance(call, BroadcastCall))
+        self.taps.append(tap)
+        for parameter in tap.parameters:
+            self.uses[id(parameter)] += 1
+        receive = partial(self._receive, tap)
+        if isinstance(call, BroadcastCall):
+            view, shape = call.view, call.shape
+            stand_in = _StandIn.apply(view, self._anchor, shape, receive)
+            args, kwargs = _replaced(args, kwargs, lambda v: v is view, lambda _: stand_in)
+            return function(*args, **kwargs)
+        args, kwargs = _replaced(args, kwargs, self._is_marked, _Known.apply)
+        return _Tap.apply(function(*args, **kwargs), self._anchor, receive)
+
+    def _may_tap(self, call: LayerCall) -> bool:
+        rows = call.input.shape[0] if call.input.ndim else 0
+        return (
+            rows > 0
+            and rows % self._samples == 0
+            and torch.is_grad_enabled()
+            # as in `torch.utils.checkpoint`, whose second run is not seen
+            and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+            and not _is_in_functorch()
+        )
 
     def _is_followed(self, value: object) -> bool:
         return id(value) in self._followed
 
-    def _run(
-        self, use: Use, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
-        raise NotImplementedError
+    def _is_marked(self, value: object) -> bool:
+        return self._is_followed(value) or (value is self._inputs and value is not None)
 
+    def _watch(
+        self,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        result: Any,
+    ) -> None:
+        found = list(_tensors([result]))
+        self._dtypes.update(one.dtype for one in found if one.dtype.is_floating_point)
+        if _is_in_functorch() or function in _HOOKS:
+            self.gradient_lost = True
+        if self.gradient_lost or function in _ONLY_SHAPES:
+            return
+        lost = function in _TO_PYTHON or any(not one.requires_grad for one in found)
+        self.gradient_lost = lost and any(
+            one.requires_grad and id(one) not in self.parameters
+            for one in _tensors([*args, *kwargs.values()])
+        )
 
-class Recorder(Interceptor):
-    """Entered around a forward pass; `backward` then hands out the parameters' uses.
+    def _receive(self, tap: Tap, gradient: Tensor) -> None:
+        if self._receiver is None:
+            self.differentiated = True
+            return
+        with torch.no_grad(), torch.autocast(gradient.device.type, enabled=False):
+            self._receiver(tap, gradient)
 
-    apart: for each use in the order of the pass, whether its rows are known to be the samples'.
-        A parameter that has another use stays in the graph of the losses, as usual.
-    """
+    def left_in_graph(self, losses: Tensor) -> list[Tensor]:
+        """The parameters that the losses reach by a use that is not tapped.
 
-    def __init__(self, parameters: Iterable[Tensor], apart: Sequence["Sight"]) -> None:
-        super().__init__(parameters)
-        self._apart = apart
-        self._seen = 0
-        self._uses: Counter[int] = Counter()
-        self._pieces: dict[int, list[Piece]] = {}
-        self._receiver: Receiver | None = None
-        self._anchor = torch.zeros((), requires_grad=True)
-
-    def left_in_graph(self, losses: Iterable[Tensor]) -> list[Tensor]:
-        """The parameters with a use that is not known, which the losses reach as usual."""
+        Raises `ArgumentError` for reentrant checkpointing, which has no graph.
+        """
         found = {id(leaf) for leaf in _leaves(losses)}
-        return [parameter for key, parameter in self._parameters.items() if key in found]
+        if id(self._leaf) not in found:
+            self._leaf = None  # all that reads the samples is tapped
+        return [parameter for key, parameter in self.parameters.items() if key in found]
 
-    def is_used(self, parameter: Tensor) -> bool:
-        """Whether a known use of the parameter was seen."""
-        return id(parameter) in self._uses
+    def go_back(
+        self,
+        losses: Tensor,
+        weights: Float[Tensor, " samples"],
+        receiver: Callable[[Tap, Tensor], None],
+        *,
+        keep_graph: bool,
+    ) -> Tensor | None:
+        """One backward pass of Σ w_i ℓ_i, in which `receiver` gets the gradient at each tap.
 
-    def is_reached_by(self, losses: Iterable[Tensor]) -> bool:
-        """Whether the losses come from this pass."""
-        return any(leaf is self._anchor for leaf in _leaves(losses))
-
-    def backward(self, losses: Sequence[Tensor], receiver: Receiver) -> None:
-        """Propagate the sum of the losses back, and hand out each parameter's pieces.
-
-        receiver: called with a parameter and its pieces as soon as they are complete, during the
-            pass; nothing of them is kept afterwards.
+        Returns the samples' own, None where they reach the losses through taps alone.
         """
         self._receiver = receiver
+        wanted = [self._anchor] if self._leaf is None else [self._anchor, self._leaf]
         try:
-            torch.autograd.backward(losses, inputs=[self._anchor])
-            for key in list(self._pieces):  # some of whose uses the losses do not reach
-                receiver(self._parameters[key], self._pieces.pop(key))
+            found = torch.autograd.grad(
+                losses,
+                wanted,
+                weights.to(losses.dtype),
+                retain_graph=keep_graph,
+                allow_unused=True,
+            )
         finally:
             self._receiver = None
-            self._pieces = {}
+        return None if self._leaf is None else found[1]
 
-    def _run(
-        self, use: Use, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
-        sight = self._apart[self._seen] if self._seen < len(self._apart) else None
-        self._seen += 1
-        if sight is None or sight != Sight.of(function, use, apart=True) or _is_run_again():
-            return function(*args, **kwargs)
-        for parameter in use.parameters.values():
-            self._uses[id(parameter)] += 1
-        receive = partial(self._receive, use)
-        if isinstance(use, BroadcastUse):
-            source = _Source.apply(self._anchor, use, receive)
-            args, kwargs = replaced(args, kwargs, lambda value: value is use.view, lambda _: source)
-            return function(*args, **kwargs)
-        args, kwargs = replaced(args, kwargs, self._is_followed, Tensor.detach)
-        output = function(*args, **kwargs)
-        return _Tap.apply(output, self._anchor, receive)
-
-    def _receive(self, use: Use, gradient: Tensor) -> bool:
-        """Whether the gradient was taken, which it is in the pass of `backward` alone."""
-        if self._receiver is None:
-            return False
-        with torch.autocast(gradient.device.type, enabled=False):
-            for role, parameter in use.parameters.items():
-                pieces = self._pieces.setdefault(id(parameter), [])
-                pieces.append(Piece(use, role, gradient))
-                if len(pieces) == self._uses[id(parameter)]:
-                    self._receiver(parameter, self._pieces.pop(id(parameter)))
-        return True
+    @property
+    def is_narrow(self) -> bool:
+        """Whether float16, with its few exponents, is in the pass."""
+        return torch.float16 in self._dtypes
 
 
-def _is_run_again() -> bool:
-    """Whether hooks keep what autograd saves, as in `torch.utils.checkpoint`.
-
-    Its second run, in the backward pass, is not seen, and has to save what the first did.
-    """
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+def _is_in_functorch() -> bool:
+    """Whether a transform such as `torch.func.grad` runs, where taps do not work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 @contextmanager
@@ -203,21 +274,34 @@ def uncompiled() -> Iterator[None]:
         yield
 
 
-class Sight(NamedTuple):
-    """A use as a probe saw it, and whether the samples' rows were apart there."""
-
-    function: str
-    parameters: tuple[int, ...]
-    apart: bool
-
-    @staticmethod
-    def of(function: Callable[..., Any], use: Use, *, apart: bool) -> "Sight":
-        """What to compare the same use in another pass with."""
-        parameters = tuple(id(parameter) for parameter in use.parameters.values())
-        return Sight(function.__name__, parameters, apart)
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Those among the values, and in lists and tuples of them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
 
 
-def replaced(
+def _named(*names: str) -> set[Callable[..., Any]]:
+    owners = (torch.Tensor, torch)
+    return {getattr(owner, name) for name in names for owner in owners if hasattr(owner, name)}
+
+
+_ONLY_SHAPES = _named(
+    *("new_empty", "new_zeros", "new_ones", "empty_like", "zeros_like", "ones_like"),
+    *("rand_like", "randn_like", "randint_like"),
+)
+# a hook may change the gradient by what it knows of the other samples
+_HOOKS = {torch.Tensor.register_hook, cast(Any, torch.Tensor).grad_fn.__get__}
+_TO_NUMPY = _named("numpy", "__array__")
+_TO_PYTHON = _named(
+    *("item", "tolist", "__bool__", "__int__", "__float__", "__index__"),
+    *("__contains__", "equal", "allclose", "is_nonzero"),
+)
+
+
+def _replaced(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     which: Callable[[object], bool],
@@ -233,15 +317,23 @@ def replaced(
     return [one(value) for value in args], {key: one(value) for key, value in kwargs.items()}
 
 
-def _leaves(losses: Iterable[Tensor]) -> Iterable[Tensor]:
-    """The leaves that the losses' graph reaches."""
-    waiting = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
+def _leaves(losses: Tensor) -> Iterator[Tensor]:
+    """The leaves that the losses' graph reaches beside the marks of tapped calls."""
+    waiting = [losses.grad_fn]
     seen = set(waiting)
     while waiting:
         node = waiting.pop()
+        kind = type(node).__name__
+        if node is None or kind in _MARKS:
+            continue
+        if kind == "CheckpointFunctionBackward":
+            raise ArgumentError(
+                "the model is checkpointed with use_reentrant=True, which keeps no graph to go "
+                "through; call torch.utils.checkpoint.checkpoint with use_reentrant=False"
+            )
         if (variable := getattr(node, "variable", None)) is not None:
             yield variable
         for following, _ in node.next_functions:
-            if following is not None and following not in seen:
+            if following not in seen:
                 seen.add(following)
                 waiting.append(following)

@@ -1,18 +1,19 @@
 """Gradients of samples within a domain against across domains: one measurement."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import CrossEntropyLoss
 
 from gradsurgery.backbones import Backbone
-from gradsurgery.data import ImageSet
+from gradsurgery.data import ImageSet, normalize
+from gradsurgery.data.batches import gather
 from gradsurgery.gradients.gradient_gram import gradient_gram
-from gradsurgery.gradients.samples import evaluating, labelled_images
 from gradsurgery.seeds import named_generator
 
 Indices = Int64[np.ndarray, " samples"]
@@ -119,3 +120,25 @@ def within_and_across(
     found = [float(values.nanmean()) for values in (means.diagonal(), means[rows, columns])]
     within, across = (None if np.isnan(value) else value for value in found)
     return within, across
+
+
+def labelled_images(
+    backbone: Backbone, images: ImageSet, indices: Int64[np.ndarray, " batch"]
+) -> tuple[Float[Tensor, "batch 3 height width"], Int64[Tensor, " batch"]]:
+    """The normalised images at `indices` and their labels, on the device of the backbone."""
+    device = next(backbone.model.parameters()).device
+    pixels = gather(images.images, indices).to(device)
+    labels = torch.from_numpy(images.label[indices]).to(device)
+    return normalize(pixels, backbone.mean, backbone.std), labels
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, no dropout, and batch normalisation by running statistics; then as it was before."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

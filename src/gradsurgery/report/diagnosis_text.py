@@ -1,42 +1,37 @@
 """A diagnosis in words and tables."""
 
-from collections.abc import Iterable
-
-from gradsurgery.documents.diagnosis_record import (
+from gradsurgery.documents.diagnosis import (
     Diagnosis,
     GroupConflict,
     LoggedConflict,
     Snapshot,
 )
-from gradsurgery.report.section import Section, Table, markdown_table
+from gradsurgery.report.section import Listing, Section, Table, plain_table
+from gradsurgery.report.tables import section_markdown
 
 NONE = "–"
 _FEWEST = 1000  # components of a group that a sentence names: of fewer, a fraction is too uncertain
 
 
-def diagnosis_section(diagnosis: Diagnosis, figures: Iterable[str] = ()) -> Section:
-    """The diagnosis as a section of a report; `figures` are file names of drawings."""
+def diagnosis_section(diagnosis: Diagnosis) -> Section:
+    """The diagnosis as a section of a report: its sentences, then its tables."""
     last = diagnosis.snapshots[-1]
     tables = [_cosine_table(diagnosis, last), _group_table(diagnosis, last)]
     if len(diagnosis.snapshots) > 1:
         tables.append(_step_table(diagnosis))
-    return Section(
-        title=f"Where the domains of {diagnosis.data} conflict",
-        sentences=diagnosis_sentences(diagnosis),
-        tables=tables,
-        figures=list(figures),
-    )
+    title = f"Where the domains of {diagnosis.data} conflict"
+    return Section("diagnosis", title, [Listing(diagnosis_sentences(diagnosis)), *tables])
 
 
 def diagnosis_markdown(diagnosis: Diagnosis) -> str:
     """Sentences and tables as Markdown."""
-    text = diagnosis_section(diagnosis).markdown()
-    logged = diagnosis.logged
-    rows = [] if logged is None else _logged_rows(logged)
-    if not rows:
-        return text
-    header = ["step", "components that agree", "mean cosine"]
-    return text + "\n" + markdown_table(Table("Logged by the run itself", header, rows))
+    section = diagnosis_section(diagnosis)
+    rows = [] if diagnosis.logged is None else _logged_rows(diagnosis.logged)
+    if rows:
+        header = ["step", "components that agree", "mean cosine"]
+        table = plain_table("Logged by the run itself", header, rows)
+        section = Section(section.identity, section.title, [*section.blocks, table])
+    return section_markdown(section)
 
 
 def _logged_rows(logged: LoggedConflict) -> list[list[str]]:
@@ -99,41 +94,45 @@ def _worst(diagnosis: Diagnosis, last: Snapshot) -> str:
     domains = diagnosis.domains
     if last.total.agreeing == 1:
         return ""
-    place = domains.index(last.most_conflicting)
-    fraction = _percent(last.total.against_rest[place])
-    cosine = _cosine(last.total.cosine_with_rest[place])
-    most = _most(last.groups, place)
-    where = f", most in {most}" if most else ""
     if len(domains) == 2:
+        fraction = _percent(last.total.against_rest[0])
         return (
-            f"{domains[0]} and {domains[1]} disagree in {fraction} of the components{where}; the "
-            f"cosine of their gradients is {cosine}."
+            f"{domains[0]} and {domains[1]} disagree in {fraction} of the components; the cosine "
+            f"of their gradients is {_cosine(last.total.cosines[0][1])}{_where(last.groups, 0)}."
         )
-    repeats = diagnosis.options.repeats
-    steady = (
-        f"the lowest in {last.times_most} of {repeats} batches"
-        if 2 * last.times_most > repeats
-        else "though which domain has the lowest changes from batch to batch"
-    )
+    place = domains.index(last.most_conflicting)
+    cosine = _cosine(last.total.cosine_with_rest[place])
+    if not _named(diagnosis, last):
+        return (
+            "No domain conflicts more with the rest than another, beyond chance: the lowest cosine "
+            f"with the sum of the others is {cosine}, of {last.most_conflicting}."
+        )
     return (
-        f"{last.most_conflicting} conflicts most with the rest: it goes against the other domains "
-        f"together in {fraction} of the components{where}; its cosine with them is {cosine}, "
-        f"{steady}."
+        f"{last.most_conflicting} conflicts most with the rest: the cosine of its gradient with "
+        f"the sum of the others is {cosine}, the lowest in {last.times_most} of "
+        f"{diagnosis.options.repeats} batches{_where(last.groups, place)}."
     )
 
 
-def _most(groups: list[GroupConflict], domain: int) -> str:
-    """The group of layers in which the domain goes most against the others, and where it is."""
+def _named(diagnosis: Diagnosis, snapshot: Snapshot) -> bool:
+    """Whether the most conflicting domain is so beyond chance."""
+    if snapshot.stands_out is None:  # an older diagnosis, which says less
+        return 2 * snapshot.times_most > diagnosis.options.repeats
+    return snapshot.stands_out
+
+
+def _where(groups: list[GroupConflict], domain: int) -> str:
+    """The group of layers in which the domain's cosine with the others is lowest."""
     found = [
-        (fraction, place)
+        (cosine, place)
         for place, group in enumerate(groups)
-        if (fraction := group.against_rest[domain]) is not None
+        if (cosine := group.cosine_with_rest[domain]) is not None
     ]
-    large = [(f, place) for f, place in found if groups[place].components >= _FEWEST]
+    large = [(c, place) for c, place in found if groups[place].components >= _FEWEST]
     found = large if len(large) > 1 else found
-    if len(found) < 2 or len({round(fraction, 3) for fraction, _ in found}) == 1:
+    if len(found) < 2 or len({_cosine(cosine) for cosine, _ in found}) == 1:
         return ""
-    fraction, place = max(found, key=lambda pair: pair[0])
+    cosine, place = min(found)
     position = (
         "the last layer"
         if place == len(groups) - 1
@@ -141,7 +140,7 @@ def _most(groups: list[GroupConflict], domain: int) -> str:
         if place == 0
         else f"part {place + 1} of {len(groups)}"
     )
-    return f"{groups[place].name} ({position}: {_percent(fraction)})"
+    return f", and lowest in {groups[place].name} ({position}: {_cosine(cosine)})"
 
 
 def _left(last: Snapshot) -> str:
@@ -188,8 +187,8 @@ def _cosine_table(diagnosis: Diagnosis, last: Snapshot) -> Table:
             strict=True,
         )
     ]
-    header = ["", *diagnosis.domains, "all others", "components against all others"]
-    return Table("Cosine similarity of the domains' gradients", header, rows)
+    header = ["domain", *diagnosis.domains, "all others", "components against all others"]
+    return plain_table("Cosine similarity of the domains' gradients", header, rows)
 
 
 def _group_table(diagnosis: Diagnosis, last: Snapshot) -> Table:
@@ -204,7 +203,7 @@ def _group_table(diagnosis: Diagnosis, last: Snapshot) -> Table:
         for group in [*last.groups, last.total]
     ]
     against = [f"{domain} against the rest" for domain in diagnosis.domains]
-    return Table(
+    return plain_table(
         "By layers, from the input to the output",
         ["layers", "components", "agree", "length that Agr-Sum leaves", *against],
         rows,
@@ -218,12 +217,12 @@ def _step_table(diagnosis: Diagnosis) -> Table:
             _percent(snapshot.total.agreeing),
             _percent(snapshot.shuffled_agreeing),
             _percent(snapshot.total.kept_length),
-            snapshot.most_conflicting,
+            snapshot.most_conflicting if _named(diagnosis, snapshot) else NONE,
         ]
         for snapshot in diagnosis.snapshots
     ]
     header = ["step", "agree", "agree when shuffled", "length left", "conflicts most"]
-    return Table("Over training", header, rows)
+    return plain_table("Over training", header, rows)
 
 
 def _percent(value: float | None) -> str:

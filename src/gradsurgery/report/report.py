@@ -1,40 +1,49 @@
-"""The report of a folder of runs: tables, figures and one page that holds them all."""
+"""What is written about finished runs and studies: tables, figures, and a page of them all."""
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import field_validator
 
 from gradsurgery.atomic import atomic_file
-from gradsurgery.errors import ArgumentError, DataError
-from gradsurgery.report.drawing import (
-    Drawing,
-    Examples,
-    draw_example_images,
-    draw_figure3,
-    draw_figure4,
-    draw_learning_curves,
-    draw_ranking,
+from gradsurgery.documents.diagnosis import Diagnosis
+from gradsurgery.documents.document import Document
+from gradsurgery.documents.selection import Model
+from gradsurgery.documents.similarity import SimilarityStudy
+from gradsurgery.errors import ArgumentError
+from gradsurgery.report.section import Figure, Table
+from gradsurgery.report.tables import (
+    candidates_table,
+    choices_table,
+    comparison_csv,
+    comparison_table,
+    significance_csv,
+    significance_table,
+    to_latex,
+    to_markdown,
 )
-from gradsurgery.report.render import comparisons_to_markdown, to_csv, to_latex, to_markdown
-from gradsurgery.results.comparison import ComparisonTable, Model
-from gradsurgery.results.grid_search import Search, search_of
-from gradsurgery.results.groups import Group, group_runs
-from gradsurgery.results.inventory import take_inventory
-from gradsurgery.results.paired_tests import comparison_frame
-from gradsurgery.results.records import Records
-from gradsurgery.results.tables import BASELINE, rank_methods
-from gradsurgery.versioned import read_versioned
+from gradsurgery.results.frame import Records
+from gradsurgery.results.inventory import Inventory, take_inventory
+from gradsurgery.results.ranking import Ranking
+from gradsurgery.results.selection import Search, search_of
+from gradsurgery.results.tables import (
+    BASELINE,
+    ComparisonTable,
+    batches_pairs,
+    compare_runs,
+    rank_methods,
+)
 
 if TYPE_CHECKING:
-    from gradsurgery.report.page.assemble import Figures
-    from gradsurgery.results.statistics import Ranking
+    from gradsurgery.report.figures.examples import Examples
+    from gradsurgery.report.figures.style import Drawing
 
 PAGE_FILE = "report.html"
-FILES_FILE = "files.json"
-VERSION = 1
-Progress = Callable[[str], None]
+Tell = Callable[[str], None]
+"""Is told in a line what is done next."""
 
 
 @dataclass(frozen=True)
@@ -56,23 +65,41 @@ class ReportOptions:
     baseline: str = BASELINE
     paper: bool = False
     selected: str | None = None
-    examples: Sequence[Examples] = ()
-    notes: Sequence[str] = field(default_factory=list)
+    examples: "Sequence[Examples]" = ()
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, and the tables it has."""
+    """What was written, and the comparisons that it has."""
 
     page: Path
     tables: list[ComparisonTable]
 
 
+class ReportFiles(Document):
+    """`files.json`: the names of the files that a report wrote into its folder."""
+
+    file_name: ClassVar[str] = "files.json"
+    title: ClassVar[str] = "list of a report's files"
+    cure: ClassVar[str] = "delete it"
+
+    files: list[str]
+
+    @field_validator("files")
+    @classmethod
+    def _within_the_folder(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if Path(name).name != name:
+                raise ValueError(f"must be names of files, found {name!r:.80}")
+        return value
+
+
 def write_report(
-    folder: Path | Sequence[Path],
+    folder: Path | Sequence[Path] | Inventory,
     out: Path | None = None,
     options: ReportOptions | None = None,
-    progress: Progress | None = None,
+    progress: Tell | None = None,
 ) -> Report:
     """Write tables, figures and `report.html` of the runs in `folder`.
 
@@ -82,7 +109,7 @@ def write_report(
     files.json lists them: those that an earlier report wrote and this one does not are removed.
 
     Args:
-        folder: of runs, or several.
+        folder: of runs, or several, or what was found there.
         out: where to write; by default the folder `report` in (the first) `folder`.
         options: what to show.
         progress: called with a line on what is done next.
@@ -92,47 +119,119 @@ def write_report(
     """
     options = options or ReportOptions()
     tell = progress or (lambda _: None)
-    paths = [folder] if isinstance(folder, Path) else list(folder)
-    out = out or paths[0] / "report"
     tell("reading records")
-    inventory = take_inventory(paths)
+    found = [folder] if isinstance(folder, Path) else folder
+    inventory = found if isinstance(found, Inventory) else take_inventory(found)
+    out = out or inventory.paths[0] / "report"
     search = search_of(inventory, options.selected)
-    model = options.model or search.model
-    groups = group_runs(search.runs, model, options.baseline, inventory.planned)
-    tables = [group.table for group in groups]
+    model, planned = options.model or search.model, (inventory.planned or {}).values()
+    tables = compare_runs(search.runs, model, options.baseline, planned)
     _check_baseline(options.baseline, tables)
     ranking = rank_methods(tables)
-    earlier = _earlier_files(out)
+    listed_before = (out / ReportFiles.file_name).exists()
+    earlier = set(ReportFiles.load(out).files) if listed_before else set()
     texts = _texts(tables, search, paper=options.paper)
     for name, text in texts.items():
         _write(out / name, text)
-    drawn = _draw(groups, inventory.records, ranking, options, out, tell)
-    tell("writing the page")
-    from gradsurgery.report.page.assemble import Contents, assemble
+    from gradsurgery.report.figures.style import save
+    from gradsurgery.report.page import embedded
+    from gradsurgery.report.page_sections import PIXELS_PER_INCH, Contents, assemble
 
-    files = sorted({*texts, *drawn.files, PAGE_FILE})
+    figures: dict[str, list[Figure]] = {
+        kind: [] for kind in ("examples", "accuracies", "batches", "curves", "ranks")
+    }
+    for kind, stem, drawing in _drawn(tables, inventory.records, ranking, options.examples):
+        tell(f"drawing {stem}")
+        png, svg = save(drawing.figure, out / stem)
+        pixels = round(drawing.figure.get_figwidth() * PIXELS_PER_INCH)
+        source, names = embedded(svg.read_bytes(), png.read_bytes()), (png.name, svg.name)
+        figures[kind].append(Figure(source, drawing.alt, drawing.caption, names, pixels))
+    tell("writing the page")
+    drawn = [name for of_kind in figures.values() for figure in of_kind for name in figure.files]
+    files = sorted({*texts, *drawn, PAGE_FILE})
     for name in earlier - set(files):  # of other runs, or under the names that figures had then
-        if (out / name).is_file():
-            (out / name).unlink()
-    _write(out / FILES_FILE, json.dumps({"version": VERSION, "files": files}, indent=1) + "\n")
-    contents = Contents(inventory, groups, ranking, search, drawn, options.notes)
+        (out / name).unlink(missing_ok=True)
+    ReportFiles(files=files).save(out)
+    contents = Contents(inventory, tables, ranking, search, figures, options.notes)
     _write(out / PAGE_FILE, assemble(contents, out, paper=options.paper))
     return Report(out / PAGE_FILE, tables)
 
 
-def _earlier_files(out: Path) -> set[str]:
-    """The names of the files that an earlier report wrote into the folder."""
-    path = out / FILES_FILE
-    if not path.exists():
-        return set()
-    content = read_versioned(path, "list of a report's files", VERSION, cure="delete it")
-    names = content.get("files")
-    if not isinstance(names, list) or any(Path(str(name)).name != name for name in names):
-        raise DataError(f"{path} is no list of a report's files: {names!r:.80}; delete it")
-    return set(names)
+def write_diagnosis(diagnosis: Diagnosis, directory: Path) -> list[str]:
+    """Write `diagnosis.json`, tables and figures into `directory`; what there is to say of them."""
+    from gradsurgery.report.diagnosis_text import diagnosis_markdown, diagnosis_sentences
+    from gradsurgery.report.figures.heat_maps import conflict_figures
+    from gradsurgery.report.figures.style import save
+
+    diagnosis.save(directory)
+    _write(directory / "diagnosis.md", diagnosis_markdown(diagnosis))
+    for name, figure in conflict_figures(diagnosis).items():
+        save(figure, directory / name)
+    return [*diagnosis_sentences(diagnosis), f"tables and figures: {directory}"]
 
 
-def _check_baseline(baseline: str, tables: Sequence[ComparisonTable]) -> None:
+def write_similarity(study: SimilarityStudy, directory: Path) -> list[str]:
+    """Write tables and the figure into `directory`; what there is to say of them."""
+    from gradsurgery.report import similarity_text
+    from gradsurgery.report.figures.lines import draw_similarity
+    from gradsurgery.report.figures.style import save
+
+    _write(directory / "similarity.md", similarity_text.similarity_markdown(study))
+    _write(directory / "similarity.csv", similarity_text.similarity_csv(study))
+    png, _ = save(draw_similarity(study), directory / "similarity")
+    sentences = similarity_text.similarity_sentences(study)
+    return [*sentences, f"figure: {png}", f"measurements: {directory / study.file_name}"]
+
+
+def file_stems(stem: str, names: Sequence[str]) -> list[str]:
+    """A file name for each of `names`: the stem alone for one, else with the name in it.
+
+    >>> file_stems("figure3", ["pacs"]), file_stems("figure3", ["pacs", "pacs, batches single"])
+    (['figure3'], ['figure3-pacs', 'figure3-pacs-batches-single'])
+    """
+    if len(names) == 1:
+        return [stem]
+    slugs = [re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] for name in names]
+    places = [
+        str(place) if slugs.count(slug) > 1 or not slug else ""
+        for place, slug in enumerate(slugs, start=1)
+    ]
+    return ["-".join(filter(None, [stem, *each])) for each in zip(slugs, places, strict=True)]
+
+
+def _drawn(
+    tables: Sequence[ComparisonTable],
+    records: Records,
+    ranking: Ranking | None,
+    examples: "Sequence[Examples]",
+) -> "Iterator[tuple[str, str, Drawing]]":
+    """Kind, file name and drawing of every figure, each drawn when it is asked for."""
+    from gradsurgery.report.figures.boxes import draw_accuracies, draw_batches
+    from gradsurgery.report.figures.examples import draw_examples
+    from gradsurgery.report.figures.lines import draw_learning_curves
+    from gradsurgery.report.figures.ranks import draw_ranks
+    from gradsurgery.report.figures.style import method_styles
+    from gradsurgery.report.summary import cells_text
+
+    styles = method_styles(method for table in tables for method in table.methods)
+    names = [table.name for table in tables]
+    for stem, each in zip(file_stems("figure1", [e.data for e in examples]), examples, strict=True):
+        yield "examples", stem, draw_examples(each)
+    for stem, table in zip(file_stems("figure3", names), tables, strict=True):
+        yield "accuracies", stem, draw_accuracies(table, styles)
+    pairs = batches_pairs(tables)
+    stems = file_stems("figure4", [multi.data for multi, _ in pairs])
+    for stem, (multi, single) in zip(stems, pairs, strict=True):
+        if (drawing := draw_batches(multi, single, styles)) is not None:
+            yield "batches", stem, drawing
+    for stem, table in zip(file_stems("curves", names), tables, strict=True):
+        yield "curves", stem, draw_learning_curves(table, records, styles)
+    if ranking is not None and len(ranking.cells) > 1:  # in one, the table has the order
+        cells = cells_text(ranking, tables)
+        yield "ranks", "critical-difference", draw_ranks(ranking, cells, styles)
+
+
+def _check_baseline(baseline: str, tables: Iterable[ComparisonTable]) -> None:
     methods = sorted({method for table in tables for method in table.methods})
     if baseline != BASELINE and baseline not in methods:
         raise ArgumentError(
@@ -142,53 +241,21 @@ def _check_baseline(baseline: str, tables: Sequence[ComparisonTable]) -> None:
 
 def _texts(tables: Sequence[ComparisonTable], search: Search, *, paper: bool) -> dict[str, str]:
     """The files that are text, by name."""
+    comparisons: list[Table] = [comparison_table(table, paper=paper) for table in tables]
     texts = {
-        "table1.md": to_markdown(tables, paper=paper),
-        "table1.tex": to_latex(tables, paper=paper),
-        "table1.csv": to_csv(tables, paper=paper),
-        "statistics.md": comparisons_to_markdown(tables),
-        "statistics.csv": comparison_frame(tables).to_csv(index=False, lineterminator="\n"),
+        "table1.md": to_markdown(comparisons),
+        "table1.tex": to_latex(comparisons),
+        "table1.csv": comparison_csv(tables, paper=paper),
+        "statistics.md": to_markdown([significance_table(tables)]),
+        "statistics.csv": significance_csv(tables),
     }
-    return texts | ({"selection.md": search.markdown()} if search.selections else {})
+    if search.selections:
+        choices = choices_table(search.selections, "Model selection")
+        candidates = candidates_table(search.selections, "Candidates")
+        texts["selection.md"] = to_markdown([choices, candidates])
+    return texts
 
 
 def _write(path: Path, text: str) -> None:
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _worth_drawing(ranking: "Ranking | None") -> TypeGuard["Ranking"]:
-    """Ranks in a single cell are its order, which the table has."""
-    return ranking is not None and len(ranking.cells) > 1
-
-
-def _draw(  # noqa: PLR0917
-    groups: Sequence[Group],
-    records: Records,
-    ranking: "Ranking | None",
-    options: ReportOptions,
-    out: Path,
-    tell: Progress,
-) -> "Figures":
-    """Draw and write every figure; each is closed before the next is drawn."""
-    from gradsurgery.report.figures.style import method_styles, save
-    from gradsurgery.report.page.assemble import Figures
-    from gradsurgery.report.page.blocks import PIXELS_PER_INCH, Figure, embedded
-
-    tables = [group.table for group in groups]
-    styles = method_styles(method for table in tables for method in table.methods)
-
-    def written(drawing: Drawing) -> Figure:
-        tell(f"drawing {drawing.stem}")
-        png, svg = save(drawing.figure, out / drawing.stem)
-        source = embedded(svg.read_bytes(), png.read_bytes())
-        pixels = round(drawing.figure.get_figwidth() * PIXELS_PER_INCH)
-        return Figure(source, drawing.alt, drawing.caption, (png.name, svg.name), pixels)
-
-    return Figures(
-        examples=[written(drawing) for drawing in draw_example_images(options.examples)],
-        accuracies=[written(drawing) for drawing in draw_figure3(groups, styles)],
-        batches=[written(drawing) for drawing in draw_figure4(groups, styles)],
-        curves=[written(drawing) for drawing in draw_learning_curves(groups, records, styles)],
-        ranks=[written(draw_ranking(ranking, tables, styles))] if _worth_drawing(ranking) else [],
-    )

@@ -1,52 +1,194 @@
-"""One part of a report, before anybody has decided whether it becomes Markdown or HTML."""
+"""What a report is made of, whether it becomes a page, Markdown, LaTeX or lines on a terminal.
 
+All text is plain: whatever it becomes escapes it.
+"""
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table of plain text; the first cell of a row names it."""
+class Text:
+    """A paragraph."""
 
-    title: str
-    header: list[str]
-    rows: list[list[str]]
+    text: str
+    kind: str = "text"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A list of sentences."""
+
+    items: Sequence[str]
+    kind: str = "listing"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cell of a table.
+
+    `marks` stand behind the text, `strong` or not; `below` is a figure to compare with, which a
+    page puts under the text and any other form into a row of its own. `sort` orders the rows when
+    the column is sorted, a number before a text before None; not given, the number that the text
+    begins with does, else the text. `code` is a command, `link` a relative address.
+    """
+
+    text: str
+    marks: str = ""
+    below: str = ""
+    sort: float | int | str | None = ""
+    strong: bool = False
+    code: bool = False
+    link: str = ""
+
+    @property
+    def key(self) -> str | None:
+        """What the page's script sorts by; None for nothing, which comes last either way."""
+        found = leading_number(self.text) if self.sort == "" else self.sort
+        return None if found is None else self.text if found == "" else str(found)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first column names the row, `notes` stand below it.
+
+    A column of numbers is aligned to the right, unless there is no header, no `columns`.
+    """
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Entry]]
+    notes: Sequence[str] = ()
+    kind: str = "table"
+
+    @property
+    def left(self) -> list[int]:
+        """The columns of other than numbers, by position; the first is always one of them."""
+        if not self.columns:
+            return list(range(max(map(len, self.rows), default=0)))
+        left = [0]
+        for i in range(1, len(self.columns)):
+            texts = [row[i].text.lstrip("[+-−") for row in self.rows if row[i].text not in "–"]
+            if not texts or not all(text[:1].isdigit() for text in texts):
+                left.append(i)
+        return left
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture within the page; `alt` says what it shows to those who do not see it."""
+
+    source: str
+    alt: str
+    caption: str
+    files: Sequence[str] = ()
+    """Names of the files beside the page with the same picture."""
+    width: int = 740
+    """Pixels that it takes on a screen where there is room."""
+    kind: str = "figure"
+
+
+@dataclass(frozen=True)
+class Details:
+    """Blocks that are folded away under a line; `printed` ones are unfolded on paper."""
+
+    summary: str
+    blocks: "Sequence[Block]"
+    printed: bool = True
+    kind: str = "details"
+
+
+@dataclass(frozen=True)
+class Verbatim:
+    """Lines as they are: a traceback, a command."""
+
+    text: str
+    kind: str = "verbatim"
+
+
+Block = Text | Listing | Table | Figure | Details | Verbatim
 
 
 @dataclass(frozen=True)
 class Section:
-    """A title, sentences, tables and figures.
+    """A part under a heading; `identity` is its anchor on a page, letters and dashes."""
 
-    Args:
-        title: of the section.
-        sentences: plain text.
-        tables: in their order.
-        figures: file names without a suffix, beside the record; each is there as PNG and SVG.
-    """
-
+    identity: str
     title: str
-    sentences: list[str]
-    tables: list[Table] = field(default_factory=list)
-    figures: list[str] = field(default_factory=list)
-
-    def markdown(self) -> str:
-        """The section as Markdown, without its figures."""
-        text = "".join(f"{sentence}\n" for sentence in self.sentences)
-        tables = "".join(f"\n{markdown_table(table)}" for table in self.tables)
-        return f"# {self.title}\n{text}{tables}"
+    blocks: Sequence[Block] = field(default_factory=list)
 
 
-def markdown_table(table: Table) -> str:
-    """A table as Markdown, its title above it.
+def plain_table(
+    caption: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    notes: Sequence[str] = (),
+) -> Table:
+    """A table of texts."""
+    return Table(caption, columns, [[Entry(text) for text in row] for row in rows], notes)
 
-    >>> print(markdown_table(Table("Sizes", ["domain", "images"], [["photo", "7"]])), end="")
-    **Sizes**
-    <BLANKLINE>
-    | domain | images |
-    |---|---|
-    | photo | 7 |
+
+def leading_number(text: str) -> float | str | None:
+    """The number that `text` is or begins with, "" for another text, None for a dash.
+
+    >>> leading_number("71.25 ± 1.06*"), leading_number("agr-sum"), leading_number("–")
+    (71.25, '', None)
     """
-    lines = [table.header, ["---"] * len(table.header), *table.rows]
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    body = ["| " + " | ".join(line) + " |" for line in cells]
-    body[1] = "|" + "---|" * len(table.header)
-    return f"**{table.title}**\n\n" + "\n".join(body) + "\n"
+    if text in ("", "–"):
+        return None
+    first = text.split(maxsplit=1)[0].rstrip("*†").replace("−", "-").replace(",", "")
+    try:
+        return float(first)
+    except ValueError:
+        return ""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as a sentence has them.
+
+    >>> listed(["a", "b", "c"])
+    'a, b and c'
+    """
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 run`, `3 runs`.
+
+    >>> counted(1, "run"), counted(3, "run")
+    ('1 run', '3 runs')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def duration(seconds: float | int) -> str:
+    """A time in words.
+
+    >>> duration(42.3), duration(125), duration(9000)
+    ('42 s', '2 min 5 s', '2 h 30 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
+
+
+def value_text(value: object) -> str:
+    """An option's value as text.
+
+    >>> value_text(1e-05), value_text(True), value_text({"irm.penalty": 10.0}), value_text(None)
+    ('1e-05', 'yes', 'irm.penalty=10.0', '–')
+    """
+    if value is None or value in ({}, [], ""):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={value_text(each)}" for name, each in sorted(value.items()))
+    if isinstance(value, list):
+        return ", ".join(map(value_text, value))
+    return str(value)

@@ -1,46 +1,99 @@
 """What a report is made from: the runs that are there, and those that are not."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gradsurgery.layout import PLAN_FILE
-from gradsurgery.results.plan import Failure, PlannedRun, find_plans, read_failures
-from gradsurgery.results.records import find_records, read_record, runs_of
+from gradsurgery.documents.diagnosis import Diagnosis
+from gradsurgery.documents.plan import Failure, PlannedRun, SweepPlan
+from gradsurgery.documents.record import Record
+from gradsurgery.documents.similarity import SimilarityStudy
+from gradsurgery.errors import DataError
+from gradsurgery.results.frame import Records, runs_frame
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
-SIMILARITY = "similarity.json"
-STUDIES = (SIMILARITY, "diagnosis.json")
-RECORD = "record.json"
+STUDIES = (SimilarityStudy.file_name, Diagnosis.file_name)
 
 
 @dataclass(frozen=True)
 class Inventory:
     """The records at some paths, and what should be there too.
 
-    runs: a row a record, as `read_runs` gives them.
-    records: the content of each record by its path.
-    planned: the runs that the sweeps' plans name, None where no folder has a plan.
-    failures: runs that were given up.
-    missing: planned runs that are neither finished nor given up.
+    records: by their files.
+    planned: the runs that the sweeps' plans name by their folders, None where no folder has a plan.
+    searched: whether a plan tries several hyperparameters.
+    failures: runs that were given up, by their folders.
     """
 
     paths: tuple[Path, ...]
-    runs: "pd.DataFrame"
-    records: dict[Path, dict[str, Any]]
-    planned: tuple[PlannedRun, ...] | None
-    failures: tuple[Failure, ...]
-    missing: tuple[PlannedRun, ...]
+    records: Records
+    planned: dict[Path, PlannedRun] | None
+    searched: bool
+    failures: dict[Path, Failure]
+
+    @cached_property
+    def runs(self) -> "pd.DataFrame":
+        """A row a record."""
+        return runs_frame(self.records)
+
+    @property
+    def missing(self) -> list[PlannedRun]:
+        """Planned runs that are neither finished nor given up."""
+        there = {path.parent.resolve() for path in self.records}
+        there |= {folder.resolve() for folder in self.failures}
+        return [
+            run
+            for folder, run in (self.planned or {}).items()
+            if folder not in there and not (folder / Record.file_name).exists()
+        ]
 
 
-def study_files(paths: Sequence[Path]) -> list[Path]:
-    """The files of studies of gradients in those of `paths` that are folders, by path."""
-    folders = [path for path in paths if path.is_dir()]
-    return sorted({file for folder in folders for name in STUDIES for file in folder.rglob(name)})
+def take_inventory(paths: Sequence[Path]) -> Inventory:
+    """Read everything at `paths`.
+
+    A folder may hold studies of gradients and no runs where another holds runs. Raises `DataError`
+    for paths without any run, and for what is no record, plan or failure.
+    """
+    records = {path: Record.load(path) for path in record_files(paths)}
+    folders = dict.fromkeys(p.resolve() for p in paths if (p / SweepPlan.file_name).is_file())
+    plans = {folder: SweepPlan.load(folder) for folder in folders}
+    planned = {
+        (folder / run.directory).resolve(): run
+        for folder, plan in plans.items()
+        for run in plan.runs
+    }
+    return Inventory(
+        paths=tuple(paths),
+        records=records,
+        planned=planned if plans else None,
+        searched=any(plan.plan.get("grid") for plan in plans.values()),
+        failures={file.parent: Failure.load(file) for file in _failure_files(paths)},
+    )
+
+
+def find_records(paths: Iterable[Path]) -> list[Path]:
+    """The record files at `paths`: files as they are, folders searched for `**/record.json`.
+
+    Each file is there once, however many paths lead to it. Raises `DataError` for a path that
+    does not exist and for one without a record.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"{path} does not exist; give a record.json or a folder of runs")
+        files = sorted(path.rglob(Record.file_name)) if path.is_dir() else [path]
+        if not files:
+            raise DataError(
+                f"no record.json under {path}: no run there is finished; "
+                "give a folder of finished runs"
+            )
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    return list(found.values())
 
 
 def record_files(paths: Sequence[Path]) -> list[Path]:
@@ -50,10 +103,26 @@ def record_files(paths: Sequence[Path]) -> list[Path]:
     are all given, and so is each that is itself among `paths`. Raises `DataError` as `find_records`
     does.
     """
-    with_runs = [path for path in paths if not study_files([path]) or any(path.rglob(RECORD))]
+    with_runs = [p for p in paths if not study_files([p]) or any(p.rglob(Record.file_name))]
     found = find_records(with_runs or paths)
     roots = {path.resolve() for path in paths}
     return [file for file in found if not _of_a_study(file, roots)] or found
+
+
+def study_files(paths: Sequence[Path]) -> list[Path]:
+    """The files of studies of gradients in those of `paths` that are folders, by path."""
+    folders = [path for path in paths if path.is_dir()]
+    return sorted({file for folder in folders for name in STUDIES for file in folder.rglob(name)})
+
+
+def _failure_files(paths: Sequence[Path]) -> list[Path]:
+    """By path; one beside a finished run's record is left out: a later attempt succeeded."""
+    files: dict[Path, Path] = {}
+    for path in paths:
+        for file in path.rglob(Failure.file_name) if path.is_dir() else [path]:
+            if file.name == Failure.file_name and not file.with_name(Record.file_name).exists():
+                files.setdefault(file.resolve(), file)
+    return sorted(files.values())
 
 
 def _of_a_study(file: Path, roots: set[Path]) -> bool:
@@ -63,32 +132,8 @@ def _of_a_study(file: Path, roots: set[Path]) -> bool:
     folder = folder.parent
     while folder not in roots and folder != folder.parent:
         folder = folder.parent
-        if (folder / PLAN_FILE).exists():
+        if (folder / SweepPlan.file_name).exists():
             return False
         if any((folder / name).exists() for name in STUDIES):
             return True
     return False
-
-
-def take_inventory(paths: Sequence[Path]) -> Inventory:
-    """Read everything at `paths`.
-
-    A folder may hold studies of gradients and no runs where another holds runs. Raises `DataError`
-    for paths without any run, and for what is no record, plan or failure.
-    """
-    records = {path: read_record(path) for path in record_files(paths)}
-    planned, failures = find_plans(paths), read_failures(paths)
-    given_up = {failure.path.parent.resolve() for failure in failures}
-    missing = [
-        run
-        for run in planned or ()
-        if not (run.directory / RECORD).exists() and run.directory.resolve() not in given_up
-    ]
-    return Inventory(
-        paths=tuple(paths),
-        runs=runs_of(records),
-        records=records,
-        planned=None if planned is None else tuple(planned),
-        failures=tuple(failures),
-        missing=tuple(missing),
-    )

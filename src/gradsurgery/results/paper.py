@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from gradsurgery.results.comparison import ComparisonTable
+from gradsurgery.results.tables import ComparisonTable
 
 CITATION = "Mansilla et al. 2021, Table 1"
 

@@ -1,213 +1,298 @@
 """Comparison tables: accuracy on the target by method and target, each method tested."""
 
 import json
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from gradsurgery.documents.selection import CRITERIA, Model
 from gradsurgery.errors import DataError
-from gradsurgery.results.comparison import DECIMALS, Cell, ComparisonTable, Model
-from gradsurgery.results.plan import PlannedRun
-from gradsurgery.results.statistics import Ranking, compare_paired, corrected, ranking
+from gradsurgery.results.ranking import Ranking, ranking
+from gradsurgery.results.statistics import (
+    SIGNIFICANCE,
+    PairedComparison,
+    compare_paired,
+    corrected,
+)
+from gradsurgery.results.wilcoxon import least_p
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from gradsurgery.documents.plan import PlannedRun
+
 BASELINE = "deep-all"
+DECIMALS = 2
 Key = TypeVar("Key", bound=Hashable)
-Cells = dict[tuple[str, str], Cell]
-Accuracies = dict[tuple[str, str], dict[int, float]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Accuracy in percent over runs.
+
+    `std` is the sample standard deviation (n - 1), None for one run and for an average of
+    targets. `planned` counts the seeds of the table; `complete` says whether each is in `runs`.
+    What is not complete is never best, compared or part of an average. `best` says whether no
+    method has a higher mean, as printed, for the target, and there is another to compare with.
+    `comparison` is with the baseline, in points, None where one of the two is not complete.
+    `values` are the runs' accuracies in the order of the seeds, `guessing` counts the runs whose
+    model does hardly better than to guess.
+    """
+
+    mean: float
+    std: float | None
+    runs: int
+    planned: int
+    complete: bool
+    best: bool
+    comparison: PairedComparison | None = None
+    values: tuple[float, ...] = ()
+    guessing: int = 0
+
+    @property
+    def stars(self) -> str:
+        """`*` where it differs from the baseline, `†` where also after Holm's correction."""
+        test = self.comparison
+        if test is None:
+            return ""
+        return ("*" if test.significant else "") + ("†" if test.significant_corrected else "")
+
+
+@dataclass(frozen=True)
+class ComparisonTable:
+    """Runs of one data set that differ in target, method and seed alone.
+
+    `protocol` is what its runs share, `differences` the part of it in which the tables of the same
+    data set differ. `cells[method, target]` is absent where there is no run; `averages[method]` is
+    the mean over the targets, absent where a target's cell is absent or not complete, and for all
+    where there is one target. `baseline` is the method that the others are tested against, whether
+    it is among `methods` or not. `selection` is the criterion that chose the hyperparameters, empty
+    where none did. `frame` has the rows of `runs_frame` that the table is made of.
+    """
+
+    data: str
+    protocol: dict[str, Any]
+    differences: dict[str, Any]
+    model: Model
+    baseline: str
+    methods: tuple[str, ...]
+    targets: tuple[str, ...]
+    seeds: tuple[int, ...]
+    cells: dict[tuple[str, str], Cell]
+    averages: dict[str, Cell]
+    selection: str = ""
+    frame: "pd.DataFrame" = field(compare=False, repr=False, kw_only=True)
+
+    @property
+    def name(self) -> str:
+        """The data set, and what sets the table apart."""
+        return self.data + "".join(f", {name} {value}" for name, value in self.differences.items())
+
+    @property
+    def title(self) -> str:
+        """One line that says what the figures are and how they were tested."""
+        count = len(self.seeds)
+        over = f"mean ± std over {count} seeds" if count > 1 else "1 seed"
+        what = f"{self.name}: target accuracy (%) of the {self.models}, {over}"
+        return f"{what}; {self.test}" if self.test else what
+
+    @property
+    def models(self) -> str:
+        """Whose accuracy it is, and how the hyperparameters were chosen."""
+        by = CRITERIA[self.selection].label if self.selection else ""
+        return f"{self.model} model" + (f", hyperparameters by {by}" if by else "")
+
+    @property
+    def tests(self) -> int:
+        """How many cells are tested: the family of Holm's correction."""
+        return sum(cell.comparison is not None for cell in self.cells.values())
+
+    @property
+    def test(self) -> str:
+        """What the methods are tested by, or why they are not; empty for the baseline alone."""
+        if set(self.methods) <= {self.baseline}:
+            return ""
+        if self.baseline not in self.methods:
+            return f"no test, for there is no run of {self.baseline}"
+        if len(self.seeds) < 2:
+            return "no test of one seed"
+        if not self.tests:
+            return f"no test, for {self.baseline} or all the others lack seeds"
+        return f"paired Wilcoxon test against {self.baseline}, with Holm's correction"
+
+    @property
+    def notes(self) -> list[str]:
+        """What the marks in the table mean, and what to beware of, one line each."""
+        lines = []
+        if self.tests:
+            lines.append(
+                f"* p < {SIGNIFICANCE}, one test taken alone; "
+                f"† also after Holm's correction over the table's {self.tests} tests"
+            )
+            pairs = max(c.comparison.n for c in self.cells.values() if c.comparison is not None)
+            if least_p(pairs) >= SIGNIFICANCE:
+                lines.append(f"{pairs} seeds cannot give p < {SIGNIFICANCE}, only {least_p(pairs)}")
+            elif self.tests * least_p(pairs) >= SIGNIFICANCE:
+                lines.append(
+                    f"{pairs} seeds cannot give † over {self.tests} tests, only "
+                    f"p = {self.tests * least_p(pairs):.2g}"
+                )
+        if any(not cell.complete for cell in self.cells.values()):
+            lines.append("n=…: seeds are missing; in no average, rank or test, never the best")
+        guessing = [
+            f"{method} on {target} ({cell.guessing} of {cell.runs} runs)"
+            for (method, target), cell in self.cells.items()
+            if cell.guessing
+        ]
+        if guessing:
+            lines.append(f"hardly better than guessing on their own domains: {', '.join(guessing)}")
+        return lines
+
+    def comparisons(self) -> Iterator[tuple[str, str, PairedComparison]]:
+        """Target, method and test of every cell that is tested."""
+        for target in self.targets:
+            for method in self.methods:
+                cell = self.cells.get((method, target))
+                if cell is not None and cell.comparison is not None:
+                    yield target, method, cell.comparison
 
 
 def compare_runs(
     runs: "pd.DataFrame",
     model: Model = "best",
     baseline: str = BASELINE,
-    expected: Sequence[PlannedRun] | None = None,
+    planned: "Iterable[PlannedRun]" = (),
 ) -> list[ComparisonTable]:
-    """Tables of `read_runs`, of the accuracies of the best or the last model.
+    """Tables of `runs_frame`, of the accuracies of the best or the last model.
 
-    Runs that differ in anything but target, method, seed and device are never in one table: each
-    group has its own, which names the settings that set it apart. Runs that leave out source
-    domains (`without`) are in none. The baseline is the first method.
+    Runs whose protocol differs are never in one table: each has its own, which names what sets it
+    apart. Runs that leave out source domains (`without`) are in none. The baseline is the first
+    method.
 
-    The seeds of a table are those of all its runs and of the runs expected of its data set; a cell
+    The seeds of a table are those of all its runs and of the runs planned for its data set; a cell
     that has not all of them is not complete. Every complete cell is compared with the baseline's
     complete cell of the same target, seed by seed: `compare_paired` in points, `p_holm` over all
     comparisons of the table.
 
     Args:
-        runs: as `read_runs` gives them, or `selected_runs`.
+        runs: as `runs_frame` gives them, or `selected_runs`.
         model: whose accuracy.
         baseline: the method that the others are compared with, as its row is called.
-        expected: the planned runs (`read_plan`); methods, targets and seeds that are planned are
-            in the table before their runs are.
+        planned: methods, targets and seeds that are planned are in the table before their runs are.
 
     Raises `DataError` where one run is there twice, and where all hold out two domains.
     """
-    tables = []
     compared = runs[runs["without"].map(len) == 0]
     if len(runs) and compared.empty:
         raise DataError(
             "every run holds out two domains; there is none to compare: finish runs with one"
         )
+    tables = []
     for name, of_data in compared.groupby("data", sort=True):
-        groups = [(json.loads(str(key)), group) for key, group in of_data.groupby("settings")]
-        planned = [run for run in expected or () if run.data == name and not run.without]
-        settings = [shared for shared, _ in groups]
-        for shared, group in groups:
-            frame = _frame(group, planned, baseline, alone=len(groups) == 1)
-            accuracies = _accuracies(group, f"{model}_target_accuracy")
-            cells = _compared(_cells(accuracies, frame), accuracies, frame, baseline)
-            marked: Cells = {}
-            for target in frame.targets:
-                marked |= _marked({key: cell for key, cell in cells.items() if key[1] == target})
-            tables.append(
-                ComparisonTable(
-                    data=str(name),
-                    settings={k: shared.get(k) for k in _differing(settings)},
-                    model=model,
-                    baseline=baseline,
-                    methods=frame.methods,
-                    targets=frame.targets,
-                    seeds=frame.seeds,
-                    cells=marked,
-                    averages=_marked(_averages(cells, frame)),
-                    selection=shared.get("selection", ""),
-                )
+        groups = [(json.loads(str(key)), group) for key, group in of_data.groupby("protocol")]
+        of_plan = [run for run in planned if run.data == name and not run.without]
+        names = dict.fromkeys(n for protocol, _ in groups for n in protocol)
+        first = groups[0][0]
+        differing = [n for n in names if any(p.get(n) != first.get(n) for p, _ in groups)]
+        for protocol, group in groups:
+            methods = set(group["method"])
+            if len(groups) == 1:  # else nobody knows whose table a planned method's would be
+                methods |= {run.method for run in of_plan} - set(group["method_name"])
+            targets = {*group["target"], *(run.target for run in of_plan)}
+            table = ComparisonTable(
+                data=str(name),
+                protocol=protocol,
+                differences={n: protocol.get(n) for n in differing},
+                model=model,
+                baseline=baseline,
+                methods=tuple(sorted(methods, key=lambda method: (method != baseline, method))),
+                targets=tuple(d for d in group["domains"].iloc[0] if d in targets),
+                seeds=tuple(sorted({*map(int, group["seed"]), *(run.seed for run in of_plan)})),
+                cells={},
+                averages={},
+                selection=protocol.get("selection", ""),
+                frame=group,
             )
+            tables.append(_filled(table, group))
     return tables
 
 
-def rank_methods(tables: Sequence[ComparisonTable]) -> Ranking | None:
-    """The methods' average ranks over the (data set, target) cells of all tables.
+def _filled(table: ComparisonTable, runs: "pd.DataFrame") -> ComparisonTable:
+    """The table with its cells, their tests, and their averages."""
+    import numpy as np
 
-    A cell in which some method is absent or not complete is left out and named; None where no cell
-    is left or there are fewer than two methods. See `gradsurgery.results.statistics.ranking`.
+    cells: dict[tuple[str, str], Cell] = {}
+    for key, of_seed in _accuracies(runs, table.model).items():
+        values = [accuracy for accuracy, _ in of_seed.values()]
+        cells[key] = Cell(
+            mean=float(np.mean(values)),
+            std=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+            runs=len(values),
+            planned=len(table.seeds),
+            complete=len(values) == len(table.seeds),
+            best=False,
+            values=tuple(values),
+            guessing=sum(guesses for _, guesses in of_seed.values()),
+        )
+    cells = _tested(table, cells)
+    averages: dict[str, Cell] = {}
+    for method in table.methods if len(table.targets) > 1 else ():
+        row = [cells.get((method, target)) for target in table.targets]
+        means = [cell.mean for cell in row if cell is not None and cell.complete]
+        if len(means) == len(row):
+            count = len(table.seeds)
+            averages[method] = Cell(sum(means) / len(means), None, count, count, True, False)
+    marked: dict[tuple[str, str], Cell] = {}
+    for target in table.targets:
+        marked |= _marked({key: cell for key, cell in cells.items() if key[1] == target})
+    return replace(table, cells=marked, averages=_marked(averages))
+
+
+def _accuracies(
+    runs: "pd.DataFrame", model: Model
+) -> dict[tuple[str, str], dict[int, tuple[float, bool]]]:
+    """Percent, and whether the model guesses, by (method, target) and seed.
+
+    Raises `DataError` for a run that is there twice.
     """
-    methods = list(dict.fromkeys(method for table in tables for method in table.methods))
-    return ranking(
-        methods,
-        {
-            f"{table.name}, {target}": {
-                method: table.cells[method, target].mean
-                for method in methods
-                if (method, target) in table.cells and table.cells[method, target].complete
-            }
-            for table in tables
-            for target in table.targets
-        },
-    )
-
-
-def kind_of_cells(tables: Sequence[ComparisonTable]) -> str:
-    """What a cell of `rank_methods` is: a data set has several tables where settings differ."""
-    settings = any(table.settings for table in tables)
-    return f"(data set, {'setting, ' if settings else ''}target) cell"
-
-
-def _differing(settings: list[dict[str, Any]]) -> list[str]:
-    """The names on which the settings do not all agree."""
-    names = {name: None for each in settings for name in each}
-    return [n for n in names if any(each.get(n) != settings[0].get(n) for each in settings)]
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """The rows, columns and seeds of a table, those of its runs and those that are planned."""
-
-    methods: tuple[str, ...]
-    targets: tuple[str, ...]
-    seeds: tuple[int, ...]
-
-
-def _frame(
-    runs: "pd.DataFrame", planned: list[PlannedRun], baseline: str, *, alone: bool
-) -> _Frame:
-    """`planned` are those of the data set; whose table a method's would be is known if `alone`."""
-    methods = set(runs["method"])
-    targets = {*runs["target"], *(run.target for run in planned)}
-    if alone:
-        methods |= {run.method for run in planned} - set(runs["method_name"])
-    return _Frame(
-        tuple(sorted(methods, key=lambda name: (name != baseline, name))),
-        tuple(domain for domain in runs["domains"].iloc[0] if domain in targets),
-        tuple(sorted({int(seed) for seed in runs["seed"]} | {run.seed for run in planned})),
-    )
-
-
-def _accuracies(runs: "pd.DataFrame", column: str) -> Accuracies:
-    """In percent by (method, target) and seed; raises `DataError` for a run that is there twice."""
-    found: Accuracies = {}
+    found: dict[tuple[str, str], dict[int, tuple[float, bool]]] = {}
     files: dict[tuple[str, str, int], str] = {}
-    ordered = runs.sort_values(["method", "target", "seed"], kind="stable")
-    columns = [ordered[name] for name in ("method", "target", "seed", column, "record")]
-    for method, target, seed, accuracy, file in zip(*columns, strict=True):
+    for row in runs.sort_values(["method", "target", "seed"], kind="stable").to_dict("records"):
+        method, target, seed = row["method"], row["target"], int(row["seed"])
         if (method, target, seed) in files:
             raise DataError(
                 f"the run of {method} on {target} with seed {seed} is there twice: "
-                f"{files[method, target, seed]} and {file}; give one of them"
+                f"{files[method, target, seed]} and {row['record']}; give one of them"
             )
-        files[method, target, seed] = file
-        found.setdefault((method, target), {})[int(seed)] = 100 * float(accuracy)
+        files[method, target, seed] = row["record"]
+        percent = 100 * float(row[f"{model}_target_accuracy"])
+        found.setdefault((method, target), {})[seed] = percent, bool(row[f"{model}_guessing"])
     return found
 
 
-def _cells(accuracies: Accuracies, frame: _Frame) -> Cells:
-    import numpy as np
-
-    return {
-        key: Cell(
-            mean=float(np.mean(list(of_seed.values()))),
-            std=float(np.std(list(of_seed.values()), ddof=1)) if len(of_seed) > 1 else None,
-            runs=len(of_seed),
-            planned=len(frame.seeds),
-            complete=len(of_seed) == len(frame.seeds),
-            best=False,
-        )
-        for key, of_seed in accuracies.items()
-    }
-
-
-def _compared(cells: Cells, accuracies: Accuracies, frame: _Frame, baseline: str) -> Cells:
+def _tested(
+    table: ComparisonTable, cells: dict[tuple[str, str], Cell]
+) -> dict[tuple[str, str], Cell]:
     """The cells with the comparisons of those that are complete, as the baseline's is."""
     from gradsurgery.seeds import derive_seed
 
-    if len(frame.seeds) < 2:
+    if len(table.seeds) < 2:
         return cells
-    complete = [key for key, cell in cells.items() if cell.complete]
-    tested = [(m, t) for m, t in complete if m != baseline and (baseline, t) in complete]
+    complete = {key for key, cell in cells.items() if cell.complete}
+    tested = [
+        (method, target)
+        for method, target in cells
+        if method != table.baseline and {(method, target), (table.baseline, target)} <= complete
+    ]
     seed = derive_seed(0, "bootstrap")
     comparisons = [
         compare_paired(
-            [accuracies[method, target][k] for k in frame.seeds],
-            [accuracies[baseline, target][k] for k in frame.seeds],
-            seed=seed,
+            cells[method, target].values, cells[table.baseline, target].values, seed=seed
         )
         for method, target in tested
     ]
     family = dict(zip(tested, corrected(comparisons), strict=True))
     return {key: replace(cell, comparison=family.get(key)) for key, cell in cells.items()}
-
-
-def _averages(cells: Cells, frame: _Frame) -> dict[str, Cell]:
-    """The mean over the targets of every method whose cells are all complete."""
-    averages: dict[str, Cell] = {}
-    if len(frame.targets) < 2:
-        return averages
-    for method in frame.methods:
-        row = [cells.get((method, target)) for target in frame.targets]
-        complete = [cell for cell in row if cell is not None and cell.complete]
-        if len(complete) == len(row):
-            averages[method] = Cell(
-                mean=sum(cell.mean for cell in complete) / len(complete),
-                std=None,
-                runs=len(frame.seeds),
-                planned=len(frame.seeds),
-                complete=True,
-                best=False,
-            )
-    return averages
 
 
 def _marked(cells: dict[Key, Cell]) -> dict[Key, Cell]:
@@ -219,3 +304,35 @@ def _marked(cells: dict[Key, Cell]) -> dict[Key, Cell]:
         key: replace(cell, best=cell.complete and round(cell.mean, DECIMALS) == max(means))
         for key, cell in cells.items()
     }
+
+
+def rank_methods(tables: Sequence[ComparisonTable]) -> Ranking | None:
+    """The methods' average ranks over the (data set, target) cells of all tables.
+
+    A cell in which some method is absent or not complete is left out and named; None where no cell
+    is left or there are fewer than two methods. See `gradsurgery.results.ranking`.
+    """
+    methods = list(dict.fromkeys(method for table in tables for method in table.methods))
+    scores = [
+        (
+            f"{table.name}, {target}",
+            {m: cell.mean for (m, t), cell in table.cells.items() if t == target and cell.complete},
+        )
+        for table in tables
+        for target in table.targets
+    ]
+    return ranking(methods, scores)
+
+
+def batches_pairs(
+    tables: Sequence[ComparisonTable],
+) -> list[tuple[ComparisonTable, ComparisonTable]]:
+    """Pairs (multi, single) of tables whose protocols differ in `batches` alone."""
+    return [
+        (multi, single)
+        for multi in tables
+        for single in tables
+        if multi.data == single.data
+        and multi.protocol.get("batches", "multi") == "multi"
+        and single.protocol == {**multi.protocol, "batches": "single"}
+    ]

@@ -1,138 +1,238 @@
-"""One look at a network: where the domains' gradients conflict, over several batches."""
+"""Diagnose a network as it is, a finished run, or a network while it trains."""
 
-from collections.abc import Mapping, Sequence
-from math import fsum, isnan
-from typing import NamedTuple
+from collections.abc import Callable
+from pathlib import Path
 
-import torch
-from torch import Tensor
-from torch.nn import CrossEntropyLoss
-
-from gradsurgery.backbones import Backbone
-from gradsurgery.data import DomainBatches, ImageSet, Split
-from gradsurgery.documents.diagnosis_record import (
+from gradsurgery.backbones import Backbone, build_backbone
+from gradsurgery.data import ImageSet, draw_split
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.diagnosis import (
+    Diagnosis,
     DiagnosisOptions,
-    GroupConflict,
+    LoggedConflict,
     Numbers,
     Snapshot,
 )
-from gradsurgery.gradients.conflict import Conflict, domain_conflict, sum_of
-from gradsurgery.gradients.layer_groups import group_names, grouped
-from gradsurgery.gradients.samples import evaluating, labelled_images
-from gradsurgery.seeds import derive_seed, named_generator
+from gradsurgery.documents.record import RECORD_FILE, ConflictLog, Record
+from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.gradients.gradient_gram import block_of
+from gradsurgery.studies.observer import StepObserver
+from gradsurgery.studies.snapshot import diagnose_step
+from gradsurgery.training import TrainingProgress, train
+from gradsurgery.training.device import resolve_device
+from gradsurgery.training.outcome import MODEL_FILE
 
-WHOLE_NETWORK = "whole network"
-
-
-class Seen(NamedTuple):
-    """The conflict in one batch of every domain, by group and in total, and that of chance."""
-
-    groups: dict[str, Conflict]
-    total: Conflict
-    shuffled: Conflict
+RUN_FOLDER = "run"
 
 
-def diagnose_step(
-    backbone: Backbone,
-    images: ImageSet,
-    split: Split,
-    domains: Sequence[str],
+def diagnose_weights(
+    configuration: RunConfiguration,
     options: DiagnosisOptions,
+    images: ImageSet,
     *,
-    step: int = 0,
-) -> Snapshot:
-    """The conflict between `domains` in evaluation mode, over `options.repeats` training batches.
+    target: str | None = None,
+) -> Diagnosis:
+    """The conflict between the domains for the backbone and weights as they are.
 
-    The images depend on `options.seed` alone: two networks, and two steps, see the same ones.
+    configuration: whose `backbone`, `weights`, `seed` (of a new last layer), `device` and split
+        count.
+    target: the domain held out; None measures all.
 
-    Raises `NonFiniteError` where a gradient is NaN or infinite.
+    Raises `ArgumentError` or `WeightsError` as `build_backbone` does.
     """
-    batches = DomainBatches(
-        images,
-        split.train,
+    domains = _domains(images, options, target, configuration)
+    backbone = build_backbone(
+        configuration.backbone,
+        classes=len(images.classes),
+        weights=configuration.weights,
+        seed=configuration.seed,
+        image_size=images.size,
+    )
+    backbone.model.to(resolve_device(configuration.device))
+    split = draw_split(images, seed=_split_seed(configuration))
+    return Diagnosis(
+        data=images.name,
         domains=domains,
-        batch_size=options.batch_size,
-        seed=derive_seed(options.seed, "diagnosis"),
-    )
-    names = {} if options.by_layer else group_names(backbone.model)
-    with evaluating(backbone.model):
-        seen = [_seen(backbone, batches, k, names) for k in range(options.repeats)]
-    return snapshot_of(seen, domains, step)
-
-
-def snapshot_of(seen: Sequence[Seen], domains: Sequence[str], step: int) -> Snapshot:
-    """The means over what was seen in each batch."""
-    lowest = [_lowest(one.total) for one in seen]
-    most = min(range(len(domains)), key=lambda d: _mean_rest(seen, d))
-    shuffled = [one.shuffled for one in seen]
-    return Snapshot(
-        step=step,
-        total=_averaged(WHOLE_NETWORK, [one.total for one in seen]),
-        groups=[_averaged(name, [one.groups[name] for one in seen]) for name in seen[0].groups],
-        most_conflicting=domains[most],
-        times_most=lowest.count(most),
-        shuffled_agreeing=_mean([conflict.agreement for conflict in shuffled]),
-        shuffled_cosine=_mean([_mean_cosine(conflict) for conflict in shuffled]),
+        target=target,
+        network=f"{configuration.backbone} with weights {_weights(configuration)}",
+        options=options,
+        snapshots=[diagnose_step(backbone, images, split, domains, options)],
     )
 
 
-def _seen(
-    backbone: Backbone, batches: DomainBatches, position: int, names: Mapping[str, str]
-) -> Seen:
-    chosen = [batches.indices_at(domain, position) for domain in batches.domains]
-    loaded = [labelled_images(backbone, batches.images, indices) for indices in chosen]
-    loss = CrossEntropyLoss()
-    layers = domain_conflict(backbone.model, loss, loaded)
-    shuffled = domain_conflict(backbone.model, loss, _dealt(loaded, batches.seed, position))
-    return Seen(grouped(layers, names), sum_of(layers), sum_of(shuffled))
+def diagnose_run(
+    directory: Path, options: DiagnosisOptions, images: ImageSet, device: str = "auto"
+) -> Diagnosis:
+    """The conflict between the source domains for the best model of a finished run.
 
+    directory: of the run. What the run logged of its own (`log_conflict`, or else its curves) is
+        in the diagnosis too.
 
-def _dealt(
-    batches: list[tuple[Tensor, Tensor]], seed: int, position: int
-) -> list[tuple[Tensor, Tensor]]:
-    """The same images, dealt out to as many batches at random."""
-    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    generator = named_generator(seed, "shuffled", position)
-    order = torch.randperm(len(x), generator=generator).to(x.device)
-    parts = order.chunk(len(batches))
-    return [(x[part], y[part]) for part in parts]
-
-
-def _averaged(name: str, conflicts: list[Conflict]) -> GroupConflict:
-    return GroupConflict(
-        name=name,
-        components=conflicts[0].components,
-        moving=fsum(c.moving for c in conflicts) / max(fsum(c.components for c in conflicts), 1),
-        agreeing=_mean([c.agreement for c in conflicts]),
-        against_rest=_means([(c.against_rest / c.moving).tolist() for c in conflicts]),
-        cosines=[
-            _means(rows) for rows in zip(*(c.cosines.tolist() for c in conflicts), strict=True)
-        ],
-        cosine_with_rest=_means([c.cosines_with_rest.tolist() for c in conflicts]),
-        kept_length=_mean([c.kept_length for c in conflicts]),
+    Raises `DataError` where there is no finished run, or it had other images.
+    """
+    record = finished_record(directory)
+    configuration = record.configuration
+    split = draw_split(images, seed=record.split.seed)
+    if (images.digest, split.digest) != (record.data.digest, record.split.digest):
+        raise DataError(
+            f"the run in {directory} was trained on other images than {images.name} has; give the "
+            "data set that it was trained on"
+        )
+    backbone = build_backbone(
+        configuration.backbone,
+        classes=len(images.classes),
+        weights=str(directory / MODEL_FILE),
+        seed=configuration.seed,
+        image_size=configuration.image_size,
+    )
+    backbone.model.to(resolve_device(device))
+    domains = _domains(images, options, configuration.target, configuration)
+    best = record.result.best.step
+    snapshot = diagnose_step(backbone, images, split, domains, options, step=best)
+    return Diagnosis(
+        data=images.name,
+        domains=domains,
+        target=configuration.target,
+        network=f"{configuration.backbone} trained by {configuration.method}, best model",
+        options=options,
+        snapshots=[snapshot],
+        logged=logged_conflict(record, snapshot),
     )
 
 
-def _means(rows: Sequence[list[float]]) -> Numbers:
-    """Column by column."""
-    return [_mean(column) for column in zip(*rows, strict=True)]
+def finished_record(directory: Path) -> Record:
+    """The record of the finished run in `directory`; raises `DataError` where there is none."""
+    if not (directory / RECORD_FILE).exists():
+        raise DataError(f"{directory} has no {RECORD_FILE}; give the folder of a finished run")
+    return Record.load(directory / RECORD_FILE)
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    found = [value for value in values if value is not None and not isnan(value)]
-    return fsum(found) / len(found) if found else None
+def diagnose_training(
+    configuration: RunConfiguration,
+    options: DiagnosisOptions,
+    images: ImageSet,
+    directory: Path,
+    report: Callable[[TrainingProgress], None] | None = None,
+) -> Diagnosis:
+    """The conflict between the source domains at steps 0, K, 2K, … of a run, and at its end.
+
+    The run is in `directory/run`, and `directory/diagnosis.json` grows with it: the same call again
+    goes on where it was interrupted, to the same file.
+
+    Raises `ArgumentError` where `directory` holds a diagnosis of other options, and what `train`
+    raises.
+    """
+    target = configuration.target
+    total = configuration.iterations
+    steps = sorted({*range(0, total + 1, options.every), total})
+    domains = _domains(images, options, target, configuration)
+    diagnosis = Diagnosis(
+        data=images.name,
+        domains=domains,
+        target=target,
+        network=f"{configuration.backbone} with weights {_weights(configuration)}, trained by "
+        f"{configuration.method}",
+        options=options,
+        snapshots=[],
+    )
+    if (directory / Diagnosis.file_name).exists():
+        diagnosis = _continued(diagnosis, directory)
+    missing = sorted(set(steps) - {snapshot.step for snapshot in diagnosis.snapshots})
+    if missing and (directory / RUN_FOLDER / RECORD_FILE).exists():
+        raise DataError(
+            f"{directory} holds a finished run without its diagnosis at step {missing[0]}; delete "
+            "the folder, or choose another one"
+        )
+    split = draw_split(images, seed=_split_seed(configuration))
+
+    def measure(step: int, backbone: Backbone) -> None:
+        snapshot = diagnose_step(backbone, images, split, domains, options, step=step)
+        diagnosis.snapshots.append(snapshot)
+        diagnosis.save(directory)
+
+    observer = StepObserver(missing, directory / Diagnosis.file_name, measure)
+    record = train(configuration, directory / RUN_FOLDER, report, opened=images, observe=observer)
+    diagnosis.logged = logged_conflict(record, diagnosis.snapshots[-1])
+    diagnosis.save(directory)
+    return diagnosis
 
 
-def _mean_cosine(conflict: Conflict) -> float:
-    rows, columns = torch.triu_indices(len(conflict.gram), len(conflict.gram), offset=1)
-    return float(conflict.cosines[rows, columns].nanmean())
+def _continued(wanted: Diagnosis, directory: Path) -> Diagnosis:
+    """The diagnosis in `directory`, which must be of the same network and options."""
+    found = Diagnosis.load(directory)
+    for name in ("data", "domains", "target", "network", "options"):
+        here, there = getattr(wanted, name), getattr(found, name)
+        if here != there:
+            raise ArgumentError(
+                f"{directory} holds a diagnosis with other options ({name}: {there!r} there, "
+                f"{here!r} here); choose another output folder, or delete this one"
+            )
+    return found
 
 
-def _lowest(conflict: Conflict) -> int:
-    """The domain of the lowest cosine with the others; one without a direction is none."""
-    return int(conflict.cosines_with_rest.nan_to_num(nan=torch.inf).argmin())
+def _domains(
+    images: ImageSet, options: DiagnosisOptions, target: str | None, configuration: RunConfiguration
+) -> list[str]:
+    """The domains to measure: all, or all but the target and those left out with it."""
+    held_out = [] if target is None else [target]
+    held_out = [] if options.all_domains else [*held_out, *configuration.without]
+    for name in held_out:
+        if name not in images.domains:
+            raise ArgumentError(
+                f"{images.name} has no domain {name!r}; its domains are {', '.join(images.domains)}"
+            )
+    domains = [domain for domain in images.domains if domain not in held_out]
+    if len(domains) < 2:
+        raise ArgumentError(
+            f"{images.name} leaves {len(domains)} domain beside {', '.join(map(repr, held_out))}, "
+            "and a conflict is between two; measure all domains"
+        )
+    return domains
 
 
-def _mean_rest(seen: Sequence[Seen], domain: int) -> float:
-    value = _mean([float(one.total.cosines_with_rest[domain]) for one in seen])
-    return float("inf") if value is None else value
+def _split_seed(configuration: RunConfiguration) -> int:
+    return configuration.seed if configuration.split_per_run else configuration.split_seed
+
+
+def _weights(configuration: RunConfiguration) -> str:
+    """The word "default" or "none", or the name of the file."""
+    return Path(configuration.weights).name
+
+
+def logged_conflict(record: Record, snapshot: Snapshot) -> LoggedConflict:
+    """The run's log (`log_conflict`) in the groups of layers of `snapshot`, or else its curves."""
+    log = record.conflict
+    if log is None or not log.step:
+        curves = record.curves
+        return LoggedConflict(step=curves.step, agreeing=curves.agreeing, cosine=curves.cosine)
+    return LoggedConflict(
+        step=log.step,
+        agreeing=log.agreeing,
+        cosine=[None if matrix is None else _mean_pair(matrix) for matrix in log.cosines],
+        groups=_by_group(log, [group.name for group in snapshot.groups]),
+    )
+
+
+def _by_group(log: ConflictLog, groups: list[str]) -> dict[str, Numbers]:
+    """The layers' fractions, weighted by their sizes."""
+    if all(layers is None for layers in log.layers):
+        return {}
+    members = {name: group for group in groups for name in group.split(", ")}
+    fractions: dict[str, Numbers] = {}
+    for group in groups:
+        names = [n for n in log.sizes if members.get(n, members.get(block_of(n))) == group]
+        size = sum(log.sizes[name] for name in names)
+        if size:
+            fractions[group] = [
+                None
+                if layers is None
+                else sum(layers.get(name, 0.0) * log.sizes[name] for name in names) / size
+                for layers in log.layers
+            ]
+    return fractions
+
+
+def _mean_pair(matrix: list[Numbers]) -> float | None:
+    """Mean over the pairs of different domains."""
+    pairs = [value for d, row in enumerate(matrix) for value in row[:d] if value is not None]
+    return sum(pairs) / len(pairs) if pairs else None

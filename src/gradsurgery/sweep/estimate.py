@@ -1,4 +1,4 @@
-"""How long a sweep will take, from a few timed steps."""
+"""How long a sweep will take: from its finished runs, or from a few timed steps."""
 
 import itertools
 import statistics
@@ -9,25 +9,34 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
+import numpy as np
 
+from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageSet, Source, draw_split, prepare
-from gradsurgery.sweep.run import Manner
-from gradsurgery.sweep.runs import PlannedRun
-from gradsurgery.training import Record, RunConfiguration, TrainingProgress, train
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.record import Record
+from gradsurgery.sweep.run import Execution
+from gradsurgery.sweep.runs import SweepRun
+from gradsurgery.training import train
+from gradsurgery.training.device import autocast_factory, resolve_device
+from gradsurgery.training.evaluation import evaluate
 
 _STEPS = 4  # the first, which warms up, and three that are timed
-_FORWARD_SHARE = 1 / 3  # of a forward and a backward pass: what an image that is tested costs
+_TESTED = 128  # images that are evaluated to see what one costs
 
 # Options that do not change what a step costs.
-_FREE = ("target", "seed", "split_seed", "learning_rate", "weight_decay", "settings", "iterations")
+_FREE = ("data", "target", "seed", "split_seed", "learning_rate", "weight_decay", "settings")
 
 
 class Estimate(NamedTuple):
-    """runs: how many are to be done; seconds: one after the other, without the workers' start."""
+    """runs: how many are to be done; seconds: one after the other, without the workers' start.
+
+    timed: how many kinds of run were timed here; the other kinds are known from finished runs.
+    """
 
     runs: int
     seconds: float
+    timed: int
 
 
 class _EnoughError(Exception):
@@ -35,18 +44,18 @@ class _EnoughError(Exception):
 
 
 def estimate(
-    runs: Sequence[PlannedRun],
+    runs: Sequence[SweepRun],
     records: Mapping[str, Record],
     sources: Mapping[str, Source],
-    manner: Manner,
+    execution: Execution,
     *,
     timed: Callable[[int, int], None] = lambda done, total: None,
 ) -> Estimate:
     """The time of the runs without a record.
 
     A run costs what the finished runs of its kind have cost on average; where there is none, four
-    steps of the real thing are taken in a temporary folder. Runs of a kind differ in target, seed,
-    learning rate and other options that cost nothing.
+    steps and the evaluation of 128 images are timed in a temporary folder. Runs of a kind differ
+    in target, seed, learning rate and other options that cost nothing.
 
     timed: called with how many kinds are timed, of how many.
     """
@@ -57,51 +66,58 @@ def estimate(
     todo = [run for run in runs if run.directory not in records]
     counts = Counter(_kind(run) for run in todo)
     one = {_kind(run): run for run in todo}
-    total = 0.0
-    for position, (kind, count) in enumerate(counts.items()):
-        timed(position, len(counts))
-        known = finished.get(kind)
-        cost = statistics.mean(known) if known else _timed_cost(one[kind], sources, manner)
-        total += cost * count
-    timed(len(counts), len(counts))
-    return Estimate(len(todo), total)
+    unknown = [kind for kind in counts if kind not in finished]
+    costs = {kind: statistics.mean(seconds) for kind, seconds in finished.items()}
+    for position, kind in enumerate(unknown):
+        timed(position, len(unknown))
+        costs[kind] = _timed_cost(one[kind], sources, execution)
+    timed(len(unknown), len(unknown))
+    total = sum(costs[kind] * count for kind, count in counts.items())
+    return Estimate(len(todo), total, len(unknown))
 
 
-def _kind(run: PlannedRun) -> str:
+def _kind(run: SweepRun) -> str:
     options = run.configuration.model_dump(exclude=set(_FREE))
     return repr((run.data, sorted(options.items())))
 
 
-def _timed_cost(run: PlannedRun, sources: Mapping[str, Source], manner: Manner) -> float:
+def _timed_cost(run: SweepRun, sources: Mapping[str, Source], execution: Execution) -> float:
     """Seconds of a run: its steps, its validations, its tests."""
     c = run.configuration
-    images = prepare(sources[c.data], size=c.image_size, cache=manner.cache, skip_bad=c.skip_bad)
-    step = _seconds_per_step(c, images, manner.threads)
+    images = prepare(sources[c.data], size=c.image_size, cache=execution.cache, skip_bad=c.skip_bad)
+    step, an_image = _timed_step_and_image(c, images)
     split = draw_split(images, seed=c.split_seed).sizes()
-    trained = c.sources(images.domains)
-    validated = sum(split[domain]["validation"] for domain in trained)
+    validated = sum(split[domain]["validation"] for domain in c.sources(images.domains))
     tested = 2 * sum(parts["test"] for parts in split.values())
     validations = -(-c.iterations // c.validate_every)
-    an_image = step / (c.batch_size * len(trained)) * _FORWARD_SHARE
     return c.iterations * step + (validations * validated + tested) * an_image
 
 
-def _seconds_per_step(configuration: RunConfiguration, images: ImageSet, threads: int) -> float:
-    times: list[float] = []
+def _timed_step_and_image(configuration: RunConfiguration, images: ImageSet) -> tuple[float, float]:
+    """Seconds of a training step, and of one image that is evaluated."""
+    chosen = np.arange(min(_TESTED, len(images.label)))
+    moments: list[float] = []
+    last = min(_STEPS, configuration.iterations)
+    an_image = 0.0
 
-    def note(progress: TrainingProgress) -> None:
-        times.append(time.perf_counter())
-        if progress.done == _STEPS:
-            raise _EnoughError
+    def look(step: int, backbone: Backbone) -> None:
+        nonlocal an_image
+        moments.append(time.perf_counter())
+        if step < last:
+            return
+        device = resolve_device(configuration.device)
+        autocast = autocast_factory(device, configuration.precision)
+        for _ in range(2):  # the first warms up
+            start = time.perf_counter()
+            evaluate(backbone, images, chosen, device=device, autocast=autocast)
+            an_image = (time.perf_counter() - start) / len(chosen)
+        raise _EnoughError
 
-    own_threads = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    unvalidated = configuration.model_copy(update={"validate_every": configuration.iterations})
     try:
         with tempfile.TemporaryDirectory() as folder:
-            train(configuration, Path(folder) / "run", note, opened=images)
+            train(unvalidated, Path(folder) / "run", opened=images, observe=look)
     except _EnoughError:
         pass
-    finally:
-        torch.set_num_threads(own_threads)
-    between = [after - before for before, after in itertools.pairwise(times)]
-    return statistics.median(between) if between else 0.0
+    between = [after - before for before, after in itertools.pairwise(moments)]
+    return statistics.median(between[1:] or between), an_image

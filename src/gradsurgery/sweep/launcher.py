@@ -16,7 +16,6 @@ class Task:
     folder: the sweep's, absolute.
     directory: where it leaves its record, absolute.
     cache: folder of the decoded images; None is the default one.
-    threads: of the processor.
     tensorboard: whether to write event files.
     working_directory: whose commit the record names.
     """
@@ -25,7 +24,6 @@ class Task:
     folder: str
     directory: str
     cache: str | None
-    threads: int
     tensorboard: bool
     working_directory: str
 

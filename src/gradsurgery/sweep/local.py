@@ -59,7 +59,7 @@ class _Worker:
         self._device = device
         self.key: str | None = None
         self._failed_starts = 0
-        self._heard_of = False
+        self._answered = False
         self._start()
 
     def _start(self) -> None:
@@ -92,7 +92,7 @@ class _Worker:
         found: list[Event] = []
         with suppress(EOFError, OSError):
             while self.connection.poll():
-                found += self._heard(self.connection.recv())
+                found += self._received(self.connection.recv())
         if dead:
             if self.key is not None:
                 code = self.process.exitcode
@@ -101,8 +101,8 @@ class _Worker:
             self._replace()
         return found
 
-    def _heard(self, message: TrainingProgress | Outcome | None) -> list[Event]:
-        self._heard_of = True
+    def _received(self, message: TrainingProgress | Outcome | None) -> list[Event]:
+        self._answered = True
         if message is None or self.key is None:
             return []
         key = self.key
@@ -111,8 +111,8 @@ class _Worker:
         return [Event(key, message)]
 
     def _replace(self) -> None:
-        self._failed_starts = 0 if self._heard_of else self._failed_starts + 1
-        self._heard_of = False
+        self._failed_starts = 0 if self._answered else self._failed_starts + 1
+        self._answered = False
         if self._failed_starts >= _STARTS:
             raise GradsurgeryError(
                 f"the sweep's worker processes end as they start (exit code "
@@ -131,22 +131,22 @@ def _serve(connection: Connection, device: str | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's business
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    from gradsurgery.training.allocator import keep_freed_memory
+    from gradsurgery.training.device import keep_freed_memory
 
     keep_freed_memory()  # before torch allocates anything
     from gradsurgery.sweep.worker import work
 
-    def say(message: Any) -> None:
+    def send(message: Any) -> None:
         with suppress(BrokenPipeError):  # the launcher is gone, and this process about to end
             connection.send(message)
 
-    say(None)
+    send(None)
     while True:
         try:
             task: Task = connection.recv()
         except EOFError:
             return
-        say(work(task, say))
+        send(work(task, send))
 
 
 def _end_with_parent() -> None:

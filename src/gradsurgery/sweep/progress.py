@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from gradsurgery.sweep.runs import PlannedRun
-from gradsurgery.training import Record, TrainingProgress
+from gradsurgery.documents.record import Record
+from gradsurgery.sweep.runs import SweepRun
+from gradsurgery.training import TrainingProgress
 
 
 @dataclass
@@ -30,7 +31,7 @@ class SweepProgress:
     _seconds: list[float] = field(default_factory=list)
     _start: float = field(default_factory=time.monotonic)
 
-    def finished(self, run: PlannedRun, record: Record, *, before: bool) -> None:
+    def finished(self, run: SweepRun, record: Record, *, before: bool) -> None:
         """Count a run with a record."""
         self.running.pop(run.title, None)
         self.found += before

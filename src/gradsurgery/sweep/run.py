@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradsurgery.data import Source, prepare
+from gradsurgery.documents.plan import Plan
+from gradsurgery.documents.record import RECORD_FILE, Record
 from gradsurgery.errors import GradsurgeryError, OutputError
 from gradsurgery.sweep.folder import (
     claim_folder,
@@ -15,41 +17,36 @@ from gradsurgery.sweep.folder import (
     write_failure,
 )
 from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task
-from gradsurgery.sweep.plan import Plan
 from gradsurgery.sweep.progress import Show, SweepProgress
-from gradsurgery.sweep.runs import OpenedData, PlannedRun, plan_runs
+from gradsurgery.sweep.runs import OpenedData, SweepRun, plan_runs
 from gradsurgery.sweep.schedule import Schedule
-from gradsurgery.training import Record, TrainingProgress
-from gradsurgery.training.record import RECORD_FILE
+from gradsurgery.training import TrainingProgress
 
 _BUSY = 1.0  # seconds before a run that another process works on is asked for again
 _WAIT = 0.5  # seconds between two looks at the clock
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How runs are worked on; none of it changes their results but `threads`.
+class Execution:
+    """How runs are worked on; none of it changes their results.
 
     cache: folder of the decoded images; None is the default one.
-    threads: of the processor that each run computes with. Sums depend on their number to the last
-        bit, so it does not follow the number of workers.
     retries: how often a run that fails is tried again.
     tensorboard: whether runs write event files.
     """
 
     cache: Path | None = None
-    threads: int = 1
     retries: int = 0
     tensorboard: bool = False
 
 
-def planned(plan: Plan, sources: Mapping[str, Source]) -> list[PlannedRun]:
+def planned(plan: Plan, sources: Mapping[str, Source]) -> list[SweepRun]:
     """The runs of `plan` on opened data sets; raises `ArgumentError` as `plan_runs` does."""
     opened = {spec: OpenedData(source.name, source.domains) for spec, source in sources.items()}
     return plan_runs(plan, opened)
 
 
-def existing_records(runs: Sequence[PlannedRun], folder: Path) -> dict[str, Record]:
+def existing_records(runs: Sequence[SweepRun], folder: Path) -> dict[str, Record]:
     """The records that are there, by the run's directory; raises where one is unusable."""
     found = ((run, finished_record(run, folder)) for run in runs)
     return {run.directory: record for run, record in found if record is not None}
@@ -61,7 +58,7 @@ def run_sweep(
     folder: Path,
     *,
     launch: Callable[[], Launcher],
-    manner: Manner,
+    execution: Execution,
     show: Show,
     prepared: Callable[[int, int], None] | None = None,
 ) -> dict[str, Outcome]:
@@ -75,7 +72,7 @@ def run_sweep(
         sources: its data sets, opened.
         folder: receives `plan.json`, and a folder for every run.
         launch: starts the launcher once there is work for it.
-        manner: how runs are worked on.
+        execution: how runs are worked on.
         show: told about every change.
         prepared: told how many images are decoded, of how many.
 
@@ -86,7 +83,7 @@ def run_sweep(
     runs = planned(plan, sources)
     records = existing_records(runs, folder)
     claim_folder(plan, runs, folder)
-    _prepare(runs, sources, records, manner, prepared)
+    _prepare(runs, sources, records, execution, prepared)
     todo = [run for run in runs if run.directory not in records]
     progress = SweepProgress(len(runs), workers=1)
     for run in runs:
@@ -98,7 +95,9 @@ def run_sweep(
         return {}
     with launch() as launcher:
         progress.workers = launcher.workers
-        sweep = _Sweep(todo, folder, launcher=launcher, manner=manner, progress=progress, show=show)
+        sweep = _Sweep(
+            todo, folder, launcher=launcher, execution=execution, progress=progress, show=show
+        )
         return sweep.run()
 
 
@@ -107,21 +106,21 @@ class _Sweep:
 
     def __init__(
         self,
-        runs: Sequence[PlannedRun],
+        runs: Sequence[SweepRun],
         folder: Path,
         *,
         launcher: Launcher,
-        manner: Manner,
+        execution: Execution,
         progress: SweepProgress,
         show: Show,
     ) -> None:
         self._runs = {run.directory: run for run in runs}
         self._folder = folder.absolute()
         self._launcher = launcher
-        self._manner = manner
+        self._execution = execution
         self._progress = progress
         self._show = show
-        self._schedule = Schedule(self._runs, manner.retries)
+        self._schedule = Schedule(self._runs, execution.retries)
 
     def run(self) -> dict[str, Outcome]:
         self._show(self._progress, "")
@@ -129,7 +128,7 @@ class _Sweep:
             self._start_runs()
             if self._schedule.running:
                 for event in self._launcher.wait(_WAIT):
-                    self._hear(event)
+                    self._handle(event)
             elif self._schedule.unfinished:
                 time.sleep(_WAIT)
         return self._schedule.failed
@@ -145,13 +144,13 @@ class _Sweep:
                 continue
             self._progress.running[run.title] = None
             self._launcher.submit(key, self._task(run))
-            self._tell("")
+            self._log("")
 
-    def _hear(self, event: Event) -> None:
+    def _handle(self, event: Event) -> None:
         run, news = self._runs[event.key], event.news
         if isinstance(news, TrainingProgress):
             self._progress.running[run.title] = news
-            self._tell("")
+            self._log("")
             return
         if news.state == "done":
             self._finish(run, before=False)
@@ -162,9 +161,9 @@ class _Sweep:
         elif self._schedule.stopped(run.directory, news):
             self._give_up(run, news)
         else:
-            self._tell(f"{run.title}: {news.error}; again")
+            self._log(f"{run.title}: {news.error}; again")
 
-    def _finish(self, run: PlannedRun, *, before: bool) -> None:
+    def _finish(self, run: SweepRun, *, before: bool) -> None:
         self._progress.running.pop(run.title, None)
         try:
             record = finished_record(run, self._folder)
@@ -180,13 +179,13 @@ class _Sweep:
         if before:
             tidy(run, self._folder)
         forget_failure(run, self._folder)
-        self._tell(f"{run.title}: {_result(record)}{' (by another process)' if before else ''}")
+        self._log(f"{run.title}: {_result(record)}{' (by another process)' if before else ''}")
 
-    def _put_aside(self, run: PlannedRun) -> None:
+    def _put_aside(self, run: SweepRun) -> None:
         self._schedule.put_aside(run.directory, time.monotonic() + _BUSY)
-        self._tell("")
+        self._log("")
 
-    def _give_up(self, run: PlannedRun, outcome: Outcome) -> None:
+    def _give_up(self, run: SweepRun, outcome: Outcome) -> None:
         self._progress.failed += 1
         line = f"{run.title}: failed: {outcome.error}"
         attempts = self._schedule.attempts.get(run.directory, 0)
@@ -201,32 +200,31 @@ class _Sweep:
             )
         except OutputError as error:
             line += f" ({error})"
-        self._tell(line)
+        self._log(line)
 
-    def _tell(self, line: str) -> None:
+    def _log(self, line: str) -> None:
         self._progress.aside = self._schedule.aside
         p = self._progress
         if line:
             line = f"[{p.found + p.done + p.failed}/{p.total}] {line}"
         self._show(p, line)
 
-    def _task(self, run: PlannedRun) -> Task:
+    def _task(self, run: SweepRun) -> Task:
         return Task(
             options=run.configuration.model_dump(),
             folder=str(self._folder),
             directory=str(self._folder / run.directory),
-            cache=None if self._manner.cache is None else str(self._manner.cache.absolute()),
-            threads=self._manner.threads,
-            tensorboard=self._manner.tensorboard,
+            cache=None if self._execution.cache is None else str(self._execution.cache.absolute()),
+            tensorboard=self._execution.tensorboard,
             working_directory=str(Path.cwd()),
         )
 
 
 def _prepare(
-    runs: Sequence[PlannedRun],
+    runs: Sequence[SweepRun],
     sources: Mapping[str, Source],
     records: Mapping[str, Record],
-    manner: Manner,
+    execution: Execution,
     prepared: Callable[[int, int], None] | None,
 ) -> None:
     """Decode what the runs need once, before workers ask for it."""
@@ -236,7 +234,9 @@ def _prepare(
         if run.directory not in records
     }
     for data, size, skip_bad in sorted(needed):
-        prepare(sources[data], size=size, cache=manner.cache, skip_bad=skip_bad, progress=prepared)
+        prepare(
+            sources[data], size=size, cache=execution.cache, skip_bad=skip_bad, progress=prepared
+        )
 
 
 def _result(record: Record) -> str:

@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from gradsurgery.algorithms.methods import METHODS, settings_of
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.plan import Plan, Value, number_or_text
 from gradsurgery.errors import ArgumentError
-from gradsurgery.sweep.plan import Plan, Value, number_or_text
-from gradsurgery.training import RunConfiguration
 from gradsurgery.training.averaging import average_settings
 from gradsurgery.training.directory import folder_name
-from gradsurgery.training.run import check_domains
-
-# Where a run may lie or be computed elsewhere and be the same run.
-_PLACE = ("data", "device")
+from gradsurgery.training.run import check_run
 
 
 class OpenedData(NamedTuple):
@@ -27,8 +24,8 @@ class OpenedData(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PlannedRun:
-    """One run.
+class SweepRun:
+    """One run of a sweep.
 
     directory: relative to the sweep's folder.
     tried: its values of what the plan's grid varies, as a person reads them; "" without a grid.
@@ -48,7 +45,7 @@ class PlannedRun:
         return f"{self.data} {c.target}{without} {c.method}{tried} seed {c.seed}"
 
 
-def plan_runs(plan: Plan, opened: Mapping[str, OpenedData]) -> list[PlannedRun]:
+def plan_runs(plan: Plan, opened: Mapping[str, OpenedData]) -> list[SweepRun]:
     """The runs of `plan`, those of the first seed first; `opened` has every data set of the plan.
 
     Raises `ArgumentError` for a name that is not known, a value out of its range, or a target,
@@ -77,29 +74,23 @@ def plan_runs(plan: Plan, opened: Mapping[str, OpenedData]) -> list[PlannedRun]:
 def identity(configuration: RunConfiguration, data: str) -> str:
     """8 hexadecimal digits that stand for the options of a run on the data set called `data`.
 
-    An option at its default counts as absent, so that an identity outlives new options; the place
-    of the data and the device do not count.
+    An option at its default counts as absent, so that an identity outlives new options; where the
+    run is worked on does not count.
     """
-    fields = type(configuration).model_fields
-    options = {
-        name: value
-        for name, value in configuration.model_dump().items()
-        if name not in _PLACE and value != fields[name].get_default(call_default_factory=True)
-    }
-    text = json.dumps(options | {"data": data}, sort_keys=True)
+    text = json.dumps(configuration.departures() | {"data": data}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _planned(configuration: RunConfiguration, data: OpenedData, plan: Plan) -> PlannedRun:
-    check_domains(configuration, data.name, data.domains)
+def _planned(configuration: RunConfiguration, data: OpenedData, plan: Plan) -> SweepRun:
+    check_run(configuration, data.name, data.domains)
     c = configuration
     run = f"seed-{c.seed}-{identity(c, data.name)}"
-    place = f"{folder_name(data.name)}/{folder_name(c.target)}/{c.method}/{run}"
+    place = f"{folder_name(data.name)}/{folder_name(c.target)}/{folder_name(c.method)}/{run}"
     varied = {name for name, values in plan.grid.items() if len(values) > 1}
     values = {name: value for name, value in c.model_dump().items() if name in varied}
     values |= {name: value for name, value in c.settings.items() if name in varied}
     tried = " ".join(f"{name}={value}" for name, value in values.items())
-    return PlannedRun(c, data.name, place, tried)
+    return SweepRun(c, data.name, place, tried)
 
 
 def _targets(plan: Plan, spec: str, data: OpenedData) -> list[str]:
@@ -141,6 +132,7 @@ def _configurations(plan: Plan, method: str, **place: Any) -> Iterator[RunConfig
         yield RunConfiguration(
             **{
                 **plan.options,
+                "threads": plan.threads,
                 **options,
                 **place,
                 "method": method,

@@ -7,8 +7,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.sweep.launcher import Outcome, Task
-from gradsurgery.training import RunConfiguration, TrainingProgress
+from gradsurgery.training import TrainingProgress
 
 if TYPE_CHECKING:
     from gradsurgery.data import ImageSet
@@ -24,7 +25,7 @@ def work(task: Task, report: Callable[[TrainingProgress], None]) -> Outcome:
     from gradsurgery.training.directory import BusyError
     from gradsurgery.training.tensorboard import event_log
 
-    torch.set_num_threads(task.threads)
+    torch.set_num_threads(task.options.get("threads") or 1)
     with suppress(OSError):  # a machine of a cluster may not have it
         os.chdir(task.working_directory)
     directory = Path(task.directory)
@@ -33,8 +34,10 @@ def work(task: Task, report: Callable[[TrainingProgress], None]) -> Outcome:
         cache = None if task.cache is None else Path(task.cache)
         images = _prepared(configuration, cache, report)
         with ExitStack() as stack:
-            told = stack.enter_context(event_log(directory, report)) if task.tensorboard else report
-            train(configuration, directory, told, opened=images)
+            reported = (
+                stack.enter_context(event_log(directory, report)) if task.tensorboard else report
+            )
+            train(configuration, directory, reported, opened=images)
     except BusyError as error:
         return Outcome("busy", str(error))
     except Exception as error:  # a sweep goes on, whatever a run does

@@ -6,9 +6,9 @@ from typing import Any, final
 
 from torch import nn
 
+from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import ArgumentError
 from gradsurgery.hyperparameters import Hyperparameter, Setting, checked_values
-from gradsurgery.training.configuration import RunConfiguration
 from gradsurgery.training.swad import Swad
 from gradsurgery.training.weight_average import NoAverage, WeightAverage, blend
 

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from gradsurgery.atomic import atomic_file
+from gradsurgery.documents.configuration import RunConfiguration, upgraded_configuration
+from gradsurgery.documents.record import ConflictLog, Curves
 from gradsurgery.errors import GradsurgeryError, OutputError
-from gradsurgery.training.configuration import RunConfiguration
-from gradsurgery.training.conflict import ConflictLog
-from gradsurgery.training.record import Curves
 
 CHECKPOINT_FILE = "checkpoint.pt"
 _BEST_FILE = re.compile(r"best-\d+\.safetensors")
@@ -112,6 +111,7 @@ def load_checkpoint(directory: Path) -> Checkpoint | None:
     try:
         content = _read(path)
         best_digest = content.pop("best_digest")
+        content = upgraded_configuration(content)
         parts = {"configuration": RunConfiguration, "curves": Curves, "conflict": ConflictLog}
         checkpoint = Checkpoint(
             **{name: part(**content.pop(name)) for name, part in parts.items()},

@@ -2,24 +2,25 @@
 
 import errno
 import fcntl
+import hashlib
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gradsurgery.atomic import atomic_file, output_error
+from gradsurgery.atomic import output_error
+from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import ArgumentError, OutputError
-from gradsurgery.training.configuration import RunConfiguration
 
 
 class BusyError(OutputError):
     """Another process is working on the run."""
 
 
-CONFIGURATION_FILE = "configuration.json"
-SPLIT_FILE = "split.json"
 _LOCK_FILE = ".lock"
+_UNSAFE = re.compile(r"^\.|[/\\\x00-\x1f\x7f]|%(?=[0-9A-F]{2})")
+_LONGEST = 100  # bytes; file systems take 255, with what is appended to it
 
 
 @contextmanager
@@ -48,17 +49,29 @@ def claimed(directory: Path) -> Iterator[None]:
 
 
 def folder_name(name: str) -> str:
-    """The name of a domain or a data set as that of one folder, whatever is in it.
+    """The name of a domain, a data set or a method as that of one folder.
 
-    >>> folder_name("a/b"), folder_name(".."), folder_name("v1.0")
-    ('a_b', '__', 'v1.0')
+    Different names have different folders. What no folder's name may have, or what would hide it,
+    is written as % and two digits, and a long name ends in the hash of it.
+
+    >>> folder_name("a/b"), folder_name(".."), folder_name("v1.0"), folder_name("-90%")
+    ('a%2Fb', '%2E.', 'v1.0', '-90%')
     """
-    return "_" * len(name) if not name.strip(".") else name.replace("/", "_")
+    safe = _UNSAFE.sub(lambda match: f"%{ord(match.group()):02X}", name)
+    if len(os.fsencode(safe)) <= _LONGEST:
+        return safe
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    return f"{os.fsencode(safe)[:_LONGEST].decode(errors='ignore')}-{digest}"
 
 
-def check_same(requested: RunConfiguration, found: RunConfiguration, directory: Path) -> None:
-    """Raise `ArgumentError` where `directory` holds a run of other options."""
-    different = requested.differences(found)
+def check_same(
+    requested: RunConfiguration, found: RunConfiguration, directory: Path, *also: str
+) -> None:
+    """Raise `ArgumentError` where `directory` holds a run of other options.
+
+    Where it is worked on (the data's folder, device, threads) counts only where `also` names it.
+    """
+    different = requested.differences(found, *also)
     if different:
         listed = ", ".join(
             f"{k}: {old!r} there, {new!r} here" for k, (new, old) in different.items()
@@ -67,12 +80,6 @@ def check_same(requested: RunConfiguration, found: RunConfiguration, directory: 
             f"{directory} holds a run with other options ({listed}); "
             "choose another output folder, or delete this one"
         )
-
-
-def write_configuration(configuration: RunConfiguration, directory: Path) -> None:
-    """Write `configuration.json`; raises `OutputError`."""
-    with atomic_file(directory / CONFIGURATION_FILE) as temporary:
-        temporary.write_text(configuration.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def _locked(path: Path) -> int:

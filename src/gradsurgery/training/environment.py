@@ -1,14 +1,14 @@
 """Where a run took place: versions, device, threads, and the user's own commit."""
 
 import platform
-import resource
 import subprocess
 import sys
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+from gradsurgery import __version__
 
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "safetensors")
 
@@ -23,7 +23,7 @@ def describe_environment(device: torch.device) -> dict[str, str | int | bool | N
     commit = _git(here, "rev-parse", "HEAD")
     changes = _git(here, "status", "--porcelain", "--untracked-files=no") if commit else None
     return {
-        "gradsurgery": version("gradsurgery"),
+        "gradsurgery": __version__,
         "python": platform.python_version(),
         **{name: version(name) for name in _LIBRARIES},
         "device": _device_name(device),
@@ -32,26 +32,6 @@ def describe_environment(device: torch.device) -> dict[str, str | int | bool | N
         "git_commit": commit or None,
         "git_dirty": None if changes is None else bool(changes),
     }
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory_bytes` count from here on, where the system can."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    with suppress(OSError):  # other systems than Linux, and sandboxes
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory in use at once: the device's own on CUDA, else the process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux, where the mark can be set back
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _device_name(device: torch.device) -> str:

@@ -10,7 +10,7 @@ from torch.nn import functional
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageSet, normalize
 from gradsurgery.data.batches import gather
-from gradsurgery.training.precision import AutocastFactory
+from gradsurgery.training.device import AutocastFactory
 
 _BATCH = 128  # images at a time: bounds memory; the result hardly depends on it
 

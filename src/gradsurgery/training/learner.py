@@ -1,17 +1,18 @@
 """The parts of a run that change with every step."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from gradsurgery.algorithms import Algorithm, build_method
 from gradsurgery.backbones import Backbone, has_batch_norm
+from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.training.averaging import build_average, method_settings
-from gradsurgery.training.configuration import RunConfiguration
-from gradsurgery.training.optimizers import build_optimizer
-from gradsurgery.training.precision import AutocastFactory, autocast_factory, loss_scaler
+from gradsurgery.training.device import AutocastFactory, autocast_factory, loss_scaler
 from gradsurgery.training.weight_average import WeightAverage
 
 
@@ -75,3 +76,22 @@ def build_learner(
         device=device,
         autocast=autocast_factory(device, configuration.precision),
     )
+
+
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], configuration: RunConfiguration
+) -> torch.optim.Optimizer:
+    """Adam, AdamW or SGD with momentum 0.9, in torch's fused form.
+
+    The fused form makes one pass over the parameters: ten times as fast as the default on a
+    processor. Its state loads into the same form only.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    rate, decay = configuration.learning_rate, configuration.weight_decay
+    match configuration.optimizer:
+        case "adam":
+            return torch.optim.Adam(trained, lr=rate, weight_decay=decay, fused=True)
+        case "adamw":
+            return torch.optim.AdamW(trained, lr=rate, weight_decay=decay, fused=True)
+        case "sgd":
+            return torch.optim.SGD(trained, lr=rate, momentum=0.9, weight_decay=decay, fused=True)

@@ -2,25 +2,27 @@
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from gradsurgery.backbones import Backbone, set_training_mode
 from gradsurgery.data import Batches, normalize
+from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.engine import BackwardResult
 from gradsurgery.errors import GradsurgeryError, NonFiniteError
 from gradsurgery.seeds import derive_seed
-from gradsurgery.training.batches import prefetched
 from gradsurgery.training.checkpoint import Checkpoint, save_checkpoint
-from gradsurgery.training.configuration import RunConfiguration
 from gradsurgery.training.evaluation import Evaluation
 from gradsurgery.training.learner import Learner
 from gradsurgery.training.progress import Report, TrainingProgress
 
+Batch = TypeVar("Batch")
 Observer = Callable[[int, Backbone], None]
 """Is shown the steps done and the backbone; it may change the model's mode and nothing else."""
 
@@ -109,6 +111,27 @@ def run_steps(
                     evaluation.accuracy,
                 )
             )
+
+
+def prefetched(
+    at: Callable[[int], Batch], first: int, last: int, *, ahead: int = 1
+) -> Iterator[tuple[int, Batch]]:
+    """Yield `(step, at(step - 1))` for the steps `first` to `last`.
+
+    One thread of its own works `ahead` steps in advance, in order; `at` is a pure function of its
+    argument, so what is yielded does not depend on `ahead`. 0 does without the thread.
+    """
+    if ahead < 1:
+        for step in range(first, last + 1):
+            yield step, at(step - 1)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        pending = [pool.submit(at, step - 1) for step in range(first, min(first + ahead, last + 1))]
+        for step in range(first, last + 1):
+            batch = pending.pop(0).result()
+            if step + ahead <= last:
+                pending.append(pool.submit(at, step + ahead - 1))
+            yield step, batch
 
 
 def _step(

@@ -10,12 +10,8 @@ from jaxtyping import Int64
 
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageSet, Split
-from gradsurgery.training.checkpoint import Checkpoint, save_weights
-from gradsurgery.training.configuration import RunConfiguration
-from gradsurgery.training.evaluation import Evaluation, evaluate
-from gradsurgery.training.learner import Learner
-from gradsurgery.training.progress import Report, TrainingProgress
-from gradsurgery.training.record import (
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.record import (
     DataRecord,
     ModelRecord,
     ModelResult,
@@ -24,6 +20,10 @@ from gradsurgery.training.record import (
     SplitRecord,
     SplitSizes,
 )
+from gradsurgery.training.checkpoint import Checkpoint, save_weights
+from gradsurgery.training.evaluation import Evaluation, evaluate
+from gradsurgery.training.learner import Learner
+from gradsurgery.training.progress import Report, TrainingProgress
 
 MODEL_FILE = "model.safetensors"
 

@@ -10,7 +10,8 @@ class TrainingProgress:
     """One report of a run.
 
     Args:
-        stage: "images" (decoding), "training" (steps) or "testing" (test images).
+        stage: "images" (decoding), "resuming" (at the step that an interrupted run goes on from),
+            "training" (steps) or "testing" (test images).
         done: of `total`, in the stage's unit.
         total: how many there are.
         loss: mean loss of the source domains at this step.
@@ -19,7 +20,7 @@ class TrainingProgress:
         validation_accuracy: at this step, where it was validated.
     """
 
-    stage: Literal["images", "training", "testing"]
+    stage: Literal["images", "resuming", "training", "testing"]
     done: int
     total: int
     loss: float | None = None

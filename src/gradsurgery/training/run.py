@@ -1,14 +1,15 @@
 """One run from a configuration to its record."""
 
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from gradsurgery.algorithms import build_method
-from gradsurgery.backbones import build_backbone
+from gradsurgery.algorithms import build_method, method_provenance
+from gradsurgery.backbones import Backbone, build_backbone, check_batch_size
 from gradsurgery.data import (
     DomainBatches,
     ImageSet,
@@ -19,6 +20,8 @@ from gradsurgery.data import (
     open_source,
     prepare,
 )
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.record import RECORD_FILE, Cost, Record
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.training.averaging import average_values, method_settings
 from gradsurgery.training.checkpoint import (
@@ -27,17 +30,17 @@ from gradsurgery.training.checkpoint import (
     load_checkpoint,
     remove_checkpoint,
 )
-from gradsurgery.training.configuration import RunConfiguration
-from gradsurgery.training.directory import SPLIT_FILE, check_same, claimed, write_configuration
-from gradsurgery.training.environment import (
-    describe_environment,
+from gradsurgery.training.device import (
+    computing_with,
     peak_memory_bytes,
     reset_peak_memory,
+    resolve_device,
 )
+from gradsurgery.training.directory import check_same, claimed
+from gradsurgery.training.environment import describe_environment
 from gradsurgery.training.evaluation import evaluate
-from gradsurgery.training.learner import Learner, build_learner
+from gradsurgery.training.learner import Learner, build_learner, build_optimizer
 from gradsurgery.training.loop import Observer, run_steps
-from gradsurgery.training.optimizers import build_optimizer
 from gradsurgery.training.outcome import (
     assess_models,
     describe_data,
@@ -45,14 +48,12 @@ from gradsurgery.training.outcome import (
     describe_split,
     save_model,
 )
-from gradsurgery.training.precision import resolve_device
 from gradsurgery.training.progress import Report, TrainingProgress
-from gradsurgery.training.record import RECORD_FILE, Cost, Record
 
 
 def train(
     configuration: RunConfiguration,
-    directory: Path,
+    directory: Path | str,
     progress: Report | None = None,
     cache: Path | None = None,
     *,
@@ -81,28 +82,25 @@ def train(
     where it cannot be continued from; `NonFiniteError` where training diverges.
     """
     report: Report = progress or (lambda _: None)
+    directory = Path(directory)
+    source = opened if opened is not None else open_source(configuration.data)
+    check_run(configuration, source.name, source.domains)
     device = resolve_device(configuration.device)
-    configuration = configuration.model_copy(update={"device": str(device)})
     if (directory / RECORD_FILE).exists():
         return _finished(configuration, directory)
-    source = opened if opened is not None else open_source(configuration.data)
-    check_domains(configuration, source.name, source.domains)
-    with claimed(directory):
+    with ExitStack() as stack:
+        stack.enter_context(claimed(directory))
         if (directory / RECORD_FILE).exists():
             return _finished(configuration, directory)
-        backbone = build_backbone(
-            configuration.backbone,
-            classes=len(source.classes),
-            weights=configuration.weights,
-            seed=configuration.seed,
-            image_size=configuration.image_size,
-        )
+        backbone = _backbone(configuration, source)
         checkpoint = load_checkpoint(directory)
+        threads = configuration.threads
         if checkpoint is not None:
-            # The data may lie elsewhere here; that they are the same is checked by their digest.
-            place = {"data": checkpoint.configuration.data}
-            here = configuration.model_copy(update=place)
-            check_same(here, checkpoint.configuration, directory)
+            check_same(configuration, checkpoint.configuration, directory)
+            threads = threads or checkpoint.configuration.threads
+        threads = stack.enter_context(computing_with(threads))
+        here = {"device": str(device), "threads": threads}
+        configuration = configuration.model_copy(update=here)
         images = prepare_images(source, configuration, cache, report)
         learner = build_learner(configuration, backbone, device)
         record = _work(
@@ -119,8 +117,27 @@ def train(
         return record
 
 
-def check_domains(configuration: RunConfiguration, name: str, domains: tuple[str, ...]) -> None:
-    """Raise `ArgumentError` where the target or the method does not fit the data set."""
+def _backbone(configuration: RunConfiguration, source: Source | ImageSet) -> Backbone:
+    """The network of the run, which must be able to train on its batches."""
+    backbone = build_backbone(
+        configuration.backbone,
+        classes=len(source.classes),
+        weights=configuration.weights,
+        seed=configuration.seed,
+        image_size=configuration.image_size,
+    )
+    check_batch_size(
+        backbone.model,
+        configuration.batch_norm,
+        batch_size=configuration.batch_size,
+        domains=len(configuration.sources(source.domains)),
+        image_size=configuration.image_size,
+    )
+    return backbone
+
+
+def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ...]) -> None:
+    """Raise `ArgumentError` where the target, the method or its steps do not fit the data set."""
     target, method = configuration.target, configuration.method
     if target not in domains:
         raise ArgumentError(
@@ -146,15 +163,14 @@ def check_domains(configuration: RunConfiguration, name: str, domains: tuple[str
     if sources < least:
         raise ArgumentError(
             f"{name} leaves {sources} source domain(s) beside the target {target!r} and {method} "
-            f"needs {least}; use a data set with more domains"
+            f"needs {least}; use a data set with more domains, or --method deep-all, which takes "
+            "one"
         )
 
 
 def _finished(configuration: RunConfiguration, directory: Path) -> Record:
-    record = Record.load(directory / RECORD_FILE)
-    # The record is as good on a machine with another device.
-    elsewhere = configuration.model_copy(update={"device": record.configuration.device})
-    check_same(elsewhere, record.configuration, directory)
+    record = Record.load(directory)
+    check_same(configuration, record.configuration, directory, "data")
     remove_checkpoint(directory)  # where the process was killed just before it did
     return record
 
@@ -192,11 +208,12 @@ def _work(
     _check_split(split, sources, images.name)
     if checkpoint is None:
         checkpoint = Checkpoint(configuration, images.digest, split.digest)
-        write_configuration(configuration, directory)
-        split.save(directory / SPLIT_FILE)
+        configuration.save(directory)
+        split.save(directory)
     else:
         _check_data(checkpoint, images, split, directory)
         learner.restore(checkpoint.learner)
+        report(TrainingProgress("resuming", checkpoint.step, configuration.iterations))
     drawn = DomainBatches if configuration.batches == "multi" else SingleDomainBatches
     batches = drawn(
         images,
@@ -225,6 +242,7 @@ def _work(
         curves=checkpoint.curves,
         conflict=checkpoint.conflict if configuration.log_conflict else None,
         result=result,
+        objects=_objects(configuration, images, learner),
         environment=describe_environment(learner.device),
         cost=Cost(
             seconds=checkpoint.seconds + time.perf_counter() - start,
@@ -232,6 +250,15 @@ def _work(
             peak_memory_bytes=peak_memory_bytes(learner.device),
         ),
     )
+
+
+def _objects(
+    configuration: RunConfiguration, images: ImageSet, learner: Learner
+) -> list[dict[str, str | None]]:
+    """Where what is not this software's own comes from."""
+    places = (images.provenance, learner.backbone.provenance)
+    found = method_provenance(configuration.method)
+    return found + [place for place in places if place is not None]
 
 
 def _check_split(split: Split, sources: list[str], name: str) -> None:

@@ -79,13 +79,13 @@ class Swad(WeightAverage):
     selects = True
     hyperparameters = (
         Hyperparameter(
-            "optimum_patience", 3, "N_s: validations without a lower loss", low=1, source=_PAPER
+            "optimum_patience", 3, "N_s: validations without a lower loss", low=1.0, source=_PAPER
         ),
         Hyperparameter(
-            "overfit_patience", 6, "N_e: validations in a row above r", low=1, source=_PAPER
+            "overfit_patience", 6, "N_e: validations in a row above r", low=1.0, source=_PAPER
         ),
         Hyperparameter(
-            "tolerance_rate", 1.3, "r: times the loss at the start", low=1, source=_PAPER
+            "tolerance_rate", 1.3, "r: times the loss at the start", low=1.0, source=_PAPER
         ),
     )
 

@@ -1,9 +1,11 @@
 import numpy as np
+import pandas as pd
 import pytest
 
-from gradsurgery.report.figures.accuracy import draw_accuracies
-from gradsurgery.report.figures.batches import draw_batches
+from gradsurgery.report.figures.boxes import draw_accuracies, draw_batches
 from gradsurgery.report.figures.style import encoded, method_styles
+from gradsurgery.results import Cell, ComparisonTable
+from gradsurgery.results.statistics import PairedComparison
 
 RUNS = {
     ("deep-all", "photo"): [80.0, 82.0, 81.0, 85.0],
@@ -11,16 +13,42 @@ RUNS = {
     ("agr-sum", "photo"): [80.0, 81.5],
     ("agr-sum", "sketch"): [56.0, 57.5, 59.0, 58.0],
 }
+STAR = PairedComparison(5.0, 4.0, 6.0, 0.03, 0.06, 1.0, 6, 0)
 
 
-def drawn(**options):
-    given = {
-        "methods": ["deep-all", "agr-sum"],
-        "targets": ["photo", "sketch"],
-        "seeds": 4,
-        "title": "pacs",
+def table_of(runs, *, seeds=4, stars=(), baseline="deep-all", methods=None, targets=None):
+    """A table of accuracies in percent by method and target; `stars` have p < 0.05."""
+    cells = {
+        key: Cell(
+            mean=float(np.mean(values)),
+            std=None,
+            runs=len(values),
+            planned=seeds,
+            complete=len(values) == seeds,
+            best=False,
+            comparison=STAR if key in stars else None,
+            values=tuple(values),
+        )
+        for key, values in runs.items()
     }
-    return draw_accuracies(RUNS, **given | options)
+    return ComparisonTable(
+        data="pacs",
+        protocol={},
+        differences={},
+        model="best",
+        baseline=baseline,
+        methods=tuple(methods or dict.fromkeys(method for method, _ in runs)),
+        targets=tuple(targets or dict.fromkeys(target for _, target in runs)),
+        seeds=tuple(range(seeds)),
+        cells=cells,
+        averages={},
+        frame=pd.DataFrame(),
+    )
+
+
+def drawn(runs=RUNS, **options):
+    table = table_of(runs, **options)
+    return draw_accuracies(table, method_styles(table.methods)).figure
 
 
 def panel(figure, target):
@@ -64,31 +92,31 @@ def test_every_run_is_a_point():
 
 
 def test_the_star_stands_beside_its_box_and_nowhere_else():
-    figure = drawn(marks={("agr-sum", "sketch"): "*"})
-    assert texts(panel(figure, "sketch")) == {"*": (59.0, 1)}
+    figure = drawn(stars=[("agr-sum", "sketch")])
+    assert texts(panel(figure, "sketch"))["*"] == (59.0, 1)
     assert "*" not in texts(panel(figure, "photo"))
 
 
 def test_a_cell_that_lacks_seeds_says_so_and_never_has_a_star():
-    axes = panel(drawn(marks={("agr-sum", "photo"): "*"}), "photo")
-    assert texts(axes) == {"2 of 4": (81.5, 1)}
+    axes = panel(drawn(stars=[("agr-sum", "photo")]), "photo")
+    assert texts(axes)["2 of 4"] == (81.5, 1)
+    assert "*" not in texts(axes)
     assert medians(axes)[1] == pytest.approx(80.75)
 
 
 def test_a_missing_cell_says_so():
     axes = panel(drawn(methods=["deep-all", "pcgrad"]), "sketch")
-    assert set(texts(axes)) == {"no run"}
+    assert "no run" in texts(axes)
 
 
 def test_a_dashed_line_is_the_references_median_where_that_is_complete():
     def dashed(figure, target):
         return [line for line in panel(figure, target).lines if list(line.get_ydata()) == [0, 1]]
 
-    (line,) = dashed(drawn(reference="deep-all"), "sketch")
+    (line,) = dashed(drawn(), "sketch")
     assert list(line.get_xdata()) == [52.0, 52.0]
-    assert not dashed(drawn(), "sketch")
-    assert not dashed(drawn(reference="agr-sum"), "photo")
-    assert not dashed(drawn(reference="irm"), "sketch")
+    assert not dashed(drawn(baseline="agr-sum"), "photo")
+    assert not dashed(drawn(baseline="irm"), "sketch")
 
 
 def test_rows_are_named_from_the_top_down():
@@ -101,12 +129,7 @@ def test_rows_are_named_from_the_top_down():
 @pytest.mark.parametrize("count", [1, 4, 6, 9])
 def test_every_target_has_a_panel_with_an_axis_below_a_hundred(count):
     targets = [f"domain {i}" for i in range(count)]
-    figure = draw_accuracies(
-        {("agr-sum", target): [99.9] for target in targets},
-        methods=["agr-sum"],
-        targets=targets,
-        seeds=1,
-    )
+    figure = drawn({("agr-sum", target): [99.9] for target in targets}, seeds=1)
     panels = [axes for axes in figure.axes if axes.axison]
     assert [axes.get_title(loc="left") for axes in panels] == targets
     assert all(max(axes.get_xticks()) <= 100 for axes in panels)
@@ -117,29 +140,36 @@ def test_twelve_methods_with_long_names_and_the_same_bytes_again():
     runs = {(method, "sketch"): [50.0 + i, 51.0, 52.0] for i, method in enumerate(methods)}
 
     def again():
-        return encoded(draw_accuracies(runs, methods=methods, targets=["sketch"], seeds=3), "svg")
+        return encoded(drawn(runs, seeds=3), "svg")
 
     assert again() == again()
 
 
 def test_figure_4_has_multi_domain_batches_above_single_domain_ones():
-    runs = {
-        ("agr-sum", "sketch", "multi"): [60.0, 62.0, 64.0],
-        ("agr-sum", "sketch", "single"): [50.0, 51.0, 55.0],
-        ("agr-rand", "sketch", "multi"): [60.0, 61.0],
-    }
-    figure = draw_batches(runs, methods=["agr-sum", "agr-rand"], targets=["sketch"], seeds=3)
+    multi = {("agr-sum", "sketch"): [60.0, 62.0, 64.0], ("agr-rand", "sketch"): [60.0, 61.0]}
+    single = {("agr-sum", "sketch"): [50.0, 51.0, 55.0]}
+    methods = ["agr-sum", "agr-rand"]
+    both = [table_of(runs, seeds=3, methods=methods) for runs in (multi, single)]
+    figure = draw_batches(*both, method_styles(methods)).figure
     axes = panel(figure, "sketch")
     assert medians(axes) == {-0.2: 62.0, 0.2: 51.0, 0.8: 60.5}
-    assert set(texts(axes)) == {"2 of 3", "no run (single)"}
+    assert {"2 of 3", "no run (single)"} <= set(texts(axes))
     filled, hollow = axes.patches
     assert hollow.get_facecolor() == (1, 1, 1, 1)
+    assert (filled.get_linestyle(), hollow.get_linestyle()) == ("-", "--")
     assert filled.get_facecolor() != (1, 1, 1, 1)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["multi-domain\nbatches", "single-domain\nbatches"]
 
 
+def test_figure_4_needs_a_method_and_a_target_in_both():
+    one, two = ({(method, "sketch"): [1.0]} for method in ("agr-sum", "pcgrad"))
+    both = [table_of(runs, seeds=1) for runs in (one, two)]
+    assert draw_batches(*both, method_styles(["agr-sum", "pcgrad"])) is None
+
+
 def test_styles_may_be_given():
     styles = method_styles(["pcgrad"])
-    figure = drawn(methods=["agr-sum"], styles={"agr-sum": styles["pcgrad"]})
-    assert panel(figure, "sketch").lines[0].get_color() == styles["pcgrad"].color
+    table = table_of({("agr-sum", "photo"): [1.0, 2.0, 3.0]}, seeds=3)
+    figure = draw_accuracies(table, {"agr-sum": styles["pcgrad"]}).figure
+    assert panel(figure, "photo").lines[0].get_color() == styles["pcgrad"].color

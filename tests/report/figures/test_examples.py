@@ -1,6 +1,6 @@
 import numpy as np
 
-from gradsurgery.report.figures.examples import SIDE, draw_examples, mosaic
+from gradsurgery.report.figures.examples import SIDE, Examples, draw_examples, mosaic
 
 
 def plain(value, size=14):
@@ -26,7 +26,7 @@ def test_small_images_keep_their_pixels():
 
 def test_rows_are_domains_and_columns_classes():
     images = {("dog", "photo"): plain(0), ("cat", "photo"): plain(0), ("dog", "b"): plain(0)}
-    figure = draw_examples(images, classes=["dog", "cat"], domains=["photo", "b"], title="pacs")
+    figure = draw_examples(Examples("pacs", ["dog", "cat"], ["photo", "b"], images)).figure
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["dog", "cat"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["photo", "b"]
@@ -37,8 +37,7 @@ def test_rows_are_domains_and_columns_classes():
 
 def test_of_many_classes_ten_are_shown_and_the_figure_says_so():
     classes = [f"class {i}" for i in range(65)]
-    figure = draw_examples(
-        {(label, "a"): plain(0) for label in classes}, classes=classes, domains=["a"]
-    )
+    images = {(label, "a"): plain(0) for label in classes}
+    figure = draw_examples(Examples("pacs", classes, ["a"], images)).figure
     assert len(figure.axes[0].get_xticks()) == 10
     assert "10 of 65 classes" in figure.get_supxlabel().replace("\n", " ")

@@ -1,39 +1,46 @@
 """Figure 1: an image of every class and domain."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import UInt8
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from gradsurgery.report.figures.panels import set_heading
-from gradsurgery.report.figures.style import GREY, new_figure, styled, wrapped
+from gradsurgery.report.figures.style import (
+    GREY,
+    Drawing,
+    new_figure,
+    set_heading,
+    styled,
+    wrapped,
+)
+from gradsurgery.report.section import listed
 
 Image = UInt8[np.ndarray, "_ _ 3"]
 
 SIDE = 112
 """Pixels of an image in the figure, at most."""
-MOST_CLASSES = 10
+_MOST_CLASSES = 10
 _INCHES = 0.82
 _GAP = 6
 
 
-@styled()
-def draw_examples(
-    images: Mapping[tuple[str, str], Image],
-    *,
-    classes: Sequence[str],
-    domains: Sequence[str],
-    title: str = "",
-    note: str = "",
-) -> Figure:
-    """A row a domain, a column a class, in it the image of `images[class, domain]`.
+@dataclass(frozen=True)
+class Examples:
+    """Images of a data set, uint8 RGB, one for each (class, domain) that has one."""
 
-    images: uint8 RGB; a pair that is absent leaves its place empty.
-    classes: the first ten and no more are shown, and the figure says so.
-    """
-    shown = list(classes[:MOST_CLASSES])
+    data: str
+    classes: Sequence[str]
+    domains: Sequence[str]
+    images: Mapping[tuple[str, str], Image]
+
+
+@styled()
+def draw_examples(examples: Examples) -> Drawing:
+    """A row a domain, a column a class; of more than ten classes, the first ten, and it says so."""
+    classes, domains, images = examples.classes, examples.domains, examples.images
+    shown = list(classes[:_MOST_CLASSES])
     page = mosaic([[images.get((label, domain)) for label in shown] for domain in domains])
     names = [wrapped(domain, 14, 2) for domain in domains]
     longest = max(len(line) for name in names for line in name.splitlines())
@@ -44,7 +51,8 @@ def draw_examples(
     axes.grid(visible=False)
     axes.imshow(page, interpolation="nearest")
     step = SIDE + _GAP
-    axes.set_xticks([step * i + SIDE / 2 for i in range(len(shown))], [_title(c) for c in shown])
+    titles = [wrapped(label, 13, 2) for label in shown]
+    axes.set_xticks([step * i + SIDE / 2 for i in range(len(shown))], titles)
     axes.set_yticks([step * i + SIDE / 2 for i in range(len(domains))], names)
     axes.tick_params(length=0, labelsize=7, labeltop=True, labelbottom=False)
     for spine in axes.spines.values():
@@ -54,11 +62,14 @@ def draw_examples(
             if (label, domain) not in images:
                 place = (step * column + SIDE / 2, step * row + SIDE / 2)
                 axes.annotate("none", place, ha="center", va="center", fontsize=6, color=GREY)
-    fewer = (
-        f"The first {len(shown)} of {len(classes)} classes. " if len(shown) < len(classes) else ""
+    fewer = len(shown) < len(classes)
+    note = f"The first {len(shown)} of {len(classes)} classes." if fewer else ""
+    set_heading(figure, f"{examples.data}: examples", note)
+    return Drawing(
+        figure,
+        f"An image of every class (columns) and domain (rows) of {examples.data}.",
+        f"Images of {examples.data}, rows are the domains {listed(domains)}.",
     )
-    set_heading(figure, title, (fewer + note).strip())
-    return figure
 
 
 def mosaic(rows: Sequence[Sequence[Image | None]]) -> NDArray[np.uint8]:
@@ -80,7 +91,3 @@ def _resized(image: Image) -> NDArray[np.uint8]:
     how = Pillow.Resampling.NEAREST if small else Pillow.Resampling.LANCZOS
     picture = Pillow.fromarray(np.ascontiguousarray(image))
     return np.asarray(picture.resize((SIDE, SIDE), how), dtype=np.uint8)
-
-
-def _title(label: str) -> str:
-    return wrapped(label, 13, 2)

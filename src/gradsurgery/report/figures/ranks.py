@@ -1,71 +1,69 @@
 """The critical-difference diagram: average ranks, and what cannot be told apart."""
 
-from collections.abc import Mapping, Sequence
-
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from gradsurgery.report.figures.accuracy import Styles
-from gradsurgery.report.figures.panels import set_heading
+from gradsurgery.report.figures.boxes import Styles
 from gradsurgery.report.figures.style import (
     GREY,
+    Drawing,
     MethodStyle,
-    method_styles,
     new_figure,
+    set_heading,
     styled,
     wrapped,
 )
+from gradsurgery.report.section import listed
+from gradsurgery.results.ranking import Ranking
 
 _ROW = 0.22
 """Inches between two names."""
 
 
 @styled()
-def draw_ranks(
-    ranks: Mapping[str, float],
-    *,
-    critical_difference: float | None,
-    cliques: Sequence[Sequence[str]] = (),
-    styles: Styles | None = None,
-    title: str = "",
-    note: str = "",
-) -> Figure:
+def draw_ranks(ranking: Ranking, cells: str, styles: Styles) -> Drawing:
     """Average ranks on an axis from 1 (best, at the left) to the number of methods.
 
-    critical_difference: the length of the bar above the axis; None where there is no test.
-    cliques: methods that are not significantly different, joined by a thick line below the axis.
-    styles: how the methods are drawn; by default as `method_styles(methods)` says.
+    The bar above the axis is the critical difference; methods that are not significantly different
+    are joined by a thick line below it. `cells` says in words what was ranked.
 
     Source: Demšar 2006, "Statistical Comparisons of Classifiers over Multiple Data Sets", fig. 1.
     """
+    ranks = dict(zip(ranking.methods, ranking.ranks, strict=True))
     ordered = sorted(ranks, key=lambda method: (ranks[method], method))
-    joined = [clique for clique in cliques if len(clique) > 1]
+    joined = ranking.cliques
     half = -(-len(ordered) // 2)
     below = 0.3 + 0.13 * len(joined)  # inches from the axis to the first name
-    above = 0.3 if critical_difference is None else 0.75
-    figure, grid = new_figure(6.4, above + below + _ROW * half + 0.4)
+    figure, grid = new_figure(6.4, 0.75 + below + _ROW * half + 0.4)
     axes: Axes = grid[0, 0]
     axes.set_axis_off()
     count = max(len(ordered), 2)
     axes.set_xlim(1 - 0.75 * (count - 1), count + 0.75 * (count - 1))
-    axes.set_ylim(-(below + _ROW * half), above)  # inches, the axis at 0
+    axes.set_ylim(-(below + _ROW * half), 0.75)  # inches, the axis at 0
     _draw_axis(axes, count)
-    if critical_difference is not None:
-        _draw_critical_difference(axes, critical_difference, count)
+    _draw_critical_difference(axes, ranking.critical_difference, count)
     for level, clique in enumerate(joined):
         ends = [ranks[method] for method in clique]
         y, beyond = -0.13 * (level + 1), 0.012 * count
         line = axes.plot([min(ends) - beyond, max(ends) + beyond], [y, y], color="black")[0]
         line.set(linewidth=3, solid_capstyle="butt", gid=f"clique-{level}")
-    styles = styles or method_styles(ordered)
     for place, method in enumerate(ordered):
         left = place < half  # the better half from the top down, the rest from the bottom up
         row = place if left else len(ordered) - 1 - place
         _draw_name(
             axes, (method, ranks[method]), -(below + _ROW * row), styles[method], left, count
         )
-    set_heading(figure, title, note)
-    return figure
+    test = f"Nemenyi's test at {ranking.level:g}"
+    note = f"Methods joined by a bar are not told apart by {test}."
+    set_heading(figure, f"Average ranks over {cells}", note)
+    caption = (
+        f"Average ranks of the methods' means over {cells}, 1 the best. Two methods differ by "
+        f"{test} where their ranks are farther apart than the critical difference, "
+        f"{ranking.critical_difference:.2f} (Demšar 2006)."
+    )
+    if ranking.left_out:
+        caption += f" Left out, as a method is not complete there: {listed(ranking.left_out)}."
+    order = listed([f"{method} {rank:.2f}" for method, rank in ranks.items()])
+    return Drawing(figure, caption, f"Average ranks, best first: {order}.")
 
 
 def _draw_axis(axes: Axes, count: int) -> None:

@@ -5,8 +5,9 @@ import textwrap
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -15,8 +16,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from gradsurgery.atomic import atomic_file
+from gradsurgery.errors import printable
+
+Line = Literal["-", "--", "-.", ":"]
 
 DOTS_PER_INCH = 200
+PANEL_WIDTH = 1.65
+"""Inches, of a panel for a target."""
 GREY = "#595959"
 LIGHT = "#d9d9d9"
 SEQUENTIAL = "cividis"
@@ -27,65 +33,20 @@ DIVERGING = "PuOr"
 # The baseline is black. Okabe & Ito 2008 without their yellow, which is lost on white paper, then
 # Tol's muted scheme; the order keeps the methods of the paper apart under any colour blindness.
 _COLORS = (
-    "#1a1a1a",
-    "#0072b2",
-    "#56b4e9",
-    "#d55e00",
-    "#e69f00",
-    "#009e73",
-    "#cc79a7",
-    "#882255",
-    "#332288",
-    "#999933",
+    *("#1a1a1a", "#0072b2", "#56b4e9", "#d55e00", "#e69f00"),
+    *("#009e73", "#cc79a7", "#882255", "#332288", "#999933"),
 )
 _MARKERS = ("o", "s", "^", "D")
-_LINES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
-_PLACED = (
-    "deep-all",
-    "agr-sum",
-    "agr-rand",
-    "pcgrad",
-    "irm",
-    "mldg",
-    "mixup",
-    "group-dro",
-)
-_SETTINGS: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same everywhere
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.titleweight": "bold",
-    "axes.labelsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#e8e8e8",
-    "grid.linewidth": 0.6,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": "black",
-    "ytick.labelcolor": "black",
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "legend.fontsize": 7,
-    "legend.frameon": False,
-    "lines.linewidth": 1.3,
-    "lines.markersize": 4,
-    "image.cmap": SEQUENTIAL,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    "svg.fonttype": "path",  # letters are shapes: no font is asked for
-    "svg.hashsalt": "gradsurgery",  # else ids are random
-    "text.parse_math": False,  # a name with two dollar signs is a name
-}
+_LINES: tuple[Line, ...] = ("-", "--", "-.", ":")
+_PLACED = ("deep-all", "agr-sum", "agr-rand", "pcgrad", "irm", "mldg", "mixup", "group-dro")
+
+
+class Drawing(NamedTuple):
+    """A figure of a report; `alt` says what it shows in words."""
+
+    figure: Figure
+    caption: str
+    alt: str
 
 
 class MethodStyle(NamedTuple):
@@ -93,7 +54,7 @@ class MethodStyle(NamedTuple):
 
     color: str
     marker: str
-    line: Literal["-", "--", "-.", ":"]
+    line: Line
 
 
 @contextmanager
@@ -101,8 +62,14 @@ def styled() -> Iterator[None]:
     """Everything drawn within looks like the other figures; also a decorator, `@styled()`."""
     with mpl.rc_context():
         mpl.rcdefaults()  # a user's matplotlibrc must not change the bytes
-        mpl.rcParams.update(_SETTINGS)
+        mpl.rcParams.update(_settings())
         yield
+
+
+@cache
+def _settings() -> mpl.RcParams:
+    file = Path(__file__).with_name("report.mplstyle")
+    return mpl.rc_params_from_file(file, use_default_template=False)
 
 
 def new_figure(
@@ -186,14 +153,24 @@ def wrapped(name: str, width: int = 18, lines: int = 3) -> str:
     >>> wrapped("group-dro")
     'group-dro'
     """
-    parts = textwrap.wrap(name, width, break_long_words=True) or [""]
+    parts = textwrap.wrap(printable(name), width) or [""]
     if len(parts) > lines:
         parts = [*parts[: lines - 1], parts[lines - 1][: width - 1] + "…"]
     return "\n".join(parts)
 
 
-def tidy(axes: Axes, *, grid: Literal["x", "y", "both", "none"] = "y") -> None:
+def tidy(axes: Axes, *, grid: Literal["x", "y"] = "y") -> None:
     """Leave the grid lines of one direction alone."""
     axes.grid(visible=False)
-    if grid != "none":
-        axes.grid(visible=True, axis=grid)
+    axes.grid(visible=True, axis=grid)
+
+
+def set_heading(figure: Figure, title: str, note: str = "") -> None:
+    """Write the title above the panels and, small below them, how to read them."""
+    width = max(30, int(figure.get_figwidth() * 11))
+    if title:
+        heading = wrapped(title, width, 3)
+        figure.suptitle(heading, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    if note:
+        lines = wrapped(note, int(width * 1.6), 5)
+        figure.supxlabel(lines, x=0.01, ha="left", fontsize=6.5, color=GREY)

@@ -1,0 +1,147 @@
+"""A decoded data set, and the folder that holds it: pixels in `images.bin`, else `meta.json`."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradsurgery.data.source import SkippedImage, Source, count_images
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Decoded images of several domains, in the order of domain, class and identity.
+
+    name: the data set's name.
+    domains, classes: their names.
+    images: uint8 [n, size, size, 3], RGB; read-only, memory-mapped.
+    identities: n unique names "domain/class/file".
+    domain, label: int64 [n], positions in `domains` and `classes`.
+    size: side in pixels.
+    digest: sha256 of everything the pixels and labels follow from, as hexadecimal digits.
+    skipped: images left out because they could not be decoded.
+    folder: where the cache keeps it; None for a set that is not from the cache.
+    left_out: files that lie among the images and were not taken for any.
+    provenance: where the code of a source from another package comes from.
+    """
+
+    name: str
+    domains: tuple[str, ...]
+    classes: tuple[str, ...]
+    images: NDArray[np.uint8]
+    identities: tuple[str, ...]
+    domain: NDArray[np.int64]
+    label: NDArray[np.int64]
+    size: int
+    digest: str
+    skipped: tuple[SkippedImage, ...] = ()
+    folder: Path | None = None
+    left_out: tuple[SkippedImage, ...] = ()
+    provenance: dict[str, str | None] | None = None
+
+    def counts(self) -> NDArray[np.int64]:
+        """Number of images of each domain (row) and class (column)."""
+        return count_images(self.domains, self.classes, self.domain, self.label)
+
+
+def content_hashes(source: Source) -> list[bytes]:
+    """The sha256 of every encoded image, in the order of the listing."""
+    hashes = [b""] * len(source.listing.identities)
+    for position, content in source.contents():
+        hashes[position] = hashlib.sha256(content).digest()
+    return hashes
+
+
+def content_digest(source: Source, size: int, hashes: list[bytes], decoder: str | None) -> str:
+    """The name of the folder: sha256 of all that its pixels and labels follow from."""
+    description: dict[str, Any] = {
+        "format": FORMAT,
+        "size": size,
+        "resize_first": source.resize_first,
+        "domains": source.domains,
+        "classes": source.classes,
+        "images": [
+            (identity, content.hex())
+            for identity, content in zip(source.listing.identities, hashes, strict=True)
+        ],
+    }
+    if decoder is not None:
+        description["decoder"] = decoder
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def allocate(file: BinaryIO, size: int) -> None:
+    """Reserve `size` bytes on the disk: writing to a map beyond a full disk kills the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    block = bytes(1 << 20)
+    for start in range(0, size, len(block)):
+        file.write(block[: size - start])
+    file.flush()
+
+
+def write_meta(folder: Path, digest: str, size: int, source: Source, bad: dict[int, str]) -> None:
+    """Describe the images of `folder`, of which those in `bad` are missing."""
+    listing = source.listing
+    kept = [i for i in range(len(listing.identities)) if i not in bad]
+    meta = {
+        "format": FORMAT,
+        "digest": digest,
+        "size": size,
+        "domains": listing.domains,
+        "classes": listing.classes,
+        "identities": [listing.identities[i] for i in kept],
+        "domain": listing.domain[kept].tolist(),
+        "label": listing.label[kept].tolist(),
+        "skipped": [[listing.identities[i], reason] for i, reason in sorted(bad.items())],
+    }
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+
+
+def read_image_set(folder: Path, digest: str, source: Source) -> ImageSet | None:
+    """The image set that `folder` holds of `source`, None where there is none or it is damaged."""
+    try:
+        meta: dict[str, Any] = json.loads((folder / "meta.json").read_bytes())
+        size, count = meta["size"], len(meta["identities"])
+        if meta["format"] != FORMAT or meta["digest"] != digest:
+            return None
+        pixels = folder / "images.bin"
+        if pixels.stat().st_size != count * size * size * 3:
+            return None
+        images = ImageSet(
+            source.name,
+            source.domains,
+            source.classes,
+            np.memmap(pixels, np.uint8, "r", shape=(count, size, size, 3)),
+            tuple(meta["identities"]),
+            np.array(meta["domain"], dtype=np.int64),
+            np.array(meta["label"], dtype=np.int64),
+            size,
+            digest,
+            tuple(SkippedImage(identity, reason) for identity, reason in meta["skipped"]),
+            folder,
+            source.left_out,
+            source.provenance,
+        )
+    # Any of these means that the folder is missing or damaged: it is made anew.
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return images if len(images.domain) == len(images.label) == count else None
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder and the files right in it to the disk."""
+    for path in [*(path for path in folder.iterdir() if path.is_file()), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

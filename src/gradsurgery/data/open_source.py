@@ -1,0 +1,129 @@
+"""One argument names a data set."""
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+from gradsurgery.data.digits import ColoredDigits, RotatedDigits
+from gradsurgery.data.folder import FolderSource
+from gradsurgery.data.hub import HubSource
+from gradsurgery.data.parquet import ParquetSource, parquet_files
+from gradsurgery.data.presets import PRESETS, PresetSource
+from gradsurgery.data.source import Source
+from gradsurgery.doors import entry_names, is_door, load_object, provenance
+from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError
+
+BUILT_IN = {"rotated-digits": RotatedDigits, "colored-digits": ColoredDigits}
+
+
+def open_source(spec: str) -> Source:
+    """Open the data set that `spec` names; lists its images, decodes none.
+
+    `spec` is "rotated-digits" or "colored-digits" (built in); "pacs", "vlcs" or "office-home",
+    alone (from the Hub) or followed by ":PATH"; "hf://owner/name"; the path of a folder laid out
+    as domain/class/image; the path of a Parquet file or of a folder of such files; or, where none
+    of these has the name, a source of your own: "package.module:Name" or an entry point in the
+    group `gradsurgery.sources`, that is a class or a function that gives a `Source` without
+    arguments. A local folder that is called like one of the names is given as "./pacs".
+
+    Raises `ArgumentError` for any other `spec`, `DataError` where the data set is not usable.
+
+    >>> open_source("rotated-digits").domains
+    ('0', '15', '30', '45', '60', '75')
+    """
+    if spec in BUILT_IN:
+        return BUILT_IN[spec]()
+    name, _, place = spec.partition(":")
+    if name in PRESETS:
+        return _open_preset(name, place)
+    if (is_door(spec) or spec in entry_names("source")) and not _exists(spec):
+        return _open_own(spec)
+    return _open_place(spec)
+
+
+def _open_preset(name: str, place: str) -> Source:
+    preset = PRESETS[name]
+    if not place:
+        if preset.hub is None:
+            raise DataError(
+                f"{name} is not known to be on the Hugging Face Hub; download it and give its path "
+                f"as {name}:PATH"
+            )
+        place = f"hf://{preset.hub}"
+    return PresetSource(preset, _open_place(place))
+
+
+def _open_own(name: str) -> Source:
+    build = load_object(
+        name,
+        "source",
+        fits=_builds_source,
+        expected="a subclass of gradsurgery.Source, or a function that gives one",
+    )
+    try:
+        inspect.signature(build).bind()
+    except TypeError as error:
+        raise ArgumentError(
+            f"the source {name!r} cannot be made without arguments: {error}; let it need none"
+        ) from error
+    try:
+        source = build()
+    except GradsurgeryError:
+        raise
+    except Exception as error:  # code of anybody's
+        raise DataError(
+            f"the source {name!r} cannot be opened, {type(error).__name__}: {error}; mend it"
+        ) from error
+    if not isinstance(source, Source):
+        raise ArgumentError(
+            f"the source {name!r} gives a {type(source).__name__}, expected a gradsurgery.Source"
+        )
+    if not hasattr(source, "listing"):
+        raise ArgumentError(
+            f"the source {name!r} lists no images; call super().__init__ in its __init__"
+        )
+    source.provenance = provenance(build)
+    return source
+
+
+def _builds_source(found: Any) -> bool:
+    return issubclass(found, Source) if isinstance(found, type) else callable(found)
+
+
+def _open_place(place: str) -> Source:
+    if place.startswith("hf://"):
+        repository = place.removeprefix("hf://")
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+            raise ArgumentError(f"{place} is no data set of the Hub, expected hf://owner/name")
+        return HubSource(repository)
+    if not _exists(place):
+        raise ArgumentError(
+            f"no data set '{place:.300}': no such folder or file, nor a known name; accepted are: "
+            f"{_accepted()}"
+        )
+    path = Path(place).expanduser()
+    if path.is_dir():
+        return ParquetSource(path) if parquet_files(path) else FolderSource(path)
+    if path.suffix != ".parquet" or not path.is_file():
+        raise ArgumentError(
+            f"{place} is no folder and no Parquet file; accepted are: {_accepted()}"
+        )
+    return ParquetSource(path)
+
+
+def _exists(place: str) -> bool:
+    """Whether the file system has something of that name; no text makes it raise."""
+    try:
+        return Path(place).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, no such user
+        return False
+
+
+def _accepted() -> str:
+    own = "".join(f", {name}" for name in entry_names("source"))
+    return (
+        f"{', '.join(BUILT_IN)}{own}, {', '.join(PRESETS)} (or, say, pacs:PATH), hf://owner/name, "
+        "a folder domain/class/image, the path of Parquet files, or a source of your own "
+        "(package.module:Name)"
+    )

@@ -1,0 +1,190 @@
+"""Images in tables with the columns image, domain and label (Parquet files, the Hub)."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradsurgery.data.source import Source
+from gradsurgery.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+COLUMNS = ("image", "domain", "label")
+ROWS_AT_ONCE = 64
+
+
+class TableSource(Source):
+    """Rows of (image, domain, label).
+
+    An image's file is the name its row carries. Rows without one are called by the hash of their
+    bytes, and rows of one domain and class that share a name are numbered in the order of that
+    hash ("dog.jpg", "dog.jpg#2"): identities do not depend on the order of the rows.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        domains: Sequence[str],
+        classes: Sequence[str],
+        files: Sequence[str | None],
+        class_order: Sequence[str] | None,
+    ) -> None:
+        distinct = self._distinct_files(domains, classes, files)
+        super().__init__(name, domains, classes, distinct, class_order=class_order)
+
+    def _distinct_files(
+        self, domains: Sequence[str], classes: Sequence[str], files: Sequence[str | None]
+    ) -> list[str]:
+        namesakes: defaultdict[str, list[int]] = defaultdict(list)
+        for row, key in enumerate(zip(domains, classes, files, strict=True)):
+            namesakes["/".join(map(str, key))].append(row)
+        unclear = {row for row, file in enumerate(files) if not file}
+        unclear.update(row for rows in namesakes.values() if len(rows) > 1 for row in rows)
+        names = [file or "" for file in files]
+        if not unclear:
+            return names
+        hashes = {
+            row: hashlib.sha256(content).hexdigest()
+            for row, content in enumerate(self.encoded())
+            if row in unclear
+        }
+        taken = set(namesakes)
+        for row in sorted(unclear, key=lambda row: (hashes[row], row)):
+            name = names[row] or hashes[row][:16]
+            number, names[row] = 1, name
+            prefix = f"{domains[row]}/{classes[row]}/"
+            first_of_name = bool(files[row]) and namesakes.pop(prefix + name, None) is not None
+            while not first_of_name and prefix + names[row] in taken:
+                number += 1
+                names[row] = f"{name}#{number}"
+            taken.add(prefix + names[row])
+        return names
+
+
+def check_columns(found: Sequence[str], where: str) -> None:
+    """Raise `DataError` where a column is missing, or there are two of one name."""
+    missing = [column for column in COLUMNS if column not in found]
+    if missing:
+        raise DataError(
+            f"{where} has no column {' and no column '.join(missing)}, expected "
+            f"{', '.join(COLUMNS)}, found {', '.join(found) or 'none'}; rename the columns"
+        )
+    for column in COLUMNS:
+        if (times := list(found).count(column)) > 1:
+            raise DataError(f"{where} has {times} columns {column}, expected one; rename the other")
+
+
+def image_kind(kind: "pa.DataType", where: str) -> str:
+    """Whether a column of images holds "bytes", "paths", or structs of "both"."""
+    from pyarrow import types
+
+    def is_text(kind: "pa.DataType") -> bool:
+        return str(kind) in ("string", "large_string", "string_view")
+
+    def is_bytes(kind: "pa.DataType") -> bool:
+        return types.is_fixed_size_binary(kind) or str(kind) in (
+            "binary",
+            "large_binary",
+            "binary_view",
+        )
+
+    plain = getattr(kind, "storage_type", kind)
+    plain = plain.value_type if types.is_dictionary(plain) else plain
+    if is_bytes(plain):
+        return "bytes"
+    if is_text(plain):
+        return "paths"
+    if types.is_struct(plain):
+        parts = {plain.field(i).name: plain.field(i).type for i in range(plain.num_fields)}
+        path = parts.get("path")
+        if "bytes" in parts and is_bytes(parts["bytes"]):
+            if path is None or types.is_null(path):
+                return "bytes"
+            if is_text(path):
+                return "both"
+    found = str(kind) if len(str(kind)) <= 80 else f"{str(kind)[:79]}…"
+    raise DataError(
+        f"{where}: column image has the type {found}, expected the bytes of image files (binary), "
+        "their paths (string), or a struct of both (bytes, path); encode the images as PNG or JPEG"
+    )
+
+
+def column_names(
+    values: Sequence[Any], names: Sequence[str] | None, column: str, where: str
+) -> list[str]:
+    """The names that a column's values stand for.
+
+    Strings stand for themselves, integers for `names` (a ClassLabel's) or their digits.
+    Raises `DataError` for null, an integer out of range or any other type.
+    """
+    result = []
+    for row, value in enumerate(values):
+        if isinstance(value, str) and value:
+            result.append(value)
+            continue
+        if not isinstance(value, int) or isinstance(value, bool):
+            found = "null" if value is None else f"{value!r:.60}"
+            raise DataError(
+                f"{where}, row {row}: {column} is {found}, expected a name or the number of a "
+                "name; mend or remove the row"
+            )
+        if value < 0 or (names is not None and value >= len(names)):
+            last = "" if names is None else f" to {len(names) - 1}"
+            raise DataError(
+                f"{where}, row {row}: {column} is {value}, expected a number from 0{last}; mend or "
+                "remove the row"
+            )
+        result.append(str(value) if names is None else names[value])
+    return result
+
+
+def order_of_classes(declared: Sequence[Sequence[str] | None], found: set[str]) -> list[str]:
+    """The declared order where every table declares the same, else numeric or alphabetic."""
+    first = declared[0] if declared else None
+    if first is not None and all(names == first for names in declared) and found <= set(first):
+        return list(first)
+    if all(name.isdecimal() for name in found):
+        return sorted(found, key=int)
+    return sorted(found)
+
+
+def image_bytes(value: Any, folder: Path, place: str) -> bytes:
+    """The encoded image of a cell: bytes, a path, or {bytes, path}; empty where it holds none."""
+    if isinstance(value, str):
+        value = {"path": value}
+    elif not isinstance(value, dict):
+        value = {"bytes": value}
+    content: bytes | None = value.get("bytes")
+    path: str | None = value.get("path")
+    if content is not None or not path:
+        return content or b""
+    try:
+        return (folder / path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{place}: cannot read {folder / path}: {reason_of(error)}; give paths relative to "
+            "the table, or store the images' bytes in it"
+        ) from error
+
+
+def stated(path: Path) -> tuple[str, int, int]:
+    """What changes when a file does: path, size and time of modification; -1 for an absent one."""
+    try:
+        stat = path.stat()
+    except (OSError, ValueError):
+        return str(path), -1, -1
+    return str(path), stat.st_size, stat.st_mtime_ns
+
+
+def file_name(path: str | None) -> str | None:
+    """The last part of a path, None where there is none."""
+    return Path(path).name or None if path else None
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what an error says."""
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return str(text).splitlines()[0]

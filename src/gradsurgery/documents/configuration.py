@@ -1,0 +1,284 @@
+"""The options of one run: each declared once, with its description and its role."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gradsurgery.atomic import atomic_file
+from gradsurgery.documents.document import complaint
+from gradsurgery.errors import ArgumentError
+
+BatchNorm = Literal["frozen", "per-domain", "pooled"]
+Optimizer = Literal["adam", "adamw", "sgd"]
+Precision = Literal["float32", "bfloat16", "float16"]
+Average = Literal["none", "ema", "swad"]
+Batches = Literal["multi", "single"]
+
+Role = Literal["identity", "condition", "hyperparameter", "place"]
+"""What an option is to a comparison of runs.
+
+identity: says which of the compared runs it is; two runs that are compared may differ in it.
+condition: of the experiment; two runs that are compared share it, and no search chooses it.
+hyperparameter: two runs that are compared share it, unless a search has chosen it for each.
+place: where and on what the run is worked on. Every option but these decides the run's folder.
+"""
+
+CONFIGURATION_FILE = "configuration.json"
+BUILT_IN_DATA = ("rotated-digits", "colored-digits")
+
+# They are there to try things out: a run takes seconds on a processor.
+_DIGITS: dict[str, Any] = {
+    "backbone": "small-cnn",
+    "weights": "none",
+    "iterations": 300,
+    "batch_size": 24,
+    "learning_rate": 5e-3,
+    "weight_decay": 5e-5,
+    "validate_every": 20,
+    "image_size": 14,
+}
+
+
+def _option(
+    role: Role,
+    description: str,
+    default: Any = ...,
+    **limits: Any,
+) -> Any:
+    """A field with its role."""
+    return Field(default, description=description, json_schema_extra={"role": role}, **limits)
+
+
+class RunConfiguration(BaseModel):
+    """Everything that decides the outcome of a run.
+
+    The defaults are the paper's protocol; the built-in digit sets have small ones of their own.
+    What each option means is its field's `description`, which the command line shows too; `role`
+    says what it is to a comparison of runs. Raises `ArgumentError` for a value out of its range.
+
+    >>> RunConfiguration(data="pacs", target="sketch").learning_rate
+    1e-05
+    >>> RunConfiguration(data="rotated-digits", target="75").backbone
+    'small-cnn'
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    data: str = _option(
+        "place",
+        'The data set: a built-in name, a folder, "hf://owner/name", "pacs", "pacs:PATH", or '
+        "package.module:Source.",
+        min_length=1,
+    )
+    target: str = _option("identity", "The domain that is held out.", min_length=1)
+    without: list[str] = _option(
+        "identity",
+        "A source domain to leave out as well, of training and of validation.",
+        [],
+    )
+    method: str = _option(
+        "identity",
+        "A name of `gradsurgery methods`, or objective+rule; either may be package.module:Name.",
+        "agr-sum",
+    )
+    settings: dict[str, float | str] = _option(
+        "hyperparameter",
+        "A hyperparameter of the method or the average, e.g. group-dro.eta=0.05; see "
+        "`gradsurgery methods`.",
+        {},
+    )
+    backbone: str = _option(
+        "condition",
+        "A torchvision or timm classifier, small-cnn, or package.module:function.",
+        "alexnet",
+    )
+    weights: str = _option(
+        "condition",
+        "Initial weights: default (pretrained on ImageNet), none, or a file.",
+        "default",
+    )
+    batch_norm: BatchNorm = _option(
+        "hyperparameter",
+        "Batch normalisation: frozen (evaluation mode), per-domain (every domain by its own "
+        "batch), or pooled (one forward pass over the batches of all domains, then a backward pass "
+        "per domain). Default: frozen, with weights none per-domain.",
+        "frozen",
+    )
+    seed: int = _option("identity", "Seed of everything random in the run.", 0, ge=0)
+    split_seed: int = _option(
+        "condition", "Seed of the split into training, validation and test images.", 0, ge=0
+    )
+    split_per_run: bool = _option("condition", "Draw the split from the run's own seed.", False)
+    iterations: int = _option("hyperparameter", "Steps of the optimiser.", 1000, ge=1)
+    batch_size: int = _option("hyperparameter", "Images per source domain and step.", 128, ge=1)
+    batches: Batches = _option(
+        "condition",
+        "multi: one batch of every source domain. single: as many batches, all of one domain "
+        "chosen at random at every step (the control of the paper's figure 4).",
+        "multi",
+    )
+    log_conflict: int = _option(
+        "identity",
+        "Record every so many steps how the domains' gradients agree; 0 is never.",
+        0,
+        ge=0,
+    )
+    learning_rate: float = _option("hyperparameter", "Step size of the optimiser.", 1e-5, gt=0)
+    weight_decay: float = _option("hyperparameter", "Weight decay of the optimiser.", 5e-5, ge=0)
+    optimizer: Optimizer = _option(
+        "hyperparameter", "adam, adamw or sgd (with momentum 0.9).", "adam"
+    )
+    average: Average = _option(
+        "hyperparameter",
+        "Average of the weights over the steps: none, ema (the exponential average is validated, "
+        "selected and tested), or swad (the best model is the mean over the valley of the "
+        "validation loss).",
+        "none",
+    )
+    validate_every: int = _option(
+        "hyperparameter",
+        "Steps between validations. Each writes a checkpoint, unless writing them takes more than "
+        "a tenth of the run's time.",
+        20,
+        ge=1,
+    )
+    image_size: int = _option("hyperparameter", "Height and width in pixels.", 224, ge=8, le=2048)
+    device: str = _option(
+        "place", "auto (the first of cuda, mps, cpu that there is), or a device of torch.", "auto"
+    )
+    precision: Precision = _option(
+        "hyperparameter",
+        "float32, bfloat16 or float16: of the forward and backward passes; weights are float32.",
+        "float32",
+    )
+    threads: int | None = _option(
+        "place",
+        "Threads of the processor to compute with; results depend on them to the last bit. "
+        "Default: as many as torch takes.",
+        None,
+        ge=1,
+    )
+    skip_bad: bool = _option("identity", "Leave out images that cannot be decoded.", False)
+
+    if not TYPE_CHECKING:  # the signature type checkers see stays the fields'
+
+        def __init__(self, **options: Any) -> None:
+            try:
+                super().__init__(**options)
+            except ValidationError as error:
+                raise _argument_error(error) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, options: Any) -> Any:
+        if not isinstance(options, dict):
+            return options
+        digits = _DIGITS if options.get("data") in BUILT_IN_DATA else {}
+        filled = {**digits, **options}
+        if filled.get("backbone") == "small-cnn":  # there are no weights for it
+            filled.setdefault("weights", "none")
+        if isinstance(filled.get("data"), str):
+            filled["data"] = without_slash(filled["data"])
+        if isinstance(filled.get("without"), list | tuple):
+            filled["without"] = sorted(set(filled["without"]))
+        if filled.get("weights") == "none":  # random running statistics are worth nothing
+            filled.setdefault("batch_norm", "per-domain")
+        return filled
+
+    def sources(self, domains: Iterable[str]) -> list[str]:
+        """Those of `domains` that are trained and validated on."""
+        return [d for d in domains if d != self.target and d not in self.without]
+
+    def differences(self, other: "RunConfiguration", *also: str) -> dict[str, tuple[Any, Any]]:
+        """The options in which two runs differ, wherever they are worked on: own value, other's.
+
+        also: names of further options to compare.
+        """
+        return {
+            name: (getattr(self, name), getattr(other, name))
+            for name in (*also, *options_of("identity", "condition", "hyperparameter"))
+            if getattr(self, name) != getattr(other, name)
+        }
+
+    def departures(self) -> dict[str, Any]:
+        """The options that are not at their field's default, wherever the run is worked on.
+
+        A field that a later version adds changes nothing here where it is not set.
+        """
+        default = type(self).model_fields
+        return {
+            name: getattr(self, name)
+            for name in options_of("identity", "condition", "hyperparameter")
+            if getattr(self, name) != default[name].default
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write `configuration.json`, which `--config` takes; raises `OutputError`."""
+        with atomic_file(folder / CONFIGURATION_FILE) as temporary:
+            temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def options_of(*roles: Role) -> list[str]:
+    """The names of the options that have one of the `roles`, in the order of the fields."""
+    return [name for name in RunConfiguration.model_fields if role_of(name) in roles]
+
+
+def role_of(name: str) -> Role:
+    """The role of the option `name`."""
+    extra = RunConfiguration.model_fields[name].json_schema_extra
+    role: Role = extra["role"]  # type: ignore[index,assignment]
+    return role
+
+
+def without_slash(data: str) -> str:
+    """A data set as users name it: the same folder with a slash at its end and without.
+
+    >>> without_slash("photos/"), without_slash("/")
+    ('photos', '/')
+    """
+    return data.rstrip("/") if data[1:].endswith("/") else data
+
+
+def upgraded_configuration(content: dict[str, Any]) -> dict[str, Any]:
+    """A document of an earlier version, whose configuration may have options that are no more.
+
+    `passes` said whether one pass served all domains; what it computed was the same.
+    """
+    options = content.get("configuration")
+    if not isinstance(options, dict):
+        return content
+    kept = {name: value for name, value in options.items() if name != "passes"}
+    return content | {"configuration": kept}
+
+
+def read_mapping(path: Path, what: str) -> dict[str, Any]:
+    """What a YAML or JSON file says by name: the options of a run, or the parts of a plan.
+
+    Raises `ArgumentError`, calling it `what`, where it cannot be read or is no mapping by name.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArgumentError(f"cannot read the {what} {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ArgumentError(f"the {what} {path} is not YAML: {reason}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ArgumentError(f"the {what} {path} is no mapping: give one line NAME: VALUE for each")
+    return content
+
+
+def _argument_error(error: ValidationError) -> ArgumentError:
+    """The first complaint of pydantic as one line that names the option."""
+    first = error.errors()[0]
+    option = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(RunConfiguration.model_fields)
+        return ArgumentError(f"unknown option {option!r}; the options are {known}")
+    if first["type"] == "missing":
+        return ArgumentError(f"{option} is missing; give one")
+    return ArgumentError(complaint(error))

@@ -1,0 +1,93 @@
+"""What every file is that this software writes and reads again: JSON with a version."""
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gradsurgery.atomic import atomic_file
+from gradsurgery.errors import ArgumentError, DataError
+
+Kind = TypeVar("Kind", bound="Document")
+
+
+class Part(BaseModel):
+    """A part of a document. What a later version may have added is read past."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+class Document(Part):
+    """A file: its name, its version, how it is read, checked and written.
+
+    file_name: what it is called in its folder.
+    title: what it is, in messages.
+    cure: what to do about one that is damaged.
+    """
+
+    file_name: ClassVar[str]
+    title: ClassVar[str]
+    cure: ClassVar[str]
+
+    version: int = 1
+
+    @classmethod
+    def load(cls: type[Kind], path: Path) -> Kind:
+        """Read the file at `path`, or the one of its name in the folder `path`.
+
+        Raises `DataError`, one line that names the file, what is wrong and the cure, where it
+        cannot be read, is cut off, is something else or of a later version.
+        """
+        path = path / cls.file_name if path.is_dir() else path
+        content = cls._content(path)
+        try:
+            return cls.model_validate(cls.upgraded(content), strict=True)
+        except ArgumentError as error:
+            raise DataError(f"{path}: {error}; {cls.cure}") from error
+        except ValidationError as error:
+            message = f"{path} is no {cls.title}: {complaint(error)}; {cls.cure}"
+            raise DataError(message) from error
+
+    @classmethod
+    def upgraded(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """The content of a file of an earlier version in today's form."""
+        return content
+
+    def save(self, folder: Path) -> None:
+        """Write the file into `folder`, whole or not at all; raises `OutputError`."""
+        with atomic_file(folder / self.file_name) as temporary:
+            temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def _content(cls, path: Path) -> dict[str, Any]:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DataError(
+                f"cannot read {path}: {error.strerror}; check the file, or {cls.cure}"
+            ) from error
+        except (ValueError, RecursionError) as error:
+            reason = str(error) or type(error).__name__
+            raise DataError(f"{path} is not JSON: {reason}; {cls.cure}") from error
+        found = content.get("version") if isinstance(content, dict) else None
+        if found is None:
+            raise DataError(f"{path} is no {cls.title}: it has no version; move it elsewhere")
+        latest = cls.model_fields["version"].default
+        if isinstance(found, bool) or not isinstance(found, int) or not 1 <= found <= latest:
+            raise DataError(
+                f"{path} is a {cls.title} of version {found!r}, expected {latest} or earlier; "
+                f"read it with the gradsurgery that wrote it or {cls.cure}"
+            )
+        return dict(content)
+
+
+def complaint(error: ValidationError) -> str:
+    """The first complaint of pydantic: what, what is expected, what was found."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"it has no {where}"
+    expected = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    found = "" if ", found " in expected else f", found {first['input']!r:.80}"
+    return f"{where} {expected}{found}".strip()

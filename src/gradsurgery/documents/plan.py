@@ -1,0 +1,262 @@
+"""What a sweep is to run, and the files that say so in its folder."""
+
+import csv
+import re
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from gradsurgery.documents.configuration import (
+    RunConfiguration,
+    options_of,
+    upgraded_configuration,
+    without_slash,
+)
+from gradsurgery.documents.document import Document, Part
+from gradsurgery.errors import ArgumentError
+
+Value = bool | int | float | str
+Targets = Literal["all"] | list[str]
+
+# Options of a run that the plan decides, and by what.
+_PARTS = {
+    "data": "data",
+    "target": "targets",
+    "without": "leave_one_domain_out",
+    "method": "methods",
+    "seed": "seeds",
+}
+
+
+class Plan(BaseModel):
+    """Data sets × targets × methods × grid × seeds.
+
+    Run k of every method has the same initial weights and the same batches: the runs are paired by
+    seed. Raises `ArgumentError` for what is not a plan.
+
+    Args:
+        data: data sets, each as `gradsurgery train` takes it.
+        targets: domains to hold out in turn: "all", names, or a mapping from a data set (as in
+            `data`) to either.
+        methods: names, or `objective+rule`; "all" is the paper's eight.
+        seeds: of the runs. A number n stands for 0 … n − 1, "3-5" for 3, 4, 5.
+        options: options of every run, by the names of `RunConfiguration`'s fields; the
+            hyperparameters are under "settings". One that no method has is an error; a method
+            takes its own. What has a part of its own here is not among them.
+        grid: values to try of an option or a hyperparameter ("learning_rate", "backbone",
+            "irm.penalty"): every combination is run. Methods without a hyperparameter are run
+            once.
+        leave_one_domain_out: also run with every pair of domains held out, for the model selection
+            of that name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: list[str] = Field(min_length=1)
+    targets: Targets | dict[str, Targets] = "all"
+    methods: list[str] = Field(["deep-all", "agr-sum"], min_length=1)
+    seeds: list[int] = Field([0, 1, 2], min_length=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+    grid: dict[str, list[Value]] = Field(default_factory=dict)
+    leave_one_domain_out: bool = False
+
+    @property
+    def threads(self) -> int:
+        """Of the processor, for each run; one where the options do not say.
+
+        Sums depend on their number to the last bit, so it does not follow the number of workers.
+        """
+        threads = self.options.get("threads", 1)
+        if not isinstance(threads, int) or threads < 1:
+            raise ArgumentError(f"--threads is at least 1, found {threads!r}")
+        return threads
+
+    if not TYPE_CHECKING:
+
+        def __init__(self, **parts: Any) -> None:
+            try:
+                super().__init__(**parts)
+            except ValidationError as error:
+                raise _argument_error(error) from None
+
+    @field_validator("data", "methods", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return names(value) if isinstance(value, str) else value
+
+    @field_validator("data")
+    @classmethod
+    def _same_folders(cls, value: list[str]) -> list[str]:
+        return [without_slash(each) for each in value]
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _options(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+    @field_validator("options")
+    @classmethod
+    def _mapped_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
+        settings = value.get("settings", {})
+        if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
+            raise ValueError(
+                f"settings of the plan's options are a mapping by name, found {settings!r:.80}"
+            )
+        return value
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _seeds(cls, value: Any) -> Any:
+        return parse_seeds(str(value)) if isinstance(value, int | str) else value
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _targets(cls, value: Any) -> Any:
+        if isinstance(value, int | float | str):  # a domain may be called 75
+            return value if value == "all" else names(str(value))
+        if isinstance(value, dict):
+            return {without_slash(str(key)): cls._targets(each) for key, each in value.items()}
+        return [str(each) for each in value] if isinstance(value, list) else value
+
+    @field_validator("data", "methods", "seeds")
+    @classmethod
+    def _each_once(cls, value: list[Any]) -> list[Any]:
+        return list(dict.fromkeys(value))
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _values(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return {} if value is None else value
+        listed = {name: each if isinstance(each, list) else [each] for name, each in value.items()}
+        return {
+            name: [number_or_text(each) if isinstance(each, str) else each for each in values]
+            for name, values in listed.items()
+        }
+
+    @field_validator("options", "grid")
+    @classmethod
+    def _not_a_plan_part(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, part in _PARTS.items():
+            if name in value:
+                raise ValueError(f"{name} has a place of its own in the plan, {part}")
+        return value
+
+    @field_validator("grid")
+    @classmethod
+    def _values_to_try(cls, value: dict[str, list[Value]]) -> dict[str, list[Value]]:
+        for name, values in value.items():
+            if name in options_of("place"):
+                raise ValueError(f"{name} says where a run is worked on, which is not searched")
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} has no values, or one of them twice")
+        return value
+
+
+class PlannedRun(Part):
+    """A run that a sweep's folder should have; its record lies in `directory`, relative to it."""
+
+    directory: str
+    data: str
+    target: str
+    method: str
+    seed: int
+    without: list[str] = []
+
+    @field_validator("directory")
+    @classmethod
+    def _within_the_folder(cls, value: str) -> str:
+        path = PurePosixPath(value)
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"must be a path within the folder, found {value!r:.80}")
+        return value
+
+
+class SweepPlan(Document):
+    """`plan.json`: the plan of a sweep and its runs."""
+
+    file_name: ClassVar[str] = "plan.json"
+    title: ClassVar[str] = "plan of a sweep"
+    cure: ClassVar[str] = "delete it to let a plan have the folder, or choose another output folder"
+
+    plan: dict[str, Any]
+    runs: list[PlannedRun] = Field(min_length=1)
+
+
+class Failure(Document):
+    """`failure.json`: a run that was given up after so many `attempts`."""
+
+    file_name: ClassVar[str] = "failure.json"
+    title: ClassVar[str] = "account of a failed run"
+    cure: ClassVar[str] = "repeat the run"
+
+    configuration: RunConfiguration
+    attempts: int
+    error: str
+    traceback: str
+
+    @classmethod
+    def upgraded(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Without options that are no more."""
+        return upgraded_configuration(content)
+
+
+def number_or_text(text: str) -> int | float | str:
+    """The number that `text` spells, else the text: YAML takes 1e-5 for text.
+
+    >>> number_or_text("1e-5"), number_or_text("alexnet")
+    (1e-05, 'alexnet')
+    """
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def names(text: str) -> list[str]:
+    """Names separated by commas, each once; one with a comma in it is quoted as in a CSV file.
+
+    >>> names('photo, "Käse, x",photo')
+    ['photo', 'Käse, x']
+    """
+    row = next(csv.reader([text], skipinitialspace=True), [])
+    return list(dict.fromkeys(name.strip() for name in row if name.strip()))
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds of a count ("3": 0, 1, 2), a range with its end ("0-4") or a list ("0,1,2").
+
+    Raises `ArgumentError` for anything else.
+
+    >>> parse_seeds("2-4")
+    [2, 3, 4]
+    """
+    text = re.sub(r"\s", "", text)
+    if re.fullmatch(r"\d+", text) and int(text) > 0:
+        return list(range(int(text)))
+    if re.fullmatch(r"\d+(,\d+)+,?|\d+,", text):
+        return list(dict.fromkeys(int(part) for part in text.split(",") if part))
+    if match := re.fullmatch(r"(\d+)-(\d+)", text):
+        first, last = int(match[1]), int(match[2])
+        if first <= last:
+            return list(range(first, last + 1))
+    raise ArgumentError(
+        f"seeds must be a count (3), a range (0-4) or a list (0,1,2), found {text!r}"
+    )
+
+
+def _argument_error(error: ValidationError) -> ArgumentError:
+    """The first complaint of pydantic as one line that names the part of the plan."""
+    first = error.errors()[0]
+    part = ".".join(str(each) for each in first["loc"][:1])
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(Plan.model_fields)
+        return ArgumentError(f"unknown part {part!r} of a plan; the parts are {known}")
+    if first["type"] == "missing":
+        return ArgumentError(f"the plan has no {part}; name at least one")
+    expected = first["msg"].removeprefix("Value error, ")
+    found = "" if ", found " in expected else f", found {first['input']!r:.80}"
+    return ArgumentError(f"{part} of the plan: {expected}{found}")

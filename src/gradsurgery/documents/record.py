@@ -1,0 +1,244 @@
+"""What a finished run leaves behind: `record.json`."""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from gradsurgery.documents.configuration import RunConfiguration, upgraded_configuration
+from gradsurgery.documents.document import Document, Part
+
+RECORD_FILE = "record.json"
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class SkippedFile(Part):
+    """An image left out because it could not be decoded."""
+
+    identity: str
+    reason: str
+
+
+class DataRecord(Part):
+    """The image set: `images` counts the images of each domain."""
+
+    name: str
+    digest: str
+    domains: list[str]
+    classes: list[str]
+    images: dict[str, int]
+    skipped: list[SkippedFile]
+
+
+class SplitSizes(Part):
+    """Numbers of images of one domain in each part."""
+
+    train: int
+    validation: int
+    test: int
+
+
+class SplitRecord(Part):
+    """The split and the seed it was drawn with."""
+
+    digest: str
+    seed: int
+    sizes: dict[str, SplitSizes]
+
+
+class ModelRecord(Part):
+    """The network: `weights_digest` is that of the initial weights' file, None without one."""
+
+    parameters: int
+    pretrained: bool
+    weights_digest: str | None
+
+
+class Curves(Part):
+    """One entry a validation; a value that is not finite is None.
+
+    `train_loss`, `agreeing` (fraction of components that agree, in [0, 1]) and `cosine` (mean over
+    the pairs of domains, in [-1, 1]) are means over the steps since the validation before.
+    """
+
+    step: list[int] = []
+    train_loss: list[float | None] = []
+    validation_loss: list[float | None] = []
+    validation_accuracy: list[float] = []
+    agreeing: list[float | None] = []
+    cosine: list[float | None] = []
+
+    def append(
+        self,
+        *,
+        step: int,
+        train_loss: float | None,
+        validation_loss: float,
+        validation_accuracy: float,
+        agreeing: float | None,
+        cosine: float | None,
+    ) -> None:
+        """Add one validation."""
+        self.step.append(step)
+        self.train_loss.append(_finite(train_loss))
+        self.validation_loss.append(_finite(validation_loss))
+        self.validation_accuracy.append(validation_accuracy)
+        self.agreeing.append(_finite(agreeing))
+        self.cosine.append(_finite(cosine))
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> "Curves":
+        """Every curve has a value for every validation, which may be None."""
+        for name in type(self).model_fields:
+            values = getattr(self, name)
+            if not values and name in ("validation_loss", "agreeing", "cosine"):
+                setattr(self, name, [None] * len(self.step))
+            elif len(values) != len(self.step):
+                raise ValueError(f"{name} has {len(values)} values, expected {len(self.step)}")
+        return self
+
+    def best(self) -> int:
+        """Position of the highest validation accuracy; ties go to the earlier."""
+        return max(range(len(self.step)), key=self.validation_accuracy.__getitem__)
+
+
+class ModelResult(Part):
+    """Accuracies in [0, 1] of one model; `target_accuracy` is the target's test accuracy.
+
+    `target_validation_accuracy` is that on the target's validation images, which the oracle of
+    model selection looks at and nothing else; None in records of runs that did not test it.
+    `averaged_from` is the first step of the mean that SWAD's model is, `step` its last; None for
+    every other model.
+    """
+
+    step: int
+    averaged_from: int | None = None
+    validation_accuracy: Fraction
+    target_accuracy: Fraction
+    target_validation_accuracy: Fraction | None = None
+    test_accuracy: dict[str, Fraction]
+
+
+class Result(Part):
+    """The model of the highest validation accuracy, and the last one.
+
+    With the average "ema" both are exponential averages; with "swad" the best is the average over
+    the valley of the validation loss, and the last is the plain model.
+    """
+
+    best: ModelResult
+    last: ModelResult
+
+
+class Cost(Part):
+    """What the run took; the only part that differs between two runs of one command.
+
+    `seconds` covers training, validation and checkpoints of all the processes that worked on the
+    run; `peak_memory_bytes` is the device's where it has memory of its own, else the process's.
+    """
+
+    seconds: float
+    seconds_per_step: float
+    peak_memory_bytes: int
+
+
+class ConflictLog(Part):
+    """One entry every so many steps; a value that is not finite, or that the rule lacks, is None.
+
+    Nothing is computed for it: it holds what the step's rule computes anyway, on the gradients of
+    that step's batches.
+
+    step: counted from 1.
+    losses: of each source domain.
+    agreeing: fraction of the components that agree (equation 2) or that the rule's mask keeps.
+    cosines: of the domains' gradients, in pairs, for rules that use inner products.
+    layers: `agreeing` within each layer, by the layer's name in the model.
+    sizes: numbers of components of these layers.
+    """
+
+    step: list[int] = []
+    losses: list[list[float | None]] = []
+    agreeing: list[float | None] = []
+    cosines: list[list[list[float | None]] | None] = []
+    layers: list[dict[str, float] | None] = []
+    sizes: dict[str, int] = {}
+
+    def append(
+        self,
+        step: int,
+        losses: list[float],
+        *,
+        agreeing: float | None,
+        cosines: list[list[float]] | None,
+        by_parameter: Mapping[str, float] | None,
+        sizes: Mapping[str, int],
+    ) -> None:
+        """Add one step.
+
+        by_parameter: `agreeing` within each parameter tensor, by its name.
+        sizes: numbers of components of these tensors.
+        """
+        self.step.append(step)
+        self.losses.append(_finite_all(losses))
+        self.agreeing.append(None if agreeing is None else _finite_all([agreeing])[0])
+        self.cosines.append(None if cosines is None else [_finite_all(row) for row in cosines])
+        self.layers.append(None if by_parameter is None else self._by_layer(by_parameter, sizes))
+
+    def _by_layer(
+        self, by_parameter: Mapping[str, float], sizes: Mapping[str, int]
+    ) -> dict[str, float]:
+        agreeing: dict[str, float] = {}
+        total: dict[str, int] = {}
+        for name, fraction in by_parameter.items():
+            layer = name.rpartition(".")[0] or name
+            agreeing[layer] = agreeing.get(layer, 0.0) + fraction * sizes[name]
+            total[layer] = total.get(layer, 0) + sizes[name]
+        self.sizes.update(total)
+        return {layer: count / max(total[layer], 1) for layer, count in agreeing.items()}
+
+
+class Record(Document):
+    """A finished run; `conflict` is None where the run did not log it.
+
+    `objects` names what the run took from outside of this software (rules, objectives, a data
+    source, a backbone): the object, its package and that package's version.
+    """
+
+    file_name: ClassVar[str] = RECORD_FILE
+    title: ClassVar[str] = "record of a run"
+    cure: ClassVar[str] = "repeat the run"
+
+    configuration: RunConfiguration
+    data: DataRecord
+    split: SplitRecord
+    model: ModelRecord
+    curves: Curves
+    conflict: ConflictLog | None = None
+    result: Result
+    objects: list[dict[str, str | None]] = []
+    environment: dict[str, str | int | bool | None]
+    cost: Cost
+
+    @classmethod
+    def upgraded(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Without options that are no more."""
+        return upgraded_configuration(content)
+
+    @model_validator(mode="after")
+    def _fits_its_domains(self) -> "Record":
+        """The domains that the configuration names are the data set's."""
+        domains, configuration = self.data.domains, self.configuration
+        for domain in (configuration.target, *configuration.without):
+            if domain not in domains:
+                raise ValueError(f"configuration names the domain {domain!r}, expected {domains}")
+        return self
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _finite_all(values: list[float]) -> list[float | None]:
+    return [_finite(value) for value in values]

@@ -1,0 +1,173 @@
+"""What a forward pass may change: of the model, and of the generators of random numbers."""
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Restore = Callable[[], object]
+_NEVER_LOOKED_INTO = (type, FunctionType, MethodType, BuiltinFunctionType, ModuleType, str, bytes)
+
+
+@contextmanager
+def unchanged(*roots: object) -> Iterator["ModelState"]:
+    """Inside, modules may run; afterwards they and the random state are as they were before.
+
+    roots: the modules, or whatever else is called; what is no module has no state here.
+
+    Parameters keep their `.grad`, which is None inside. Raises nothing of its own.
+    """
+    modules = [root for root in roots if isinstance(root, nn.Module)]
+    parameters = {id(p): p for root in modules for p in root.parameters()}.values()
+    state = ModelState(modules)
+    grads = [(p, p.grad, p.requires_grad) for p in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    try:
+        yield state
+    finally:
+        state.restore()
+        for parameter, grad, trained in grads:
+            parameter.grad = grad
+            parameter.requires_grad_(trained)
+
+
+class ModelState:
+    """Everything that hangs on some modules, but the values of their parameters.
+
+    That is: their attributes, in lists, dictionaries and sets too and one level into other objects,
+    with the values of tensors and arrays; the order and kind of their layers, buffers and hooks;
+    their mode; generators among the attributes; and the global generators of torch, its CUDA
+    devices, numpy and Python. The weights of embeddings with `max_norm` belong to it, since a
+    forward pass changes them.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._seen: dict[int, object] = {}  # the objects are kept, so that their ids stay theirs
+        self._restores: list[Restore] = []
+        for module in modules:
+            self._look_at(module, depth=1)
+        self._random = RandomState()
+
+    def restore(self) -> None:
+        """Put all of it back; may be called again after further passes."""
+        for restore in self._restores:
+            restore()
+        self._random.restore()
+
+    def has_drawn(self) -> bool:
+        """Whether a global generator of torch has been used since."""
+        return not self._random.is_current()
+
+    def _look_at(self, value: object, depth: int) -> None:
+        if id(value) in self._seen or value is None:
+            return
+        if isinstance(value, (*_NEVER_LOOKED_INTO, nn.Parameter, int, float)):
+            return
+        self._seen[id(value)] = value
+        if isinstance(value, nn.Module):
+            self._look_at(vars(value), depth=1)
+            if getattr(value, "max_norm", None) is not None:
+                self._restores += [_tensor(parameter) for parameter in value.parameters()]
+            return
+        restore = _restore_of(value)
+        if restore is not None:
+            self._restores.append(restore)
+            for part in _parts(value):
+                self._look_at(part, depth)
+        elif depth and hasattr(value, "__dict__"):
+            self._look_at(vars(value), depth - 1)
+
+
+def _parts(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return list(value) if isinstance(value, (list, tuple, set, deque)) else []
+
+
+def _restore_of(value: Any) -> Restore | None:
+    """What puts `value` back as it is now, None for a kind of object that is not known."""
+    restore: Restore | None = None
+    if isinstance(value, Tensor):
+        restore = _tensor(value)
+    elif isinstance(value, (dict, set)):
+        restore = _container(value, value.update)
+    elif isinstance(value, (list, deque)):
+        restore = _container(value, value.extend)
+    elif isinstance(value, (tuple, frozenset)):
+        restore = _nothing  # but what is in it may change
+    elif isinstance(value, np.ndarray) and value.flags.writeable:
+        restore = partial(np.copyto, value, value.copy())
+    elif isinstance(value, torch.Generator):
+        restore = partial(value.set_state, value.get_state())
+    elif isinstance(value, random.Random):
+        restore = partial(value.setstate, value.getstate())
+    elif isinstance(value, np.random.Generator):
+        restore = partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    return restore
+
+
+def _nothing() -> None:
+    """For what cannot change."""
+
+
+def _container(value: Any, fill: Callable[[Any], object]) -> Restore:
+    contents = dict(value) if isinstance(value, dict) else list(value)
+
+    def restore() -> None:
+        value.clear()
+        fill(contents)
+
+    return restore
+
+
+def _tensor(value: Tensor) -> Restore:
+    if not value.is_leaf or value.is_sparse or value.is_meta:
+        return _nothing  # one that was computed is replaced, not written into
+    copy = value.detach().clone()
+
+    def restore() -> None:
+        now = value.detach()
+        if now.shape != copy.shape or now.dtype != copy.dtype:
+            value.data = copy.clone()
+        elif not torch.equal(now, copy):
+            value.data.copy_(copy)
+
+    return restore
+
+
+class RandomState:
+    """That of the global generators of torch, its CUDA devices, numpy and Python."""
+
+    def __init__(self) -> None:
+        self._torch = _torch_states()
+        self._numpy = np.random.get_state()  # noqa: NPY002, because a network may draw from it
+        self._python = random.getstate()
+
+    def is_current(self) -> bool:
+        """Whether torch has drawn nothing since.
+
+        What numpy and Python draw is rarely for one sample, and the same after `restore`.
+        """
+        return all(map(torch.equal, self._torch, _torch_states()))
+
+    def restore(self) -> None:
+        """Go back to it."""
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)  # noqa: NPY002
+        cpu, *devices = self._torch
+        torch.set_rng_state(cpu)
+        for device, state in enumerate(devices):
+            torch.cuda.set_rng_state(state, device)
+
+
+def _torch_states() -> list[Tensor]:
+    devices = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
+    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, range(devices))]

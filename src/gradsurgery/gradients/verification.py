@@ -1,0 +1,233 @@
+"""Whether what a pass gives as the samples' gradients is theirs.
+
+The rows of a tapped call's output are taken to be the samples', one sample's after the other's.
+Where they are, row r of sample i has the gradient b_r of Σ_j ℓ_j from ℓ_i alone, and w_i b_r in a
+backward pass of Σ_j w_j ℓ_j. Where row r has a part β_j from another sample too, it has
+b_r + Σ_j (w_j − w_i) β_j / w_i, which is another one for all but very few weights.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, NoReturn
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gradsurgery.errors import ArgumentError
+from gradsurgery.gradients.layers.layer_call import LayerCall, wide
+from gradsurgery.gradients.recorder import Recorder, Tap
+from gradsurgery.rules.gramian import full_precision
+
+_ROUNDING = 64
+"""Rows are verified up to so many units in the last place.
+
+On a processor they are the same bit for bit, since the weights are powers of two; accelerators
+sum in an order that changes from pass to pass.
+"""
+
+
+class Piece(NamedTuple):
+    """A parameter's part in one call of a layer, and the gradient of the layer's output."""
+
+    call: LayerCall
+    role: str
+    gradient: Tensor
+
+
+Receiver = Callable[[Tensor, list[Piece]], None]
+
+
+class Verdict(NamedTuple):
+    """What the backward passes showed.
+
+    slow: the parameters whose gradients by sample they do not give.
+    samples_apart: whether each sample influences its own loss alone, as far as gradients show.
+    """
+
+    slow: list[Tensor]
+    samples_apart: bool
+
+
+def verified_backward(
+    recorder: Recorder,
+    losses: Float[Tensor, " samples"],
+    receiver: Receiver,
+    left: Iterable[Tensor],
+    *,
+    keep_graph: bool,
+) -> Verdict:
+    """Propagate the losses back, weighted and then as they are.
+
+    receiver: called with a parameter and its pieces as soon as they are complete and verified,
+        during the last pass; nothing of them is kept afterwards.
+    left: parameters that are not to be handed out.
+    keep_graph: whether the graph is needed afterwards.
+    """
+    project = _Projection(len(losses))
+    rounds = [one.to(losses.device) for one in _weights(len(losses), narrow=recorder.is_narrow)]
+    pieces = _Pieces(recorder, receiver, left)
+    apart = True
+    of_samples: list[Tensor] = []
+    for weights in rounds:
+
+        def receive_weighted(tap: Tap, gradient: Tensor, weights: Tensor = weights) -> None:
+            tap.weighted.append(project(gradient) / weights[:, None])
+
+        found = recorder.go_back(losses, weights, receive_weighted, keep_graph=True)
+        if found is not None:
+            of_samples.append(project(found) / weights[:, None])
+
+    def receive_plain(tap: Tap, gradient: Tensor) -> None:
+        nonlocal apart
+        tap.plain = project(gradient)
+        verified = _agree(tap.weighted, tap.plain, len(rounds))
+        apart = apart and (verified or not tap.reads_samples)
+        pieces.receive(tap, gradient, verified=verified)
+
+    ones = torch.ones_like(losses)
+    found = recorder.go_back(losses, ones, receive_plain, keep_graph=keep_graph)
+    pieces.hand_out_rest()
+    if found is not None:
+        apart = apart and _agree(of_samples, project(found), len(rounds))
+    return Verdict(pieces.refused(), apart)
+
+
+class _Pieces:
+    """The pieces of each parameter, until all are there."""
+
+    def __init__(self, recorder: Recorder, receiver: Receiver, left: Iterable[Tensor]) -> None:
+        self._recorder = recorder
+        self._receiver = receiver
+        self._refused = {id(parameter) for parameter in left}
+        self._pieces: dict[int, list[Piece]] = {}
+
+    def receive(self, tap: Tap, gradient: Tensor, *, verified: bool) -> None:
+        call, tap.call = tap.call, None  # the layer's input is no longer needed
+        if call is None:
+            return
+        for role, parameter in call.parameters.items():
+            key = id(parameter)
+            if not verified:
+                self._refused.add(key)
+            if key in self._refused:
+                self._pieces.pop(key, None)
+                continue
+            self._pieces.setdefault(key, []).append(Piece(call, role, gradient))
+            if len(self._pieces[key]) == self._recorder.uses[key]:
+                self._receiver(parameter, self._pieces.pop(key))
+
+    def hand_out_rest(self) -> None:
+        """Of parameters some of whose uses the losses do not reach."""
+        for key in list(self._pieces):
+            self._receiver(self._recorder.parameters[key], self._pieces.pop(key))
+
+    def refused(self) -> list[Tensor]:
+        parameters = self._recorder.parameters
+        return [parameter for key, parameter in parameters.items() if key in self._refused]
+
+
+class _Projection:
+    """Random projections of each sample's part of a gradient: [samples, 4], its length kept."""
+
+    _PIECE = 1 << 16
+    _COLUMNS = 4
+
+    def __init__(self, samples: int) -> None:
+        self._samples = samples
+        self._directions: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def __call__(self, gradient: Tensor) -> Float[Tensor, "samples 4"]:
+        rows = gradient.to(wide(gradient.dtype)).reshape(self._samples, -1)
+        directions = self._of(rows)
+        signs = directions[: self._COLUMNS]
+        total = rows.new_zeros(self._samples, self._COLUMNS)
+        with full_precision():
+            for at, piece in enumerate(rows.split(self._PIECE, dim=1)):
+                # the pieces share directions, and differ by a factor
+                factor = signs[at % self._COLUMNS] * (1 + at // self._COLUMNS)
+                total += piece @ directions[: piece.shape[1]] * factor
+        return total
+
+    def _of(self, rows: Tensor) -> Tensor:
+        key = (rows.device, rows.dtype)
+        if key not in self._directions:
+            generator = torch.Generator().manual_seed(0)
+            drawn = torch.randn(self._PIECE, self._COLUMNS, generator=generator)
+            self._directions[key] = (drawn / 2).to(*key)
+        return self._directions[key]
+
+
+def _weights(samples: int, *, narrow: bool) -> list[Float[Tensor, " samples"]]:
+    """Weights of weighted passes: in no two samples are they the same in all passes.
+
+    They are powers of two, so that multiplying by them rounds nothing.
+
+    narrow: whether float16, with its few exponents, is in the pass.
+    """
+    span = 4 if narrow else 32
+    powers = torch.exp2(torch.arange(-span, span, dtype=torch.float32))
+    values = torch.cat([powers, -powers])
+    values = values[torch.randperm(len(values), generator=torch.Generator().manual_seed(0))]
+    rounds = 0
+    while len(values) ** rounds < samples:
+        rounds += 1
+    numbers = torch.arange(samples)
+    return [values[numbers // len(values) ** at % len(values)] for at in range(rounds)]
+
+
+def _agree(weighted: Sequence[Tensor], plain: Tensor, rounds: int) -> bool:
+    """Whether in each weighted pass the samples' rows had their weight times what they have."""
+    if len(weighted) != rounds:
+        return False
+    bound = _ROUNDING * torch.finfo(plain.dtype).eps * plain.norm(dim=1)
+    wrong = ~plain.isfinite().all(1)  # raises its own error later
+    return all(bool((((one - plain).norm(dim=1) <= bound) | wrong).all()) for one in weighted)
+
+
+def are_near(found: Tensor, expected: Tensor, scale: Tensor, precision: float) -> bool:
+    """Whether two numbers, or rows, differ by no more than rounding of the largest in `scale`."""
+    difference, largest = (found.detach() - expected).abs().max(), scale.abs().max()
+    # what is NaN or infinite raises an error of its own later
+    return bool(difference <= precision * largest) or not bool(scale.isfinite().all())
+
+
+def refuse_mixed(model: nn.Module) -> NoReturn:
+    """Raise the `ArgumentError` for samples that have no gradient of their own."""
+    raise ArgumentError(
+        f"the samples see each other on their way through {type(model).__name__} or the loss, so "
+        "that none has a gradient of its own; take the layer that compares samples out, or call "
+        "model.eval()"
+    )
+
+
+def is_opaque(model: nn.Module) -> bool:
+    """Whether something in the model runs unseen: compiled code, or hooks on gradients."""
+    return any(
+        isinstance(layer, torch.jit.ScriptModule)
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+        for layer in model.modules()
+    )
+
+
+def check_samples_apart(model: nn.Module) -> None:
+    """Raise `ArgumentError` where a layer normalises by the statistics of its batch.
+
+    The gradient of one sample does not exist there: its loss depends on every other sample.
+    """
+    for name, layer in model.named_modules():
+        if not isinstance(layer, _BatchNorm):
+            continue
+        if layer.running_mean is None:
+            raise ArgumentError(
+                f"the batch normalisation {name or type(layer).__name__} keeps no running "
+                "statistics, so that samples have no gradient of their own; build it with "
+                "track_running_stats=True"
+            )
+        if layer.training:
+            raise ArgumentError(
+                f"the batch normalisation {name or type(layer).__name__} is in training mode, "
+                "where samples have no gradient of their own; call model.eval(), or "
+                'gradsurgery.backbones.set_training_mode(model, "frozen")'
+            )

@@ -1,0 +1,342 @@
+"""The sections of a report's page, and the page put together from them."""
+
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.diagnosis import Diagnosis
+from gradsurgery.documents.record import Record
+from gradsurgery.documents.selection import CRITERIA
+from gradsurgery.documents.similarity import RunSimilarity, SimilarityStudy
+from gradsurgery.errors import DataError
+from gradsurgery.report.diagnosis_text import diagnosis_section
+from gradsurgery.report.page import Page, embedded, render_page
+from gradsurgery.report.section import (
+    Block,
+    Details,
+    Entry,
+    Figure,
+    Section,
+    Table,
+    Text,
+    Verbatim,
+    counted,
+    duration,
+    listed,
+    plain_table,
+    value_text,
+)
+from gradsurgery.report.similarity_text import similarity_section
+from gradsurgery.report.summary import summarize
+from gradsurgery.report.tables import (
+    candidates_table,
+    choices_table,
+    comparison_table,
+    significance_table,
+)
+from gradsurgery.results.inventory import Inventory, study_files
+from gradsurgery.results.ranking import Ranking
+from gradsurgery.results.selection import ALL, Search
+from gradsurgery.results.tables import ComparisonTable
+
+PIXELS_PER_INCH = 125
+"""Of a figure on the page: its seven points become a little less than the text's size."""
+_TESTS = (
+    "The test is the two-sided Wilcoxon signed-rank test over runs paired by seed; zeros are pairs "
+    "without a difference, which it leaves out. Holm: corrected for all tests of the same table. "
+    "Effect size: rank-biserial correlation, from −1 to 1. Interval: 95 % bootstrap percentiles of "
+    "the mean difference; of few seeds it is too narrow, and may leave out zero where the test "
+    "finds nothing."
+)
+_RUNS = [
+    "best: target accuracy of the model with the best validation accuracy on the source domains, "
+    "at the step given; last: of the model after the last step; validation: that of the best "
+    "model.",
+    "A run repeats bit for bit on a processor with the same number of threads; a path or a device "
+    "may have to be adapted. A click on a command selects all of it.",
+]
+_COMPARED = ("target", "without", "method", "seed")  # the tables say these of each run
+_MANY = 12
+"""Rows from which a list of runs is folded away."""
+_MOST_VALUES = 8
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything that a page tells.
+
+    `figures` by kind: "examples", "accuracies" (one a table), "batches", "curves" and "ranks".
+    """
+
+    inventory: Inventory
+    tables: Sequence[ComparisonTable]
+    ranking: Ranking | None
+    search: Search
+    figures: Mapping[str, Sequence[Figure]]
+    notes: Sequence[str] = ()
+
+
+def assemble(contents: Contents, folder: Path, *, paper: bool) -> str:
+    """The page as HTML; its links lead from `folder` to the records."""
+    inventory, tables, figures = contents.inventory, contents.tables, contents.figures
+    data = listed(dict.fromkeys(table.data for table in tables))
+    summary = summarize(inventory, tables, contents.ranking)
+    results: list[Block] = []
+    for table, drawn in zip(tables, figures["accuracies"], strict=True):
+        results += [results_table(table, paper=paper), drawn]
+    sections = [
+        Section("results", "Results", results),
+        Section("batches", "Batches of several domains and of one", figures["batches"]),
+        statistics_section(tables, figures["ranks"]),
+        Section("curves", "Learning curves", figures["curves"]),
+        _selection_section(contents.search),
+        *study_sections(inventory.paths),
+        Section("examples", "Example images", figures["examples"]),
+        absent_section(inventory),
+        configuration_section(list(inventory.records.values())),
+        runs_section(inventory, folder),
+    ]
+    origin = (
+        f"From {counted(len(inventory.records), 'record')} in "
+        f"{listed([path.as_posix() for path in inventory.paths])}."
+    )
+    summary += [*_search_sentences(contents.search), *contents.notes]
+    return render_page(Page(f"Domain generalization on {data}", origin, summary, sections))
+
+
+def results_table(table: ComparisonTable, *, paper: bool) -> Table:
+    """A comparison table; with `paper`, the paper's figures below ours."""
+    found = comparison_table(table, paper=paper)
+    if any(entry.strong for row in found.rows for entry in row):
+        return replace(found, notes=[*found.notes, "Bold: the highest mean of the column."])
+    return found
+
+
+def statistics_section(tables: Sequence[ComparisonTable], ranks: Sequence[Figure]) -> Section:
+    """The tests behind the stars, and the average ranks."""
+    blocks: list[Block] = [
+        significance_table([t], f"{t.name}: differences from {t.baseline} on the same seeds")
+        for t in tables
+        if t.tests
+    ]
+    if blocks:
+        blocks.append(Text(_TESTS))
+    return Section("statistics", "Statistics", [*blocks, *ranks])
+
+
+def study_sections(paths: Sequence[Path]) -> list[Section]:
+    """A section for every similarity.json of a study and every diagnosis.json in `paths`."""
+    sections: list[Section] = []
+    for file in study_files(paths):
+        if file.name == Diagnosis.file_name:
+            study = diagnosis_section(Diagnosis.load(file))
+        elif not _of_one_run(file):  # the study's file has the measurements of its runs too
+            study = similarity_section(SimilarityStudy.load(file))
+        else:
+            continue
+        sections.append(with_figures(study, f"study-{len(sections) + 1}", file))
+    return sections
+
+
+def with_figures(study: Section, identity: str, file: Path) -> Section:
+    """The section of a study, after its sentences the figures whose files lie beside `file`."""
+    sentences, *tables = study.blocks
+    figures = []
+    for svg in sorted(file.parent.glob(f"{file.stem}*.svg")):
+        png = svg.with_suffix(".png")
+        if not png.is_file():
+            continue
+        picture = svg.read_bytes()
+        found = re.search(rb'<svg[^>]*? width="([\d.]+)pt"', picture)
+        width = round(float(found[1]) / 72 * PIXELS_PER_INCH) if found else Figure.width
+        part = svg.stem.removeprefix(file.stem).strip("-")
+        caption = f"{study.title}: {part}." if part else f"{study.title}."
+        alt = f"{study.title}, as a figure; the sentences above say what it shows."
+        figures.append(Figure(embedded(picture, png.read_bytes()), alt, caption, width=width))
+    return Section(identity, study.title, [sentences, *figures, *tables])
+
+
+def absent_section(inventory: Inventory) -> Section:
+    """Runs that failed, and runs that are planned and not done."""
+    blocks: list[Block] = []
+    if inventory.failures:
+        rows = [
+            [c.data, c.target, c.method, str(c.seed), str(failure.attempts), failure.error]
+            for failure in inventory.failures.values()
+            for c in [failure.configuration]
+        ]
+        columns = ["data", "target", "method", "seed", "attempts", "error"]
+        blocks.append(plain_table("Runs that failed", columns, rows))
+        for folder, failure in inventory.failures.items():
+            traceback = Verbatim(failure.traceback)
+            blocks.append(Details(f"Traceback of {folder.as_posix()}", [traceback], printed=False))
+    if missing := inventory.missing:
+        rows = [[run.data, run.target, run.method, str(run.seed)] for run in missing]
+        columns = ["data", "target", "method", "seed"]
+        table = plain_table("Runs that are planned and not done", columns, rows)
+        count = counted(len(rows), "planned run")
+        blocks.append(Details(f"{count} not done", [table]) if len(rows) > _MANY else table)
+    return Section("absent", "Failed and missing runs", blocks)
+
+
+def configuration_section(records: Sequence[Record]) -> Section:
+    """The data, and the options and environment that all runs share or differ in."""
+    options = [name for name in RunConfiguration.model_fields if name not in _COMPARED]
+    blocks: list[Block] = [_data_table(records)]
+    parts: dict[str, tuple[Sequence[str], list[Mapping[str, Any]]]] = {
+        "Options": (options, [dict(record.configuration) for record in records]),
+        "Environment": (
+            list(dict.fromkeys(name for record in records for name in record.environment)),
+            [record.environment for record in records],
+        ),
+    }
+    for title, (names, values) in parts.items():
+        shared: list[list[str]] = []
+        differing: list[list[str]] = []
+        for name in names:
+            counts = Counter(value_text(value.get(name)) for value in values)
+            row = [name.replace("_", " "), _values_text(counts)]
+            (shared if len(counts) == 1 else differing).append(row)
+        if differing:
+            caption = f"{title} in which the runs differ"
+            blocks.append(plain_table(caption, ["name", "values"], differing))
+        table = plain_table(f"{title} that all runs share", ["name", "value"], shared)
+        blocks.append(Details(table.caption, [table]))
+    seconds = sum(record.cost.seconds for record in records)
+    blocks.append(Text(f"The runs took {duration(seconds)} of computing, one after the other."))
+    return Section("configuration", "Data, configuration and environment", blocks)
+
+
+def runs_section(inventory: Inventory, folder: Path) -> Section:
+    """Every run with its record and the command that repeats it; links are from `folder`."""
+    rows = []
+    for run in inventory.runs.to_dict("records"):
+        path = Path(run["record"])
+        record = inventory.records[path]
+        fractions = ("best_target", "last_target", "best_validation")
+        rows.append(
+            [
+                *(Entry(str(run[name])) for name in ("data", "target", "method", "seed")),
+                *(Entry(f"{100 * run[f'{name}_accuracy']:.2f}") for name in fractions),
+                Entry(str(run["best_step"])),
+                Entry(f"{record.cost.seconds:.1f}"),
+                Entry("record", link=relative_link(path, folder)),
+                Entry(repeat_command(record.configuration), code=True),
+            ]
+        )
+    accuracies = ["best (%)", "last (%)", "validation (%)"]
+    columns = ["data", "target", "method", "seed", *accuracies, "step", "seconds", "record"]
+    table = Table("All runs", [*columns, "command"], rows, _RUNS)
+    summary = f"{counted(len(rows), 'run')} with their records and the commands that repeat them"
+    return Section("runs", "Reproducing each run", [Details(summary, [table], printed=False)])
+
+
+def repeat_command(configuration: RunConfiguration) -> str:
+    """`gradsurgery train …` with every option of a configuration that has a value.
+
+    All are written out, so that the command stays the same run when defaults change.
+
+    >>> options = RunConfiguration(data="my pictures", target="photo")
+    >>> repeat_command(options)[:71]
+    "gradsurgery train 'my pictures' --target=photo --method=agr-sum --backb"
+    """
+    words = ["gradsurgery", "train", configuration.data]
+    for name, value in dict(configuration).items():
+        option = f"--{name.replace('_', '-')}"
+        if name == "settings":
+            for setting, each in value.items():
+                words += ["--set", f"{setting}={each}"]
+        elif isinstance(value, list):
+            words += [f"{option}={each}" for each in value]  # one may begin with a dash
+        elif value is True:
+            words.append(option)
+        elif name != "data" and value is not None and value is not False:
+            words.append(f"{option}={value}")
+    return shlex.join(words)
+
+
+def relative_link(path: Path, folder: Path) -> str:
+    """The address of `path` from a page in `folder`."""
+    return quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix())
+
+
+def _search_sentences(search: Search) -> list[str]:
+    if not search.selections:
+        return []
+    if search.used == ALL:
+        return [
+            "The runs differ in hyperparameters; each setting is compared by itself, and what each "
+            "criterion of model selection would choose is under Model selection."
+        ]
+    criterion = CRITERIA[search.used]
+    sentence = (
+        f"{'Hyperparameters were searched; the' if search.tried_several else 'The'} tables and "
+        f"figures have what {criterion.label} chooses: {criterion.score}."
+    )
+    return list(filter(None, [sentence, search.provisional]))
+
+
+def _selection_section(search: Search) -> Section:
+    """What each criterion chose, with its evidence."""
+    if not search.selections:
+        return Section("selection", "Model selection")
+    criteria = [f"{criterion.label}: {criterion.score}." for criterion in CRITERIA.values()]
+    choices = choices_table(search.selections, "What each criterion chooses")
+    introduction = Text(
+        "The criteria of Gulrajani & Lopez-Paz 2021. Only the oracle looks at the target domain: "
+        "it is what an unattainable choice would give, and no result."
+    )
+    candidates = candidates_table(search.selections, "All candidates")
+    details = Details("The scores of all candidates", [candidates])
+    chosen = replace(choices, notes=criteria)
+    return Section("selection", "Model selection", [introduction, chosen, details])
+
+
+def _of_one_run(file: Path) -> bool:
+    """Whether a similarity.json has the measurements of one run, rather than of a study."""
+    try:
+        return "measurements" in RunSimilarity.load(file).model_fields_set
+    except DataError:
+        return False  # loading the study says what is wrong with it
+
+
+def _values_text(counts: Mapping[str, int]) -> str:
+    """The values of an option, those that differ by how often, the most frequent first."""
+    if len(counts) == 1:
+        return next(iter(counts))
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    texts = [f"{text} ({counted(count, 'run')})" for text, count in ordered]
+    more = len(texts) - _MOST_VALUES
+    return ", ".join([*texts[:_MOST_VALUES], *([f"and {more} more"] if more > 0 else [])])
+
+
+def _data_table(records: Sequence[Record]) -> Table:
+    """One row a data set."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    splits: dict[tuple[str, str], set[str]] = {}
+    for record in records:
+        data = record.data
+        key = (data.name, data.digest)
+        splits.setdefault(key, set()).add(record.split.digest[:12])
+        counts = [f"{name} ({data.images[name]:,})" for name in data.domains if name in data.images]
+        rows[key] = [
+            data.name,
+            ", ".join(counts) or listed(data.domains),
+            f"{len(data.classes)}",
+            f"{sum(data.images.values()):,}",
+            str(len(data.skipped)),
+            data.digest[:12],
+        ]
+    columns = ["data", "domains (images)", "classes", "images", "left out", "digest", "split"]
+    texts = [
+        [*line, next(iter(of)) if len(of) == 1 else f"{len(of)} splits"]
+        for line, of in zip(rows.values(), splits.values(), strict=True)
+    ]
+    return plain_table("Data", columns, texts)

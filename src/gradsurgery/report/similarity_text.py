@@ -1,0 +1,169 @@
+"""What the measurements of a study say: means over its runs, as numbers, sentences and tables."""
+
+import math
+from collections import Counter
+from typing import NamedTuple
+
+from gradsurgery.documents.similarity import SimilarityStudy
+from gradsurgery.errors import DataError
+from gradsurgery.report.section import Listing, Section, plain_table
+from gradsurgery.report.tables import section_markdown
+from gradsurgery.results.statistics import MeanInterval, mean_interval
+
+
+class CurvePoint(NamedTuple):
+    """One step: the means over the runs that were measured there."""
+
+    step: int
+    label: str
+    within: MeanInterval
+    across: MeanInterval
+
+
+class SimilaritySummary(NamedTuple):
+    """Means over the runs of a study; of each run, its mean over the measurements is taken.
+
+    Args:
+        within: mean cosine within a domain.
+        across: mean cosine across domains.
+        difference: of the two, run by run.
+        pairs: mean cosine by pairs of the study's domains; None for a pair never measured.
+        higher: measurements in which `within` is above `across`.
+        measurements: that have both.
+        curve: by step.
+    """
+
+    within: MeanInterval
+    across: MeanInterval
+    difference: MeanInterval
+    pairs: list[list[float | None]]
+    higher: int
+    measurements: int
+    curve: list[CurvePoint]
+
+
+def summarize_similarity(study: SimilarityStudy) -> SimilaritySummary:
+    """The study's means, with 95 % intervals over its runs.
+
+    Raises `DataError` where no measurement has pairs within and across.
+    """
+    import pandas as pd
+
+    about = [(r, m.step, m.label, m) for r, run in enumerate(study.runs) for m in run.measurements]
+    rows = [(*row, m.within, m.across) for *row, m in about if None not in (m.within, m.across)]
+    if not rows:
+        raise DataError(
+            f"no measurement of {study.data} compares domains; measure fewer samples per domain"
+        )
+    frame = pd.DataFrame(rows, columns=["run", "step", "label", "within", "across"])
+    of_run = frame.groupby("run")[["within", "across"]].mean()
+    return SimilaritySummary(
+        within=mean_interval(list(of_run["within"])),
+        across=mean_interval(list(of_run["across"])),
+        difference=mean_interval(list(of_run["within"] - of_run["across"])),
+        pairs=[[_pair(study, d, e) for e in study.domains] for d in study.domains],
+        higher=int((frame["within"] > frame["across"]).sum()),
+        measurements=len(frame),
+        curve=[
+            CurvePoint(
+                int(str(step)),
+                str(here["label"].iloc[0]),
+                mean_interval(list(here["within"])),
+                mean_interval(list(here["across"])),
+            )
+            for step, here in frame.groupby("step")
+        ],
+    )
+
+
+def similarity_sentences(study: SimilarityStudy) -> list[str]:
+    """What came out, and which domains were left out."""
+    return _sentences(study, summarize_similarity(study))
+
+
+def similarity_section(study: SimilarityStudy) -> Section:
+    """The study as a section of a report: its sentences, then its tables."""
+    summary = summarize_similarity(study)
+    intervals = {
+        "within a domain": summary.within,
+        "across domains": summary.across,
+        "within − across": summary.difference,
+    }
+    count = len(study.runs)
+    overall = plain_table(
+        "Mean cosine similarity of two samples' gradients",
+        ["pairs", "mean", f"95 % interval over {count} run{'s' if count > 1 else ''}"],
+        [[name, f"{each.mean:.4f}", _between(each)] for name, each in intervals.items()],
+    )
+    pairs = plain_table(
+        "By pairs of domains",
+        ["domain", *study.domains],
+        [
+            [domain, *("" if value is None else f"{value:.3f}" for value in row)]
+            for domain, row in zip(study.domains, summary.pairs, strict=True)
+        ],
+    )
+    title = "Gradient similarity within and across domains"
+    return Section("similarity", title, [Listing(_sentences(study, summary)), overall, pairs])
+
+
+def similarity_markdown(study: SimilarityStudy) -> str:
+    """Sentences and tables as Markdown, with the means by step at the end."""
+    section = similarity_section(study)
+    rows = [
+        [str(p.step), p.label, f"{p.within.mean:.4f}", f"{p.across.mean:.4f}"]
+        for p in summarize_similarity(study).curve
+    ]
+    steps = plain_table("Over training", ["step", "class", "within", "across"], rows)
+    return section_markdown(Section(section.identity, section.title, [*section.blocks, steps]))
+
+
+def similarity_csv(study: SimilarityStudy) -> str:
+    """One row a measurement and pair of domains: seed, step, class, domains, mean cosine."""
+    import pandas as pd
+
+    columns = ["seed", "step", "class", "domain", "other", "cosine"]
+    rows = [
+        [run.seed, m.step, m.label, domain, m.domains[e], m.cosines[d][e]]
+        for run in study.runs
+        for m in run.measurements
+        for d, domain in enumerate(m.domains)
+        for e in range(d, len(m.domains))
+    ]
+    frame = pd.DataFrame(rows, columns=columns)
+    text = frame.to_csv(index=False, lineterminator="\n", float_format="%.6f")
+    return str(text)
+
+
+def _pair(study: SimilarityStudy, domain: str, other: str) -> float | None:
+    """The mean cosine of a pair over the measurements that compare domains."""
+    found = [
+        value
+        for run in study.runs
+        for m in run.measurements
+        if None not in (m.within, m.across) and {domain, other} <= set(m.domains)
+        if (value := m.cosines[m.domains.index(domain)][m.domains.index(other)]) is not None
+    ]
+    return math.fsum(found) / len(found) if found else None
+
+
+def _between(interval: MeanInterval) -> str:
+    if interval.low is None or interval.high is None:
+        return "one run"
+    return f"{interval.low:.4f} to {interval.high:.4f}"
+
+
+def _sentences(study: SimilarityStudy, summary: SimilaritySummary) -> list[str]:
+    within, across = summary.within.mean, summary.across.mean
+    relation = "more" if within > across else "no more"
+    c = study.configuration
+    sentences = [
+        f"Gradients of two samples of one class agree {relation} within a domain (mean cosine "
+        f"{within:.3f}) than across domains ({across:.3f}): {study.data} with {c.backbone}, "
+        f"trained by {c.method} for {c.iterations} steps with {c.target} held out.",
+        f"Within is above across in {summary.higher} of {summary.measurements} measurements.",
+    ]
+    skipped = [each for run in study.runs for m in run.measurements for each in m.skipped.items()]
+    for (domain, reason), times in Counter(skipped).items():
+        sentences.append(f"{domain} was left out {times} times: {reason}.")
+    return sentences

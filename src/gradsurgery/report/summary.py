@@ -1,0 +1,197 @@
+"""What came out, in sentences that say no more than the records do."""
+
+from collections.abc import Sequence
+
+from gradsurgery.report.section import counted, listed
+from gradsurgery.report.tables import p_text
+from gradsurgery.results.inventory import Inventory
+from gradsurgery.results.ranking import Ranking
+from gradsurgery.results.statistics import SIGNIFICANCE, PairedComparison
+from gradsurgery.results.tables import ComparisonTable
+from gradsurgery.results.wilcoxon import least_p
+
+_MOST_NAMED = 8
+
+
+def summarize(
+    inventory: Inventory, tables: Sequence[ComparisonTable], ranking: Ranking | None
+) -> list[str]:
+    """The sentences on top of a report."""
+    sentences = [_compared(tables), _complete(inventory, tables)]
+    for table in tables:
+        sentences += [*_averages(table), *_tests(table)]
+    if ranking is not None and ranking.p is not None:
+        sentences.append(_ranked(ranking, tables))
+    return [sentence for sentence in sentences if sentence]
+
+
+def _compared(tables: Sequence[ComparisonTable]) -> str:
+    methods = list(dict.fromkeys(method for table in tables for method in table.methods))
+    data = list(dict.fromkeys(table.data for table in tables))
+    targets = sorted({(table.data, target) for table in tables for target in table.targets})
+    counts = [len(table.seeds) for table in tables]
+    seeds = f"{counted(max(counts), 'seed')} each"
+    if min(counts) < max(counts):
+        seeds = f"{min(counts)} to {max(counts)} seeds"
+    named = f" ({listed(methods)})" if len(methods) <= _MOST_NAMED else ""
+    domains = f" with {listed([t for _, t in targets])} held out in turn" if len(data) == 1 else ""
+    if len(targets) == 1:
+        domains = f" with {targets[0][1]} held out"
+    verb = "was trained" if len(methods) == 1 else "were compared"
+    model = "with the best validation accuracy on the source domains"
+    if tables[0].model == "last":
+        model = "after the last step"
+    return (
+        f"{counted(len(methods), 'method')}{named} {verb} on {listed(data)}{domains}, "
+        f"and {seeds}. The figures are accuracies on the test images of the "
+        f"domain held out, which training never saw, of the model {model}."
+    )
+
+
+def _complete(inventory: Inventory, tables: Sequence[ComparisonTable]) -> str:
+    there = len(inventory.records)
+    extra = int((inventory.runs["without"].map(len) > 0).sum())
+    partial = sum(not cell.complete for table in tables for cell in table.cells.values())
+    empty = sum(
+        (method, target) not in table.cells
+        for table in tables
+        for method in table.methods
+        for target in table.targets
+    )
+    if inventory.planned is not None:
+        done = sum(path.parent.resolve() in inventory.planned for path in inventory.records)
+        whole = f"{done:,} of {counted(len(inventory.planned), 'planned run')} "
+        whole += "is finished" if done == 1 else "are finished"
+        absent = {"failed": len(inventory.failures), "not done": len(inventory.missing)}
+        lacking = [f"{count} {how}" for how, count in absent.items() if count]
+        whole += f"; {listed(lacking)}" if lacking else ""
+        if there > done:
+            whole += f". {counted(there - done, 'run')} that no plan names "
+            whole += "is there too" if there - done == 1 else "are there too"
+    else:
+        whole = f"{counted(there, 'run')} {'is' if there == 1 else 'are'} there"
+        whole += f"; {counted(len(inventory.failures), 'run')} failed" if inventory.failures else ""
+    if partial or empty:
+        lack = f"{counted(partial, 'cell')} {'lacks' if partial == 1 else 'lack'} seeds"
+        have = f"{counted(empty, 'cell')} {'has' if empty == 1 else 'have'} no run"
+        gaps = [text for text, count in ((lack, partial), (have, empty)) if count]
+        whole += (
+            f". The comparison is not complete: {listed(gaps)}; nothing of that is in an average, "
+            "rank or test"
+        )
+    elif not inventory.missing and not inventory.failures and there > 1:
+        whole += ". The comparison is complete"
+    if extra:
+        whole += (
+            f". {counted(extra, 'run')} with two domains held out serve the choice of "
+            "hyperparameters alone"
+        )
+    return f"{whole}."
+
+
+def _averages(table: ComparisonTable) -> list[str]:
+    """Who has the highest mean; a mean alone is no test."""
+    if len(table.averages) > 1:
+        cells, over = table.averages, f"the average over {len(table.targets)} targets"
+    elif len(table.targets) == 1:
+        target = table.targets[0]
+        complete = {m: cell for (m, _), cell in table.cells.items() if cell.complete}
+        cells, over = complete, f"the mean accuracy on {target}"
+    else:
+        return []
+    best = [method for method, cell in cells.items() if cell.best]
+    if not best:
+        return []
+    if guessing := sum(c.guessing for (m, _), c in table.cells.items() if m == table.baseline):
+        runs = sum(c.runs for (m, _), c in table.cells.items() if m == table.baseline)
+        return [
+            f"On {table.name}, {table.baseline} does hardly better than guessing on its own "
+            f"domains in {guessing} of {counted(runs, 'run')}: that another method has a higher "
+            "mean says little."
+        ]
+    shown = f"{cells[best[0]].mean:.2f} %"
+    absent = len(cells) < len(table.methods)
+    among = f"of the {len(cells)} methods that are complete, " if absent else ""
+    sentence = f"On {table.name}, {among}{over} is highest for {listed(best)} ({shown})"
+    baseline = cells.get(table.baseline)
+    if baseline is not None and table.baseline not in best:
+        sentence += f"; {table.baseline} has {baseline.mean:.2f} %"
+    return [f"{sentence}."]
+
+
+def _tests(table: ComparisonTable) -> list[str]:
+    """What is significant on one table, and what is not."""
+    tests = {
+        key: cell.comparison for key, cell in table.cells.items() if cell.comparison is not None
+    }
+    if not tests:
+        return [f"On {table.name}: {table.test}."] if table.test else []
+    pairs = max(test.n for test in tests.values())
+    if least_p(pairs) >= SIGNIFICANCE:
+        return [
+            f"On {table.name}, {counted(pairs, 'pair')} of runs a cell are too few for any test to "
+            f"reach p < {SIGNIFICANCE} (the least possible is {p_text(least_p(pairs))}): the means "
+            "show a tendency, and prove none."
+        ]
+    corrected = {key: test for key, test in tests.items() if test.significant_corrected}
+    alone = {key: t for key, t in tests.items() if t.significant and key not in corrected}
+    sentences = []
+    if len(tests) * least_p(pairs) >= SIGNIFICANCE:
+        sentences.append(
+            f"On {table.name}, {counted(pairs, 'pair')} of runs a cell are too few for a "
+            f"difference to stand Holm's correction over {counted(len(tests), 'test')} (the least "
+            f"possible p is {p_text(len(tests) * least_p(pairs))})."
+        )
+    if corrected:
+        sentences.append(
+            f"On {table.name}, after Holm's correction over {counted(len(tests), 'test')} "
+            f"(paired Wilcoxon, p < {SIGNIFICANCE}) these differ from {table.baseline}: "
+            f"{_named(corrected)}."
+        )
+    if alone:
+        sentences.append(
+            f"On {table.name}, these differ from {table.baseline} in a test taken alone and not "
+            f"after the correction, so some may be chance: {_named(alone)}."
+        )
+    rest = len(tests) - len(corrected) - len(alone)
+    if rest:
+        which = f"{rest} of {counted(len(tests), 'test')} show"
+        if rest == len(tests):
+            which = "The only test shows" if rest == 1 else f"None of {len(tests)} tests shows"
+        found = "a" if rest == len(tests) and rest > 1 else "no"
+        sentences.append(
+            f"On {table.name}: {which} {found} significant difference from {table.baseline}, which "
+            "does not mean that there is none."
+        )
+    return sentences
+
+
+def _named(tests: dict[tuple[str, str], PairedComparison]) -> str:
+    largest = sorted(tests.items(), key=lambda item: -abs(item[1].difference))
+    parts = [
+        f"{method} on {target} ({test.difference:+.2f} points)"
+        for (method, target), test in largest[:_MOST_NAMED]
+    ]
+    more = len(tests) - len(parts)
+    return listed([*parts, *([f"{more} more, in the table of tests"] if more else [])])
+
+
+def _ranked(ranking: Ranking, tables: Sequence[ComparisonTable]) -> str:
+    p = ranking.p if ranking.p is not None else 1.0
+    if p < ranking.level:
+        verdict = (
+            f"Friedman's test says that ranks differ (p = {p_text(p)}), which is a rough guide: "
+            "the targets of a data set share training images"
+        )
+    else:
+        verdict = f"Friedman's test shows no significant difference of ranks (p = {p_text(p)})"
+    best = ranking.ranks[0]
+    first = [m for m, rank in zip(ranking.methods, ranking.ranks, strict=True) if rank == best]
+    order = f"the best average rank has {listed(first)} ({best:.2f})"
+    return f"Over {cells_text(ranking, tables)}, {order}; {verdict}."
+
+
+def cells_text(ranking: Ranking, tables: Sequence[ComparisonTable]) -> str:
+    """How many cells were ranked; a data set has several tables where settings differ."""
+    setting = "setting, " if any(table.differences for table in tables) else ""
+    return counted(len(ranking.cells), f"(data set, {setting}target) cell")

@@ -1,0 +1,340 @@
+"""Comparisons and selections as tables, and tables as Markdown, LaTeX and CSV."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from gradsurgery.documents.selection import CRITERIA, Candidate, Choice, Selection, Summary
+from gradsurgery.errors import printable
+from gradsurgery.report.section import Entry, Listing, Section, Table, counted, plain_table
+from gradsurgery.results.paper import CITATION, PaperFigure, paper_figures, paper_row
+from gradsurgery.results.statistics import PairedComparison
+from gradsurgery.results.tables import DECIMALS, Cell, ComparisonTable
+
+ABSENT = "–"
+_TESTS = ["data", "target", "method − baseline", "difference (points)", "95 % interval"]
+_TESTS += ["p", "p (Holm)", "effect size", "n", "zeros"]
+_TEST_COLUMNS = {
+    "difference": "difference_points",
+    "low": "interval_low_points",
+    "high": "interval_high_points",
+    **{name: name for name in ("p", "p_holm", "effect_size")},
+    "n": "pairs",
+    "zeros": "zeros",
+}
+
+
+def comparison_table(table: ComparisonTable, *, paper: bool = False) -> Table:
+    """A row a method, a column a target, and their average where there are several.
+
+    A star and a dagger mark what differs from the baseline, as the notes say. `paper` puts the
+    paper's figures beside those of every method that it has.
+    """
+    rows = []
+    several = len(table.targets) > 1
+    for method in table.methods:
+        cells = [table.cells.get((method, target)) for target in table.targets]
+        cells += [table.averages.get(method)] if several else []
+        beside = paper_row(table, method) if paper else []
+        below = [_paper_text(figure) for figure in beside] or [""] * len(cells)
+        entries = [_entry(cell, text) for cell, text in zip(cells, below, strict=True)]
+        rows.append([Entry(method, below="paper" if beside else ""), *entries])
+    notes = table.notes
+    if any(row[0].below for row in rows):
+        notes = [*notes, f"paper: {CITATION}, with its stars at p < 0.05"]
+    columns = ["method", *table.targets, *(["average"] if several else [])]
+    return Table(table.title, columns, rows, notes)
+
+
+def significance_table(tables: Sequence[ComparisonTable], caption: str = "") -> Table:
+    """The statistics behind the stars, a row a test; of one table without its name."""
+    rows = [
+        [
+            Entry(table.name),
+            Entry(target),
+            Entry(f"{method} − {table.baseline}"),
+            Entry(f"{test.difference:+.{DECIMALS}f}"),
+            Entry(f"[{test.low:+.{DECIMALS}f}, {test.high:+.{DECIMALS}f}]"),
+            Entry(p_text(test.p), "*" if test.significant else ""),
+            Entry(p_text(test.p_holm), "†" if test.significant_corrected else ""),
+            Entry(f"{test.effect_size:+.{DECIMALS}f}"),
+            Entry(str(test.n)),
+            Entry(str(test.zeros)),
+        ]
+        for table in tables
+        for target, method, test in table.comparisons()
+    ]
+    first = 1 if len(tables) == 1 else 0
+    return Table(caption, _TESTS[first:], [row[first:] for row in rows])
+
+
+def p_text(p: float) -> str:
+    """A p-value with two significant digits, `0.041` or `1.9e-06`."""
+    return f"{p:.2g}"
+
+
+def choices_table(selections: Mapping[str, Selection], caption: str = "") -> Table:
+    """A row for every choice, the criteria of one choice below each other."""
+    columns = ["data", "target", "method", "criterion", "chosen", "score (%)", "target (%)"]
+    rows = [[*about, *_chosen(choice)] for about, choice in _by_choice(selections)]
+    return plain_table(caption, columns, rows)
+
+
+def candidates_table(selections: Mapping[str, Selection], caption: str = "") -> Table:
+    """A row for every candidate of every choice, in the order of the plan."""
+    columns = ["data", "target", "method", "criterion", "candidate", "score (%)", "n", "verdict"]
+    rows = []
+    for about, choice in _by_choice(selections):
+        for position, candidate in enumerate(choice.candidates):
+            lacks = f"not eligible: lacks {candidate.lacks}" if candidate.lacks else ""
+            rows.append(
+                [
+                    *about,
+                    _values(candidate, choice),
+                    _percent(candidate.score),
+                    str(candidate.score.n if candidate.score else 0),
+                    "chosen" if position == choice.chosen else lacks,
+                ]
+            )
+    return plain_table(caption, columns, rows)
+
+
+def to_markdown(tables: Sequence[Table]) -> str:
+    """Pipe tables, each under its caption; what is best is bold."""
+    return "\n".join(_markdown(table) for table in tables)
+
+
+def section_markdown(section: Section) -> str:
+    """The sentences and tables of a section."""
+    blocks = section.blocks
+    texts = [f"{item}\n" for b in blocks if isinstance(b, Listing) for item in b.items]
+    tables = [f"\n{_markdown(block)}" for block in blocks if isinstance(block, Table)]
+    return "".join([f"# {section.title}\n", *texts, *tables])
+
+
+def to_latex(tables: Sequence[Table]) -> str:
+    r"""`tabular` environments for booktabs, each under its caption as a comment."""
+    return "\n".join(_latex(table) for table in tables)
+
+
+def comparison_csv(tables: Sequence[ComparisonTable], *, paper: bool = False) -> str:
+    """One line a cell, unrounded, with a header; averages have an empty target.
+
+    `std_percent` is empty for one run and for averages, the columns of the test where nothing was
+    tested; what sets the tables of a data set apart has columns of its own, as have the criterion
+    that selected the hyperparameters and, with `paper`, the paper's figures.
+    """
+    import pandas as pd
+
+    differing = list(dict.fromkeys(name for table in tables for name in table.differences))
+    selected = any(table.selection for table in tables)
+    rows: list[dict[str, Any]] = []
+    for table in tables:
+        for target, method, cell in _cells(table):
+            test = cell.comparison
+            row = {
+                "dataset": table.data,
+                **{name: table.differences.get(name) for name in differing},
+                **({"selection": table.selection} if selected else {}),
+                "model": table.model,
+                "target": target,
+                "method": method,
+                "mean_accuracy_percent": cell.mean,
+                "std_percent": cell.std,
+                "runs": cell.runs,
+                "planned": cell.planned,
+                "complete": int(cell.complete),
+                "best": int(cell.best),
+                "baseline": table.baseline,
+                **{name: getattr(test, of, None) for of, name in _TEST_COLUMNS.items()},
+            }
+            if paper:
+                figure = paper_figures().get((table.data, target, method))
+                row["paper_mean_percent"] = figure and figure.mean
+                row["paper_std_percent"] = figure and figure.std
+                row["paper_significant"] = figure and int(figure.significant)
+            rows.append(row)
+    frame = pd.DataFrame(rows, dtype=object)
+    return str(frame.to_csv(index=False, lineterminator="\n"))
+
+
+def significance_csv(tables: Sequence[ComparisonTable]) -> str:
+    """One line a test, unrounded: the fields of `PairedComparison`, in points."""
+    import pandas as pd
+
+    names = [each.name for each in fields(PairedComparison)]
+    rows = [
+        [table.name, target, method, table.baseline, *(getattr(test, name) for name in names)]
+        for table in tables
+        for target, method, test in table.comparisons()
+    ]
+    frame = pd.DataFrame(rows, columns=["data", "target", "method", "baseline", *names])
+    return str(frame.to_csv(index=False, lineterminator="\n"))
+
+
+def _cells(table: ComparisonTable) -> Iterator[tuple[str, str, Cell]]:
+    for target in table.targets:
+        for method in table.methods:
+            if (method, target) in table.cells:
+                yield target, method, table.cells[method, target]
+    for method, cell in table.averages.items():
+        yield "", method, cell
+
+
+def _entry(cell: Cell | None, below: str) -> Entry:
+    """`71.25 ± 1.06` and behind it `*†`, or (n=…) where seeds lack."""
+    if cell is None:
+        return Entry(ABSENT, below=below)
+    marks = cell.stars + ("" if cell.complete else f" (n={cell.runs} of {cell.planned})")
+    return Entry(_figures(cell.mean, cell.std), marks, below, cell.mean, strong=cell.best)
+
+
+def _paper_text(figure: PaperFigure | None) -> str:
+    if figure is None:
+        return ABSENT
+    return _figures(figure.mean, figure.std) + ("*" if figure.significant else "")
+
+
+def _figures(mean: float, std: float | None) -> str:
+    return f"{mean:.{DECIMALS}f}" + ("" if std is None else f" ± {std:.{DECIMALS}f}")
+
+
+def _by_choice(selections: Mapping[str, Selection]) -> list[tuple[list[str], Choice]]:
+    """What names a choice, and the choice; the same choice of every criterion together."""
+    found: dict[tuple[str, ...], list[tuple[list[str], Choice]]] = {}
+    for criterion, selection in selections.items():
+        for choice in selection.choices:
+            same = (choice.data, choice.target, choice.method)
+            beside = [c for c in selection.choices if (c.data, c.target, c.method) == same]
+            apart = [
+                f"{name} {value}"
+                for name, value in choice.conditions.items()
+                if any(other.conditions.get(name) != value for other in beside)
+            ]
+            method = ", ".join([choice.method, *apart])
+            about = [choice.data, choice.target, method, CRITERIA[criterion].label]
+            found.setdefault((*same, str(choice.conditions)), []).append((about, choice))
+    return [row for rows in found.values() for row in rows]
+
+
+def _chosen(choice: Choice) -> list[str]:
+    waiting = ""
+    if choice.unfinished:
+        are = "is" if choice.unfinished == 1 else "are"
+        waiting = f"; {counted(choice.unfinished, 'planned run')} {are} not finished"
+    if choice.candidate is None:
+        return [f"not available: needs {choice.needs}{waiting}", ABSENT, ABSENT]
+    count = len(choice.candidates)
+    of = f" (of {count})" if count > 1 else ""
+    chosen = f"{_values(choice.candidate, choice)}{of}{waiting}"
+    result, seeds = _percent(choice.target_accuracy), len(choice.seeds)
+    if choice.target_accuracy is not None and choice.target_accuracy.n < seeds:
+        result += f" (n={choice.target_accuracy.n} of {seeds})"
+    return [chosen, _percent(choice.candidate.score), result]
+
+
+def _values(candidate: Candidate, choice: Choice) -> str:
+    """The hyperparameters that were searched."""
+    if not choice.searched:
+        return "the only candidate"
+    texts = []
+    for name in choice.searched:
+        value = candidate.hyperparameters.get(name)
+        short = f"{value:g}" if isinstance(value, float) else str(value)
+        texts.append(f"{name} {'default' if value is None else short}")
+    return ", ".join(texts)
+
+
+def _percent(score: Summary | None) -> str:
+    if score is None:
+        return ABSENT
+    return _figures(100 * score.mean, None if score.std is None else 100 * score.std)
+
+
+def rows_with_below(table: Table) -> Iterator[list[Entry]]:
+    """The rows, and what stands below their entries as rows of its own."""
+    for row in table.rows:
+        yield list(row)
+        if row[0].below:
+            figures = [(e.below.rstrip("*"), e.below) for e in row[1:]]
+            beside = [Entry(figure, text[len(figure) :]) for figure, text in figures]
+            yield [Entry(f"{row[0].text}, {row[0].below}"), *beside]
+
+
+def _markdown(table: Table) -> str:
+    from tabulate import tabulate
+
+    body = [
+        [
+            (f"**{_markdown_text(e.text)}**" if e.strong else _markdown_text(e.text))
+            + _markdown_text(e.marks, strip=False)
+            for e in row
+        ]
+        for row in rows_with_below(table)
+    ]
+    text = tabulate(
+        body,
+        [_markdown_text(name) for name in table.columns],
+        tablefmt="pipe",
+        disable_numparse=True,
+        colalign=["left" if i in table.left else "right" for i in range(len(table.columns))],
+    )
+    title = [f"**{_markdown_text(table.caption)}**\n"] if table.caption else []
+    notes = [f"\n{_markdown_text(note)}" for note in table.notes]
+    return "\n".join([*title, text, *notes]) + "\n"
+
+
+def _latex(table: Table) -> str:
+    header = [_latex_text(name) for name in table.columns]
+    body = [
+        [
+            (rf"\textbf{{{_latex_text(e.text)}}}" if e.strong else _latex_text(e.text))
+            + _latex_marks(e.marks)
+            for e in row
+        ]
+        for row in rows_with_below(table)
+    ]
+    columns = "".join("l" if i in table.left else "r" for i in range(len(header)))
+    lines = [
+        *([f"% {' '.join(printable(table.caption).split())}"] if table.caption else []),
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        rf"{' & '.join(header)} \\",
+        r"\midrule",
+        *(rf"{' & '.join(cells)} \\" for cells in body),
+        r"\bottomrule",
+        r"\end{tabular}",
+        *(rf"\par{{\footnotesize {_latex_text(note)}}}" for note in table.notes),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_text(text: str, *, strip: bool = True) -> str:
+    # An underscore within a word is no emphasis: art_painting stays readable in the source.
+    escaped = re.sub(r"[\\`*|<>\[\]]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", printable(text))
+    return " ".join(escaped.split()) if strip else escaped
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "–": "--",
+    "†": r"\textdagger{}",
+    "…": r"\dots{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+def _latex_text(text: str) -> str:
+    return " ".join("".join(_LATEX.get(c, c) for c in printable(text)).split())
+
+
+def _latex_marks(marks: str) -> str:
+    raised = {"*": "$^{*}$", "†": r"$^{\dagger}$"}
+    return "".join(raised.get(character, character) for character in marks)

@@ -1,0 +1,177 @@
+"""The paper's figure 2: train, and measure the similarity of gradients on the way."""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import isnan
+from pathlib import Path
+
+import numpy as np
+
+from gradsurgery.backbones import Backbone
+from gradsurgery.data import ImageSet, draw_split
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.record import RECORD_FILE
+from gradsurgery.documents.similarity import (
+    Measurement,
+    RunSimilarity,
+    SeedMeasurements,
+    SimilarityOptions,
+    SimilarityStudy,
+)
+from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.gradients.similarity import (
+    Indices,
+    draw_samples,
+    sample_cosines,
+    within_and_across,
+)
+from gradsurgery.studies.observer import StepObserver
+from gradsurgery.training import TrainingProgress, train
+
+Report = Callable[[TrainingProgress], None]
+
+
+def study_similarity(
+    configurations: Sequence[RunConfiguration],
+    options: SimilarityOptions,
+    images: ImageSet,
+    directory: Path,
+    report: Report | None = None,
+) -> SimilarityStudy:
+    """Train every run and measure within and across domains; write `similarity.json`.
+
+    At steps 0, K, 2K, … with K = `options.every`, all samples are training images of one class,
+    and the classes take turns. What is measured is in `similarity.json` of the run's folder at
+    once: the same call again goes on where it was interrupted, to the same files.
+
+    Args:
+        configurations: of runs that differ in their seed alone.
+        options: how to measure.
+        images: the decoded data set.
+        directory: receives a folder `seed-<seed>` a run and the study's `similarity.json`.
+        report: called after every step.
+
+    Raises `ArgumentError` where the runs differ in more than the seed or a folder holds a study of
+    other options, `DataError` where no class has enough images in two domains, and what `train`
+    raises.
+
+    Source: Mansilla et al. 2021, figure 2.
+    """
+    first = configurations[0]
+    for other in configurations[1:]:
+        if different := sorted(set(first.differences(other)) - {"seed"}):
+            raise ArgumentError(
+                f"the runs of a study differ in their seed alone, found others in {different[0]}"
+            )
+    runs = []
+    for configuration in configurations:
+        folder = directory / f"seed-{configuration.seed}"
+        run = _measured_run(configuration, options, images, folder, report)
+        runs.append(SeedMeasurements(seed=configuration.seed, measurements=run.measurements))
+    study = SimilarityStudy(
+        data=images.name,
+        domains=_domains(first, options, images),
+        classes=list(images.classes),
+        configuration=first,
+        options=options,
+        runs=runs,
+    )
+    study.save(directory)
+    return study
+
+
+def _domains(
+    configuration: RunConfiguration, options: SimilarityOptions, images: ImageSet
+) -> list[str]:
+    if options.all_domains:
+        return list(images.domains)
+    return configuration.sources(images.domains)
+
+
+def _measured_run(
+    configuration: RunConfiguration,
+    options: SimilarityOptions,
+    images: ImageSet,
+    directory: Path,
+    report: Report | None,
+) -> RunSimilarity:
+    """The run's measurements: those in `directory`, then those still to make."""
+    run = RunSimilarity(configuration=configuration, options=options)
+    if (directory / SimilarityStudy.file_name).exists():
+        run = RunSimilarity.load(directory)
+        _check_same(configuration, options, run, directory)
+    if (directory / RECORD_FILE).exists() and run.missing():
+        raise DataError(
+            f"{directory} holds a finished run that was not measured at step {run.missing()[0]}; "
+            "delete the folder, or choose another one"
+        )
+    if run.missing():
+        seed = configuration.seed if configuration.split_per_run else configuration.split_seed
+        pool = draw_split(images, seed=seed).train
+        _check_feasible(pool, images, _domains(configuration, options, images), options)
+
+        def measure(step: int, backbone: Backbone) -> None:
+            run.measurements.append(_measured(run, images, pool, step, backbone))
+            run.save(directory)
+
+        observer = StepObserver(run.missing(), directory / SimilarityStudy.file_name, measure)
+        train(configuration, directory, report, opened=images, observe=observer)
+    return run
+
+
+def _check_same(
+    configuration: RunConfiguration,
+    options: SimilarityOptions,
+    found: RunSimilarity,
+    directory: Path,
+) -> None:
+    different = dict(configuration.differences(found.configuration))
+    different.pop("device", None)
+    for name in SimilarityOptions.model_fields:
+        here, there = getattr(options, name), getattr(found.options, name)
+        if here != there:
+            different[name] = here, there
+    for name, (here, there) in different.items():
+        raise ArgumentError(
+            f"{directory} holds measurements with other options ({name}: {there!r} there, {here!r} "
+            "here); choose another output folder, or delete this one"
+        )
+
+
+def _measured(
+    run: RunSimilarity, images: ImageSet, pool: Mapping[str, Indices], step: int, backbone: Backbone
+) -> Measurement:
+    """One measurement, which is empty where fewer than two domains have enough images."""
+    options = run.options
+    label = (step // options.every) % len(images.classes)
+    chosen, skipped = draw_samples(
+        images,
+        pool,
+        label=label,
+        domains=_domains(run.configuration, options, images),
+        count=options.samples_per_domain,
+        seed=run.configuration.seed,
+        step=step,
+    )
+    found = Measurement(step=step, label=images.classes[label], skipped=skipped)
+    if len(chosen) > 1:
+        means = sample_cosines(backbone, images, chosen)
+        found.domains = list(chosen)
+        found.cosines = [[None if isnan(v) else v for v in row] for row in means.tolist()]
+        found.within, found.across = within_and_across(means)
+    return found
+
+
+def _check_feasible(
+    pool: Mapping[str, Indices],
+    images: ImageSet,
+    domains: Sequence[str],
+    options: SimilarityOptions,
+) -> None:
+    """Raise `DataError` where no measurement could compare two domains."""
+    counts = [np.bincount(images.label[pool[d]], minlength=len(images.classes)) for d in domains]
+    enough = (np.array(counts) >= options.samples_per_domain).sum(axis=0)
+    if enough.max() < 2:
+        raise DataError(
+            f"no class of {images.name} has {options.samples_per_domain} training images in two of "
+            f"the domains {', '.join(domains)}; measure fewer samples per domain"
+        )

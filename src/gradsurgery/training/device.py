@@ -1,0 +1,105 @@
+"""What a run computes with: the device, its precision, the processor's threads, memory."""
+
+import ctypes
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradsurgery.documents.configuration import Precision
+from gradsurgery.errors import ArgumentError
+
+AutocastFactory = Callable[[], AbstractContextManager[Any]]
+
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is cuda where there is one, else cpu.
+
+    Apple's mps is left out: it has no float64, in which gradients are compared and summed.
+
+    Raises `ArgumentError` where torch knows no such device or this machine has none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArgumentError(
+            f"device {name!r} cannot be used ({reason}); choose auto, cpu or cuda"
+        ) from error
+    if device.type not in ("cpu", "cuda"):
+        raise ArgumentError(f"device {name!r} cannot train; choose auto, cpu or cuda")
+    return device
+
+
+def autocast_factory(device: torch.device, precision: Precision) -> AutocastFactory:
+    """A factory of the contexts the forward passes run in."""
+    if precision == "float32":
+        return nullcontext
+    return partial(torch.autocast, device.type, dtype=getattr(torch, precision))
+
+
+def loss_scaler(device: torch.device, precision: Precision) -> torch.amp.GradScaler | None:
+    """float16 has too small a range for gradients: their loss is scaled, here and only here."""
+    return torch.amp.GradScaler(device.type) if precision == "float16" else None
+
+
+@contextmanager
+def computing_with(threads: int | None) -> Iterator[int]:
+    """Inside, torch computes with so many threads of the processor; None leaves them as they are.
+
+    Gives the number.
+    """
+    own = torch.get_num_threads()
+    torch.set_num_threads(threads or own)
+    try:
+        yield threads or own
+    finally:
+        torch.set_num_threads(own)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory_bytes` count from here on, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):  # other systems than Linux, and sandboxes
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory in use at once: the device's own on CUDA, else the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, where the mark can be set back
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc reuse freed memory: no large block gets pages of its own, none is trimmed.
+
+    A training step allocates the same large tensors again and again; by default each comes from
+    the kernel as untouched pages, and faulting those in costs more than some of the arithmetic.
+    Returns whether the settings were accepted: False where the C library is another.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    # -1 is the largest threshold: glibc reads it as an unsigned size.
+    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))

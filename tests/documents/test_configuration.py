@@ -1,0 +1,84 @@
+from typing import Any
+
+import pytest
+
+from gradsurgery.data.open_source import BUILT_IN as BUILT_IN_SETS
+from gradsurgery.documents.configuration import BUILT_IN_DATA as BUILT_IN
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.errors import ArgumentError
+
+
+def test_defaults_are_the_papers() -> None:
+    run = RunConfiguration(data="pacs", target="sketch")
+    assert (run.backbone, run.image_size, run.iterations) == ("alexnet", 224, 1000)
+    assert (run.batch_size, run.learning_rate, run.weight_decay) == (128, 1e-5, 5e-5)
+    assert (run.optimizer, run.validate_every, run.precision) == ("adam", 20, "float32")
+    assert run.split_seed == 0
+
+
+def test_every_built_in_set_has_defaults() -> None:
+    assert set(BUILT_IN) == set(BUILT_IN_SETS)
+
+
+@pytest.mark.parametrize("data", BUILT_IN)
+def test_digits_have_small_defaults_which_options_override(data: str) -> None:
+    run = RunConfiguration(data=data, target="75", iterations=7)
+    assert (run.backbone, run.weights, run.iterations) == ("small-cnn", "none", 7)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "frozen"),
+        ({"weights": "some.safetensors"}, "frozen"),
+        ({"weights": "none"}, "per-domain"),
+        ({"weights": "none", "batch_norm": "frozen"}, "frozen"),
+        ({"batch_norm": "per-domain"}, "per-domain"),
+    ],
+)
+def test_batch_norm_follows_the_weights(options: dict[str, str], expected: str) -> None:
+    assert RunConfiguration(data="pacs", target="sketch", **options).batch_norm == expected  # type: ignore[arg-type]
+
+
+def test_a_configuration_is_read_back_as_it_was() -> None:
+    run = RunConfiguration(data="rotated-digits", target="75", learning_rate=0.1)
+    assert RunConfiguration.model_validate_json(run.model_dump_json()) == run
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("learning_rate", 0.0, ["greater than 0", "0.0"]),
+        ("learning_rate", float("nan"), ["finite", "nan"]),
+        ("weight_decay", -1, ["greater than or equal to 0", "-1"]),
+        ("iterations", 0, ["greater than or equal to 1", "0"]),
+        ("batch_size", "many", ["valid integer", "many"]),
+        ("validate_every", 0, ["greater than or equal to 1"]),
+        ("image_size", 5000, ["less than or equal to 2048", "5000"]),
+        ("seed", -1, ["greater than or equal to 0"]),
+        ("precision", "float8", ["'float32', 'bfloat16' or 'float16'", "float8"]),
+        ("optimizer", "lion", ["'adam', 'adamw' or 'sgd'", "lion"]),
+        ("batch_norm", "thawed", ["'per-domain' or 'pooled'", "thawed"]),
+        ("target", "", ["at least 1 character"]),
+        ("learnin_rate", 1, ["unknown option", "learning_rate"]),
+    ],
+)
+def test_an_error_is_one_line_that_names_option_range_and_value(
+    option: str, value: Any, words: list[str]
+) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        RunConfiguration(**{"data": "pacs", "target": "sketch", option: value})
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in [option, *words]), message
+
+
+def test_a_missing_option_is_named() -> None:
+    with pytest.raises(ArgumentError, match="target is missing"):
+        RunConfiguration(data="pacs")  # type: ignore[call-arg]
+
+
+def test_differences_name_both_values() -> None:
+    one = RunConfiguration(data="pacs", target="sketch", seed=1)
+    two = RunConfiguration(data="pacs", target="sketch", seed=2, precision="bfloat16")
+    assert one.differences(two) == {"seed": (1, 2), "precision": ("float32", "bfloat16")}

@@ -1,0 +1,163 @@
+"""Every document is read and written by its class; folders of the first version are still read."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gradsurgery.documents.configuration import (
+    RunConfiguration,
+    options_of,
+    read_mapping,
+    role_of,
+)
+from gradsurgery.documents.diagnosis import Diagnosis
+from gradsurgery.documents.document import Document
+from gradsurgery.documents.plan import Failure, SweepPlan
+from gradsurgery.documents.record import Record
+from gradsurgery.documents.selection import Selections
+from gradsurgery.documents.similarity import RunSimilarity, SimilarityStudy
+from gradsurgery.documents.split import SplitFile
+from gradsurgery.errors import DataError
+
+FIRST = Path(__file__).parent / "version1"
+"""Folders that version 0.1.0 wrote before the documents had classes of their own."""
+
+FILES: list[tuple[type[Document], str]] = [
+    (Record, "runs/a/record.json"),
+    (Record, "runs/b/record.json"),
+    (SweepPlan, "sweep/plan.json"),
+    (Failure, "failed/rotated-digits/75/deep-all/seed-0-fb83bd5d/failure.json"),
+    (Selections, "sweep/selection.json"),
+    (SimilarityStudy, "similarity/similarity.json"),
+    (RunSimilarity, "similarity/seed-0/similarity.json"),
+    (Diagnosis, "diagnosis/diagnosis.json"),
+    (SplitFile, "runs/a/split.json"),
+]
+
+
+def plain(path: Path) -> object:
+    content = json.loads(path.read_text())
+    if "configuration" in content:
+        content["configuration"].pop("passes", None)
+    return content
+
+
+def contains(whole: object, part: object) -> bool:
+    """Whether everything in `part` is in `whole`, which may have more names."""
+    if isinstance(part, dict):
+        assert isinstance(whole, dict)
+        return all(contains(whole[name], value) for name, value in part.items())
+    if isinstance(part, list):
+        assert isinstance(whole, list)
+        return len(whole) == len(part) and all(map(contains, whole, part))
+    return whole == part
+
+
+@pytest.mark.parametrize(("kind", "name"), FILES, ids=[name for _, name in FILES])
+def test_files_of_the_first_version_are_read_whole(
+    kind: type[Document], name: str, tmp_path: Path
+) -> None:
+    document = kind.load(FIRST / name)
+    document.save(tmp_path)
+    assert contains(json.loads((tmp_path / kind.file_name).read_text()), plain(FIRST / name))
+    assert kind.load(tmp_path) == document
+
+
+@pytest.mark.parametrize(("kind", "name"), FILES, ids=[name for _, name in FILES])
+def test_what_a_later_version_adds_is_read_past(
+    kind: type[Document], name: str, tmp_path: Path
+) -> None:
+    content = json.loads((FIRST / name).read_text()) | {"added": {"later": 1}}
+    (tmp_path / kind.file_name).write_text(json.dumps(content))
+    assert kind.load(tmp_path) == kind.load(FIRST / name)
+
+
+@pytest.mark.parametrize(("kind", "name"), FILES, ids=[name for _, name in FILES])
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda text: text[: len(text) // 2], "is not JSON"),
+        (lambda text: "[]", "it has no version"),
+        (lambda text: '{"version": 2}', "version 2, expected 1"),
+        (lambda text: '{"version": true}', "version True, expected 1"),
+        (lambda text: '{"version": 1}', "it has no "),
+    ],
+    ids=["cut", "list", "later", "boolean", "empty"],
+)
+def test_a_file_that_is_none_is_one_line_with_its_name_and_the_cure(
+    kind: type[Document], name: str, spoil: Callable[[str], str], words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / kind.file_name
+    path.write_text(spoil((FIRST / name).read_text()))
+    with pytest.raises(DataError) as caught:
+        kind.load(path)
+    message = str(caught.value)
+    assert words in message
+    assert str(path) in message
+    assert "\n" not in message
+    assert kind.cure in message or "move it elsewhere" in message
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "words"),
+    [
+        ("result.best.target_accuracy", 1.5, "less than or equal to 1"),
+        ("result.best.target_accuracy", float("nan"), "finite"),
+        ("result.last.validation_accuracy", "0.5", "valid number"),
+        ("result.best.test_accuracy.75", -0.1, "greater than or equal to 0"),
+        ("curves.train_loss", [1.0], "1 values, expected 2"),
+        ("configuration.target", "sketch", "names the domain 'sketch'"),
+        ("configuration.without", ["sketch"], "names the domain 'sketch'"),
+        ("configuration.iterations", 0, "iterations must be greater than or equal to 1"),
+        ("configuration.nonsense", 0, "unknown option 'nonsense'"),
+        ("cost", None, "cost"),
+    ],
+)
+def test_a_record_is_checked_where_it_is_read(
+    where: str, value: object, words: str, tmp_path: Path
+) -> None:
+    content = json.loads((FIRST / "runs/a/record.json").read_text())
+    *parts, name = where.split(".")
+    place = content
+    for part in parts:
+        place = place[part]
+    place[name] = value
+    (tmp_path / "record.json").write_text(json.dumps(content))
+    with pytest.raises(DataError) as caught:
+        Record.load(tmp_path)
+    assert words in str(caught.value)
+    assert "repeat the run" in str(caught.value)
+
+
+def test_every_option_says_what_it_is_and_what_it_means() -> None:
+    for name, field in RunConfiguration.model_fields.items():
+        assert role_of(name) in ("identity", "condition", "hyperparameter", "place"), name
+        assert len(field.description or "") > 10, name
+
+
+def test_the_place_of_a_run_is_no_difference() -> None:
+    here = RunConfiguration(data="pacs:here", target="sketch", device="cpu", threads=1)
+    there = RunConfiguration(data="pacs:there", target="sketch", device="cuda", threads=8, seed=1)
+    assert here.differences(there) == {"seed": (0, 1)}
+    assert options_of("place") == ["data", "device", "threads"]
+
+
+def test_a_configuration_given_back_as_yaml_is_the_same(tmp_path: Path) -> None:
+    run = RunConfiguration(data="rotated-digits", target="75", learning_rate=1e-5, seed=3)
+    run.save(tmp_path)
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(run.model_dump()))
+    for file in (tmp_path / "configuration.json", path):
+        assert RunConfiguration(**read_mapping(file, "configuration")) == run
+
+
+def test_documents_need_no_torch() -> None:
+    names = ("configuration", "diagnosis", "plan", "record", "selection", "similarity", "split")
+    code = "".join(f"import gradsurgery.documents.{name}\n" for name in names)
+    code += "import sys\nassert 'torch' not in sys.modules and 'pandas' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,163 @@
+"""`gradient_gram` is right or refuses, for networks that nobody wrote.
+
+    GRADIENT_NETWORKS=2000 pytest tests/gradients/test_random_networks.py
+
+makes so many networks of each kind.
+"""
+
+import copy
+import os
+import random
+
+import pytest
+import torch
+from torch import nn
+
+import gradsurgery as gs
+from gradsurgery.errors import ArgumentError, NonFiniteError
+from tests.gradients.oracle import relative_error
+from tests.gradients.random_networks import WIDTH, is_apart, random_network
+
+COUNT = int(os.environ.get("GRADIENT_NETWORKS", "40"))
+cross_entropy = nn.CrossEntropyLoss(reduction="none")
+LOSSES = {
+    "cross-entropy": cross_entropy,
+    "mean": nn.CrossEntropyLoss(),
+    "squares": lambda z, _: z.square().sum(1),
+    "detached scale": lambda z, y: cross_entropy(z, y) * z.detach().square().sum(1),
+    "second order": lambda z, y: (
+        cross_entropy(z, y) + torch.autograd.grad(z.tanh().sum(), z, create_graph=True)[0].sum(1)
+    ),
+}
+MIXING_LOSSES = {
+    "of the largest": lambda z, y: cross_entropy(z, y) * z.detach().max(),
+    "of the size": lambda z, y: cross_entropy(z, y) / len(y),
+    "of the labels": lambda z, y: cross_entropy(z, y) * (y == 0).sum(),
+}
+
+
+def rows_alone(network, loss, x, y) -> dict[str, torch.Tensor]:
+    """The gradients in float64, of a network made anew for each sample."""
+    rows: dict[str, list[torch.Tensor]] = {}
+    for i in range(len(x)):
+        fresh = copy.deepcopy(network)
+        named = [(name, p) for name, p in fresh.named_parameters() if p.requires_grad]
+        value = loss(fresh(x[i : i + 1]), y[i : i + 1]).sum()
+        add(rows, named, value)
+    return {name: torch.stack(row) for name, row in rows.items()}
+
+
+def rows_of_one_pass(network, loss, x, y, seed) -> dict[str, torch.Tensor]:
+    """The same through the graph of one pass over all samples, for networks that draw."""
+    rows: dict[str, list[torch.Tensor]] = {}
+    fresh = copy.deepcopy(network)
+    torch.manual_seed(seed)
+    named = [(name, p) for name, p in fresh.named_parameters() if p.requires_grad]
+    output = fresh(x)
+    losses = loss(output, y)
+    for i in range(len(x)):
+        one = losses[i] if losses.ndim else loss(output[i : i + 1], y[i : i + 1])
+        add(rows, named, one)
+    return {name: torch.stack(row) for name, row in rows.items()}
+
+
+def add(rows, named, value) -> None:
+    parameters = [p for _, p in named]
+    found = [torch.zeros_like(p) for p in parameters]
+    if value.requires_grad:
+        found = torch.autograd.grad(
+            value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+    for (name, _), gradient in zip(named, found, strict=True):
+        dense = gradient.to_dense() if gradient.is_sparse else gradient
+        rows.setdefault(name, []).append(dense.flatten().double())
+
+
+def contents(network) -> list[object]:
+    """All that hangs on the layers, in a form that can be compared."""
+
+    def plain(value):
+        if isinstance(value, torch.Tensor):
+            return value.detach().clone().tolist(), value.requires_grad
+        if isinstance(value, dict):
+            return [(key, plain(one)) for key, one in value.items()]
+        return value
+
+    return [plain(vars(layer)) for layer in network.modules()]
+
+
+def check(network, loss, x, y, *, draws: bool, seed: int) -> str:
+    """ "right" or "refused"; raises where neither is so."""
+    before = contents(network)
+    copied = copy.deepcopy(network)
+    torch.manual_seed(seed)
+    random_state = torch.get_rng_state()
+    gram, message = None, ""
+    try:
+        gram = gs.gradient_gram(network, loss, x, y)
+    except (ArgumentError, NonFiniteError) as error:
+        message = str(error)
+        must_be_infinite = isinstance(error, NonFiniteError)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert contents(network) == before
+    if gram is None:
+        assert "\n" not in message
+        if not must_be_infinite:
+            return "refused"
+    alone = rows_of_one_pass(copied, loss, x, y, seed) if draws else rows_alone(copied, loss, x, y)
+    if gram is None:
+        assert not all(row.isfinite().all() for row in alone.values())
+        return "right"
+    expected: dict[str, torch.Tensor] = {}
+    for name, row in alone.items():
+        layer = name.rpartition(".")[0]
+        expected[layer] = expected.get(layer, 0) + row @ row.T
+    assert gram.layers.keys() == expected.keys()
+    for layer, matrix in expected.items():
+        assert relative_error(gram.layers[layer], matrix) < 1e-6, layer
+    return "right"
+
+
+def case(seed: int, *, mixing: float, drawing: float):
+    choose = random.Random(seed)
+    torch.manual_seed(seed)
+    network = random_network(choose, mixing=mixing, drawing=drawing).double()
+    samples = choose.randint(1, 7)
+    x = torch.randn(samples, WIDTH, dtype=torch.float64)
+    if choose.random() < 0.3:
+        x = x.mul(2).round()  # ties, and zeros
+    return network, choose, x, torch.randint(3, (samples,))
+
+
+@pytest.mark.parametrize("mixing", [0.0, 0.3])
+def test_no_random_network_gets_a_wrong_number(mixing):
+    results = []
+    for seed in range(COUNT):
+        network, choose, x, y = case(seed, mixing=mixing, drawing=0)
+        losses = {**LOSSES, **MIXING_LOSSES} if mixing else LOSSES
+        name = choose.choice(sorted(losses))
+        try:
+            result = check(network, losses[name], x, y, draws=False, seed=seed)
+        except Exception as error:
+            error.add_note(f"seed {seed}, loss {name}, {[part.name for part in network.parts]}")
+            raise
+        if is_apart(network) and name in LOSSES:
+            assert result == "right", (seed, name, [part.name for part in network.parts])
+        results.append(result)
+    assert results.count("right") > COUNT // 4
+
+
+def test_no_random_network_that_draws_gets_a_wrong_number():
+    for seed in range(COUNT // 2):
+        network, choose, x, y = case(seed, mixing=0, drawing=0.5)
+        name = choose.choice(sorted(LOSSES))
+        draws = any(
+            part.name in ("dropout", "noise", "dropout of weights")
+            and (network.training or not part.only_in_training)
+            for part in network.parts
+        )
+        try:
+            check(network, LOSSES[name], x, y, draws=draws, seed=seed)
+        except Exception as error:
+            error.add_note(f"seed {seed}, loss {name}, {[part.name for part in network.parts]}")
+            raise

@@ -1,0 +1,106 @@
+import html
+import itertools
+import re
+
+import pytest
+
+from gradsurgery.report.page import MOST_SVG_BYTES, Page, embedded, render_page
+from gradsurgery.report.section import (
+    Details,
+    Entry,
+    Figure,
+    Listing,
+    Section,
+    Table,
+    Text,
+    Verbatim,
+    leading_number,
+)
+
+EVIL = "<script>alert('1')</script> & \"quoted\" {{ 7 * 7 }}"
+
+
+def page(*blocks, **parts):
+    section = Section("part", parts.pop("title", "Part"), blocks)
+    given = {"title": "T", "origin": "O", "summary": ["S"], "sections": [section]}
+    return render_page(Page(**given | parts))
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        Text(EVIL),
+        Listing([EVIL]),
+        Verbatim(EVIL),
+        Details(EVIL, [Text(EVIL)]),
+        Figure("data:,", EVIL, EVIL, [EVIL]),
+        Table(EVIL, [EVIL, EVIL], [[Entry(EVIL), Entry(EVIL, below=EVIL)]], [EVIL]),
+        Table("t", ["a"], [[Entry(EVIL, code=True)]]),
+        Table("t", ["a"], [[Entry(EVIL, EVIL, link=EVIL, sort=EVIL)]]),
+    ],
+    ids=lambda block: block.kind,
+)
+def test_text_is_never_markup(block):
+    text = page(block, title=EVIL, origin=EVIL, summary=[EVIL])
+    assert text.count("<script") == 1  # the page's own
+    assert html.escape(EVIL, quote=False).split(" &amp;")[0] in text.replace("&#39;", "'")
+    assert "49" not in re.sub(r"<style>.*?</style>|<script>.*?</script>", "", text, flags=re.S)
+
+
+def test_sections_without_blocks_are_left_out():
+    text = render_page(Page("T", "O", [], [Section("none", "None at all", [])]))
+    assert "None at all" not in text
+
+
+def test_nothing_is_loaded_from_anywhere():
+    text = page(Text("x"))
+    assert "default-src 'none'" in html.unescape(text)
+    assert not re.findall(r"(?:src|href)=\"(?!data:|#)", text)
+    assert not re.findall(r"https?://|@import|url\(", text)
+
+
+def test_control_characters_are_shown_and_lines_stay():
+    text = page(Table("t", ["a"], [[Entry("\x1b[31mred")]]), Verbatim("one\ntwo\x07"))
+    assert "\\x1b[31mred" in text
+    assert "one\ntwo\\x07" in text
+
+
+def test_rows_are_sorted_by_numbers():
+    text = page(Table("t", ["a", "b"], [[Entry("x"), Entry("12 %", sort=12.0)]]))
+    assert 'data-sort="x"' in text
+    assert 'data-sort="12.0"' in text
+    assert "data-sort" not in page(Table("t", ["a"], [[Entry("–", sort=None)]])).split("tbody>")[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("71.25 ± 1.06*†", 71.25),
+        ("-0.52", -0.52),
+        ("+1.5", 1.5),
+        ("1.9e-06*", 1.9e-6),
+        ("1,024", 1024.0),
+        ("[+0.1, +0.2]", ""),
+        ("agr-sum", ""),
+        ("–", None),
+        ("", None),
+    ],
+)
+def test_the_number_a_text_begins_with(text, number):
+    assert leading_number(text) == number
+
+
+def test_a_large_svg_gives_way_to_a_smaller_png():
+    large = b"x" * (MOST_SVG_BYTES + 1)
+    assert embedded(large, b"png").startswith("data:image/png")
+    assert embedded(large, large + b"x").startswith("data:image/svg")
+    assert embedded(b"svg", b"").startswith("data:image/svg")
+
+
+def test_headings_are_in_order_and_pictures_have_a_text():
+    text = page(Figure("data:,", "what it shows", "caption"), Table("t", ["a"], [[Entry("x")]]))
+    levels = [int(level) for level in re.findall(r"<h(\d)", text)]
+    assert levels[0] == 1
+    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
+    assert levels.count(1) == 1
+    assert 'alt="what it shows"' in text

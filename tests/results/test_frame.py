@@ -1,0 +1,103 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from gradsurgery.documents.record import Record
+from gradsurgery.results import take_inventory
+from gradsurgery.results.frame import curves_frame
+
+
+def runs_in(*paths):
+    return take_inventory(paths).runs
+
+
+def test_one_row_a_run(written, tmp_path):
+    written("deep-all", "photo", 1, 0.75, 0.5)
+    path = written("agr-sum", "sketch", 0, 0.625, 0.125)
+    runs = runs_in(tmp_path)
+    assert len(runs) == 2
+    row = runs[runs["method"] == "agr-sum"].iloc[0]
+    assert row["record"] == str(path)
+    assert (row["data"], row["target"], row["seed"]) == ("pacs", "sketch", 0)
+    assert (row["best_step"], row["last_step"]) == (20, 40)
+    assert (row["best_target_accuracy"], row["last_target_accuracy"]) == (0.625, 0.125)
+    assert row["best_validation_accuracy"] == 0.75
+    assert row["domains"] == ("art_painting", "photo", "sketch")
+
+
+def test_what_is_compared_follows_the_roles_of_the_options(written, tmp_path):
+    written(
+        "irm",
+        configuration__settings={"irm.penalty": 10.0},
+        configuration__without=["photo"],
+        configuration__batches="single",
+        configuration__threads=2,
+    )
+    (row,) = runs_in(tmp_path).to_dict("records")
+    assert (row["without"], row["method"]) == (("photo",), "irm (irm.penalty=10)")
+    hyperparameters = json.loads(row["hyperparameters"])
+    assert hyperparameters["irm.penalty"] == 10
+    assert (hyperparameters["iterations"], hyperparameters["optimizer"]) == (40, "adam")
+    conditions = json.loads(row["conditions"])
+    assert conditions == {
+        "backbone": "alexnet",
+        "weights": "default",
+        "batches": "single",
+        "split_seed": 0,
+        "split_per_run": False,
+        "data_digest": "d1",
+        "split_digest": "s1",
+    }
+    without_settings = {k: v for k, v in hyperparameters.items() if k != "irm.penalty"}
+    assert json.loads(row["protocol"]) == conditions | without_settings
+    assert not {"data", "device", "threads", "seed", "settings"} & {*conditions, *hyperparameters}
+
+
+def test_the_oracles_accuracy(record, tmp_path):
+    record["result"]["last"]["target_validation_accuracy"] = 0.25
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    (row,) = runs_in(tmp_path).to_dict("records")
+    assert row["last_target_validation_accuracy"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("classes", "accuracy", "guessing"),
+    [(2, 0.54, True), (2, 0.56, False), (10, 0.18, True), (10, 0.2, False)],
+)
+def test_a_model_guesses_within_a_tenth_of_the_way_from_chance(
+    classes, accuracy, guessing, written, tmp_path
+):
+    # chance is 1 / classes: 0.5 + 0.1 · 0.5 = 0.55 and 0.1 + 0.1 · 0.9 = 0.19
+    written(validation=accuracy, data__classes=[f"class {i}" for i in range(classes)])
+    (row,) = runs_in(tmp_path).to_dict("records")
+    assert (row["best_guessing"], row["last_guessing"]) == (guessing, guessing)
+
+
+def test_curves_are_a_row_a_validation_and_absent_values_are_nan(record, tmp_path):
+    record["curves"]["cosine"] = []
+    record["curves"]["validation_loss"] = [None, 1.0]
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    inventory = take_inventory([tmp_path])
+    curves = curves_frame(inventory.runs.assign(method="mine"), inventory.records)
+    assert list(curves["step"]) == [20, 40]
+    assert list(curves.iloc[1][["method", "target", "seed"]]) == ["mine", "sketch", 0]
+    assert list(curves.iloc[1][["train_loss", "validation_loss"]]) == [1.0, 1.0]
+    assert curves["cosine"].isna().all()
+    assert list(curves["validation_loss"].isna()) == [True, False]
+
+
+def test_what_training_writes_is_read(record, tmp_path):
+    Record.model_validate(record).save(tmp_path)
+    (row,) = runs_in(tmp_path).to_dict("records")
+    assert (row["method"], row["best_target_accuracy"]) == ("agr-sum", 0.5)
+
+
+def test_reading_needs_no_training():
+    code = (
+        "import sys, gradsurgery.report, gradsurgery.results, gradsurgery.cli.show;"
+        "heavy = {'torch', 'pandas', 'rich.table', 'gradsurgery.training'} & set(sys.modules);"
+        "sys.exit(', '.join(heavy) or 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,28 @@
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradsurgery.errors import ArgumentError, GradsurgeryError, printable
+
+
+@given(st.text(st.characters(codec=None)))
+def test_nothing_that_a_terminal_obeys_is_left(text):
+    shown = printable(text)
+    assert not any(ord(c) < 32 or 127 <= ord(c) < 160 or 0xD800 <= ord(c) < 0xE000 for c in shown)
+    assert not set("\u202e\u2066\u2028") & set(shown)
+    shown.encode()
+    assert printable(shown) == shown
+
+
+@pytest.mark.parametrize("text", ['Käse, "x"=y', "日本", "a\u0301", "👩\u200d🔬", "[red]", "C:\\x"])
+def test_printable_text_stays_as_it_is(text):
+    assert printable(text) == text
+
+
+def test_an_error_is_one_line_whatever_name_is_in_it():
+    error = ArgumentError("no domain 'a\x1b[2J\nb'")
+    assert str(error) == r"no domain 'a\x1b[2J\nb'"
+    assert isinstance(error, GradsurgeryError | ValueError)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)  # noqa: S301
