@@ -1,0 +1,1 @@
+"""What measures a network: gradients of samples and domains. The README beside this file says how."""
