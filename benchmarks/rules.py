@@ -1,17 +1,21 @@
 """The rules alone on stored gradients, against summing them.
 
-    python benchmarks/rules.py [--params 57030000] [--rounds 7]
+    python benchmarks/rules.py [--params 57030000] [--rounds 7] [--busy 2]
 
 Peers, measured in the same rounds: TorchJD's aggregators (where installed) and the way the
 published code works, a stack of signs and whole-tensor temporaries. The first table writes into
 an output that exists, the second includes the allocation of the output, which costs more than the
-arithmetic on many machines.
+arithmetic on many machines. With `--busy N` so many other processes keep a core busy meanwhile,
+as on a machine that is shared.
 """
 
 import argparse
 import importlib.util
 import resource
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from timing import interleaved, print_ratios
@@ -32,7 +36,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--params", type=int, default=57_030_000)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--busy", type=int, default=0, help="processes that run beside it")
     options = parser.parse_args()
+    with busy_processes(options.busy):
+        measure(options)
+
+
+@contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """Inside, so many processes compute for nothing."""
+    command = [sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(command) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def measure(options: argparse.Namespace) -> None:
+    print(f"{options.busy} busy processes beside it")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, P = {options.params:,}")
     for domains in (3, 8):
         generator = torch.Generator().manual_seed(domains)
@@ -49,6 +73,7 @@ def main() -> None:
         in_place: dict[str, Callable[[], object]] = {
             "sum of the D gradients": lambda g=gradients, o=out: torch.sum(g, 0, out=o),
             "Agr-Sum": lambda g=gradients, o=out: agreement_sum(g, out=o),
+            "Gramian": lambda r=rows: gramian_of(r),
             "PCGrad": project,
         }
         print_ratios(interleaved(in_place, options.rounds), "sum of the D gradients")
