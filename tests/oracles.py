@@ -21,6 +21,20 @@ def agreement(gradients: Matrix) -> list[bool]:
     return [len({sign(value) for value in column}) == 1 for column in columns]
 
 
+def agreeing_and_zero(gradients: Matrix) -> tuple[int, int]:
+    """How many components agree and are not zero in every domain, and how many are zero."""
+    columns = list(zip(*gradients, strict=True))
+    zeros = [not any(column) for column in columns]
+    pairs = zip(agreement(gradients), zeros, strict=True)
+    return sum(agrees and not zero for agrees, zero in pairs), sum(zeros)
+
+
+def agreeing_fraction(gradients: Matrix) -> float:
+    """Agreement among the components that are not zero in every domain."""
+    agreeing, zeros = agreeing_and_zero(gradients)
+    return agreeing / (len(gradients[0]) - zeros)
+
+
 def agr_sum(gradients: Matrix) -> list[float]:
     """Equation 3."""
     columns = list(zip(*gradients, strict=True))

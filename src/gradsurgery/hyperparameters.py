@@ -10,7 +10,7 @@ from gradsurgery.errors import ArgumentError
 DOMAINBED = "DomainBed"
 """The source of most defaults of the methods compared with."""
 
-Value = float | int | bool | str | None
+Value = int | float | bool | str | None
 
 
 class Setting(NamedTuple):
@@ -37,8 +37,8 @@ class Hyperparameter:
     name: str
     default: Value
     meaning: str
-    low: float = 0.0
-    high: float = math.inf
+    low: int | float = 0.0
+    high: int | float = math.inf
     open_low: bool = False
     open_high: bool = False
     choices: tuple[str, ...] = ()

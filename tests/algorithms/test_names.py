@@ -157,7 +157,7 @@ def test_unknown_settings_of_a_part_list_those_there_are(name, key, words, built
         ("gradnorm.alpha", -1, "gradnorm.alpha is a number at least 0, found -1"),
         ("fish.meta_lr", 0, "fish.meta_lr is a number above 0 and at most 1, found 0"),
         ("fish.meta_lr", 1.5, "fish.meta_lr is a number above 0 and at most 1, found 1.5"),
-        ("agr-sum.zero_agrees", "maybe", "agr-sum.zero_agrees is true or false, found 'maybe'"),
+        ("agr-rand.zero_agrees", "maybe", "agr-rand.zero_agrees is true or false, found 'maybe'"),
         ("agr-sum.reduction", "max", "reduction is 'sum' or 'mean', found 'max'"),
         (
             "trimmed-mean.trim",
@@ -185,11 +185,11 @@ def test_values_that_cannot_be_are_told_with_what_can(key, value, words, built):
 @pytest.mark.parametrize(
     ("key", "given", "value"),
     [
-        ("agr-sum.zero_agrees", "false", False),
-        ("agr-sum.zero_agrees", "No", False),
-        ("agr-sum.zero_agrees", "0", False),
-        ("agr-sum.zero_agrees", 0.0, False),  # as the command line and JSON read it
-        ("agr-sum.zero_agrees", False, False),
+        ("agr-rand.zero_agrees", "false", False),
+        ("agr-rand.zero_agrees", "No", False),
+        ("agr-rand.zero_agrees", "0", False),
+        ("agr-rand.zero_agrees", 0.0, False),  # as the command line and JSON read it
+        ("agr-rand.zero_agrees", False, False),
         ("and-mask.rescale", "true", True),
         ("and-mask.rescale", 1.0, True),
         ("agr-sum.reduction", "mean", "mean"),

@@ -53,8 +53,7 @@ def test_agr_sum_of_the_objectives_gradients(name, domains, built, drawn):
     expected = rules.agr_sum(rows.tolist())
     assert 0 < sum(value == 0 for value in expected) < len(expected)
     torch.testing.assert_close(update, torch.tensor(expected, dtype=torch.float64))
-    agreeing = rules.agreement(rows.tolist())
-    assert result.agreeing == pytest.approx(sum(agreeing) / len(agreeing))
+    assert result.agreeing == pytest.approx(rules.agreeing_fraction(rows.tolist()))
 
 
 @pytest.mark.parametrize("domains", [2, 3, 5])

@@ -1,5 +1,7 @@
 import copy
+import html
 import json
+import re
 import shlex
 import shutil
 
@@ -146,3 +148,20 @@ def test_progress_is_for_terminals_and_leaves_nothing(terminal, monkeypatch, cap
     shown = capsys.readouterr().err
     assert ("drawing figure3" in shown) is terminal
     assert shown.endswith("\r\x1b[K" if terminal else "")
+
+
+def test_the_command_of_the_page_repeats_the_run(command, tmp_path):
+    """A sweep computes with one thread a run, whatever `train` takes by default."""
+    plan = ["--targets=75", "--methods=agr-sum", "--seeds=1", "--iterations=2", "--batch-size=4"]
+    assert command("sweep", "rotated-digits", *plan, "--out=runs")[0] == 0
+    page = (tmp_path / "runs" / "report" / "report.html").read_text(encoding="utf-8")
+    (given,) = re.findall(r"<code>(gradsurgery train .*?)</code>", page)
+    words = shlex.split(html.unescape(given))
+    assert "--threads=1" in words
+    status, _, err = command(*words[1:], "--out=again")
+    assert status == 0, err
+    first, again = (
+        Record.load(next((tmp_path / folder).rglob("record.json"))) for folder in ("runs", "again")
+    )
+    for part in ("configuration", "data", "split", "curves", "result"):
+        assert getattr(again, part) == getattr(first, part)

@@ -1,6 +1,7 @@
 """Sources from a package outside of this one."""
 
 import importlib
+import os
 import sys
 
 import numpy as np
@@ -186,6 +187,13 @@ def test_what_is_no_source_is_one_line(package, tmp_path, name, words):
 def test_a_folder_of_that_name_wins(package, make_folder, tmp_path, spec):
     make_folder(tmp_path / spec)
     assert open_source(spec).counts().sum() == 12
+
+
+def test_anything_of_that_name_keeps_code_from_being_imported(package, tmp_path):
+    os.mkfifo(tmp_path / f"{package}:Photos")
+    with pytest.raises(ArgumentError, match="no folder and no Parquet file"):
+        open_source(f"{package}:Photos")
+    assert package not in sys.modules
 
 
 @pytest.mark.parametrize("spec", ["pacs:os", "vlcs:sources_of_a_test"])

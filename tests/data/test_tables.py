@@ -5,9 +5,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from gradsurgery.data import open_source, prepare
-from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.errors import ArgumentError, DataError, printable
 
 NAMES = ["dog", "cat"]
 
@@ -283,3 +285,20 @@ def test_a_long_value_of_a_label_is_cut(rows, write_parquet, tmp_path):
     with pytest.raises(DataError, match="row 0: label is ") as caught:
         open_source(str(write_parquet(tmp_path / "a.parquet", long)))
     assert len(str(caught.value)) < 300
+
+
+@given(st.integers(0, 1 << 30), st.binary(min_size=1, max_size=9))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_bytes_of_a_table_are_one_line(rows, write_parquet, tmp_path, place, damage):
+    content = write_parquet(tmp_path / "a.parquet", rows).read_bytes()
+    place %= len(content)
+    damaged = content[:place] + damage + content[place + len(damage) :]
+    (tmp_path / "b.parquet").write_bytes(damaged)
+    complaint = ""
+    try:
+        source = open_source(str(tmp_path / "b.parquet"))
+        assert len(list(source.contents())) == len(source.listing.identities)
+    except DataError as error:
+        complaint = str(error)
+    assert printable(complaint) == complaint
+    assert len(complaint) < 1000

@@ -44,7 +44,8 @@ def test_equal_to_the_rule_on_separate_gradients(model, rule, domains):
         torch.testing.assert_close(result.losses, losses)
     signs = gradients.sign()
     if rule == "agr-sum":
-        agrees = (signs == signs[0]).all(0).double().mean().item()
+        moving = (signs != 0).any(0)
+        agrees = (signs == signs[0]).all(0)[moving].double().mean().item()
         assert result.agreeing == pytest.approx(agrees, abs=1e-3)
         assert result.cosines is None
     if rule == "pcgrad":
@@ -60,7 +61,8 @@ def test_agr_rand_has_one_sigma_for_the_whole_network():
     agrees = (gradients.sign() == gradients[0].sign()).all(0)
     update = flat_grad(network)
     torch.testing.assert_close(update[agrees], gradients.sum(0)[agrees])
-    assert result.agreeing == pytest.approx(agrees.double().mean().item())
+    moving = (gradients != 0).any(0)
+    assert result.agreeing == pytest.approx(agrees[moving].double().mean().item())
     sigma = gradients.sum(0)[agrees].abs().mean()
     draws = torch.Generator().manual_seed(7)
     noise = torch.cat([torch.randn(p.numel(), generator=draws) for p in network.parameters()])
@@ -126,8 +128,8 @@ def test_agreement_counts_zeros_for_domains_that_do_not_reach_a_parameter():
     reached, late = (torch.ones(2, requires_grad=True) for _ in range(2))
     losses = [reached.sum(), reached.sum(), (late * torch.tensor([0.0, 1.0])).sum()]
     result = gs.backward(losses, [reached, late], gs.AgrSum())
-    # (1, 1, 0) conflicts twice; (0, 0, 0) agrees; (0, 0, 1) conflicts
-    assert result.agreeing == 1 / 4
+    # (1, 1, 0) conflicts twice; (0, 0, 0) is left out; (0, 0, 1) conflicts
+    assert (result.agreeing, result.zero) == (0.0, 1 / 4)
     assert late.grad.tolist() == [0.0, 0.0]
 
 
@@ -355,3 +357,36 @@ def test_one_forward_pass_in_a_generator_is_refused_with_the_cure(rule):
     with pytest.raises(ArgumentError, match=r"domain 1 is used up .*give their losses as a list"):
         gs.backward(losses, network.parameters(), seeded(rule))
     assert all(p.grad is None for p in network.parameters())
+
+
+def test_complex_parameters_are_refused_with_the_cure():
+    weight = torch.ones(2, dtype=torch.complex64, requires_grad=True)
+    with pytest.raises(ArgumentError, match=r"parameter 0 is torch.complex64.*view_as_real"):
+        gs.backward([weight.abs().sum()] * 2, [weight], gs.AgrSum())
+
+
+def test_empty_parameters():
+    weight, empty = torch.ones(2, requires_grad=True), torch.ones(0, requires_grad=True)
+    for rule in (gs.AgrSum(), gs.PCGrad(), gs.Median()):
+        losses = (f * weight.sum() + empty.sum() for f in (1.0, 2.0))
+        gs.backward(losses, [weight, empty], rule)
+        assert empty.grad.shape == (0,)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_process_group_of_several_ranks_is_refused(ranks, monkeypatch):
+    weight = torch.ones(2, requires_grad=True)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: ranks)
+    if ranks == 1:
+        gs.backward([weight.sum()] * 2, [weight], gs.AgrSum())
+        return
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
+    batches = [(torch.ones(2, 3, 1, 1), torch.zeros(2).long())] * 2
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ArgumentError, match=r"process group of 2 ranks.*train in one"):
+        gs.backward([weight.sum()] * 2, [weight], gs.AgrSum())
+    for name in ("deep-all", "pcgrad", "fish", "mldg"):
+        algorithm = gs.method(name, make_optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+        with pytest.raises(ArgumentError, match="process group of 2 ranks"):
+            algorithm.step(model, batches, optimizer, step=1)

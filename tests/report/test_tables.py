@@ -262,8 +262,11 @@ def test_control_characters_are_shown_and_obeyed_by_nothing():
     assert len(markdown([table]).splitlines()) == 5
 
 
-def test_columns_without_a_number_are_to_the_left():
-    rows = [[Entry("a"), Entry("−0.5"), Entry("[+1, +2]"), Entry("b"), Entry("–")]]
+def test_columns_of_other_than_numbers_are_to_the_left():
+    rows = [
+        [Entry("a"), Entry("−0.5"), Entry("[+1, +2]"), Entry("b"), Entry("–")],
+        [Entry("a"), Entry("–"), Entry(""), Entry("3"), Entry("–")],
+    ]
     assert Table("", list("vwxyz"), rows).left == [0, 3, 4]
     assert Table("", [], rows).left == [0, 1, 2, 3, 4]
 

@@ -2,7 +2,6 @@
 
 import math
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,8 +29,9 @@ def test_worked_example_of_and_mask():
     assert gs.ANDMask(reduction="sum")(gradients).tolist() == [6.0, 0.0, 0.0, 0.0]
     # one of four is kept: 4 × the mean
     assert gs.ANDMask(rescale=True)(gradients).tolist() == [8.0, 0.0, 0.0, 0.0]
-    assert fold(gs.ANDMask(), gradients).agreeing.item() == 1 / 4
-    assert fold(gs.ANDMask(tau=0.3), gradients).agreeing.item() == 3 / 4
+    for tau, kept in ((1.0, 1), (0.3, 3), (0.0, 3)):
+        consensus = fold(gs.ANDMask(tau=tau), gradients)
+        assert (consensus.counts.item(), consensus.zeros.item()) == (kept, 1)
     nothing = torch.tensor([[1.0], [-1.0]])
     assert gs.ANDMask(rescale=True)(nothing).tolist() == [0.0]
 
@@ -45,6 +45,9 @@ def test_and_mask_is_its_formula(gradients, tau):
 @given(matrices())
 def test_and_mask_at_one_is_agr_sum(gradients):
     torch.testing.assert_close(gs.ANDMask(reduction="sum")(gradients), gs.AgrSum()(gradients))
+    consensus = fold(gs.ANDMask(), gradients)
+    counts = consensus.counts.item(), consensus.zeros.item()
+    assert counts == oracles.agreeing_and_zero(gradients.tolist())
 
 
 def test_worked_example_of_sand_mask():
@@ -59,7 +62,8 @@ def test_worked_example_of_sand_mask():
         gs.SANDMask(rescale=True)(gradients),
         torch.tensor([2 * mask, 0.0, 7.0]) * 3 / (mask + 1),
     )
-    assert fold(gs.SANDMask(), gradients).agreeing.item() == pytest.approx(2 / 3)
+    consensus = fold(gs.SANDMask(), torch.cat([gradients, torch.zeros(2, 4)], 1))
+    assert (consensus.counts.item(), consensus.zeros.item()) == (2, 4)
 
 
 @given(matrices(), st.sampled_from([0.0, 0.2, 0.5, 0.6, 0.8]), st.sampled_from([0.01, 1.0, 10.0]))

@@ -186,6 +186,35 @@ def test_state_can_be_saved_and_unknown_keys_raise(name):
         rule.load_state_dict({"momentum": torch.ones(1)})
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mean", {}),
+        ("and-mask", {}),
+        ("agr-sum", {"reduction": "mean"}),
+        ("agr-rand", {"reduction": "mean"}),
+        ("sand-mask", {}),
+        ("median", {}),
+        ("trimmed-mean", {}),
+        ("mgda", {}),
+    ],
+)
+def test_means_of_narrow_gradients_do_not_overflow(name, options, dtype):
+    gradients = torch.full((3, 5), 40_000.0, dtype=dtype)  # their sum is beyond float16
+    update = gs.rule(name, **options)(gradients)
+    assert update.dtype == dtype
+    assert torch.equal(update, gradients[0])
+    weight = torch.zeros(5, dtype=dtype, requires_grad=True)
+    gs.backward(((row * weight).sum() for row in gradients), [weight], gs.rule(name, **options))
+    assert torch.equal(weight.grad, gradients[0])
+
+
+@pytest.mark.parametrize("name", [*RULES, "torchjd:Mean"])
+def test_a_matrix_without_columns_has_an_empty_update(name):
+    assert gs.rule(name)(torch.zeros(3, 0)).shape == (0,)
+
+
 def test_rules_by_name():
     assert isinstance(gs.rule("agr-sum", reduction="mean"), gs.AgrSum)
     with pytest.raises(ArgumentError, match=r"unknown rule 'agrsum'; there are sum, mean, agr-"):

@@ -69,6 +69,12 @@ def test_random_aggregators_draw_from_our_generator():
     assert torch.equal(gs.rule("torchjd:Random")(gradients), gs.rule("torchjd:Random")(gradients))
 
 
+@pytest.mark.parametrize("name", ["pcgrad", "mgda", "agr-sum", "mean"])
+def test_an_aggregator_of_ours_is_not_differentiable(name):
+    matrix = torch.tensor([[1.0, 0.0], [-1.0, 1.0]], requires_grad=True)
+    assert not gs.as_aggregator(gs.rule(name))(matrix).requires_grad
+
+
 def test_state_that_torchjd_cannot_restore_is_said():
     assert theirs("UPGrad").state_dict() == {}
     with pytest.raises(ArgumentError, match="torchjd:GradVac keeps a state that cannot be saved"):

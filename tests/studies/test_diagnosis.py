@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -310,7 +311,9 @@ def test_sentences_where_nothing_moves() -> None:
 def test_tables_as_markdown() -> None:
     one = seen([[1.0, 1.0], [1.0, -1.0]])
     logged = LoggedConflict(step=[3, 6], agreeing=[0.25, None], cosine=[None, None])
-    text = diagnosis_markdown(diagnosed([snapshot_of([one], ["a", "b"], 0)], logged=logged))
+    text = re.sub(
+        " +", " ", diagnosis_markdown(diagnosed([snapshot_of([one], ["a", "b"], 0)], logged=logged))
+    )
     assert "| a | 1.00 | 0.00 | 0.00 | 50 % |" in text
     assert "| l0 | 2 | 50 % | 100 % | 50 % | 50 % |" in text
     assert text.endswith("| 3 | 25 % | – |\n")  # nothing is known of step 6

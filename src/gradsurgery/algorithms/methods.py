@@ -131,6 +131,7 @@ def build_method(
     make_optimizer: OptimizerFactory,
     settings: Settings | None = None,
     batch_norm: BatchNorm = "frozen",
+    rule: Rule | None = None,
 ) -> Algorithm:
     """The algorithm of the method `name`, with the code that it names imported.
 
@@ -139,11 +140,14 @@ def build_method(
     settings: hyperparameters by "objective.name" or "rule.name", e.g. {"group-dro.eta": 0.05}, the
         owner as the method's name has it: {"mypackage.rules:MyRule.strength": 2}.
     batch_norm: what the network's batch normalisation is to see of the domains, as `Combined` says.
+    rule: instead of the mean, where the name is of an objective alone.
 
     Raises `ArgumentError` for an unknown name or hyperparameter, a value out of range, or "pooled"
     with a method that needs passes of its own.
     """
     parts = _resolved(name)
+    if rule is not None and ("+" in name or parts is None or parts.rule != Mean.name):
+        raise ArgumentError(f"{name} has a rule of its own, found {rule.name} too; give one")
     if batch_norm == "pooled" and (parts is None or parts.objective == MLDG.name):
         raise ArgumentError(
             f"{name} needs passes of its own, found batch_norm 'pooled'; use 'frozen' or "
@@ -152,7 +156,7 @@ def build_method(
     owned = _taken(settings or {}, parts or (Fish.name,), name)
     if parts is None:
         return Fish(generator, **owned[Fish.name])
-    combining = build_rule(parts.rule, owned[parts.rule], generator)
+    combining = rule or build_rule(parts.rule, owned[parts.rule], generator)
     options = owned[parts.objective]
     if parts.objective == MLDG.name:
         return MLDG(combining, generator, make_optimizer, **options)
@@ -214,18 +218,14 @@ def method(
                 f"found two rules, {as_rule(name).name} and {as_rule(rule).name}; give one"
             )
         return Combined(ERM(generator=generator), as_rule(name), batch_norm=batch_norm)
-    built = build_method(
+    return build_method(
         name,
         generator=generator,
         make_optimizer=make_optimizer or missing,
         settings=settings,
         batch_norm=batch_norm,
+        rule=None if rule is None else as_rule(rule),
     )
-    if rule is None:
-        return built
-    if "+" in name or not isinstance(built, Combined) or not isinstance(built.rule, Mean):
-        raise ArgumentError(f"{name} has a rule of its own, found another; give an objective alone")
-    return Combined(built.objective, as_rule(rule), batch_norm=batch_norm)
 
 
 def settings_of(name: str, settings: Settings) -> dict[str, str | int | float]:

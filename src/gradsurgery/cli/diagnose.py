@@ -20,6 +20,7 @@ from gradsurgery.studies.diagnosis import (
     finished_record,
 )
 from gradsurgery.training import device
+from gradsurgery.training.directory import folder_name
 from gradsurgery.training.run import check_run, prepare_images
 
 _SHORT_RUN = 50  # steps
@@ -145,7 +146,7 @@ def _of_backbone(
     options = DiagnosisOptions(
         **measured, batch_size=configuration.batch_size, seed=configuration.seed
     )
-    directory = out or Path("diagnosis") / source.name
+    directory = out or Path("diagnosis") / folder_name(source.name)
     with continuable(), displayed(configuration.backbone) as report:
         images = prepare_images(source, configuration, cache, report)
         if steps:

@@ -16,6 +16,7 @@ from gradsurgery.errors import ArgumentError
 from gradsurgery.report.report import write_similarity
 from gradsurgery.studies.similarity import study_similarity
 from gradsurgery.training import device
+from gradsurgery.training.directory import folder_name
 from gradsurgery.training.run import check_run, prepare_images
 
 
@@ -82,7 +83,9 @@ def run_study(
     first = configurations[0]
     source = open_source(first.data)
     check_run(first, source.name, source.domains)
-    directory = out or Path("similarity") / source.name / first.target / first.method
+    directory = out or Path(
+        "similarity", *map(folder_name, (source.name, first.target, first.method))
+    )
     with continuable(), displayed(first.method) as report:
         images = prepare_images(source, first, cache, report)
         study = study_similarity(configurations, options, images, directory, report)

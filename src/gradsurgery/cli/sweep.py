@@ -23,6 +23,7 @@ from gradsurgery.sweep.launcher import Launcher, Outcome
 from gradsurgery.sweep.places import visible_gpus, worker_count
 from gradsurgery.sweep.run import existing_records, planned
 from gradsurgery.training import TrainingProgress
+from gradsurgery.training.directory import folder_name
 
 
 @opt.takes_launch_options
@@ -134,7 +135,9 @@ def run_plan(
     """
     plan = Plan(**parts)
     sources = {spec: open_source(spec) for spec in plan.data}
-    folder = out or Path("sweeps") / "+".join(source.name for source in sources.values())
+    folder = out or Path("sweeps") / "+".join(
+        folder_name(source.name) for source in sources.values()
+    )
     execution = Execution(options.cache, options.retries, options.tensorboard)
     if dry_run:
         print_estimate(plan, sources, folder, execution, options)

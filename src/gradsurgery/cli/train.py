@@ -78,7 +78,9 @@ def run_one(
     device.keep_freed_memory()  # before torch allocates anything
     source = open_source(configuration.data)
     c = configuration
-    directory = out or run_directory(Path("runs") / source.name, c.target, c.method, c.seed)
+    directory = out or run_directory(
+        Path("runs") / folder_name(source.name), c.target, c.method, c.seed
+    )
     finished = (directory / RECORD_FILE).exists()
     with continuable(), displayed(configuration.method) as shown, ExitStack() as stack:
         report = stack.enter_context(event_log(directory, shown)) if tensorboard else shown

@@ -34,7 +34,7 @@ from gradsurgery.data.image_set import (
     sync_folder,
     write_meta,
 )
-from gradsurgery.data.source import Source, check_complete, select
+from gradsurgery.data.source import Source, check_complete, count_images
 from gradsurgery.errors import ArgumentError, DataError
 
 Progress = Callable[[int, int], None]
@@ -212,10 +212,9 @@ class _Decoding:
         self._fill(pixels, workers)
         kept = [i for i in range(count) if i not in self.bad]
         if self.bad:
-            check_complete(
-                f"{self.source.name} without {len(self.bad)} bad images",
-                select(self.source.listing, kept),
-            )
+            listing, names = self.source.listing, (self.source.domains, self.source.classes)
+            counts = count_images(*names, listing.domain[kept], listing.label[kept])
+            check_complete(f"{self.source.name} without {len(self.bad)} bad images", *names, counts)
             for to, position in enumerate(kept):
                 pixels[to] = pixels[position]
         pixels.flush()

@@ -31,7 +31,9 @@ def readable_suffixes() -> frozenset[str]:
     for name, feature in (("AVIF", "avif"), ("JPEG2000", "jpg_2000"), ("WEBP", "webp")):
         if not features.check(feature):
             formats.discard(name)
-    return frozenset(s for s, name in Image.registered_extensions().items() if name in formats)
+    known = Image.registered_extensions()
+    # The pixels of a PFM file are floating-point numbers.
+    return frozenset(suffix for suffix in known if known[suffix] in formats and suffix != ".pfm")
 
 
 def decode_image(content: bytes, size: int, resize_first: int | None = None) -> NDArray[np.uint8]:

@@ -105,16 +105,17 @@ def _open_place(place: str) -> Source:
     path = Path(place).expanduser()
     if path.is_dir():
         return ParquetSource(path) if parquet_files(path) else FolderSource(path)
-    if path.suffix != ".parquet":
-        raise ArgumentError(f"{place} is a file, but no Parquet file; accepted are: {_accepted()}")
+    if path.suffix != ".parquet" or not path.is_file():
+        raise ArgumentError(
+            f"{place} is no folder and no Parquet file; accepted are: {_accepted()}"
+        )
     return ParquetSource(path)
 
 
 def _exists(place: str) -> bool:
-    """Whether there is a folder or a file; no text makes it raise."""
+    """Whether the file system has something of that name; no text makes it raise."""
     try:
-        path = Path(place).expanduser()
-        return path.is_dir() or path.is_file()
+        return Path(place).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, no such user
         return False
 

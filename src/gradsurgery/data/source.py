@@ -26,10 +26,6 @@ class Listing:
     label: NDArray[np.int64]
     rows: NDArray[np.int64]
 
-    def counts(self) -> NDArray[np.int64]:
-        """Number of images of each domain (row) and class (column)."""
-        return count_images(self.domains, self.classes, self.domain, self.label)
-
 
 @dataclass(frozen=True)
 class SkippedImage:
@@ -108,7 +104,7 @@ class Source(ABC):
 
     def counts(self) -> NDArray[np.int64]:
         """Number of images of each domain (row) and class (column)."""
-        return self.listing.counts()
+        return count_images(self.domains, self.classes, self.listing.domain, self.listing.label)
 
     @abstractmethod
     def encoded(self) -> Iterable[bytes]:
@@ -193,18 +189,17 @@ def list_images(
     if len(set(identities)) < len(identities):
         twice = min(identity for identity, times in Counter(identities).items() if times > 1)
         raise DataError(f"{name}: two images are called {twice}; rename one of them")
+    domains_and_classes = tuple(domains), tuple(classes)
     order = sorted(range(len(identities)), key=lambda i: (domain[i], label[i], identities[i]))
     rows = np.array(order, dtype=np.int64)
-    listing = Listing(
-        tuple(domains),
-        tuple(classes),
+    check_complete(name, *domains_and_classes, count_images(*domains_and_classes, domain, label))
+    return Listing(
+        *domains_and_classes,
         tuple(identities[row] for row in rows),
         domain[rows],
         label[rows],
         rows,
     )
-    check_complete(name, listing)
-    return listing
 
 
 def _names(
@@ -238,23 +233,11 @@ def count_images(
     return counts
 
 
-def select(listing: Listing, positions: Sequence[int]) -> Listing:
-    """The listing of some of the images."""
-    chosen = np.array(positions, dtype=np.int64)
-    return Listing(
-        listing.domains,
-        listing.classes,
-        tuple(listing.identities[i] for i in positions),
-        listing.domain[chosen],
-        listing.label[chosen],
-        listing.rows[chosen],
-    )
-
-
-def check_complete(name: str, listing: Listing) -> None:
+def check_complete(
+    name: str, domains: Sequence[str], classes: Sequence[str], counts: NDArray[np.int64]
+) -> None:
     """Raise `DataError` for a domain without images or a class that a domain lacks."""
-    counts = listing.counts()
-    for domain, found in zip(listing.domains, counts.sum(axis=1), strict=True):
+    for domain, found in zip(domains, counts.sum(axis=1), strict=True):
         if found == 0:
             raise DataError(f"{name}: domain {domain} has no images; add some or remove it")
     missing = np.argwhere(counts == 0)
@@ -262,7 +245,7 @@ def check_complete(name: str, listing: Listing) -> None:
         domain, label = missing[0]
         more = f" (and {len(missing) - 1} more such gaps)" if len(missing) > 1 else ""
         raise DataError(
-            f"{name}: class {listing.classes[label]} has no image in domain "
-            f"{listing.domains[domain]}, expected at least 1 image of each class in each "
-            f"domain{more}; add images or remove the class from every domain"
+            f"{name}: class {classes[label]} has no image in domain {domains[domain]}, expected at "
+            f"least 1 image of each class in each domain{more}; add images or remove the class "
+            "from every domain"
         )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradsurgery.engine.parameters import flat_gradient, shaped_gradient
 from gradsurgery.errors import ArgumentError
-from gradsurgery.rules.base import ComponentwiseRule, GramianRule, Rule, State
+from gradsurgery.rules.base import ComponentwiseRule, GramianRule, Rule, State, widened
 from gradsurgery.rules.gramian import cosines_of, gramian_of, weighted_sum
 
 
@@ -23,9 +23,9 @@ class Update(NamedTuple):
     """The update per parameter (None where no domain reached it) and what was seen on the way."""
 
     gradients: list[Tensor | None]
-    agreeing: float | None = None
     cosines: Float[Tensor, "domains domains"] | None = None
-    agreeing_by_parameter: list[float | None] | None = None
+    counts: list[tuple[int, int, int]] | None = None
+    """Per parameter the components that agree, those that move, and all that a domain reaches."""
 
 
 class Accumulator(ABC):
@@ -105,17 +105,19 @@ class FoldedGradients(Accumulator):
             return Update(flat)
         consensus = self._rule.finish(states, domains)
         for position, update in zip(reached, consensus.updates, strict=True):
-            flat[position] = self._shaped(update, position, poison=poison)
-        if consensus.counts is None:
+            narrow = update.to(self._parameters[position].dtype)
+            flat[position] = self._shaped(narrow, position, poison=poison)
+        if consensus.counts is None or consensus.zeros is None:
             return Update(flat)
-        counts = consensus.counts.tolist()
-        sizes = [self._parameters[position].numel() for position in reached]
-        fractions: list[float | None] = [None] * len(self._parameters)
-        for position, count, size in zip(reached, counts, sizes, strict=True):
-            fractions[position] = count / max(size, 1)
-        return Update(flat, sum(counts) / max(sum(sizes), 1), None, fractions)
+        counts = [(0, 0, 0)] * len(self._parameters)
+        agreeing, zeros = consensus.counts.tolist(), consensus.zeros.tolist()
+        for position, agree, zero in zip(reached, agreeing, zeros, strict=True):
+            size = self._parameters[position].numel()
+            counts[position] = int(agree), size - int(zero), size
+        return Update(flat, counts=counts)
 
     def _add(self, position: int, domain: int, gradient: Float[Tensor, " params"] | None) -> None:
+        gradient = None if gradient is None else widened(gradient)
         state = self._states[position]
         if state is not None:
             zero = self._zero(position) if gradient is None else gradient
@@ -134,7 +136,7 @@ class FoldedGradients(Accumulator):
 
     def _zero(self, position: int) -> Float[Tensor, " params"]:
         parameter = self._parameters[position]
-        return parameter.new_zeros(()).expand(parameter.numel())
+        return widened(parameter.new_zeros(())).expand(parameter.numel())
 
 
 class StoredGradients(Accumulator):

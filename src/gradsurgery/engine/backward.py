@@ -19,19 +19,25 @@ class BackwardResult:
     """What one backward pass over the domains saw.
 
     losses: the loss of each domain (the sum of its micro-batches), detached.
-    agreeing: fraction of components with Φ_n = 1 (equation 2), or that the mask of the rule keeps,
-        in [0, 1]; None for rules without one. Components no domain has a gradient for are not
-        counted.
+    agreeing: the fraction in which the domains agree, of the components that are not zero in every
+        domain: those with Φ_n = 1 (equation 2), or that the mask of the rule keeps. In [0, 1]; None
+        for rules without one, and where all are zero. Components no domain has a gradient for are
+        not counted.
     cosines: cosine similarity of the domains' gradients, in pairs; None for rules that do not
         compute inner products.
-    agreeing_by_parameter: that fraction within each parameter tensor that a domain reaches, by its
-        name or else its position; None where `agreeing` is.
+    zero: the fraction of components that are zero in every domain, which agree by equation 2:
+        agreeing · (1 − zero) + zero is the mean of its Φ_n. None for rules without Φ.
+    agreeing_by_parameter: `agreeing` within each parameter tensor with components that are not zero
+        everywhere, by its name or else its position; None for rules without Φ.
+    moving_by_parameter: how many such components it has, the weights of these fractions.
     """
 
     losses: Float[Tensor, " domains"]
     agreeing: float | None
     cosines: Float[Tensor, "domains domains"] | None
+    zero: float | None = None
     agreeing_by_parameter: dict[str, float] | None = None
+    moving_by_parameter: dict[str, int] | None = None
 
 
 def backward(
@@ -121,16 +127,25 @@ def write_update(
         parameter.grad = (
             new if gradient is None else gradient if new is None else gradient.add_(new)
         )
+    return _result(torch.stack(values), update, [name for name, _ in named])
+
+
+def _result(losses: Tensor, update: Update, names: list[str]) -> BackwardResult:
+    if update.counts is None:
+        return BackwardResult(losses, agreeing=None, cosines=update.cosines)
+    agree, move, reached = (sum(column) for column in zip(*update.counts, strict=True))
+    moving = {
+        name: count for name, (_, count, _) in zip(names, update.counts, strict=True) if count
+    }
+    by_name = dict(zip(names, update.counts, strict=True))
     return BackwardResult(
-        torch.stack(values), update.agreeing, update.cosines, _by_name(update, named)
+        losses,
+        agreeing=agree / move if move else None,
+        cosines=update.cosines,
+        zero=1 - move / max(reached, 1),
+        agreeing_by_parameter={name: by_name[name][0] / count for name, count in moving.items()},
+        moving_by_parameter=moving,
     )
-
-
-def _by_name(update: Update, named: list[NamedParameter]) -> dict[str, float] | None:
-    if update.agreeing_by_parameter is None:
-        return None
-    fractions = zip(named, update.agreeing_by_parameter, strict=True)
-    return {name: fraction for (name, _), fraction in fractions if fraction is not None}
 
 
 def _check_single_process() -> None:

@@ -25,6 +25,11 @@ def trainable_parameters(
             )
         if parameter.requires_grad and not parameter.is_leaf:
             raise ArgumentError(f"parameter {name} is not a leaf tensor, so it has no .grad to set")
+        if parameter.requires_grad and not parameter.is_floating_point():
+            raise ArgumentError(
+                f"parameter {name} is {parameter.dtype}, and rules compare real numbers; make it "
+                "real, e.g. torch.view_as_real(parameter), and view it as complex where it is used"
+            )
         if parameter.requires_grad and not _fills_memory(parameter):
             raise ArgumentError(
                 f"parameter {name} is a part of a larger tensor with gaps in memory; make it a "

@@ -1,6 +1,6 @@
-/* Sign agreement in one pass over memory, for one thread; rules/fused.py splits the work over several.
+/* Sign agreement in one pass over memory, for one thread; agreement.py splits the work over several.
 
-   The loops are the definitions of agreement.py and agr_sum.py, written so that a compiler turns
+   The loops are the definitions of rules/agreement.py and rules/agr_sum.py, written so that a compiler turns
    them into vector code for any processor. Every function works on the components begin..end. */
 
 #include <stdint.h>
@@ -49,22 +49,25 @@
         }                                                                                         \
     }                                                                                             \
                                                                                                   \
-    /* Sets NaN to 0 and returns how many components were not NaN; with `zero_agrees` = 0 those   \
-       that are zero do not count either. */                                                      \
-    int64_t clear_marks_##NAME(REAL *total, int64_t zero_agrees, int64_t begin, int64_t end) {    \
-        int64_t count = 0;                                                                        \
+    /* Sets NaN to 0. Returns how many components were neither NaN nor 0, and writes into `zeros` \
+       how many were 0. */                                                                        \
+    int64_t resolve_marks_##NAME(REAL *total, int64_t *zeros, int64_t begin, int64_t end) {       \
+        int64_t agreeing = 0, zero = 0;                                                           \
         for (int64_t start = begin; start < end; start += BLOCK) {                                \
             int64_t stop = end - start < BLOCK ? end : start + BLOCK;                             \
-            int32_t here = 0; /* as wide as the values, for vector code */                        \
+            int32_t agreeing_here = 0, zero_here = 0; /* as wide as the values, for vector code */\
             for (int64_t n = start; n < stop; n++) {                                              \
                 REAL value = total[n];                                                            \
-                int32_t finite = value == value, nonzero = value != 0;                            \
-                here += finite & (nonzero | (int32_t)zero_agrees);                                \
+                int32_t finite = value == value, nothing = value == 0;                            \
+                agreeing_here += finite & !nothing;                                               \
+                zero_here += nothing;                                                             \
                 total[n] = finite ? value : 0;                                                    \
             }                                                                                     \
-            count += here;                                                                        \
+            agreeing += agreeing_here;                                                            \
+            zero += zero_here;                                                                    \
         }                                                                                         \
-        return count;                                                                             \
+        *zeros = zero;                                                                            \
+        return agreeing;                                                                          \
     }
 
 DEFINE(float, float32)

@@ -13,11 +13,14 @@ import torch
 
 Result = TypeVar("Result")
 
+LEAST = 1 << 17
+"""Components of a gradient that are worth a thread."""
+
 
 def in_spans(
     length: int, call: Callable[[int, int], Result], *, least: int, multiple: int = 1
 ) -> list[Result]:
-    """The results of `call(begin, end)` on spans of 0 … length, at least one, in no order.
+    """The results of `call(begin, end)` on spans of 0 … length, at least one, in their order.
 
     least: a shorter span is not worth a thread.
     multiple: every span but the last is a multiple of it.
@@ -43,4 +46,4 @@ def in_spans(
         thread.join()
     if errors:
         raise errors[0]
-    return list(results.values())
+    return [results[part] for part in range(count)]

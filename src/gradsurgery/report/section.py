@@ -28,23 +28,21 @@ class Entry:
     """A cell of a table.
 
     `marks` stand behind the text, `strong` or not; `below` is a figure to compare with, which a
-    page puts under the text and any other form into a row of its own. `sort` orders the rows when
-    the column is sorted, a number before a text before None; not given, the number that the text
-    begins with does, else the text. `code` is a command, `link` a relative address.
+    page puts under the text and any other form into a row of its own. `code` is a command, `link` a
+    relative address.
     """
 
     text: str
     marks: str = ""
     below: str = ""
-    sort: float | int | str | None = ""
     strong: bool = False
     code: bool = False
     link: str = ""
 
     @property
     def key(self) -> str | None:
-        """What the page's script sorts by; None for nothing, which comes last either way."""
-        found = leading_number(self.text) if self.sort == "" else self.sort
+        """What a page's column is sorted by: a number, else the text; None, for a dash, is last."""
+        found = leading_number(self.text)
         return None if found is None else self.text if found == "" else str(found)
 
 
@@ -52,7 +50,7 @@ class Entry:
 class Table:
     """A table; the first column names the row, `notes` stand below it.
 
-    A column with a number in it is aligned to the right, unless there is no header, no `columns`.
+    A column of numbers is aligned to the right, unless there is no header, no `columns`.
     """
 
     caption: str
@@ -63,12 +61,15 @@ class Table:
 
     @property
     def left(self) -> list[int]:
-        """The columns without a number, by position; the first is always one of them."""
+        """The columns of other than numbers, by position; the first is always one of them."""
         if not self.columns:
             return list(range(max(map(len, self.rows), default=0)))
-        count = len(self.columns)
-        texts = [[row[i].text.lstrip("[+-−") for row in self.rows] for i in range(count)]
-        return [i for i in range(count) if i == 0 or not any(t[:1].isdigit() for t in texts[i])]
+        left = [0]
+        for i in range(1, len(self.columns)):
+            texts = [row[i].text.lstrip("[+-−") for row in self.rows if row[i].text not in "–"]
+            if not texts or not all(text[:1].isdigit() for text in texts):
+                left.append(i)
+        return left
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,16 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from gradsurgery.documents.similarity import Measurement, SimilarityStudy
+from gradsurgery.documents.similarity import SimilarityStudy
 from gradsurgery.errors import DataError
 from gradsurgery.report.section import Listing, Section, plain_table
 from gradsurgery.report.tables import section_markdown
 from gradsurgery.results.statistics import MeanInterval, mean_interval
 
 
-@dataclass(frozen=True)
-class CurvePoint:
+class CurvePoint(NamedTuple):
     """One step: the means over the runs that were measured there."""
 
     step: int
@@ -22,8 +20,7 @@ class CurvePoint:
     across: MeanInterval
 
 
-@dataclass(frozen=True)
-class SimilaritySummary:
+class SimilaritySummary(NamedTuple):
     """Means over the runs of a study; of each run, its mean over the measurements is taken.
 
     Args:
@@ -50,23 +47,32 @@ def summarize_similarity(study: SimilarityStudy) -> SimilaritySummary:
 
     Raises `DataError` where no measurement has pairs within and across.
     """
-    runs = [[m for m in run.measurements if _complete(m)] for run in study.runs]
-    runs = [run for run in runs if run]
-    if not runs:
+    import pandas as pd
+
+    about = [(r, m.step, m.label, m) for r, run in enumerate(study.runs) for m in run.measurements]
+    rows = [(*row, m.within, m.across) for *row, m in about if None not in (m.within, m.across)]
+    if not rows:
         raise DataError(
             f"no measurement of {study.data} compares domains; measure fewer samples per domain"
         )
-    within = [_mean(m.within for m in run) for run in runs]
-    across = [_mean(m.across for m in run) for run in runs]
-    measured = [m for run in runs for m in run]
+    frame = pd.DataFrame(rows, columns=["run", "step", "label", "within", "across"])
+    of_run = frame.groupby("run")[["within", "across"]].mean()
     return SimilaritySummary(
-        within=mean_interval(within),
-        across=mean_interval(across),
-        difference=mean_interval([w - a for w, a in zip(within, across, strict=True)]),
-        pairs=[[_pair(measured, d, e) for e in study.domains] for d in study.domains],
-        higher=sum((m.within or 0) > (m.across or 0) for m in measured),
-        measurements=len(measured),
-        curve=_curve(measured),
+        within=mean_interval(list(of_run["within"])),
+        across=mean_interval(list(of_run["across"])),
+        difference=mean_interval(list(of_run["within"] - of_run["across"])),
+        pairs=[[_pair(study, d, e) for e in study.domains] for d in study.domains],
+        higher=int((frame["within"] > frame["across"]).sum()),
+        measurements=len(frame),
+        curve=[
+            CurvePoint(
+                int(str(step)),
+                str(here["label"].iloc[0]),
+                mean_interval(list(here["within"])),
+                mean_interval(list(here["across"])),
+            )
+            for step, here in frame.groupby("step")
+        ],
     )
 
 
@@ -129,33 +135,16 @@ def similarity_csv(study: SimilarityStudy) -> str:
     return str(text)
 
 
-def _complete(measurement: Measurement) -> bool:
-    return measurement.within is not None and measurement.across is not None
-
-
-def _mean(values: Iterable[float | None]) -> float:
-    found = [value for value in values if value is not None]
-    return math.fsum(found) / len(found)
-
-
-def _pair(measured: list[Measurement], domain: str, other: str) -> float | None:
+def _pair(study: SimilarityStudy, domain: str, other: str) -> float | None:
+    """The mean cosine of a pair over the measurements that compare domains."""
     found = [
         value
-        for m in measured
-        if domain in m.domains and other in m.domains
+        for run in study.runs
+        for m in run.measurements
+        if None not in (m.within, m.across) and {domain, other} <= set(m.domains)
         if (value := m.cosines[m.domains.index(domain)][m.domains.index(other)]) is not None
     ]
     return math.fsum(found) / len(found) if found else None
-
-
-def _curve(measured: list[Measurement]) -> list[CurvePoint]:
-    points = []
-    for step in sorted({m.step for m in measured}):
-        here = [m for m in measured if m.step == step]
-        within = [m.within for m in here if m.within is not None]
-        across = [m.across for m in here if m.across is not None]
-        points.append(CurvePoint(step, here[0].label, mean_interval(within), mean_interval(across)))
-    return points
 
 
 def _between(interval: MeanInterval) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 from gradsurgery.documents.selection import CRITERIA, Candidate, Choice, Selection, Summary
@@ -13,18 +13,16 @@ from gradsurgery.results.statistics import PairedComparison
 from gradsurgery.results.tables import DECIMALS, Cell, ComparisonTable
 
 ABSENT = "–"
-_TESTS = [
-    "data",
-    "target",
-    "method − baseline",
-    "difference (points)",
-    "95 % interval",
-    "p",
-    "p (Holm)",
-    "effect size",
-    "n",
-    "zeros",
-]
+_TESTS = ["data", "target", "method − baseline", "difference (points)", "95 % interval"]
+_TESTS += ["p", "p (Holm)", "effect size", "n", "zeros"]
+_TEST_COLUMNS = {
+    "difference": "difference_points",
+    "low": "interval_low_points",
+    "high": "interval_high_points",
+    **{name: name for name in ("p", "p_holm", "effect_size")},
+    "n": "pairs",
+    "zeros": "zeros",
+}
 
 
 def comparison_table(table: ComparisonTable, *, paper: bool = False) -> Table:
@@ -134,7 +132,7 @@ def comparison_csv(tables: Sequence[ComparisonTable], *, paper: bool = False) ->
     rows: list[dict[str, Any]] = []
     for table in tables:
         for target, method, cell in _cells(table):
-            test = {} if cell.comparison is None else asdict(cell.comparison)
+            test = cell.comparison
             row = {
                 "dataset": table.data,
                 **{name: table.differences.get(name) for name in differing},
@@ -149,12 +147,7 @@ def comparison_csv(tables: Sequence[ComparisonTable], *, paper: bool = False) ->
                 "complete": int(cell.complete),
                 "best": int(cell.best),
                 "baseline": table.baseline,
-                "difference_points": test.get("difference"),
-                "interval_low_points": test.get("low"),
-                "interval_high_points": test.get("high"),
-                **{name: test.get(name) for name in ("p", "p_holm", "effect_size")},
-                "pairs": test.get("n"),
-                "zeros": test.get("zeros"),
+                **{name: getattr(test, of, None) for of, name in _TEST_COLUMNS.items()},
             }
             if paper:
                 figure = paper_figures().get((table.data, target, method))
@@ -193,9 +186,8 @@ def _entry(cell: Cell | None, below: str) -> Entry:
     """`71.25 ± 1.06` and behind it `*†`, or (n=…) where seeds lack."""
     if cell is None:
         return Entry(ABSENT, below=below)
-    marks = ("*" if cell.significant else "") + ("†" if cell.significant_corrected else "")
-    marks += "" if cell.complete else f" (n={cell.runs} of {cell.planned})"
-    return Entry(_figures(cell.mean, cell.std), marks, below, cell.mean, strong=cell.best)
+    marks = cell.stars + ("" if cell.complete else f" (n={cell.runs} of {cell.planned})")
+    return Entry(_figures(cell.mean, cell.std), marks, below, strong=cell.best)
 
 
 def _paper_text(figure: PaperFigure | None) -> str:

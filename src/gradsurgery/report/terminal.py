@@ -181,7 +181,7 @@ def _grid(table: Table, widths: Sequence[int]) -> "rich.table.Table":
 
 
 def _stacked(table: Table, width: int) -> "RenderResult":
-    """A line a figure, under the name of its row."""
+    """A line a figure, under the name of its row; a long text on a line below its name."""
     from rich.padding import Padding
     from rich.table import Table as Grid
 
@@ -189,20 +189,16 @@ def _stacked(table: Table, width: int) -> "RenderResult":
     longest = max(map(_cells, names))
     room = width - 2 * _GAP - longest
     for row in rows_with_below(table):
-        name = table.columns[0] if table.columns else ""
-        yield literal(f"{name} ").append(_shown(row[0])) if name else _shown(row[0])
-        grid = Grid.grid(padding=(0, _GAP, 0, 0), pad_edge=False)
-        grid.add_column(width=longest)
-        grid.add_column(width=max(room, 1))
-        beside = room >= max(_longest_word(entry.text + entry.marks) for entry in row)
+        yield literal(f"{table.columns[0]} " if table.columns else "").append(_shown(row[0]))
         for name, entry in zip(names, row[1:], strict=True):
-            if beside:
+            if room >= _longest_word(entry.text + entry.marks):
+                grid = Grid.grid(padding=(0, _GAP, 0, 0), pad_edge=False)
+                grid.add_column(width=longest)
                 grid.add_row(literal(name), _shown(entry))
+                yield Padding(grid, (0, 0, 0, _GAP))
             else:
                 yield Padding(literal(name), (0, 0, 0, _GAP))
                 yield Padding(_shown(entry), (0, 0, 0, 2 * _GAP))
-        if beside:
-            yield Padding(grid, (0, 0, 0, _GAP))
 
 
 def _shown(entry: Entry) -> "rich.text.Text":

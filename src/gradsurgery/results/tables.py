@@ -50,14 +50,12 @@ class Cell:
     guessing: int = 0
 
     @property
-    def significant(self) -> bool:
-        """Whether the method and the baseline differ, this test taken alone: the star."""
-        return self.comparison is not None and self.comparison.significant
-
-    @property
-    def significant_corrected(self) -> bool:
-        """Whether they differ after Holm's correction over the table: the dagger."""
-        return self.comparison is not None and self.comparison.significant_corrected
+    def stars(self) -> str:
+        """`*` where it differs from the baseline, `†` where also after Holm's correction."""
+        test = self.comparison
+        if test is None:
+            return ""
+        return ("*" if test.significant else "") + ("†" if test.significant_corrected else "")
 
 
 @dataclass(frozen=True)

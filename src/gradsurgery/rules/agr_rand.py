@@ -1,11 +1,13 @@
 """Agr-Rand: noise where the domains conflict (Mansilla et al. 2021, equation 4)."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gradsurgery.hyperparameters import Hyperparameter
 from gradsurgery.rules.agreement import AgreementRule
 from gradsurgery.rules.base import Consensus, State
 from gradsurgery.rules.pieces import pieces
@@ -29,20 +31,31 @@ class AgrRand(AgreementRule):
     """
 
     name = "agr-rand"
+    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
+        *AgreementRule.hyperparameters,
+        Hyperparameter(
+            "zero_agrees",
+            True,
+            "whether a component that is zero in every domain agrees",
+            source="Mansilla et al. 2021, eq. 2",
+        ),
+    )
 
     def finish(self, states: Sequence[State], domains: int) -> Consensus:
         """The totals with noise where they conflict."""
         totals = [total for (total,) in states]
+        zeros = torch.stack([(total == 0).sum() for total in totals])
         if not self.values["zero_agrees"]:
             for total in totals:
                 total.masked_fill_(total == 0, torch.nan)
         sigma, counts = scale_of_noise(totals)
+        counts -= zeros if self.values["zero_agrees"] else 0
         divisor = self.divisor(domains)
         for total in totals:
             for (running,) in pieces(total):
                 noise = self.random.normal_like(running).mul_(sigma)
                 running.copy_(torch.where(running.isnan(), noise, running).div_(divisor))
-        return Consensus(totals, counts)
+        return Consensus(totals, counts, zeros)
 
 
 def scale_of_noise(

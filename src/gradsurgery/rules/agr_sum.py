@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradsurgery.rules import fused
+from gradsurgery.kernels import agreement as kernel
+from gradsurgery.kernels import name_for
 from gradsurgery.rules.agreement import AgreementRule
-from gradsurgery.rules.base import Consensus, State, check_rows_finite
+from gradsurgery.rules.base import NARROW, Consensus, State, check_rows_finite
 from gradsurgery.rules.pieces import compiled, pieces, scratch
 
 
@@ -18,8 +19,6 @@ class AgrSum(AgreementRule):
     Φ_n = 1 where the sign of g_dn (−1, 0 or +1) is the same in every domain d.
 
     reduction: "sum", as published, or "mean", which divides the update by D.
-    zero_agrees: whether a component that is zero in every domain agrees, as in equation 2. False,
-        as in the published code, changes the reported fraction of agreement, not the update.
 
     Source: Mansilla et al., "Domain Generalization via Gradient Surgery", ICCV 2021, eq. 2 and 3.
 
@@ -32,33 +31,32 @@ class AgrSum(AgreementRule):
     def finish(self, states: Sequence[State], domains: int) -> Consensus:
         """The totals with conflicts at zero."""
         totals = [total for (total,) in states]
-        counts = torch.stack([self._clear_marks(total) for total in totals])
+        counts, zeros = torch.stack([clear_marks(total) for total in totals]).unbind(1)
         for total in totals if self.divisor(domains) > 1 else ():
             total.div_(self.divisor(domains))
-        return Consensus(totals, counts)
+        return Consensus(totals, counts, zeros)
 
     def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
         """The update for stored gradients, in one pass over them."""
+        if gradients.dtype in NARROW:
+            return super().__call__(gradients)
         self.check_matrix(gradients)
         update = torch.empty_like(gradients[0])
         agreement_sum(gradients, out=update)
         return update.div_(len(gradients)) if self.values["reduction"] == "mean" else update
 
-    def _clear_marks(self, total: Float[Tensor, " params"]) -> Float[Tensor, ""]:
-        """Set the conflicts to zero and return how many components agree."""
-        if fused.applies_to(total):
-            count = fused.clear_marks(total, zero_agrees=self.values["zero_agrees"])
-            return torch.tensor(count, dtype=torch.float64)
-        agreeing = torch.zeros((), dtype=torch.float64, device=total.device)
-        (buffer,) = scratch(total, 1)
-        for (running,) in pieces(total):
-            agrees = buffer[: len(running)].copy_(running)
-            agrees.eq_(running)  # NaN differs from itself
-            torch.nan_to_num(running, nan=0.0, posinf=torch.inf, neginf=-torch.inf, out=running)
-            if not self.values["zero_agrees"]:
-                agrees.copy_(running).ne_(0)
-            agreeing += agrees.sum(dtype=torch.float64)
-        return agreeing
+
+def clear_marks(total: Float[Tensor, " params"]) -> Float[Tensor, "2"]:
+    """Set the conflicts to zero; how many components agree and are not zero, and how many are."""
+    if (name := name_for("resolve_marks", total)) is not None:
+        return torch.tensor(kernel.resolve_marks(name, total), dtype=torch.float64)
+    counts = torch.zeros(2, dtype=torch.float64, device=total.device)
+    for (running,) in pieces(total):
+        zeros = (running == 0).sum()
+        counts[0] += len(running) - running.isnan().sum() - zeros
+        counts[1] += zeros
+        torch.nan_to_num(running, nan=0.0, posinf=torch.inf, neginf=-torch.inf, out=running)
+    return counts
 
 
 def agreement_sum(
@@ -68,8 +66,8 @@ def agreement_sum(
 
     A component is kept where min_d g_dn > 0 or max_d g_dn < 0; "all zero" sums to zero anyway.
     """
-    if fused.applies_to(gradients, out):
-        if not fused.agreement_sum(gradients, out):
+    if (name := name_for("agreement_sum", gradients, out)) is not None:
+        if not kernel.agreement_sum(name, gradients, out):
             check_rows_finite(gradients)
         return
     if gradients.device.type != "cpu":

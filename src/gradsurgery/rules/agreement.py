@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradsurgery.hyperparameters import Hyperparameter
-from gradsurgery.rules import fused
+from gradsurgery.kernels import agreement as kernel
+from gradsurgery.kernels import name_for
 from gradsurgery.rules.base import ComponentwiseRule, State, reduction
 from gradsurgery.rules.pieces import compiled, pieces, scratch
 
@@ -24,15 +25,7 @@ _SOURCE = "Mansilla et al. 2021"
 class AgreementRule(ComponentwiseRule):
     """A rule that sums where the signs agree, and decides in `finish` what a conflict becomes."""
 
-    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
-        reduction("sum", _SOURCE),
-        Hyperparameter(
-            "zero_agrees",
-            True,
-            "whether a component that is zero in every domain agrees",
-            source=_SOURCE,
-        ),
-    )
+    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (reduction("sum", _SOURCE),)
 
     def start(self, gradient: Float[Tensor, " params"]) -> State:
         """The running total, in which NaN will mark conflicts."""
@@ -51,8 +44,8 @@ class AgreementRule(ComponentwiseRule):
 
 def fold_agreement(total: Float[Tensor, " params"], gradient: Float[Tensor, " params"]) -> None:
     """Add `gradient` to `total` where the signs are equal, and set NaN where they are not."""
-    if fused.applies_to(total, gradient):
-        fused.fold_agreement(total, gradient)
+    if (name := name_for("fold_agreement", total, gradient)) is not None:
+        kernel.fold_agreement(name, total, gradient)
         return
     if total.device.type != "cpu":
         total.copy_(compiled(agreeing_sum)(total, gradient))

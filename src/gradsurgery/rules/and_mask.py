@@ -29,8 +29,8 @@ class ANDMask(ComponentwiseRule):
         kept, as DomainBed does so that a sparse mask does not shorten the step. The paper's formula
         has no such factor, hence off. A matrix counts as one tensor.
 
-    The fraction of agreement reported is that of the components kept. Memory: one gradient and a
-    16-bit count of signs per component, whatever D is.
+    The fraction of agreement reported is that of the components kept. Memory: one gradient and 24
+    bits per component for the signs, whatever D is.
 
     Source: Parascandolo et al., "Learning explanations that are hard to vary", ICLR 2021, section
     3; DomainBed's `ANDMask`.
@@ -49,14 +49,16 @@ class ANDMask(ComponentwiseRule):
     )
 
     def start(self, gradient: Float[Tensor, " params"]) -> State:
-        """The running total and the sum of the signs."""
-        return gradient, torch.sign(gradient).to(torch.int16)
+        """The running total, the sum of the signs, and where any domain is not zero."""
+        return gradient, torch.sign(gradient).to(torch.int16), gradient != 0
 
     def fold(self, state: State, gradient: Float[Tensor, " params"]) -> State:
-        """Both sums after one more domain."""
-        total, signs = state
+        """The same after one more domain."""
+        total, signs, moves = state
         total.add_(gradient)
         add_signs(signs, gradient)
+        for moving, added in pieces(moves, gradient):
+            moving.logical_or_(added)
         return state
 
     def finish(self, states: Sequence[State], domains: int) -> Consensus:
@@ -64,17 +66,18 @@ class ANDMask(ComponentwiseRule):
         # an integer to compare with: no rounding of τ·D decides
         needed = math.ceil(self.values["tau"] * domains - 1e-9)
         updates, counts = [], []
-        for total, signs in states:
-            kept = torch.zeros((), dtype=torch.float64, device=total.device)
-            for running, agreeing in pieces(total, signs):
+        for total, signs, moves in states:
+            kept, agree = torch.zeros(2, dtype=torch.float64, device=total.device)
+            for running, agreeing, moving in pieces(total, signs, moves):
                 dropped = agreeing.abs() < needed
                 running.masked_fill_(dropped, 0.0)
                 kept += len(running) - dropped.sum()
+                agree += (moving & ~dropped).sum()
             if self.values["rescale"]:
                 total.div_((kept / max(total.numel(), 1)).clamp_min(1e-10))
             updates.append(total.div_(domains) if self.values["reduction"] == "mean" else total)
-            counts.append(kept)
-        return Consensus(updates, torch.stack(counts))
+            counts.append(torch.stack([agree, total.numel() - moves.sum()]))
+        return Consensus(updates, *torch.stack(counts).unbind(1))
 
 
 def add_signs(signs: Int16[Tensor, " params"], gradient: Float[Tensor, " params"]) -> None:

@@ -15,6 +15,9 @@ from gradsurgery.rules.gramian import gramian_of, weighted_sum
 from gradsurgery.rules.randomness import RandomSource
 
 State = tuple[Tensor, ...]
+NARROW = (torch.float16, torch.bfloat16)
+"""Gradients of these precisions are summed in float32: float16 ends at 65,504."""
+
 RuleFunction = Callable[[Tensor], Tensor]
 
 
@@ -96,20 +99,16 @@ def reduction(default: str, source: str) -> Hyperparameter:
 
 
 class Consensus(NamedTuple):
-    """What a component-wise rule makes of its states: an update per state, and Σ Φ_n of each.
+    """What a component-wise rule makes of its states: an update per state, and what agrees.
 
-    counts: the numbers of components that agree, one a state; None for rules without Φ.
+    counts: the numbers of components that agree and are not zero in every domain, one a state; None
+        for rules without Φ.
+    zeros: the numbers of those that are zero in every domain.
     """
 
     updates: list[Tensor]
-    counts: Float[Tensor, " states"] | None = None
-
-    @property
-    def agreeing(self) -> Float[Tensor, ""] | None:
-        """Φ's mean over all components."""
-        if self.counts is None:
-            return None
-        return self.counts.sum() / sum(update.numel() for update in self.updates)
+    counts: Tensor | None = None
+    zeros: Tensor | None = None
 
 
 class ComponentwiseRule(Rule):
@@ -136,10 +135,11 @@ class ComponentwiseRule(Rule):
         """The update for the gradients g_d, folded row by row."""
         self.check_matrix(gradients)
         check_rows_finite(gradients)
-        state = self.start(gradients[0].clone())
-        for gradient in gradients[1:]:
-            state = self.fold(state, gradient)
-        return self.finish([state], len(gradients)).updates[0]
+        first, *others = gradients
+        state = self.start(widened(first, copy=True))
+        for gradient in others:
+            state = self.fold(state, widened(gradient))
+        return self.finish([state], len(gradients)).updates[0].to(gradients.dtype)
 
 
 class GramianRule(Rule):
@@ -194,8 +194,16 @@ def as_rule(rule: Rule | RuleFunction) -> Rule:
     return FunctionRule(rule)
 
 
+def widened(gradient: Tensor, *, copy: bool = False) -> Tensor:
+    """The gradient in at least float32."""
+    dtype = torch.float32 if gradient.dtype in NARROW else gradient.dtype
+    return gradient.to(dtype, copy=copy)
+
+
 def check_rows_finite(gradients: Float[Tensor, "domains params"]) -> None:
     """Raise `NonFiniteError` naming the first domain and component that is NaN or infinite."""
+    if gradients.numel() == 0:
+        return
     lowest, highest = torch.aminmax(gradients)
     if torch.stack([lowest, highest]).isfinite().all():
         return

@@ -1,33 +1,31 @@
 """Inner products of the domains' gradients, and sums weighted by them.
 
-A float32 dot product over tens of millions of components is wrong by 1e-3. Here blocks of 1,024
-components are multiplied in the gradients' precision (at least float32) and summed in float64.
+All products and sums are in float64: in float32 a dot product over tens of millions of components
+is wrong by 1e-3, components of 1e-23 have squares of zero and those of 1e20 infinite ones.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gradsurgery.kernels import gramian as kernel
+from gradsurgery.kernels import name_for
 from gradsurgery.rules.pieces import compiled, pieces
-
-BLOCK = 1024
 
 
 def gramian_of(rows: Sequence[Float[Tensor, " params"]]) -> Float[Tensor, "domains domains"]:
     """G_ij = Σ_n rows[i]_n rows[j]_n, float64 on the rows' device."""
     if rows[0].device.type != "cpu":
-        return _products(rows, compiled(exact_dot))
+        return _products(rows)
+    if (name := name_for("add_gramian", *rows)) is not None:
+        return kernel.gramian(name, rows)
     total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-    with full_precision():
-        for piece in pieces(*rows):
-            products = _piece_gramian(piece)
-            if not products.isfinite().all():  # float32 squares overflow from 1e19 on
-                wide = torch.stack(piece).double()
-                products = wide @ wide.T
-            total += products
+    for piece in pieces(*rows):
+        wide = torch.stack(piece).double()
+        total += wide @ wide.T
     return total
 
 
@@ -43,8 +41,8 @@ def full_precision() -> Iterator[None]:
 
 
 def exact_dot(left: Float[Tensor, " params"], right: Float[Tensor, " params"]) -> Float[Tensor, ""]:
-    """Σ_n left_n right_n with products in at least float32, summed in float64."""
-    return (left.to(_wide(left.dtype)) * right).sum(dtype=torch.float64)
+    """Σ_n left_n right_n in float64."""
+    return (left.double() * right.double()).sum()
 
 
 def cosines_of(gramian: Float[Tensor, "domains domains"]) -> Float[Tensor, "domains domains"]:
@@ -61,33 +59,24 @@ def weighted_sum(
     out: Float[Tensor, " params"],
 ) -> Float[Tensor, " params"]:
     """Write Σ_d w_d rows[d] into `out`, which may be the first of the rows."""
+    if (name := name_for("weighted_sum", *rows, out)) is not None:
+        kernel.weighted_sum(name, rows, weights, out)
+        return out
     first, *rest = weights.tolist()
+    wide = torch.promote_types(out.dtype, torch.float32)
     for target, row, *others in pieces(out, *rows):
-        torch.mul(row, first, out=target)
+        total = row.to(wide) * first
         for other, weight in zip(others, rest, strict=True):
-            target.add_(other, alpha=weight)
+            total.add_(other, alpha=weight)
+        target.copy_(total)
     return out
 
 
-def _piece_gramian(piece: tuple[Tensor, ...]) -> Tensor:
-    stacked = torch.stack(piece)
-    stacked = stacked.to(_wide(stacked.dtype))
-    whole = stacked.shape[1] // BLOCK * BLOCK
-    blocks = stacked[:, :whole].unflatten(1, (-1, BLOCK)).transpose(0, 1)
-    products = torch.bmm(blocks, blocks.transpose(1, 2)).sum(0, dtype=torch.float64)
-    tail = stacked[:, whole:].double()
-    return products + tail @ tail.T
-
-
-def _products(rows: Sequence[Tensor], dot: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    size = range(len(rows))
+def _products(rows: Sequence[Tensor]) -> Tensor:
+    size, dot = range(len(rows)), compiled(exact_dot)
     upper = torch.stack([dot(rows[i], rows[j]) for i in size for j in size if i <= j])
     total = upper.new_zeros(len(rows), len(rows))
     i, j = torch.triu_indices(len(rows), len(rows))
     total[i, j] = upper
     total[j, i] = upper
     return total
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)

@@ -76,8 +76,9 @@ class SANDMask(ComponentwiseRule):
         updates, passing = [], []
         for mean, deviations, signs, _ in states:
             total = torch.zeros((), dtype=torch.float64, device=mean.device)
-            count = torch.zeros_like(total)
+            count, zeros = torch.zeros_like(total), torch.zeros_like(total)
             for running, spread, agreement in pieces(mean, deviations, signs):
+                zeros += ((running == 0) & (spread == 0) & (agreement == 0)).sum()
                 margin = agreement.abs().to(spread.dtype).div_(domains).sub_(self.values["tau"])
                 mask = margin.mul_(self.values["k"]).div_(spread.div_(domains - 1)).tanh_()
                 mask.clamp_(min=0).nan_to_num_(nan=0)  # 0/0: no spread, exactly at the threshold
@@ -87,5 +88,5 @@ class SANDMask(ComponentwiseRule):
             if self.values["rescale"]:
                 mean.div_((total / max(mean.numel(), 1)).clamp_min(1e-10))
             updates.append(mean if self.values["reduction"] == "mean" else mean.mul_(domains))
-            passing.append(count)
-        return Consensus(updates, torch.stack(passing))
+            passing.append(torch.stack([count, zeros]))
+        return Consensus(updates, *torch.stack(passing).unbind(1))

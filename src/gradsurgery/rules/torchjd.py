@@ -98,7 +98,8 @@ def as_aggregator(rule: Rule) -> "Aggregator":
     """`rule` where TorchJD expects an aggregator, e.g. in `torchjd.autojac.jac_to_grad`.
 
     Rules that weigh the gradients by their Gramian become a `GramianWeightedAggregator`, whose
-    weights TorchJD can report and whose `gramian_weighting` its other engine can use.
+    weights TorchJD can report and whose `gramian_weighting` its other engine can use. As with
+    TorchJD's, what comes out is a constant: it is not differentiable.
 
     >>> from gradsurgery.rules import AgrSum
     >>> as_aggregator(AgrSum())(torch.tensor([[1.0, -2.0], [3.0, 4.0]]))
@@ -122,8 +123,14 @@ def as_aggregator(rule: Rule) -> "Aggregator":
             self._rule.check_domains(len(gramian))
             return self._rule.weights(gramian.double().cpu()).to(gramian)
 
+    class GramianRuleAggregator(GramianWeightedAggregator):
+        @torch.no_grad()
+        def forward(self, matrix: Tensor, /) -> Tensor:
+            combined: Tensor = super().forward(matrix)  # type: ignore[arg-type]
+            return combined
+
     if isinstance(rule, GramianRule):
-        return GramianWeightedAggregator(RuleWeighting(rule))
+        return GramianRuleAggregator(RuleWeighting(rule))
     return RuleAggregator()
 
 

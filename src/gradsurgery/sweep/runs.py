@@ -85,7 +85,7 @@ def _planned(configuration: RunConfiguration, data: OpenedData, plan: Plan) -> S
     check_run(configuration, data.name, data.domains)
     c = configuration
     run = f"seed-{c.seed}-{identity(c, data.name)}"
-    place = f"{folder_name(data.name)}/{folder_name(c.target)}/{c.method}/{run}"
+    place = f"{folder_name(data.name)}/{folder_name(c.target)}/{folder_name(c.method)}/{run}"
     varied = {name for name, values in plan.grid.items() if len(values) > 1}
     values = {name: value for name, value in c.model_dump().items() if name in varied}
     values |= {name: value for name, value in c.settings.items() if name in varied}

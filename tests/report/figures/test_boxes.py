@@ -156,6 +156,7 @@ def test_figure_4_has_multi_domain_batches_above_single_domain_ones():
     assert {"2 of 3", "no run (single)"} <= set(texts(axes))
     filled, hollow = axes.patches
     assert hollow.get_facecolor() == (1, 1, 1, 1)
+    assert (filled.get_linestyle(), hollow.get_linestyle()) == ("-", "--")
     assert filled.get_facecolor() != (1, 1, 1, 1)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["multi-domain\nbatches", "single-domain\nbatches"]

@@ -13,7 +13,8 @@ from gradsurgery.algorithms.forward import Forward
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.hyperparameters import Hyperparameter, checked_values
 
-Batch = tuple[Float[Tensor, "batch channels height width"], Int[Tensor, " batch"]]
+# of any size each, hence no name for it
+Batch = tuple[Float[Tensor, "_ channels height width"], Int[Tensor, " _"]]
 DomainLosses = Generator[Tensor, None, None]
 
 

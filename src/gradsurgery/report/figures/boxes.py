@@ -63,7 +63,7 @@ def draw_accuracies(table: ComparisonTable, styles: Styles) -> Drawing:
                 cell := table.cells.get((method, target)),
                 styles[method],
                 hollow=cell is not None and not cell.complete,
-                mark=_stars(cell),
+                mark=cell.stars if cell is not None else "",
             )
             for place, method in enumerate(table.methods)
         ]
@@ -133,12 +133,6 @@ def draw_batches(multi: ComparisonTable, single: ComparisonTable, styles: Styles
     )
 
 
-def _stars(cell: Cell | None) -> str:
-    if cell is None:
-        return ""
-    return ("*" if cell.significant else "") + ("†" if cell.significant_corrected else "")
-
-
 def _draw(
     panels: Mapping[str, Sequence[_Box]],
     methods: Sequence[str],
@@ -167,7 +161,14 @@ def _draw(
         _set_range(axes, [v for box in panels[target] if box.cell for v in box.cell.values])
         for box in panels[target]:
             _draw_box(axes, box)
-        _set_rows(axes, labels if position % columns == 0 else [""] * len(labels))
+        axes.set_yticks(
+            range(len(labels)), labels if position % columns == 0 else [""] * len(labels)
+        )
+        for label in axes.get_yticklabels():
+            label.set_fontsize(7 if "\n" not in label.get_text() else 6)
+        axes.set_ylim(len(labels) - 0.4, -0.6)  # rows from the top down
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
     grid[-1, 0].set_xlabel("target accuracy (%)", loc="left")
     return figure, of_target
 
@@ -184,7 +185,7 @@ def _draw_box(axes: Axes, box: _Box) -> None:
     if len(values) >= _LEAST_FOR_A_BOX:
         pale = tuple(1 - (1 - channel) * 0.28 for channel in to_rgb(color))
         line = {"color": color, "linewidth": 1.0}
-        axes.boxplot(
+        drawn = axes.boxplot(
             [values],
             positions=[box.place],
             widths=height,
@@ -196,13 +197,13 @@ def _draw_box(axes: Axes, box: _Box) -> None:
                 "facecolor": "white" if box.hollow else pale,
                 "edgecolor": color,
                 "linewidth": 1.0,
-                "linestyle": "--" if box.hollow else "-",
             },
             medianprops={"color": color, "linewidth": 2.0, "solid_capstyle": "butt"},
             whiskerprops=line,
             capprops=line,
             zorder=2,
         )
+        drawn["boxes"][0].set_linestyle("--" if box.hollow else "-")  # no property of `boxprops`
     elif len(values) > 1:
         middle, ends = median(values), (box.place - height / 2, box.place + height / 2)
         axes.plot([middle, middle], ends, color=color, linewidth=2.0, zorder=2)
@@ -232,16 +233,6 @@ def _draw_box(axes: Axes, box: _Box) -> None:
         annotation_clip=False,
         zorder=4,
     )
-
-
-def _set_rows(axes: Axes, labels: Sequence[str]) -> None:
-    """Name the rows of the plot from the top down, at positions 0, 1, 2, …"""
-    axes.set_yticks(range(len(labels)), labels)
-    for label in axes.get_yticklabels():
-        label.set_fontsize(7 if "\n" not in label.get_text() else 6)
-    axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
 
 
 def _set_range(axes: Axes, values: Sequence[float]) -> None:

@@ -5,8 +5,9 @@ import textwrap
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 
 from gradsurgery.atomic import atomic_file
 from gradsurgery.errors import printable
+
+Line = Literal["-", "--", "-.", ":"]
 
 DOTS_PER_INCH = 200
 PANEL_WIDTH = 1.65
@@ -30,65 +33,12 @@ DIVERGING = "PuOr"
 # The baseline is black. Okabe & Ito 2008 without their yellow, which is lost on white paper, then
 # Tol's muted scheme; the order keeps the methods of the paper apart under any colour blindness.
 _COLORS = (
-    "#1a1a1a",
-    "#0072b2",
-    "#56b4e9",
-    "#d55e00",
-    "#e69f00",
-    "#009e73",
-    "#cc79a7",
-    "#882255",
-    "#332288",
-    "#999933",
+    *("#1a1a1a", "#0072b2", "#56b4e9", "#d55e00", "#e69f00"),
+    *("#009e73", "#cc79a7", "#882255", "#332288", "#999933"),
 )
 _MARKERS = ("o", "s", "^", "D")
-_LINES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
-_PLACED = (
-    "deep-all",
-    "agr-sum",
-    "agr-rand",
-    "pcgrad",
-    "irm",
-    "mldg",
-    "mixup",
-    "group-dro",
-)
-_SETTINGS: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same everywhere
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.titleweight": "bold",
-    "axes.labelsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#e8e8e8",
-    "grid.linewidth": 0.6,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": "black",
-    "ytick.labelcolor": "black",
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "legend.fontsize": 7,
-    "legend.frameon": False,
-    "lines.linewidth": 1.3,
-    "lines.markersize": 4,
-    "image.cmap": SEQUENTIAL,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    "svg.fonttype": "path",  # letters are shapes: no font is asked for
-    "svg.hashsalt": "gradsurgery",  # else ids are random
-    "text.parse_math": False,  # a name with two dollar signs is a name
-}
+_LINES: tuple[Line, ...] = ("-", "--", "-.", ":")
+_PLACED = ("deep-all", "agr-sum", "agr-rand", "pcgrad", "irm", "mldg", "mixup", "group-dro")
 
 
 class Drawing(NamedTuple):
@@ -104,7 +54,7 @@ class MethodStyle(NamedTuple):
 
     color: str
     marker: str
-    line: Literal["-", "--", "-.", ":"]
+    line: Line
 
 
 @contextmanager
@@ -112,8 +62,14 @@ def styled() -> Iterator[None]:
     """Everything drawn within looks like the other figures; also a decorator, `@styled()`."""
     with mpl.rc_context():
         mpl.rcdefaults()  # a user's matplotlibrc must not change the bytes
-        mpl.rcParams.update(_SETTINGS)
+        mpl.rcParams.update(_settings())
         yield
+
+
+@cache
+def _settings() -> mpl.RcParams:
+    file = Path(__file__).with_name("report.mplstyle")
+    return mpl.rc_params_from_file(file, use_default_template=False)
 
 
 def new_figure(

@@ -1,0 +1,105 @@
+"""How many forward passes a step makes, and that one for all domains takes the same steps."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from gradsurgery.algorithms import OBJECTIVES
+from gradsurgery.backbones import set_training_mode
+from gradsurgery.errors import ArgumentError
+from tests.algorithms import oracles
+from tests.engine.models import MODELS, domain_batches
+
+
+def forward_passes(model: nn.Module, step) -> list[int]:
+    """How many images went through the model in each of its passes."""
+    seen: list[int] = []
+    handle = model.register_forward_hook(lambda _, images, __: seen.append(len(images[0])))
+    step()
+    handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("rule", ["sum", "agr-sum", "pcgrad", "median"])
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_every_objective_and_kind_of_rule_takes_the_same_steps(objective, rule, built):
+    after = []
+    for batch_norm in ("per-domain", "pooled"):
+        model = oracles.network()
+        algorithm = built(f"{objective}+{rule}", batch_norm=batch_norm)
+        results = []
+        for step in (1, 2):
+            data = oracles.batches(3, seed=step)
+            optimizer = oracles.sgd(model.parameters())
+            results.append(algorithm.step(model, data, optimizer, step=step).losses)
+        after.append((oracles.flat_parameters(model), torch.stack(results)))
+    torch.testing.assert_close(after[1], after[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_norm", "expected"),
+    [
+        ("agr-sum", "frozen", [5, 5, 5]),
+        ("agr-sum", "pooled", [15]),
+        ("agr-sum", "per-domain", [5, 5, 5]),
+        ("deep-all", "frozen", [15]),
+        ("deep-all", "pooled", [15]),
+        ("deep-all", "per-domain", [5, 5, 5]),
+        ("gradnorm+agr-sum", "pooled", [15]),
+        ("fishr+pcgrad", "pooled", [15]),
+        ("mldg", "per-domain", [5] * 6),
+        ("fish", "frozen", [5, 5, 5]),
+    ],
+)
+def test_how_many_passes_are_made(name, batch_norm, expected, built):
+    model, data = oracles.network(), oracles.batches(3, size=5)
+    algorithm = built(name, batch_norm=batch_norm)
+    optimizer = oracles.sgd(model.parameters())
+    for step in (1, 2):
+        seen = forward_passes(
+            model, lambda step=step: algorithm.step(model, data, optimizer, step=step)
+        )
+        assert seen == expected
+
+
+@pytest.mark.parametrize("name", ["deep-all", "agr-sum", "pcgrad", "median"])
+def test_pooled_batch_normalisation_is_by_the_batches_of_all_domains(name, built):
+    model, data = MODELS["cnn-batch-norm"](), domain_batches(3)
+    set_training_mode(model, "pooled")
+    algorithm = built(name, batch_norm="pooled")
+    algorithm.step(model, data, oracles.sgd(model.parameters()), step=1)
+    start = MODELS["cnn-batch-norm"]()
+    mean = start[0](torch.cat([x for x, _ in data])).mean((0, 2, 3))
+    torch.testing.assert_close(model[1].running_mean, 0.1 * mean)  # one update, by its momentum
+
+
+@pytest.mark.parametrize("name", ["mldg", "mldg+agr-sum", "fish"])
+def test_methods_that_need_passes_of_their_own_refuse_one_for_all(name, built):
+    with pytest.raises(ArgumentError, match="needs passes of its own, found batch_norm 'pooled'"):
+        built(name, batch_norm="pooled")
+
+
+@pytest.mark.parametrize("name", ["deep-all", "agr-sum", "mldg"])
+def test_a_model_that_gives_no_tensor_is_refused_with_the_cure(name, built):
+    class Output(nn.Linear):
+        def forward(self, x):
+            return SimpleNamespace(logits=super().forward(x.flatten(1)))
+
+    model = Output(12, 3).double()
+    with pytest.raises(ArgumentError, match=r"gives a SimpleNamespace, .* e.g. its .logits"):
+        built(name).step(model, oracles.batches(2), oracles.sgd(model.parameters()), step=1)
+
+
+def test_mixup_needs_batches_of_one_size(built):
+    model, optimizer = oracles.network(), oracles.sgd
+    data = [oracles.batches(2, size)[d] for d, size in enumerate((4, 6))]
+    with pytest.raises(ArgumentError, match=r"\[4, 3, 2, 2\], \[6, 3, 2, 2\]; give every domain"):
+        built("mixup").step(model, data, optimizer(model.parameters()), step=1)
+    before = oracles.network()
+    built("deep-all").step(model, data, optimizer(model.parameters()), step=1)
+    mean = torch.stack(oracles.risks(before, data)).mean()  # of the domains, not of the images
+    moved = -oracles.LEARNING_RATE * oracles.flat_gradient(mean, before)
+    expected = oracles.flat_parameters(before) + moved
+    torch.testing.assert_close(oracles.flat_parameters(model), expected)
