@@ -1,1 +1,1 @@
-"""What measures a network: gradients of samples and domains. The README beside this file says how."""
+"""What measures a network: gradients of samples and of domains (README.md beside this file)."""
