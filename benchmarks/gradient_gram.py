@@ -25,6 +25,7 @@ from gradsurgery.rules.gramian import gramian_of
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "alexnet": lambda: torchvision.models.alexnet(num_classes=7),
+    "resnet18": lambda: timm.create_model("resnet18", num_classes=7),
     "vit-small": lambda: timm.create_model("vit_small_patch16_224", num_classes=7),
 }
 Clock = Callable[[], float]

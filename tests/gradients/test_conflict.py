@@ -214,3 +214,36 @@ def test_gradients_are_switched_on() -> None:
     with torch.no_grad():
         found = sum_of(domain_conflict(model, torch.nn.CrossEntropyLoss(), batches))
     assert torch.equal(found.gram, expected.gram)
+
+
+def test_the_model_is_afterwards_as_it_was_and_each_domain_meets_it_so() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(2)
+            self.calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return self.norm(x) * self.calls
+
+    model = Counting()
+    x = torch.tensor([[1.0, 2.0], [3.0, 5.0]])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = domain_conflict(model, lambda output, _: output.square().mean(), [(x, 0), (x, 0)])
+    assert model.calls == 0
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert sum_of(found).gram[0, 0] == sum_of(found).gram[1, 1]
+
+
+def test_sparse_gradients_and_losses_of_other_shapes() -> None:
+    model = nn.Embedding(3, 1, sparse=True)
+    x = torch.tensor([0, 1])
+    # g = (±1/2, ±1/2, 0) for the two rows that are picked
+    found = sum_of(domain_conflict(model, lambda z, y: (z * y).mean()[None], [(x, 1), (x, -1)]))
+    assert found.gram.tolist() == [[0.5, -0.5], [-0.5, 0.5]]
+    with pytest.raises(ArgumentError, match=r"domain 0.*expected a scalar, found shape \[2, 1\]"):
+        domain_conflict(model, lambda z, y: z, [(x, 1), (x, -1)])
+    complex_model = nn.Linear(1, 1, dtype=torch.complex64)
+    with pytest.raises(ArgumentError, match="complex"):
+        domain_conflict(complex_model, lambda z, y: z, [(x, 1), (x, -1)])

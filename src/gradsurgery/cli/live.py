@@ -1,22 +1,20 @@
 """Shows how a run gets on: a live line on a terminal, plain lines or nothing elsewhere."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from gradsurgery.training import TrainingProgress
-
-Report = Callable[["TrainingProgress"], None]
+    from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 
 _STAGES = {"images": " decoding", "resuming": " going on", "training": "", "testing": " testing"}
 
 
 @contextmanager
-def displayed(title: str, *, lines: bool = True) -> Iterator[Report]:
+def displayed(title: str, *, lines: bool = True) -> Iterator["ProgressCallback"]:
     """A callback that shows a run's progress on standard error.
 
     Where that is no terminal it prints a line a validation, nothing without `lines`.
@@ -30,7 +28,7 @@ def displayed(title: str, *, lines: bool = True) -> Iterator[Report]:
 
 
 @contextmanager
-def _live(console: Console, title: str) -> Iterator[Report]:
+def _live(console: Console, title: str) -> Iterator["ProgressCallback"]:
     from rich.progress import BarColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as TimeLeft
 

@@ -36,6 +36,7 @@ def select(
     """
     from rich.console import Console
 
+    from gradsurgery.report.section import Table, Text
     from gradsurgery.report.tables import candidates_table, choices_table
     from gradsurgery.report.terminal import OnTerminal, by_first
     from gradsurgery.results import select_by_all, take_inventory
@@ -53,7 +54,10 @@ def select(
         if criterion is None or name == criterion.value
     }
     tables = [candidates_table, choices_table] if candidates else [choices_table]
-    Console().print(OnTerminal([each for table in tables for each in by_first(table(shown))]))
+    blocks: list[Text | Table] = [each for table in tables for each in by_first(table(shown))]
     if not all(CRITERIA[name].attainable for name in shown):
-        print("The oracle sees the target's images, which nobody has who needs the model.")
+        blocks.append(
+            Text("The oracle sees the target's images, which nobody has who needs the model.")
+        )
+    Console().print(OnTerminal(blocks))
     print(f"written to {path}")

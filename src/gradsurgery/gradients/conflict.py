@@ -11,7 +11,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from gradsurgery.errors import ArgumentError, NonFiniteError
-from gradsurgery.gradients.gradient_gram import block_of
+from gradsurgery.gradients.gradient_gram import block_of, owned_parameters
+from gradsurgery.gradients.model_state import unchanged
+from gradsurgery.gradients.recorder import refuse_reentrant
 from gradsurgery.rules.gramian import gramian_of
 
 _PIECE = 1 << 16  # components at a time, so that the temporaries stay in the cache
@@ -134,8 +136,11 @@ def domain_conflict(
     order of the model; a parameter that several layers share counts for the first. The sum over the
     layers, `sum_of`, is the whole network's.
 
-    Every `.grad` stays as it is. Memory: the gradients of all domains. Raises `ArgumentError` where
-    nothing is trained or there is one domain, `NonFiniteError` naming domain and parameter.
+    Afterwards nothing of the model is different, as with `gradient_gram`; every domain's pass
+    starts from the same state, and dropout goes on drawing. Memory: the gradients of all domains.
+
+    Raises `ArgumentError` where nothing is trained, there is one domain, or a loss is no scalar;
+    `NonFiniteError` naming domain and parameter.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> x, pull = torch.eye(2)[:1], lambda output, sign: (output * sign).mean()
@@ -145,16 +150,13 @@ def domain_conflict(
     """
     if len(batches) < 2:
         raise ArgumentError(f"a conflict is between 2 domains or more, found {len(batches)}")
+    owned_parameters(model)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    if not named:
-        raise ArgumentError(
-            "the model has no parameter that requires a gradient; unfreeze the layers to look at"
-        )
-    parameters = [parameter for _, parameter in named]
     rows = []
-    for x, y in batches:
-        value = loss(model(x), y)
-        rows.append(torch.autograd.grad(value, parameters, materialize_grads=True))
+    with unchanged(model, loss) as state:
+        for domain, (x, y) in enumerate(batches):
+            state.restore(random=False)
+            rows.append(_gradients(loss(model(x), y), domain, [p for _, p in named]))
     layers: dict[str, Conflict] = {}
     for name, *gradients in zip((name for name, _ in named), *rows, strict=True):
         _check_finite(name, gradients)
@@ -162,6 +164,20 @@ def domain_conflict(
         found = conflict_of(torch.stack([gradient.flatten() for gradient in gradients]))
         layers[layer] = layers[layer] + found if layer in layers else found
     return layers
+
+
+def _gradients(loss: Any, domain: int, parameters: Sequence[Tensor]) -> list[Tensor]:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ArgumentError(
+            f"the loss of domain {domain} is the mean over its batch, expected a scalar, found "
+            f"{found}; give e.g. torch.nn.CrossEntropyLoss()"
+        )
+    if not loss.requires_grad:
+        return [torch.zeros_like(parameter) for parameter in parameters]
+    refuse_reentrant(loss)
+    found_gradients = torch.autograd.grad(loss.sum(), parameters, materialize_grads=True)
+    return [found.to_dense() if found.is_sparse else found for found in found_gradients]
 
 
 def layer_of(parameter: str, model: nn.Module) -> str:

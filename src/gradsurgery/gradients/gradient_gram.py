@@ -111,7 +111,7 @@ def gradient_gram(model: nn.Module, loss: SampleLoss, x: Tensor, y: Any) -> Grad
     """
     if not len(x):
         raise ArgumentError("x holds no sample; give at least one")
-    owners = _owned_parameters(model)
+    owners = owned_parameters(model)
     check_samples_apart(model)
     parameters = [parameter for owned in owners.values() for parameter in owned]
     with unchanged(model, loss) as state, torch.enable_grad(), uncompiled():
@@ -222,7 +222,11 @@ def _check_loss(samples: Samples, output: Any, losses: Tensor, precision: float)
             refuse_mixed(samples.model)
 
 
-def _owned_parameters(model: nn.Module) -> dict[str, list[Tensor]]:
+def owned_parameters(model: nn.Module) -> dict[str, list[Tensor]]:
+    """The trained parameters that each layer owns itself, one that several share with the first.
+
+    Raises `ArgumentError` where there are none, or where one has no real gradient.
+    """
     seen: set[Tensor] = set()
     owners: dict[str, list[Tensor]] = {}
     for name, layer in model.named_modules():

@@ -56,11 +56,15 @@ class ModelState:
             self._look_at(module, depth=1)
         self._random = RandomState()
 
-    def restore(self) -> None:
-        """Put all of it back; may be called again after further passes."""
+    def restore(self, *, random: bool = True) -> None:
+        """Put all of it back; may be called again after further passes.
+
+        random: the global generators too.
+        """
         for restore in self._restores:
             restore()
-        self._random.restore()
+        if random:
+            self._random.restore()
 
     def has_drawn(self) -> bool:
         """Whether a global generator of torch has been used since."""

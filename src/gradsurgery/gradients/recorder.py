@@ -317,8 +317,17 @@ def _replaced(
     return [one(value) for value in args], {key: one(value) for key, value in kwargs.items()}
 
 
+def refuse_reentrant(loss: Tensor) -> None:
+    """Raise `ArgumentError` where a part of the graph of a loss is not kept."""
+    for _ in _leaves(loss):
+        pass
+
+
 def _leaves(losses: Tensor) -> Iterator[Tensor]:
-    """The leaves that the losses' graph reaches beside the marks of tapped calls."""
+    """The leaves that the losses' graph reaches beside the marks of tapped calls.
+
+    Raises `ArgumentError` for reentrant checkpointing, which keeps no graph.
+    """
     waiting = [losses.grad_fn]
     seen = set(waiting)
     while waiting:

@@ -28,23 +28,21 @@ class Entry:
     """A cell of a table.
 
     `marks` stand behind the text, `strong` or not; `below` is a figure to compare with, which a
-    page puts under the text and any other form into a row of its own. `sort` orders the rows when
-    the column is sorted, a number before a text before None; not given, the number that the text
-    begins with does, else the text. `code` is a command, `link` a relative address.
+    page puts under the text and any other form into a row of its own. `code` is a command, `link` a
+    relative address.
     """
 
     text: str
     marks: str = ""
     below: str = ""
-    sort: float | int | str | None = ""
     strong: bool = False
     code: bool = False
     link: str = ""
 
     @property
     def key(self) -> str | None:
-        """What the page's script sorts by; None for nothing, which comes last either way."""
-        found = leading_number(self.text) if self.sort == "" else self.sort
+        """What a page's column is sorted by: a number, else the text; None, for a dash, is last."""
+        found = leading_number(self.text)
         return None if found is None else self.text if found == "" else str(found)
 
 

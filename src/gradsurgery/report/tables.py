@@ -187,7 +187,7 @@ def _entry(cell: Cell | None, below: str) -> Entry:
     if cell is None:
         return Entry(ABSENT, below=below)
     marks = cell.stars + ("" if cell.complete else f" (n={cell.runs} of {cell.planned})")
-    return Entry(_figures(cell.mean, cell.std), marks, below, cell.mean, strong=cell.best)
+    return Entry(_figures(cell.mean, cell.std), marks, below, strong=cell.best)
 
 
 def _paper_text(figure: PaperFigure | None) -> str:

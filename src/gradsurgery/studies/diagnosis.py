@@ -1,6 +1,5 @@
 """Diagnose a network as it is, a finished run, or a network while it trains."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from gradsurgery.backbones import Backbone, build_backbone
@@ -18,9 +17,10 @@ from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.gradients.gradient_gram import block_of
 from gradsurgery.studies.observer import StepObserver
 from gradsurgery.studies.snapshot import diagnose_step
-from gradsurgery.training import TrainingProgress, train
+from gradsurgery.training import train
 from gradsurgery.training.device import resolve_device
 from gradsurgery.training.outcome import MODEL_FILE
+from gradsurgery.training.progress import ProgressCallback
 
 RUN_FOLDER = "run"
 
@@ -112,7 +112,7 @@ def diagnose_training(
     options: DiagnosisOptions,
     images: ImageSet,
     directory: Path,
-    report: Callable[[TrainingProgress], None] | None = None,
+    report: ProgressCallback | None = None,
 ) -> Diagnosis:
     """The conflict between the source domains at steps 0, K, 2K, … of a run, and at its end.
 

@@ -1,6 +1,6 @@
 """The paper's figure 2: train, and measure the similarity of gradients on the way."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import isnan
 from pathlib import Path
 
@@ -25,9 +25,8 @@ from gradsurgery.gradients.similarity import (
     within_and_across,
 )
 from gradsurgery.studies.observer import StepObserver
-from gradsurgery.training import TrainingProgress, train
-
-Report = Callable[[TrainingProgress], None]
+from gradsurgery.training import train
+from gradsurgery.training.progress import ProgressCallback
 
 
 def study_similarity(
@@ -35,7 +34,7 @@ def study_similarity(
     options: SimilarityOptions,
     images: ImageSet,
     directory: Path,
-    report: Report | None = None,
+    report: ProgressCallback | None = None,
 ) -> SimilarityStudy:
     """Train every run and measure within and across domains; write `similarity.json`.
 
@@ -92,7 +91,7 @@ def _measured_run(
     options: SimilarityOptions,
     images: ImageSet,
     directory: Path,
-    report: Report | None,
+    report: ProgressCallback | None,
 ) -> RunSimilarity:
     """The run's measurements: those in `directory`, then those still to make."""
     run = RunSimilarity(configuration=configuration, options=options)

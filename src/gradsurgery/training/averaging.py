@@ -5,6 +5,7 @@ from copy import deepcopy
 from typing import Any, final
 
 from torch import nn
+from typing_extensions import override
 
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import ArgumentError
@@ -42,15 +43,16 @@ class ExponentialAverage(WeightAverage):
         keep = self._decay if step > 1 else 0.0
         blend(self.model.state_dict(), self._trained.state_dict(), keep)
 
+    @override
     def validated(self, step: int, loss: float) -> None:
-        """Nothing."""
+        pass
 
+    @override
     def state(self) -> dict[str, Any]:
-        """The average."""
         return {"model": self.model.state_dict()}
 
+    @override
     def restore(self, state: dict[str, Any]) -> None:
-        """Set the average."""
         self.model.load_state_dict(state["model"])
 
 

@@ -20,7 +20,7 @@ from gradsurgery.seeds import derive_seed
 from gradsurgery.training.checkpoint import Checkpoint, save_checkpoint
 from gradsurgery.training.evaluation import Evaluation
 from gradsurgery.training.learner import Learner
-from gradsurgery.training.progress import Report, TrainingProgress
+from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 
 Batch = TypeVar("Batch")
 Observer = Callable[[int, Backbone], None]
@@ -61,7 +61,7 @@ def run_steps(
     validate: Callable[[], Evaluation],
     directory: Path,
     *,
-    report: Report,
+    report: ProgressCallback,
     observe: Observer | None = None,
 ) -> None:
     """Do the steps after `checkpoint.step`; `checkpoint` holds the outcome.

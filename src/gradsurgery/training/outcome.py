@@ -23,7 +23,7 @@ from gradsurgery.documents.record import (
 from gradsurgery.training.checkpoint import Checkpoint, save_weights
 from gradsurgery.training.evaluation import Evaluation, evaluate
 from gradsurgery.training.learner import Learner
-from gradsurgery.training.progress import Report, TrainingProgress
+from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 
 MODEL_FILE = "model.safetensors"
 
@@ -35,7 +35,7 @@ def assess_models(
     split: Split,
     *,
     validate: Callable[[], Evaluation],
-    report: Report,
+    report: ProgressCallback,
 ) -> Result:
     """Accuracies of the last and the best model on every domain's test images.
 

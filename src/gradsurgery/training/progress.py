@@ -29,4 +29,4 @@ class TrainingProgress:
     validation_accuracy: float | None = None
 
 
-Report = Callable[[TrainingProgress], None]
+ProgressCallback = Callable[[TrainingProgress], None]

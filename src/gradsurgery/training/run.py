@@ -48,13 +48,13 @@ from gradsurgery.training.outcome import (
     describe_split,
     save_model,
 )
-from gradsurgery.training.progress import Report, TrainingProgress
+from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 
 
 def train(
     configuration: RunConfiguration,
     directory: Path | str,
-    progress: Report | None = None,
+    progress: ProgressCallback | None = None,
     cache: Path | None = None,
     *,
     opened: Source | ImageSet | None = None,
@@ -81,7 +81,7 @@ def train(
     data is unusable; `OutputError` where the folder is not writable or in use; `CheckpointError`
     where it cannot be continued from; `NonFiniteError` where training diverges.
     """
-    report: Report = progress or (lambda _: None)
+    report: ProgressCallback = progress or (lambda _: None)
     directory = Path(directory)
     source = opened if opened is not None else open_source(configuration.data)
     check_run(configuration, source.name, source.domains)
@@ -176,7 +176,10 @@ def _finished(configuration: RunConfiguration, directory: Path) -> Record:
 
 
 def prepare_images(
-    source: Source | ImageSet, configuration: RunConfiguration, cache: Path | None, report: Report
+    source: Source | ImageSet,
+    configuration: RunConfiguration,
+    cache: Path | None,
+    report: ProgressCallback,
 ) -> ImageSet:
     """The data set decoded for the run, unless it is already; `report` hears how far it is."""
     if isinstance(source, ImageSet):
@@ -197,7 +200,7 @@ def _work(
     *,
     checkpoint: Checkpoint | None,
     directory: Path,
-    report: Report,
+    report: ProgressCallback,
     observe: Observer | None,
 ) -> Record:
     """The steps that are left, then the tests."""

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradsurgery.training.progress import Report, TrainingProgress
+from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -14,7 +14,7 @@ EVENTS_FOLDER = "tensorboard"
 
 
 @contextmanager
-def event_log(directory: Path, report: Report) -> Iterator[Report]:
+def event_log(directory: Path, report: ProgressCallback) -> Iterator[ProgressCallback]:
     """A report that writes event files into `directory/tensorboard` and passes on to `report`.
 
     The scalars are loss, agreement, and validation loss and accuracy by step. A run that goes on

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from typing_extensions import override
 
 Weights = dict[str, Tensor]
 
@@ -60,11 +61,13 @@ class NoAverage(WeightAverage):
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
+    @override
     def update(self, step: int) -> None:
-        """Nothing."""
+        pass
 
+    @override
     def validated(self, step: int, loss: float) -> None:
-        """Nothing."""
+        pass
 
 
 def blend(averaged: Weights, current: Weights, keep: float) -> None:

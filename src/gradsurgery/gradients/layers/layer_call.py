@@ -98,8 +98,8 @@ def inner_products(rows: Float[Tensor, "samples ..."]) -> Gram:
 
 def _underflows(products: Gram, flat: Tensor) -> bool:
     """Whether a row that is not zero has squares near the smallest numbers of float32."""
-    small = products.diagonal() < 1e-25
-    return bool(small.any()) and bool(flat[small].any())
+    small = (products.diagonal() < 1e-25).nonzero().flatten()
+    return any(bool(flat[i].any()) for i in small.tolist())
 
 
 def scaled(rows: Float[Tensor, "samples ..."]) -> tuple[Tensor, Float[Tensor, " samples"]]:

@@ -40,9 +40,8 @@ def cosine_figure(diagnosis: Diagnosis) -> Figure:
     """The matrix of cosine similarities between the domains' gradients, of the last snapshot."""
     domains = [wrapped(domain, 12) for domain in diagnosis.domains]
     values = _array(diagnosis.snapshots[-1].total.cosines)
-    figure, axes = _sized(len(domains), len(domains), height=_CELL)
-    _draw_map(axes, values, domains, domains, colors=(DIVERGING, -1.0, 1.0), form="{:.2f}")
-    axes.set_title("cosine similarity of the domains' gradients", loc="left", fontsize=8)
+    title, how = "cosine similarity of the domains' gradients", (DIVERGING, -1.0, 1.0)
+    figure, _ = _heat_map(values, domains, domains, title, form="{:.2f}", colors=how, height=_CELL)
     return figure
 
 
@@ -54,17 +53,12 @@ def layer_figure(diagnosis: Diagnosis) -> Figure:
     """
     last = diagnosis.snapshots[-1]
     groups = [*last.groups, last.total]
-    rows = [wrapped(group.name, 26, 2) for group in groups]
-    columns = [
-        "agree",
-        *(f"{wrapped(domain, 12)}\nagainst\nthe rest" for domain in diagnosis.domains),
-    ]
+    against = [f"{wrapped(domain, 12)}\nagainst\nthe rest" for domain in diagnosis.domains]
     values = 100 * _array([[group.agreeing, *group.against_rest] for group in groups])
-    figure, axes = _sized(len(rows), len(columns))
-    _draw_map(axes, values, rows, columns, form="{:.0f}")
+    names = [wrapped(group.name, 26, 2) for group in groups]
+    figure, axes = _heat_map(values, names, ["agree", *against], "components (%)")
     axes.axhline(len(groups) - 1.5, color="white", linewidth=2.5)
     axes.axvline(0.5, color="white", linewidth=2.5)
-    axes.set_title("components (%)", loc="left", fontsize=8)
     return figure
 
 
@@ -72,18 +66,16 @@ def layer_figure(diagnosis: Diagnosis) -> Figure:
 def training_figure(diagnosis: Diagnosis) -> Figure:
     """Per cent of components that agree, by layers and step, of a diagnosis with several steps."""
     snapshots = diagnosis.snapshots
-    names = [group.name for group in snapshots[-1].groups]
     columns = [
         [*(g.agreeing for g in snap.groups), snap.total.agreeing, snap.shuffled_agreeing]
         for snap in snapshots
     ]
-    return _over_steps(
-        _array(columns).T,
+    names = [group.name for group in snapshots[-1].groups]
+    rows, steps = (
         [*names, "whole network", "dealt out at random"],
-        [snapshot.step for snapshot in snapshots],
-        len(names),
-        "components that agree (%)",
+        [snap.step for snap in snapshots],
     )
+    return _over_steps(_array(columns).T, rows, steps, "components that agree (%)", len(names))
 
 
 @styled()
@@ -94,26 +86,21 @@ def logged_figure(logged: LoggedConflict) -> Figure:
     """
     count = len(logged.step)
     shown = np.unique(np.linspace(0, count - 1, min(count, 16)).round().astype(int))
-    return _over_steps(
-        _array([*logged.groups.values(), logged.agreeing])[:, shown],
-        [*logged.groups, "whole network"],
-        [logged.step[place] for place in shown],
-        len(logged.groups),
-        "components that agree (%), logged by the run",
-    )
+    values = _array([*logged.groups.values(), logged.agreeing])[:, shown]
+    rows, steps = [*logged.groups, "whole network"], [logged.step[place] for place in shown]
+    title = "components that agree (%), logged by the run"
+    return _over_steps(values, rows, steps, title, len(logged.groups))
 
 
 def _over_steps(
-    fractions: Values, rows: Sequence[str], steps: Sequence[int], groups: int, title: str
+    fractions: Values, rows: Sequence[str], steps: Sequence[int], title: str, groups: int
 ) -> Figure:
     """A row a group of layers, a column a step; a line parts the first `groups` from the rest."""
     labels = [wrapped(name, 26, 2) for name in rows]
-    figure, axes = _sized(len(rows), len(steps))
-    _draw_map(axes, 100 * fractions, labels, [str(step) for step in steps], form="{:.0f}")
+    figure, axes = _heat_map(100 * fractions, labels, [str(step) for step in steps], title)
     axes.axhline(groups - 0.5, color="white", linewidth=2.5)
     axes.set_xlabel("training step")
     axes.xaxis.set_label_position("top")
-    axes.set_title(title, loc="left", fontsize=8)
     return figure
 
 
@@ -121,24 +108,23 @@ def _array(values: Sequence[Numbers]) -> Values:
     return np.array([[np.nan if v is None else v for v in row] for row in values], dtype=np.float64)
 
 
-def _sized(rows: int, columns: int, *, height: float = 0.3) -> tuple[Figure, Axes]:
-    figure, grid = new_figure(2.1 + columns * _CELL, 1.1 + rows * height)
-    return figure, grid[0, 0]
-
-
-def _draw_map(
-    axes: Axes,
+def _heat_map(
     values: Values,
     rows: Sequence[str],
     columns: Sequence[str],
+    title: str,
     *,
-    form: str,
+    form: str = "{:.0f}",
     colors: tuple[str, float, float] | None = None,
-) -> None:
+    height: float = 0.3,
+) -> tuple[Figure, Axes]:
     """Coloured cells with their values in them; a missing one is white with a dash.
 
     colors: the map and its ends; by default, per cent from 0 to the next ten above the highest.
+    height: of a cell, in inches.
     """
+    figure, grid = new_figure(2.1 + len(columns) * _CELL, 1.1 + len(rows) * height)
+    axes: Axes = grid[0, 0]
     highest = 10 * np.ceil(np.nanmax(np.append(values, 0)) / 10)
     name, low, high = colors or (SEQUENTIAL, 0.0, max(10.0, highest))
     image = axes.imshow(values, cmap=name, vmin=low, vmax=high, aspect="auto")
@@ -156,3 +142,5 @@ def _draw_map(
         color = "black" if luminance > 0.18 else "white"  # what stands out more
         text = form.format(value).replace("-", "−")
         axes.text(column, row, text, ha="center", va="center", color=color, fontsize=7)
+    axes.set_title(title, loc="left", fontsize=8)
+    return figure, axes
