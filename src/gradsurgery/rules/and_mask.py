@@ -29,7 +29,7 @@ class ANDMask(ComponentwiseRule):
         kept, as DomainBed does so that a sparse mask does not shorten the step. The paper's formula
         has no such factor, hence off. A matrix counts as one tensor.
 
-    The fraction of agreement reported is that of the components kept. Memory: one gradient and 24
+    The fraction of agreement reported is that of the components kept. Memory: one gradient and 16
     bits per component for the signs, whatever D is.
 
     Source: Parascandolo et al., "Learning explanations that are hard to vary", ICLR 2021, section
@@ -49,16 +49,14 @@ class ANDMask(ComponentwiseRule):
     )
 
     def start(self, gradient: Float[Tensor, " params"]) -> State:
-        """The running total, the sum of the signs, and where any domain is not zero."""
-        return gradient, torch.sign(gradient).to(torch.int16), gradient != 0
+        """The running total and the sum of the signs."""
+        return gradient, signs_of(gradient)
 
     def fold(self, state: State, gradient: Float[Tensor, " params"]) -> State:
-        """The same after one more domain."""
-        total, signs, moves = state
+        """Both sums after one more domain."""
+        total, signs = state
         total.add_(gradient)
         add_signs(signs, gradient)
-        for moving, added in pieces(moves, gradient):
-            moving.logical_or_(added)
         return state
 
     def finish(self, states: Sequence[State], domains: int) -> Consensus:
@@ -66,21 +64,33 @@ class ANDMask(ComponentwiseRule):
         # an integer to compare with: no rounding of τ·D decides
         needed = math.ceil(self.values["tau"] * domains - 1e-9)
         updates, counts = [], []
-        for total, signs, moves in states:
-            kept, agree = torch.zeros(2, dtype=torch.float64, device=total.device)
-            for running, agreeing, moving in pieces(total, signs, moves):
-                dropped = agreeing.abs() < needed
+        for total, signs in states:
+            kept, zeros = torch.zeros(2, dtype=torch.float64, device=total.device)
+            for running, agreeing in pieces(total, signs):
+                zeros += (agreeing == 0).sum()
+                dropped = agreeing.bitwise_right_shift_(1).abs_() < needed
                 running.masked_fill_(dropped, 0.0)
                 kept += len(running) - dropped.sum()
-                agree += (moving & ~dropped).sum()
             if self.values["rescale"]:
                 total.div_((kept / max(total.numel(), 1)).clamp_min(1e-10))
             updates.append(total.div_(domains) if self.values["reduction"] == "mean" else total)
-            counts.append(torch.stack([agree, total.numel() - moves.sum()]))
+            counts.append(torch.stack([kept if needed > 0 else kept - zeros, zeros]))
         return Consensus(updates, *torch.stack(counts).unbind(1))
+
+
+def signs_of(gradient: Float[Tensor, " params"]) -> Int16[Tensor, " params"]:
+    """Twice the sign of each component, plus 1 where it is not zero.
+
+    So `add_signs` keeps apart what is zero in every domain and what only sums up to zero: the sum
+    of the signs is the number halved and rounded down.
+    """
+    signs = torch.zeros_like(gradient, dtype=torch.int16)
+    add_signs(signs, gradient)
+    return signs
 
 
 def add_signs(signs: Int16[Tensor, " params"], gradient: Float[Tensor, " params"]) -> None:
     """Add the sign of each component of `gradient` to `signs`."""
     for running, added in pieces(signs, gradient):
-        running.add_(torch.sign(added).to(torch.int16))
+        sign = torch.sign(added).to(torch.int16)
+        running.add_(sign, alpha=2).bitwise_or_(sign.bitwise_and_(1))

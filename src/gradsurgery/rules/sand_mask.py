@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradsurgery.hyperparameters import Hyperparameter
-from gradsurgery.rules.and_mask import RESCALE, add_signs
+from gradsurgery.rules.and_mask import RESCALE, add_signs, signs_of
 from gradsurgery.rules.base import ComponentwiseRule, Consensus, State, reduction
 from gradsurgery.rules.pieces import pieces
 
@@ -57,7 +57,7 @@ class SANDMask(ComponentwiseRule):
         deviations = torch.zeros_like(
             gradient, dtype=torch.promote_types(gradient.dtype, torch.float32)
         )
-        return gradient, deviations, torch.sign(gradient).to(torch.int16), torch.ones(())
+        return gradient, deviations, signs_of(gradient), torch.ones(())
 
     def fold(self, state: State, gradient: Float[Tensor, " params"]) -> State:
         """Welford's update, which does not cancel as a sum of squares would."""
@@ -78,8 +78,14 @@ class SANDMask(ComponentwiseRule):
             total = torch.zeros((), dtype=torch.float64, device=mean.device)
             count, zeros = torch.zeros_like(total), torch.zeros_like(total)
             for running, spread, agreement in pieces(mean, deviations, signs):
-                zeros += ((running == 0) & (spread == 0) & (agreement == 0)).sum()
-                margin = agreement.abs().to(spread.dtype).div_(domains).sub_(self.values["tau"])
+                zeros += (agreement == 0).sum()
+                margin = (
+                    agreement.bitwise_right_shift_(1)
+                    .abs_()
+                    .to(spread.dtype)
+                    .div_(domains)
+                    .sub_(self.values["tau"])
+                )
                 mask = margin.mul_(self.values["k"]).div_(spread.div_(domains - 1)).tanh_()
                 mask.clamp_(min=0).nan_to_num_(nan=0)  # 0/0: no spread, exactly at the threshold
                 running.mul_(mask)
