@@ -51,7 +51,11 @@ def _live(console: Console, title: str) -> Iterator["ProgressCallback"]:
         if progress.stage != stage:
             stage = progress.stage
             bar.reset(
-                task, description=f"{title}{_STAGES[stage]}", total=progress.total, figures=""
+                task,
+                description=f"{title}{_STAGES[stage]}",
+                total=progress.total,
+                count="",
+                figures="",
             )
         if progress.validation_accuracy is not None:
             validation = f"val {progress.validation_accuracy:.1%}"
