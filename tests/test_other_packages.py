@@ -83,6 +83,11 @@ def test_train_with_all_four_and_its_record(gradsurgery: Run, tmp_path: Path) ->
         "mypackage.backbones:tiny",
     }
     assert {entry["version"] for entry in about} == {"1.2"}
+    refused = gradsurgery("diagnose", "--run", "run")
+    assert refused.returncode == 1
+    assert "give it again as --backbone" in refused.stderr
+    named = ["mypackage.sources:Stripes", "--backbone", "mypackage.backbones:tiny"]
+    assert gradsurgery("diagnose", *named, "--run", "run").returncode == 0
     for arguments in (["show", "run"], ["report", "run", "--out", "report"]):
         read = gradsurgery(*arguments, found=False)  # reading imports nothing of it
         assert read.returncode == 0, read.stderr

@@ -112,7 +112,7 @@ def _module(name: str, where: str) -> Any:
             f"{where}: there is no module {error.name}; install the package, or add the folder "
             "that holds it to the environment variable PYTHONPATH"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         line = " ".join(str(error).split())
         raise ArgumentError(
             f"{where}: importing {name} fails with {type(error).__name__}: {line}; mend the module"
@@ -122,7 +122,7 @@ def _module(name: str, where: str) -> Any:
 def _attribute(holder: Any, name: str, where: str, module: str) -> Any:
     try:
         return getattr(holder, name)
-    except AttributeError as error:
+    except Exception as error:  # a module may answer for its names by itself
         public = [n for n in dir(holder) if not n.startswith("_")]
         close = get_close_matches(name, public) or public[:10]
         hint = f"there is {', '.join(close)}" if close else "it is empty"

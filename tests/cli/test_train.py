@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from gradsurgery import __version__
 
@@ -135,6 +136,21 @@ def test_another_run_in_the_folder_is_an_error_that_names_the_option(command: Co
 def test_usage_errors_exit_with_2(command: Command) -> None:
     assert command("train", "rotated-digits", "--target", "75", "--iterations", "many")[0] == 2
     assert command("trian")[0] == 2
+
+
+def test_settings_of_a_file_and_of_the_command_line_go_together(
+    command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "run.yaml").write_text(
+        "data: rotated-digits\ntarget: 75\nmethod: irm\nsettings: {irm.penalty: 10}\n".replace(
+            "75", "'75'"
+        )
+    )
+    code, out, err = command(
+        "train", "--config", "run.yaml", "--set", "irm.anneal=2", "--print-config"
+    )
+    assert code == 0, err
+    assert yaml.safe_load(out)["settings"] == {"irm.penalty": 10.0, "irm.anneal": 2.0}
 
 
 def test_version(command: Command) -> None:

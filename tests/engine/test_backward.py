@@ -390,3 +390,53 @@ def test_a_process_group_of_several_ranks_is_refused(ranks, monkeypatch):
         algorithm = gs.method(name, make_optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
         with pytest.raises(ArgumentError, match="process group of 2 ranks"):
             algorithm.step(model, batches, optimizer, step=1)
+
+
+def test_an_update_may_be_laid_out_in_any_way():
+    weight = torch.zeros(2, 2, requires_grad=True)
+    losses = [(weight * torch.tensor([[1.0, 2.0], [3.0, 4.0]])).sum(), (weight * -10).sum()]
+    gs.backward(losses, [weight], lambda gradients: gradients.T.contiguous()[:, 0])
+    assert weight.grad.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    weight.grad = None
+    gs.backward([weight.sum()], [weight], lambda gradients: gradients.new_ones(1).expand(4))
+    assert weight.grad.tolist() == [[1.0, 1.0], [1.0, 1.0]]
+
+
+def test_a_rule_keeps_its_own_memory():
+    kept = torch.full((2,), 2.0)
+    weight = torch.zeros(2, requires_grad=True)
+    for _ in range(2):
+        gs.backward([weight.sum()], [weight], lambda gradients: kept)
+    assert kept.tolist() == [2.0, 2.0]
+    assert weight.grad.tolist() == [4.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (lambda g: g[0].long(), "int64"),
+        (lambda g: g[0].to(torch.complex64), "complex64"),
+        (lambda g: g[0] * torch.nan, "NaN or infinity"),
+        (lambda g: None, "found NoneType"),
+        (lambda g: [1.0, 2.0], "found list"),
+        (lambda g: g, r"found \[1, 2\]"),
+    ],
+)
+def test_what_is_no_update_is_refused(rule, words):
+    weight = torch.zeros(2, requires_grad=True)
+    weight.grad = torch.ones(2)
+    with pytest.raises(ArgumentError, match=words):
+        gs.backward([weight.sum()], [weight], rule)
+    assert weight.grad.tolist() == [1.0, 1.0]
+
+
+def test_gradients_of_any_kind_are_added_to_or_stay():
+    first = torch.zeros(2, requires_grad=True)
+    first.grad = torch.ones(2)
+    held = first.grad
+    second = torch.zeros(3, requires_grad=True)
+    second.grad = torch.ones(1).expand(3)
+    gs.backward([first.sum() + second.sum()] * 2, [first, second], gs.Sum())
+    assert first.grad is held
+    assert first.grad.tolist() == [3.0, 3.0]
+    assert second.grad.tolist() == [3.0, 3.0, 3.0]

@@ -11,6 +11,7 @@ from gradsurgery.cli.train import configured, continuable
 from gradsurgery.data import open_source
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.diagnosis import Diagnosis, DiagnosisOptions
+from gradsurgery.doors import Kind, entry_names, is_door
 from gradsurgery.errors import ArgumentError
 from gradsurgery.report.report import write_diagnosis
 from gradsurgery.studies.diagnosis import (
@@ -28,9 +29,7 @@ _SHORT_RUN = 50  # steps
 
 @opt.takes_run_options
 def diagnose(
-    data: Annotated[
-        str | None, typer.Argument(metavar="DATA", help="As `gradsurgery train` takes it.")
-    ] = None,
+    data: Annotated[str | None, typer.Argument(metavar="DATA", help=opt.DATA_HELP)] = None,
     *,
     run: Annotated[
         Path | None,
@@ -106,13 +105,21 @@ def _of_run(
     cache: Path | None,
 ) -> tuple[Diagnosis, Path]:
     """Of a finished run, whose record says what it was trained with."""
-    trained = set(given) - {"data", "batch_size", "device", "skip_bad", "seed"}
+    trained = set(given) - {"backbone", "data", "batch_size", "device", "skip_bad", "seed"}
     if trained:
         name = sorted(trained)[0].replace("_", "-")
         raise ArgumentError(
             f"--{name} comes from the run's record; leave it out, or leave out --run"
         )
     configuration = finished_record(run).configuration
+    kinds: dict[str, Kind] = {"backbone": "backbone", "data": "source"}
+    for name, kind in kinds.items():
+        named = getattr(configuration, name)
+        if name not in given and (is_door(named) or named in entry_names(kind)):
+            raise ArgumentError(
+                f"the run's {name} {named!r} is code of another package, which a record does not "
+                f"get to run; give it again as {'DATA' if name == 'data' else '--backbone'}"
+            )
     options = DiagnosisOptions(
         **measured,
         batch_size=given.get("batch_size", configuration.batch_size),

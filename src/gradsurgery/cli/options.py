@@ -14,14 +14,11 @@ import typer
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import ArgumentError
 
-DataArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="DATA",
-        help="rotated-digits, colored-digits, pacs, vlcs, office-home (also pacs:PATH …), "
-        "hf://owner/name, a folder domain/class/image, Parquet files, or package.module:Source.",
-    ),
-]
+DATA_HELP = (
+    "rotated-digits, colored-digits, pacs, vlcs, office-home (also pacs:PATH …), hf://owner/name, "
+    "a folder domain/class/image, Parquet files, or package.module:Source."
+)
+DataArgument = Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)]
 CacheOption = Annotated[
     Path | None, typer.Option("--cache", help="Folder in which decoded images are kept.")
 ]

@@ -22,9 +22,7 @@ from gradsurgery.training.run import check_run, prepare_images
 
 @opt.takes_run_options
 def similarity(
-    data: Annotated[
-        str | None, typer.Argument(metavar="DATA", help="As `gradsurgery train` takes it.")
-    ] = None,
+    data: Annotated[str | None, typer.Argument(metavar="DATA", help=opt.DATA_HELP)] = None,
     *,
     target: Annotated[
         str | None, typer.Option("--target", help="The domain that is held out.")

@@ -21,9 +21,7 @@ from gradsurgery.training.tensorboard import event_log
 
 @opt.takes_run_options
 def train(
-    data: Annotated[
-        str | None, typer.Argument(metavar="DATA", help="As `gradsurgery data info` takes it.")
-    ] = None,
+    data: Annotated[str | None, typer.Argument(metavar="DATA", help=opt.DATA_HELP)] = None,
     *,
     target: Annotated[
         str | None, typer.Option("--target", help="The domain that is held out.")
@@ -34,7 +32,9 @@ def train(
             "--method", help="See `gradsurgery methods`; also objective+rule. Default: agr-sum."
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of everything random: 0.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Seed of everything random. Default: 0.")
+    ] = None,
     config: opt.ConfigOption = None,
     print_config: opt.PrintConfigOption = False,
     out: Annotated[
@@ -64,7 +64,11 @@ def configured(
     """The options in a file, with those in their place that a command was given."""
     written = {} if config is None else read_mapping(config, "configuration")
     given = {name: value for name, value in given.items() if value is not None}
-    return written | given | options
+    merged = written | given | options
+    settings = written.get("settings") or {}
+    if isinstance(settings, dict) and settings:
+        merged["settings"] = settings | options.get("settings", {})
+    return merged
 
 
 def run_one(

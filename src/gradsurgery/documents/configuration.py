@@ -20,7 +20,8 @@ Role = Literal["identity", "condition", "hyperparameter", "place"]
 """What an option is to a comparison of runs.
 
 identity: says which of the compared runs it is; two runs that are compared may differ in it.
-condition: of the experiment; two runs that are compared share it, and no search chooses it.
+condition: of the experiment; two runs that are compared share it, and no search chooses it: in a
+    grid its values are experiments apart.
 hyperparameter: two runs that are compared share it, unless a search has chosen it for each.
 place: where and on what the run is worked on. Every option but these decides the run's folder.
 """
@@ -264,8 +265,8 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ArgumentError(f"cannot read the {what} {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # YAML's own types raise errors of any kind
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ArgumentError(f"the {what} {path} is not YAML: {reason}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ArgumentError(f"the {what} {path} is no mapping: give one line NAME: VALUE for each")

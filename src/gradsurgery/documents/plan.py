@@ -16,6 +16,7 @@ from gradsurgery.documents.configuration import (
 from gradsurgery.documents.document import Document, Part
 from gradsurgery.errors import ArgumentError
 
+_MOST_SEEDS = 100_000
 Value = bool | int | float | str
 Targets = Literal["all"] | list[str]
 
@@ -147,8 +148,8 @@ class Plan(BaseModel):
     @classmethod
     def _values_to_try(cls, value: dict[str, list[Value]]) -> dict[str, list[Value]]:
         for name, values in value.items():
-            if name in options_of("place"):
-                raise ValueError(f"{name} says where a run is worked on, which is not searched")
+            if name in options_of("place", "identity"):
+                raise ValueError(f"{name} does not change what is learned, and is not searched")
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} has no values, or one of them twice")
         return value
@@ -236,16 +237,24 @@ def parse_seeds(text: str) -> list[int]:
     """
     text = re.sub(r"\s", "", text)
     if re.fullmatch(r"\d+", text) and int(text) > 0:
-        return list(range(int(text)))
+        return list(range(_few(int(text), text)))
     if re.fullmatch(r"\d+(,\d+)+,?|\d+,", text):
         return list(dict.fromkeys(int(part) for part in text.split(",") if part))
     if match := re.fullmatch(r"(\d+)-(\d+)", text):
         first, last = int(match[1]), int(match[2])
         if first <= last:
+            _few(last - first + 1, text)
             return list(range(first, last + 1))
     raise ArgumentError(
         f"seeds must be a count (3), a range (0-4) or a list (0,1,2), found {text!r}"
     )
+
+
+def _few(count: int, text: str) -> int:
+    """The number of seeds, if it is one that anybody trains."""
+    if count > _MOST_SEEDS:
+        raise ArgumentError(f"seeds are at most {_MOST_SEEDS} in number, found {text!r:.80}")
+    return count
 
 
 def _argument_error(error: ValidationError) -> ArgumentError:

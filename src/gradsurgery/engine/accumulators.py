@@ -7,7 +7,7 @@ they come from.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -237,10 +237,27 @@ class GradientMatrix(Accumulator):
             matrix = torch.cat([matrix[:, span] for span in spans], 1)
         if self.first_non_finite() is not None:
             return matrix[0]  # only where a loss scaler is there to skip the step
-        update = self._rule(matrix)
-        if update.shape != matrix.shape[1:]:
-            raise ArgumentError(
-                f"the rule {self._rule.name} gives one component per column of the gradients, "
-                f"expected shape {list(matrix.shape[1:])}, found {list(update.shape)}"
-            )
-        return update
+        return _checked_update(self._rule(matrix), self._rule.name, matrix)
+
+
+def _checked_update(update: Any, rule: str, matrix: Tensor) -> Float[Tensor, " params"]:
+    """A copy of what a rule returns, next to one another in memory; raises where it is no update.
+
+    The rule may keep what it returns, and its memory may be laid out in any way.
+    """
+    if not isinstance(update, Tensor) or update.shape != matrix.shape[1:]:
+        found = list(update.shape) if isinstance(update, Tensor) else type(update).__name__
+        raise ArgumentError(
+            f"the rule {rule} gives one component per column of the gradients, expected a tensor "
+            f"of shape {list(matrix.shape[1:])}, found {found}"
+        )
+    if not update.is_floating_point():
+        raise ArgumentError(
+            f"the rule {rule} gives an update of {update.dtype}, expected real numbers as "
+            f"{matrix.dtype}; convert it"
+        )
+    if not update.isfinite().all():
+        raise ArgumentError(
+            f"the rule {rule} makes NaN or infinity of gradients that are finite; mend the rule"
+        )
+    return update.detach().clone(memory_format=torch.contiguous_format)

@@ -119,14 +119,13 @@ def write_update(
         if scaler is None:
             _check_gradients(accumulator, named)
         update = accumulator.finish(len(values), poison=scaler is not None)
+        after = [_added(old, new) for old, new in zip(before, update.gradients, strict=True)]
     except BaseException:
         for (_, parameter), gradient in zip(named, before, strict=True):
             parameter.grad = gradient
         raise
-    for (_, parameter), gradient, new in zip(named, before, update.gradients, strict=True):
-        parameter.grad = (
-            new if gradient is None else gradient if new is None else gradient.add_(new)
-        )
+    for (_, parameter), old, new in zip(named, before, after, strict=True):
+        parameter.grad = _written(old, new)
     return _result(torch.stack(values), update, [name for name, _ in named])
 
 
@@ -146,6 +145,25 @@ def _result(losses: Tensor, update: Update, names: list[str]) -> BackwardResult:
         agreeing_by_parameter={name: by_name[name][0] / count for name, count in moving.items()},
         moving_by_parameter=moving,
     )
+
+
+@torch.no_grad()
+def _added(gradient: Tensor | None, new: Tensor | None) -> Tensor | None:
+    """The sum of what was in `.grad` and the update, in new memory."""
+    if gradient is None or new is None:
+        return new if gradient is None else gradient
+    return new.add_(gradient)
+
+
+@torch.no_grad()
+def _written(old: Tensor | None, new: Tensor | None) -> Tensor | None:
+    """The new gradient, in the memory of the old one where that can be written to."""
+    if old is None or new is None or old is new:
+        return new
+    plain = old.layout == torch.strided and not old.requires_grad
+    if not plain or any(s == 0 and n > 1 for s, n in zip(old.stride(), old.shape, strict=True)):
+        return new
+    return old.copy_(new)
 
 
 def _check_single_process() -> None:

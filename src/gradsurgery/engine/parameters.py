@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradsurgery.errors import ArgumentError
 
@@ -15,6 +15,11 @@ def trainable_parameters(
     parameters: Iterable[Tensor] | Iterable[tuple[str, Tensor]],
 ) -> list[NamedParameter]:
     """Each parameter that requires a gradient once, with its name or else its position."""
+    if isinstance(parameters, nn.Module):
+        raise ArgumentError(
+            f"parameters are tensors, found the module {type(parameters).__name__}; give "
+            "model.parameters() or model.named_parameters()"
+        )
     named: dict[int, NamedParameter] = {}
     for position, item in enumerate(parameters):
         name, parameter = item if isinstance(item, tuple) else (str(position), item)

@@ -125,9 +125,10 @@ class ComparisonTable:
         """What the marks in the table mean, and what to beware of, one line each."""
         lines = []
         if self.tests:
+            tests = f"{self.tests} test{'' if self.tests == 1 else 's'}"
             lines.append(
                 f"* p < {SIGNIFICANCE}, one test taken alone; "
-                f"† also after Holm's correction over the table's {self.tests} tests"
+                f"† also after Holm's correction over the table's {tests}"
             )
             pairs = max(c.comparison.n for c in self.cells.values() if c.comparison is not None)
             if least_p(pairs) >= SIGNIFICANCE:

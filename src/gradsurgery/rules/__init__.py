@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from gradsurgery import doors
-from gradsurgery.errors import ArgumentError
+from gradsurgery.errors import ArgumentError, GradsurgeryError
 from gradsurgery.hyperparameters import check_names
 from gradsurgery.rules import torchjd
 from gradsurgery.rules.agr_rand import AgrRand
@@ -122,9 +122,31 @@ def build_rule(
         found = doors.load_object(name, "rule", fits=fits_a_rule, expected=EXPECTED)
     if not isinstance(found, type):
         check_names(name, (), options)
+        if not isinstance(found, Rule):
+            _check_takes_gradients(name, found)
         return as_rule(found)
     kind: type[Rule] = found
     check_names(name, [h.name for h in kind.hyperparameters], options)
     takes_generator = "generator" in signature(found).parameters
     drawing = {"generator": generator} if takes_generator else {}
-    return kind(**drawing, **options)
+    try:
+        return kind(**drawing, **options)
+    except GradsurgeryError:
+        raise
+    except Exception as error:  # code of anybody's
+        reason = " ".join(str(error).split())
+        raise ArgumentError(
+            f"the rule {name!r} cannot be built, {type(error).__name__}: {reason}; mend it"
+        ) from error
+
+
+def _check_takes_gradients(name: str, function: Any) -> None:
+    """Raise `ArgumentError` where a function of another package needs more than the gradients."""
+    try:
+        signature(function).bind(None)
+    except TypeError as error:
+        raise ArgumentError(
+            f"the rule {name!r} is called with the gradients [domains, params] alone: {error}"
+        ) from error
+    except ValueError:  # some functions in C do not say
+        return

@@ -172,8 +172,8 @@ class FunctionRule(Rule):
         self.function = function
         self.name = getattr(function, "__name__", type(function).__name__)
 
-    def __call__(self, gradients: Float[Tensor, "domains params"]) -> Tensor:
-        """What the function gives."""
+    def __call__(self, gradients: Float[Tensor, "domains params"]) -> Any:
+        """What the function gives, which `gradsurgery.backward` checks."""
         self.check_matrix(gradients)
         check_rows_finite(gradients)
         return self.function(gradients)

@@ -81,6 +81,11 @@ def train(
     data is unusable; `OutputError` where the folder is not writable or in use; `CheckpointError`
     where it cannot be continued from; `NonFiniteError` where training diverges.
     """
+    if not isinstance(configuration, RunConfiguration):
+        raise ArgumentError(
+            f"train takes a RunConfiguration, found {configuration!r:.80}; give e.g. "
+            'gradsurgery.RunConfiguration(data="photos", target="shop_c")'
+        )
     report: ProgressCallback = progress or (lambda _: None)
     directory = Path(directory)
     source = opened if opened is not None else open_source(configuration.data)
@@ -149,6 +154,7 @@ def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ..
         generator=torch.Generator(),
         make_optimizer=partial(build_optimizer, configuration=configuration),
         settings=method_settings(configuration.settings),
+        batch_norm=configuration.batch_norm,
     )
     if reason := algorithm.idle_reason(configuration.iterations):
         raise ArgumentError(reason)
