@@ -222,7 +222,8 @@ def _by_group(log: ConflictLog, groups: list[str]) -> dict[str, Numbers]:
     for group in groups:
         names = [n for n in log.sizes if members.get(n, members.get(block_of(n))) == group]
         if names:
-            moving = log.moving or [log.sizes] * len(log.step)  # older logs are of all components
+            older = len(log.step) - len(log.moving)  # steps logged of all components
+            moving = [log.sizes] * older + log.moving
             fractions[group] = [
                 None if layers is None or counts is None else _weighted(layers, counts, names)
                 for layers, counts in zip(log.layers, moving, strict=True)
