@@ -232,7 +232,8 @@ def test_a_log_is_put_into_the_groups_of_layers(
     record = train(configured(iterations=2, log_conflict=1), tmp_path, opened=digits)
     log = record.conflict
     assert log is not None
-    log.sizes = {"stem.0": 1, "stem.0.norm": 3, "fc": 2}
+    log.sizes = {"stem.0": 4, "stem.0.norm": 3, "fc": 2}
+    log.moving = [{"stem.0": 1, "stem.0.norm": 3, "fc": 2}, None]
     log.layers = [{"stem.0": 1.0, "stem.0.norm": 0.2, "fc": 0.5}, None]
     log.cosines = [[[1.0, 0.5, 0.3], [0.5, 1.0, 0.1], [0.3, 0.1, 1.0]], None]
     snapshot = snapshot_of([seen([[1.0], [1.0]])], ["a", "b"], 0)
@@ -241,6 +242,9 @@ def test_a_log_is_put_into_the_groups_of_layers(
     found = logged_conflict(record, snapshot)
     assert found.groups == {"stem.0, bn": [pytest.approx(0.4), None], "fc": [0.5, None]}
     assert found.cosine == [pytest.approx(0.3), None]
+    log.moving, log.sizes = [], {"stem.0": 1, "stem.0.norm": 1, "fc": 2}  # as logs were before
+    found = logged_conflict(record, snapshot)
+    assert found.groups == {"stem.0, bn": [pytest.approx(0.6), None], "fc": [0.5, None]}
 
 
 def diagnosed(snapshots: list[Snapshot], **about: Any) -> Diagnosis:

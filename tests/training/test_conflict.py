@@ -34,6 +34,7 @@ def logged(result: gs.BackwardResult, sizes: dict[str, int]) -> ConflictLog:
         agreeing=result.agreeing,
         cosines=None if result.cosines is None else result.cosines.tolist(),
         by_parameter=result.agreeing_by_parameter,
+        moving=result.moving_by_parameter,
         sizes=sizes,
     )
     return log
@@ -41,14 +42,14 @@ def logged(result: gs.BackwardResult, sizes: dict[str, int]) -> ConflictLog:
 
 def test_a_layer_has_the_fraction_of_all_its_components() -> None:
     layer = torch.nn.Linear(3, 1)
-    domains = (torch.tensor([1.0, -1.0, 2.0]), torch.tensor([1.0, 1.0, -2.0]))
+    domains = (torch.tensor([1.0, -1.0, 0.0]), torch.tensor([1.0, 1.0, 0.0]))
     losses = ((layer.weight @ domain).sum() + layer.bias.sum() for domain in domains)
     named = [("head.weight", layer.weight), ("head.bias", layer.bias)]
     result = gs.backward(losses, named, gs.AgrSum())
     log = logged(result, {"head.weight": 3, "head.bias": 1})
-    assert log.layers == [{"head": 2 / 4}]  # of the weight 1 of 3, and the bias
-    assert log.sizes == {"head": 4}
-    assert log.agreeing == [2 / 4]
+    assert log.layers == [{"head": 2 / 3}]  # of the weight 1 of the 2 that move, and the bias
+    assert (log.moving, log.sizes) == ([{"head": 3}], {"head": 4})
+    assert log.agreeing == [2 / 3]
     assert log.cosines == [None]
 
 
@@ -68,6 +69,7 @@ def test_what_is_not_finite_is_null() -> None:
         agreeing=float("nan"),
         cosines=[[float("inf")]],
         by_parameter=None,
+        moving=None,
         sizes={},
     )
     assert ConflictLog.model_validate_json(log.model_dump_json()) == log
@@ -81,11 +83,13 @@ def test_a_run_logs_every_k_steps_and_nothing_by_default(
     assert record.conflict is not None
     assert record.conflict.step == [5, 10]
     assert [len(losses) for losses in record.conflict.losses] == [5, 5]
-    for agreeing, layers in zip(record.conflict.agreeing, record.conflict.layers, strict=True):
+    log = record.conflict
+    for agreeing, layers, moving in zip(log.agreeing, log.layers, log.moving, strict=True):
         assert layers is not None
-        sizes = record.conflict.sizes
-        weighted = sum(fraction * sizes[layer] for layer, fraction in layers.items())
-        assert agreeing == pytest.approx(weighted / record.model.parameters)
+        assert moving is not None
+        weighted = sum(fraction * moving[layer] for layer, fraction in layers.items())
+        assert agreeing == pytest.approx(weighted / sum(moving.values()))
+        assert 0 < sum(moving.values()) <= record.model.parameters
     plain = train(configured(), tmp_path / "plain", opened=images)
     assert plain.conflict is None
     assert plain.curves == record.curves

@@ -152,10 +152,12 @@ class ConflictLog(Part):
 
     step: counted from 1.
     losses: of each source domain.
-    agreeing: fraction of the components that agree (equation 2) or that the rule's mask keeps.
+    agreeing: fraction in which the domains agree, of the components that are not zero in every
+        domain (files written before `moving` was: of all, zero counting as agreement).
     cosines: of the domains' gradients, in pairs, for rules that use inner products.
     layers: `agreeing` within each layer, by the layer's name in the model.
-    sizes: numbers of components of these layers.
+    moving: numbers of components in these layers that are not zero in every domain.
+    sizes: numbers of all their components.
     """
 
     step: list[int] = []
@@ -163,6 +165,7 @@ class ConflictLog(Part):
     agreeing: list[float | None] = []
     cosines: list[list[list[float | None]] | None] = []
     layers: list[dict[str, float] | None] = []
+    moving: list[dict[str, int] | None] = []
     sizes: dict[str, int] = {}
 
     def append(
@@ -173,30 +176,37 @@ class ConflictLog(Part):
         agreeing: float | None,
         cosines: list[list[float]] | None,
         by_parameter: Mapping[str, float] | None,
+        moving: Mapping[str, int] | None,
         sizes: Mapping[str, int],
     ) -> None:
         """Add one step.
 
         by_parameter: `agreeing` within each parameter tensor, by its name.
-        sizes: numbers of components of these tensors.
+        moving: numbers of components of these tensors that are not zero in every domain.
+        sizes: numbers of all components of every tensor.
         """
         self.step.append(step)
         self.losses.append(_finite_all(losses))
         self.agreeing.append(None if agreeing is None else _finite_all([agreeing])[0])
         self.cosines.append(None if cosines is None else [_finite_all(row) for row in cosines])
-        self.layers.append(None if by_parameter is None else self._by_layer(by_parameter, sizes))
+        if by_parameter is None or moving is None:
+            self.layers.append(None)
+            self.moving.append(None)
+            return
+        counts = {name: fraction * moving[name] for name, fraction in by_parameter.items()}
+        agree, moved = _by_layer(counts), _by_layer(moving)
+        self.sizes.update({layer: int(size) for layer, size in _by_layer(sizes).items()})
+        self.moving.append({layer: int(count) for layer, count in moved.items()})
+        self.layers.append({layer: count / moved[layer] for layer, count in agree.items()})
 
-    def _by_layer(
-        self, by_parameter: Mapping[str, float], sizes: Mapping[str, int]
-    ) -> dict[str, float]:
-        agreeing: dict[str, float] = {}
-        total: dict[str, int] = {}
-        for name, fraction in by_parameter.items():
-            layer = name.rpartition(".")[0] or name
-            agreeing[layer] = agreeing.get(layer, 0.0) + fraction * sizes[name]
-            total[layer] = total.get(layer, 0) + sizes[name]
-        self.sizes.update(total)
-        return {layer: count / max(total[layer], 1) for layer, count in agreeing.items()}
+
+def _by_layer(values: Mapping[str, int | float]) -> dict[str, int | float]:
+    """The sums over the parameter tensors of each layer."""
+    sums: dict[str, int | float] = {}
+    for name, value in values.items():
+        layer = name.rpartition(".")[0] or name
+        sums[layer] = sums.get(layer, 0) + value
+    return sums
 
 
 class Record(Document):

@@ -214,22 +214,31 @@ def logged_conflict(record: Record, snapshot: Snapshot) -> LoggedConflict:
 
 
 def _by_group(log: ConflictLog, groups: list[str]) -> dict[str, Numbers]:
-    """The layers' fractions, weighted by their sizes."""
+    """The layers' fractions, weighted by how many components they are of."""
     if all(layers is None for layers in log.layers):
         return {}
     members = {name: group for group in groups for name in group.split(", ")}
     fractions: dict[str, Numbers] = {}
     for group in groups:
         names = [n for n in log.sizes if members.get(n, members.get(block_of(n))) == group]
-        size = sum(log.sizes[name] for name in names)
-        if size:
+        if names:
+            older = len(log.step) - len(log.moving)  # steps logged of all components
+            moving = [log.sizes] * older + log.moving
             fractions[group] = [
-                None
-                if layers is None
-                else sum(layers.get(name, 0.0) * log.sizes[name] for name in names) / size
-                for layers in log.layers
+                None if layers is None or counts is None else _weighted(layers, counts, names)
+                for layers, counts in zip(log.layers, moving, strict=True)
             ]
     return fractions
+
+
+def _weighted(
+    fractions: dict[str, float], counts: dict[str, int], names: list[str]
+) -> float | None:
+    """The mean over the layers `names`; None where nothing of them moves."""
+    total = sum(counts.get(name, 0) for name in names)
+    if not total:
+        return None
+    return sum(fractions.get(name, 0.0) * counts.get(name, 0) for name in names) / total
 
 
 def _mean_pair(matrix: list[Numbers]) -> float | None:

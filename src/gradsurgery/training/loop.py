@@ -203,7 +203,8 @@ def _log_conflict(
         agreeing=result.agreeing,
         cosines=None if result.cosines is None else result.cosines.tolist(),
         by_parameter=result.agreeing_by_parameter,
-        sizes=result.moving_by_parameter or {},
+        moving=result.moving_by_parameter,
+        sizes={name: p.numel() for name, p in learner.backbone.model.named_parameters()},
     )
 
 
