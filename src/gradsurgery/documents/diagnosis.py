@@ -87,8 +87,8 @@ class DiagnosisOptions(Part):
 class LoggedConflict(Part):
     """What a run says of its own: of each step that it logged, or means up to each validation.
 
-    Its fractions count a component that is zero in every domain as one that agrees, as equation 2
-    is written.
+    Its fractions are of the components that are not zero in every domain. (Runs of version 0.1.0
+    counted a component that is zero everywhere as one that agrees.)
 
     Args:
         step: steps done.
