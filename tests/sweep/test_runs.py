@@ -142,7 +142,7 @@ def test_a_run_lies_in_the_sweeps_folder_whatever_its_domain_is_called(plan: Mak
     runs = plan_runs(plan(data=["x"], targets="all", methods=["deep-all"], seeds=1), opened)
     folders = [run.directory.split("/") for run in runs]
     assert [names[:3] for names in folders] == [
-        ["photos", name, "deep-all"] for name in ("a_b", "__", "c d", "v1.0")
+        ["photos", name, "deep-all"] for name in ("a%2Fb", "%2E.", "c d", "v1.0")
     ]
     assert all(len(names) == 4 for names in folders)
 
