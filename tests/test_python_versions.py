@@ -21,7 +21,7 @@ REMOVED = {
     *("imghdr", "imp", "mailcap", "msilib", "nis", "nntplib", "ossaudiodev", "pipes", "smtpd"),
     *("sndhdr", "spwd", "sunau", "telnetlib", "uu", "xdrlib", "lib2to3", "pkg_resources"),
 }
-DEPRECATED = {"utcnow", "utcfromtimestamp", "iscoroutinefunction", "get_event_loop", "pty.spawn"}
+DEPRECATED = {"utcnow", "utcfromtimestamp", "iscoroutinefunction", "get_event_loop"}
 COMPILE = """
 import sys
 for name in sys.argv[1:]:

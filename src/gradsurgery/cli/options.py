@@ -201,6 +201,13 @@ def settings_from(texts: list[str] | None) -> dict[str, float | str]:
     return settings
 
 
+def merged(written: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Options of a file, those that were given in their place; `settings` name by name."""
+    settings = written.get("settings")
+    both = isinstance(settings, dict) and "settings" in given
+    return written | given | ({"settings": settings | given["settings"]} if both else {})
+
+
 def print_yaml(content: dict[str, Any]) -> None:
     """Print options as YAML, in their order."""
     import yaml

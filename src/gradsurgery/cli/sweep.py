@@ -95,9 +95,8 @@ def plan_parts(path: Path | None, given: dict[str, Any], options: dict[str, Any]
     parts = {} if path is None else read_mapping(path, "plan")
     parts |= {name: value for name, value in given.items() if value is not None}
     written = _mapping(parts, "options")
-    settings = _mapping(written, "settings") | options.get("settings", {})
-    merged = {name: value for name, value in written.items() if name != "settings"} | options
-    return parts | {"options": merged | ({"settings": settings} if settings else {})}
+    _mapping(written, "settings")  # raises where it is none
+    return parts | {"options": opt.merged(written, options)}
 
 
 def _mapping(parts: dict[str, Any], name: str) -> dict[str, Any]:

@@ -64,11 +64,7 @@ def configured(
     """The options in a file, with those in their place that a command was given."""
     written = {} if config is None else read_mapping(config, "configuration")
     given = {name: value for name, value in given.items() if value is not None}
-    merged = written | given | options
-    settings = written.get("settings") or {}
-    if isinstance(settings, dict) and settings:
-        merged["settings"] = settings | options.get("settings", {})
-    return merged
+    return opt.merged(written, given | options)
 
 
 def run_one(

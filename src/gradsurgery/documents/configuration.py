@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gradsurgery.atomic import atomic_file
-from gradsurgery.documents.document import complaint
+from gradsurgery.documents.document import Document, complaint
 from gradsurgery.errors import ArgumentError
 
 BatchNorm = Literal["frozen", "per-domain", "pooled"]
@@ -188,6 +188,11 @@ class RunConfiguration(BaseModel):
             filled.setdefault("batch_norm", "per-domain")
         return filled
 
+    @property
+    def seed_of_split(self) -> int:
+        """The seed that the split is drawn from."""
+        return self.seed if self.split_per_run else self.split_seed
+
     def sources(self, domains: Iterable[str]) -> list[str]:
         """Those of `domains` that are trained and validated on."""
         return [d for d in domains if d != self.target and d not in self.without]
@@ -219,6 +224,17 @@ class RunConfiguration(BaseModel):
         """Write `configuration.json`, which `--config` takes; raises `OutputError`."""
         with atomic_file(folder / CONFIGURATION_FILE) as temporary:
             temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+class RunDocument(Document):
+    """A document with the configuration of a run in it."""
+
+    configuration: RunConfiguration
+
+    @classmethod
+    def upgraded(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Without options that are no more."""
+        return upgraded_configuration(content)
 
 
 def options_of(*roles: Role) -> list[str]:

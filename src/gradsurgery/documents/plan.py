@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from gradsurgery.documents.configuration import (
-    RunConfiguration,
-    options_of,
-    upgraded_configuration,
-    without_slash,
-)
+from gradsurgery.documents.configuration import RunDocument, options_of, without_slash
 from gradsurgery.documents.document import Document, Part
 from gradsurgery.errors import ArgumentError
 
@@ -185,22 +180,16 @@ class SweepPlan(Document):
     runs: list[PlannedRun] = Field(min_length=1)
 
 
-class Failure(Document):
+class Failure(RunDocument):
     """`failure.json`: a run that was given up after so many `attempts`."""
 
     file_name: ClassVar[str] = "failure.json"
     title: ClassVar[str] = "account of a failed run"
     cure: ClassVar[str] = "repeat the run"
 
-    configuration: RunConfiguration
     attempts: int
     error: str
     traceback: str
-
-    @classmethod
-    def upgraded(cls, content: dict[str, Any]) -> dict[str, Any]:
-        """Without options that are no more."""
-        return upgraded_configuration(content)
 
 
 def number_or_text(text: str) -> int | float | str:

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from gradsurgery.documents.configuration import RunConfiguration, upgraded_configuration
-from gradsurgery.documents.document import Document, Part
+from gradsurgery.documents.configuration import RunDocument
+from gradsurgery.documents.document import Part
 
 RECORD_FILE = "record.json"
 
@@ -209,7 +209,7 @@ def _by_layer(values: Mapping[str, int | float]) -> dict[str, int | float]:
     return sums
 
 
-class Record(Document):
+class Record(RunDocument):
     """A finished run; `conflict` is None where the run did not log it.
 
     `objects` names what the run took from outside of this software (rules, objectives, a data
@@ -220,7 +220,6 @@ class Record(Document):
     title: ClassVar[str] = "record of a run"
     cure: ClassVar[str] = "repeat the run"
 
-    configuration: RunConfiguration
     data: DataRecord
     split: SplitRecord
     model: ModelRecord
@@ -230,11 +229,6 @@ class Record(Document):
     objects: list[dict[str, str | None]] = []
     environment: dict[str, str | int | bool | None]
     cost: Cost
-
-    @classmethod
-    def upgraded(cls, content: dict[str, Any]) -> dict[str, Any]:
-        """Without options that are no more."""
-        return upgraded_configuration(content)
 
     @model_validator(mode="after")
     def _fits_its_domains(self) -> "Record":

@@ -1,11 +1,11 @@
 """What a study of gradient similarity leaves behind: `similarity.json`."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import ConfigDict, Field
 
-from gradsurgery.documents.configuration import RunConfiguration, upgraded_configuration
-from gradsurgery.documents.document import Document, Part
+from gradsurgery.documents.configuration import RunDocument
+from gradsurgery.documents.document import Part
 
 Cosines = list[list[float | None]]
 
@@ -48,18 +48,12 @@ class SimilarityOptions(Part):
     all_domains: bool = False
 
 
-class _SimilarityFile(Document):
+class _SimilarityFile(RunDocument):
     file_name: ClassVar[str] = "similarity.json"
     title: ClassVar[str] = "record of gradient similarity"
     cure: ClassVar[str] = "delete it"
 
-    configuration: RunConfiguration
     options: SimilarityOptions
-
-    @classmethod
-    def upgraded(cls, content: dict[str, Any]) -> dict[str, Any]:
-        """Without options that are no more."""
-        return upgraded_configuration(content)
 
 
 class RunSimilarity(_SimilarityFile):

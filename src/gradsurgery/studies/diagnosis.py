@@ -49,7 +49,7 @@ def diagnose_weights(
         image_size=images.size,
     )
     backbone.model.to(resolve_device(configuration.device))
-    split = draw_split(images, seed=_split_seed(configuration))
+    split = draw_split(images, seed=configuration.seed_of_split)
     return Diagnosis(
         data=images.name,
         domains=domains,
@@ -143,7 +143,7 @@ def diagnose_training(
             f"{directory} holds a finished run without its diagnosis at step {missing[0]}; delete "
             "the folder, or choose another one"
         )
-    split = draw_split(images, seed=_split_seed(configuration))
+    split = draw_split(images, seed=configuration.seed_of_split)
 
     def measure(step: int, backbone: Backbone) -> None:
         snapshot = diagnose_step(backbone, images, split, domains, options, step=step)
@@ -188,10 +188,6 @@ def _domains(
             "and a conflict is between two; measure all domains"
         )
     return domains
-
-
-def _split_seed(configuration: RunConfiguration) -> int:
-    return configuration.seed if configuration.split_per_run else configuration.split_seed
 
 
 def _weights(configuration: RunConfiguration) -> str:

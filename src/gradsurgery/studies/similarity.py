@@ -104,8 +104,7 @@ def _measured_run(
             "delete the folder, or choose another one"
         )
     if run.missing():
-        seed = configuration.seed if configuration.split_per_run else configuration.split_seed
-        pool = draw_split(images, seed=seed).train
+        pool = draw_split(images, seed=configuration.seed_of_split).train
         _check_feasible(pool, images, _domains(configuration, options, images), options)
 
         def measure(step: int, backbone: Backbone) -> None:
@@ -123,8 +122,7 @@ def _check_same(
     found: RunSimilarity,
     directory: Path,
 ) -> None:
-    different = dict(configuration.differences(found.configuration))
-    different.pop("device", None)
+    different = configuration.differences(found.configuration, "data")
     for name in SimilarityOptions.model_fields:
         here, there = getattr(options, name), getattr(found.options, name)
         if here != there:

@@ -86,7 +86,7 @@ def _timed_cost(run: SweepRun, sources: Mapping[str, Source], execution: Executi
     c = run.configuration
     images = prepare(sources[c.data], size=c.image_size, cache=execution.cache, skip_bad=c.skip_bad)
     step, an_image = _timed_step_and_image(c, images)
-    split = draw_split(images, seed=c.split_seed).sizes()
+    split = draw_split(images, seed=c.seed_of_split).sizes()
     validated = sum(split[domain]["validation"] for domain in c.sources(images.domains))
     tested = 2 * sum(parts["test"] for parts in split.values())
     validations = -(-c.iterations // c.validate_every)

@@ -211,8 +211,7 @@ def _work(
 ) -> Record:
     """The steps that are left, then the tests."""
     reset_peak_memory(learner.device)
-    seed = configuration.seed if configuration.split_per_run else configuration.split_seed
-    split = draw_split(images, seed=seed)
+    split = draw_split(images, seed=configuration.seed_of_split)
     sources = configuration.sources(images.domains)
     _check_split(split, sources, images.name)
     if checkpoint is None:

@@ -24,7 +24,6 @@ DOTS_PER_INCH = 200
 PANEL_WIDTH = 1.65
 """Inches, of a panel for a target."""
 GREY = "#595959"
-LIGHT = "#d9d9d9"
 SEQUENTIAL = "cividis"
 """Colour map of a quantity from low to high."""
 DIVERGING = "PuOr"
