@@ -238,6 +238,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--tiny", action="store_true", help="everything small, for the CPU")
     parser.add_argument("--out", type=Path, default=Path("gpu.jsonl"))
+    parser.add_argument("--no-table", action="store_true", help="print no table at the end")
     parser.add_argument("--table", type=Path, nargs="+", help="only print the table of the files")
     options = parser.parse_args()
     if options.table:
@@ -260,7 +261,8 @@ def main() -> None:
             report_failure(name, error)
         gc.collect()
         print(f"-- {name} took {time.monotonic() - start:.0f} s", flush=True)
-    print_tables([options.out])
+    if not options.no_table:
+        print_tables([options.out])
 
 
 if __name__ == "__main__":
