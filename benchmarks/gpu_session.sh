@@ -26,7 +26,7 @@ evidence() {
     --methods deep-all,agr-sum,agr-rand,pcgrad --targets all --seeds "${SEEDS:-20}" \
     --backbone tf_efficientnet_lite0 --weights "$weights" --image-size 112 --iterations 300 \
     --batch-size 32 --learning-rate 1e-4 --validate-every 25 --threads 1 --device "$DEVICE" \
-    --workers "$RUNS" --out "$runs" --no-report ${EVIDENCE_OPTIONS:-} 2>&1 | tail -n 40
+    --workers "$RUNS" --out "$runs" --no-report ${EVIDENCE_OPTIONS:-} 2>&1 | tail -n 6
   (cd "$runs" && find . -name record.json -o -name plan.json -o -name failure.json) |
     tar -czf "$OUT/evidence.tar.gz" -C "$runs" -T -
   echo "$(find "$runs" -name record.json | wc -l) runs in $1 s; $(du -k "$OUT/evidence.tar.gz" | cut -f1) KiB"

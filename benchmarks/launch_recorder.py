@@ -9,7 +9,7 @@ tensor (`.item()`, `bool(t)`, `.tolist()`, `.cpu()`, `nonzero` …) is a synchro
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -73,20 +73,24 @@ class Recording:
         return Counts(self.launches.total(), self.synchronisations.total(), self.copies.total())
 
 
-def accelerated() -> AbstractContextManager[Any]:
+@contextmanager
+def accelerated() -> Iterator[None]:
     """Inside, the engine takes the processor's tensors for an accelerator's."""
-    return nullcontext()
+    from gradsurgery.kernels import network
+
+    with mock.patch.object(network, "DEVICES", {"cpu"}):
+        yield
 
 
 @contextmanager
-def recorded(launcher: tuple[Any, str] | None = None, *, run: bool = True) -> Iterator[Recording]:
-    """Inside, everything that this thread asks of torch is counted.
+def recorded(*, run: bool = True) -> Iterator[Recording]:
+    """Inside, everything that this thread asks of torch, and of our kernels, is counted.
 
-    launcher: an object and the name of its function through which every kernel of one's own is
-        launched; its first argument names the kernel in the recording.
-    run: False counts the launches of `launcher` without doing them, for networks that would keep
-        an interpreter busy for minutes. What they would have written stays as it is.
+    run: False counts our kernels without starting them: an interpreter would be busy with a large
+        network for minutes. What they would have written stays as it is.
     """
+    from gradsurgery.kernels import combine, network, products
+
     recording = Recording()
     mode = _Dispatched(recording)
     with ExitStack() as stack:
@@ -97,8 +101,10 @@ def recorded(launcher: tuple[Any, str] | None = None, *, run: bool = True) -> It
             stack.enter_context(_replaced(Tensor, name, mode.read))
         stack.enter_context(_replaced(Tensor, "to", mode.to))
         stack.enter_context(_replaced(Tensor, "pin_memory", mode.pin_memory))
-        if launcher is not None:
-            stack.enter_context(_replaced(*launcher, mode.own_kernel if run else mode.left_out))
+        for module in (network, combine, products):
+            stack.enter_context(
+                _replaced(module, "launch", mode.own_kernel if run else mode.left_out)
+            )
         stack.enter_context(mode)
         yield recording
 
@@ -221,9 +227,12 @@ class _Dispatched(TorchDispatchMode):
             return original(*args, **kwargs)
 
     def left_out(self, _: Callable[..., Any], *args: Any, **__: Any) -> None:
-        """The same, counted only."""
-        kernel = args[0] if args else "kernel"
+        """The same, counted only; a table made on the host has to be copied for it."""
+        kernel, *given = args
         self._recording.launches[getattr(kernel, "__name__", str(kernel))] += 1
+        tables = [tensor for tensor in given if isinstance(tensor, Tensor) and self.on_host(tensor)]
+        if tables:
+            self._recording.copies["of a table"] += len(tables)
 
 
 def _launches(name: str, args: tuple[Any, ...]) -> int:
