@@ -142,7 +142,10 @@ def mps() -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory() as folder:
         places = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
         environment = {**os.environ, **places}
-        started = subprocess.run([control, "-d"], env=environment, timeout=20, check=False)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}  # it lives on
+        started = subprocess.run(
+            [control, "-d"], env=environment, timeout=20, check=False, **quiet
+        )
         try:
             yield places if started.returncode == 0 else {"missing": "MPS"}
         finally:
