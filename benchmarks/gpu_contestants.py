@@ -1,13 +1,16 @@
 """The steps that are measured on a GPU: method, precision, memory layout, graph."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from contestants import OTHERS, Autocast, Batches, adam, method_step, untrained
 from torch import nn
+
+from gradsurgery.training.device import float32_products
 
 METHODS = ("deep-all", "agr-sum", "agr-rand", "pcgrad")
 
@@ -63,7 +66,7 @@ def prepared(
     step = _step(entry, model, batches, device)
 
     def run() -> None:
-        with precision_of(entry.precision):
+        with products(entry.precision, device):
             step()
 
     return run
@@ -94,15 +97,9 @@ def graphed_step(
     raise NotImplementedError("the step as a CUDA graph")
 
 
-@contextmanager
-def precision_of(name: str) -> Iterator[None]:
-    """Inside, float32 is multiplied as `name` says."""
-    matrices, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
-    convolutions = cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-    cudnn.allow_tf32 = name != "float32"
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(matrices)
-        cudnn.allow_tf32 = convolutions
+def products(precision: str, device: str) -> AbstractContextManager[Any]:
+    """Inside, float32 is multiplied as in a run with the option `--precision`."""
+    if precision == "default":
+        return nullcontext()
+    chosen: Any = precision
+    return float32_products(torch.device(device), chosen)

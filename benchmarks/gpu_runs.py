@@ -11,8 +11,15 @@ import numpy as np
 import gradsurgery as gs
 from gradsurgery.data import ImageSet
 
-PRECISIONS = ("float32", "bfloat16")
-METHODS = ("agr-sum", "deep-all")
+RUNS: tuple[dict[str, Any], ...] = (
+    {"method": "agr-sum", "precision": "bfloat16"},
+    {"method": "deep-all", "precision": "bfloat16"},
+    {"method": "agr-sum", "precision": "tf32"},
+    {"method": "deep-all", "precision": "tf32"},
+    {"method": "agr-sum", "precision": "bfloat16", "cuda_graph": "off"},
+    {"method": "agr-sum", "precision": "float32"},
+    {"method": "deep-all", "precision": "float32"},
+)
 
 
 def generated_images(size: int, images: int, *, domains: int = 4, classes: int = 7) -> ImageSet:
@@ -25,7 +32,7 @@ def generated_images(size: int, images: int, *, domains: int = 4, classes: int =
         domains=tuple(f"d{d}" for d in range(domains)),
         classes=tuple(f"c{c}" for c in range(classes)),
         images=generator.integers(0, 256, (count, size, size, 3), dtype=np.uint8),
-        identities=tuple(f"d{d}/c{c}/{i}" for i, (d, c) in enumerate(zip(domain, label))),  # noqa: B905
+        identities=tuple(f"d{domain[i]}/c{label[i]}/{i}" for i in range(count)),
         domain=domain,
         label=label,
         size=size,
@@ -47,40 +54,33 @@ def measure(
     """Two runs of different length differ by steps alone: validation and tests are the same."""
     data = generated_images(image_size, images)
     with tempfile.TemporaryDirectory() as folder:
-        for precision in PRECISIONS:
-            for method in METHODS:
-                seconds, start = [], time.monotonic()
-                for iterations in steps:
-                    if left() <= 0:
-                        return
-                    options = {
-                        "data": "generated",
-                        "target": data.domains[-1],
-                        "method": method,
-                        "backbone": network,
-                        "weights": "none",
-                        "image_size": image_size,
-                        "batch_size": batch_size,
-                        "iterations": iterations,
-                        "validate_every": iterations,
-                        "precision": precision,
-                        "device": device,
-                    }
-                    place = Path(folder) / f"{method}-{precision}-{iterations}"
-                    record = gs.train(gs.RunConfiguration(**options), place, opened=data)
-                    seconds.append(record.cost.seconds)
-                emit(
-                    "command-line",
-                    network=network,
-                    size=batch_size,
-                    method=method,
-                    precision=precision,
-                    ms=1e3 * (seconds[1] - seconds[0]) / (steps[1] - steps[0]),
-                    first_run_seconds=seconds[0],
-                    both_runs_seconds=time.monotonic() - start,
-                    cost=_numbers(record.cost),
+        for chosen in RUNS:
+            seconds, start = [], time.monotonic()
+            for iterations in steps:
+                if left() <= 0:
+                    return
+                configuration = gs.RunConfiguration(
+                    data="generated",
+                    target=data.domains[-1],
+                    backbone=network,
+                    weights="none",
+                    image_size=image_size,
+                    batch_size=batch_size,
+                    iterations=iterations,
+                    validate_every=iterations,
+                    device=device,
+                    **chosen,
                 )
-
-
-def _numbers(cost: Any) -> dict[str, Any]:
-    return dict(cost.model_dump(mode="json"))
+                place = Path(folder) / "-".join(map(str, [*chosen.values(), iterations]))
+                record = gs.train(configuration, place, opened=data)
+                seconds.append(record.cost.seconds)
+            emit(
+                "command-line",
+                network=network,
+                size=batch_size,
+                options=chosen,
+                ms=1e3 * (seconds[1] - seconds[0]) / (steps[1] - steps[0]),
+                short_run_seconds=seconds[0],
+                both_runs_seconds=time.monotonic() - start,
+                cost=record.cost.model_dump(mode="json"),
+            )

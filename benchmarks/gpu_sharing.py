@@ -143,9 +143,7 @@ def mps() -> Iterator[dict[str, str]]:
         places = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
         environment = {**os.environ, **places}
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}  # it lives on
-        started = subprocess.run(
-            [control, "-d"], env=environment, timeout=20, check=False, **quiet
-        )
+        started = subprocess.run([control, "-d"], env=environment, timeout=20, check=False, **quiet)
         try:
             yield places if started.returncode == 0 else {"missing": "MPS"}
         finally:

@@ -63,16 +63,26 @@ def command_line_table(rows: list[Row], everything: list[Row]) -> str:
     """A step in a run, and the bare steps of the same method, network and precision."""
     table = []
     for row in rows:
+        options = row["options"]
         bare = [
             f"{r['label']}: {r['queued_ms']:.1f}"
             for r in everything
             if r["part"] == "steps"
-            and (r["network"], r["size"], r["name"]) == (row["network"], row["size"], row["method"])
-            and (r["precision"] == "bfloat16") == (row["precision"] == "bfloat16")
+            and (r["network"], r["size"]) == (row["network"], row["size"])
+            and (r["name"], r["precision"]) == (options["method"], options["precision"])
         ]
-        name = f"{row['network']}:{row['size']} {row['method']} {row['precision']}"
-        table.append([name, f"{row['ms']:.1f}", f"{row['first_run_seconds']:.1f}", "; ".join(bare)])
-    return tabulate(table, ["run", "ms a step", "short run, s", "bare steps, queued ms"])
+        table.append(
+            [
+                f"{row['network']}:{row['size']} {' '.join(options.values())}",
+                f"{row['ms']:.1f}",
+                f"{1e3 * row['cost']['seconds_per_step']:.1f}",
+                f"{row['cost']['data_wait'] or 0:.0%}",
+                f"{row['short_run_seconds']:.1f}",
+                "; ".join(bare),
+            ]
+        )
+    head = ["run", "ms a step", "by its record", "data wait", "short run, s", "bare, queued ms"]
+    return tabulate(table, head, disable_numparse=True)
 
 
 def launches_table(rows: list[Row], _: list[Row]) -> str:

@@ -24,7 +24,7 @@ def image_set(size: int = 32, count: int = 120) -> ImageSet:
         domains=("a", "b", "c"),
         classes=("x", "y"),
         images=generator.integers(0, 256, (count, size, size, 3), dtype=np.uint8),
-        identities=tuple(f"{'abc'[d]}/{'xy'[c]}/{i}" for i, (d, c) in enumerate(zip(domain, label))),  # noqa: B905
+        identities=tuple(f"{'abc'[domain[i]]}/{'xy'[label[i]]}/{i}" for i in range(count)),
         domain=domain,
         label=label,
         size=size,
