@@ -84,14 +84,14 @@ def rules(options: argparse.Namespace, emit: Emit, left: Callable[[], float]) ->
 
 def steps(options: argparse.Namespace, emit: Emit, left: Callable[[], float]) -> None:
     for spec in options.networks:
-        for group in entries_of(compiled=False):
+        for group in entries_of(options.device, compiled=False):
             if left() > 0:
                 measure_group(spec, group, options, emit)
 
 
 def compiled(options: argparse.Namespace, emit: Emit, left: Callable[[], float]) -> None:
     for spec in options.networks:
-        for group in entries_of(compiled=True):
+        for group in entries_of(options.device, compiled=True):
             if left() > 0:
                 measure_group(spec, group, options, emit)
 

@@ -40,8 +40,8 @@ class Entry:
         return ", ".join([self.name, *filter(None, extras)])
 
 
-def entries_of(*, compiled: bool) -> list[list[Entry]]:
-    """Groups whose entries take turns."""
+def entries_of(device: str, *, compiled: bool) -> list[list[Entry]]:
+    """Groups whose entries take turns; a processor has no graphs."""
     if compiled:
         return [[Entry("plain: pooled", "bfloat16", channels_last=True, compiled=True)]]
     others = [name for name in ("as published: agr-sum", "TorchJD: PCGrad") if name in OTHERS]
@@ -53,7 +53,7 @@ def entries_of(*, compiled: bool) -> list[list[Entry]]:
         group = [Entry(name, precision, channels_last=True) for name in names]
         group += [Entry(name, precision, True, graph=True) for name in names[:3]]
         groups.append(group)
-    return groups
+    return [[entry for entry in group if device == "cuda" or not entry.graph] for group in groups]
 
 
 def prepared(
