@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 from unittest import mock
 
@@ -89,8 +91,6 @@ def recorded(*, run: bool = True) -> Iterator[Recording]:
     run: False counts our kernels without starting them: an interpreter would be busy with a large
         network for minutes. What they would have written stays as it is.
     """
-    from gradsurgery.kernels import combine, network, products
-
     recording = Recording()
     mode = _Dispatched(recording)
     with ExitStack() as stack:
@@ -101,12 +101,20 @@ def recorded(*, run: bool = True) -> Iterator[Recording]:
             stack.enter_context(_replaced(Tensor, name, mode.read))
         stack.enter_context(_replaced(Tensor, "to", mode.to))
         stack.enter_context(_replaced(Tensor, "pin_memory", mode.pin_memory))
-        for module in (network, combine, products):
+        for module in _starting_kernels():
             stack.enter_context(
                 _replaced(module, "launch", mode.own_kernel if run else mode.left_out)
             )
         stack.enter_context(mode)
         yield recording
+
+
+def _starting_kernels() -> list[Any]:
+    """The modules that know the one function which starts our kernels."""
+    from gradsurgery import kernels
+
+    names = [f"{kernels.__name__}.{found.name}" for found in iter_modules(kernels.__path__)]
+    return [module for module in map(import_module, names) if hasattr(module, "launch")]
 
 
 def _replaced(owner: Any, name: str, wrapper: Callable[..., Any]) -> Any:
