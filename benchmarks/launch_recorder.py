@@ -9,10 +9,10 @@ tensor (`.item()`, `bool(t)`, `.tolist()`, `.cpu()`, `nonzero` …) is a synchro
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
-from pkgutil import iter_modules
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -113,8 +113,11 @@ def _starting_kernels() -> list[Any]:
     """The modules that know the one function which starts our kernels."""
     from gradsurgery import kernels
 
-    names = [f"{kernels.__name__}.{found.name}" for found in iter_modules(kernels.__path__)]
-    return [module for module in map(import_module, names) if hasattr(module, "launch")]
+    modules = []
+    for file in Path(str(kernels.__file__)).parent.glob("*.py"):
+        with suppress(ImportError):  # Triton is not installed everywhere
+            modules.append(import_module(f"{kernels.__name__}.{file.stem}"))
+    return [module for module in modules if hasattr(module, "launch")]
 
 
 def _replaced(owner: Any, name: str, wrapper: Callable[..., Any]) -> Any:
