@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from gradsurgery.algorithms import build_method, method_provenance
+from gradsurgery.algorithms.objectives import Fishr
 from gradsurgery.backbones import Backbone, build_backbone, check_batch_size
 from gradsurgery.data import (
     DomainBatches,
@@ -161,6 +162,11 @@ def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ..
     )
     if reason := algorithm.idle_reason(configuration.iterations):
         raise ArgumentError(reason)
+    if configuration.compile and isinstance(getattr(algorithm, "objective", None), Fishr):
+        raise ArgumentError(
+            f"{method} looks at what goes into the network's last layer, which a compiled network "
+            "does not show; leave --compile out"
+        )
     algorithm.state_dict()  # raises where a state cannot be saved
     if unknown := [domain for domain in configuration.without if domain not in domains]:
         raise ArgumentError(
