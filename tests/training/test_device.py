@@ -49,11 +49,13 @@ def test_float32_is_multiplied_as_the_precision_says(
     device: torch.device, precision: Any, expected: str
 ) -> None:
     before = products(), torch.get_float32_matmul_precision()
-    with pytest.raises(KeyboardInterrupt), float32_products(device, precision):
+    with float32_products(device, precision):
         assert products() == [expected] * 3
         with full_precision():  # as Gramian rules multiply
             assert products()[0] != "tf32"
         assert products() == [expected] * 3
+    assert (products(), torch.get_float32_matmul_precision()) == before
+    with pytest.raises(KeyboardInterrupt), float32_products(device, precision):
         raise KeyboardInterrupt
     assert (products(), torch.get_float32_matmul_precision()) == before
 
@@ -190,6 +192,6 @@ def test_fishr_and_a_compiled_network_are_refused(
     tmp_path: Path, images: ImageSet, configured: Configure
 ) -> None:
     options = configured(compile=True, method="fishr", settings={"fishr.anneal": 3})
-    with pytest.raises(ArgumentError, match="fishr looks at what goes into.*leave --compile out"):
+    with pytest.raises(ArgumentError, match=r"fishr looks at what goes into.*leave --compile out"):
         train(options, tmp_path / "run", opened=images)
     assert not (tmp_path / "run").exists()

@@ -130,7 +130,7 @@ def _compiled(model: nn.Module) -> Callable[..., Any]:
     import torch._inductor.config as settings
 
     torch.compiler.reset()
-    options = {"deterministic": True} if hasattr(settings, "deterministic") else None
+    options: Any = {"deterministic": True} if hasattr(settings, "deterministic") else None
     compiled: Callable[..., Any] = torch.compile(model.forward, dynamic=False, options=options)
     return compiled
 
