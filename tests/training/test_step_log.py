@@ -24,6 +24,7 @@ from gradsurgery.documents.record import Record
 from gradsurgery.engine import BackwardResult
 from gradsurgery.errors import NonFiniteError
 from gradsurgery.training import TrainingProgress, step_log, train
+from gradsurgery.training import learner as learner_module
 from gradsurgery.training import run as run_module
 from gradsurgery.training.learner import Learner, build_learner
 from gradsurgery.training.step_log import StepClock, StepFigures, UnreadSteps
@@ -264,7 +265,7 @@ def test_images_on_the_device_end_in_the_record_of_the_processors(
         return made[-1]
 
     plain = train(configured(method=method), tmp_path / "plain", opened=images)
-    monkeypatch.setattr(run_module, "image_loader", on_device)
+    monkeypatch.setattr(learner_module, "image_loader", on_device)
     found = train(configured(method=method), tmp_path / "device", opened=images)
     assert not isinstance(made[0], HostLoader)
     assert outcome(found, tmp_path / "device") == outcome(plain, tmp_path / "plain")

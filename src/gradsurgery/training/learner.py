@@ -11,6 +11,7 @@ from torch import nn
 
 from gradsurgery.algorithms import Algorithm, build_method
 from gradsurgery.backbones import Backbone, has_batch_norm
+from gradsurgery.data import ImageLoader, ImageSet, image_loader
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import ArgumentError
 from gradsurgery.training.averaging import build_average, method_settings
@@ -70,6 +71,16 @@ class Learner:
     def judged(self) -> Backbone:
         """The backbone with the model that is validated and tested."""
         return replace(self.backbone, model=self.average.model)
+
+    def loader(self, images: ImageSet) -> ImageLoader:
+        """What brings the images to the device as the backbone takes them."""
+        return image_loader(
+            images,
+            self.backbone.mean,
+            self.backbone.std,
+            device=self.device,
+            channels_last=self.channels_last,
+        )
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs; the generator is seeded anew at every step."""

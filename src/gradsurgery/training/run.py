@@ -18,7 +18,6 @@ from gradsurgery.data import (
     Source,
     Split,
     draw_split,
-    image_loader,
     open_source,
     prepare,
 )
@@ -239,13 +238,7 @@ def _work(
         batch_size=configuration.batch_size,
         seed=configuration.seed,
     )
-    loader = image_loader(
-        images,
-        learner.backbone.mean,
-        learner.backbone.std,
-        device=learner.device,
-        channels_last=learner.channels_last,
-    )
+    loader = learner.loader(images)
     validate = partial(
         evaluate,
         learner.judged,
