@@ -55,8 +55,12 @@ class Combined(Algorithm):
             named = step.model.named_parameters()
             with closing(self.objective.losses(forward, step.batches, step.number)) as losses:
                 given = list(losses) if self._shared else losses
-                result = backward(given, named, self.rule, scaler=step.scaler)
-        step.update_parameters()
+                result = backward(
+                    given, named, self.rule, scaler=step.scaler, defer_check=True
+                )
+            if forward.values is not None:
+                result = replace(result, checked=forward.values)
+        step.update_parameters(result)
         return result
 
     def _mean_backward(self, step: Step) -> BackwardResult:
@@ -72,13 +76,16 @@ class Combined(Algorithm):
 
         try:
             named = step.model.named_parameters()
-            result = backward(mean_loss(), named, self.rule, scaler=step.scaler)
+            result = backward(
+                mean_loss(), named, self.rule, scaler=step.scaler, defer_check=True
+            )
         except NonFiniteError as error:
             if not seen:
                 raise
             values_of(seen[0].unbind())  # raises for the domain whose loss it is
             raise non_finite(error, "the pooled domains", domain=None) from error
-        return replace(result, losses=seen[0])
+        checked = seen[0] if step.forward_values is None else step.forward_values
+        return replace(result, losses=seen[0], checked=checked, pooled=True)
 
     @override
     def restarts_optimizer(self, step: int) -> bool:

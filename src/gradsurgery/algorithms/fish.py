@@ -66,4 +66,4 @@ class Fish(Algorithm):
         with torch.no_grad():
             for parameter, start in zip(parameters, before, strict=True):
                 parameter.copy_(start.lerp_(parameter, self.values["meta_lr"]))
-        return BackwardResult(torch.stack(losses), agreeing=None, cosines=None)
+        return BackwardResult(torch.stack(losses))
