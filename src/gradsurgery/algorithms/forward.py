@@ -76,7 +76,7 @@ class Forward:
     def _pass_to_head(self, images: Tensor) -> tuple[Tensor, Logits]:
         with head_inputs(self.model) as seen:
             logits = self._pass(images)
-        inputs, outputs = seen[-1]
+        inputs, outputs = seen[-1] if seen else (images, None)
         if outputs is not logits:
             raise ArgumentError(
                 f"the last linear layer of {type(self.model).__name__} does not give its "
