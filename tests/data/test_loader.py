@@ -65,9 +65,7 @@ def test_every_pixel_value_in_more_than_one_block() -> None:
     images = torch.cat([values, values.flip(1)]).expand(-1, -1, -1, 3).contiguous()
     table = torch.from_numpy(lookup_table(MEAN, STD))
     for channels_last in (False, True):
-        found = gather_normalized(
-            images, torch.tensor([1, 0]), table, channels_last=channels_last
-        )
+        found = gather_normalized(images, torch.tensor([1, 0]), table, channels_last=channels_last)
         assert torch.equal(found, normalize(images.flip(0), MEAN, STD))
 
 
@@ -176,6 +174,4 @@ def test_the_loader_is_the_one_for_the_device(monkeypatch: pytest.MonkeyPatch) -
     meta = torch.device("meta")  # any accelerator
     for free, kind in ((0, StreamingLoader), (10**9, ResidentLoader)):
         monkeypatch.setattr(loader, "RESIDENT", ResidentSets(lambda _, free=free: free))
-        assert isinstance(
-            image_loader(images, MEAN, STD, device=meta, channels_last=False), kind
-        )
+        assert isinstance(image_loader(images, MEAN, STD, device=meta, channels_last=False), kind)

@@ -11,7 +11,9 @@ from torch import nn
 
 from gradsurgery.algorithms import Algorithm, build_method
 from gradsurgery.backbones import Backbone, has_batch_norm
+from gradsurgery.data import ImageLoader, ImageSet, image_loader
 from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.errors import ArgumentError
 from gradsurgery.training.averaging import build_average, method_settings
 from gradsurgery.training.device import (
     AutocastFactory,
@@ -45,7 +47,8 @@ class Learner:
     def compiled(self) -> Iterator[None]:
         """Inside, the model computes by its compiled form, where it has one.
 
-        Elsewhere it is the model that is saved: what is validated, tested and observed.
+        Elsewhere it is the model that is saved: what is validated, tested and observed. Raises
+        `ArgumentError` where the model cannot be compiled.
         """
         if self.compiled_forward is None:
             yield
@@ -54,6 +57,13 @@ class Learner:
         model.forward = self.compiled_forward
         try:
             yield
+        except Exception as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise ArgumentError(
+                f"{self.backbone.name} cannot be compiled: {reason}; leave --compile out"
+            ) from error
         finally:
             del model.forward
 
@@ -61,6 +71,16 @@ class Learner:
     def judged(self) -> Backbone:
         """The backbone with the model that is validated and tested."""
         return replace(self.backbone, model=self.average.model)
+
+    def loader(self, images: ImageSet) -> ImageLoader:
+        """What brings the images to the device as the backbone takes them."""
+        return image_loader(
+            images,
+            self.backbone.mean,
+            self.backbone.std,
+            device=self.device,
+            channels_last=self.channels_last,
+        )
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs; the generator is seeded anew at every step."""
@@ -115,10 +135,14 @@ def _compiled(model: nn.Module) -> Callable[..., Any]:
     """The model's `forward`, compiled anew for every shape of its batches, of which a run has few.
 
     After eight forms of one function torch goes back to the plain one without a word: those of
-    earlier runs of the process are dropped.
+    earlier runs of the process are dropped. Which form it is must not depend on how fast the
+    candidates are today.
     """
+    import torch._inductor.config as settings
+
     torch.compiler.reset()
-    compiled: Callable[..., Any] = torch.compile(model.forward, dynamic=False)
+    options: Any = {"deterministic": True} if hasattr(settings, "deterministic") else None
+    compiled: Callable[..., Any] = torch.compile(model.forward, dynamic=False, options=options)
     return compiled
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from gradsurgery.algorithms import build_method, method_provenance
+from gradsurgery.algorithms.objectives import Fishr
 from gradsurgery.backbones import Backbone, build_backbone, check_batch_size
 from gradsurgery.data import (
     DomainBatches,
@@ -17,7 +18,6 @@ from gradsurgery.data import (
     Source,
     Split,
     draw_split,
-    image_loader,
     open_source,
     prepare,
 )
@@ -161,6 +161,11 @@ def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ..
     )
     if reason := algorithm.idle_reason(configuration.iterations):
         raise ArgumentError(reason)
+    if configuration.compile and isinstance(getattr(algorithm, "objective", None), Fishr):
+        raise ArgumentError(
+            f"{method} looks at what goes into the network's last layer, which a compiled network "
+            "does not show; leave --compile out"
+        )
     algorithm.state_dict()  # raises where a state cannot be saved
     if unknown := [domain for domain in configuration.without if domain not in domains]:
         raise ArgumentError(
@@ -233,13 +238,7 @@ def _work(
         batch_size=configuration.batch_size,
         seed=configuration.seed,
     )
-    loader = image_loader(
-        images,
-        learner.backbone.mean,
-        learner.backbone.std,
-        device=learner.device,
-        channels_last=learner.channels_last,
-    )
+    loader = learner.loader(images)
     validate = partial(
         evaluate,
         learner.judged,

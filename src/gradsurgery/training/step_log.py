@@ -14,7 +14,8 @@ from gradsurgery.errors import NonFiniteError
 _UNREAD_SECONDS = 1.0
 """How long an accelerator works before it is waited for, where nothing else asks for figures."""
 
-_Moment = float | torch.cuda.Event
+_Moment = Any
+"""A time in seconds, or an event on a GPU."""
 
 
 class StepFigures(NamedTuple):
@@ -111,7 +112,7 @@ class StepClock:
         The device has finished what it was given.
         """
         seconds = time.perf_counter() - self._started
-        waited = sum(_seconds_between(*wait) for wait in self._waits)
+        waited = sum((_seconds_between(*wait) for wait in self._waits), 0.0)
         self._waits.clear()
         return seconds, min(waited, seconds)
 
@@ -123,7 +124,7 @@ class StepClock:
         return event
 
 
-def _seconds_between(begin: Any, end: Any) -> float:
+def _seconds_between(begin: _Moment, end: _Moment) -> float:
     if isinstance(begin, torch.cuda.Event):
         return float(begin.elapsed_time(end)) / 1000
     return float(end - begin)
@@ -137,7 +138,10 @@ def _check(result: Any) -> None:
 def _agreement(result: Any) -> Any:
     if hasattr(result, "agreement"):
         return result.agreement
-    return None if result.agreeing is None else torch.tensor(result.agreeing)
+    if result.zero is None:
+        return None
+    value = math.nan if result.agreeing is None else result.agreeing
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def _copied(tensors: list[Tensor | None]) -> Tensor | None:
