@@ -50,7 +50,7 @@ class UnreadSteps:
         """Raise `NonFiniteError` for the first step that met a number that is not finite."""
         for step, result in self._results:
             try:
-                _check(result)
+                result.check()
             except NonFiniteError as error:
                 raise self._explain(error, step) from error
 
@@ -60,7 +60,7 @@ class UnreadSteps:
         kept, self._results = self._results, []
         results = [result for _, result in kept]
         losses = torch.stack([result.losses for result in results]).double().cpu()
-        agreement = _copied([_agreement(result) for result in results])
+        agreement = _copied([result.agreement for result in results])
         cosines = _copied([result.cosines for result in results])
         return [
             StepFigures(
@@ -128,20 +128,6 @@ def _seconds_between(begin: _Moment, end: _Moment) -> float:
     if isinstance(begin, torch.cuda.Event):
         return float(begin.elapsed_time(end)) / 1000
     return float(end - begin)
-
-
-def _check(result: Any) -> None:
-    if hasattr(result, "check"):
-        result.check()
-
-
-def _agreement(result: Any) -> Any:
-    if hasattr(result, "agreement"):
-        return result.agreement
-    if result.zero is None:
-        return None
-    value = math.nan if result.agreeing is None else result.agreeing
-    return torch.tensor(value, dtype=torch.float64)
 
 
 def _copied(tensors: list[Tensor | None]) -> Tensor | None:
