@@ -20,8 +20,8 @@ WAITS = {"cagrad": 1, "mgda": 1, "median": 2, "trimmed-mean": 2}
 # Kernels of our own in a step of three domains, whatever the network.
 WEIGHTED = {"_gramian": 1, "_weighted_sum": 1}
 GATHERED = {"_gather": 3}
-KERNELS = {name: {"_combine": 1} for name in RULES} | {
-    "agr-rand": {"_combine": 1, "_replace": 1},
+KERNELS = {name: {"combine_program": 1} for name in RULES} | {
+    "agr-rand": {"combine_program": 1, "noise_program": 1},
     "pcgrad": WEIGHTED | {"_projections": 1},
     "gradvac": WEIGHTED | {"_projections": 1},
     "cagrad": WEIGHTED,
@@ -116,7 +116,7 @@ def test_a_rule_takes_a_few_launches_whatever_the_network(network, rules):
         beyond = seen.counts - plain.counts
         own = {kernel: n for kernel, n in seen.launches.items() if kernel in OWN}
         assert own == KERNELS[name], name
-        most = 12 if "_combine" in own else 16
+        most = 12 if "combine_program" in own else 16
         assert beyond.launches <= most or run, name
         assert beyond.synchronisations == WAITS.get(name, 0), name
 
@@ -128,4 +128,4 @@ def test_a_kernel_takes_the_domains_four_at_a_time():
     for domains, kernels in ((2, 1), (4, 1), (5, 2), (9, 3)):
         batches, method = domain_batches(domains), gs.method("agr-sum")
         seen = second(lambda b=batches, m=method: m.step(model, b, optimizer, step=1))
-        assert seen.launches["_combine"] == kernels
+        assert seen.launches["combine_program"] == kernels

@@ -14,6 +14,7 @@ from tests.gpu import DEVICE, needs_gpu, relative_error
 pytestmark = needs_gpu
 
 REPEATED = ("deep-all", "agr-sum", "agr-rand", "pcgrad", "graddrop", "mixup")
+GRAPHED = ("deep-all", "agr-sum", "agr-rand", "pcgrad", "graddrop", "and-mask", "irm")
 SETTINGS = {"fishr": {"fishr.anneal": 13}}
 
 
@@ -156,11 +157,35 @@ def test_narrow_precisions_train(precision, method, tmp_path):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.skipif("cuda_graph" not in gs.RunConfiguration.model_fields, reason="no such option")
-@pytest.mark.parametrize("method", REPEATED)
-def test_a_run_as_a_cuda_graph_is_the_run_without_one(method, tmp_path):
+needs_graphs = pytest.mark.skipif(DEVICE.type != "cuda", reason="a processor has no graphs")
+
+
+@needs_graphs
+@pytest.mark.parametrize("method", GRAPHED)
+def test_a_run_as_a_graph_is_the_run_without_one(method, tmp_path):
     off, on = (run(tmp_path / graph, method, cuda_graph=graph) for graph in ("off", "on"))
     assert same(off, on)
+
+
+@needs_graphs
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+def test_dropout_in_a_graph_follows_seed_and_step(precision, tmp_path):
+    options = {"backbone": "alexnet", "image_size": 64, "batch_size": 4, "learning_rate": 1e-5}
+    off, on = (
+        run(tmp_path / graph, "agr-rand", cuda_graph=graph, precision=precision, **options)
+        for graph in ("off", "on")
+    )
+    assert same(off, on)
+
+
+@needs_graphs
+def test_what_cannot_be_recorded_is_refused_or_taken_step_by_step(tmp_path):
+    with pytest.raises(gs.ArgumentError, match="--cuda-graph on"):
+        run(tmp_path / "on", "mixup", cuda_graph="on")
+    assert same(
+        run(tmp_path / "auto", "mixup", cuda_graph="auto"),
+        run(tmp_path / "off", "mixup", cuda_graph="off"),
+    )
 
 
 def test_a_run_that_diverges_names_domain_parameter_and_step(tmp_path):
