@@ -36,10 +36,14 @@ class UnreadSteps:
     """Results of steps in the order of the steps; to read them is to wait for the device.
 
     explain: the error to raise for one that step `step` has met.
+    scaled: whether a loss scaler sees to gradients that are not finite.
     """
 
-    def __init__(self, explain: Callable[[NonFiniteError, int], NonFiniteError]) -> None:
+    def __init__(
+        self, explain: Callable[[NonFiniteError, int], NonFiniteError], *, scaled: bool
+    ) -> None:
         self._explain = explain
+        self._scaled = scaled
         self._results: list[tuple[int, BackwardResult]] = []
 
     def add(self, step: int, result: BackwardResult) -> None:
@@ -48,20 +52,22 @@ class UnreadSteps:
 
     def check(self) -> None:
         """Raise `NonFiniteError` for the first step that met a number that is not finite."""
-        for step, result in self._results:
+        losses = self._values("losses")
+        found = None if self._scaled else self._values("found_inf")
+        for i, (step, result) in enumerate(self._results):
+            if losses[i].isfinite().all() and (found is None or not found[i]):
+                continue
             try:
-                _check(result)
+                result.check()
             except NonFiniteError as error:
                 raise self._explain(error, step) from error
 
     def read(self) -> list[StepFigures]:
         """The figures of the steps that were added since the last reading; raises as `check`."""
         self.check()
-        kept, self._results = self._results, []
-        results = [result for _, result in kept]
-        losses = torch.stack([result.losses for result in results]).double().cpu()
-        agreement = _copied([_agreement(result) for result in results])
-        cosines = _copied([result.cosines for result in results])
+        losses, agreement, cosines = map(self._values, ("losses", "agreement", "cosines"))
+        steps = [step for step, _ in self._results]
+        self._results.clear()
         return [
             StepFigures(
                 step,
@@ -69,8 +75,15 @@ class UnreadSteps:
                 agreeing=None if agreement is None else _known(float(agreement[i])),
                 cosine=None if cosines is None else _mean_of_pairs(cosines[i]),
             )
-            for i, (step, _) in enumerate(kept)
+            for i, step in enumerate(steps)
         ]
+
+    def _values(self, name: str) -> Any:
+        """What the results call `name`, one row a step, copied at once; None where one has none."""
+        found = [getattr(result, name) for _, result in self._results]
+        if any(value is None for value in found):
+            return None
+        return torch.stack(found).double().cpu() if found else ()
 
 
 class StepClock:
@@ -128,28 +141,6 @@ def _seconds_between(begin: _Moment, end: _Moment) -> float:
     if isinstance(begin, torch.cuda.Event):
         return float(begin.elapsed_time(end)) / 1000
     return float(end - begin)
-
-
-def _check(result: Any) -> None:
-    if hasattr(result, "check"):
-        result.check()
-
-
-def _agreement(result: Any) -> Any:
-    if hasattr(result, "agreement"):
-        return result.agreement
-    if result.zero is None:
-        return None
-    value = math.nan if result.agreeing is None else result.agreeing
-    return torch.tensor(value, dtype=torch.float64)
-
-
-def _copied(tensors: list[Tensor | None]) -> Tensor | None:
-    """One value a step, copied at once; None where a step has none."""
-    there = [tensor for tensor in tensors if tensor is not None]
-    if not there or len(there) < len(tensors):
-        return None
-    return torch.stack(there).double().cpu()
 
 
 def _known(value: float) -> float | None:
