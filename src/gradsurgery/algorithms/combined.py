@@ -11,8 +11,8 @@ from typing_extensions import override
 
 from gradsurgery.algorithms.base import Algorithm, Step, non_finite
 from gradsurgery.algorithms.forward import Forward
-from gradsurgery.algorithms.objectives import Objective, values_of
-from gradsurgery.engine import BackwardResult, backward, checked_loss
+from gradsurgery.algorithms.objectives import Objective
+from gradsurgery.engine import BackwardResult, backward, check_losses, checked_loss
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.rules import Mean, Rule
 
@@ -66,9 +66,9 @@ class Combined(Algorithm):
     def _mean_backward(self, step: Step) -> BackwardResult:
         """One pass over all images, and one backward pass of the mean loss."""
         seen: list[Tensor] = []
+        forward = Forward(step.model, step.autocast, shared=True)
 
         def mean_loss() -> Iterator[Tensor]:
-            forward = Forward(step.model, step.autocast, shared=True)
             losses = enumerate(self.objective.losses(forward, step.batches, step.number))
             total = torch.stack([checked_loss(loss, domain).reshape(()) for domain, loss in losses])
             seen.append(total.detach())
@@ -82,10 +82,9 @@ class Combined(Algorithm):
         except NonFiniteError as error:
             if not seen:
                 raise
-            values_of(seen[0].unbind())  # raises for the domain whose loss it is
+            check_losses(seen[0])  # raises for the domain whose loss it is
             raise non_finite(error, "the pooled domains", domain=None) from error
-        checked = seen[0] if step.forward_values is None else step.forward_values
-        return replace(result, losses=seen[0], checked=checked, pooled=True)
+        return replace(result, losses=seen[0], checked=forward.values, pooled=True)
 
     @override
     def restarts_optimizer(self, step: int) -> bool:

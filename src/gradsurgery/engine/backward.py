@@ -22,6 +22,9 @@ class BackwardResult:
     """What one backward pass over the domains saw.
 
     losses: the loss of each domain (the sum of its micro-batches), detached.
+    update: what the engine saw on the way; names: of the parameters.
+    checked: losses to be looked at before `losses`, where what one is has reached the others.
+    pooled: whether there was one gradient, of all domains.
 
     What follows is computed when it is read. On an accelerator only `losses`, `agreement`, `cosines`
     and `found_inf` can be had without waiting for it.
@@ -30,6 +33,8 @@ class BackwardResult:
     losses: Float[Tensor, " domains"]
     update: Update = field(default_factory=lambda: Update([]), repr=False)
     names: Sequence[str] = field(default=(), repr=False)
+    checked: Float[Tensor, " domains"] | None = field(default=None, repr=False)
+    pooled: bool = field(default=False, repr=False)
 
     @property
     def agreement(self) -> Float[Tensor, ""] | None:
@@ -108,13 +113,15 @@ class BackwardResult:
 
         Waits for the device. It has been called already unless the check was deferred.
         """
-        _check_losses(self.losses)
+        for losses in (self.checked, self.losses):
+            if losses is not None:
+                check_losses(losses)
         if self.update.flags is None:
             return
         spoilt = self.update.flags.nonzero()
         if len(spoilt):
             domain, position = spoilt[0].tolist()
-            raise _not_finite(domain, self.names[position])
+            raise _not_finite(None if self.pooled else domain, self.names[position])
 
 
 def backward(
@@ -201,7 +208,7 @@ def write_update(
         losses = torch.stack(values)
         deferred = defer_check and not accumulator.at_once
         if not deferred:
-            _check_losses(losses)
+            check_losses(losses)
             if scaler is None:
                 _check_gradients(accumulator, named)
         update = accumulator.finish(len(values), poison=scaler is not None)
@@ -251,7 +258,8 @@ def _check_single_process() -> None:
             )
 
 
-def _check_losses(losses: Float[Tensor, " domains"]) -> None:
+def check_losses(losses: Float[Tensor, " domains"]) -> None:
+    """Raise `NonFiniteError` naming the first domain whose loss is NaN or infinite."""
     for domain, value in enumerate(losses.tolist()):
         if not isfinite(value):
             raise NonFiniteError(
@@ -267,10 +275,11 @@ def _check_gradients(accumulator: Accumulator, named: list[NamedParameter]) -> N
         raise _not_finite(domain, named[position][0])
 
 
-def _not_finite(domain: int, name: str) -> NonFiniteError:
+def _not_finite(domain: int | None, name: str) -> NonFiniteError:
+    whose = "the pooled domains" if domain is None else f"domain {domain}"
     return NonFiniteError(
-        f"the gradient of domain {domain} at parameter {name} is NaN or infinite; lower the "
-        "learning rate, use a wider precision or look at that domain's images",
+        f"the gradient of {whose} at parameter {name} is NaN or infinite; lower the learning rate, "
+        "use a wider precision or look at the images",
         domain=domain,
         parameter=name,
     )
