@@ -52,10 +52,10 @@ class UnreadSteps:
 
     def check(self) -> None:
         """Raise `NonFiniteError` for the first step that met a number that is not finite."""
-        losses = self._values("losses")
-        found = None if self._scaled else self._values("found_inf")
-        for i, (step, result) in enumerate(self._results):
-            if losses[i].isfinite().all() and (found is None or not found[i]):
+        unchecked = [each for each in self._results if each[1].found_inf is not None]
+        losses, found = _values("losses", unchecked), _values("found_inf", unchecked)
+        for i, (step, result) in enumerate(unchecked):
+            if losses[i].isfinite().all() and (self._scaled or not found[i]):
                 continue
             try:
                 result.check()
@@ -65,9 +65,9 @@ class UnreadSteps:
     def read(self) -> list[StepFigures]:
         """The figures of the steps that were added since the last reading; raises as `check`."""
         self.check()
-        losses, agreement, cosines = map(self._values, ("losses", "agreement", "cosines"))
-        steps = [step for step, _ in self._results]
-        self._results.clear()
+        kept, self._results = self._results, []
+        losses = _values("losses", kept)
+        agreement, cosines = _values("agreement", kept), _values("cosines", kept)
         return [
             StepFigures(
                 step,
@@ -75,15 +75,8 @@ class UnreadSteps:
                 agreeing=None if agreement is None else _known(float(agreement[i])),
                 cosine=None if cosines is None else _mean_of_pairs(cosines[i]),
             )
-            for i, step in enumerate(steps)
+            for i, (step, _) in enumerate(kept)
         ]
-
-    def _values(self, name: str) -> Any:
-        """What the results call `name`, one row a step, copied at once; None where one has none."""
-        found = [getattr(result, name) for _, result in self._results]
-        if any(value is None for value in found):
-            return None
-        return torch.stack(found).double().cpu() if found else ()
 
 
 class StepClock:
@@ -141,6 +134,14 @@ def _seconds_between(begin: _Moment, end: _Moment) -> float:
     if isinstance(begin, torch.cuda.Event):
         return float(begin.elapsed_time(end)) / 1000
     return float(end - begin)
+
+
+def _values(name: str, results: list[tuple[int, BackwardResult]]) -> Any:
+    """What the results call `name`, one row a step, copied at once; None where one has none."""
+    found = [getattr(result, name) for _, result in results]
+    if any(value is None for value in found):
+        return None
+    return torch.stack(found).double().cpu() if found else ()
 
 
 def _known(value: float) -> float | None:
