@@ -166,6 +166,9 @@ class NetworkMatrix(GradientMatrix):
         flags = torch.stack(self._flags)
         found = flags.any().float()
         if found.item():  # a rule that is anybody's is not shown what is not finite
-            parts = [torch.full_like(self._parameters[at].reshape(-1), torch.nan) for at in sorted(self._reached)]
+            parts = [
+                torch.full_like(self._parameters[at].reshape(-1), torch.nan)
+                for at in sorted(self._reached)
+            ]
             return Update(self._updates(parts, poison=False), flags=flags, found=found)
         return super().finish(domains, poison=False)._replace(flags=flags, found=found)

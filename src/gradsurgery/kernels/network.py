@@ -4,7 +4,9 @@ A kernel is started once for all tensors. What it gets is a table of addresses, 
 one column a tensor, and a list of blocks: of which tensor each is, and where in it it begins.
 """
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -89,7 +91,31 @@ def layout_of(sizes: tuple[int, ...], device: torch.device) -> Layout:
     )
 
 
-_captured: list[Tensor] = []
+_TABLES = 1 << 18  # addresses that fit into the memory set aside for the tables of a graph
+
+
+class _Staging(threading.local):
+    """Memory that tables are copied to the device from, while this thread records a graph."""
+
+    memory: Tensor | None = None
+    used = 0
+
+
+_staging = _Staging()
+
+
+@contextmanager
+def staged_tables(device: torch.device) -> Iterator[Tensor]:
+    """Inside, the addresses of tables are kept in one memory, which a graph that is recorded copies
+
+    them from at every replay, and which has to stay as long as the graph. Gives that memory.
+    """
+    pinned = torch.empty(_TABLES, dtype=torch.int64, pin_memory=device.type == "cuda")
+    _staging.memory, _staging.used = pinned, 0
+    try:
+        yield pinned
+    finally:
+        _staging.memory = None
 
 
 def address_table(rows: Rows, device: torch.device) -> Tensor:
@@ -98,10 +124,11 @@ def address_table(rows: Rows, device: torch.device) -> Tensor:
     table = torch.tensor(addresses, dtype=torch.int64)
     if device.type == "cpu":
         return table
-    table = table.pin_memory()
-    if torch.cuda.is_current_stream_capturing():
-        _captured.append(table)  # a graph copies from this memory whenever it is replayed
-    return table.to(device, non_blocking=True)
+    if _staging.memory is None:
+        return table.pin_memory().to(device, non_blocking=True)
+    place = _staging.memory[_staging.used : _staging.used + len(table)]
+    _staging.used += len(table)
+    return place.copy_(table).to(device, non_blocking=True)  # too long a table does not fit, raises
 
 
 def are_aligned(rows: Rows) -> bool:

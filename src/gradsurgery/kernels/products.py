@@ -6,13 +6,15 @@ GradVac are found on the device too, so that no step waits for it.
 
 from collections.abc import Sequence
 from typing import no_type_check
+
 import torch
 import triton
 import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from gradsurgery.kernels.combine import TYPES, WARPS, constants_of, pointers_at
+from gradsurgery.kernels.combine import constants_of
+from gradsurgery.kernels.combine_programs import TYPES, WARPS, pointers_at
 from gradsurgery.kernels.network import (
     BLOCK,
     Rows,
@@ -21,7 +23,6 @@ from gradsurgery.kernels.network import (
     launch,
     layout_of,
 )
-
 
 # Products of pairs are kept block by block; of so many numbers at a time.
 _PARTS = 1 << 25
@@ -129,7 +130,7 @@ def projections(
     vanished: float = 0.0,
     largest: float = 0.0,
 ) -> Float[Tensor, "domains domains"]:
-    """c with v_d = Σ_j c_dj g_j after PCGrad's projections, or with targets after GradVac's.
+    """Coefficients c with v_d = Σ_j c_dj g_j, by PCGrad's projections, or GradVac's with targets.
 
     orders: [domains, domains − 1], the other domains in the order in which each meets them.
     targets: φ̂, which the averages of the cosines are written back to unless beta is 0.
@@ -291,11 +292,9 @@ def _projections(
             aim_sine = tl.sqrt(1 - aim * aim)
             step = (aim * sine - cosine * aim_sine) / aim_sine
             change = tl.where(usable & (cosine < aim), tl.sqrt(safe) / length * step, 0.0)
-            if usable:
-                if beta != 0:
-                    tl.store(
-                        targets + domain * domains + other, (1 - beta) * target + beta * cosine
-                    )
+            if usable & (beta != 0):
+                place = targets + domain * domains + other
+                tl.store(place, (1 - beta) * target + beta * cosine)
         else:
             change = tl.where(product < 0, -product / squared_other, 0.0)
         row = tl.where(columns == other, row + change, row)

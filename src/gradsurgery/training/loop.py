@@ -1,13 +1,15 @@
 """The training loop of one run, which reads from top to bottom."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from gradsurgery.algorithms.objectives import Batch
 from gradsurgery.backbones import Backbone, set_training_mode
 from gradsurgery.data import Batches, ImageLoader
 from gradsurgery.data.loader import Fetched, prefetched
@@ -16,6 +18,7 @@ from gradsurgery.engine import BackwardResult
 from gradsurgery.errors import GradsurgeryError, NonFiniteError
 from gradsurgery.seeds import derive_seed
 from gradsurgery.training.checkpoint import Checkpoint, save_checkpoint
+from gradsurgery.training.cuda_graph import GraphedSteps
 from gradsurgery.training.evaluation import Evaluation
 from gradsurgery.training.learner import Learner
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
@@ -85,10 +88,11 @@ def run_steps(
     with _reproducible(learner.device):
         _show(learner, checkpoint.step, observe)
         set_training_mode(learner.backbone.model, configuration.batch_norm)
+        steps = GraphedSteps(learner, configuration.cuda_graph, partial(_take, learner))
         clock.start()
         for step, fetched in prefetched(fetch, checkpoint.step + 1, total):
             try:
-                result = _step(learner, fetched, configuration, step, clock)
+                result = _step(steps, configuration, fetched, step, clock)
             except NonFiniteError as error:
                 unread.check()  # an earlier step may be the one
                 raise explain(error, step) from error
@@ -126,34 +130,40 @@ def run_steps(
 
 
 def _step(
-    learner: Learner,
-    fetched: Fetched,
+    steps: GraphedSteps,
     configuration: RunConfiguration,
+    fetched: Fetched,
     step: int,
     clock: StepClock,
 ) -> BackwardResult:
     """One optimiser step; all that is random in it comes from the run's seed and `step`."""
+    learner = steps.learner
     torch.manual_seed(derive_seed(configuration.seed, "step", step))  # dropout
-    learner.generator.manual_seed(derive_seed(configuration.seed, "rule", step))
+    for generator in (learner.generator, learner.host_generator):
+        generator.manual_seed(derive_seed(configuration.seed, "rule", step))
     size = configuration.batch_size
     try:
         images, labels = fetched()
         clock.images_are_there()
         batches = list(zip(images.split(size), labels.split(size), strict=True))
-        with learner.compiled():
-            return learner.algorithm.step(
-                learner.backbone.model,
-                batches,
-                learner.optimizer,
-                step=step,
-                scaler=learner.scaler,
-                autocast=learner.autocast,
-            )
+        return steps.take(batches, step)
     except torch.OutOfMemoryError as error:
         raise GradsurgeryError(
             f"out of memory on {learner.device} with {size} images of "
             f"{configuration.image_size} pixels per domain; lower --batch-size or --image-size"
         ) from error
+
+
+def _take(learner: Learner, batches: Sequence[Batch], step: int) -> BackwardResult:
+    with learner.compiled():
+        return learner.algorithm.step(
+            learner.backbone.model,
+            batches,
+            learner.optimizer,
+            step=step,
+            scaler=learner.scaler,
+            autocast=learner.autocast,
+        )
 
 
 def _progress(
