@@ -63,21 +63,24 @@ def float32_products(device: torch.device, precision: Precision) -> Iterator[Non
     By itself torch takes TF32 for convolutions and float32 for everything else. Afterwards the
     settings are what they were.
     """
-    mode = "tf32" if precision == "tf32" and device.type == "cuda" else "ieee"
+    tf32 = precision == "tf32" and device.type == "cuda"
     backends: Any = torch.backends
     places = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
     before = [place.fp32_precision for place in places]
+    # torch has an older way to say the same, and raises where the two differ as it looks there.
     try:
-        allowed = torch.get_float32_matmul_precision()
-    except RuntimeError:  # it was set in both of torch's ways, and they differ
-        allowed = "highest"
+        matmul, convolutions = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
+    except RuntimeError:
+        matmul, convolutions = "highest", True
     try:
-        torch.set_float32_matmul_precision("high" if mode == "tf32" else "highest")
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        backends.cudnn.allow_tf32 = tf32
         for place in places:
-            place.fp32_precision = mode
+            place.fp32_precision = "tf32" if tf32 else "ieee"
         yield
     finally:
-        torch.set_float32_matmul_precision(allowed)
+        torch.set_float32_matmul_precision(matmul)
+        backends.cudnn.allow_tf32 = convolutions
         for place, value in zip(places, before, strict=True):
             place.fp32_precision = value
 

@@ -76,7 +76,11 @@ def run_steps(
     total = configuration.iterations
     means, checkpoint_due, spent = _Means(), 0.0, time.perf_counter()
     clock = StepClock(learner.device)
-    unread = UnreadSteps(lambda error, step: _explained(error, batches.domains_at(step - 1), step))
+
+    def explain(error: NonFiniteError, step: int) -> NonFiniteError:
+        return _explained(error, batches.domains_at(step - 1), step)
+
+    unread = UnreadSteps(explain, scaled=learner.scaler is not None)
 
     def fetch(position: int) -> Fetched:
         return loader.fetch(batches.indices_at(position).reshape(-1))
@@ -91,7 +95,7 @@ def run_steps(
                 result = _step(steps, configuration, fetched, step, clock)
             except NonFiniteError as error:
                 unread.check()  # an earlier step may be the one
-                raise _explained(error, batches.domains_at(step - 1), step) from error
+                raise explain(error, step) from error
             learner.average.update(step)
             unread.add(step, result)
             validates = step % configuration.validate_every == 0 or step == total

@@ -107,6 +107,8 @@ def train(
             threads = threads or checkpoint.configuration.threads
         threads = stack.enter_context(computing_with(threads))
         stack.enter_context(float32_products(device, configuration.precision))
+        if device.type == "cuda":  # kernels start on the current one
+            stack.enter_context(torch.cuda.device(device))
         here = {"device": str(device), "threads": threads}
         configuration = configuration.model_copy(update=here)
         images = prepare_images(source, configuration, cache, report)
