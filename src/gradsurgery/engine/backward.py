@@ -103,7 +103,7 @@ class BackwardResult:
 
     @property
     def found_inf(self) -> Float[Tensor, ""] | None:
-        """1.0 where a gradient was not finite, else 0.0, on the device, as fused optimisers take it.
+        """1.0 where a gradient was not finite, else 0.0, on the device, as fused optimisers take it
 
         None where that was looked at already.
         """

@@ -209,6 +209,8 @@ def _weighted_block(
         g = tl.load(places, mask=inside & there, other=0.0).to(tl.float64)
         total += tl.load(weights + d) * g
     places, there = pointers_at(table, DOMAINS * tensors + tensor, offsets, DTYPE, ALIGNED)
+    if DTYPE == tl.bfloat16:  # noqa: SIM300 - which Triton makes of float32 alone
+        total = total.to(tl.float32)
     tl.store(places, total.to(DTYPE), mask=inside & there)
 
 
