@@ -99,15 +99,20 @@ def stores_channels_last(
 
 
 @contextmanager
-def computing_with(threads: int | None) -> Iterator[int]:
+def computing_with(
+    threads: int | None, device: torch.device, precision: Precision
+) -> Iterator[int]:
     """Inside, torch computes with so many threads of the processor; None leaves them as they are.
 
-    Gives the number.
+    `device` is the current one, on which kernels start, and multiplies as `precision` says. Gives
+    the number of threads.
     """
     own = torch.get_num_threads()
+    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     torch.set_num_threads(threads or own)
     try:
-        yield threads or own
+        with current, float32_products(device, precision):
+            yield threads or own
     finally:
         torch.set_num_threads(own)
 

@@ -52,6 +52,26 @@ class _Means:
         return None if total is None else float(total) / self.steps
 
 
+class _Saving:
+    """Counts the run's time, and writes checkpoints as long as that is a small part of it."""
+
+    def __init__(self, checkpoint: Checkpoint, learner: Learner, directory: Path) -> None:
+        self._checkpoint, self._learner, self._directory = checkpoint, learner, directory
+        self._counted = time.perf_counter()
+        self._due = 0.0
+
+    def validated(self, *, last: bool) -> None:
+        """Write a checkpoint where one is due, and after the last step."""
+        now = time.perf_counter()
+        self._checkpoint.seconds += now - self._counted
+        self._counted = now
+        if now >= self._due or last:
+            self._checkpoint.learner = self._learner.state()
+            save_checkpoint(self._checkpoint, self._directory)
+            saved = time.perf_counter()
+            self._due = saved + (saved - now) * (1 / _CHECKPOINT_SHARE - 1)
+
+
 def run_steps(
     learner: Learner,
     checkpoint: Checkpoint,
@@ -74,7 +94,7 @@ def run_steps(
     """
     configuration = checkpoint.configuration
     total = configuration.iterations
-    means, checkpoint_due, spent = _Means(), 0.0, time.perf_counter()
+    means, saving = _Means(), _Saving(checkpoint, learner, directory)
     clock = StepClock(learner.device)
 
     def explain(error: NonFiniteError, step: int) -> NonFiniteError:
@@ -117,13 +137,7 @@ def run_steps(
                 learner.average.validated(step, evaluation.loss)
                 _record(checkpoint, step, means, evaluation, learner)
                 means = _Means()
-                now = time.perf_counter()
-                checkpoint.seconds, spent = checkpoint.seconds + now - spent, now
-                if now >= checkpoint_due or step == total:
-                    checkpoint.learner = learner.state()
-                    save_checkpoint(checkpoint, directory)
-                    saved = time.perf_counter()
-                    checkpoint_due = saved + (saved - now) * (1 / _CHECKPOINT_SHARE - 1)
+                saving.validated(last=step == total)
                 report(_progress(checkpoint, figures[-1], evaluation))
                 set_training_mode(learner.backbone.model, configuration.batch_norm)
             clock.start()
@@ -138,7 +152,7 @@ def _step(
 ) -> BackwardResult:
     """One optimiser step; all that is random in it comes from the run's seed and `step`."""
     learner = steps.learner
-    torch.manual_seed(derive_seed(configuration.seed, "step", step))  # dropout
+    _seed_dropout(learner.device, derive_seed(configuration.seed, "step", step))
     for generator in (learner.generator, learner.host_generator):
         generator.manual_seed(derive_seed(configuration.seed, "rule", step))
     size = configuration.batch_size
@@ -152,6 +166,16 @@ def _step(
             f"out of memory on {learner.device} with {size} images of "
             f"{configuration.image_size} pixels per domain; lower --batch-size or --image-size"
         ) from error
+
+
+def _seed_dropout(device: torch.device, seed: int) -> None:
+    """As `torch.manual_seed`, which tells the call stack to every kind of accelerator there is not:
+
+    half a millisecond, and memory that is never freed.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _take(learner: Learner, batches: Sequence[Batch], step: int) -> BackwardResult:

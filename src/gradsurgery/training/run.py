@@ -33,7 +33,6 @@ from gradsurgery.training.checkpoint import (
 )
 from gradsurgery.training.device import (
     computing_with,
-    float32_products,
     peak_memory_bytes,
     reset_peak_memory,
     resolve_device,
@@ -105,10 +104,7 @@ def train(
         if checkpoint is not None:
             check_same(configuration, checkpoint.configuration, directory)
             threads = threads or checkpoint.configuration.threads
-        threads = stack.enter_context(computing_with(threads))
-        stack.enter_context(float32_products(device, configuration.precision))
-        if device.type == "cuda":  # kernels start on the current one
-            stack.enter_context(torch.cuda.device(device))
+        threads = stack.enter_context(computing_with(threads, device, configuration.precision))
         here = {"device": str(device), "threads": threads}
         configuration = configuration.model_copy(update=here)
         images = prepare_images(source, configuration, cache, report)
