@@ -7,6 +7,9 @@ forward passes.
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 import gradsurgery as gs
 from gradsurgery.algorithms import build_method
-from gradsurgery.backbones import build_backbone, set_training_mode
+from gradsurgery.backbones import Backbone, build_backbone, set_training_mode
 
 Batches = list[tuple[Tensor, Tensor]]
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -39,13 +42,22 @@ def random_batches(
     return batches
 
 
+def backbone(network: str, image_size: int = 224) -> Backbone:
+    """The network with random weights, the same every time, batch normalisation frozen."""
+    built = _built(network, image_size)
+    return replace(built, model=deepcopy(built.model))
+
+
+@cache
+def _built(network: str, image_size: int) -> Backbone:
+    built = build_backbone(network, classes=CLASSES, weights="none", seed=0, image_size=image_size)
+    set_training_mode(built.model, "frozen")
+    return built
+
+
 def untrained(network: str, image_size: int = 224, device: torch.device | str = "cpu") -> nn.Module:
-    """The network with random weights, batch normalisation in evaluation mode."""
-    backbone = build_backbone(
-        network, classes=CLASSES, weights="none", seed=0, image_size=image_size
-    )
-    set_training_mode(backbone.model, "frozen")
-    return backbone.model.to(device)
+    """Its model alone."""
+    return backbone(network, image_size).model.to(device)
 
 
 def adam(parameters: Iterable[nn.Parameter]) -> Optimizer:

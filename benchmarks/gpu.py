@@ -83,17 +83,21 @@ def rules(options: argparse.Namespace, emit: Emit, left: Callable[[], float]) ->
 
 
 def steps(options: argparse.Namespace, emit: Emit, left: Callable[[], float]) -> None:
-    for spec in options.networks:
-        for group in entries_of(options.device, compiled=False):
-            if left() > 0:
-                measure_group(spec, group, options, emit)
+    measure_steps(options, emit, left, compiled=False)
 
 
 def compiled(options: argparse.Namespace, emit: Emit, left: Callable[[], float]) -> None:
-    for spec in options.networks:
-        for group in entries_of(options.device, compiled=True):
+    measure_steps(options, emit, left, compiled=True)
+
+
+def measure_steps(
+    options: argparse.Namespace, emit: Emit, left: Callable[[], float], *, compiled: bool
+) -> None:
+    for group in entries_of(options.device, compiled=compiled):
+        for spec in options.networks:
             if left() > 0:
                 measure_group(spec, group, options, emit)
+            gc.collect()
 
 
 def measure_group(spec: str, entries: list[Entry], options: argparse.Namespace, emit: Emit) -> None:
@@ -232,9 +236,9 @@ def main() -> None:
     parser.add_argument("--domains", type=int, default=3)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--params", type=int, default=57_030_000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--images", type=int, default=500, help="of each domain of the runs")
-    parser.add_argument("--run-steps", type=int, nargs=2, default=(40, 240))
+    parser.add_argument("--run-steps", type=int, nargs=2, default=(20, 140))
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--tiny", action="store_true", help="everything small, for the CPU")
     parser.add_argument("--out", type=Path, default=Path("gpu.jsonl"))

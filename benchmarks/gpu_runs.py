@@ -51,11 +51,11 @@ def measure(
     emit: Callable[..., None],
     left: Callable[[], float],
 ) -> None:
-    """Two runs of different length differ by steps alone: validation and tests are the same."""
+    """Two runs of different length: what their steps took, without what the first ones wait for."""
     data = generated_images(image_size, images)
     with tempfile.TemporaryDirectory() as folder:
         for chosen in RUNS:
-            seconds, start = [], time.monotonic()
+            costs, start = [], time.monotonic()
             for iterations in steps:
                 if left() <= 0:
                     return
@@ -73,14 +73,17 @@ def measure(
                 )
                 place = Path(folder) / "-".join(map(str, [*chosen.values(), iterations]))
                 record = gs.train(configuration, place, opened=data)
-                seconds.append(record.cost.seconds)
+                costs.append(record.cost)
+            stepping = [
+                cost.seconds_per_step * count for cost, count in zip(costs, steps, strict=True)
+            ]
             emit(
                 "command-line",
                 network=network,
                 size=batch_size,
                 options=chosen,
-                ms=1e3 * (seconds[1] - seconds[0]) / (steps[1] - steps[0]),
-                short_run_seconds=seconds[0],
+                ms=1e3 * (stepping[1] - stepping[0]) / (steps[1] - steps[0]),
+                short_run_seconds=costs[0].seconds,
                 both_runs_seconds=time.monotonic() - start,
-                cost=record.cost.model_dump(mode="json"),
+                cost=costs[1].model_dump(mode="json"),
             )

@@ -33,10 +33,14 @@ evidence() {
   timeout 60 "$PYTHON" -m gradsurgery show "$runs"
 }
 
+processes() { # of pytest-xdist, where it is installed: Triton compiles a kernel for every shape
+  "$PYTHON" -c "import xdist" 2>/dev/null && echo "-n ${TEST_PROCESSES:-6}"
+}
+
 run_part() {
   case "$1" in
-    tests) timeout -k 10 "$2" "$PYTHON" -m pytest tests/gpu -q -W default -p no:cacheprovider \
-      --maxfail=40 --tb=short --durations=5 ;;
+    tests) timeout -k 10 "$2" "$PYTHON" -m pytest tests/gpu -q -W default -p no:cacheprovider ${TEST_OPTIONS:-} \
+      --maxfail=40 --tb=short --durations=5 $(processes) ;;
     evidence) evidence "$2" ;;
     *) timeout -k 10 "$(($2 + 15))" "$PYTHON" benchmarks/gpu.py "$1:$2" --no-table \
       --device "$DEVICE" --out "$OUT/gpu.jsonl" ${GPU_OPTIONS:-} ;;

@@ -129,7 +129,8 @@ def taken_gradients(parameters: Sequence[Tensor]) -> list[Tensor | None]:
 
 def run_backward(loss: Tensor, parameters: list[Tensor], domain: int, *, retain: bool) -> None:
     """`loss.backward` for the parameters alone, with errors that name the domain."""
-    if any(type(node).__name__.startswith("CheckpointFunction") for node in graph_of(loss)):
+    kinds = {type(node) for node in graph_of(loss)}
+    if any(kind.__name__.startswith("CheckpointFunction") for kind in kinds):
         raise ArgumentError(
             f"the loss of domain {domain} goes through torch.utils.checkpoint with "
             "use_reentrant=True, which hides parameters; use use_reentrant=False"
@@ -218,9 +219,10 @@ def graph_of(loss: Tensor) -> set[Any]:
     """The nodes of autograd's graph behind `loss`, without those of the leaves."""
     nodes: set[Any] = set()
     waiting: list[Any] = [loss.grad_fn]
+    leaf = torch._C._functions.AccumulateGrad
     while waiting:
         node = waiting.pop()
-        if node is None or node in nodes or type(node).__name__ == "AccumulateGrad":
+        if node is None or node in nodes or type(node) is leaf:
             continue
         nodes.add(node)
         waiting += [before for before, _ in node.next_functions]

@@ -14,17 +14,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradsurgery.kernels.combine_programs import TYPES, WARPS, combine_program, noise_program
+from gradsurgery.kernels.combine_programs import (
+    TILE,
+    TYPES,
+    WARPS,
+    combine_program,
+    noise_program,
+)
 from gradsurgery.kernels.network import (
     BLOCK,
     ROWS,
     Combination,
     Layout,
     Rows,
-    address_table,
-    are_aligned,
     launch,
     layout_of,
+    table_of,
 )
 
 # Which rules keep more of the domains before than a total.
@@ -94,10 +99,11 @@ def combine(
     total, second, signs = (found if t is None else t for t in (after or (None,) * 3)[:3])
     sums = out is not None and (combination.rescale or combination.kind == "agr-rand")
     partials = torch.empty(blocks if sums else 0, dtype=torch.float64, device=device)
+    table = table_of(all_rows, device)
     launch(
         combine_program,
-        blocks,
-        address_table(all_rows, device),
+        (blocks,),
+        table.addresses,
         *layout,
         marks,
         found,
@@ -114,11 +120,13 @@ def combine(
         ROWS=len(rows),
         RESUMED=before is not None,
         FINAL=out is not None,
+        COUNTS=out is not None and combination.kind in COUNTING,
         SUMS=sums,
-        ALIGNED=are_aligned(all_rows),
+        ALIGNED=table.aligned,
         DTYPE=TYPES[dtype],
         WIDE=TYPES[wide],
         BLOCK=BLOCK,
+        TILE=TILE,
         num_warps=WARPS,
     )
     flags = marks[: len(rows) * tensors].view(-1, tensors)
@@ -182,17 +190,18 @@ def _replace_marks(
     component depends on the seed and the component's number in the network alone.
     """
     some = next(tensor for tensor in tensors if tensor is not None)
+    table = table_of([tensors], some.device)
     launch(
         noise_program,
-        len(layout.owners),
-        address_table([tensors], some.device),
+        (len(layout.owners),),
+        table.addresses,
         *layout,
         sizes,
         torch.stack([seen.agreeing, seen.zeros]).sum(1),
         constants_of(constants, some.device),
         seed,
         seen.found,
-        ALIGNED=are_aligned([tensors]),
+        ALIGNED=table.aligned,
         DTYPE=TYPES[some.dtype],
         WIDE=TYPES[_wide(some.dtype)],
         BLOCK=BLOCK,

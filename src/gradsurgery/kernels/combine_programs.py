@@ -12,7 +12,8 @@ TYPES = {
     torch.float32: tl.float32,
     torch.float64: tl.float64,
 }
-WARPS = 8
+WARPS, TILE = 4, 1024
+"""Of a program: warps, and components that they work on at a time."""
 
 
 @triton.jit
@@ -31,19 +32,19 @@ def pointers_at(table, index, offsets, TYPE: tl.constexpr, ALIGNED: tl.constexpr
 def _fold_rows(
     table, tensor, tensors, offsets, inside, numbers, total, second, signs, domains,
     RULE: tl.constexpr, ROWS: tl.constexpr, RESUMED: tl.constexpr, ALIGNED: tl.constexpr,
-    DTYPE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+    DTYPE: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """What is known of a block after these rows: up to three numbers a component, whether all signs
+    """What is known of a tile after these rows: up to three numbers a component, whether all signs
 
     were the same, and a bit for every row whose gradient is not finite.
     """
     SIGNED: tl.constexpr = (RULE == "and-mask") or (RULE == "sand-mask")
     AGREEING: tl.constexpr = (RULE == "agr-sum") or (RULE == "agr-rand")
     SECOND: tl.constexpr = (RULE == "sand-mask") or (RULE == "graddrop")
-    a = tl.zeros([BLOCK], dtype=WIDE)
-    b = tl.zeros([BLOCK], dtype=WIDE)
-    c = tl.zeros([BLOCK], dtype=tl.int32)
-    bad = tl.zeros([BLOCK], dtype=tl.int32)
+    a = tl.zeros([TILE], dtype=WIDE)
+    b = tl.zeros([TILE], dtype=WIDE)
+    c = tl.zeros([TILE], dtype=tl.int32)
+    bad = tl.zeros([TILE], dtype=tl.int32)
     same = bad == 0
     if RESUMED:
         a = tl.load(total + numbers, mask=inside, other=0.0)
@@ -82,7 +83,7 @@ def _fold_rows(
 def _update(
     a, b, c, same, numbers, constants, seed, domains, RULE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The rule's update of a block, where it agrees, where all is zero, and what is summed up."""
+    """The rule's update of a tile, where it agrees, where all is zero, and what is summed up."""
     divisor = tl.load(constants).to(WIDE)
     agrees = same & (a != 0)
     zero = same & (a == 0)
@@ -119,50 +120,44 @@ def _update(
 
 @triton.jit
 @no_type_check
-def _combine_block(
-    table, tensor, tensors, offsets, inside, base, found, marks, found_before, total, second,
-    signs, partials, constants, seed, domains, RULE: tl.constexpr, ROWS: tl.constexpr,
-    RESUMED: tl.constexpr, FINAL: tl.constexpr, SUMS: tl.constexpr, ALIGNED: tl.constexpr,
-    DTYPE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+def _combine_tile(
+    table, tensor, tensors, offsets, inside, base, found_before, total, second, signs, constants,
+    seed, domains, RULE: tl.constexpr, ROWS: tl.constexpr, RESUMED: tl.constexpr,
+    FINAL: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr, WIDE: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
-    SIGNED: tl.constexpr = (RULE == "and-mask") or (RULE == "sand-mask")
-    AGREEING: tl.constexpr = (RULE == "agr-sum") or (RULE == "agr-rand")
-    SECOND: tl.constexpr = (RULE == "sand-mask") or (RULE == "graddrop")
+    """Work on a tile of a block: how many components agree (and, times 2¹⁶, are zero), what is
+
+    summed up, and the bits of the rows that are not finite, all component by component.
+    """
     numbers = base + offsets
     a, b, c, same, bad = _fold_rows(
         table, tensor, tensors, offsets, inside, numbers, total, second, signs, domains,
-        RULE, ROWS, RESUMED, ALIGNED, DTYPE, WIDE, BLOCK,
+        RULE, ROWS, RESUMED, ALIGNED, DTYPE, WIDE, TILE,
     )  # fmt: skip
-    if tl.max(bad, 0) != 0:
-        for row in tl.static_range(ROWS):
-            if tl.max((bad >> row) & 1, 0) != 0:
-                tl.store(marks + row * tensors + tensor, 1)
-        tl.store(found, 1.0)
-    if not FINAL:
-        if AGREEING:
-            a = tl.where(same, a, float("nan"))
-        tl.store(total + numbers, a, mask=inside)
-        if SECOND:
-            tl.store(second + numbers, b, mask=inside)
-        if SIGNED:
-            tl.store(signs + numbers, c, mask=inside)
-    else:
+    counts = tl.zeros([TILE], dtype=tl.int32)
+    summed = tl.zeros([TILE], dtype=tl.float64)
+    if FINAL:
         update, agrees, zero, summed = _update(
             a, b, c, same, numbers, constants, seed, domains, RULE, WIDE
         )
-        if SUMS:
-            tl.store(partials + tl.program_id(0), tl.sum(tl.where(inside, summed, 0.0), 0))
+        summed = tl.where(inside, summed, 0.0)
         update = tl.where(bad != 0, float("nan"), update)
         if RESUMED:
             update = tl.where(tl.load(found_before) > 0, float("nan"), update)
         places, there = pointers_at(table, ROWS * tensors + tensor, offsets, DTYPE, ALIGNED)
         tl.store(places, update.to(DTYPE), mask=inside & there)
-        if AGREEING or SIGNED:
-            counted = inside & there  # what no domain reaches has no update and is not counted
-            both = (agrees & counted).to(tl.int32) + ((zero & counted).to(tl.int32) << 16)
-            both = tl.sum(both, 0)
-            tl.atomic_add(marks + ROWS * tensors + tensor, both & 0xFFFF)
-            tl.atomic_add(marks + (ROWS + 1) * tensors + tensor, both >> 16)
+        counted = inside & there  # what no domain reaches has no update and is not counted
+        counts = (agrees & counted).to(tl.int32) + ((zero & counted).to(tl.int32) << 16)
+    else:
+        if (RULE == "agr-sum") or (RULE == "agr-rand"):
+            a = tl.where(same, a, float("nan"))
+        tl.store(total + numbers, a, mask=inside)
+        if (RULE == "sand-mask") or (RULE == "graddrop"):
+            tl.store(second + numbers, b, mask=inside)
+        if (RULE == "and-mask") or (RULE == "sand-mask"):
+            tl.store(signs + numbers, c, mask=inside)
+    return counts, summed, bad
 
 
 @triton.jit
@@ -170,31 +165,55 @@ def _combine_block(
 def combine_program(
     table, sizes, bases, owners, begins, marks, found, found_before, total, second, signs,
     partials, constants, seed, tensors, domains, RULE: tl.constexpr, ROWS: tl.constexpr,
-    RESUMED: tl.constexpr, FINAL: tl.constexpr, SUMS: tl.constexpr, ALIGNED: tl.constexpr,
-    DTYPE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+    RESUMED: tl.constexpr, FINAL: tl.constexpr, COUNTS: tl.constexpr, SUMS: tl.constexpr,
+    ALIGNED: tl.constexpr, DTYPE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
-    """One block of `combine`."""
+    """One block of `combine`, tile by tile: so many programs fit onto the card at once."""
     block = tl.program_id(0)
     tensor = tl.load(owners + block)
     begin = tl.load(begins + block)
-    if ALIGNED:
-        begin = tl.multiple_of(begin, BLOCK)
     size = tl.load(sizes + tensor)
     base = tl.load(bases + tensor)
-    offsets = begin + tl.arange(0, BLOCK)
+    counts = tl.zeros([TILE], dtype=tl.int32)
+    bad = tl.zeros([TILE], dtype=tl.int32)
+    summed = tl.zeros([TILE], dtype=tl.float64)
     # A whole block is read without a mask, which would keep its loads narrow.
     if begin + BLOCK <= size:
-        _combine_block(
-            table, tensor, tensors, offsets, tl.full([BLOCK], 1, tl.int1), base, found, marks,
-            found_before, total, second, signs, partials, constants, seed, domains, RULE, ROWS,
-            RESUMED, FINAL, SUMS, ALIGNED, DTYPE, WIDE, BLOCK,
-        )  # fmt: skip
+        for start in range(0, BLOCK, TILE):
+            offsets = begin + start + tl.arange(0, TILE)
+            more, sums, worse = _combine_tile(
+                table, tensor, tensors, offsets, tl.full([TILE], 1, tl.int1), base, found_before,
+                total, second, signs, constants, seed, domains, RULE, ROWS, RESUMED, FINAL,
+                ALIGNED, DTYPE, WIDE, TILE,
+            )  # fmt: skip
+            counts += more
+            bad |= worse
+            if SUMS:
+                summed += sums
     else:
-        _combine_block(
-            table, tensor, tensors, offsets, offsets < size, base, found, marks,
-            found_before, total, second, signs, partials, constants, seed, domains, RULE, ROWS,
-            RESUMED, FINAL, SUMS, ALIGNED, DTYPE, WIDE, BLOCK,
-        )  # fmt: skip
+        for start in range(0, size - begin, TILE):
+            offsets = begin + start + tl.arange(0, TILE)
+            more, sums, worse = _combine_tile(
+                table, tensor, tensors, offsets, offsets < size, base, found_before,
+                total, second, signs, constants, seed, domains, RULE, ROWS, RESUMED, FINAL,
+                ALIGNED, DTYPE, WIDE, TILE,
+            )  # fmt: skip
+            counts += more
+            bad |= worse
+            if SUMS:
+                summed += sums
+    if tl.max(bad, 0) != 0:
+        for row in tl.static_range(ROWS):
+            if tl.max((bad >> row) & 1, 0) != 0:
+                tl.store(marks + row * tensors + tensor, 1)
+        tl.store(found, 1.0)
+    if SUMS:
+        tl.store(partials + block, tl.sum(summed, 0))
+    if COUNTS:
+        both = tl.sum(counts, 0)
+        tl.atomic_add(marks + ROWS * tensors + tensor, both & 0xFFFF)
+        tl.atomic_add(marks + (ROWS + 1) * tensors + tensor, both >> 16)
 
 
 @triton.jit

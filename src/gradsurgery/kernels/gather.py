@@ -27,7 +27,7 @@ def gather_rgb(
     blocks = -(-pixels * (3 if last else 1) // _BLOCK)
     launch(
         _gather_rgb,
-        batch * blocks,
+        (batch * blocks,),
         images,
         positions,
         table,

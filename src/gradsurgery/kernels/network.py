@@ -118,25 +118,32 @@ def staged_tables(device: torch.device) -> Iterator[Tensor]:
         _staging.memory = None
 
 
-def address_table(rows: Rows, device: torch.device) -> Tensor:
-    """The addresses of the tensors, 0 where there is none: int64 [rows · tensors] on `device`."""
-    addresses = [0 if t is None or not t.numel() else t.data_ptr() for row in rows for t in row]
+class Table(NamedTuple):
+    """The addresses of tensors on the device: int64 [rows · tensors], 0 where there is none.
+
+    aligned: whether all are multiples of 16 bytes, so that memory is read 16 bytes a time.
+    """
+
+    addresses: Tensor
+    aligned: bool
+
+
+def table_of(rows: Rows, device: torch.device) -> Table:
+    """The table of the tensors."""
+    addresses = [0 if tensor is None else tensor.data_ptr() for row in rows for tensor in row]
+    aligned = all(address % 16 == 0 for address in addresses)
     table = torch.tensor(addresses, dtype=torch.int64)
     if device.type == "cpu":
-        return table
+        return Table(table, aligned)
     if _staging.memory is None:
-        return table.pin_memory().to(device, non_blocking=True)
+        return Table(table.pin_memory().to(device, non_blocking=True), aligned)
     place = _staging.memory[_staging.used : _staging.used + len(table)]
     _staging.used += len(table)
-    return place.copy_(table).to(device, non_blocking=True)  # too long a table does not fit, raises
+    # what does not fit in there raises
+    return Table(place.copy_(table).to(device, non_blocking=True), aligned)
 
 
-def are_aligned(rows: Rows) -> bool:
-    """Whether all addresses are multiples of 16 bytes, so that memory is read 16 bytes a time."""
-    return all(t is None or t.data_ptr() % 16 == 0 for row in rows for t in row)
-
-
-def launch(kernel: Any, grid: int, *arguments: Any, **constants: Any) -> None:
-    """Start `grid` programs of a kernel; the one place where kernels are started."""
-    if grid:
-        kernel[grid,](*arguments, **constants)
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Start as many programs of a kernel; the one place where kernels are started."""
+    if all(grid):
+        kernel[grid](*arguments, **constants)

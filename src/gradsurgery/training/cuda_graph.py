@@ -33,15 +33,23 @@ class GraphedSteps:
 
     mode: "off", "on", or "auto", which takes the steps one by one where there can be no graph.
     take: takes a step from its batches and its number, with the generators seeded for it.
+    say: is told in a line why the steps are taken one by one, where they are on a GPU.
 
     `refusal` says why there is no graph, in a line; None while there may be one. Raises
     `ArgumentError` instead with "on".
     """
 
-    def __init__(self, learner: Learner, mode: Switch, take: TakeStep) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        mode: Switch,
+        take: TakeStep,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.learner = learner
         self._mode = mode
         self._take = take
+        self._say = say
         self._stage: Any = None
         self._eager = 0
         self._graph: _Graph | None = None
@@ -49,6 +57,13 @@ class GraphedSteps:
         self.refusal: str | None = "it is switched off" if mode == "off" else None
         if mode != "off" and (reason := _obstacle(learner)) is not None:
             self._refuse(reason)
+
+    @property
+    def outcome(self) -> str | None:
+        """For the record: that steps were replayed, or why not; None where there is no GPU."""
+        if self.learner.device.type != "cuda":
+            return None
+        return self.refusal or ("replayed" if self._compared else "too few steps of one kind")
 
     @property
     def replays(self) -> bool:
@@ -115,6 +130,8 @@ class GraphedSteps:
                 "steps one by one"
             )
         self.refusal = reason
+        if self.learner.device.type == "cuda":
+            self._say(f"steps are taken one by one, without a CUDA graph: {reason}")
 
 
 class _Graph:

@@ -82,8 +82,10 @@ def run_steps(
     directory: Path,
     report: ProgressCallback,
     observe: Observer | None = None,
-) -> None:
+) -> str | None:
     """Do the steps after `checkpoint.step`; `checkpoint` holds the outcome.
+
+    Returns whether a CUDA graph replayed them, or why not; None where there is no GPU.
 
     An accelerator is waited for at validations, at steps whose conflict is logged, for `observe`,
     and once a second for `report`. `observe` is shown the model at `checkpoint.step` and after
@@ -108,7 +110,14 @@ def run_steps(
     with _reproducible(learner.device):
         _show(learner, checkpoint.step, observe)
         set_training_mode(learner.backbone.model, configuration.batch_norm)
-        steps = GraphedSteps(learner, configuration.cuda_graph, partial(_take, learner))
+        steps = GraphedSteps(
+            learner,
+            configuration.cuda_graph,
+            partial(_take, learner),
+            say=lambda line: report(
+                TrainingProgress("training", checkpoint.step, total, note=line)
+            ),
+        )
         clock.start()
         for step, fetched in prefetched(fetch, checkpoint.step + 1, total):
             try:
@@ -141,6 +150,7 @@ def run_steps(
                 report(_progress(checkpoint, figures[-1], evaluation))
                 set_training_mode(learner.backbone.model, configuration.batch_norm)
             clock.start()
+    return steps.outcome
 
 
 def _step(

@@ -244,7 +244,7 @@ def _work(
         np.concatenate([split.validation[domain] for domain in sources]),
         autocast=learner.autocast,
     )
-    run_steps(
+    cuda_graph = run_steps(
         learner,
         checkpoint,
         batches,
@@ -272,6 +272,7 @@ def _work(
             seconds_per_step=checkpoint.step_seconds / configuration.iterations,
             data_wait=checkpoint.data_wait,
             peak_memory_bytes=peak_memory_bytes(learner.device),
+            cuda_graph=cuda_graph,
         ),
     )
 
