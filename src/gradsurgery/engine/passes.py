@@ -1,6 +1,6 @@
 """The backward passes: one per domain, whose gradients go to an accumulator as they appear."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import repeat
@@ -44,7 +44,7 @@ class DomainPasses:
         kept = iter(_shared_with_later(losses)) if isinstance(losses, list | tuple) else None
         values: list[Tensor] = []
         domains = iter(losses)
-        with self._hooks():
+        with _reporting(self._parameters, self._on_gradient):
             while (domain := next(domains, _END)) is not _END:
                 self._begin(at_once=isinstance(domain, Tensor))
                 parts = _parts(domain, len(values))
@@ -63,25 +63,13 @@ class DomainPasses:
                 values.append(total)
         return values
 
-    @contextmanager
-    def _hooks(self) -> Iterator[None]:
-        """Inside, a parameter's gradient is handed over and freed during the pass."""
-        handles = [
-            parameter.register_post_accumulate_grad_hook(partial(self._on_gradient, position))
-            for position, parameter in enumerate(self._parameters)
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
     def _begin(self, *, at_once: bool) -> None:
         """Gradients are taken during the pass, unless further micro-batches add to them."""
         self._at_once = at_once
         self._awaited = set(range(len(self._parameters)))
 
-    def _on_gradient(self, position: int, _: Tensor) -> None:
+    def _on_gradient(self, position: int, parameter: Tensor) -> None:
+        _refuse_cleared(position, parameter)
         if self._at_once:
             self._hand_over(position)
 
@@ -101,6 +89,32 @@ class DomainPasses:
         run_backward(scaled, self._parameters, self._domain, retain=retain)
 
 
+@contextmanager
+def _reporting(
+    parameters: Sequence[Tensor], receive: Callable[[int, Tensor], None]
+) -> Iterator[None]:
+    """Inside, `receive` hears of each parameter whose `.grad` has its gradient, by its position."""
+    handles = [
+        parameter.register_post_accumulate_grad_hook(partial(receive, position))
+        for position, parameter in enumerate(parameters)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _refuse_cleared(position: int, parameter: Tensor) -> None:
+    """Raise `ArgumentError` where a hook has taken the gradient that was just there."""
+    if parameter.grad is None:
+        raise ArgumentError(
+            f"a post-accumulate hook of parameter {position}, of shape {list(parameter.shape)}, "
+            "clears its .grad before the gradient can be read; remove that hook, and do what it "
+            "does once the update is in .grad"
+        )
+
+
 def gradients_of(
     loss: Tensor, parameters: Sequence[Tensor], domain: int, scaler: Scaler = None
 ) -> list[Tensor | None]:
@@ -109,7 +123,8 @@ def gradients_of(
     Every `.grad` has to be None, and is None afterwards.
     """
     scaled = checked_loss(loss, domain) if scaler is None else scaler.scale(loss)
-    run_backward(scaled, list(parameters), domain, retain=False)
+    with _reporting(parameters, _refuse_cleared):
+        run_backward(scaled, list(parameters), domain, retain=False)
     gradients = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
@@ -118,11 +133,7 @@ def gradients_of(
 
 def run_backward(loss: Tensor, parameters: list[Tensor], domain: int, *, retain: bool) -> None:
     """`loss.backward` for the parameters alone, with errors that name the domain."""
-    if any(type(node).__name__.startswith("CheckpointFunction") for node in graph_of(loss)):
-        raise ArgumentError(
-            f"the loss of domain {domain} goes through torch.utils.checkpoint with "
-            "use_reentrant=True, which hides parameters; use use_reentrant=False"
-        )
+    refuse_reentrant(loss, f"of domain {domain}")
     try:
         loss.backward(inputs=parameters, retain_graph=retain)
     except RuntimeError as error:
@@ -132,6 +143,15 @@ def run_backward(loss: Tensor, parameters: list[Tensor], domain: int, *, retain:
             f"the graph of the loss of domain {domain} is used up already; where the domains share "
             "one forward pass, give their losses as a list, for which the graph is kept"
         ) from error
+
+
+def refuse_reentrant(loss: Tensor, whose: str) -> None:
+    """Raise `ArgumentError` where a part of the graph of a loss is not kept."""
+    if any(type(node).__name__.startswith("CheckpointFunction") for node in graph_of(loss)):
+        raise ArgumentError(
+            f"the loss {whose} goes through torch.utils.checkpoint with use_reentrant=True, which "
+            "hides parameters; use use_reentrant=False"
+        )
 
 
 def checked_loss(loss: Any, domain: int) -> Tensor:

@@ -16,18 +16,14 @@ from gradsurgery.gradients.one_by_one import (
     SampleLoss,
     Samples,
     SinglePasses,
-    losses_by_slices,
-    neighbours_matter,
     sample_losses,
     stacked_grams,
 )
 from gradsurgery.gradients.recorder import Recorder, uncompiled
 from gradsurgery.gradients.verification import (
     Piece,
-    are_near,
     check_samples_apart,
     is_opaque,
-    refuse_mixed,
     verified_backward,
 )
 from gradsurgery.rules.gramian import cosines_of
@@ -163,11 +159,12 @@ def _parameter_grams(
         output = model(recorder.watched(x))
         before_loss = RandomState()
         losses = sample_losses(loss, output, y, len(x))
-    random = state.has_drawn()
-    if not recorder.differentiated and before_loss.is_current():
-        _check_loss(samples, output, losses, recorder.precision)
     if not losses.requires_grad:
-        return _ParameterGrams({}, losses, [])
+        raise ArgumentError(
+            "the losses of the samples do not depend on a parameter that is trained; compute them "
+            "from a model with a parameter that requires a gradient, and detach nothing"
+        )
+    has_plain_loss = not recorder.differentiated and before_loss.is_current()
     grams: dict[Tensor, Gram] = {}
 
     def receive(parameter: Tensor, pieces: list[Piece]) -> None:
@@ -176,25 +173,20 @@ def _parameter_grams(
     left = recorder.left_in_graph(losses)
     if recorder.differentiated:
         left = parameters
-    verdict = verified_backward(recorder, losses, receive, left, keep_graph=random)
-    hidden = recorder.gradient_lost or is_opaque(model)
-    if random:  # another pass would draw other masks: go through this one's graph
-        grams.update(stacked_grams(losses.unbind, verdict.slow, len(x)))
-        output, losses = None, losses.detach()
-        if not verdict.samples_apart or (hidden and neighbours_matter(samples, losses, state)):
-            refuse_mixed(model)
-        return _ParameterGrams(grams, losses, verdict.slow)
+    verdict = verified_backward(recorder, losses, receive, left)
     singles = SinglePasses(samples, output, losses, state, recorder.precision)
     output, losses = None, losses.detach()
     everything = recorder.differentiated or not verdict.samples_apart
     slow = {id(parameter) for parameter in verdict.slow}
     fast = [parameter for parameter in parameters if id(parameter) not in slow]
-    if hidden and fast and not everything:
-        everything = not singles.confirm(recorder.taps, fast)
+    if fast and not everything:
+        unseen = recorder.gradient_lost or is_opaque(model)
+        all_of_them = unseen or not has_plain_loss or not singles.has_own_losses()
+        # at least one of them, against all that was not thought of
+        numbers = range(len(x)) if all_of_them else [len(x) - 1]
+        everything = not singles.confirm(recorder.taps, fast, numbers)
     one_by_one = parameters if everything else verdict.slow
-    if not hidden and not one_by_one:
-        singles.loss(len(x) - 1)  # one of them, against all that was not thought of
-    grams.update(stacked_grams(singles.losses, one_by_one, len(x)))
+    grams.update(stacked_grams(singles, one_by_one, len(x)))
     return _ParameterGrams(grams, losses, one_by_one)
 
 
@@ -212,14 +204,6 @@ def _gram_of(parameter: Tensor, pieces: list[Piece], samples: int) -> Gram:
 
     step = max(piece.call.step for piece in pieces)
     return gram_in_spans(parameter.shape, samples, rows, step=step)
-
-
-def _check_loss(samples: Samples, output: Any, losses: Tensor, precision: float) -> None:
-    """Raise `ArgumentError` where a sample's loss is another one with its own output alone."""
-    if isinstance(output, Tensor) and output.ndim and len(output) == len(losses) > 1:
-        alone = losses_by_slices(samples.loss, output, samples.y, len(losses))
-        if not are_near(alone, losses.detach(), losses.detach(), precision):
-            refuse_mixed(samples.model)
 
 
 def owned_parameters(model: nn.Module) -> dict[str, list[Tensor]]:

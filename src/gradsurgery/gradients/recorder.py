@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
-from gradsurgery.errors import ArgumentError
+from gradsurgery.engine.passes import refuse_reentrant
 from gradsurgery.gradients.layers import known_call
 from gradsurgery.gradients.layers.elementwise import BroadcastCall, Views, broadcast_call
 from gradsurgery.gradients.layers.layer_call import LayerCall
@@ -222,6 +222,7 @@ class Recorder(TorchFunctionMode):
 
         Raises `ArgumentError` for reentrant checkpointing, which has no graph.
         """
+        refuse_reentrant(losses, "of the samples")
         found = {id(leaf) for leaf in _leaves(losses)}
         if id(self._leaf) not in found:
             self._leaf = None  # all that reads the samples is tapped
@@ -317,29 +318,14 @@ def _replaced(
     return [one(value) for value in args], {key: one(value) for key, value in kwargs.items()}
 
 
-def refuse_reentrant(loss: Tensor) -> None:
-    """Raise `ArgumentError` where a part of the graph of a loss is not kept."""
-    for _ in _leaves(loss):
-        pass
-
-
 def _leaves(losses: Tensor) -> Iterator[Tensor]:
-    """The leaves that the losses' graph reaches beside the marks of tapped calls.
-
-    Raises `ArgumentError` for reentrant checkpointing, which keeps no graph.
-    """
+    """The leaves that the losses' graph reaches beside the marks of tapped calls."""
     waiting = [losses.grad_fn]
     seen = set(waiting)
     while waiting:
         node = waiting.pop()
-        kind = type(node).__name__
-        if node is None or kind in _MARKS:
+        if node is None or type(node).__name__ in _MARKS:
             continue
-        if kind == "CheckpointFunctionBackward":
-            raise ArgumentError(
-                "the model is checkpointed with use_reentrant=True, which keeps no graph to go "
-                "through; call torch.utils.checkpoint.checkpoint with use_reentrant=False"
-            )
         if (variable := getattr(node, "variable", None)) is not None:
             yield variable
         for following, _ in node.next_functions:

@@ -54,15 +54,12 @@ def verified_backward(
     losses: Float[Tensor, " samples"],
     receiver: Receiver,
     left: Iterable[Tensor],
-    *,
-    keep_graph: bool,
 ) -> Verdict:
     """Propagate the losses back, weighted and then as they are.
 
     receiver: called with a parameter and its pieces as soon as they are complete and verified,
         during the last pass; nothing of them is kept afterwards.
     left: parameters that are not to be handed out.
-    keep_graph: whether the graph is needed afterwards.
     """
     project = _Projection(len(losses))
     rounds = [one.to(losses.device) for one in _weights(len(losses), narrow=recorder.is_narrow)]
@@ -86,7 +83,7 @@ def verified_backward(
         pieces.receive(tap, gradient, verified=verified)
 
     ones = torch.ones_like(losses)
-    found = recorder.go_back(losses, ones, receive_plain, keep_graph=keep_graph)
+    found = recorder.go_back(losses, ones, receive_plain, keep_graph=False)
     pieces.hand_out_rest()
     if found is not None:
         apart = apart and _agree(of_samples, project(found), len(rounds))
