@@ -123,7 +123,7 @@ class SinglePasses:
         precision: float,
     ) -> None:
         self._samples = samples
-        self._output = tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, output)
+        self._output = tree_map(_detached, output)
         self._losses = losses.detach()
         self._state = state
         self._precision = precision
@@ -133,7 +133,7 @@ class SinglePasses:
         model, loss, x, y = self._samples
         draws = Draws(len(x))
         self._state.restore()
-        with draws, torch.no_grad():
+        with draws:
             sample_losses(loss, model(x.detach().clone()), y, len(x))
         return draws
 
@@ -204,6 +204,13 @@ class SinglePasses:
             ):
                 return False
         return True
+
+
+def _detached(value: Any) -> Any:
+    """A leaf that a loss may differentiate by, as it may by the output itself."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().requires_grad_(value.requires_grad)
 
 
 def _ignore(_parameter: Tensor, _pieces: list[Piece]) -> None:
