@@ -1,6 +1,7 @@
 """Where the gradients of domains conflict, by layer and by group of layers."""
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -10,9 +11,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from gradsurgery.engine.parameters import trainable_parameters
 from gradsurgery.engine.passes import checked_loss, refuse_reentrant
 from gradsurgery.errors import ArgumentError, NonFiniteError
-from gradsurgery.gradients.gradient_gram import block_of, owned_parameters
+from gradsurgery.gradients.gradient_gram import block_of, grouped, layer_of
 from gradsurgery.gradients.model_state import unchanged
 from gradsurgery.gradients.one_by_one import called_loss
 
@@ -173,8 +175,7 @@ def domain_conflict(model: nn.Module, loss: Loss, batches: Iterable[Any]) -> dic
     batches = list(batches)
     if len(batches) < 2:
         raise ArgumentError(f"a conflict is between 2 domains or more, found {len(batches)}")
-    owned_parameters(model)
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    named = trainable_parameters(model.named_parameters())
     rows = []
     with unchanged(model, loss) as state:
         for domain, batch in enumerate(batches):
@@ -182,13 +183,11 @@ def domain_conflict(model: nn.Module, loss: Loss, batches: Iterable[Any]) -> dic
             state.restore(random=False)
             value = called_loss(loss, model(x), y, f"of domain {domain}")
             rows.append(_gradients(value, domain, [p for _, p in named]))
-    layers: dict[str, Conflict] = {}
+    found = {}
     for name, *gradients in zip((name for name, _ in named), *rows, strict=True):
         _check_finite(name, gradients)
-        layer = layer_of(name, model)
-        found = conflict_of(torch.stack([gradient.flatten() for gradient in gradients]))
-        layers[layer] = layers[layer] + found if layer in layers else found
-    return layers
+        found[name] = conflict_of(torch.stack([gradient.flatten() for gradient in gradients]))
+    return grouped(found, lambda name: layer_of(name, model))
 
 
 def _checked_pair(batch: Any, domain: int) -> tuple[Any, Any]:
@@ -211,17 +210,9 @@ def _gradients(loss: Any, domain: int, parameters: Sequence[Tensor]) -> list[Ten
     return [found.to_dense() if found.is_sparse else found for found in found_gradients]
 
 
-def layer_of(parameter: str, model: nn.Module) -> str:
-    """The name of the layer that owns a parameter of this name; the model's class at the top."""
-    return parameter.rpartition(".")[0] or type(model).__name__
-
-
-def sum_of(layers: dict[str, Conflict]) -> Conflict:
+def sum_of(layers: Mapping[str, Conflict]) -> Conflict:
     """The conflict over the components of all `layers`."""
-    first, *others = layers.values()
-    for other in others:
-        first = first + other
-    return first
+    return reduce(operator.add, layers.values())
 
 
 def _check_finite(name: str, gradients: list[Tensor]) -> None:
@@ -263,12 +254,3 @@ def group_names(model: nn.Module) -> dict[str, str]:
     return {
         layer: ", ".join(group) for group in joined for block in group for layer in blocks[block]
     }
-
-
-def grouped(layers: Mapping[str, Conflict], names: Mapping[str, str]) -> dict[str, Conflict]:
-    """The sum of the conflicts of each group's layers; `names` are the layers' groups."""
-    groups: dict[str, Conflict] = {}
-    for layer, conflict in layers.items():
-        group = names.get(layer, layer)
-        groups[group] = groups[group] + conflict if group in groups else conflict
-    return groups

@@ -1,14 +1,16 @@
 """`gradsurgery.gradient_gram`: all inner products of per-sample gradients, layer by layer."""
 
 import logging
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from gradsurgery.engine.parameters import trainable_parameters
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.gradients.layers.layer_call import Gram, gram_in_spans
 from gradsurgery.gradients.model_state import ModelState, RandomState, unchanged
@@ -28,6 +30,8 @@ from gradsurgery.gradients.verification import (
 )
 from gradsurgery.rules.gramian import cosines_of
 
+Summand = TypeVar("Summand")  # matrices of inner products, or conflicts
+
 _logger = logging.getLogger(__name__)
 
 
@@ -40,6 +44,15 @@ def block_of(layer: str) -> str:
     parts = layer.split(".")
     first = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))
     return ".".join(parts[: first + 1])
+
+
+def grouped(layers: Mapping[str, Summand], of: Callable[[str], str]) -> dict[str, Summand]:
+    """The sum over each group's layers, in their order; `of` names the group of a layer."""
+    groups: dict[str, Summand] = {}
+    for layer, value in layers.items():
+        group = of(layer)
+        groups[group] = operator.add(groups[group], value) if group in groups else value
+    return groups
 
 
 @dataclass(frozen=True)
@@ -65,11 +78,7 @@ class GradientGram:
 
     def groups(self, of: Callable[[str], str] = block_of) -> dict[str, Gram]:
         """G by group of layers; `of` names the group of a layer, by default its block."""
-        grouped: dict[str, Gram] = {}
-        for layer, gram in self.layers.items():
-            group = of(layer)
-            grouped[group] = grouped[group] + gram if group in grouped else gram
-        return grouped
+        return grouped(self.layers, of)
 
     def cosines(self) -> Gram:
         """cos_ij = G_ij / √(G_ii G_jj) over all parameters, and 0 where a gradient is zero."""
@@ -107,22 +116,27 @@ def gradient_gram(model: nn.Module, loss: SampleLoss, x: Tensor, y: Any) -> Grad
     """
     if not len(x):
         raise ArgumentError("x holds no sample; give at least one")
-    owners = owned_parameters(model)
+    named = trainable_parameters(model.named_parameters())
     check_samples_apart(model)
-    parameters = [parameter for owned in owners.values() for parameter in owned]
+    parameters = [parameter for _, parameter in named]
     with unchanged(model, loss) as state, torch.enable_grad(), uncompiled():
         grams, losses, one_by_one = _parameter_grams(Samples(model, loss, x, y), parameters, state)
-    zero = torch.zeros(len(x), len(x), dtype=torch.float64)
-    layers = {}
-    for name, owned in owners.items():
-        parts = [grams[parameter].cpu() for parameter in owned if parameter in grams]
-        layers[name] = torch.stack(parts).sum(0) if parts else zero
-        if not layers[name].isfinite().all():
+    slow = {id(parameter) for parameter in one_by_one}
+    layers: dict[str, Gram] = {}
+    fallbacks: dict[str, None] = {}
+    for name, parameter in named:
+        layer = layer_of(name, model)
+        gram = layers.setdefault(layer, torch.zeros(len(x), len(x), dtype=torch.float64))
+        if parameter in grams:
+            layers[layer] = gram + grams[parameter].cpu()
+        if id(parameter) in slow:
+            fallbacks[layer] = None
+        if not layers[layer].isfinite().all():
             raise NonFiniteError(
-                f"the gradients of the samples at layer {name} are NaN or infinite; look at the "
+                f"the gradients of the samples at layer {layer} are NaN or infinite; look at the "
                 "images and the weights",
                 domain=None,
-                parameter=name,
+                parameter=layer,
             )
     if not losses.isfinite().all():
         raise NonFiniteError(
@@ -130,29 +144,15 @@ def gradient_gram(model: nn.Module, loss: SampleLoss, x: Tensor, y: Any) -> Grad
             domain=None,
             parameter=None,
         )
-    slow = {id(parameter) for parameter in one_by_one}
-    fallbacks = tuple(
-        name for name, owned in owners.items() if any(id(part) in slow for part in owned)
-    )
     if fallbacks:
         _logger.warning("per-sample gradients one pass a sample for: %s", ", ".join(fallbacks))
-    return GradientGram(layers, losses, fallbacks)
-
-
-class _ParameterGrams(NamedTuple):
-    """G_ij = ∇ℓ_i · ∇ℓ_j by parameter, the losses ℓ_i, and which took one pass per sample.
-
-    A parameter that the losses do not reach has no Gram matrix.
-    """
-
-    grams: dict[Tensor, Gram]
-    losses: Tensor
-    one_by_one: list[Tensor]
+    return GradientGram(layers, losses, tuple(fallbacks))
 
 
 def _parameter_grams(
     samples: Samples, parameters: list[Tensor], state: ModelState
-) -> _ParameterGrams:
+) -> tuple[dict[Tensor, Gram], Tensor, list[Tensor]]:
+    """G_ij = ∇ℓ_i · ∇ℓ_j by parameter, the losses ℓ_i, and which took one pass per sample."""
     model, loss, x, y = samples
     recorder = Recorder(parameters, len(x))
     with recorder:
@@ -187,7 +187,7 @@ def _parameter_grams(
         everything = not singles.confirm(recorder.taps, fast, numbers)
     one_by_one = parameters if everything else verdict.slow
     grams.update(stacked_grams(singles, one_by_one, len(x)))
-    return _ParameterGrams(grams, losses, one_by_one)
+    return grams, losses, one_by_one
 
 
 def _gram_of(parameter: Tensor, pieces: list[Piece], samples: int) -> Gram:
@@ -206,31 +206,6 @@ def _gram_of(parameter: Tensor, pieces: list[Piece], samples: int) -> Gram:
     return gram_in_spans(parameter.shape, samples, rows, step=step)
 
 
-def owned_parameters(model: nn.Module) -> dict[str, list[Tensor]]:
-    """The trained parameters that each layer owns itself, one that several share with the first.
-
-    Raises `ArgumentError` where there are none, or where one has no real gradient.
-    """
-    seen: set[Tensor] = set()
-    owners: dict[str, list[Tensor]] = {}
-    for name, layer in model.named_modules():
-        own = [p for p in layer.parameters(recurse=False) if p.requires_grad and p not in seen]
-        seen.update(own)
-        if own:
-            owners[name or type(layer).__name__] = own
-    if not owners:
-        raise ArgumentError(
-            "the model has no parameter that requires a gradient; unfreeze the layers to look at"
-        )
-    for name, own in owners.items():
-        for parameter in own:
-            if isinstance(parameter, nn.UninitializedParameter):
-                raise ArgumentError(
-                    f"the layer {name} has no weights before its first pass; call the model once"
-                )
-            if parameter.is_complex():
-                raise ArgumentError(
-                    f"the layer {name} has complex parameters, of type {parameter.dtype}; inner "
-                    "products are of real gradients alone"
-                )
-    return owners
+def layer_of(parameter: str, model: nn.Module) -> str:
+    """The name of the layer that owns a parameter of this name; the model's class at the top."""
+    return parameter.rpartition(".")[0] or type(model).__name__

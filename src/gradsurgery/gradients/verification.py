@@ -64,7 +64,6 @@ def verified_backward(
     project = _Projection(len(losses))
     rounds = [one.to(losses.device) for one in _weights(len(losses), narrow=recorder.is_narrow)]
     pieces = _Pieces(recorder, receiver, left)
-    apart = True
     of_samples: list[Tensor] = []
     for weights in rounds:
 
@@ -76,17 +75,13 @@ def verified_backward(
             of_samples.append(project(found) / weights[:, None])
 
     def receive_plain(tap: Tap, gradient: Tensor) -> None:
-        nonlocal apart
         tap.plain = project(gradient)
         verified = _agree(tap.weighted, tap.plain, len(rounds))
-        apart = apart and (verified or not tap.reads_samples)
         pieces.receive(tap, gradient, verified=verified)
 
-    ones = torch.ones_like(losses)
-    found = recorder.go_back(losses, ones, receive_plain, keep_graph=False)
+    found = recorder.go_back(losses, torch.ones_like(losses), receive_plain, keep_graph=False)
     pieces.hand_out_rest()
-    if found is not None:
-        apart = apart and _agree(of_samples, project(found), len(rounds))
+    apart = found is None or _agree(of_samples, project(found), len(rounds))
     return Verdict(pieces.refused(), apart)
 
 
@@ -214,17 +209,14 @@ def check_samples_apart(model: nn.Module) -> None:
     The gradient of one sample does not exist there: its loss depends on every other sample.
     """
     for name, layer in model.named_modules():
-        if not isinstance(layer, _BatchNorm):
-            continue
-        if layer.running_mean is None:
-            raise ArgumentError(
-                f"the batch normalisation {name or type(layer).__name__} keeps no running "
-                "statistics, so that samples have no gradient of their own; build it with "
-                "track_running_stats=True"
+        if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
+            kept = (
+                "is in training mode"
+                if layer.running_mean is not None
+                else ("keeps no running statistics")
             )
-        if layer.training:
             raise ArgumentError(
-                f"the batch normalisation {name or type(layer).__name__} is in training mode, "
-                "where samples have no gradient of their own; call model.eval(), or "
-                'gradsurgery.backbones.set_training_mode(model, "frozen")'
+                f"the batch normalisation {name or type(layer).__name__} {kept}, so that samples "
+                "have no gradient of their own; build it with track_running_stats=True and call "
+                'model.eval(), or gradsurgery.backbones.set_training_mode(model, "frozen")'
             )
