@@ -341,6 +341,17 @@ def test_dropout_of_each_sample_and_outputs_in_any_form(form):
     torch.testing.assert_close(gram.total, 3 * (dropped @ dropped.T).double())
 
 
+def test_dropout_as_accelerators_compute_it():
+    """For z = w · (m ∘ x) / 0.25 the gradient is (m ∘ x) / 0.25."""
+    x = torch.arange(1.0, 6)[:, None]
+    for seed in range(3):
+        torch.manual_seed(seed)
+        mask = torch.native_dropout(x, 0.75, True)[1]
+        model = One(lambda s, x: torch.native_dropout(s.l(x), 0.75, True)[0])
+        torch.manual_seed(seed)
+        assert diagonal(model, x) == (x * mask * 4).square().flatten().tolist()
+
+
 def test_the_size_of_the_batch_beside_dropout():
     model = Mixing(lambda x: x / len(x)).train()
     with pytest.raises(ArgumentError, match="see each other"):

@@ -14,12 +14,16 @@ _DROPOUT = torch.ops.aten.native_dropout.default
 
 
 class Draws(TorchDispatchMode):
-    """Entered around a pass over N samples, remembers what is drawn: masks of dropout, noise."""
+    """Entered around a pass over N samples, remembers what is drawn: masks of dropout, noise.
 
-    def __init__(self, samples: int) -> None:
+    With `given`, entered around a pass over one sample, gives it its part of these draws.
+    """
+
+    def __init__(self, samples: int, given: "tuple[Draws, int] | None" = None) -> None:
         super().__init__()
         self.samples = samples
         self.drawn: list[Tensor] = []
+        self._given = given
 
     @override
     def __torch_dispatch__(
@@ -30,48 +34,35 @@ class Draws(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if torch.Tag.nondeterministic_seeded in func.tags and not _is_empty(result):
-            _check_known(func, args)
-            self._receive(func, args, result)
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return result
+        _check_known(func, args)
+        numbers = result[1] if func is _DROPOUT else result
+        if self._given is not None:
+            draws, sample = self._given
+            numbers.copy_(draws._part_of(sample, len(self.drawn), numbers.shape))
+            if func is _DROPOUT:
+                inputs, probability = args[:2]
+                result[0].copy_(
+                    inputs * numbers * (1 / (1 - probability) if probability < 1 else 0)
+                )
+        self.drawn.append(numbers.clone())
         return result
 
-    def _receive(self, func: Any, args: Sequence[Any], result: Any) -> None:
-        self.drawn.append((result[1] if func is _DROPOUT else result).detach().clone())
-
-    def of(self, sample: int) -> "Draws":
-        """What to enter around a pass over one sample, which then gets its part of the numbers."""
-        return _DrawsOfOne(self, sample)
-
-
-class _DrawsOfOne(Draws):
-    def __init__(self, of_all: Draws, sample: int) -> None:
-        super().__init__(1)
-        self._among = of_all.samples
-        self._left = iter(of_all.drawn)
-        self._sample = sample
-
-    @override
-    def _receive(self, func: Any, args: Sequence[Any], result: Any) -> None:
-        target = result[1] if func is _DROPOUT else result
-        target.copy_(self._part(next(self._left, None), target.shape))
-        if func is _DROPOUT:
-            inputs, probability = args[:2]
-            scale = 0.0 if probability == 1 else 1 / (1 - probability)
-            result[0].copy_(inputs * target * scale)
-
-    def _part(self, drawn: Tensor | None, shape: torch.Size) -> Tensor:
-        """The sample's part of what was drawn for all; all of it where it is for none of them."""
-        if drawn is not None and drawn.shape == shape:
+    def _part_of(self, sample: int, place: int, shape: torch.Size) -> Tensor:
+        """Of one draw the part that is the sample's, or all of it where it is not by sample."""
+        drawn = self.drawn[place] if place < len(self.drawn) else torch.empty(0)
+        if drawn.shape == shape:
             return drawn
-        if drawn is not None and drawn.ndim == len(shape):
-            sizes = zip(drawn.shape, shape, strict=True)
-            apart = [at for at, (all_of_it, own) in enumerate(sizes) if all_of_it != own]
-            if len(apart) == 1 and drawn.shape[apart[0]] == self._among * shape[apart[0]]:
-                own = shape[apart[0]]
-                return drawn.narrow(apart[0], self._sample * own, own)
+        sizes = zip(drawn.shape, shape, strict=False)
+        apart = [at for at, (of_all, own) in enumerate(sizes) if of_all != own]
+        if drawn.ndim == len(shape) and len(apart) == 1:
+            own = shape[apart[0]]
+            if drawn.shape[apart[0]] == self.samples * own:
+                return drawn.narrow(apart[0], sample * own, own)
         raise ArgumentError(
-            f"the network draws random numbers of shape {list(shape)} for sample {self._sample} "
-            f"alone, which are no part of those that it draws for {self._among} samples; call "
+            f"the network draws random numbers of shape {list(shape)} for sample {sample} alone, "
+            f"which are no part of those that it draws for {self.samples} samples; call "
             "model.eval(), or draw numbers for each sample"
         )
 
@@ -88,7 +79,3 @@ def _check_known(func: Any, args: Sequence[Any]) -> None:
         f"the network draws random numbers {where}, and whether samples see each other cannot be "
         "checked there; call model.eval(), or draw them elsewhere"
     )
-
-
-def _is_empty(result: Any) -> bool:
-    return isinstance(result, Tensor) and not result.numel()

@@ -154,7 +154,7 @@ class SinglePasses:
         model, loss, all_x, all_y = self._samples
         self._state.restore()
         x, y = all_x[i : i + 1].detach().clone(), all_y[i : i + 1]
-        draws = nullcontext() if self._draws is None else self._draws.of(i)
+        draws = nullcontext() if self._draws is None else Draws(1, given=(self._draws, i))
         try:
             with around or nullcontext(), draws:
                 output = model(x if around is None else around.watched(x))
