@@ -228,6 +228,8 @@ def test_errors_name_what_is_wrong() -> None:
         ({"x": x, "y": y}, "domain 1 is a pair \\(x, y\\), found dict;"),
         (x, "domain 1 is a pair \\(x, y\\), found Tensor;"),
         ((x[:0], y[:0]), "domain 1 holds no sample"),
+        ((None, y), "Sequential does not run on domain 1's batch: "),
+        ((x[:, :2], y), "Sequential does not run on domain 1's batch: mat1"),
         (
             (x, y[:1]),
             "domain 1 cannot be computed from .* output, a tensor of shape \\[2, 2\\], and y",
@@ -238,6 +240,8 @@ def test_errors_name_what_is_wrong() -> None:
         with pytest.raises(ArgumentError, match=message) as caught:
             domain_conflict(model, loss, [(x, y), bad])
         assert "\n" not in str(caught.value)
+    with pytest.raises(ArgumentError, match="domain 0 is a real number, found torch"):
+        domain_conflict(model, lambda z, _: z.sum() * 1j, [(x, y)] * 2)
     with pytest.raises(ArgumentError, match=r"domain 0 is a pair .* found str;"):
         domain_conflict(model, loss, {"art": (x, y), "sketch": (x, y)})
     with pytest.raises(

@@ -161,6 +161,11 @@ def checked_loss(loss: Any, domain: int) -> Tensor:
         raise ArgumentError(
             f"the loss of domain {domain} is a tensor with one value, found {found}"
         )
+    if loss.is_complex():
+        raise ArgumentError(
+            f"the loss of domain {domain} is a real number, found {loss.dtype}; take its .real or "
+            ".abs()"
+        )
     if not loss.requires_grad:
         raise ArgumentError(
             f"the loss of domain {domain} does not depend on a parameter that is trained; compute "

@@ -16,7 +16,7 @@ from gradsurgery.engine.passes import checked_loss, refuse_reentrant
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.gradients.gradient_gram import block_of, grouped, layer_of
 from gradsurgery.gradients.model_state import unchanged
-from gradsurgery.gradients.one_by_one import called_loss
+from gradsurgery.gradients.one_by_one import called_loss, failures_as
 
 _PIECE = 1 << 16  # components at a time, so that the temporaries stay in the cache
 _CANCELS = 1e-12  # of the squares' sum: a sum's square below it is rounding and nothing else
@@ -181,7 +181,9 @@ def domain_conflict(model: nn.Module, loss: Loss, batches: Iterable[Any]) -> dic
         for domain, batch in enumerate(batches):
             x, y = _checked_pair(batch, domain)
             state.restore(random=False)
-            value = called_loss(loss, model(x), y, f"of domain {domain}")
+            with failures_as(f"{type(model).__name__} does not run on domain {domain}'s batch"):
+                output = model(x)
+            value = called_loss(loss, output, y, f"of domain {domain}")
             rows.append(_gradients(value, domain, [p for _, p in named]))
     found = {}
     for name, *gradients in zip((name for name, _ in named), *rows, strict=True):

@@ -114,8 +114,9 @@ def gradient_gram(model: nn.Module, loss: SampleLoss, x: Tensor, y: Any) -> Grad
     tensor([[1., 2.],
             [2., 5.]], dtype=torch.float64)
     """
-    if not len(x):
-        raise ArgumentError("x holds no sample; give at least one")
+    if not isinstance(x, Tensor) or not x.ndim or not len(x):
+        found = f"shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ArgumentError(f"x is a tensor of at least one sample along its rows, found {found}")
     named = trainable_parameters(model.named_parameters())
     check_samples_apart(model)
     parameters = [parameter for _, parameter in named]

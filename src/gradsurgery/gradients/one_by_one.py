@@ -1,7 +1,7 @@
 """Further passes, of one sample each or with other neighbours: the slow way, and checks."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -35,21 +35,23 @@ class Samples(NamedTuple):
 
 def called_loss(loss: SampleLoss, output: Any, y: Any, whose: str) -> Any:
     """What `loss` gives; raises `ArgumentError`, in one line, where it fails."""
-    try:
+    with failures_as(
+        f"the loss {whose} cannot be computed from the model's output, {_described(output)}, and "
+        f"y, {_described(y)}"
+    ):
         return loss(output, y)
-    except torch.OutOfMemoryError:
+
+
+@contextmanager
+def failures_as(what: str) -> Iterator[None]:
+    """Inside, an error of the user's network or loss becomes one line, which begins with `what`."""
+    try:
+        yield
+    except (ArgumentError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise ArgumentError(
-            f"the loss {whose} cannot be computed from the model's output, {_described(output)}, "
-            f"and y, {_described(y)}: {_first_line(error)}; give y and a loss that fit "
-            "what the model returns"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    """Of its message; its kind where it has none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ArgumentError(f"{what}: {first}") from error
 
 
 def _described(value: Any) -> str:
@@ -81,7 +83,7 @@ def losses_by_slices(loss: SampleLoss, output: Any, y: Any, samples: int) -> Ten
             f"{samples} rows from the model, found {found}; give a loss of shape [{samples}]"
         )
     found_losses = [
-        called_loss(loss, row_of(output, i, samples), y[i : i + 1], f"of sample {i} alone")
+        called_loss(loss, row_of(output, i, samples), target_of(y, i), f"of sample {i} alone")
         for i in range(samples)
     ]
     for one in found_losses:
@@ -97,6 +99,16 @@ def _has_rows(value: Any, samples: int) -> bool:
 def row_of(output: Any, i: int, samples: int) -> Any:
     """Sample i's part of the tensors in an output, as a batch of one; the others as they are."""
     return tree_map(lambda leaf: leaf[i : i + 1] if _has_rows(leaf, samples) else leaf, output)
+
+
+def target_of(y: Any, i: int) -> Any:
+    """What sample i is compared with, as a batch of one."""
+    if y is None:
+        return None
+    if isinstance(y, dict):
+        return {name: target_of(value, i) for name, value in y.items()}
+    with failures_as("y holds one target per sample along its first dimension"):
+        return y[i : i + 1]
 
 
 def _refuse_form(samples: int, found: object) -> NoReturn:
@@ -142,7 +154,7 @@ class SinglePasses:
         _, loss, _, y = self._samples
         try:
             alone = losses_by_slices(loss, self._output, y, len(self._losses))
-        except (ArgumentError, TypeError):
+        except ArgumentError:
             return False
         return are_near(alone, self._losses, self._losses, self._precision)
 
@@ -153,19 +165,15 @@ class SinglePasses:
         """
         model, loss, all_x, all_y = self._samples
         self._state.restore()
-        x, y = all_x[i : i + 1].detach().clone(), all_y[i : i + 1]
+        x, y = all_x[i : i + 1].detach().clone(), target_of(all_y, i)
         draws = nullcontext() if self._draws is None else Draws(1, given=(self._draws, i))
-        try:
-            with around or nullcontext(), draws:
-                output = model(x if around is None else around.watched(x))
-                losses = sample_losses(loss, output, y, 1)
-        except ArgumentError:
-            raise
-        except (RuntimeError, ValueError, TypeError, LookupError) as error:
-            raise ArgumentError(
-                f"{type(model).__name__} runs on {len(self._losses)} samples and not on sample {i} "
-                f"alone, so that it has no gradient of its own: {_first_line(error)}"
-            ) from error
+        what = (
+            f"{type(model).__name__} runs on {len(self._losses)} samples and not on sample {i} "
+            "alone, so that it has no gradient of its own"
+        )
+        with failures_as(what), around or nullcontext(), draws:
+            output = model(x if around is None else around.watched(x))
+            losses = sample_losses(loss, output, y, 1)
         same = are_near(losses[0], self._losses[i], self._losses, self._precision)
         if not same or not self._has_same_output(output, i):
             refuse_mixed(model)
