@@ -56,7 +56,7 @@ def test_a_configuration_is_read_back_as_it_was() -> None:
         ("validate_every", 0, ["greater than or equal to 1"]),
         ("image_size", 5000, ["less than or equal to 2048", "5000"]),
         ("seed", -1, ["greater than or equal to 0"]),
-        ("precision", "float8", ["'float32', 'bfloat16' or 'float16'", "float8"]),
+        ("precision", "float8", ["'float32', 'tf32', 'bfloat16' or 'float16'", "float8"]),
         ("optimizer", "lion", ["'adam', 'adamw' or 'sgd'", "lion"]),
         ("batch_norm", "thawed", ["'per-domain' or 'pooled'", "thawed"]),
         ("target", "", ["at least 1 character"]),
@@ -82,3 +82,19 @@ def test_differences_name_both_values() -> None:
     one = RunConfiguration(data="pacs", target="sketch", seed=1)
     two = RunConfiguration(data="pacs", target="sketch", seed=2, precision="bfloat16")
     assert one.differences(two) == {"seed": (1, 2), "precision": ("float32", "bfloat16")}
+
+
+def test_yaml_takes_on_and_off_for_true_and_false() -> None:
+    written = {"channels_last": True, "cuda_graph": False}
+    run = RunConfiguration(data="pacs", target="sketch", **written)
+    assert (run.channels_last, run.cuda_graph) == ("on", "off")
+    run = RunConfiguration(data="pacs", target="sketch", cuda_graph="auto")
+    assert (run.channels_last, run.cuda_graph) == ("auto", "auto")
+
+
+def test_how_a_run_computes_does_not_decide_its_folder() -> None:
+    plain = RunConfiguration(data="pacs", target="sketch")
+    options = {"channels_last": "on", "compile": True, "cuda_graph": "off"}
+    other = RunConfiguration(data="pacs", target="sketch", **options)
+    assert other.departures() == plain.departures()
+    assert plain.differences(other) == {}

@@ -61,7 +61,7 @@ class Fish(Algorithm):
         with torch.no_grad():
             for parameter, start in zip(parameters, before, strict=True):
                 parameter.copy_(start.lerp_(parameter, self.values["meta_lr"]))
-        return BackwardResult(torch.stack(losses), agreeing=None, cosines=None)
+        return BackwardResult(torch.stack(losses))
 
     def _inner_steps(self, step: Step) -> list[Tensor]:
         """One step of the optimiser on each domain; their losses."""
@@ -79,5 +79,5 @@ class Fish(Algorithm):
             except NonFiniteError as error:
                 raise non_finite(error, f"domain {domain}", domain) from error
             losses[domain] = result.losses[0]
-            step.update_parameters()
+            step.update_parameters(result)
         return losses

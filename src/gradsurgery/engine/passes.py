@@ -44,9 +44,10 @@ class DomainPasses:
         kept = iter(_shared_with_later(losses)) if isinstance(losses, list | tuple) else None
         values: list[Tensor] = []
         domains = iter(losses)
-        with _reporting(self._parameters, self._on_gradient):
+        at_once = self._accumulator.at_once
+        with _reporting(self._parameters, self._on_gradient, all_of_them=at_once):
             while (domain := next(domains, _END)) is not _END:
-                self._begin(at_once=isinstance(domain, Tensor))
+                self._begin(at_once=at_once and isinstance(domain, Tensor))
                 parts = _parts(domain, len(values))
                 del domain  # nothing may keep this graph alive while the next one is built
                 total = None
@@ -80,8 +81,11 @@ class DomainPasses:
 
     def _end(self) -> None:
         """Hand over what waited for the last micro-batch, and None for what was not reached."""
-        for position in sorted(self._awaited):
-            self._hand_over(position)
+        if self._accumulator.at_once:
+            for position in sorted(self._awaited):
+                self._hand_over(position)
+        else:
+            self._accumulator.receive_domain(self._domain, taken_gradients(self._parameters))
         self._domain += 1
 
     def _go_back(self, loss: Tensor, *, retain: bool) -> None:
@@ -91,12 +95,19 @@ class DomainPasses:
 
 @contextmanager
 def _reporting(
-    parameters: Sequence[Tensor], receive: Callable[[int, Tensor], None]
+    parameters: Sequence[Tensor],
+    receive: Callable[[int, Tensor], None],
+    *,
+    all_of_them: bool,
 ) -> Iterator[None]:
-    """Inside, `receive` hears of each parameter whose `.grad` has its gradient, by its position."""
+    """Inside, `receive` hears of each parameter whose `.grad` has its gradient, by its position.
+
+    all_of_them: or else of those alone that have a hook of the user's.
+    """
     handles = [
         parameter.register_post_accumulate_grad_hook(partial(receive, position))
         for position, parameter in enumerate(parameters)
+        if all_of_them or parameter._post_accumulate_grad_hooks
     ]
     try:
         yield
@@ -123,8 +134,13 @@ def gradients_of(
     Every `.grad` has to be None, and is None afterwards.
     """
     scaled = checked_loss(loss, domain) if scaler is None else scaler.scale(loss)
-    with _reporting(parameters, _refuse_cleared):
+    with _reporting(parameters, _refuse_cleared, all_of_them=False):
         run_backward(scaled, list(parameters), domain, retain=False)
+    return taken_gradients(parameters)
+
+
+def taken_gradients(parameters: Sequence[Tensor]) -> list[Tensor | None]:
+    """What is in `.grad`, which is None afterwards."""
     gradients = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None

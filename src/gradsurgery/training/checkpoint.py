@@ -50,6 +50,7 @@ class Checkpoint:
         best_digest: sha256 of the file they are in, "" where there is none.
         seconds: spent so far.
         step_seconds: spent so far in steps alone.
+        wait_seconds: of these, spent without images to compute on.
     """
 
     configuration: RunConfiguration
@@ -63,6 +64,17 @@ class Checkpoint:
     best_digest: str = ""
     seconds: float = 0.0
     step_seconds: float = 0.0
+    wait_seconds: float = 0.0
+
+    def took(self, seconds: float, waited: float) -> None:
+        """Add what steps have taken, and how much of it went by without images."""
+        self.step_seconds += seconds
+        self.wait_seconds += waited
+
+    @property
+    def data_wait(self) -> float:
+        """Fraction of the steps' time that passed without images to compute on."""
+        return self.wait_seconds / self.step_seconds if self.step_seconds else 0.0
 
     @property
     def best_step(self) -> int:
@@ -91,6 +103,7 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
         "best_digest": checkpoint.best_digest,
         "seconds": checkpoint.seconds,
         "step_seconds": checkpoint.step_seconds,
+        "wait_seconds": checkpoint.wait_seconds,
     }
     path = directory / CHECKPOINT_FILE
     with _explained(path), atomic_file(path) as temporary:
