@@ -244,13 +244,13 @@ def _shared_with_later(losses: Sequence[DomainLoss]) -> Iterator[bool]:
     return reversed(kept)
 
 
-def graph_of(loss: Tensor) -> set[Any]:
-    """The nodes of autograd's graph behind `loss`, without those of the leaves."""
+def graph_of(loss: Tensor, ends: tuple[str, ...] = ("AccumulateGrad",)) -> set[Any]:
+    """The nodes of autograd's graph behind `loss`, as far as those of the kinds `ends`."""
     nodes: set[Any] = set()
     waiting: list[Any] = [loss.grad_fn]
     while waiting:
         node = waiting.pop()
-        if node is None or node in nodes or type(node).__name__ == "AccumulateGrad":
+        if node is None or node in nodes or type(node).__name__ in ends:
             continue
         nodes.add(node)
         waiting += [before for before, _ in node.next_functions]

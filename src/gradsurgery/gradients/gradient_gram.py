@@ -174,19 +174,19 @@ def _parameter_grams(
     left = recorder.left_in_graph(losses)
     if recorder.differentiated:
         left = parameters
-    verdict = verified_backward(recorder, losses, receive, left)
+    slow, apart = verified_backward(recorder, losses, receive, left)
     singles = SinglePasses(samples, output, losses, state, recorder.precision)
     output, losses = None, losses.detach()
-    everything = recorder.differentiated or not verdict.samples_apart
-    slow = {id(parameter) for parameter in verdict.slow}
-    fast = [parameter for parameter in parameters if id(parameter) not in slow]
+    everything = recorder.differentiated or not apart
+    refused = {id(parameter) for parameter in slow}
+    fast = [parameter for parameter in parameters if id(parameter) not in refused]
     if fast and not everything:
         unseen = recorder.gradient_lost or is_opaque(model)
         all_of_them = unseen or not has_plain_loss or not singles.has_own_losses()
         # at least one of them, against all that was not thought of
         numbers = range(len(x)) if all_of_them else [len(x) - 1]
         everything = not singles.confirm(recorder.taps, fast, numbers)
-    one_by_one = parameters if everything else verdict.slow
+    one_by_one = parameters if everything else slow
     grams.update(stacked_grams(singles, one_by_one, len(x)))
     return grams, losses, one_by_one
 

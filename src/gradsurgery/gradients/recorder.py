@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from typing_extensions import override
 
-from gradsurgery.engine.passes import refuse_reentrant
+from gradsurgery.engine.passes import graph_of, refuse_reentrant
 from gradsurgery.gradients.layers import known_call
 from gradsurgery.gradients.layers.elementwise import (
     BroadcastCall,
@@ -223,7 +223,8 @@ class Recorder(TorchFunctionMode):
         Raises `ArgumentError` for reentrant checkpointing, which has no graph.
         """
         refuse_reentrant(losses, "of the samples")
-        found = {id(leaf) for leaf in _leaves(losses)}
+        beside = graph_of(losses, ends=_MARKS)
+        found = {id(node.variable) for node in beside if hasattr(node, "variable")}
         return [parameter for key, parameter in self.parameters.items() if key in found]
 
     def go_back(
@@ -293,19 +294,3 @@ _TO_PYTHON = functions_named(
     *("item", "tolist", "__bool__", "__int__", "__float__", "__index__"),
     *("__contains__", "equal", "allclose", "is_nonzero"),
 )
-
-
-def _leaves(losses: Tensor) -> Iterator[Tensor]:
-    """The leaves that the losses' graph reaches beside the marks of tapped calls."""
-    waiting = [losses.grad_fn]
-    seen = set(waiting)
-    while waiting:
-        node = waiting.pop()
-        if node is None or type(node).__name__ in _MARKS:
-            continue
-        if (variable := getattr(node, "variable", None)) is not None:
-            yield variable
-        for following, _ in node.next_functions:
-            if following not in seen:
-                seen.add(following)
-                waiting.append(following)

@@ -38,28 +38,20 @@ class Piece(NamedTuple):
 Receiver = Callable[[Tensor, list[Piece]], None]
 
 
-class Verdict(NamedTuple):
-    """What the backward passes showed.
-
-    slow: the parameters whose gradients by sample they do not give.
-    samples_apart: whether each sample influences its own loss alone, as far as gradients show.
-    """
-
-    slow: list[Tensor]
-    samples_apart: bool
-
-
 def verified_backward(
     recorder: Recorder,
     losses: Float[Tensor, " samples"],
     receiver: Receiver,
     left: Iterable[Tensor],
-) -> Verdict:
+) -> tuple[list[Tensor], bool]:
     """Propagate the losses back, weighted and then as they are.
 
     receiver: called with a parameter and its pieces as soon as they are complete and verified,
         during the last pass; nothing of them is kept afterwards.
     left: parameters that are not to be handed out.
+
+    Returns the parameters whose gradients by sample the passes do not give; and whether each sample
+    influences its own loss alone, as far as gradients show.
     """
     project = _Projection(len(losses))
     rounds = [one.to(losses.device) for one in _weights(len(losses), narrow=recorder.is_narrow)]
@@ -82,7 +74,7 @@ def verified_backward(
     found = recorder.go_back(losses, torch.ones_like(losses), receive_plain, keep_graph=False)
     pieces.hand_out_rest()
     apart = found is None or _agree(of_samples, project(found), len(rounds))
-    return Verdict(pieces.refused(), apart)
+    return pieces.refused(), apart
 
 
 class _Pieces:
@@ -210,11 +202,7 @@ def check_samples_apart(model: nn.Module) -> None:
     """
     for name, layer in model.named_modules():
         if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
-            kept = (
-                "is in training mode"
-                if layer.running_mean is not None
-                else ("keeps no running statistics")
-            )
+            kept = "is in training mode" if layer.training else "keeps no running statistics"
             raise ArgumentError(
                 f"the batch normalisation {name or type(layer).__name__} {kept}, so that samples "
                 "have no gradient of their own; build it with track_running_stats=True and call "
