@@ -29,6 +29,7 @@ from gradsurgery.training.checkpoint import (
     CheckpointError,
     load_checkpoint,
     remove_checkpoint,
+    restore_learner,
 )
 from gradsurgery.training.device import (
     computing_with,
@@ -215,12 +216,14 @@ def _work(
     sources = configuration.sources(images.domains)
     _check_split(split, sources, images.name)
     if checkpoint is None:
-        checkpoint = Checkpoint(configuration, images.digest, split.digest)
+        checkpoint = Checkpoint(
+            configuration=configuration, data_digest=images.digest, split_digest=split.digest
+        )
         configuration.save(directory)
         split.save(directory)
     else:
         _check_data(checkpoint, images, split, directory)
-        learner.restore(checkpoint.learner)
+        restore_learner(learner, checkpoint, directory)
         report(TrainingProgress("resuming", checkpoint.step, configuration.iterations))
     drawn = DomainBatches if configuration.batches == "multi" else SingleDomainBatches
     batches = drawn(
