@@ -21,7 +21,7 @@ from gradsurgery.data import (
     prepare,
 )
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.record import RECORD_FILE, Cost, Record
+from gradsurgery.documents.record import Cost, Record
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.training.averaging import average_values, method_settings
 from gradsurgery.training.checkpoint import (
@@ -92,11 +92,11 @@ def train(
     source = opened if opened is not None else open_source(configuration.data)
     check_run(configuration, source.name, source.domains)
     device = resolve_device(configuration.device)
-    if (directory / RECORD_FILE).exists():
+    if (directory / Record.file_name).exists():
         return _finished(configuration, directory)
     with ExitStack() as stack:
         stack.enter_context(claimed(directory))
-        if (directory / RECORD_FILE).exists():
+        if (directory / Record.file_name).exists():
             return _finished(configuration, directory)
         backbone = _backbone(configuration, source)
         checkpoint = load_checkpoint(directory)
