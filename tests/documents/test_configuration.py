@@ -100,7 +100,7 @@ def test_folders_as_paths_and_domains_that_are_numbers() -> None:
         ("data", 5, "data must be a valid string, found 5"),
         ("without", "75", "without must be a valid list, found '75'"),
         ("without", [["a"]], "without.0 must be a valid string"),
-        ("seed", 2**63, "seed must be finite"),
+        ("seed", 2**63, "seed must be a number of up to 18 digits"),
         ("seed", 10**4000, "found one of 13288 bits"),
         ("settings", {"irm.penalty": float("inf")}, "settings.irm.penalty must be finite"),
         ("target", "a" * 10_000, ""),

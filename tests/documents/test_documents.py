@@ -20,7 +20,7 @@ from gradsurgery.documents.document import Document
 from gradsurgery.documents.plan import Failure, SweepPlan
 from gradsurgery.documents.record import Record, SplitFile
 from gradsurgery.documents.selection import Selections
-from gradsurgery.documents.similarity import RunSimilarity, SimilarityStudy
+from gradsurgery.documents.similarity import SimilarityStudy
 from gradsurgery.errors import DataError
 
 FIRST = Path(__file__).parent / "version1"
@@ -33,7 +33,7 @@ FILES: list[tuple[type[Document], str]] = [
     (Failure, "failed/rotated-digits/75/deep-all/seed-0-fb83bd5d/failure.json"),
     (Selections, "sweep/selection.json"),
     (SimilarityStudy, "similarity/similarity.json"),
-    (RunSimilarity, "similarity/seed-0/similarity.json"),
+    (SimilarityStudy, "similarity/seed-0/similarity.json"),
     (Diagnosis, "diagnosis/diagnosis.json"),
     (SplitFile, "runs/a/split.json"),
 ]
@@ -43,6 +43,9 @@ def plain(path: Path) -> object:
     content = json.loads(path.read_text())
     if "configuration" in content:
         content["configuration"].pop("passes", None)
+    if "measurements" in content:  # of one run, which is a study of one seed now
+        seed = content["configuration"]["seed"]
+        content["runs"] = [{"seed": seed, "measurements": content.pop("measurements")}]
     return content
 
 
@@ -115,11 +118,12 @@ def test_a_file_that_is_none_is_one_line_with_its_name_and_the_cure(
         ("configuration.iterations", 0, "iterations must be greater than or equal to 1"),
         ("configuration.nonsense", 0, "unknown option 'nonsense'"),
         ("cost", None, "cost"),
-        ("cost.peak_memory_bytes", -(10**400), "peak_memory_bytes must be finite"),
+        ("cost.peak_memory_bytes", -(10**400), "peak_memory_bytes must be a number of up to 18"),
         ("cost.peak_memory_bytes", -1, "greater than or equal to 0"),
         ("cost.seconds", 1e308, "cost.seconds must be finite, up to 1e+100"),
-        ("environment.threads", 2**63, "threads must be finite, up to 1e+100, a whole number"),
+        ("environment.threads", 2**63, "threads must be a number of up to 18 digits"),
         ("data.images.75", -1, "greater than or equal to 0"),
+        ("configuration.method", "\ud800", "method must be text in UTF-8, found '\\ud800'"),
         ("version", 10**30, "one of 100 bits"),
         ("version", "1" * 5000, "of version '1111"),
     ],

@@ -1,7 +1,7 @@
 import pytest
 
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.similarity import RunSimilarity, SimilarityOptions
+from gradsurgery.documents.similarity import SimilarityOptions, SimilarityStudy
 from gradsurgery.report.page_sections import (
     absent_section,
     configuration_section,
@@ -158,7 +158,8 @@ def test_failed_and_missing_runs(written, inventory, tmp_path):
 
 def test_the_measurements_of_a_single_run_are_no_study(written, tmp_path):
     configuration = RunConfiguration(data="made", target="c")
-    run = RunSimilarity(configuration=configuration, options=SimilarityOptions(), measurements=[])
+    about = {"data": "made", "domains": [], "classes": [], "runs": []}
+    run = SimilarityStudy(configuration=configuration, options=SimilarityOptions(), **about)
     run.save(written().parent)
     assert study_sections([tmp_path]) == []
 

@@ -11,7 +11,6 @@ from gradsurgery.data import ImageSet
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.similarity import (
-    RunSimilarity,
     SimilarityOptions,
     SimilarityStudy,
 )
@@ -250,5 +249,5 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     ):
         path.write_text(content)
         with pytest.raises(DataError, match=words) as caught:
-            RunSimilarity.load(tmp_path)
+            SimilarityStudy.load(tmp_path)
         assert "\n" not in str(caught.value)

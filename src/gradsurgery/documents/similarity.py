@@ -1,8 +1,9 @@
 """What a study of gradient similarity leaves behind: `similarity.json`."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import ConfigDict, Field
+from typing_extensions import override
 
 from gradsurgery.documents.configuration import RunDocument
 from gradsurgery.documents.document import Part
@@ -48,41 +49,37 @@ class SimilarityOptions(Part):
     all_domains: bool = False
 
 
-class _SimilarityFile(RunDocument):
-    file_name: ClassVar[str] = "similarity.json"
-    title: ClassVar[str] = "record of gradient similarity"
-    cure: ClassVar[str] = "delete it"
-
-    options: SimilarityOptions
-
-
-class RunSimilarity(_SimilarityFile):
-    """The measurements of one run, which grow while it trains."""
-
-    measurements: list[Measurement] = []
-
-    def missing(self) -> list[int]:
-        """The steps without a measurement yet."""
-        done = {measurement.step for measurement in self.measurements}
-        steps = range(0, self.configuration.iterations + 1, self.options.every)
-        return [step for step in steps if step not in done]
-
-
 class SeedMeasurements(Part):
     """The run of one seed."""
 
     seed: int
-    measurements: list[Measurement]
+    measurements: list[Measurement] = []
 
 
-class SimilarityStudy(_SimilarityFile):
+class SimilarityStudy(RunDocument):
     """A study: the same options with several seeds.
 
-    `configuration` is that of the first run, `domains` those that the study measures, in the data
+    The folder of each of its runs has a file of its own, of that run alone, which grows while it
+    trains. `configuration` is that of the first run, `domains` those that are measured, in the data
     set's order, `classes` the data set's.
     """
+
+    file_name: ClassVar[str] = "similarity.json"
+    title: ClassVar[str] = "record of gradient similarity"
+    cure: ClassVar[str] = "delete it"
 
     data: str
     domains: list[str]
     classes: list[str]
+    options: SimilarityOptions
     runs: list[SeedMeasurements]
+
+    @override
+    @classmethod
+    def upgraded(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """In version 0.1.0 the file of one run had its measurements, and nothing of the data."""
+        if isinstance(content.get("configuration"), dict) and "measurements" in content:
+            seed, measurements = content["configuration"].get("seed"), content["measurements"]
+            content = content | {"runs": [{"seed": seed, "measurements": measurements}]}
+            content |= {"data": "", "domains": [], "classes": []}
+        return super().upgraded(content)

@@ -14,8 +14,7 @@ from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.diagnosis import Diagnosis
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA
-from gradsurgery.documents.similarity import RunSimilarity, SimilarityStudy
-from gradsurgery.errors import DataError
+from gradsurgery.documents.similarity import SimilarityStudy
 from gradsurgery.report.diagnosis_text import diagnosis_section
 from gradsurgery.report.page import Page, embedded, render_page
 from gradsurgery.report.section import (
@@ -300,11 +299,8 @@ def _selection_section(search: Search) -> Section:
 
 
 def _of_one_run(file: Path) -> bool:
-    """Whether a similarity.json has the measurements of one run, rather than of a study."""
-    try:
-        return "measurements" in RunSimilarity.load(file).model_fields_set
-    except DataError:
-        return False  # loading the study says what is wrong with it
+    """Whether a similarity.json lies in the folder of a run, rather than of a study."""
+    return any((file.parent / kind.file_name).exists() for kind in (RunConfiguration, Record))
 
 
 def _values_text(counts: Mapping[str, int]) -> str:

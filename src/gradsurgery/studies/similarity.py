@@ -12,7 +12,6 @@ from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.similarity import (
     Measurement,
-    RunSimilarity,
     SeedMeasurements,
     SimilarityOptions,
     SimilarityStudy,
@@ -61,21 +60,27 @@ def study_similarity(
             raise ArgumentError(
                 f"the runs of a study differ in their seed alone, found others in {different[0]}"
             )
-    runs = []
-    for configuration in configurations:
-        folder = directory / f"seed-{configuration.seed}"
-        run = _measured_run(configuration, options, images, folder, report)
-        runs.append(SeedMeasurements(seed=configuration.seed, measurements=run.measurements))
-    study = SimilarityStudy(
-        data=images.name,
-        domains=_domains(first, options, images),
-        classes=list(images.classes),
-        configuration=first,
-        options=options,
-        runs=runs,
-    )
+    study = _begun(first, options, images)
+    study.runs = [
+        _measured_run(c, options, images, directory / f"seed-{c.seed}", report)
+        for c in configurations
+    ]
     study.save(directory)
     return study
+
+
+def _begun(
+    configuration: RunConfiguration, options: SimilarityOptions, images: ImageSet
+) -> SimilarityStudy:
+    """A study of one run, which has measured nothing yet."""
+    return SimilarityStudy(
+        data=images.name,
+        domains=_domains(configuration, options, images),
+        classes=list(images.classes),
+        configuration=configuration,
+        options=options,
+        runs=[SeedMeasurements(seed=configuration.seed)],
+    )
 
 
 def _domains(
@@ -92,26 +97,30 @@ def _measured_run(
     images: ImageSet,
     directory: Path,
     report: ProgressCallback | None,
-) -> RunSimilarity:
+) -> SeedMeasurements:
     """The run's measurements: those in `directory`, then those still to make."""
-    run = RunSimilarity(configuration=configuration, options=options)
-    if (directory / SimilarityStudy.file_name).exists():
-        run = RunSimilarity.load(directory)
-        _check_same(configuration, options, run, directory)
-    if (directory / Record.file_name).exists() and run.missing():
+    study = _begun(configuration, options, images)
+    if (directory / study.file_name).exists():
+        found = SimilarityStudy.load(directory)
+        _check_same(configuration, options, found, directory)
+        study.runs = found.runs
+    (run,) = study.runs
+    steps = range(0, configuration.iterations + 1, options.every)
+    missing = sorted(set(steps) - {measurement.step for measurement in run.measurements})
+    if (directory / Record.file_name).exists() and missing:
         raise DataError(
-            f"{directory} holds a finished run that was not measured at step {run.missing()[0]}; "
+            f"{directory} holds a finished run that was not measured at step {missing[0]}; "
             "delete the folder, or choose another one"
         )
-    if run.missing():
+    if missing:
         pool = draw_split(images, seed=configuration.seed_of_split).train
-        _check_feasible(pool, images, _domains(configuration, options, images), options)
+        _check_feasible(pool, images, study.domains, options)
 
         def measure(step: int, backbone: Backbone) -> None:
-            run.measurements.append(_measured(run, images, pool, step, backbone))
-            run.save(directory)
+            run.measurements.append(_measured(study, images, pool, step, backbone))
+            study.save(directory)
 
-        observer = StepObserver(run.missing(), directory / SimilarityStudy.file_name, measure)
+        observer = StepObserver(missing, directory / study.file_name, measure)
         train(configuration, directory, report, opened=images, observe=observer)
     return run
 
@@ -119,7 +128,7 @@ def _measured_run(
 def _check_same(
     configuration: RunConfiguration,
     options: SimilarityOptions,
-    found: RunSimilarity,
+    found: SimilarityStudy,
     directory: Path,
 ) -> None:
     different = configuration.differences(found.configuration, "data")
@@ -135,18 +144,22 @@ def _check_same(
 
 
 def _measured(
-    run: RunSimilarity, images: ImageSet, pool: Mapping[str, Indices], step: int, backbone: Backbone
+    study: SimilarityStudy,
+    images: ImageSet,
+    pool: Mapping[str, Indices],
+    step: int,
+    backbone: Backbone,
 ) -> Measurement:
     """One measurement, which is empty where fewer than two domains have enough images."""
-    options = run.options
+    options = study.options
     label = (step // options.every) % len(images.classes)
     chosen, skipped = draw_samples(
         images,
         pool,
         label=label,
-        domains=_domains(run.configuration, options, images),
+        domains=study.domains,
         count=options.samples_per_domain,
-        seed=run.configuration.seed,
+        seed=study.configuration.seed,
         step=step,
     )
     found = Measurement(step=step, label=images.classes[label], skipped=skipped)
