@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from gradsurgery.atomic import atomic_file
 from gradsurgery.documents.document import Choices, Document
-from gradsurgery.errors import ArgumentError
+from gradsurgery.errors import ArgumentError, one_line
 
 BatchNorm = Literal["frozen", "per-domain", "pooled"]
 Optimizer = Literal["adam", "adamw", "sgd"]
@@ -308,8 +308,7 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
     except OSError as error:
         raise ArgumentError(f"cannot read the {what} {path}: {error.strerror}") from error
     except Exception as error:  # YAML's own types raise errors of any kind
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ArgumentError(f"the {what} {path} is not YAML: {reason}") from error
+        raise ArgumentError(f"the {what} {path} is not YAML: {one_line(error)}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ArgumentError(f"the {what} {path} is no mapping: give one line NAME: VALUE for each")
     if (version := content.pop("version", _VERSION)) != _VERSION:

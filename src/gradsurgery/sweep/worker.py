@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.doors import fault_of
+from gradsurgery.errors import GradsurgeryError, one_line
 from gradsurgery.sweep.launcher import Outcome, Task
 from gradsurgery.training import TrainingProgress
 
@@ -40,9 +42,10 @@ def work(task: Task, report: Callable[[TrainingProgress], None]) -> Outcome:
             train(configuration, directory, reported, opened=images)
     except BusyError as error:
         return Outcome("busy", str(error))
-    except Exception as error:  # a sweep goes on, whatever a run does
-        reason = " ".join(str(error).split()) or type(error).__name__
-        return Outcome("failed", reason, traceback.format_exc())
+    except GradsurgeryError as error:
+        return Outcome("failed", str(error), traceback.format_exc())
+    except (Exception, SystemExit) as error:  # a sweep goes on, whatever a run does
+        return Outcome("failed", fault_of(error) or one_line(error), traceback.format_exc())
     return Outcome("done")
 
 

@@ -21,7 +21,7 @@ from gradsurgery.atomic import atomic_file
 from gradsurgery.documents.configuration import RunConfiguration, upgraded_configuration
 from gradsurgery.documents.document import Part, complaint
 from gradsurgery.documents.record import ConflictLog, Curves
-from gradsurgery.errors import GradsurgeryError, OutputError
+from gradsurgery.errors import GradsurgeryError, OutputError, one_line
 from gradsurgery.training.learner import Learner
 
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -122,8 +122,6 @@ def load_checkpoint(directory: Path) -> Checkpoint | None:
     try:
         checkpoint = Checkpoint.model_validate(_read(path), strict=True)
         best = directory / f"best-{checkpoint.best_step}.safetensors"
-    except ValidationError as error:
-        raise _damaged(path, complaint(error)) from error
     except Exception as error:  # damaged bytes lead an unpickler to errors of any kind
         raise _damaged(path, error) from error
     if checkpoint.best_digest:
@@ -232,8 +230,8 @@ def _remove_models(directory: Path, keep: Path | None = None) -> None:
             path.unlink(missing_ok=True)
 
 
-def _damaged(path: Path, error: Exception | str) -> CheckpointError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    reason = complaint(error) if isinstance(error, ValidationError) else one_line(error)
     return CheckpointError(
         f"{path} is damaged ({reason}) and cannot be continued from; "
         f"delete {path.parent} and start the run again"
@@ -248,7 +246,6 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
         raise OutputError(
-            f"cannot write {path}: {reason}; is the disk full? free some space and repeat"
+            f"cannot write {path}: {one_line(error)}; is the disk full? free some space and repeat"
         ) from error
