@@ -155,7 +155,8 @@ def test_the_place_of_a_run_is_no_difference() -> None:
     here = RunConfiguration(data="pacs:here", target="sketch", device="cpu", threads=1)
     there = RunConfiguration(data="pacs:there", target="sketch", device="cuda", threads=8, seed=1)
     assert here.differences(there) == {"seed": (0, 1)}
-    assert options_of("place") == ["data", "device", "threads"]
+    computing = ["device", "channels_last", "compile", "cuda_graph", "threads"]
+    assert options_of("place") == ["data", *computing]
 
 
 def test_a_configuration_given_back_as_yaml_is_the_same(tmp_path: Path) -> None:
