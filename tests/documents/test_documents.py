@@ -5,11 +5,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from gradsurgery.documents.configuration import (
+    Role,
     RunConfiguration,
     options_of,
     read_mapping,
@@ -136,7 +138,7 @@ def test_a_record_is_checked_where_it_is_read(
 
 def test_every_option_says_what_it_is_and_what_it_means() -> None:
     for name, field in RunConfiguration.model_fields.items():
-        assert role_of(name) in ("identity", "condition", "hyperparameter", "place"), name
+        assert role_of(name) in get_args(Role), name
         assert len(field.description or "") > 10, name
 
 

@@ -16,10 +16,11 @@ Precision = Literal["float32", "bfloat16", "float16"]
 Average = Literal["none", "ema", "swad"]
 Batches = Literal["multi", "single"]
 
-Role = Literal["identity", "condition", "hyperparameter", "place"]
+Role = Literal["identity", "condition", "hyperparameter", "incidental", "place"]
 """What an option is to a comparison of runs.
 
 identity: says which of the compared runs it is; two runs that are compared may differ in it.
+incidental: what is recorded or let pass; runs that differ in nothing else are one run.
 condition: of the experiment; two runs that are compared share it, and no search chooses it: in a
     grid its values are experiments apart.
 hyperparameter: two runs that are compared share it, unless a search has chosen it for each.
@@ -121,7 +122,7 @@ class RunConfiguration(BaseModel):
         "multi",
     )
     log_conflict: int = _option(
-        "identity",
+        "incidental",
         "Record every so many steps how the domains' gradients agree; 0 is never.",
         0,
         ge=0,
@@ -161,7 +162,7 @@ class RunConfiguration(BaseModel):
         None,
         ge=1,
     )
-    skip_bad: bool = _option("identity", "Leave out images that cannot be decoded.", False)
+    skip_bad: bool = _option("incidental", "Leave out images that cannot be decoded.", False)
 
     if not TYPE_CHECKING:  # the signature type checkers see stays the fields'
 
@@ -204,7 +205,7 @@ class RunConfiguration(BaseModel):
         """
         return {
             name: (getattr(self, name), getattr(other, name))
-            for name in (*also, *options_of("identity", "condition", "hyperparameter"))
+            for name in (*also, *_WHEREVER)
             if getattr(self, name) != getattr(other, name)
         }
 
@@ -216,7 +217,7 @@ class RunConfiguration(BaseModel):
         default = type(self).model_fields
         return {
             name: getattr(self, name)
-            for name in options_of("identity", "condition", "hyperparameter")
+            for name in _WHEREVER
             if getattr(self, name) != default[name].default
         }
 
@@ -247,6 +248,10 @@ def role_of(name: str) -> Role:
     extra = RunConfiguration.model_fields[name].json_schema_extra
     role: Role = extra["role"]  # type: ignore[index,assignment]
     return role
+
+
+_WHEREVER = [name for name in RunConfiguration.model_fields if role_of(name) != "place"]
+"""The options that decide a run, wherever it is worked on."""
 
 
 def without_slash(data: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.configuration import RunConfiguration, options_of
 from gradsurgery.documents.diagnosis import Diagnosis
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA
@@ -62,7 +62,6 @@ _RUNS = [
     "A run repeats bit for bit on a processor with the same number of threads; a path or a device "
     "may have to be adapted. A click on a command selects all of it.",
 ]
-_COMPARED = ("target", "without", "method", "seed")  # the tables say these of each run
 _MANY = 12
 """Rows from which a list of runs is folded away."""
 _MOST_VALUES = 8
@@ -188,7 +187,7 @@ def absent_section(inventory: Inventory) -> Section:
 
 def configuration_section(records: Sequence[Record]) -> Section:
     """The data, and the options and environment that all runs share or differ in."""
-    options = [name for name in RunConfiguration.model_fields if name not in _COMPARED]
+    options = options_of("condition", "hyperparameter", "incidental", "place")
     blocks: list[Block] = [_data_table(records)]
     parts: dict[str, tuple[Sequence[str], list[Mapping[str, Any]]]] = {
         "Options": (options, [dict(record.configuration) for record in records]),
