@@ -13,6 +13,7 @@ import yaml
 from gradsurgery.documents.configuration import (
     Role,
     RunConfiguration,
+    costly_options,
     options_of,
     read_mapping,
     role_of,
@@ -147,6 +148,12 @@ def test_the_place_of_a_run_is_no_difference() -> None:
     there = RunConfiguration(data="pacs:there", target="sketch", device="cuda", threads=8, seed=1)
     assert here.differences(there) == {"seed": (0, 1)}
     assert options_of("place") == ["data", "device", "threads"]
+
+
+def test_what_a_step_costs_depends_on_all_but_what_is_free() -> None:
+    costly = set(costly_options())
+    assert {"method", "backbone", "batch_size", "image_size", "precision", "threads"} <= costly
+    assert not {"target", "seed", "split_seed", "learning_rate", "settings"} & costly
 
 
 def test_a_configuration_given_back_as_yaml_is_the_same(tmp_path: Path) -> None:

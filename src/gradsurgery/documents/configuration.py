@@ -47,10 +47,13 @@ def _option(
     role: Role,
     description: str,
     default: Any = ...,
+    *,
+    free: bool = False,
     **limits: Any,
 ) -> Any:
-    """A field with its role."""
-    return Field(default, description=description, json_schema_extra={"role": role}, **limits)
+    """A field with its role; of one that is `free`, no value makes a step cost more or less."""
+    about: dict[str, Any] = {"role": role, "free": free}
+    return Field(default, description=description, json_schema_extra=about, **limits)
 
 
 class RunConfiguration(BaseModel):
@@ -72,9 +75,10 @@ class RunConfiguration(BaseModel):
         "place",
         'The data set: a built-in name, a folder, "hf://owner/name", "pacs", "pacs:PATH", or '
         "package.module:Source.",
+        free=True,
         min_length=1,
     )
-    target: str = _option("identity", "The domain that is held out.", min_length=1)
+    target: str = _option("identity", "The domain that is held out.", free=True, min_length=1)
     without: list[str] = _option(
         "identity",
         "A source domain to leave out as well, of training and of validation.",
@@ -90,6 +94,7 @@ class RunConfiguration(BaseModel):
         "A hyperparameter of the method or the average, e.g. group-dro.eta=0.05; see "
         "`gradsurgery methods`.",
         {},
+        free=True,
     )
     backbone: str = _option(
         "condition",
@@ -108,11 +113,17 @@ class RunConfiguration(BaseModel):
         "per domain). Default: frozen, with weights none per-domain.",
         "frozen",
     )
-    seed: int = _option("identity", "Seed of everything random in the run.", 0, ge=0)
+    seed: int = _option("identity", "Seed of everything random in the run.", 0, free=True, ge=0)
     split_seed: int = _option(
-        "condition", "Seed of the split into training, validation and test images.", 0, ge=0
+        "condition",
+        "Seed of the split into training, validation and test images.",
+        0,
+        free=True,
+        ge=0,
     )
-    split_per_run: bool = _option("condition", "Draw the split from the run's own seed.", False)
+    split_per_run: bool = _option(
+        "condition", "Draw the split from the run's own seed.", False, free=True
+    )
     iterations: int = _option("hyperparameter", "Steps of the optimiser.", 1000, ge=1)
     batch_size: int = _option("hyperparameter", "Images per source domain and step.", 128, ge=1)
     batches: Batches = _option(
@@ -127,8 +138,12 @@ class RunConfiguration(BaseModel):
         0,
         ge=0,
     )
-    learning_rate: float = _option("hyperparameter", "Step size of the optimiser.", 1e-5, gt=0)
-    weight_decay: float = _option("hyperparameter", "Weight decay of the optimiser.", 5e-5, ge=0)
+    learning_rate: float = _option(
+        "hyperparameter", "Step size of the optimiser.", 1e-5, free=True, gt=0
+    )
+    weight_decay: float = _option(
+        "hyperparameter", "Weight decay of the optimiser.", 5e-5, free=True, ge=0
+    )
     optimizer: Optimizer = _option(
         "hyperparameter", "adam, adamw or sgd (with momentum 0.9).", "adam"
     )
@@ -245,9 +260,18 @@ def options_of(*roles: Role) -> list[str]:
 
 def role_of(name: str) -> Role:
     """The role of the option `name`."""
-    extra = RunConfiguration.model_fields[name].json_schema_extra
-    role: Role = extra["role"]  # type: ignore[index,assignment]
+    role: Role = _about(name)["role"]
     return role
+
+
+def costly_options() -> list[str]:
+    """The names of the options that decide what a step costs."""
+    return [name for name in RunConfiguration.model_fields if not _about(name)["free"]]
+
+
+def _about(name: str) -> dict[str, Any]:
+    extra = RunConfiguration.model_fields[name].json_schema_extra
+    return extra if isinstance(extra, dict) else {}
 
 
 _WHEREVER = [name for name in RunConfiguration.model_fields if role_of(name) != "place"]
