@@ -73,10 +73,11 @@ def test_every_test_has_a_row(written, inventory):
         written("deep-all", seed=seed, best=0.5)
         written("agr-sum", seed=seed, best=0.52 + seed / 1000)
     section = statistics_section(compared(inventory()), [])
-    (table,) = tables(section).values()
+    ((caption, table),) = tables(section).items()
+    assert caption == "pacs: differences from deep-all on the same seeds"
     (row,) = texts(table)
     # differences 2.0 … 2.5 points; p = 2 / 2⁶
-    assert row[:3] == ["sketch", "agr-sum − deep-all", "+2.25"]
+    assert row[:3] == ["sketch", "agr-sum", "+2.25"]
     assert row[4:] == ["0.031", "0.031", "+1.00", "6", "0"]
     assert [entry.marks for entry in table.rows[0]][4:6] == ["*", "†"]
 

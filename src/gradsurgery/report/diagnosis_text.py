@@ -234,4 +234,4 @@ def _points(value: float) -> str:
 
 
 def _cosine(value: float | None) -> str:
-    return NONE if value is None else f"{round(value, 2) + 0.0:.2f}"  # + 0.0: no "-0.00"
+    return NONE if value is None else f"{value:z.2f}"

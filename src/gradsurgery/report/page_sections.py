@@ -120,11 +120,7 @@ def results_table(table: ComparisonTable, *, paper: bool) -> Table:
 
 def statistics_section(tables: Sequence[ComparisonTable], ranks: Sequence[Figure]) -> Section:
     """The tests behind the stars, and the average ranks."""
-    blocks: list[Block] = [
-        significance_table([t], f"{t.name}: differences from {t.baseline} on the same seeds")
-        for t in tables
-        if t.tests
-    ]
+    blocks: list[Block] = [significance_table([table]) for table in tables if table.tests]
     if blocks:
         blocks.append(Text(_TESTS))
     return Section("statistics", "Statistics", [*blocks, *ranks])

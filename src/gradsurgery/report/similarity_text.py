@@ -93,13 +93,13 @@ def similarity_section(study: SimilarityStudy) -> Section:
     overall = plain_table(
         "Mean cosine similarity of two samples' gradients",
         ["pairs", "mean", f"95 % interval over {count} run{'s' if count > 1 else ''}"],
-        [[name, f"{each.mean:.4f}", _between(each)] for name, each in intervals.items()],
+        [[name, f"{each.mean:z.4f}", _between(each)] for name, each in intervals.items()],
     )
     pairs = plain_table(
         "By pairs of domains",
         ["domain", *study.domains],
         [
-            [domain, *("" if value is None else f"{value:.3f}" for value in row)]
+            [domain, *("" if value is None else f"{value:z.3f}" for value in row)]
             for domain, row in zip(study.domains, summary.pairs, strict=True)
         ],
     )
@@ -111,7 +111,7 @@ def similarity_markdown(study: SimilarityStudy) -> str:
     """Sentences and tables as Markdown, with the means by step at the end."""
     section = similarity_section(study)
     rows = [
-        [str(p.step), p.label, f"{p.within.mean:.4f}", f"{p.across.mean:.4f}"]
+        [str(p.step), p.label, f"{p.within.mean:z.4f}", f"{p.across.mean:z.4f}"]
         for p in summarize_similarity(study).curve
     ]
     steps = plain_table("Over training", ["step", "class", "within", "across"], rows)
@@ -150,7 +150,7 @@ def _pair(study: SimilarityStudy, domain: str, other: str) -> float | None:
 def _between(interval: MeanInterval) -> str:
     if interval.low is None or interval.high is None:
         return "one run"
-    return f"{interval.low:.4f} to {interval.high:.4f}"
+    return f"{interval.low:z.4f} to {interval.high:z.4f}"
 
 
 def _sentences(study: SimilarityStudy, summary: SimilaritySummary) -> list[str]:
@@ -159,7 +159,7 @@ def _sentences(study: SimilarityStudy, summary: SimilaritySummary) -> list[str]:
     c = study.configuration
     sentences = [
         f"Gradients of two samples of one class agree {relation} within a domain (mean cosine "
-        f"{within:.3f}) than across domains ({across:.3f}): {study.data} with {c.backbone}, "
+        f"{within:z.3f}) than across domains ({across:z.3f}): {study.data} with {c.backbone}, "
         f"trained by {c.method} for {c.iterations} steps with {c.target} held out.",
         f"Within is above across in {summary.higher} of {summary.measurements} measurements.",
     ]

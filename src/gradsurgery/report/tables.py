@@ -7,13 +7,13 @@ from typing import Any
 
 from gradsurgery.documents.selection import CRITERIA, Candidate, Choice, Selection, Summary
 from gradsurgery.errors import printable
-from gradsurgery.report.section import Entry, Listing, Section, Table, counted, plain_table
+from gradsurgery.report.section import Entry, Listing, Section, Table, counted, listed, plain_table
 from gradsurgery.results.paper import CITATION, PaperFigure, paper_figures, paper_row
 from gradsurgery.results.statistics import PairedComparison
 from gradsurgery.results.tables import DECIMALS, Cell, ComparisonTable
 
 ABSENT = "–"
-_TESTS = ["data", "target", "method − baseline", "difference (points)", "95 % interval"]
+_TESTS = ["data", "target", "method", "difference (points)", "95 % interval"]
 _TESTS += ["p", "p (Holm)", "effect size", "n", "zeros"]
 _TEST_COLUMNS = {
     "difference": "difference_points",
@@ -47,18 +47,18 @@ def comparison_table(table: ComparisonTable, *, paper: bool = False) -> Table:
     return Table(table.title, columns, rows, notes)
 
 
-def significance_table(tables: Sequence[ComparisonTable], caption: str = "") -> Table:
-    """The statistics behind the stars, a row a test; of one table without its name."""
+def significance_table(tables: Sequence[ComparisonTable]) -> Table:
+    """The statistics behind the stars, a row a test; of one table its name is in the caption."""
     rows = [
         [
             Entry(table.name),
             Entry(target),
-            Entry(f"{method} − {table.baseline}"),
-            Entry(f"{test.difference:+.{DECIMALS}f}"),
-            Entry(f"[{test.low:+.{DECIMALS}f}, {test.high:+.{DECIMALS}f}]"),
+            Entry(method),
+            Entry(signed(test.difference)),
+            Entry(f"[{signed(test.low)}, {signed(test.high)}]"),
             Entry(p_text(test.p), "*" if test.significant else ""),
             Entry(p_text(test.p_holm), "†" if test.significant_corrected else ""),
-            Entry(f"{test.effect_size:+.{DECIMALS}f}"),
+            Entry(signed(test.effect_size)),
             Entry(str(test.n)),
             Entry(str(test.zeros)),
         ]
@@ -66,7 +66,15 @@ def significance_table(tables: Sequence[ComparisonTable], caption: str = "") -> 
         for target, method, test in table.comparisons()
     ]
     first = 1 if len(tables) == 1 else 0
+    of = f"{tables[0].name}: differences" if first else "Differences"
+    from_ = listed(dict.fromkeys(table.baseline for table in tables)) if tables else "the baseline"
+    caption = f"{of} from {from_} on the same seeds"
     return Table(caption, _TESTS[first:], [row[first:] for row in rows])
+
+
+def signed(value: float | int) -> str:
+    """A difference: `+1.20`, `-0.40`, and `+0.00` for all that is printed as zero."""
+    return f"{value:+z.{DECIMALS}f}"
 
 
 def p_text(p: float) -> str:

@@ -41,7 +41,7 @@ def cosine_figure(diagnosis: Diagnosis) -> Figure:
     domains = [wrapped(domain, 12) for domain in diagnosis.domains]
     values = _array(diagnosis.snapshots[-1].total.cosines)
     title, how = "cosine similarity of the domains' gradients", (DIVERGING, -1.0, 1.0)
-    figure, _ = _heat_map(values, domains, domains, title, form="{:.2f}", colors=how, height=_CELL)
+    figure, _ = _heat_map(values, domains, domains, title, form="{:z.2f}", colors=how, height=_CELL)
     return figure
 
 
