@@ -242,19 +242,18 @@ def repeat_command(configuration: RunConfiguration) -> str:
     >>> repeat_command(options)[:71]
     "gradsurgery train 'my pictures' --target=photo --method=agr-sum --backb"
     """
-    words = ["gradsurgery", "train", configuration.data]
-    for name, value in dict(configuration).items():
-        option = f"--{name.replace('_', '-')}"
+    words = []
+    for name, value in configuration:
+        flag = f"--{name.replace('_', '-')}"
         if name == "settings":
-            for setting, each in value.items():
-                words += ["--set", f"{setting}={each}"]
-        elif isinstance(value, list):
-            words += [f"{option}={each}" for each in value]  # one may begin with a dash
-        elif value is True:
-            words.append(option)
-        elif name != "data" and value is not None and value is not False:
-            words.append(f"{option}={value}")
-    return shlex.join(words)
+            words += [f"--set={setting}={each}" for setting, each in value.items()]
+        elif isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        elif name != "data" and value is not None:
+            words += [f"{flag}={each}" for each in (value if isinstance(value, list) else [value])]
+    data = configuration.data
+    words = [*words, "--", data] if data.startswith("-") else [data, *words]
+    return shlex.join(["gradsurgery", "train", *words])
 
 
 def relative_link(path: Path, folder: Path) -> str:
