@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
 _STARTS = 3  # a worker that dies this often before its first word will not do better
+_TERMINATED = 128 + signal.SIGTERM  # the exit code, as shells have it
 _PATIENCE = 10.0  # seconds for a worker to leave its folder in order
 
 
@@ -129,7 +130,8 @@ def _serve(connection: Connection, device: str | None) -> None:
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device  # before torch is imported
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's business
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _end)
+    sys.unraisablehook = _end_or_say
     threading.Thread(target=_end_with_parent, daemon=True).start()
     from gradsurgery.training.device import keep_freed_memory
 
@@ -140,13 +142,28 @@ def _serve(connection: Connection, device: str | None) -> None:
         with suppress(BrokenPipeError):  # the launcher is gone, and this process about to end
             connection.send(message)
 
-    send(None)
-    while True:
-        try:
+    try:
+        send(None)
+        while True:
             task: Task = connection.recv()
-        except EOFError:
-            return
-        send(work(task, send))
+            send(work(task, send))
+    except EOFError:
+        return
+    except SystemExit:  # the run's folder is in order
+        os._exit(_TERMINATED)  # at once: torch leaves much to do, amid which signals would tell
+
+
+def _end(*_: object) -> None:
+    """Leave the run's folder in order, and this process; a second signal changes nothing."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit(_TERMINATED)
+
+
+def _end_or_say(error: "sys.UnraisableHookArgs") -> None:
+    """Python would go on where the signal came amid what cannot raise, as a finaliser."""
+    if error.exc_type is SystemExit:
+        os._exit(_TERMINATED)
+    sys.__unraisablehook__(error)
 
 
 def _end_with_parent() -> None:
