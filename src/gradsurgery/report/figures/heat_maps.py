@@ -127,6 +127,7 @@ def _heat_map(
     axes: Axes = grid[0, 0]
     highest = 10 * np.ceil(np.nanmax(np.append(values, 0)) / 10)
     name, low, high = colors or (SEQUENTIAL, 0.0, max(10.0, highest))
+    # Not seaborn.heatmap, which writes white figures on middle tones, where black stands out more.
     image = axes.imshow(values, cmap=name, vmin=low, vmax=high, aspect="auto")
     axes.grid(visible=False)
     axes.spines[["left", "bottom"]].set_visible(False)
