@@ -9,7 +9,7 @@ import pytest
 
 from gradsurgery.data import ImageSet
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.record import RECORD_FILE
+from gradsurgery.documents.record import Record
 from gradsurgery.documents.similarity import (
     RunSimilarity,
     SimilarityOptions,
@@ -100,9 +100,9 @@ def test_a_finished_study_is_read_and_not_repeated(
     tmp_path: Path, digits: ImageSet, configured: Configure
 ) -> None:
     first = study_similarity([configured()], OPTIONS, digits, tmp_path)
-    written = (tmp_path / "seed-0" / RECORD_FILE).stat().st_mtime_ns
+    written = (tmp_path / "seed-0" / Record.file_name).stat().st_mtime_ns
     assert study_similarity([configured()], OPTIONS, digits, tmp_path) == first
-    assert (tmp_path / "seed-0" / RECORD_FILE).stat().st_mtime_ns == written
+    assert (tmp_path / "seed-0" / Record.file_name).stat().st_mtime_ns == written
 
 
 def test_other_options_in_the_same_folder_are_an_error(
@@ -246,7 +246,7 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     for content, words in (
         ("{", "is not JSON"),
         ('{"version": 2}', "of version 2, expected 1"),
-        ('{"version": 1, "runs": 3}', "no record of gradient similarity: it has no configuration"),
+        ('{"version": 1, "runs": 3}', "no record of gradient similarity: configuration is missing"),
     ):
         path.write_text(content)
         with pytest.raises(DataError, match=words) as caught:

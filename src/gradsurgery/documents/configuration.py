@@ -1,13 +1,15 @@
 """The options of one run: each declared once, with its description and its role."""
 
+import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from gradsurgery.atomic import atomic_file
-from gradsurgery.documents.document import Document, complaint
+from gradsurgery.documents.document import Choices, Document
 from gradsurgery.errors import ArgumentError
 
 BatchNorm = Literal["frozen", "per-domain", "pooled"]
@@ -27,7 +29,7 @@ hyperparameter: two runs that are compared share it, unless a search has chosen 
 place: where and on what the run is worked on. Every option but these decides the run's folder.
 """
 
-CONFIGURATION_FILE = "configuration.json"
+_VERSION = 1
 BUILT_IN_DATA = ("rotated-digits", "colored-digits")
 
 # They are there to try things out: a run takes seconds on a processor.
@@ -56,12 +58,13 @@ def _option(
     return Field(default, description=description, json_schema_extra=about, **limits)
 
 
-class RunConfiguration(BaseModel):
+class RunConfiguration(Choices):
     """Everything that decides the outcome of a run.
 
     The defaults are the paper's protocol; the built-in digit sets have small ones of their own.
     What each option means is its field's `description`, which the command line shows too; `role`
-    says what it is to a comparison of runs. Raises `ArgumentError` for a value out of its range.
+    says what it is to a comparison of runs. A folder or file may be a `Path`, and a domain that is
+    called by a number that number. Raises `ArgumentError` for a value out of its range.
 
     >>> RunConfiguration(data="pacs", target="sketch").learning_rate
     1e-05
@@ -69,7 +72,8 @@ class RunConfiguration(BaseModel):
     'small-cnn'
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    file_name: ClassVar[str] = "configuration.json"
+    part = "option"
 
     data: str = _option(
         "place",
@@ -113,13 +117,16 @@ class RunConfiguration(BaseModel):
         "per domain). Default: frozen, with weights none per-domain.",
         "frozen",
     )
-    seed: int = _option("identity", "Seed of everything random in the run.", 0, free=True, ge=0)
+    seed: int = _option(
+        "identity", "Seed of everything random in the run.", 0, free=True, ge=0, le=2**63 - 1
+    )
     split_seed: int = _option(
         "condition",
         "Seed of the split into training, validation and test images.",
         0,
         free=True,
         ge=0,
+        le=2**63 - 1,
     )
     split_per_run: bool = _option(
         "condition", "Draw the split from the run's own seed.", False, free=True
@@ -179,14 +186,6 @@ class RunConfiguration(BaseModel):
     )
     skip_bad: bool = _option("incidental", "Leave out images that cannot be decoded.", False)
 
-    if not TYPE_CHECKING:  # the signature type checkers see stays the fields'
-
-        def __init__(self, **options: Any) -> None:
-            try:
-                super().__init__(**options)
-            except ValidationError as error:
-                raise _argument_error(error) from None
-
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, options: Any) -> Any:
@@ -196,13 +195,23 @@ class RunConfiguration(BaseModel):
         filled = {**digits, **options}
         if filled.get("backbone") == "small-cnn":  # there are no weights for it
             filled.setdefault("weights", "none")
+        for name in ("data", "weights"):
+            if isinstance(filled.get(name), os.PathLike):
+                filled[name] = os.fspath(filled[name])
         if isinstance(filled.get("data"), str):
             filled["data"] = without_slash(filled["data"])
+        if "target" in filled:
+            filled["target"] = _domain(filled["target"])
         if isinstance(filled.get("without"), list | tuple):
-            filled["without"] = sorted(set(filled["without"]))
+            filled["without"] = [_domain(name) for name in filled["without"]]
         if filled.get("weights") == "none":  # random running statistics are worth nothing
             filled.setdefault("batch_norm", "per-domain")
         return filled
+
+    @field_validator("without")
+    @classmethod
+    def _each_once(cls, value: list[str]) -> list[str]:
+        return sorted(set(value))
 
     @property
     def seed_of_split(self) -> int:
@@ -236,10 +245,20 @@ class RunConfiguration(BaseModel):
             if getattr(self, name) != default[name].default
         }
 
+    @classmethod
+    def load(cls, path: Path) -> "RunConfiguration":
+        """The options in a YAML or JSON file, or in `configuration.json` of the folder `path`.
+
+        Raises `ArgumentError`.
+        """
+        path = path / cls.file_name if path.is_dir() else path
+        return cls(**read_mapping(path, "configuration"))
+
     def save(self, folder: Path) -> None:
         """Write `configuration.json`, which `--config` takes; raises `OutputError`."""
-        with atomic_file(folder / CONFIGURATION_FILE) as temporary:
-            temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        content = {"version": _VERSION, **self.model_dump(mode="json")}
+        with atomic_file(folder / self.file_name) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 class RunDocument(Document):
@@ -278,6 +297,11 @@ _WHEREVER = [name for name in RunConfiguration.model_fields if role_of(name) != 
 """The options that decide a run, wherever it is worked on."""
 
 
+def _domain(name: Any) -> Any:
+    """YAML takes the name 75 for a number."""
+    return str(name) if type(name) in (int, float) else name
+
+
 def without_slash(data: str) -> str:
     """A data set as users name it: the same folder with a slash at its end and without.
 
@@ -302,7 +326,8 @@ def upgraded_configuration(content: dict[str, Any]) -> dict[str, Any]:
 def read_mapping(path: Path, what: str) -> dict[str, Any]:
     """What a YAML or JSON file says by name: the options of a run, or the parts of a plan.
 
-    Raises `ArgumentError`, calling it `what`, where it cannot be read or is no mapping by name.
+    Raises `ArgumentError`, calling it `what`, where it cannot be read, is no mapping by name, or of
+    a later version; what is in it is not checked.
     """
     import yaml
 
@@ -315,16 +340,10 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
         raise ArgumentError(f"the {what} {path} is not YAML: {reason}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ArgumentError(f"the {what} {path} is no mapping: give one line NAME: VALUE for each")
-    return content
-
-
-def _argument_error(error: ValidationError) -> ArgumentError:
-    """The first complaint of pydantic as one line that names the option."""
-    first = error.errors()[0]
-    option = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(RunConfiguration.model_fields)
-        return ArgumentError(f"unknown option {option!r}; the options are {known}")
-    if first["type"] == "missing":
-        return ArgumentError(f"{option} is missing; give one")
-    return ArgumentError(complaint(error))
+    if (version := content.pop("version", _VERSION)) != _VERSION:
+        raise ArgumentError(
+            f"the {what} {path} is of version {version!r:.60}, expected {_VERSION}; read it with "
+            "the gradsurgery that wrote it"
+        )
+    upgraded: dict[str, Any] = upgraded_configuration({"configuration": content})["configuration"]
+    return upgraded

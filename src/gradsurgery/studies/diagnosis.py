@@ -12,7 +12,7 @@ from gradsurgery.documents.diagnosis import (
     Numbers,
     Snapshot,
 )
-from gradsurgery.documents.record import RECORD_FILE, ConflictLog, Record
+from gradsurgery.documents.record import ConflictLog, Record
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.gradients.gradient_gram import block_of
 from gradsurgery.studies.observer import StepObserver
@@ -102,9 +102,9 @@ def diagnose_run(
 
 def finished_record(directory: Path) -> Record:
     """The record of the finished run in `directory`; raises `DataError` where there is none."""
-    if not (directory / RECORD_FILE).exists():
-        raise DataError(f"{directory} has no {RECORD_FILE}; give the folder of a finished run")
-    return Record.load(directory / RECORD_FILE)
+    if not (directory / Record.file_name).exists():
+        raise DataError(f"{directory} has no {Record.file_name}; give the folder of a finished run")
+    return Record.load(directory / Record.file_name)
 
 
 def diagnose_training(
@@ -138,7 +138,7 @@ def diagnose_training(
     if (directory / Diagnosis.file_name).exists():
         diagnosis = _continued(diagnosis, directory)
     missing = sorted(set(steps) - {snapshot.step for snapshot in diagnosis.snapshots})
-    if missing and (directory / RUN_FOLDER / RECORD_FILE).exists():
+    if missing and (directory / RUN_FOLDER / Record.file_name).exists():
         raise DataError(
             f"{directory} holds a finished run without its diagnosis at step {missing[0]}; delete "
             "the folder, or choose another one"

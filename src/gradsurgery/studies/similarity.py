@@ -9,7 +9,7 @@ import numpy as np
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageSet, draw_split
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.record import RECORD_FILE
+from gradsurgery.documents.record import Record
 from gradsurgery.documents.similarity import (
     Measurement,
     RunSimilarity,
@@ -98,7 +98,7 @@ def _measured_run(
     if (directory / SimilarityStudy.file_name).exists():
         run = RunSimilarity.load(directory)
         _check_same(configuration, options, run, directory)
-    if (directory / RECORD_FILE).exists() and run.missing():
+    if (directory / Record.file_name).exists() and run.missing():
         raise DataError(
             f"{directory} holds a finished run that was not measured at step {run.missing()[0]}; "
             "delete the folder, or choose another one"

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from gradsurgery.documents.plan import Failure, Plan, PlannedRun, SweepPlan
-from gradsurgery.documents.record import RECORD_FILE, Record
+from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, OutputError
 from gradsurgery.sweep.runs import SweepRun
 from gradsurgery.training.checkpoint import CHECKPOINT_FILE, remove_checkpoint
 from gradsurgery.training.directory import check_same, claimed
 
-_BEGUN = (RECORD_FILE, CHECKPOINT_FILE)
+_BEGUN = (Record.file_name, CHECKPOINT_FILE)
 
 
 def claim_folder(plan: Plan, runs: Sequence[SweepRun], folder: Path) -> None:
@@ -57,7 +57,7 @@ def finished_record(run: SweepRun, folder: Path) -> Record | None:
     Raises `DataError` where it is damaged or of another version, `ArgumentError` where it is of
     other options. Where the data lie and the device may differ.
     """
-    path = folder / run.directory / RECORD_FILE
+    path = folder / run.directory / Record.file_name
     if not path.exists():
         return None
     record = Record.load(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gradsurgery.data import Source, prepare
 from gradsurgery.documents.plan import Plan
-from gradsurgery.documents.record import RECORD_FILE, Record
+from gradsurgery.documents.record import Record
 from gradsurgery.errors import GradsurgeryError, OutputError
 from gradsurgery.sweep.folder import (
     claim_folder,
@@ -139,7 +139,7 @@ class _Sweep:
             if key is None:
                 break
             run = self._runs[key]
-            if (self._folder / key / RECORD_FILE).exists():  # another process has been faster
+            if (self._folder / key / Record.file_name).exists():  # another process has been faster
                 self._finish(run, before=True)
                 continue
             self._progress.running[run.title] = None
