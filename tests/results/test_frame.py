@@ -104,6 +104,16 @@ def test_a_model_guesses_within_a_tenth_of_the_way_from_chance(
     assert (row["best_guessing"], row["last_guessing"]) == (guessing, guessing)
 
 
+@pytest.mark.parametrize(("accuracy", "guessing"), [(0.81, True), (0.83, False)])
+def test_a_model_that_names_the_largest_class_alone_guesses(accuracy, guessing, written, tmp_path):
+    # Of the sources' 20 images each, 18 and 14 are dogs: 0.8 + 0.1 · 0.2 = 0.82; the target's are
+    # cats.
+    counts = {"art_painting": [18, 2], "photo": [14, 6], "sketch": [0, 20]}
+    written(validation=accuracy, data__class_images=counts)
+    (row,) = runs_in(tmp_path).to_dict("records")
+    assert row["best_guessing"] is guessing
+
+
 def test_curves_are_a_row_a_validation_and_absent_values_are_nan(record, tmp_path):
     record["curves"]["cosine"] = []
     record["curves"]["validation_loss"] = [None, 1.0]

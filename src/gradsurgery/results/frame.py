@@ -64,9 +64,14 @@ def curves_frame(runs: "pd.DataFrame", records: Records) -> "pd.DataFrame":
 def guesses(model: ModelResult, record: Record) -> bool:
     """Whether a model's validation accuracy is within a tenth of the way from chance to 1.
 
-    Chance is 1 / classes, what a network has that names the same class for every image.
+    Chance is what a network has that names one class for every image: the share of the largest
+    class in the images of the source domains, 1 / classes where a record does not count them.
     """
-    chance = 1 / max(len(record.data.classes), 1)
+    data = record.data
+    sources = record.configuration.sources(data.domains)
+    counts = [data.class_images[domain] for domain in sources if domain in data.class_images]
+    totals = [sum(of_class) for of_class in zip(*counts, strict=True)]
+    chance = max(totals) / sum(totals) if any(totals) else 1 / max(len(data.classes), 1)
     return model.validation_accuracy < chance + _GUESSING * (1 - chance)
 
 
