@@ -23,7 +23,7 @@ from gradsurgery.documents.document import Document
 from gradsurgery.documents.plan import Failure, SweepPlan
 from gradsurgery.documents.record import Record, SplitFile
 from gradsurgery.documents.selection import Selections
-from gradsurgery.documents.similarity import RunSimilarity, SimilarityStudy
+from gradsurgery.documents.similarity import SimilarityStudy
 from gradsurgery.errors import DataError
 
 FIRST = Path(__file__).parent / "version1"
@@ -36,10 +36,18 @@ FILES: list[tuple[type[Document], str]] = [
     (Failure, "failed/rotated-digits/75/deep-all/seed-0-fb83bd5d/failure.json"),
     (Selections, "sweep/selection.json"),
     (SimilarityStudy, "similarity/similarity.json"),
-    (RunSimilarity, "similarity/seed-0/similarity.json"),
     (Diagnosis, "diagnosis/diagnosis.json"),
     (SplitFile, "runs/a/split.json"),
 ]
+
+
+def test_a_run_of_a_study_of_before_goes_on() -> None:
+    path = FIRST / "similarity" / "seed-0" / "similarity.json"
+    part = SimilarityStudy.load(path)
+    whole = SimilarityStudy.load(FIRST / "similarity")
+    assert part.runs == whole.runs[:1]
+    assert (part.part, whole.part) == (True, False)
+    assert part.missing() == []
 
 
 def plain(path: Path) -> object:

@@ -1,7 +1,7 @@
 import pytest
 
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.similarity import RunSimilarity, SimilarityOptions
+from gradsurgery.documents.similarity import SeedMeasurements, SimilarityOptions, SimilarityStudy
 from gradsurgery.report.page_sections import (
     absent_section,
     configuration_section,
@@ -159,7 +159,12 @@ def test_failed_and_missing_runs(written, inventory, tmp_path):
 
 def test_the_measurements_of_a_single_run_are_no_study(written, tmp_path):
     configuration = RunConfiguration(data="made", target="c")
-    run = RunSimilarity(configuration=configuration, options=SimilarityOptions(), measurements=[])
+    run = SimilarityStudy(
+        configuration=configuration,
+        options=SimilarityOptions(),
+        data="made", domains=["a", "b"], classes=["0"], part=True,
+        runs=[SeedMeasurements(seed=0, measurements=[])],
+    )
     run.save(written().parent)
     assert study_sections([tmp_path]) == []
 

@@ -14,8 +14,7 @@ from gradsurgery.documents.configuration import RunConfiguration, options_of
 from gradsurgery.documents.diagnosis import Diagnosis
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA
-from gradsurgery.documents.similarity import RunSimilarity, SimilarityStudy
-from gradsurgery.errors import DataError
+from gradsurgery.documents.similarity import SimilarityStudy
 from gradsurgery.report.diagnosis_text import diagnosis_section
 from gradsurgery.report.page import Page, embedded, render_page
 from gradsurgery.report.section import (
@@ -63,7 +62,7 @@ _RUNS = [
     "may have to be adapted. A click on a command selects all of it.",
 ]
 _MANY = 12
-"""Rows from which a list of runs is folded away."""
+"""Rows up to which a table is not folded away."""
 _MOST_VALUES = 8
 
 
@@ -132,10 +131,10 @@ def study_sections(paths: Sequence[Path]) -> list[Section]:
     for file in study_files(paths):
         if file.name == Diagnosis.file_name:
             study = diagnosis_section(Diagnosis.load(file))
-        elif not _of_one_run(file):  # the study's file has the measurements of its runs too
-            study = similarity_section(SimilarityStudy.load(file))
-        else:
+        elif (found := SimilarityStudy.load(file)).part:
             continue
+        else:
+            study = similarity_section(found)
         sections.append(with_figures(study, f"study-{len(sections) + 1}", file))
     return sections
 
@@ -155,7 +154,8 @@ def with_figures(study: Section, identity: str, file: Path) -> Section:
         caption = f"{study.title}: {part}." if part else f"{study.title}."
         alt = f"{study.title}, as a figure; the sentences above say what it shows."
         figures.append(Figure(embedded(picture, png.read_bytes()), alt, caption, width=width))
-    return Section(identity, study.title, [sentences, *figures, *tables])
+    shown = [_folded(block) if isinstance(block, Table) else block for block in tables]
+    return Section(identity, study.title, [sentences, *figures, *shown])
 
 
 def absent_section(inventory: Inventory) -> Section:
@@ -176,8 +176,7 @@ def absent_section(inventory: Inventory) -> Section:
         rows = [[run.data, run.target, run.method, str(run.seed)] for run in missing]
         columns = ["data", "target", "method", "seed"]
         table = plain_table("Runs that are planned and not done", columns, rows)
-        count = counted(len(rows), "planned run")
-        blocks.append(Details(f"{count} not done", [table]) if len(rows) > _MANY else table)
+        blocks.append(_folded(table))
     return Section("absent", "Failed and missing runs", blocks)
 
 
@@ -261,6 +260,13 @@ def relative_link(path: Path, folder: Path) -> str:
     return quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix())
 
 
+def _folded(table: Table) -> Block:
+    """The table, folded away where it is long."""
+    if len(table.rows) <= _MANY:
+        return table
+    return Details(f"{table.caption}: {counted(len(table.rows), 'row')}", [table])
+
+
 def _search_sentences(search: Search) -> list[str]:
     if not search.selections:
         return []
@@ -291,14 +297,6 @@ def _selection_section(search: Search) -> Section:
     details = Details("The scores of all candidates", [candidates])
     chosen = replace(choices, notes=criteria)
     return Section("selection", "Model selection", [introduction, chosen, details])
-
-
-def _of_one_run(file: Path) -> bool:
-    """Whether a similarity.json has the measurements of one run, rather than of a study."""
-    try:
-        return "measurements" in RunSimilarity.load(file).model_fields_set
-    except DataError:
-        return False  # loading the study says what is wrong with it
 
 
 def _values_text(counts: Mapping[str, int]) -> str:

@@ -20,6 +20,7 @@ from gradsurgery.report.tables import (
     choices_table,
     comparison_csv,
     comparison_table,
+    section_markdown,
     significance_csv,
     significance_table,
     to_latex,
@@ -159,12 +160,12 @@ def write_report(
 
 def write_diagnosis(diagnosis: Diagnosis, directory: Path) -> list[str]:
     """Write `diagnosis.json`, tables and figures into `directory`; what there is to say of them."""
-    from gradsurgery.report.diagnosis_text import diagnosis_markdown, diagnosis_sentences
+    from gradsurgery.report.diagnosis_text import diagnosis_section, diagnosis_sentences
     from gradsurgery.report.figures.heat_maps import conflict_figures
     from gradsurgery.report.figures.style import save
 
     diagnosis.save(directory)
-    _write(directory / "diagnosis.md", diagnosis_markdown(diagnosis))
+    _write(directory / "diagnosis.md", section_markdown(diagnosis_section(diagnosis)))
     for name, figure in conflict_figures(diagnosis).items():
         save(figure, directory / name)
     return [*diagnosis_sentences(diagnosis), f"tables and figures: {directory}"]
@@ -172,15 +173,15 @@ def write_diagnosis(diagnosis: Diagnosis, directory: Path) -> list[str]:
 
 def write_similarity(study: SimilarityStudy, directory: Path) -> list[str]:
     """Write tables and the figure into `directory`; what there is to say of them."""
-    from gradsurgery.report import similarity_text
+    from gradsurgery.report import similarity_text as text
     from gradsurgery.report.figures.lines import draw_similarity
     from gradsurgery.report.figures.style import save
 
-    _write(directory / "similarity.md", similarity_text.similarity_markdown(study))
-    _write(directory / "similarity.csv", similarity_text.similarity_csv(study))
+    _write(directory / "similarity.md", section_markdown(text.similarity_section(study)))
+    _write(directory / "similarity.csv", text.similarity_csv(study))
     png, _ = save(draw_similarity(study), directory / "similarity")
-    sentences = similarity_text.similarity_sentences(study)
-    return [*sentences, f"figure: {png}", f"measurements: {directory / study.file_name}"]
+    told = [f"figure: {png}", f"measurements: {directory / study.file_name}"]
+    return [*text.similarity_sentences(study), *told]
 
 
 def file_stems(stem: str, names: Sequence[str]) -> list[str]:
