@@ -162,7 +162,10 @@ def test_the_measurements_of_a_single_run_are_no_study(written, tmp_path):
     run = SimilarityStudy(
         configuration=configuration,
         options=SimilarityOptions(),
-        data="made", domains=["a", "b"], classes=["0"], part=True,
+        data="made",
+        domains=["a", "b"],
+        classes=["0"],
+        part=True,
         runs=[SeedMeasurements(seed=0, measurements=[])],
     )
     run.save(written().parent)
