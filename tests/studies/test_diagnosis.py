@@ -205,7 +205,7 @@ def test_a_finished_run_is_diagnosed_from_its_folder(
     assert set(found.logged.groups) == {group.name for group in found.snapshots[0].groups}
     options = OPTIONS.model_copy(update={"all_domains": True})
     assert diagnose_run(tmp_path, options, digits, "cpu").domains == list(digits.domains)
-    with pytest.raises(DataError, match="cannot read .*record.json"):
+    with pytest.raises(DataError, match=r"cannot read .*record\.json"):
         diagnose_run(tmp_path / "absent", OPTIONS, digits)
     made = image_set([0] * 10 + [1] * 10, ([0] * 5 + [1] * 5) * 2, side=12)
     with pytest.raises(DataError, match="was trained on other images than made has"):
