@@ -149,13 +149,16 @@ class ComparisonTable:
             lines.append(f"hardly better than guessing on their own domains: {', '.join(guessing)}")
         return lines
 
+    def ordered_cells(self) -> dict[tuple[str, str], Cell]:
+        """The cells, target by target."""
+        keys = [(method, target) for target in self.targets for method in self.methods]
+        return {key: self.cells[key] for key in keys if key in self.cells}
+
     def comparisons(self) -> Iterator[tuple[str, str, PairedComparison]]:
         """Target, method and test of every cell that is tested."""
-        for target in self.targets:
-            for method in self.methods:
-                cell = self.cells.get((method, target))
-                if cell is not None and cell.comparison is not None:
-                    yield target, method, cell.comparison
+        for (method, target), cell in self.ordered_cells().items():
+            if cell.comparison is not None:
+                yield target, method, cell.comparison
 
 
 def compare_runs(
