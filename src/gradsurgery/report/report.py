@@ -136,7 +136,7 @@ def write_report(
         _write(out / name, text)
     from gradsurgery.report.figures.style import save
     from gradsurgery.report.page import embedded
-    from gradsurgery.report.page_sections import PIXELS_PER_INCH, Contents, assemble
+    from gradsurgery.report.page_sections import PIXELS_PER_INCH, assemble
 
     figures: dict[str, list[Figure]] = {
         kind: [] for kind in ("examples", "accuracies", "batches", "curves", "ranks")
@@ -153,8 +153,13 @@ def write_report(
     for name in earlier - set(files):  # of other runs, or under the names that figures had then
         (out / name).unlink(missing_ok=True)
     ReportFiles(files=files).save(out)
-    contents = Contents(inventory, tables, ranking, search, figures, options.notes)
-    _write(out / PAGE_FILE, assemble(contents, out, paper=options.paper))
+    page = assemble(
+        *(out, inventory, tables, ranking, search),
+        figures=figures,
+        notes=options.notes,
+        paper=options.paper,
+    )
+    _write(out / PAGE_FILE, page)
     return Report(out / PAGE_FILE, tables)
 
 
