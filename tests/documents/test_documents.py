@@ -5,12 +5,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from gradsurgery.documents.configuration import (
+    Role,
     RunConfiguration,
+    costly_options,
     options_of,
     read_mapping,
     role_of,
@@ -33,10 +36,18 @@ FILES: list[tuple[type[Document], str]] = [
     (Failure, "failed/rotated-digits/75/deep-all/seed-0-fb83bd5d/failure.json"),
     (Selections, "sweep/selection.json"),
     (SimilarityStudy, "similarity/similarity.json"),
-    (SimilarityStudy, "similarity/seed-0/similarity.json"),
     (Diagnosis, "diagnosis/diagnosis.json"),
     (SplitFile, "runs/a/split.json"),
 ]
+
+
+def test_a_run_of_a_study_of_before_goes_on() -> None:
+    path = FIRST / "similarity" / "seed-0" / "similarity.json"
+    part = SimilarityStudy.load(path)
+    whole = SimilarityStudy.load(FIRST / "similarity")
+    assert part.runs == whole.runs[:1]
+    assert (part.part, whole.part) == (True, False)
+    assert part.missing() == []
 
 
 def plain(path: Path) -> object:
@@ -113,6 +124,7 @@ def test_a_file_that_is_none_is_one_line_with_its_name_and_the_cure(
         ("result.last.validation_accuracy", "0.5", "valid number"),
         ("result.best.test_accuracy.75", -0.1, "greater than or equal to 0"),
         ("curves.train_loss", [1.0], "1 values, expected 2"),
+        ("data.class_images", {"75": [1, 2]}, "class_images of 75 has 2 values, expected 10"),
         ("configuration.target", "sketch", "names the domain 'sketch'"),
         ("configuration.without", ["sketch"], "names the domain 'sketch'"),
         ("configuration.iterations", 0, "iterations must be greater than or equal to 1"),
@@ -147,7 +159,7 @@ def test_a_record_is_checked_where_it_is_read(
 
 def test_every_option_says_what_it_is_and_what_it_means() -> None:
     for name, field in RunConfiguration.model_fields.items():
-        assert role_of(name) in ("identity", "condition", "hyperparameter", "place"), name
+        assert role_of(name) in get_args(Role), name
         assert len(field.description or "") > 10, name
 
 
@@ -157,6 +169,12 @@ def test_the_place_of_a_run_is_no_difference() -> None:
     assert here.differences(there) == {"seed": (0, 1)}
     computing = ["device", "channels_last", "compile", "cuda_graph", "threads"]
     assert options_of("place") == ["data", *computing]
+
+
+def test_what_a_step_costs_depends_on_all_but_what_is_free() -> None:
+    costly = set(costly_options())
+    assert {"method", "backbone", "batch_size", "image_size", "precision", "threads"} <= costly
+    assert not {"target", "seed", "split_seed", "learning_rate", "settings"} & costly
 
 
 def test_a_configuration_given_back_as_yaml_is_the_same(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from gradsurgery.documents.configuration import read_mapping
 from gradsurgery.documents.plan import Plan, parse_seeds
 from gradsurgery.errors import ArgumentError
-from gradsurgery.sweep.paper_plans import PAPER_PLANS, paper_plan
+from gradsurgery.sweep.runs import PAPER_PLANS, paper_plan
 
 
 @pytest.mark.parametrize(

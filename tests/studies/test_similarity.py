@@ -17,10 +17,11 @@ from gradsurgery.documents.similarity import (
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.report.similarity_text import (
     similarity_csv,
-    similarity_markdown,
+    similarity_section,
     similarity_sentences,
     summarize_similarity,
 )
+from gradsurgery.report.tables import section_markdown
 from gradsurgery.studies.similarity import study_similarity
 from gradsurgery.training import train
 from tests.studies.image_sets import image_set
@@ -233,7 +234,7 @@ def test_tables_of_a_study(configured: Configure) -> None:
         "0,0,c0,b,b,0.600000",
     ]
     assert len(lines) == 1 + 2 * 2 * 3
-    text = re.sub(" +", " ", similarity_markdown(study))
+    text = re.sub(" +", " ", section_markdown(similarity_section(study)))
     assert "| within − across | 0.2250 |" in text
     assert "| a | 0.400 | 0.200 |" in text
     assert "| 0 | c0 | 0.5500 | 0.1500 |" in text

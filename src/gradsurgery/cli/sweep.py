@@ -20,7 +20,7 @@ from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, Weigh
 from gradsurgery.sweep import Execution, run_sweep
 from gradsurgery.sweep.estimate import Estimate, estimate
 from gradsurgery.sweep.launcher import Launcher, Outcome
-from gradsurgery.sweep.places import visible_gpus, worker_count
+from gradsurgery.sweep.local import visible_gpus, worker_count
 from gradsurgery.sweep.run import existing_records, planned
 from gradsurgery.training import TrainingProgress
 from gradsurgery.training.directory import folder_name

@@ -19,10 +19,11 @@ Switch = Literal["auto", "on", "off"]
 Average = Literal["none", "ema", "swad"]
 Batches = Literal["multi", "single"]
 
-Role = Literal["identity", "condition", "hyperparameter", "place"]
+Role = Literal["identity", "condition", "hyperparameter", "incidental", "place"]
 """What an option is to a comparison of runs.
 
 identity: says which of the compared runs it is; two runs that are compared may differ in it.
+incidental: what is recorded or let pass; runs that differ in nothing else are one run.
 condition: of the experiment; two runs that are compared share it, and no search chooses it: in a
     grid its values are experiments apart.
 hyperparameter: two runs that are compared share it, unless a search has chosen it for each.
@@ -49,10 +50,13 @@ def _option(
     role: Role,
     description: str,
     default: Any = ...,
+    *,
+    free: bool = False,
     **limits: Any,
 ) -> Any:
-    """A field with its role."""
-    return Field(default, description=description, json_schema_extra={"role": role}, **limits)
+    """A field with its role; of one that is `free`, no value makes a step cost more or less."""
+    about: dict[str, Any] = {"role": role, "free": free}
+    return Field(default, description=description, json_schema_extra=about, **limits)
 
 
 class RunConfiguration(Choices):
@@ -76,9 +80,10 @@ class RunConfiguration(Choices):
         "place",
         'The data set: a built-in name, a folder, "hf://owner/name", "pacs", "pacs:PATH", or '
         "package.module:Source.",
+        free=True,
         min_length=1,
     )
-    target: str = _option("identity", "The domain that is held out.", min_length=1)
+    target: str = _option("identity", "The domain that is held out.", free=True, min_length=1)
     without: list[str] = _option(
         "identity",
         "A source domain to leave out as well, of training and of validation.",
@@ -94,6 +99,7 @@ class RunConfiguration(Choices):
         "A hyperparameter of the method or the average, e.g. group-dro.eta=0.05; see "
         "`gradsurgery methods`.",
         {},
+        free=True,
     )
     backbone: str = _option(
         "condition",
@@ -112,15 +118,20 @@ class RunConfiguration(Choices):
         "per domain). Default: frozen, with weights none per-domain.",
         "frozen",
     )
-    seed: int = _option("identity", "Seed of everything random in the run.", 0, ge=0, le=2**63 - 1)
+    seed: int = _option(
+        "identity", "Seed of everything random in the run.", 0, free=True, ge=0, le=2**63 - 1
+    )
     split_seed: int = _option(
         "condition",
         "Seed of the split into training, validation and test images.",
         0,
+        free=True,
         ge=0,
         le=2**63 - 1,
     )
-    split_per_run: bool = _option("condition", "Draw the split from the run's own seed.", False)
+    split_per_run: bool = _option(
+        "condition", "Draw the split from the run's own seed.", False, free=True
+    )
     iterations: int = _option("hyperparameter", "Steps of the optimiser.", 1000, ge=1)
     batch_size: int = _option("hyperparameter", "Images per source domain and step.", 128, ge=1)
     batches: Batches = _option(
@@ -130,13 +141,17 @@ class RunConfiguration(Choices):
         "multi",
     )
     log_conflict: int = _option(
-        "identity",
+        "incidental",
         "Record every so many steps how the domains' gradients agree; 0 is never.",
         0,
         ge=0,
     )
-    learning_rate: float = _option("hyperparameter", "Step size of the optimiser.", 1e-5, gt=0)
-    weight_decay: float = _option("hyperparameter", "Weight decay of the optimiser.", 5e-5, ge=0)
+    learning_rate: float = _option(
+        "hyperparameter", "Step size of the optimiser.", 1e-5, free=True, gt=0
+    )
+    weight_decay: float = _option(
+        "hyperparameter", "Weight decay of the optimiser.", 5e-5, free=True, ge=0
+    )
     optimizer: Optimizer = _option(
         "hyperparameter", "adam, adamw or sgd (with momentum 0.9).", "adam"
     )
@@ -190,7 +205,7 @@ class RunConfiguration(Choices):
         None,
         ge=1,
     )
-    skip_bad: bool = _option("identity", "Leave out images that cannot be decoded.", False)
+    skip_bad: bool = _option("incidental", "Leave out images that cannot be decoded.", False)
 
     @model_validator(mode="before")
     @classmethod
@@ -238,7 +253,7 @@ class RunConfiguration(Choices):
         """
         return {
             name: (getattr(self, name), getattr(other, name))
-            for name in (*also, *options_of("identity", "condition", "hyperparameter"))
+            for name in (*also, *_WHEREVER)
             if getattr(self, name) != getattr(other, name)
         }
 
@@ -250,7 +265,7 @@ class RunConfiguration(Choices):
         default = type(self).model_fields
         return {
             name: getattr(self, name)
-            for name in options_of("identity", "condition", "hyperparameter")
+            for name in _WHEREVER
             if getattr(self, name) != default[name].default
         }
 
@@ -288,9 +303,22 @@ def options_of(*roles: Role) -> list[str]:
 
 def role_of(name: str) -> Role:
     """The role of the option `name`."""
-    extra = RunConfiguration.model_fields[name].json_schema_extra
-    role: Role = extra["role"]  # type: ignore[index,assignment]
+    role: Role = _about(name)["role"]
     return role
+
+
+def costly_options() -> list[str]:
+    """The names of the options that decide what a step costs."""
+    return [name for name in RunConfiguration.model_fields if not _about(name)["free"]]
+
+
+def _about(name: str) -> dict[str, Any]:
+    extra = RunConfiguration.model_fields[name].json_schema_extra
+    return extra if isinstance(extra, dict) else {}
+
+
+_WHEREVER = [name for name in RunConfiguration.model_fields if role_of(name) != "place"]
+"""The options that decide a run, wherever it is worked on."""
 
 
 def _domain(name: Any) -> Any:

@@ -135,7 +135,7 @@ class Plan(Choices):
     @classmethod
     def _values_to_try(cls, value: dict[str, list[Value]]) -> dict[str, list[Value]]:
         for name, values in value.items():
-            if name in options_of("place", "identity"):
+            if name in options_of("place", "identity", "incidental"):
                 raise ValueError(f"{name} does not change what is learned, and is not searched")
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} has no values, or one of them twice")

@@ -36,6 +36,16 @@ class DataRecord(Part):
     skipped: list[SkippedFile]
     left_out: list[SkippedFile] = []
 
+    @model_validator(mode="after")
+    def _counts_every_class(self) -> "DataRecord":
+        for domain, counts in self.class_images.items():
+            if len(counts) != len(self.classes):
+                raise ValueError(
+                    f"class_images of {domain} has {len(counts)} values, expected "
+                    f"{len(self.classes)}"
+                )
+        return self
+
 
 class SplitSizes(Part):
     """Numbers of images of one domain in each part."""

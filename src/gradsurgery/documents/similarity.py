@@ -3,7 +3,6 @@
 from typing import Any, ClassVar
 
 from pydantic import ConfigDict, Field
-from typing_extensions import override
 
 from gradsurgery.documents.configuration import RunDocument
 from gradsurgery.documents.document import Part
@@ -50,36 +49,44 @@ class SimilarityOptions(Part):
 
 
 class SeedMeasurements(Part):
-    """The run of one seed."""
+    """The run of one seed; its measurements grow while it trains."""
 
     seed: int
-    measurements: list[Measurement] = []
+    measurements: list[Measurement]
 
 
 class SimilarityStudy(RunDocument):
-    """A study: the same options with several seeds.
+    """A study: the same options with several seeds, or one of its runs.
 
-    The folder of each of its runs has a file of its own, of that run alone, which grows while it
-    trains. `configuration` is that of the first run, `domains` those that are measured, in the data
-    set's order, `classes` the data set's.
+    `configuration` is that of the first run, `domains` those that the study measures, in the data
+    set's order, `classes` the data set's. A `part` is of one run, in whose folder it lies: the
+    study's file has its measurements too.
     """
 
     file_name: ClassVar[str] = "similarity.json"
     title: ClassVar[str] = "record of gradient similarity"
     cure: ClassVar[str] = "delete it"
 
+    options: SimilarityOptions
     data: str
     domains: list[str]
     classes: list[str]
-    options: SimilarityOptions
     runs: list[SeedMeasurements]
+    part: bool = False
 
-    @override
     @classmethod
     def upgraded(cls, content: dict[str, Any]) -> dict[str, Any]:
-        """In version 0.1.0 the file of one run had its measurements, and nothing of the data."""
-        if isinstance(content.get("configuration"), dict) and "measurements" in content:
-            seed, measurements = content["configuration"].get("seed"), content["measurements"]
-            content = content | {"runs": [{"seed": seed, "measurements": measurements}]}
-            content |= {"data": "", "domains": [], "classes": []}
-        return super().upgraded(content)
+        """Of a run of version 0.1.0, whose file had its measurements alone."""
+        content = super().upgraded(content)
+        if "measurements" not in content or not isinstance(content.get("configuration"), dict):
+            return content
+        run = {"seed": content["configuration"].get("seed", 0)}
+        run["measurements"] = content.pop("measurements")
+        about = {"data": content["configuration"].get("data"), "domains": [], "classes": []}
+        return about | content | {"runs": [run], "part": True}
+
+    def missing(self) -> list[int]:
+        """The steps at which the first run has no measurement yet."""
+        done = {measurement.step for measurement in self.runs[0].measurements}
+        steps = range(0, self.configuration.iterations + 1, self.options.every)
+        return [step for step in steps if step not in done]

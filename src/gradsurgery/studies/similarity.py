@@ -60,27 +60,14 @@ def study_similarity(
             raise ArgumentError(
                 f"the runs of a study differ in their seed alone, found others in {different[0]}"
             )
-    study = _begun(first, options, images)
-    study.runs = [
-        _measured_run(c, options, images, directory / f"seed-{c.seed}", report)
-        for c in configurations
+    parts = [
+        _measured_run(each, options, images, directory / f"seed-{each.seed}", report)
+        for each in configurations
     ]
+    runs = [run for part in parts for run in part.runs]
+    study = parts[0].model_copy(update={"runs": runs, "part": False})
     study.save(directory)
     return study
-
-
-def _begun(
-    configuration: RunConfiguration, options: SimilarityOptions, images: ImageSet
-) -> SimilarityStudy:
-    """A study of one run, which has measured nothing yet."""
-    return SimilarityStudy(
-        data=images.name,
-        domains=_domains(configuration, options, images),
-        classes=list(images.classes),
-        configuration=configuration,
-        options=options,
-        runs=[SeedMeasurements(seed=configuration.seed)],
-    )
 
 
 def _domains(
@@ -97,16 +84,20 @@ def _measured_run(
     images: ImageSet,
     directory: Path,
     report: ProgressCallback | None,
-) -> SeedMeasurements:
+) -> SimilarityStudy:
     """The run's measurements: those in `directory`, then those still to make."""
-    study = _begun(configuration, options, images)
-    if (directory / study.file_name).exists():
-        found = SimilarityStudy.load(directory)
-        _check_same(configuration, options, found, directory)
-        study.runs = found.runs
-    (run,) = study.runs
-    steps = range(0, configuration.iterations + 1, options.every)
-    missing = sorted(set(steps) - {measurement.step for measurement in run.measurements})
+    part = SimilarityStudy(
+        configuration=configuration,
+        options=options,
+        data=images.name,
+        domains=_domains(configuration, options, images),
+        classes=list(images.classes),
+        runs=[SeedMeasurements(seed=configuration.seed, measurements=[])],
+        part=True,
+    )
+    if (directory / SimilarityStudy.file_name).exists():
+        part.runs = _found(part, directory).runs
+    missing = part.missing()
     if (directory / Record.file_name).exists() and missing:
         raise DataError(
             f"{directory} holds a finished run that was not measured at step {missing[0]}; "
@@ -114,26 +105,23 @@ def _measured_run(
         )
     if missing:
         pool = draw_split(images, seed=configuration.seed_of_split).train
-        _check_feasible(pool, images, study.domains, options)
+        _check_feasible(pool, images, part)
 
         def measure(step: int, backbone: Backbone) -> None:
-            run.measurements.append(_measured(study, images, pool, step, backbone))
-            study.save(directory)
+            part.runs[0].measurements.append(_measured(part, images, pool, step, backbone))
+            part.save(directory)
 
-        observer = StepObserver(missing, directory / study.file_name, measure)
+        observer = StepObserver(missing, directory / SimilarityStudy.file_name, measure)
         train(configuration, directory, report, opened=images, observe=observer)
-    return run
+    return part
 
 
-def _check_same(
-    configuration: RunConfiguration,
-    options: SimilarityOptions,
-    found: SimilarityStudy,
-    directory: Path,
-) -> None:
-    different = configuration.differences(found.configuration, "data")
+def _found(wanted: SimilarityStudy, directory: Path) -> SimilarityStudy:
+    """The measurements in `directory`, which must be of the same run and options."""
+    found = SimilarityStudy.load(directory)
+    different = wanted.configuration.differences(found.configuration, "data")
     for name in SimilarityOptions.model_fields:
-        here, there = getattr(options, name), getattr(found.options, name)
+        here, there = getattr(wanted.options, name), getattr(found.options, name)
         if here != there:
             different[name] = here, there
     for name, (here, there) in different.items():
@@ -141,25 +129,25 @@ def _check_same(
             f"{directory} holds measurements with other options ({name}: {there!r} there, {here!r} "
             "here); choose another output folder, or delete this one"
         )
+    return found
 
 
 def _measured(
-    study: SimilarityStudy,
+    part: SimilarityStudy,
     images: ImageSet,
     pool: Mapping[str, Indices],
     step: int,
     backbone: Backbone,
 ) -> Measurement:
     """One measurement, which is empty where fewer than two domains have enough images."""
-    options = study.options
-    label = (step // options.every) % len(images.classes)
+    label = (step // part.options.every) % len(images.classes)
     chosen, skipped = draw_samples(
         images,
         pool,
         label=label,
-        domains=study.domains,
-        count=options.samples_per_domain,
-        seed=study.configuration.seed,
+        domains=part.domains,
+        count=part.options.samples_per_domain,
+        seed=part.configuration.seed,
         step=step,
     )
     found = Measurement(step=step, label=images.classes[label], skipped=skipped)
@@ -171,17 +159,12 @@ def _measured(
     return found
 
 
-def _check_feasible(
-    pool: Mapping[str, Indices],
-    images: ImageSet,
-    domains: Sequence[str],
-    options: SimilarityOptions,
-) -> None:
+def _check_feasible(pool: Mapping[str, Indices], images: ImageSet, part: SimilarityStudy) -> None:
     """Raise `DataError` where no measurement could compare two domains."""
+    domains, needed = part.domains, part.options.samples_per_domain
     counts = [np.bincount(images.label[pool[d]], minlength=len(images.classes)) for d in domains]
-    enough = (np.array(counts) >= options.samples_per_domain).sum(axis=0)
-    if enough.max() < 2:
+    if (np.array(counts) >= needed).sum(axis=0).max() < 2:
         raise DataError(
-            f"no class of {images.name} has {options.samples_per_domain} training images in two of "
-            f"the domains {', '.join(domains)}; measure fewer samples per domain"
+            f"no class of {images.name} has {needed} training images in two of the domains "
+            f"{', '.join(domains)}; measure fewer samples per domain"
         )

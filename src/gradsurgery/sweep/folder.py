@@ -74,21 +74,6 @@ def tidy(run: SweepRun, folder: Path) -> None:
             remove_checkpoint(directory)
 
 
-def write_failure(
-    run: SweepRun, folder: Path, *, attempts: int, error: str, traceback: str
-) -> None:
-    """Write `failure.json` into the run's folder."""
-    failure = Failure(
-        configuration=run.configuration, attempts=attempts, error=error, traceback=traceback
-    )
-    failure.save(folder / run.directory)
-
-
-def forget_failure(run: SweepRun, folder: Path) -> None:
-    """Remove the `failure.json` of a run that went well after all."""
-    (folder / run.directory / Failure.file_name).unlink(missing_ok=True)
-
-
 def _difference(there: dict[str, Any], plan: Plan) -> str:
     """The parts, and of the options those, in which two plans differ."""
     here = plan.model_dump()
