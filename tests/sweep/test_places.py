@@ -5,7 +5,7 @@ import torch
 
 from gradsurgery.errors import ArgumentError
 from gradsurgery.sweep import local
-from gradsurgery.sweep.places import visible_gpus, worker_count
+from gradsurgery.sweep.local import visible_gpus, worker_count
 from gradsurgery.sweep.ray_cluster import cluster_room
 
 

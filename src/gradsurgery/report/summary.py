@@ -169,7 +169,7 @@ def _tests(table: ComparisonTable) -> list[str]:
 def _named(tests: dict[tuple[str, str], PairedComparison]) -> str:
     largest = sorted(tests.items(), key=lambda item: -abs(item[1].difference))
     parts = [
-        f"{method} on {target} ({test.difference:+.2f} points)"
+        f"{method} on {target} ({test.difference:+z.2f} points)"
         for (method, target), test in largest[:_MOST_NAMED]
     ]
     more = len(tests) - len(parts)

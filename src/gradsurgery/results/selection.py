@@ -193,7 +193,7 @@ def select(runs: "pd.DataFrame", criterion: str, *, planned: Planned | None = No
         criterion: a name of `CRITERIA`.
         planned: the sweeps' runs by their folders, in the order of the plan.
 
-    Raises `ArgumentError` for an unknown criterion, `DataError` where a run is there twice.
+    Raises `ArgumentError` for an unknown criterion.
     """
     if criterion not in CRITERIA:
         raise ArgumentError(f"criterion must be one of {', '.join(CRITERIA)}, found {criterion!r}")
@@ -218,19 +218,11 @@ def select(runs: "pd.DataFrame", criterion: str, *, planned: Planned | None = No
 def _grouped(rows: list[dict[Hashable, Any]], places: dict[str, float]) -> list[_Group]:
     """`places` says where in the plan the run of a record stands."""
     groups: dict[tuple[str, ...], _Group] = {}
-    seen: dict[tuple[Any, ...], str] = {}
     for row in rows:
         held_out = [row["target"], *row["without"]]
         if len(held_out) > 2:
             continue  # belongs to no criterion
         about = (row["data"], row["method_name"], row["conditions"])
-        once = (*about, tuple(held_out), row["hyperparameters"], row["seed"])
-        if once in seen:
-            raise DataError(
-                f"the run of {row['method']} without {' and '.join(held_out)} with seed "
-                f"{row['seed']} is there twice: {seen[once]} and {row['record']}; give one of them"
-            )
-        seen[once] = row["record"]
         for target in held_out:
             group = groups.setdefault(
                 (target, *about),

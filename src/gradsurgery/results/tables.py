@@ -149,13 +149,16 @@ class ComparisonTable:
             lines.append(f"hardly better than guessing on their own domains: {', '.join(guessing)}")
         return lines
 
+    def ordered_cells(self) -> dict[tuple[str, str], Cell]:
+        """The cells, target by target."""
+        keys = [(method, target) for target in self.targets for method in self.methods]
+        return {key: self.cells[key] for key in keys if key in self.cells}
+
     def comparisons(self) -> Iterator[tuple[str, str, PairedComparison]]:
         """Target, method and test of every cell that is tested."""
-        for target in self.targets:
-            for method in self.methods:
-                cell = self.cells.get((method, target))
-                if cell is not None and cell.comparison is not None:
-                    yield target, method, cell.comparison
+        for (method, target), cell in self.ordered_cells().items():
+            if cell.comparison is not None:
+                yield target, method, cell.comparison
 
 
 def compare_runs(
@@ -181,7 +184,7 @@ def compare_runs(
         baseline: the method that the others are compared with, as its row is called.
         planned: methods, targets and seeds that are planned are in the table before their runs are.
 
-    Raises `DataError` where one run is there twice, and where all hold out two domains.
+    Raises `DataError` where all runs hold out two domains.
     """
     compared = runs[runs["without"].map(len) == 0]
     if len(runs) and compared.empty:
@@ -252,20 +255,10 @@ def _filled(table: ComparisonTable, runs: "pd.DataFrame") -> ComparisonTable:
 def _accuracies(
     runs: "pd.DataFrame", model: Model
 ) -> dict[tuple[str, str], dict[int, tuple[float, bool]]]:
-    """Percent, and whether the model guesses, by (method, target) and seed.
-
-    Raises `DataError` for a run that is there twice.
-    """
+    """Percent, and whether the model guesses, by (method, target) and seed."""
     found: dict[tuple[str, str], dict[int, tuple[float, bool]]] = {}
-    files: dict[tuple[str, str, int], str] = {}
     for row in runs.sort_values(["method", "target", "seed"], kind="stable").to_dict("records"):
         method, target, seed = row["method"], row["target"], int(row["seed"])
-        if (method, target, seed) in files:
-            raise DataError(
-                f"the run of {method} on {target} with seed {seed} is there twice: "
-                f"{files[method, target, seed]} and {row['record']}; give one of them"
-            )
-        files[method, target, seed] = row["record"]
         percent = 100 * float(row[f"{model}_target_accuracy"])
         found.setdefault((method, target), {})[seed] = percent, bool(row[f"{model}_guessing"])
     return found
