@@ -225,10 +225,8 @@ def _by_choice(selections: Mapping[str, Selection]) -> list[tuple[list[str], Cho
 
 
 def _chosen(choice: Choice) -> list[str]:
-    waiting = ""
-    if choice.unfinished:
-        are = "is" if choice.unfinished == 1 else "are"
-        waiting = f"; {counted(choice.unfinished, 'planned run')} {are} not finished"
+    unfinished = counted(choice.unfinished, "planned run", "is not finished")
+    waiting = f"; {unfinished}" if choice.unfinished else ""
     if choice.candidate is None:
         return [f"not available: needs {choice.needs}{waiting}", ABSENT, ABSENT]
     count = len(choice.candidates)
