@@ -46,8 +46,6 @@ def comparison_table(table: ComparisonTable, *, paper: bool = False) -> Table:
     notes = table.notes
     if any(row[0].below for row in rows):
         notes = [*notes, f"paper: {CITATION}, with its stars at p < 0.05"]
-    if any(entry.strong for row in rows for entry in row):
-        notes = [*notes, "Bold: the highest mean of the column."]
     columns = ["method", *table.targets, *(["average"] if several else [])]
     return Table(table.title, columns, rows, notes)
 
