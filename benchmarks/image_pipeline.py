@@ -14,11 +14,14 @@ import time
 from collections.abc import Callable
 from io import BytesIO
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torchvision import transforms
 
-from gradsurgery.data import DomainBatches, draw_split, normalize, open_source, prepare
+from gradsurgery.data import DomainBatches, draw_split, image_loader, open_source, prepare
+from gradsurgery.data.pixels import gather
 from gradsurgery.training.device import keep_freed_memory
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -56,20 +59,14 @@ def main() -> None:
         with Image.open(BytesIO(encoded[position])) as image:
             return transform(image.convert("RGB"))
 
-    def positions(step: int) -> list[int]:
-        return [int(i) for domain in SOURCES for i in batches.indices_at(domain, step)]
+    device = torch.device("cpu")
+    loader = image_loader(images, MEAN, STD, device=device, channels_last=True)
 
-    def cached(step: int) -> torch.Tensor:
-        return torch.cat([normalize(pixels, MEAN, STD) for pixels, _ in batches.at(step)])
+    def positions(step: int) -> NDArray[np.int64]:
+        return batches.indices_at(step).reshape(-1)
 
-    def from_cache(step: int) -> list[torch.Tensor]:
-        return [normalize(pixels, MEAN, STD) for pixels, _ in batches.at(step)]
-
-    memory = from_cache(0)
-
-    def into_memory(step: int) -> list[torch.Tensor]:
-        pairs = zip(batches.at(step), memory, strict=True)
-        return [normalize(pixels, MEAN, STD, out=out) for (pixels, _), out in pairs]
+    def from_cache(step: int) -> torch.Tensor:
+        return loader.fetch(positions(step))()[0]
 
     def decoded(step: int) -> torch.Tensor:
         before = torch.get_num_threads()
@@ -78,14 +75,13 @@ def main() -> None:
         torch.set_num_threads(before)
         return images
 
-    if not torch.equal(cached(0), decoded(0)):
+    if not torch.equal(from_cache(0), decoded(0)):
         sys.exit("the two ways differ")
     print("both ways give the same bits")
     ways = {
         "decoding": decoded,
-        "gathering alone": batches.at,
+        "gathering alone": lambda step: gather(images.images, positions(step)),
         "from the cache": from_cache,
-        "  into memory used before": into_memory,
     }
     for threads in sorted({1, torch.get_num_threads()}):
         torch.set_num_threads(threads)

@@ -15,6 +15,13 @@ jaxtyping.install_import_hook("gradsurgery", "beartype.beartype")
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# Without a GPU the kernels that are written in Triton run on CPU tensors, in its interpreter. It
+# has to be known before triton is imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from gradsurgery.kernels import network  # noqa: E402
+
 # Other processes share the machine: a slow example is no error.
 hypothesis.settings.register_profile(
     "default", deadline=None, max_examples=60, derandomize="CI" in os.environ
@@ -26,6 +33,15 @@ def _path_from(variable: str, what: str) -> Path:
     if variable not in os.environ:
         pytest.skip(f"{variable} is not set; it names {what}")
     return Path(os.environ[variable])
+
+
+@pytest.fixture
+def accelerator(monkeypatch) -> None:
+    """Makes the engine and the rules treat the CPU as a device that Triton's kernels run on."""
+    pytest.importorskip("triton")
+    if "TRITON_INTERPRET" not in os.environ:
+        pytest.skip("there is a GPU, whose own tests are in tests/gpu")
+    monkeypatch.setattr(network, "DEVICES", {"cpu"})
 
 
 @pytest.fixture(scope="session")

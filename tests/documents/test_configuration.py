@@ -58,7 +58,7 @@ def test_a_configuration_is_read_back_as_it_was() -> None:
         ("validate_every", 0, ["greater than or equal to 1"]),
         ("image_size", 5000, ["less than or equal to 2048", "5000"]),
         ("seed", -1, ["greater than or equal to 0"]),
-        ("precision", "float8", ["'float32', 'bfloat16' or 'float16'", "float8"]),
+        ("precision", "float8", ["'float32', 'tf32', 'bfloat16' or 'float16'", "float8"]),
         ("optimizer", "lion", ["'adam', 'adamw' or 'sgd'", "lion"]),
         ("batch_norm", "thawed", ["'per-domain' or 'pooled'", "thawed"]),
         ("target", "", ["at least 1 character"]),
@@ -100,7 +100,7 @@ def test_folders_as_paths_and_domains_that_are_numbers() -> None:
         ("data", 5, "data must be a valid string, found 5"),
         ("without", "75", "without must be a valid list, found '75'"),
         ("without", [["a"]], "without.0 must be a valid string"),
-        ("seed", 2**63, "seed must be finite"),
+        ("seed", 2**63, "seed must be a number of up to 18 digits"),
         ("seed", 10**4000, "found one of 13288 bits"),
         ("settings", {"irm.penalty": float("inf")}, "settings.irm.penalty must be finite"),
         ("target", "a" * 10_000, ""),
@@ -133,3 +133,19 @@ def test_a_configuration_says_its_version_and_loads_itself(tmp_path: Path) -> No
         RunConfiguration.load(tmp_path)
     with pytest.raises(ArgumentError, match="cannot read the configuration"):
         RunConfiguration.load(tmp_path / "nowhere")
+
+
+def test_yaml_takes_on_and_off_for_true_and_false() -> None:
+    written = {"channels_last": True, "cuda_graph": False}
+    run = RunConfiguration(data="pacs", target="sketch", **written)
+    assert (run.channels_last, run.cuda_graph) == ("on", "off")
+    run = RunConfiguration(data="pacs", target="sketch", cuda_graph="auto")
+    assert (run.channels_last, run.cuda_graph) == ("auto", "auto")
+
+
+def test_how_a_run_computes_does_not_decide_its_folder() -> None:
+    plain = RunConfiguration(data="pacs", target="sketch")
+    options = {"channels_last": "on", "compile": True, "cuda_graph": "off"}
+    other = RunConfiguration(data="pacs", target="sketch", **options)
+    assert other.departures() == plain.departures()
+    assert plain.differences(other) == {}

@@ -54,6 +54,9 @@ def plain(path: Path) -> object:
     content = json.loads(path.read_text())
     if "configuration" in content:
         content["configuration"].pop("passes", None)
+    if "measurements" in content:  # of one run, which is a study of one seed now
+        seed = content["configuration"]["seed"]
+        content["runs"] = [{"seed": seed, "measurements": content.pop("measurements")}]
     return content
 
 
@@ -127,11 +130,12 @@ def test_a_file_that_is_none_is_one_line_with_its_name_and_the_cure(
         ("configuration.iterations", 0, "iterations must be greater than or equal to 1"),
         ("configuration.nonsense", 0, "unknown option 'nonsense'"),
         ("cost", None, "cost"),
-        ("cost.peak_memory_bytes", -(10**400), "peak_memory_bytes must be finite"),
+        ("cost.peak_memory_bytes", -(10**400), "peak_memory_bytes must be a number of up to 18"),
         ("cost.peak_memory_bytes", -1, "greater than or equal to 0"),
         ("cost.seconds", 1e308, "cost.seconds must be finite, up to 1e+100"),
-        ("environment.threads", 2**63, "threads must be finite, up to 1e+100, a whole number"),
+        ("environment.threads", 2**63, "threads must be a number of up to 18 digits"),
         ("data.images.75", -1, "greater than or equal to 0"),
+        ("configuration.method", "\ud800", "method must be text in UTF-8, found '\\ud800'"),
         ("version", 10**30, "one of 100 bits"),
         ("version", "1" * 5000, "of version '1111"),
     ],
@@ -163,7 +167,8 @@ def test_the_place_of_a_run_is_no_difference() -> None:
     here = RunConfiguration(data="pacs:here", target="sketch", device="cpu", threads=1)
     there = RunConfiguration(data="pacs:there", target="sketch", device="cuda", threads=8, seed=1)
     assert here.differences(there) == {"seed": (0, 1)}
-    assert options_of("place") == ["data", "device", "threads"]
+    computing = ["device", "channels_last", "compile", "cuda_graph", "threads"]
+    assert options_of("place") == ["data", *computing]
 
 
 def test_what_a_step_costs_depends_on_all_but_what_is_free() -> None:

@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 import gradsurgery as gs
 from gradsurgery import kernels
 from gradsurgery.errors import ArgumentError
-from gradsurgery.rules.agr_sum import agreement_sum_of
-from gradsurgery.rules.agreement import agreeing_sum, fold_agreement
 from gradsurgery.rules.base import ComponentwiseRule
 from tests import oracles
 from tests.rules.matrices import matrices
@@ -97,18 +95,6 @@ def test_agr_rand_is_equation_4_where_the_domains_agree(gradients):
     torch.testing.assert_close(update[agrees], expected[agrees])
     if not agrees.any():
         assert not update.any()  # σ = 0 where nothing agrees
-
-
-@SETTINGS
-@given(matrices())
-def test_the_expressions_an_accelerator_compiles_give_the_same(gradients):
-    expected = gs.AgrSum()(gradients)
-    torch.testing.assert_close(agreement_sum_of(gradients), expected)
-    in_pieces, at_once = gradients[0].clone(), gradients[0].clone()
-    for gradient in gradients[1:]:
-        fold_agreement(in_pieces, gradient)
-        at_once = agreeing_sum(at_once, gradient)
-    torch.testing.assert_close(in_pieces, at_once, equal_nan=True)
 
 
 def test_noise_has_the_sigma_of_equation_4_and_touches_conflicts_only():

@@ -12,6 +12,7 @@ from torch import Tensor
 from gradsurgery.algorithms import METHODS
 from gradsurgery.backbones import Backbone, build_backbone
 from gradsurgery.data import ImageSet, Split, normalize, open_source, prepare
+from gradsurgery.data.loader import prefetched
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError, NonFiniteError, WeightsError
@@ -19,7 +20,6 @@ from gradsurgery.training import TrainingProgress, train
 from gradsurgery.training import loop as loop_module
 from gradsurgery.training import run as run_module
 from gradsurgery.training.evaluation import Evaluation
-from gradsurgery.training.loop import prefetched
 
 Configure = Callable[..., RunConfiguration]
 Outcome = Callable[[Record, Path], tuple[dict[str, Any], bytes]]

@@ -2,6 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from torch import Tensor
 
@@ -32,9 +33,9 @@ def test_a_run_trains_on_one_domain_at_a_time_as_its_record_says(
     seen: list[tuple[str, ...]] = []
 
     class Noted(SingleDomainBatches):
-        def at(self, step: int) -> list[tuple[Tensor, Tensor]]:
+        def indices_at(self, step: int) -> np.ndarray:
             seen.append(self.domains_at(step))
-            return super().at(step)
+            return super().indices_at(step)
 
     monkeypatch.setattr(run_module, "SingleDomainBatches", Noted)
     record = train(configured(batches="single", method=method), tmp_path, opened=images)

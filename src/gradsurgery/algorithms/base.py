@@ -35,13 +35,28 @@ class Step:
     scaler: torch.amp.GradScaler | None = None
     autocast: Autocast = nullcontext
 
-    def update_parameters(self) -> None:
+    def update_parameters(self, result: BackwardResult) -> None:
         """Step the optimiser, through the scaler where there is one.
+
+        On an accelerator the optimiser leaves the parameters as they are where a gradient was not
+        finite, which `result.check()` tells later; one that cannot is not stepped before that.
 
         Raises `NonFiniteError` where the gradients are not finite whatever the scale.
         """
         if self.scaler is None:
-            self.optimizer.step()
+            optimizer: Any = self.optimizer
+            if result.found_inf is None:
+                optimizer.step()
+                return
+            if not getattr(optimizer, "_step_supports_amp_scaling", False):  # as GradScaler asks
+                result.check()
+                optimizer.step()
+                return
+            optimizer.grad_scale, optimizer.found_inf = None, result.found_inf
+            try:
+                optimizer.step()
+            finally:
+                del optimizer.grad_scale, optimizer.found_inf
             return
         self.scaler.step(self.optimizer)
         self.scaler.update()

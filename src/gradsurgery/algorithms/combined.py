@@ -11,8 +11,8 @@ from typing_extensions import override
 
 from gradsurgery.algorithms.base import Algorithm, Step, non_finite
 from gradsurgery.algorithms.forward import Forward
-from gradsurgery.algorithms.objectives import Objective, values_of
-from gradsurgery.engine import BackwardResult, backward, checked_loss
+from gradsurgery.algorithms.objectives import Objective
+from gradsurgery.engine import BackwardResult, backward, check_losses, checked_loss
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.rules import Mean, Rule
 
@@ -55,16 +55,20 @@ class Combined(Algorithm):
             named = step.model.named_parameters()
             with closing(self.objective.losses(forward, step.batches, step.number)) as losses:
                 given = list(losses) if self._shared else losses
-                result = backward(given, named, self.rule, scaler=step.scaler)
-        step.update_parameters()
+                result = backward(
+                    given, named, self.rule, scaler=step.scaler, defer_check=True
+                )
+            if forward.values is not None:
+                result = replace(result, checked=forward.values)
+        step.update_parameters(result)
         return result
 
     def _mean_backward(self, step: Step) -> BackwardResult:
         """One pass over all images, and one backward pass of the mean loss."""
         seen: list[Tensor] = []
+        forward = Forward(step.model, step.autocast, shared=True)
 
         def mean_loss() -> Iterator[Tensor]:
-            forward = Forward(step.model, step.autocast, shared=True)
             losses = enumerate(self.objective.losses(forward, step.batches, step.number))
             total = torch.stack([checked_loss(loss, domain).reshape(()) for domain, loss in losses])
             seen.append(total.detach())
@@ -72,13 +76,15 @@ class Combined(Algorithm):
 
         try:
             named = step.model.named_parameters()
-            result = backward(mean_loss(), named, self.rule, scaler=step.scaler)
+            result = backward(
+                mean_loss(), named, self.rule, scaler=step.scaler, defer_check=True
+            )
         except NonFiniteError as error:
             if not seen:
                 raise
-            values_of(seen[0].unbind())  # raises for the domain whose loss it is
+            check_losses(seen[0])  # raises for the domain whose loss it is
             raise non_finite(error, "the pooled domains", domain=None) from error
-        return replace(result, losses=seen[0])
+        return replace(result, losses=seen[0], checked=forward.values, pooled=True)
 
     @override
     def restarts_optimizer(self, step: int) -> bool:

@@ -62,8 +62,8 @@ class Fish(Algorithm):
             except NonFiniteError as error:
                 raise non_finite(error, f"domain {domain}", domain) from error
             losses[domain] = result.losses[0]
-            step.update_parameters()
+            step.update_parameters(result)
         with torch.no_grad():
             for parameter, start in zip(parameters, before, strict=True):
                 parameter.copy_(start.lerp_(parameter, self.values["meta_lr"]))
-        return BackwardResult(torch.stack(losses), agreeing=None, cosines=None)
+        return BackwardResult(torch.stack(losses))

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from gradsurgery.engine import check_losses
 from gradsurgery.errors import ArgumentError
 
 Logits = Float[Tensor, "batch classes"]
@@ -18,6 +19,8 @@ class Forward:
 
     shared: one pass over the images of all domains, rather than one per domain at the moment its
         logits are asked for.
+
+    `values` are the losses whose values an objective has asked for, None before.
     """
 
     def __init__(
@@ -29,6 +32,7 @@ class Forward:
     ) -> None:
         self.model = model
         self.shared = shared
+        self.values: Tensor | None = None
         self._autocast = autocast
 
     def __call__(self, images: Sequence[Tensor]) -> Iterator[Logits]:
@@ -46,6 +50,17 @@ class Forward:
         inputs, logits = self._pass_to_head(torch.cat(list(images)))
         return zip(inputs.split(sizes), logits.split(sizes), strict=True)
 
+    def values_of(self, losses: Sequence[Tensor]) -> Float[Tensor, " domains"]:
+        """The domains' losses, detached, before what one is reaches the others.
+
+        Raises `NonFiniteError` naming the first domain whose loss is NaN or infinite; on an
+        accelerator, which is not waited for, the step's result does.
+        """
+        self.values = torch.stack([loss.detach() for loss in losses])
+        if self.values.device.type == "cpu":
+            check_losses(self.values)
+        return self.values
+
     def _pass(self, images: Tensor) -> Tensor:
         with self._autocast():
             logits = self.model(images)
@@ -61,7 +76,7 @@ class Forward:
     def _pass_to_head(self, images: Tensor) -> tuple[Tensor, Logits]:
         with head_inputs(self.model) as seen:
             logits = self._pass(images)
-        inputs, outputs = seen[-1]
+        inputs, outputs = seen[-1] if seen else (images, None)
         if outputs is not logits:
             raise ArgumentError(
                 f"the last linear layer of {type(self.model).__name__} does not give its "

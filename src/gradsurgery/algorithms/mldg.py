@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -12,9 +13,15 @@ from typing_extensions import override
 from gradsurgery.algorithms.base import Algorithm, Step
 from gradsurgery.algorithms.combined import joined_states, split_states
 from gradsurgery.algorithms.forward import Forward
-from gradsurgery.algorithms.objectives import Batch, values_of
+from gradsurgery.algorithms.objectives import Batch
 from gradsurgery.algorithms.objectives.mixup import random_ring
-from gradsurgery.engine import Accumulator, BackwardResult, gradients_of, write_update
+from gradsurgery.engine import (
+    Accumulator,
+    BackwardResult,
+    check_losses,
+    gradients_of,
+    write_update,
+)
 from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter, checked_values
 from gradsurgery.rules import Rule
 
@@ -62,6 +69,8 @@ class MLDG(Algorithm):
     def take(self, step: Step) -> BackwardResult:
         step.optimizer.zero_grad(set_to_none=True)
         ring = random_ring(len(step.batches), self._generator)
+        # L_i at θ: a domain that is not finite spoils another's pair
+        risks = torch.zeros(len(ring), dtype=torch.float64, device=step.batches[0][0].device)
 
         def produce(
             named: list[tuple[str, Tensor]],
@@ -69,19 +78,20 @@ class MLDG(Algorithm):
             scaler: torch.amp.GradScaler | None,
         ) -> list[Tensor]:
             parameters = [parameter for _, parameter in named]
-            risks, losses = [], []  # L_i at θ: a domain that is not finite spoils another's pair
+            losses = []
             for train, test in ring:  # sorted by the meta-train domain
                 risk, loss, gradients = self._pair(step, train, test, parameters, scaler)
                 accumulator.receive_domain(train, gradients)
-                risks.append(risk)
+                risks[train] = risk
                 losses.append(loss)
-            values_of(risks)
+            if risks.device.type == "cpu":
+                check_losses(risks)
             return losses
 
         named = step.model.named_parameters()
-        result = write_update(named, self.rule, produce, scaler=step.scaler)
-        step.update_parameters()
-        return result
+        result = write_update(named, self.rule, produce, scaler=step.scaler, defer_check=True)
+        step.update_parameters(result)
+        return replace(result, checked=risks)
 
     def _pair(
         self,

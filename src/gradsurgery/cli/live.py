@@ -95,4 +95,6 @@ def _figures(progress: "TrainingProgress") -> str:
         figures.append(f"loss {progress.loss:.3f}")
     if progress.agreeing is not None:
         figures.append(f"agreeing {progress.agreeing:.0%}")
+    if progress.data_wait is not None:
+        figures.append(f"data wait {progress.data_wait:.0%}")
     return "  ".join(figures)

@@ -10,11 +10,12 @@ from pydantic import Field, field_validator, model_validator
 
 from gradsurgery.atomic import atomic_file
 from gradsurgery.documents.document import Choices, Document
-from gradsurgery.errors import ArgumentError
+from gradsurgery.errors import ArgumentError, one_line
 
 BatchNorm = Literal["frozen", "per-domain", "pooled"]
 Optimizer = Literal["adam", "adamw", "sgd"]
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
+Switch = Literal["auto", "on", "off"]
 Average = Literal["none", "ema", "swad"]
 Batches = Literal["multi", "single"]
 
@@ -170,12 +171,32 @@ class RunConfiguration(Choices):
     )
     image_size: int = _option("hyperparameter", "Height and width in pixels.", 224, ge=8, le=2048)
     device: str = _option(
-        "place", "auto (the first of cuda, mps, cpu that there is), or a device of torch.", "auto"
+        "place", "auto (cuda where there is one, else cpu), or a device of torch.", "auto"
     )
     precision: Precision = _option(
         "hyperparameter",
-        "float32, bfloat16 or float16: of the forward and backward passes; weights are float32.",
+        "Of the forward and backward passes: float32; tf32 (products of float32 with 10 bits of "
+        "fraction, on a GPU; elsewhere float32); bfloat16 or float16. Weights are float32.",
         "float32",
+    )
+    channels_last: Switch = _option(
+        "place",
+        "Weights and images with the channels last in memory: on, off, or auto (on a GPU with "
+        "another precision than float32, for networks with convolutions). Results depend on it to "
+        "the last bit.",
+        "auto",
+    )
+    compile: bool = _option(
+        "place",
+        "Compile the network with torch.compile: faster steps after a wait at the start. Results "
+        "depend on it to the last bit.",
+        False,
+    )
+    cuda_graph: Switch = _option(
+        "place",
+        "Record a training step on the GPU once and replay it: on, off, or auto (where it can be). "
+        "Results do not depend on it.",
+        "auto",
     )
     threads: int | None = _option(
         "place",
@@ -204,6 +225,9 @@ class RunConfiguration(Choices):
             filled["target"] = _domain(filled["target"])
         if isinstance(filled.get("without"), list | tuple):
             filled["without"] = [_domain(name) for name in filled["without"]]
+        for name in ("channels_last", "cuda_graph"):  # YAML takes on and off for true and false
+            if isinstance(filled.get(name), bool):
+                filled[name] = "on" if filled[name] else "off"
         if filled.get("weights") == "none":  # random running statistics are worth nothing
             filled.setdefault("batch_norm", "per-domain")
         return filled
@@ -336,8 +360,7 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
     except OSError as error:
         raise ArgumentError(f"cannot read the {what} {path}: {error.strerror}") from error
     except Exception as error:  # YAML's own types raise errors of any kind
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ArgumentError(f"the {what} {path} is not YAML: {reason}") from error
+        raise ArgumentError(f"the {what} {path} is not YAML: {one_line(error)}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ArgumentError(f"the {what} {path} is no mapping: give one line NAME: VALUE for each")
     if (version := content.pop("version", _VERSION)) != _VERSION:

@@ -68,7 +68,7 @@ class Document(Part):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(content, dict):
-                check_numbers(content)
+                check_values(content)
         except OSError as error:
             raise DataError(
                 f"cannot read {path}: {error.strerror}; check the file, or {cls.cure}"
@@ -104,7 +104,7 @@ class Choices(BaseModel):
 
         def __init__(self, **chosen: Any) -> None:
             try:
-                check_numbers(chosen)
+                check_values(chosen)
                 super().__init__(**chosen)
             except ValidationError as error:
                 raise self._argument_error(error) from None
@@ -132,24 +132,29 @@ def complaint(error: ValidationError) -> str:
     return f"{where} {expected}{found}".strip()
 
 
-def check_numbers(content: Any) -> None:
-    """Raise `ArgumentError` for a number, however deep, that nothing here is counted in."""
-    if place := _odd_number(content):
-        expected = f"must be finite, up to {LARGEST:g}, a whole number of at most 18 digits"
-        raise ArgumentError(f"{'.'.join(place[:-1])} {expected}, found {place[-1]}".strip())
+def check_values(content: Any) -> None:
+    """Raise `ArgumentError` for what nothing here is counted or written in, however deep."""
+    if place := _odd_value(content):
+        raise ArgumentError(f"{'.'.join(place[:-1])} must be {place[-1]}".strip())
 
 
-def _odd_number(content: Any) -> list[str]:
-    """The names that lead to such a number, and what it is; empty where there is none."""
+def _odd_value(content: Any) -> list[str]:
+    """The names that lead to such a value, and what is wrong; empty where there is none."""
     named = content.items() if isinstance(content, dict) else enumerate(content)
     for name, value in named:
         found: list[str] = []
         if isinstance(value, dict | list | tuple):
-            found = _odd_number(value)
+            found = _odd_value(value)
         elif isinstance(value, float) and not abs(value) <= LARGEST:
-            found = [f"{value:g}"]
+            found = [f"finite, up to {LARGEST:g}, found {value:g}"]
         elif isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
-            found = [f"one of {value.bit_length()} bits"]
+            found = [f"a number of up to 18 digits, found one of {value.bit_length()} bits"]
+        elif any("\ud800" <= character <= "\udfff" for character in _not_ascii(name, value)):
+            found = [f"text in UTF-8, found {value!r:.80}"]
         if found:
             return [str(name), *found]
     return []
+
+
+def _not_ascii(*texts: Any) -> str:
+    return "".join(text for text in texts if isinstance(text, str) and not text.isascii())

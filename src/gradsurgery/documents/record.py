@@ -151,11 +151,15 @@ class Cost(Part):
     """What the run took; the only part that differs between two runs of one command.
 
     `seconds` covers training, validation and checkpoints of all the processes that worked on the
-    run; `peak_memory_bytes` is the device's where it has memory of its own, else the process's.
+    run; `seconds_per_step` is the time of a training step, its wait for images among it, and
+    `data_wait` the fraction of that time that passed without images to compute on (None in files
+    written before it was); `peak_memory_bytes` is the device's where it has memory of its own, else
+    the process's.
     """
 
     seconds: Duration
     seconds_per_step: Duration
+    data_wait: Fraction | None = None
     peak_memory_bytes: Count
 
 

@@ -5,13 +5,14 @@
 """
 
 from gradsurgery.engine.accumulators import Accumulator
-from gradsurgery.engine.backward import BackwardResult, backward, write_update
+from gradsurgery.engine.backward import BackwardResult, backward, check_losses, write_update
 from gradsurgery.engine.passes import checked_loss, gradients_of
 
 __all__ = [
     "Accumulator",
     "BackwardResult",
     "backward",
+    "check_losses",
     "checked_loss",
     "gradients_of",
     "write_update",

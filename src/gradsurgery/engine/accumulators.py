@@ -12,43 +12,56 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from gradsurgery.engine.parameters import flat_gradient, shaped_gradient
 from gradsurgery.errors import ArgumentError
+from gradsurgery.kernels.network import accelerates
 from gradsurgery.rules.base import ComponentwiseRule, GramianRule, Rule, State, widened
-from gradsurgery.rules.gramian import cosines_of, gramian_of, weighted_sum
+from gradsurgery.rules.gramian import gramian_of, weighted_sum
 
 
 class Update(NamedTuple):
-    """The update per parameter (None where no domain reached it) and what was seen on the way."""
+    """The update per parameter (None where no domain reached it) and what was seen on the way.
+
+    gramian: of the D gradients, for the rules that need it.
+    agreeing: per parameter how many components agree and are not zero in every domain; None for
+        rules without Φ.
+    zeros: per parameter how many are zero in every domain.
+    sizes: per parameter how many components a domain reaches.
+    flags: [domains, parameters], not 0 where a gradient was not finite; None where that was looked
+        at beforehand.
+    found: 1.0 where a flag is set.
+    """
 
     gradients: list[Tensor | None]
-    cosines: Float[Tensor, "domains domains"] | None = None
-    counts: list[tuple[int, int, int]] | None = None
-    """Per parameter the components that agree, those that move, and all that a domain reaches."""
+    gramian: Float[Tensor, "domains domains"] | None = None
+    agreeing: Tensor | None = None
+    zeros: Tensor | None = None
+    sizes: list[int] | None = None
+    flags: Tensor | None = None
+    found: Tensor | None = None
 
 
 class Accumulator(ABC):
-    """Receives the gradients of one domain after the other, and gives the rule's update."""
+    """Receives the gradients of one domain after the other, and gives the rule's update.
+
+    at_once: whether a gradient is best received as soon as it is there, by `receive`; else all of a
+        domain's are received together.
+    """
+
+    at_once = True
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self._parameters = parameters
-        self._extremes: dict[tuple[int, int], Tensor] = {}  # by domain and position
 
+    @abstractmethod
     def receive(self, position: int, domain: int, gradient: Tensor | None) -> None:
         """One domain's gradient of one parameter; None where the domain does not reach it.
 
         Every position once a domain, in any order, the domains in order from 0. The gradient's
         memory is the accumulator's from now on.
         """
-        if gradient is None:
-            self._add(position, domain, None)
-            return
-        flat = flat_gradient(gradient, self._parameters[position])
-        if flat.numel():
-            # NaN passes through aminmax, and min and max are finite only where everything is
-            self._extremes[domain, position] = torch.stack(torch.aminmax(flat))
-        self._add(position, domain, flat)
 
     def receive_domain(self, domain: int, gradients: Sequence[Tensor | None]) -> None:
         """All gradients of one domain, one a parameter."""
@@ -59,12 +72,38 @@ class Accumulator(ABC):
     def finish(self, domains: int, *, poison: bool) -> Update:
         """The update; with `poison` it is NaN where any domain's gradient was not finite."""
 
+    def first_non_finite(self) -> tuple[int, int] | None:
+        """The domain and the position of the first parameter whose gradient is not finite.
+
+        None also where the update's own flags tell.
+        """
+        return None
+
+
+class SingleGradients(Accumulator):
+    """Receives one gradient after the other, and looks whether it is finite."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        super().__init__(parameters)
+        self._extremes: dict[tuple[int, int], Tensor] = {}  # by domain and position
+
+    @override
+    def receive(self, position: int, domain: int, gradient: Tensor | None) -> None:
+        if gradient is None:
+            self._add(position, domain, None)
+            return
+        flat = flat_gradient(gradient, self._parameters[position])
+        if flat.numel():
+            # NaN passes through aminmax, and min and max are finite only where everything is
+            self._extremes[domain, position] = torch.stack(torch.aminmax(flat))
+        self._add(position, domain, flat)
+
     @abstractmethod
     def _add(self, position: int, domain: int, gradient: Float[Tensor, " params"] | None) -> None:
         """Keep what the rule needs of the gradient."""
 
+    @override
     def first_non_finite(self) -> tuple[int, int] | None:
-        """The domain and the position of the first parameter whose gradient is not finite."""
         if not self._extremes:
             return None
         finite = torch.stack(list(self._extremes.values())).isfinite().all(1).tolist()
@@ -80,7 +119,16 @@ class Accumulator(ABC):
 
 
 def accumulator_for(rule: Rule, parameters: Sequence[Tensor]) -> Accumulator:
-    """The accumulator that needs the least memory for the rule."""
+    """The accumulator that needs the least memory for the rule, or the fewest kernels."""
+    if accelerates(parameters) and len({parameter.dtype for parameter in parameters}) == 1:
+        from gradsurgery.engine import network
+
+        if isinstance(rule, GramianRule):
+            return network.WeighedGradients(rule, parameters)
+        if not isinstance(rule, ComponentwiseRule):
+            return network.NetworkMatrix(rule, parameters)
+        if rule.combination(rule.minimum_domains) is not None:
+            return network.CombinedGradients(rule, parameters)
     if isinstance(rule, ComponentwiseRule):
         return FoldedGradients(rule, parameters)
     if isinstance(rule, GramianRule):
@@ -88,7 +136,7 @@ def accumulator_for(rule: Rule, parameters: Sequence[Tensor]) -> Accumulator:
     return GradientMatrix(rule, parameters)
 
 
-class FoldedGradients(Accumulator):
+class FoldedGradients(SingleGradients):
     """For component-wise rules: folds a gradient as it comes, in the memory of one gradient."""
 
     def __init__(self, rule: ComponentwiseRule, parameters: Sequence[Tensor]) -> None:
@@ -109,12 +157,10 @@ class FoldedGradients(Accumulator):
             flat[position] = self._shaped(narrow, position, poison=poison)
         if consensus.counts is None or consensus.zeros is None:
             return Update(flat)
-        counts = [(0, 0, 0)] * len(self._parameters)
-        agreeing, zeros = consensus.counts.tolist(), consensus.zeros.tolist()
-        for position, agree, zero in zip(reached, agreeing, zeros, strict=True):
-            size = self._parameters[position].numel()
-            counts[position] = int(agree), size - int(zero), size
-        return Update(flat, counts=counts)
+        counts = consensus.counts.new_zeros(2, len(self._parameters))
+        counts[:, reached] = torch.stack([consensus.counts, consensus.zeros])
+        sizes = [0 if update is None else update.numel() for update in flat]
+        return Update(flat, agreeing=counts[0], zeros=counts[1], sizes=sizes)
 
     def _add(self, position: int, domain: int, gradient: Float[Tensor, " params"] | None) -> None:
         gradient = None if gradient is None else widened(gradient)
@@ -139,7 +185,7 @@ class FoldedGradients(Accumulator):
         return widened(parameter.new_zeros(())).expand(parameter.numel())
 
 
-class StoredGradients(Accumulator):
+class StoredGradients(SingleGradients):
     """For Gramian rules: keeps the gradients of every domain until the weights are known."""
 
     def __init__(self, rule: GramianRule, parameters: Sequence[Tensor]) -> None:
@@ -161,7 +207,7 @@ class StoredGradients(Accumulator):
             else None
             for position, column in enumerate(columns)
         ]
-        return Update(gradients, cosines=cosines_of(gramian))
+        return Update(gradients, gramian=gramian)
 
     def _add(self, position: int, domain: int, gradient: Float[Tensor, " params"] | None) -> None:
         self._columns[position].append(gradient)
@@ -179,7 +225,7 @@ class StoredGradients(Accumulator):
 _FIRST_ROWS = 4
 
 
-class GradientMatrix(Accumulator):
+class GradientMatrix(SingleGradients):
     """For rules that are called on a matrix: writes every gradient into its place in a row.
 
     With D domains and P components the memory is D × P and the largest parameter's gradient, D
@@ -204,28 +250,34 @@ class GradientMatrix(Accumulator):
 
     def finish(self, domains: int, *, poison: bool) -> Update:
         """The rule's update, split into the parameters."""
-        gradients: list[Tensor | None] = [None] * len(self._parameters)
         if not self._reached:
-            return Update(gradients)
+            return Update([None] * len(self._parameters))
         reached = sorted(self._reached)
         update = self._update(domains, [self._span(position) for position in reached])
         parts = update.split([self._parameters[position].numel() for position in reached])
-        for position, part in zip(reached, parts, strict=True):
+        return Update(self._updates(parts, poison=poison))
+
+    def _updates(self, parts: Sequence[Tensor], *, poison: bool) -> list[Tensor | None]:
+        gradients: list[Tensor | None] = [None] * len(self._parameters)
+        for position, part in zip(sorted(self._reached), parts, strict=True):
             flat = part.to(self._parameters[position].dtype)
             gradients[position] = self._shaped(flat, position, poison=poison)
-        return Update(gradients)
+        return gradients
 
     def _add(self, position: int, domain: int, gradient: Float[Tensor, " params"] | None) -> None:
-        if domain == len(self._matrix):
-            grown = self._matrix.new_empty(2 * domain, self._bounds[-1])
-            grown[:domain] = self._matrix
-            self._matrix = grown
-        place = self._matrix[domain, self._span(position)]
+        place = self._row(domain)[self._span(position)]
         if gradient is None:
             place.zero_()
         else:
             place.copy_(gradient)
             self._reached.add(position)
+
+    def _row(self, domain: int) -> Float[Tensor, " params"]:
+        if domain == len(self._matrix):
+            grown = self._matrix.new_empty(2 * domain, self._bounds[-1])
+            grown[:domain] = self._matrix
+            self._matrix = grown
+        return self._matrix[domain]
 
     def _span(self, position: int) -> slice:
         return slice(self._bounds[position], self._bounds[position + 1])
@@ -237,7 +289,7 @@ class GradientMatrix(Accumulator):
             matrix = torch.cat([matrix[:, span] for span in spans], 1)
         if self.first_non_finite() is not None:
             return matrix[0]  # only where a loss scaler is there to skip the step
-        return _checked_update(self._rule(matrix), self._rule.name, matrix)
+        return _checked_update(self._rule.of_finite(matrix), self._rule.name, matrix)
 
 
 def _checked_update(update: Any, rule: str, matrix: Tensor) -> Float[Tensor, " params"]:

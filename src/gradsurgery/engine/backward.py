@@ -1,7 +1,9 @@
 """`gradsurgery.backward`: the three lines that change in a training loop."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import isfinite
 
 import torch
 from jaxtyping import Float
@@ -12,6 +14,7 @@ from gradsurgery.engine.parameters import NamedParameter, trainable_parameters
 from gradsurgery.engine.passes import DomainLoss, DomainPasses, Scaler
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.rules.base import Rule, RuleFunction, as_rule
+from gradsurgery.rules.gramian import cosines_of
 
 
 @dataclass(frozen=True)
@@ -19,25 +22,106 @@ class BackwardResult:
     """What one backward pass over the domains saw.
 
     losses: the loss of each domain (the sum of its micro-batches), detached.
-    agreeing: the fraction in which the domains agree, of the components that are not zero in every
-        domain: those with Φ_n = 1 (equation 2), or that the mask of the rule keeps. In [0, 1]; None
-        for rules without one, and where all are zero. Components no domain has a gradient for are
-        not counted.
-    cosines: cosine similarity of the domains' gradients, in pairs; None for rules that do not
-        compute inner products.
-    zero: the fraction of components that are zero in every domain, which agree by equation 2:
-        agreeing · (1 − zero) + zero is the mean of its Φ_n. None for rules without Φ.
-    agreeing_by_parameter: `agreeing` within each parameter tensor with components that are not zero
-        everywhere, by its name or else its position; None for rules without Φ.
-    moving_by_parameter: how many such components it has, the weights of these fractions.
+    update: what the engine saw on the way; names: of the parameters.
+    checked: losses to be looked at before `losses`, where what one is has reached the others.
+    pooled: whether there was one gradient, of all domains.
+
+    What follows is computed when it is read. On an accelerator only `losses`, `agreement`, `cosines`
+    and `found_inf` can be had without waiting for it.
     """
 
     losses: Float[Tensor, " domains"]
-    agreeing: float | None
-    cosines: Float[Tensor, "domains domains"] | None
-    zero: float | None = None
-    agreeing_by_parameter: dict[str, float] | None = None
-    moving_by_parameter: dict[str, int] | None = None
+    update: Update = field(default_factory=lambda: Update([]), repr=False)
+    names: Sequence[str] = field(default=(), repr=False)
+    checked: Float[Tensor, " domains"] | None = field(default=None, repr=False)
+    pooled: bool = field(default=False, repr=False)
+
+    @property
+    def agreement(self) -> Float[Tensor, ""] | None:
+        """`agreeing` as a tensor of float64 on the device, NaN where all components are zero."""
+        if self.update.agreeing is None or self.update.zeros is None:
+            return None
+        moving = sum(self.update.sizes or ()) - self.update.zeros.sum(dtype=torch.float64)
+        return self.update.agreeing.sum(dtype=torch.float64) / moving
+
+    @property
+    def agreeing(self) -> float | None:
+        """The fraction in which the domains agree, of the components that are not zero in all:
+
+        those with Φ_n = 1 (equation 2), or that the mask of the rule keeps. In [0, 1]; None for
+        rules without one, and where all are zero. Components no domain has a gradient for are not
+        counted.
+        """
+        agree, move, _ = (sum(column) for column in zip((0, 0, 0), *self._counts, strict=True))
+        return agree / move if move else None
+
+    @property
+    def cosines(self) -> Float[Tensor, "domains domains"] | None:
+        """Cosine similarity of the domains' gradients, in pairs; None for rules without Gramian."""
+        return None if self.update.gramian is None else cosines_of(self.update.gramian)
+
+    @property
+    def zero(self) -> float | None:
+        """The fraction of components that are zero in every domain, which agree by equation 2:
+
+        agreeing · (1 − zero) + zero is the mean of its Φ_n. None for rules without Φ.
+        """
+        if self.update.agreeing is None:
+            return None
+        _, move, reached = (sum(column) for column in zip((0, 0, 0), *self._counts, strict=True))
+        return 1 - move / max(reached, 1)
+
+    @property
+    def agreeing_by_parameter(self) -> dict[str, float] | None:
+        """`agreeing` within each parameter tensor with components that are not zero everywhere.
+
+        By the parameter's name or else its position; None for rules without Φ.
+        """
+        if self.update.agreeing is None:
+            return None
+        counts = zip(self.names, self._counts, strict=True)
+        return {name: agree / move for name, (agree, move, _) in counts if move}
+
+    @property
+    def moving_by_parameter(self) -> dict[str, int] | None:
+        """How many such components each has, the weights of these fractions."""
+        if self.update.agreeing is None:
+            return None
+        counts = zip(self.names, self._counts, strict=True)
+        return {name: move for name, (_, move, _) in counts if move}
+
+    @cached_property
+    def _counts(self) -> list[tuple[int, int, int]]:
+        """Per parameter the components that agree, those that move, and all that are reached."""
+        agreeing, zeros = self.update.agreeing, self.update.zeros
+        if agreeing is None or zeros is None:
+            return []
+        both = torch.stack([agreeing, zeros]).long().tolist()
+        sizes = self.update.sizes or []
+        return [(a, size - z, size) for a, z, size in zip(*both, sizes, strict=True)]
+
+    @property
+    def found_inf(self) -> Float[Tensor, ""] | None:
+        """1.0 where a gradient was not finite, else 0.0, on the device: for torch's fused optimisers.
+
+        None where that was looked at already.
+        """
+        return self.update.found
+
+    def check(self) -> None:
+        """Raise `NonFiniteError`, naming domain and parameter, where something was not finite.
+
+        Waits for the device. It has been called already unless the check was deferred.
+        """
+        for losses in (self.checked, self.losses):
+            if losses is not None:
+                check_losses(losses)
+        if self.update.flags is None:
+            return
+        spoilt = self.update.flags.nonzero()
+        if len(spoilt):
+            domain, position = spoilt[0].tolist()
+            raise _not_finite(None if self.pooled else domain, self.names[position])
 
 
 def backward(
@@ -46,6 +130,7 @@ def backward(
     rule: Rule | RuleFunction,
     *,
     scaler: torch.amp.GradScaler | None = None,
+    defer_check: bool = False,
 ) -> BackwardResult:
     """Run one backward pass per domain and add the rule's update of the D gradients to `.grad`.
 
@@ -63,6 +148,10 @@ def backward(
         matrix, with room for at least 4 of them.
     scaler: with float16 autocast, scales each loss. A gradient that overflowed then makes `.grad`
         NaN, so that `scaler.step(optimizer)` skips the step, instead of raising.
+    defer_check: do not wait for an accelerator to learn whether all gradients are finite. `.grad`
+        is NaN then where one is not; a fused optimiser of torch leaves the weights as they are if
+        its `found_inf` is set to `result.found_inf`; `result.check()` raises. On a processor it
+        makes no difference.
 
     As with `Tensor.backward`, the update is added to a `.grad` that exists. Hooks are removed and
     every `.grad` is as before if anything raises.
@@ -83,7 +172,7 @@ def backward(
     ) -> list[Tensor]:
         return DomainPasses([p for _, p in named], accumulator, scaler).run(losses)
 
-    return write_update(parameters, rule, produce, scaler=scaler)
+    return write_update(parameters, rule, produce, scaler=scaler, defer_check=defer_check)
 
 
 def write_update(
@@ -92,6 +181,7 @@ def write_update(
     produce: Callable[[list[NamedParameter], Accumulator, Scaler], list[Tensor]],
     *,
     scaler: Scaler = None,
+    defer_check: bool = False,
 ) -> BackwardResult:
     """Add to `.grad` what the rule makes of the gradients that `produce` hands over.
 
@@ -115,44 +205,34 @@ def write_update(
         accumulator = accumulator_for(rule, [parameter for _, parameter in named])
         values = produce(named, accumulator, scaler)
         rule.check_domains(len(values))
-        _check_losses(values)
-        if scaler is None:
-            _check_gradients(accumulator, named)
+        losses = torch.stack(values)
+        deferred = defer_check and not accumulator.at_once
+        if not deferred:
+            check_losses(losses)
+            if scaler is None:
+                _check_gradients(accumulator, named)
         update = accumulator.finish(len(values), poison=scaler is not None)
-        after = [_added(old, new) for old, new in zip(before, update.gradients, strict=True)]
+        result = BackwardResult(losses, update, [name for name, _ in named])
+        if not deferred and scaler is None:
+            result.check()
+        after = _added(before, update.gradients)
     except BaseException:
         for (_, parameter), gradient in zip(named, before, strict=True):
             parameter.grad = gradient
         raise
     for (_, parameter), old, new in zip(named, before, after, strict=True):
         parameter.grad = _written(old, new)
-    return _result(torch.stack(values), update, [name for name, _ in named])
-
-
-def _result(losses: Tensor, update: Update, names: list[str]) -> BackwardResult:
-    if update.counts is None:
-        return BackwardResult(losses, agreeing=None, cosines=update.cosines)
-    agree, move, reached = (sum(column) for column in zip(*update.counts, strict=True))
-    moving = {
-        name: count for name, (_, count, _) in zip(names, update.counts, strict=True) if count
-    }
-    by_name = dict(zip(names, update.counts, strict=True))
-    return BackwardResult(
-        losses,
-        agreeing=agree / move if move else None,
-        cosines=update.cosines,
-        zero=1 - move / max(reached, 1),
-        agreeing_by_parameter={name: by_name[name][0] / count for name, count in moving.items()},
-        moving_by_parameter=moving,
-    )
+    return replace(result, update=update._replace(gradients=[]))
 
 
 @torch.no_grad()
-def _added(gradient: Tensor | None, new: Tensor | None) -> Tensor | None:
-    """The sum of what was in `.grad` and the update, in new memory."""
-    if gradient is None or new is None:
-        return new if gradient is None else gradient
-    return new.add_(gradient)
+def _added(before: list[Tensor | None], new: list[Tensor | None]) -> list[Tensor | None]:
+    """The sums of what was in `.grad` and the update, in new memory."""
+    pairs = [(n, old) for n, old in zip(new, before, strict=True) if n is not None]
+    both = [(n, old) for n, old in pairs if old is not None]
+    if both:
+        torch._foreach_add_(*map(list, zip(*both, strict=True)))
+    return [old if n is None else n for n, old in zip(new, before, strict=True)]
 
 
 @torch.no_grad()
@@ -178,24 +258,28 @@ def _check_single_process() -> None:
             )
 
 
-def _check_losses(values: list[Tensor]) -> None:
-    for domain, finite in enumerate(torch.stack(values).isfinite().tolist()):
-        if not finite:
+def check_losses(losses: Float[Tensor, " domains"]) -> None:
+    """Raise `NonFiniteError` naming the first domain whose loss is NaN or infinite."""
+    for domain, value in enumerate(losses.tolist()):
+        if not isfinite(value):
             raise NonFiniteError(
-                f"the loss of domain {domain} is {values[domain].item()}, expected a finite number;"
+                f"the loss of domain {domain} is {value}, expected a finite number;"
                 " lower the learning rate or look at that domain's images",
                 domain=domain,
             )
 
 
 def _check_gradients(accumulator: Accumulator, named: list[NamedParameter]) -> None:
-    if (where := accumulator.first_non_finite()) is None:
-        return
-    domain, position = where
-    name = named[position][0]
-    raise NonFiniteError(
-        f"the gradient of domain {domain} at parameter {name} is NaN or infinite; lower the "
-        "learning rate, use a wider precision or look at that domain's images",
+    if (where := accumulator.first_non_finite()) is not None:
+        domain, position = where
+        raise _not_finite(domain, named[position][0])
+
+
+def _not_finite(domain: int | None, name: str) -> NonFiniteError:
+    whose = "the pooled domains" if domain is None else f"domain {domain}"
+    return NonFiniteError(
+        f"the gradient of {whose} at parameter {name} is NaN or infinite; lower the learning rate, "
+        "use a wider precision or look at the images",
         domain=domain,
         parameter=name,
     )

@@ -46,7 +46,7 @@ class DomainPasses:
         domains = iter(losses)
         with self._hooks():
             while (domain := next(domains, _END)) is not _END:
-                self._begin(at_once=isinstance(domain, Tensor))
+                self._begin(at_once=self._accumulator.at_once and isinstance(domain, Tensor))
                 parts = _parts(domain, len(values))
                 del domain  # nothing may keep this graph alive while the next one is built
                 total = None
@@ -66,6 +66,9 @@ class DomainPasses:
     @contextmanager
     def _hooks(self) -> Iterator[None]:
         """Inside, a parameter's gradient is handed over and freed during the pass."""
+        if not self._accumulator.at_once:
+            yield
+            return
         handles = [
             parameter.register_post_accumulate_grad_hook(partial(self._on_gradient, position))
             for position, parameter in enumerate(self._parameters)
@@ -92,8 +95,11 @@ class DomainPasses:
 
     def _end(self) -> None:
         """Hand over what waited for the last micro-batch, and None for what was not reached."""
-        for position in sorted(self._awaited):
-            self._hand_over(position)
+        if self._accumulator.at_once:
+            for position in sorted(self._awaited):
+                self._hand_over(position)
+        else:
+            self._accumulator.receive_domain(self._domain, taken_gradients(self._parameters))
         self._domain += 1
 
     def _go_back(self, loss: Tensor, *, retain: bool) -> None:
@@ -110,6 +116,11 @@ def gradients_of(
     """
     scaled = checked_loss(loss, domain) if scaler is None else scaler.scale(loss)
     run_backward(scaled, list(parameters), domain, retain=False)
+    return taken_gradients(parameters)
+
+
+def taken_gradients(parameters: Sequence[Tensor]) -> list[Tensor | None]:
+    """What is in `.grad`, which is None afterwards."""
     gradients = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None

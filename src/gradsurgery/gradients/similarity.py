@@ -12,7 +12,7 @@ from torch.nn import CrossEntropyLoss
 
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageSet, normalize
-from gradsurgery.data.batches import gather
+from gradsurgery.data.pixels import gather
 from gradsurgery.gradients.gradient_gram import gradient_gram
 from gradsurgery.seeds import named_generator
 

@@ -4,14 +4,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
-
-from pydantic import field_validator
+from typing import TYPE_CHECKING
 
 from gradsurgery.atomic import atomic_file
 from gradsurgery.documents.diagnosis import Diagnosis
-from gradsurgery.documents.document import Document
-from gradsurgery.documents.selection import Model
+from gradsurgery.documents.selection import Model, ReportFiles
 from gradsurgery.documents.similarity import SimilarityStudy
 from gradsurgery.errors import ArgumentError
 from gradsurgery.report.section import Figure, Table
@@ -76,24 +73,6 @@ class Report:
 
     page: Path
     tables: list[ComparisonTable]
-
-
-class ReportFiles(Document):
-    """`files.json`: the names of the files that a report wrote into its folder."""
-
-    file_name: ClassVar[str] = "files.json"
-    title: ClassVar[str] = "list of a report's files"
-    cure: ClassVar[str] = "delete it"
-
-    files: list[str]
-
-    @field_validator("files")
-    @classmethod
-    def _within_the_folder(cls, value: list[str]) -> list[str]:
-        for name in value:
-            if Path(name).name != name:
-                raise ValueError(f"must be names of files, found {name!r:.80}")
-        return value
 
 
 def write_report(

@@ -6,8 +6,10 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from gradsurgery.hyperparameters import Hyperparameter
+from gradsurgery.kernels.network import Combination
 from gradsurgery.rules.agreement import AgreementRule
 from gradsurgery.rules.base import Consensus, State
 from gradsurgery.rules.pieces import pieces
@@ -40,6 +42,11 @@ class AgrRand(AgreementRule):
             source="Mansilla et al. 2021, eq. 2",
         ),
     )
+
+    @override
+    def combination(self, domains: int) -> Combination | None:
+        constants = float(self.divisor(domains)), float(self.values["zero_agrees"])
+        return Combination("agr-rand", constants, draws=True)
 
     def finish(self, states: Sequence[State], domains: int) -> Consensus:
         """The totals with noise where they conflict."""

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from gradsurgery.kernels import agreement as kernel
 from gradsurgery.kernels import name_for
+from gradsurgery.kernels.network import Combination
 from gradsurgery.rules.agreement import AgreementRule
 from gradsurgery.rules.base import NARROW, Consensus, State, check_rows_finite
-from gradsurgery.rules.pieces import compiled, pieces, scratch
+from gradsurgery.rules.pieces import pieces, scratch
 
 
 class AgrSum(AgreementRule):
@@ -28,6 +30,10 @@ class AgrSum(AgreementRule):
 
     name = "agr-sum"
 
+    @override
+    def combination(self, domains: int) -> Combination | None:
+        return Combination("agr-sum", (float(self.divisor(domains)),))
+
     def finish(self, states: Sequence[State], domains: int) -> Consensus:
         """The totals with conflicts at zero."""
         totals = [total for (total,) in states]
@@ -38,7 +44,7 @@ class AgrSum(AgreementRule):
 
     def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
         """The update for stored gradients, in one pass over them."""
-        if gradients.dtype in NARROW:
+        if gradients.dtype in NARROW or gradients.device.type != "cpu":
             return super().__call__(gradients)
         self.check_matrix(gradients)
         update = torch.empty_like(gradients[0])
@@ -70,10 +76,6 @@ def agreement_sum(
         if not kernel.agreement_sum(name, gradients, out):
             check_rows_finite(gradients)
         return
-    if gradients.device.type != "cpu":
-        check_rows_finite(gradients)
-        out.copy_(compiled(agreement_sum_of)(gradients))
-        return
     first, second = scratch(out, 2)
     for rows, total in pieces(gradients, out):
         lowest, highest = first[: len(total)], second[: len(total)]
@@ -84,9 +86,3 @@ def agreement_sum(
         # 0 × NaN and 0 × Inf are NaN: what is not finite does not get lost in the mask
         if not total.sum().isfinite():
             check_rows_finite(gradients)
-
-
-def agreement_sum_of(gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
-    """Equation 3 as one expression, which an accelerator compiles into one kernel."""
-    agrees = (gradients.amin(0) > 0) | (gradients.amax(0) < 0)
-    return torch.where(agrees, gradients.sum(0), 0.0)

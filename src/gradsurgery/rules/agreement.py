@@ -17,7 +17,7 @@ from gradsurgery.hyperparameters import Hyperparameter
 from gradsurgery.kernels import agreement as kernel
 from gradsurgery.kernels import name_for
 from gradsurgery.rules.base import ComponentwiseRule, State, reduction
-from gradsurgery.rules.pieces import compiled, pieces, scratch
+from gradsurgery.rules.pieces import pieces, scratch
 
 _SOURCE = "Mansilla et al. 2021"
 
@@ -47,9 +47,6 @@ def fold_agreement(total: Float[Tensor, " params"], gradient: Float[Tensor, " pa
     if (name := name_for("fold_agreement", total, gradient)) is not None:
         kernel.fold_agreement(name, total, gradient)
         return
-    if total.device.type != "cpu":
-        total.copy_(compiled(agreeing_sum)(total, gradient))
-        return
     first, second = scratch(total, 2)
     for running, added in pieces(total, gradient):
         same, sign = first[: len(added)], second[: len(added)]
@@ -58,11 +55,3 @@ def fold_agreement(total: Float[Tensor, " params"], gradient: Float[Tensor, " pa
         same.eq_(sign)
         same.div_(same)  # 1 where the signs are equal, 0/0 = NaN where they are not
         running.add_(added).mul_(same)
-
-
-def agreeing_sum(
-    total: Float[Tensor, " params"], gradient: Float[Tensor, " params"]
-) -> Float[Tensor, " params"]:
-    """The sum where the signs are equal, NaN where they are not or `total` is marked already."""
-    same = torch.sign(total) == torch.sign(gradient)
-    return torch.where(same, total + gradient, torch.nan)

@@ -7,8 +7,10 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float, Int16
 from torch import Tensor
+from typing_extensions import override
 
 from gradsurgery.hyperparameters import Hyperparameter
+from gradsurgery.kernels.network import Combination
 from gradsurgery.rules.base import ComponentwiseRule, Consensus, State, reduction
 from gradsurgery.rules.pieces import pieces
 
@@ -48,6 +50,12 @@ class ANDMask(ComponentwiseRule):
         RESCALE,
     )
 
+    @override
+    def combination(self, domains: int) -> Combination | None:
+        divisor = domains if self.values["reduction"] == "mean" else 1
+        constants = float(divisor), float(self._needed(domains))
+        return Combination("and-mask", constants, rescale=self.values["rescale"])
+
     def start(self, gradient: Float[Tensor, " params"]) -> State:
         """The running total and the sum of the signs."""
         return gradient, signs_of(gradient)
@@ -61,8 +69,7 @@ class ANDMask(ComponentwiseRule):
 
     def finish(self, states: Sequence[State], domains: int) -> Consensus:
         """The totals where enough signs are equal."""
-        # an integer to compare with: no rounding of τ·D decides
-        needed = math.ceil(self.values["tau"] * domains - 1e-9)
+        needed = self._needed(domains)
         updates, counts = [], []
         for total, signs in states:
             kept, zeros = torch.zeros(2, dtype=torch.float64, device=total.device)
@@ -76,6 +83,10 @@ class ANDMask(ComponentwiseRule):
             updates.append(total.div_(domains) if self.values["reduction"] == "mean" else total)
             counts.append(torch.stack([kept if needed > 0 else kept - zeros, zeros]))
         return Consensus(updates, *torch.stack(counts).unbind(1))
+
+    def _needed(self, domains: int) -> int:
+        """An integer to compare with: no rounding of τ·D decides."""
+        return math.ceil(self.values["tau"] * domains - 1e-9)
 
 
 def signs_of(gradient: Float[Tensor, " params"]) -> Int16[Tensor, " params"]:

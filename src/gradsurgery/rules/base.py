@@ -8,9 +8,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.hyperparameters import Hyperparameter, checked_values
+from gradsurgery.kernels.network import Combination, accelerates
 from gradsurgery.rules.gramian import gramian_of, weighted_sum
 from gradsurgery.rules.randomness import RandomSource
 
@@ -19,6 +21,16 @@ NARROW = (torch.float16, torch.bfloat16)
 """Gradients of these precisions are summed in float32: float16 ends at 65,504."""
 
 RuleFunction = Callable[[Tensor], Tensor]
+
+
+def forget(cls: type, shortcut: str, base: type, *, of: tuple[str, ...]) -> None:
+    """Set a shortcut back to that of `base` in a class that defines anew what it is a shortcut of.
+
+    What it inherits would compute the rule of its parent.
+    """
+    own = vars(cls)
+    if shortcut not in own and any(name in own for name in of):
+        setattr(cls, shortcut, getattr(base, shortcut))
 
 
 class Rule(ABC):
@@ -40,6 +52,7 @@ class Rule(ABC):
     """Whether s times the gradients give s times the update, for any s > 0."""
 
     def __init_subclass__(cls) -> None:
+        forget(cls, "of_finite", Rule, of=("__call__",))
         if not hasattr(cls, "name"):
             cls.name = cls.__name__
         taken = inspect.signature(cls.__init__).parameters.values()
@@ -60,6 +73,10 @@ class Rule(ABC):
 
         Raises `ArgumentError` on a wrong shape or too few domains, `NonFiniteError` on NaN or Inf.
         """
+
+    def of_finite(self, gradients: Float[Tensor, "domains params"]) -> Any:
+        """The same for gradients that are known to be finite, which need not be looked at again."""
+        return self(gradients)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a resumed run needs beside the rule's options; empty for most rules."""
@@ -119,6 +136,15 @@ class ComponentwiseRule(Rule):
     flat, one state per parameter tensor.
     """
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for shortcut in ("combination", "__call__"):
+            forget(cls, shortcut, ComponentwiseRule, of=("start", "fold", "finish"))
+
+    def combination(self, domains: int) -> Combination | None:
+        """The kernel that does the same for a whole network on an accelerator; None without one."""
+        return None
+
     @abstractmethod
     def start(self, gradient: Float[Tensor, " params"]) -> State:
         """The state after the first domain."""
@@ -134,6 +160,15 @@ class ComponentwiseRule(Rule):
     def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
         """The update for the gradients g_d, folded row by row."""
         self.check_matrix(gradients)
+        combination = self.combination(len(gradients))
+        if combination is not None and gradients.numel() and accelerates([gradients[0]]):
+            from gradsurgery.kernels.combine import combined
+
+            seed = self.random.seed_on(gradients.device) if combination.draws else None
+            update, seen = combined(combination, gradients.contiguous(), seed)
+            if seen.found.item():
+                check_rows_finite(gradients)
+            return update
         check_rows_finite(gradients)
         first, *others = gradients
         state = self.start(widened(first, copy=True))
@@ -149,13 +184,39 @@ class GramianRule(Rule):
     def weights(self, gramian: Float[Tensor, "domains domains"]) -> Float[Tensor, " domains"]:
         """The weights w for the Gramian G_ij = g_i · g_j, both float64 on the CPU."""
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        forget(cls, "weights_on_device", GramianRule, of=("weights",))
+
+    def weights_on_device(
+        self, gramian: Float[Tensor, "domains domains"]
+    ) -> Float[Tensor, " domains"]:
+        """The same where the Gramian lies, which may be an accelerator; by default by way of the CPU.
+
+        On an accelerator the Gramian may be not finite; what comes out is not used then.
+        """
+        on_cpu = gramian.cpu()
+        if not on_cpu.isfinite().all():
+            return gramian[0]
+        return self.weights(on_cpu).to(gramian.device, gramian.dtype)
+
     def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
         """The update Σ_d w_d g_d."""
         self.check_matrix(gradients)
+        update = torch.empty_like(gradients[0])
+        if gradients.numel() and accelerates([gradients[0]]):
+            from gradsurgery.kernels import products
+
+            rows = [[row] for row in gradients.contiguous()]
+            gramian, _, found = products.gramian(rows, (len(update),))
+            weights = self.weights_on_device(gramian)
+            products.weighted_sum(rows, (len(update),), weights, out=[update])
+            if found.item():
+                check_rows_finite(gradients)
+            return update
         gramian = gramian_of(gradients.unbind(0)).cpu()
         if not gramian.isfinite().all():
             check_rows_finite(gradients)
-        update = torch.empty_like(gradients[0])
         return weighted_sum(gradients.unbind(0), self.weights(gramian), out=update)
 
 
@@ -176,6 +237,11 @@ class FunctionRule(Rule):
         """What the function gives, which `gradsurgery.backward` checks."""
         self.check_matrix(gradients)
         check_rows_finite(gradients)
+        return self.function(gradients)
+
+    @override
+    def of_finite(self, gradients: Float[Tensor, "domains params"]) -> Any:
+        self.check_matrix(gradients)
         return self.function(gradients)
 
 

@@ -6,8 +6,10 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from gradsurgery.hyperparameters import Hyperparameter
+from gradsurgery.kernels.network import Combination
 from gradsurgery.rules.base import ComponentwiseRule, Consensus, State
 from gradsurgery.rules.pieces import pieces
 
@@ -40,6 +42,10 @@ class GradDrop(ComponentwiseRule):
             "leak", 0.0, "fraction of the plain sum that passes", high=1.0, source=_SOURCE
         ),
     )
+
+    @override
+    def combination(self, domains: int) -> Combination | None:
+        return Combination("graddrop", (1.0, float(self.values["leak"])), draws=True)
 
     def start(self, gradient: Float[Tensor, " params"]) -> State:
         """The sums of the positive and of the negative parts."""

@@ -7,9 +7,11 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from gradsurgery.errors import ArgumentError
 from gradsurgery.hyperparameters import Hyperparameter
+from gradsurgery.kernels.network import accelerates
 from gradsurgery.rules.base import GramianRule
 
 # A gradient this much smaller (squared) than it was before projections is rounding error.
@@ -65,7 +67,7 @@ class GradVac(GramianRule):
 
     def state_dict(self) -> dict[str, Tensor]:
         """The targets φ̂ per pair, once there are some."""
-        return {} if self._targets is None else {"targets": self._targets.clone()}
+        return {} if self._targets is None else {"targets": self._targets.cpu().clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore the targets; an empty state sets them back to 0."""
@@ -82,7 +84,7 @@ class GradVac(GramianRule):
 
     def weights(self, gramian: Float[Tensor, "domains domains"]) -> Float[Tensor, " domains"]:
         """w_j = Σ_d c_dj with v_d = Σ_j c_dj g_j; advances the targets."""
-        targets, beta = self._targets_for(len(gramian)), self.values["beta"]
+        targets, beta = self._targets_for(gramian), self.values["beta"]
         coefficients = torch.eye(len(gramian), dtype=gramian.dtype)
         for domain, row in enumerate(coefficients):
             others = [other for other in range(len(gramian)) if other != domain]
@@ -100,16 +102,39 @@ class GradVac(GramianRule):
                     targets[domain, other] = (1 - beta) * target + beta * cosine
         return coefficients.sum(0)
 
-    def _targets_for(self, domains: int) -> Float[Tensor, "domains domains"]:
+    @override
+    def weights_on_device(
+        self, gramian: Float[Tensor, "domains domains"]
+    ) -> Float[Tensor, " domains"]:
+        if not accelerates([gramian]):
+            return self.weights(gramian)
+        from gradsurgery.kernels.products import projections
+
+        targets = self._targets_for(gramian)
+        coefficients = projections(
+            gramian,
+            self.random.orders_on(len(gramian), gramian.device),
+            targets,
+            beta=0.0 if self.values["target"] is not None else self.values["beta"],
+            vanished=_VANISHED,
+            largest=_LARGEST_TARGET,
+        )
+        return coefficients.sum(0)
+
+    def _targets_for(
+        self, gramian: Float[Tensor, "domains domains"]
+    ) -> Float[Tensor, "domains domains"]:
         if self.values["target"] is not None:
-            return torch.full((domains, domains), self.values["target"], dtype=torch.float64)
+            return torch.full_like(gramian, self.values["target"])
+        domains = len(gramian)
         if self._targets is None:
-            self._targets = torch.zeros(domains, domains, dtype=torch.float64)
+            self._targets = torch.zeros_like(gramian)
         if len(self._targets) != domains:
             raise ArgumentError(
                 f"gradvac has targets for {len(self._targets)} domains, found {domains} gradients; "
                 "build a new rule, or load_state_dict({}), when the domains change"
             )
+        self._targets = self._targets.to(gramian.device)
         return self._targets
 
 

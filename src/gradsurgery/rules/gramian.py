@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradsurgery.kernels import gramian as kernel
 from gradsurgery.kernels import name_for
-from gradsurgery.rules.pieces import compiled, pieces
+from gradsurgery.rules.pieces import pieces
 
 
 def gramian_of(rows: Sequence[Float[Tensor, " params"]]) -> Float[Tensor, "domains domains"]:
@@ -73,8 +73,8 @@ def weighted_sum(
 
 
 def _products(rows: Sequence[Tensor]) -> Tensor:
-    size, dot = range(len(rows)), compiled(exact_dot)
-    upper = torch.stack([dot(rows[i], rows[j]) for i in size for j in size if i <= j])
+    size = range(len(rows))
+    upper = torch.stack([exact_dot(rows[i], rows[j]) for i in size for j in size if i <= j])
     total = upper.new_zeros(len(rows), len(rows))
     i, j = torch.triu_indices(len(rows), len(rows))
     total[i, j] = upper

@@ -3,7 +3,9 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
+from gradsurgery.kernels.network import accelerates
 from gradsurgery.rules.base import GramianRule
 
 
@@ -38,3 +40,14 @@ class PCGrad(GramianRule):
                 if product < 0:  # lines 5 and 6
                     row[other] -= product / gramian[other, other]
         return coefficients.sum(0)
+
+    @override
+    def weights_on_device(
+        self, gramian: Float[Tensor, "domains domains"]
+    ) -> Float[Tensor, " domains"]:
+        if not accelerates([gramian]):
+            return self.weights(gramian)
+        from gradsurgery.kernels.products import projections
+
+        orders = self.random.orders_on(len(gramian), gramian.device)
+        return projections(gramian, orders).sum(0)

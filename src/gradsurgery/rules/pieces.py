@@ -1,12 +1,10 @@
 """Long flat tensors are worked through in pieces that stay in the processor's cache.
 
 Several elementwise passes over a piece cost about as much as one pass over memory. An accelerator
-takes the whole tensor at once, in one compiled kernel.
+takes the whole tensor at once.
 """
 
-from collections.abc import Callable, Iterator
-from functools import cache
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -32,9 +30,3 @@ def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def scratch(like: Tensor, buffers: int) -> Tensor:
     """Uninitialised buffers for the temporaries of one piece: [buffers, piece]."""
     return like.new_empty(buffers, min(piece_length(like), like.shape[-1]))
-
-
-@cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` as one fused kernel for tensors of any length on an accelerator."""
-    return torch.compile(function, dynamic=True)

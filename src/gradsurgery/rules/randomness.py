@@ -28,6 +28,21 @@ class RandomSource:
         generator = self._on(torch.device("cpu"))
         return int(torch.randint(1 << 62, (), generator=generator, device=generator.device))
 
+    def seed_on(self, device: torch.device) -> Tensor:
+        """A seed for a kernel on `device`, which does not have to wait for it."""
+        generator = self._on(device)
+        seed = torch.randint(1 << 62, (), generator=generator, device=generator.device)
+        return seed.to(device)
+
+    def orders_on(self, domains: int, device: torch.device) -> Tensor:
+        """For every domain the others in a random order: int64 [domains, domains − 1] on `device`."""
+        generator = self._on(device)
+        draws = torch.rand(
+            domains, domains, generator=generator, device=generator.device, dtype=torch.float64
+        )
+        draws.fill_diagonal_(2.0)  # a domain itself comes last, and is left out
+        return draws.argsort(1)[:, :-1].contiguous().to(device)
+
     def permutation(self, length: int) -> list[int]:
         """0 … length − 1 in a random order."""
         generator = self._on(torch.device("cpu"))

@@ -6,8 +6,10 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from gradsurgery.hyperparameters import Hyperparameter
+from gradsurgery.kernels.network import Combination
 from gradsurgery.rules.and_mask import RESCALE, add_signs, signs_of
 from gradsurgery.rules.base import ComponentwiseRule, Consensus, State, reduction
 from gradsurgery.rules.pieces import pieces
@@ -51,6 +53,12 @@ class SANDMask(ComponentwiseRule):
         reduction("mean", "DomainBed"),
         RESCALE,
     )
+
+    @override
+    def combination(self, domains: int) -> Combination | None:
+        divisor = 1 if self.values["reduction"] == "mean" else 1 / domains
+        constants = float(divisor), float(self.values["tau"]), float(self.values["k"])
+        return Combination("sand-mask", constants, rescale=self.values["rescale"])
 
     def start(self, gradient: Float[Tensor, " params"]) -> State:
         """Mean, squared deviations, sum of signs, and the number of domains seen."""

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
+from gradsurgery.kernels.network import Combination
 from gradsurgery.rules.base import ComponentwiseRule, Consensus, State
 
 
@@ -18,6 +20,10 @@ class Sum(ComponentwiseRule):
 
     name = "sum"
     minimum_domains = 1
+
+    @override
+    def combination(self, domains: int) -> Combination | None:
+        return Combination("sum")
 
     def start(self, gradient: Float[Tensor, " params"]) -> State:
         """The total after the first domain."""
@@ -42,6 +48,10 @@ class Mean(Sum):
     """
 
     name = "mean"
+
+    @override
+    def combination(self, domains: int) -> Combination | None:
+        return Combination("sum", (float(domains),))
 
     def finish(self, states: Sequence[State], domains: int) -> Consensus:
         """The totals divided by D."""

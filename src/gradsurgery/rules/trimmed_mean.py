@@ -45,6 +45,11 @@ class TrimmedMean(Rule):
     def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
         self.check_matrix(gradients)
         check_rows_finite(gradients)
+        return self.of_finite(gradients)
+
+    @override
+    def of_finite(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
+        self.check_domains(len(gradients))
         return mean_of_middle(gradients, self.values["trim"])
 
 
@@ -66,6 +71,11 @@ class Median(Rule):
     def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
         self.check_matrix(gradients)
         check_rows_finite(gradients)
+        return self.of_finite(gradients)
+
+    @override
+    def of_finite(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
+        self.check_domains(len(gradients))
         return mean_of_middle(gradients, (len(gradients) - 1) // 2)
 
 

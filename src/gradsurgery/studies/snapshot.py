@@ -87,7 +87,7 @@ def snapshot_of(seen: Sequence[Seen], domains: Sequence[str], step: int) -> Snap
 def _seen(
     backbone: Backbone, batches: DomainBatches, position: int, names: Mapping[str, str]
 ) -> Seen:
-    chosen = [batches.indices_at(domain, position) for domain in batches.domains]
+    chosen = batches.indices_at(position)
     loaded = [labelled_images(backbone, batches.images, indices) for indices in chosen]
     loss = CrossEntropyLoss()
     layers = domain_conflict(backbone.model, loss, loaded)

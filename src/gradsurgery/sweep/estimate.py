@@ -12,13 +12,17 @@ from typing import NamedTuple
 import numpy as np
 
 from gradsurgery.backbones import Backbone
-from gradsurgery.data import ImageSet, Source, draw_split, prepare
+from gradsurgery.data import ImageSet, Source, draw_split, image_loader, prepare
 from gradsurgery.documents.configuration import RunConfiguration, costly_options
 from gradsurgery.documents.record import Record
 from gradsurgery.sweep.run import Execution
 from gradsurgery.sweep.runs import SweepRun
 from gradsurgery.training import train
-from gradsurgery.training.device import autocast_factory, resolve_device
+from gradsurgery.training.device import (
+    autocast_factory,
+    resolve_device,
+    stores_channels_last,
+)
 from gradsurgery.training.evaluation import evaluate
 
 _STEPS = 4  # the first, which warms up, and three that are timed
@@ -103,9 +107,16 @@ def _timed_step_and_image(configuration: RunConfiguration, images: ImageSet) -> 
             return
         device = resolve_device(configuration.device)
         autocast = autocast_factory(device, configuration.precision)
+        loader = image_loader(
+            images,
+            backbone.mean,
+            backbone.std,
+            device=device,
+            channels_last=stores_channels_last(configuration, device, backbone.model),
+        )
         for _ in range(2):  # the first warms up
             start = time.perf_counter()
-            evaluate(backbone, images, chosen, device=device, autocast=autocast)
+            evaluate(backbone, loader, chosen, autocast=autocast)
             an_image = (time.perf_counter() - start) / len(chosen)
         raise _EnoughError
 

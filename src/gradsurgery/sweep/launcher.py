@@ -6,17 +6,24 @@ from abc import abstractmethod
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any, Literal, NamedTuple
 
 import torch
 
 from gradsurgery.data import ImageSet, open_source
 from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.doors import fault_of
+from gradsurgery.errors import GradsurgeryError, one_line
 from gradsurgery.training import TrainingProgress, train
 from gradsurgery.training.directory import BusyError
 from gradsurgery.training.progress import ProgressCallback
 from gradsurgery.training.run import prepare_images
 from gradsurgery.training.tensorboard import event_log
+
+
+ASKED_TO_END = 128 + SIGTERM
+"""The exit code of a worker that was asked to end."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,10 @@ def work(task: Task, report: ProgressCallback) -> Outcome:
             train(c, directory, report, opened=_images[key])
     except BusyError as error:
         return Outcome("busy", str(error))
-    except Exception as error:  # a sweep goes on, whatever a run does
-        reason = " ".join(str(error).split()) or type(error).__name__
-        return Outcome("failed", reason, traceback.format_exc())
+    except GradsurgeryError as error:
+        return Outcome("failed", str(error), traceback.format_exc())
+    except (Exception, SystemExit) as error:  # a sweep goes on, whatever a run does
+        if isinstance(error, SystemExit) and error.code == ASKED_TO_END:
+            raise
+        return Outcome("failed", fault_of(error) or one_line(error), traceback.format_exc())
     return Outcome("done")

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from gradsurgery.errors import ArgumentError, GradsurgeryError
-from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task, work
+from gradsurgery.sweep.launcher import ASKED_TO_END, Event, Launcher, Outcome, Task, work
 from gradsurgery.training import TrainingProgress
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 _MOST = 8  # workers on processors without being asked: each has a model and an optimiser in memory
 _STARTS = 3  # a worker that dies this often before its first word will not do better
-_TERMINATED = 128 + signal.SIGTERM  # the exit code, as shells have it
 _PATIENCE = 10.0  # seconds for a worker to leave its folder in order
 
 
@@ -185,19 +184,19 @@ def _serve(connection: Connection, device: str | None) -> None:
     except EOFError:
         return
     except SystemExit:  # the run's folder is in order
-        os._exit(_TERMINATED)  # at once: torch leaves much to do, amid which signals would tell
+        os._exit(ASKED_TO_END)  # at once: torch leaves much to do, amid which signals would tell
 
 
 def _end(*_: object) -> None:
     """Leave the run's folder in order, and this process; a second signal changes nothing."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise SystemExit(_TERMINATED)
+    raise SystemExit(ASKED_TO_END)
 
 
 def _end_or_say(error: "sys.UnraisableHookArgs") -> None:
     """Python would go on where the signal came amid what cannot raise, as a finaliser."""
     if error.exc_type is SystemExit:
-        os._exit(_TERMINATED)
+        os._exit(ASKED_TO_END)
     sys.__unraisablehook__(error)
 
 

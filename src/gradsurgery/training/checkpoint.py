@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 from pydantic import ConfigDict, Field, ValidationError, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradsurgery.atomic import atomic_file
 from gradsurgery.documents.configuration import RunConfiguration, upgraded_configuration
 from gradsurgery.documents.document import Part, complaint
 from gradsurgery.documents.record import ConflictLog, Curves
-from gradsurgery.errors import GradsurgeryError, OutputError
-from gradsurgery.training.learner import Learner
+from gradsurgery.errors import GradsurgeryError, OutputError, one_line
+from gradsurgery.training.learner import Learner, build_optimizer
 
 CHECKPOINT_FILE = "checkpoint.pt"
 _BEST_FILE = re.compile(r"best-\d+\.safetensors")
@@ -55,6 +55,7 @@ class Checkpoint(Part):
         best_digest: sha256 of the file they are in, "" where there is none.
         seconds: spent so far.
         step_seconds: spent so far in steps alone.
+        wait_seconds: of these, spent without images to compute on.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -70,6 +71,17 @@ class Checkpoint(Part):
     best_digest: str = Field(default="", pattern="^([0-9a-f]{64})?$")
     seconds: float = Field(default=0.0, ge=0)
     step_seconds: float = Field(default=0.0, ge=0)
+    wait_seconds: float = Field(default=0.0, ge=0)
+
+    def took(self, seconds: float, waited: float) -> None:
+        """Add what steps have taken, and how much of it went by without images."""
+        self.step_seconds += seconds
+        self.wait_seconds += waited
+
+    @property
+    def data_wait(self) -> float:
+        """Fraction of the steps' time that passed without images to compute on."""
+        return min(1.0, self.wait_seconds / self.step_seconds) if self.step_seconds else 0.0
 
     @property
     def best_step(self) -> int:
@@ -122,8 +134,6 @@ def load_checkpoint(directory: Path) -> Checkpoint | None:
     try:
         checkpoint = Checkpoint.model_validate(_read(path), strict=True)
         best = directory / f"best-{checkpoint.best_step}.safetensors"
-    except ValidationError as error:
-        raise _damaged(path, complaint(error)) from error
     except Exception as error:  # damaged bytes lead an unpickler to errors of any kind
         raise _damaged(path, error) from error
     if checkpoint.best_digest:
@@ -143,16 +153,28 @@ def restore_learner(learner: Learner, checkpoint: Checkpoint, directory: Path) -
         if len({tuple((n, type(v)) for n, v in each.items()) for each in scalers}) > 1:
             raise ValueError("its loss scaler is another one")
         learner.restore(found)
+        names = _optimizer_names(checkpoint.configuration)
         for parameter, state in learner.optimizer.state.items():
-            for name, value in state.items():
-                if not isinstance(value, Tensor) or value.shape not in ((), parameter.shape):
-                    raise ValueError(f"the optimizer's {name} is of another shape")
+            of_it = [
+                isinstance(v, Tensor) and v.shape in ((), parameter.shape) for v in state.values()
+            ]
+            if set(state) != names or not all(of_it):
+                raise ValueError("its optimizer's state is of another network")
         if learner.average.selects == (checkpoint.best is not None):
             raise ValueError("it names no best model, or one too many")
         if checkpoint.best is not None:
             _check_like(checkpoint.best, learner.average.model.state_dict())
     except Exception as error:  # each library, and anybody's method, has errors of its own
         raise _damaged(directory / CHECKPOINT_FILE, error) from error
+
+
+def _optimizer_names(configuration: RunConfiguration) -> set[str]:
+    """What the run's optimizer keeps of a parameter, once it has taken a step."""
+    parameter = nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
+    optimizer = build_optimizer([parameter], configuration)
+    optimizer.step()
+    return set(optimizer.state[parameter])
 
 
 def remove_checkpoint(directory: Path) -> None:
@@ -232,8 +254,8 @@ def _remove_models(directory: Path, keep: Path | None = None) -> None:
             path.unlink(missing_ok=True)
 
 
-def _damaged(path: Path, error: Exception | str) -> CheckpointError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    reason = complaint(error) if isinstance(error, ValidationError) else one_line(error)
     return CheckpointError(
         f"{path} is damaged ({reason}) and cannot be continued from; "
         f"delete {path.parent} and start the run again"
@@ -248,7 +270,6 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
         raise OutputError(
-            f"cannot write {path}: {reason}; is the disk full? free some space and repeat"
+            f"cannot write {path}: {one_line(error)}; is the disk full? free some space and repeat"
         ) from error

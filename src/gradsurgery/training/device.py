@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from gradsurgery.documents.configuration import Precision
+from gradsurgery.documents.configuration import Precision, RunConfiguration
 from gradsurgery.errors import ArgumentError
 
 AutocastFactory = Callable[[], AbstractContextManager[Any]]
@@ -45,7 +46,7 @@ def resolve_device(name: str) -> torch.device:
 
 def autocast_factory(device: torch.device, precision: Precision) -> AutocastFactory:
     """A factory of the contexts the forward passes run in."""
-    if precision == "float32":
+    if precision in ("float32", "tf32"):
         return nullcontext
     return partial(torch.autocast, device.type, dtype=getattr(torch, precision))
 
@@ -53,6 +54,45 @@ def autocast_factory(device: torch.device, precision: Precision) -> AutocastFact
 def loss_scaler(device: torch.device, precision: Precision) -> torch.amp.GradScaler | None:
     """float16 has too small a range for gradients: their loss is scaled, here and only here."""
     return torch.amp.GradScaler(device.type) if precision == "float16" else None
+
+
+@contextmanager
+def float32_products(device: torch.device, precision: Precision) -> Iterator[None]:
+    """Inside, float32 is multiplied as float32, or in TF32 where a GPU and `precision` say so.
+
+    By itself torch takes TF32 for convolutions and float32 for everything else. Afterwards the
+    settings are what they were.
+    """
+    mode = "tf32" if precision == "tf32" and device.type == "cuda" else "ieee"
+    backends: Any = torch.backends
+    places = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    before = [place.fp32_precision for place in places]
+    try:
+        allowed = torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was set in both of torch's ways, and they differ
+        allowed = "highest"
+    try:
+        torch.set_float32_matmul_precision("high" if mode == "tf32" else "highest")
+        for place in places:
+            place.fp32_precision = mode
+        yield
+    finally:
+        torch.set_float32_matmul_precision(allowed)
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value
+
+
+def stores_channels_last(
+    configuration: RunConfiguration, device: torch.device, model: nn.Module
+) -> bool:
+    """Whether weights and images lie channels last in the device's memory.
+
+    "auto" says yes where a GPU's tensor cores work on the weights of convolutions.
+    """
+    if configuration.channels_last != "auto":
+        return configuration.channels_last == "on"
+    reduced = device.type == "cuda" and configuration.precision != "float32"
+    return reduced and any(parameter.dim() == 4 for parameter in model.parameters())
 
 
 @contextmanager

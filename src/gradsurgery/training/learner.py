@@ -1,6 +1,7 @@
 """The parts of a run that change with every step."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -10,15 +11,26 @@ from torch import nn
 
 from gradsurgery.algorithms import Algorithm, build_method
 from gradsurgery.backbones import Backbone, has_batch_norm
+from gradsurgery.data import ImageLoader, ImageSet, image_loader
 from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.errors import ArgumentError
 from gradsurgery.training.averaging import build_average, method_settings
-from gradsurgery.training.device import AutocastFactory, autocast_factory, loss_scaler
+from gradsurgery.training.device import (
+    AutocastFactory,
+    autocast_factory,
+    loss_scaler,
+    stores_channels_last,
+)
 from gradsurgery.training.weight_average import WeightAverage
 
 
 @dataclass
 class Learner:
-    """A model and what trains it."""
+    """A model and what trains it.
+
+    channels_last: how weights and images lie in memory.
+    compiled_forward: what a training step calls in the place of the model's `forward`, if anything.
+    """
 
     backbone: Backbone
     optimizer: torch.optim.Optimizer
@@ -28,11 +40,47 @@ class Learner:
     generator: torch.Generator
     device: torch.device
     autocast: AutocastFactory
+    channels_last: bool = False
+    compiled_forward: Callable[..., Any] | None = None
+
+    @contextmanager
+    def compiled(self) -> Iterator[None]:
+        """Inside, the model computes by its compiled form, where it has one.
+
+        Elsewhere it is the model that is saved: what is validated, tested and observed. Raises
+        `ArgumentError` where the model cannot be compiled.
+        """
+        if self.compiled_forward is None:
+            yield
+            return
+        model: Any = self.backbone.model
+        model.forward = self.compiled_forward
+        try:
+            yield
+        except Exception as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise ArgumentError(
+                f"{self.backbone.name} cannot be compiled: {reason}; leave --compile out"
+            ) from error
+        finally:
+            del model.forward
 
     @property
     def judged(self) -> Backbone:
         """The backbone with the model that is validated and tested."""
         return replace(self.backbone, model=self.average.model)
+
+    def loader(self, images: ImageSet) -> ImageLoader:
+        """What brings the images to the device as the backbone takes them."""
+        return image_loader(
+            images,
+            self.backbone.mean,
+            self.backbone.std,
+            device=self.device,
+            channels_last=self.channels_last,
+        )
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs; the generator is seeded anew at every step."""
@@ -59,6 +107,9 @@ def build_learner(
 ) -> Learner:
     """Put the backbone's model on `device` and build what trains it."""
     model = backbone.model.to(device)
+    channels_last = stores_channels_last(configuration, device, model)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
     generator = torch.Generator(device)
     return Learner(
         backbone=backbone,
@@ -75,7 +126,24 @@ def build_learner(
         generator=generator,
         device=device,
         autocast=autocast_factory(device, configuration.precision),
+        channels_last=channels_last,
+        compiled_forward=_compiled(model) if configuration.compile else None,
     )
+
+
+def _compiled(model: nn.Module) -> Callable[..., Any]:
+    """The model's `forward`, compiled anew for every shape of its batches, of which a run has few.
+
+    After eight forms of one function torch goes back to the plain one without a word: those of
+    earlier runs of the process are dropped. Which form it is must not depend on how fast the
+    candidates are today.
+    """
+    import torch._inductor.config as settings
+
+    torch.compiler.reset()
+    options: Any = {"deterministic": True} if hasattr(settings, "deterministic") else None
+    compiled: Callable[..., Any] = torch.compile(model.forward, dynamic=False, options=options)
+    return compiled
 
 
 def build_optimizer(

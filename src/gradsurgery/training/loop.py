@@ -2,17 +2,15 @@
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from gradsurgery.backbones import Backbone, set_training_mode
-from gradsurgery.data import Batches, normalize
+from gradsurgery.data import Batches, ImageLoader
+from gradsurgery.data.loader import Fetched, prefetched
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.engine import BackwardResult
 from gradsurgery.errors import GradsurgeryError, NonFiniteError
@@ -21,8 +19,8 @@ from gradsurgery.training.checkpoint import Checkpoint, save_checkpoint
 from gradsurgery.training.evaluation import Evaluation
 from gradsurgery.training.learner import Learner
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
+from gradsurgery.training.step_log import StepClock, StepFigures, UnreadSteps
 
-Batch = TypeVar("Batch")
 Observer = Callable[[int, Backbone], None]
 """Is shown the steps done and the backbone; it may change the model's mode and nothing else."""
 
@@ -33,21 +31,18 @@ _CHECKPOINT_SHARE = 0.1
 
 @dataclass
 class _Means:
-    """Sums over the steps since the last validation, on the device."""
+    """Sums over the steps since the last validation; None as soon as a step has no value."""
 
     steps: int = 0
-    loss: Tensor | float = 0.0
+    loss: float = 0.0
     agreeing: float | None = 0.0
-    cosine: Tensor | float | None = 0.0
+    cosine: float | None = 0.0
 
-    def add(self, result: BackwardResult) -> None:
+    def add(self, figures: StepFigures) -> None:
         self.steps += 1
-        self.loss = self.loss + result.losses.detach().double().mean()
-        if self.agreeing is not None:
-            self.agreeing = None if result.agreeing is None else self.agreeing + result.agreeing
-        if self.cosine is not None:
-            cosine = _mean_cosine(result.cosines)
-            self.cosine = None if cosine is None else self.cosine + cosine
+        self.loss += figures.loss
+        self.agreeing = _sum(self.agreeing, figures.agreeing)
+        self.cosine = _sum(self.cosine, figures.cosine)
 
     def mean(self, name: str) -> float | None:
         total = getattr(self, name)
@@ -58,119 +53,118 @@ def run_steps(
     learner: Learner,
     checkpoint: Checkpoint,
     batches: Batches,
+    loader: ImageLoader,
+    *,
     validate: Callable[[], Evaluation],
     directory: Path,
-    *,
     report: ProgressCallback,
     observe: Observer | None = None,
 ) -> None:
     """Do the steps after `checkpoint.step`; `checkpoint` holds the outcome.
 
-    `observe` is shown the model at `checkpoint.step` and after every further step. At every
-    validation the curves grow, the model is kept where it is the best so far, and a checkpoint is
-    written, at the last step and wherever writing them takes at most a tenth of the run's time.
-    Raises `NonFiniteError`, naming domain, step and parameter, and `OutputError` where a
-    checkpoint cannot be written.
+    An accelerator is waited for at validations, at steps whose conflict is logged, for `observe`,
+    and once a second for `report`. `observe` is shown the model at `checkpoint.step` and after
+    every further step. At every validation the curves grow, the model is kept where it is the best
+    so far, and a checkpoint is written, at the last step and wherever writing them takes at most a
+    tenth of the run's time. Raises `NonFiniteError`, naming domain, step and parameter, before
+    anything is written of the step, and `OutputError` where a checkpoint cannot be written.
     """
     configuration = checkpoint.configuration
     total = configuration.iterations
     means, checkpoint_due, spent = _Means(), 0.0, time.perf_counter()
+    clock = StepClock(learner.device)
+    unread = UnreadSteps(lambda error, step: _explained(error, batches.domains_at(step - 1), step))
+
+    def fetch(position: int) -> Fetched:
+        return loader.fetch(batches.indices_at(position).reshape(-1))
+
     with _reproducible(learner.device):
         _show(learner, checkpoint.step, observe)
-        for step, images in prefetched(batches.at, checkpoint.step + 1, total):
-            start = time.perf_counter()
-            result = _step(learner, images, configuration, step, batches.domains_at(step - 1))
+        set_training_mode(learner.backbone.model, configuration.batch_norm)
+        clock.start()
+        for step, fetched in prefetched(fetch, checkpoint.step + 1, total):
+            try:
+                result = _step(learner, fetched, configuration, step, clock)
+            except NonFiniteError as error:
+                unread.check()  # an earlier step may be the one
+                raise _explained(error, batches.domains_at(step - 1), step) from error
             learner.average.update(step)
-            means.add(result)
-            _log_conflict(checkpoint, step, result, learner)
-            loss = float(result.losses.mean())  # waits for the device
-            checkpoint.step_seconds += time.perf_counter() - start
-            _show(learner, step, observe)
-            if step % configuration.validate_every and step < total:
-                report(TrainingProgress("training", step, total, loss, result.agreeing))
+            unread.add(step, result)
+            validates = step % configuration.validate_every == 0 or step == total
+            logs = configuration.log_conflict > 0 and step % configuration.log_conflict == 0
+            if not (validates or logs or observe or clock.wants_reading()):
+                clock.step_ended()
                 continue
-            evaluation = validate()
-            learner.average.validated(step, evaluation.loss)
-            _record(checkpoint, step, means, evaluation, learner)
-            means = _Means()
-            now = time.perf_counter()
-            checkpoint.seconds, spent = checkpoint.seconds + now - spent, now
-            if now >= checkpoint_due or step == total:
-                checkpoint.learner = learner.state()
-                save_checkpoint(checkpoint, directory)
-                saved = time.perf_counter()
-                checkpoint_due = saved + (saved - now) * (1 / _CHECKPOINT_SHARE - 1)
-            report(
-                TrainingProgress(
-                    "training",
-                    step,
-                    total,
-                    loss,
-                    result.agreeing,
-                    evaluation.loss,
-                    evaluation.accuracy,
-                )
-            )
-
-
-def prefetched(
-    at: Callable[[int], Batch], first: int, last: int, *, ahead: int = 1
-) -> Iterator[tuple[int, Batch]]:
-    """Yield `(step, at(step - 1))` for the steps `first` to `last`.
-
-    One thread of its own works `ahead` steps in advance, in order; `at` is a pure function of its
-    argument, so what is yielded does not depend on `ahead`. 0 does without the thread.
-    """
-    if ahead < 1:
-        for step in range(first, last + 1):
-            yield step, at(step - 1)
-        return
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-        pending = [pool.submit(at, step - 1) for step in range(first, min(first + ahead, last + 1))]
-        for step in range(first, last + 1):
-            batch = pending.pop(0).result()
-            if step + ahead <= last:
-                pending.append(pool.submit(at, step + ahead - 1))
-            yield step, batch
+            figures = unread.read()
+            checkpoint.took(*clock.stop())
+            for each in figures:
+                means.add(each)
+            if logs:
+                _log_conflict(checkpoint, step, result, learner)
+            _show(learner, step, observe)
+            for each in figures[:-1] if validates else figures:
+                report(_progress(checkpoint, each))
+            if validates:
+                evaluation = validate()
+                learner.average.validated(step, evaluation.loss)
+                _record(checkpoint, step, means, evaluation, learner)
+                means = _Means()
+                now = time.perf_counter()
+                checkpoint.seconds, spent = checkpoint.seconds + now - spent, now
+                if now >= checkpoint_due or step == total:
+                    checkpoint.learner = learner.state()
+                    save_checkpoint(checkpoint, directory)
+                    saved = time.perf_counter()
+                    checkpoint_due = saved + (saved - now) * (1 / _CHECKPOINT_SHARE - 1)
+                report(_progress(checkpoint, figures[-1], evaluation))
+                set_training_mode(learner.backbone.model, configuration.batch_norm)
+            clock.start()
 
 
 def _step(
     learner: Learner,
-    images: list[tuple[Tensor, Tensor]],
+    fetched: Fetched,
     configuration: RunConfiguration,
     step: int,
-    sources: tuple[str, ...],
+    clock: StepClock,
 ) -> BackwardResult:
     """One optimiser step; all that is random in it comes from the run's seed and `step`."""
     torch.manual_seed(derive_seed(configuration.seed, "step", step))  # dropout
     learner.generator.manual_seed(derive_seed(configuration.seed, "rule", step))
-    backbone, device = learner.backbone, learner.device
-    batches = [
-        (
-            normalize(pixels.to(device, non_blocking=True), backbone.mean, backbone.std),
-            labels.to(device, non_blocking=True),
-        )
-        for pixels, labels in images
-    ]
-    set_training_mode(backbone.model, configuration.batch_norm)
+    size = configuration.batch_size
     try:
-        return learner.algorithm.step(
-            backbone.model,
-            batches,
-            learner.optimizer,
-            step=step,
-            scaler=learner.scaler,
-            autocast=learner.autocast,
-        )
+        images, labels = fetched()
+        clock.images_are_there()
+        batches = list(zip(images.split(size), labels.split(size), strict=True))
+        with learner.compiled():
+            return learner.algorithm.step(
+                learner.backbone.model,
+                batches,
+                learner.optimizer,
+                step=step,
+                scaler=learner.scaler,
+                autocast=learner.autocast,
+            )
     except torch.OutOfMemoryError as error:
         raise GradsurgeryError(
-            f"out of memory on {device} with {configuration.batch_size} images of "
+            f"out of memory on {learner.device} with {size} images of "
             f"{configuration.image_size} pixels per domain; lower --batch-size or --image-size"
         ) from error
-    except NonFiniteError as error:
-        names = set(sources) if error.domain is None else {sources[error.domain]}
-        where = "the pooled domains" if len(names) > 1 else f"domain {names.pop()!r}"
-        raise _explained(error, where, step) from error
+
+
+def _progress(
+    checkpoint: Checkpoint, figures: StepFigures, evaluation: Evaluation | None = None
+) -> TrainingProgress:
+    return TrainingProgress(
+        "training",
+        figures.step,
+        checkpoint.configuration.iterations,
+        figures.loss,
+        figures.agreeing,
+        None if evaluation is None else evaluation.loss,
+        None if evaluation is None else evaluation.accuracy,
+        checkpoint.data_wait,
+    )
 
 
 def _record(
@@ -194,9 +188,6 @@ def _record(
 def _log_conflict(
     checkpoint: Checkpoint, step: int, result: BackwardResult, learner: Learner
 ) -> None:
-    every = checkpoint.configuration.log_conflict
-    if every == 0 or step % every:
-        return
     checkpoint.conflict.append(
         step,
         result.losses.tolist(),
@@ -220,16 +211,17 @@ def _show(learner: Learner, step: int, observe: Observer | None) -> None:
         module.training = training
 
 
-def _mean_cosine(cosines: Tensor | None) -> Tensor | None:
-    """Mean over the pairs of domains."""
-    if cosines is None or len(cosines) < 2:
-        return None
-    rows, columns = torch.triu_indices(len(cosines), len(cosines), offset=1)
-    return cosines.detach().double()[rows, columns].mean()
+def _sum(total: float | None, value: float | None) -> float | None:
+    return None if total is None or value is None else total + value
 
 
-def _explained(error: NonFiniteError, where: str, step: int) -> NonFiniteError:
-    """The engine knows positions; the user knows domains and steps."""
+def _explained(error: NonFiniteError, domains: tuple[str, ...], step: int) -> NonFiniteError:
+    """The engine knows positions; the user knows domains and steps.
+
+    domains: whose batches the step had.
+    """
+    names = set(domains) if error.domain is None else {domains[error.domain]}
+    where = "the pooled domains" if len(names) > 1 else f"domain {names.pop()!r}"
     what = "the loss" if error.parameter is None else f"the gradient of {error.parameter}"
     return NonFiniteError(
         f"{what} of {where} is not finite at step {step}; "

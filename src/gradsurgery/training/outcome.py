@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from gradsurgery.backbones import Backbone
-from gradsurgery.data import ImageSet, Split
+from gradsurgery.data import ImageLoader, ImageSet, Split
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import (
     DataRecord,
@@ -31,7 +31,7 @@ MODEL_FILE = "model.safetensors"
 def assess_models(
     learner: Learner,
     checkpoint: Checkpoint,
-    images: ImageSet,
+    loader: ImageLoader,
     split: Split,
     *,
     validate: Callable[[], Evaluation],
@@ -42,15 +42,12 @@ def assess_models(
     The best model is in the learner afterwards. It is the one of the highest validation accuracy,
     or what the run's average has selected, which is validated here.
     """
-    curves, domains = checkpoint.curves, images.domains
+    curves, domains = checkpoint.curves, loader.images.domains
     target = checkpoint.configuration.target
     total = 2 * len(domains)
 
     def accuracy_on(indices: Int64[np.ndarray, " chosen"]) -> float:
-        learned = learner.judged
-        return evaluate(
-            learned, images, indices, device=learner.device, autocast=learner.autocast
-        ).accuracy
+        return evaluate(learner.judged, loader, indices, autocast=learner.autocast).accuracy
 
     def result(first: int, **about: Any) -> ModelResult:
         tested = {}

@@ -18,6 +18,8 @@ class TrainingProgress:
         agreeing: fraction of the components on which the domains agree at this step.
         validation_loss: at this step, where it was validated.
         validation_accuracy: at this step, where it was validated.
+        data_wait: fraction of the time of the steps so far that passed without images to compute
+            on.
     """
 
     stage: Literal["images", "resuming", "training", "testing"]
@@ -27,6 +29,7 @@ class TrainingProgress:
     agreeing: float | None = None
     validation_loss: float | None = None
     validation_accuracy: float | None = None
+    data_wait: float | None = None
 
 
 ProgressCallback = Callable[[TrainingProgress], None]

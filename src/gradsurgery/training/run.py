@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from gradsurgery.algorithms import build_method, method_provenance
+from gradsurgery.algorithms.objectives import Fishr
 from gradsurgery.backbones import Backbone, build_backbone, check_batch_size
 from gradsurgery.data import (
     DomainBatches,
@@ -33,6 +34,7 @@ from gradsurgery.training.checkpoint import (
 )
 from gradsurgery.training.device import (
     computing_with,
+    float32_products,
     peak_memory_bytes,
     reset_peak_memory,
     resolve_device,
@@ -105,6 +107,7 @@ def train(
             check_same(configuration, checkpoint.configuration, directory)
             threads = threads or checkpoint.configuration.threads
         threads = stack.enter_context(computing_with(threads))
+        stack.enter_context(float32_products(device, configuration.precision))
         here = {"device": str(device), "threads": threads}
         configuration = configuration.model_copy(update=here)
         images = prepare_images(source, configuration, cache, report)
@@ -159,6 +162,11 @@ def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ..
     )
     if reason := algorithm.idle_reason(configuration.iterations):
         raise ArgumentError(reason)
+    if configuration.compile and isinstance(getattr(algorithm, "objective", None), Fishr):
+        raise ArgumentError(
+            f"{method} looks at what goes into the network's last layer, which a compiled network "
+            "does not show; leave --compile out"
+        )
     algorithm.state_dict()  # raises where a state cannot be saved
     if unknown := [domain for domain in configuration.without if domain not in domains]:
         raise ArgumentError(
@@ -233,17 +241,26 @@ def _work(
         batch_size=configuration.batch_size,
         seed=configuration.seed,
     )
+    loader = learner.loader(images)
     validate = partial(
         evaluate,
         learner.judged,
-        images,
+        loader,
         np.concatenate([split.validation[domain] for domain in sources]),
-        device=learner.device,
         autocast=learner.autocast,
     )
-    run_steps(learner, checkpoint, batches, validate, directory, report=report, observe=observe)
+    run_steps(
+        learner,
+        checkpoint,
+        batches,
+        loader,
+        validate=validate,
+        directory=directory,
+        report=report,
+        observe=observe,
+    )
     start = time.perf_counter()
-    result = assess_models(learner, checkpoint, images, split, validate=validate, report=report)
+    result = assess_models(learner, checkpoint, loader, split, validate=validate, report=report)
     save_model(learner.judged, configuration, images, result.best, directory)
     return Record(
         configuration=configuration,
@@ -258,6 +275,7 @@ def _work(
         cost=Cost(
             seconds=checkpoint.seconds + time.perf_counter() - start,
             seconds_per_step=checkpoint.step_seconds / configuration.iterations,
+            data_wait=checkpoint.data_wait,
             peak_memory_bytes=peak_memory_bytes(learner.device),
         ),
     )

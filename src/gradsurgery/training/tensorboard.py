@@ -17,7 +17,8 @@ EVENTS_FOLDER = "tensorboard"
 def event_log(directory: Path, report: ProgressCallback) -> Iterator[ProgressCallback]:
     """A report that writes event files into `directory/tensorboard` and passes on to `report`.
 
-    The scalars are loss, agreement, and validation loss and accuracy by step. A run that goes on
+    The scalars by step are loss, agreement, validation loss and accuracy, and the part of the time
+    that steps wait for images. A run that goes on
     writes a further file, which takes the place of the steps that it repeats.
     """
     writer: SummaryWriter | None = None
@@ -36,6 +37,7 @@ def event_log(directory: Path, report: ProgressCallback) -> Iterator[ProgressCal
             "agreeing": progress.agreeing,
             "validation/loss": progress.validation_loss,
             "validation/accuracy": progress.validation_accuracy,
+            "data_wait": progress.data_wait,
         }
         for name, value in scalars.items():
             if value is not None:

@@ -1,6 +1,6 @@
 """What the losses of the domains are."""
 
-from gradsurgery.algorithms.objectives.base import Batch, Objective, values_of
+from gradsurgery.algorithms.objectives.base import Batch, Objective
 from gradsurgery.algorithms.objectives.fishr import Fishr
 from gradsurgery.algorithms.objectives.grad_norm import GradNorm
 from gradsurgery.algorithms.objectives.irm import IRM
@@ -18,7 +18,6 @@ __all__ = [
     "Mixup",
     "Objective",
     "VREx",
-    "values_of",
 ]
 
 OBJECTIVES: dict[str, type[Objective]] = {

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from gradsurgery.algorithms.forward import Forward
-from gradsurgery.errors import ArgumentError, NonFiniteError
+from gradsurgery.errors import ArgumentError
 from gradsurgery.hyperparameters import Hyperparameter, checked_values
 
 # of any size each, hence no name for it
@@ -112,19 +112,3 @@ class AnnealedObjective(Objective):
             f"{self.name} does what erm does for the first {anneal} steps, and the run has {steps} "
             f"iterations; give it more, or --set {self.name}.anneal={steps // 3}"
         )
-
-
-def values_of(losses: Sequence[Tensor]) -> Float[Tensor, " domains"]:
-    """The domains' losses, detached, before what one is reaches the others.
-
-    Raises `NonFiniteError` naming the first domain whose loss is NaN or infinite.
-    """
-    values = torch.stack([loss.detach() for loss in losses])
-    for domain, finite in enumerate(values.isfinite().tolist()):
-        if not finite:
-            raise NonFiniteError(
-                f"the loss of domain {domain} is {values[domain].item()}, expected a finite number;"
-                " lower the learning rate or look at that domain's images",
-                domain=domain,
-            )
-    return values

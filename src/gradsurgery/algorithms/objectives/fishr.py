@@ -14,7 +14,6 @@ from gradsurgery.algorithms.objectives.base import (
     AnnealedObjective,
     Batch,
     DomainLosses,
-    values_of,
 )
 from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter
 
@@ -56,7 +55,7 @@ class Fishr(AnnealedObjective):
             (cross_entropy(z, labels), head_gradient_variance(features, z, labels))
             for (features, z), (_, labels) in zip(passes, batches, strict=True)
         ]
-        values_of([risk for risk, _ in parts])
+        forward.values_of([risk for risk, _ in parts])
         decay = self.values["ema"]
         drawn = torch.stack([variance.detach() for _, variance in parts])
         before = self.remembered("averages", torch.zeros_like(drawn))

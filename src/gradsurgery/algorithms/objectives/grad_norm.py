@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from gradsurgery.algorithms.forward import Forward
-from gradsurgery.algorithms.objectives.base import Batch, DomainLosses, Objective, values_of
+from gradsurgery.algorithms.objectives.base import Batch, DomainLosses, Objective
 from gradsurgery.algorithms.objectives.risks import risks_of
 from gradsurgery.hyperparameters import Hyperparameter
 
@@ -40,7 +40,7 @@ class GradNorm(Objective):
     @override
     def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
         risks = risks_of(forward, batches)  # the weights need the norms of all of them
-        values = values_of(risks)
+        values = forward.values_of(risks)
         last = last_weight(forward.model)
         norms = torch.stack(
             [torch.autograd.grad(risk, last, retain_graph=True)[0].norm() for risk in risks]

@@ -14,7 +14,6 @@ from gradsurgery.algorithms.objectives.base import (
     Batch,
     DomainLosses,
     Objective,
-    values_of,
 )
 from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter
 
@@ -58,7 +57,7 @@ class VREx(AnnealedObjective):
     def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
         weight = self.weight(step)
         risks = risks_of(forward, batches)
-        mean = values_of(risks).mean()
+        mean = forward.values_of(risks).mean()
         while risks:
             risk = risks.pop(0)
             yield risk + weight * (risk - mean) ** 2
@@ -84,7 +83,7 @@ class GroupDRO(Objective):
     @override
     def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
         risks = risks_of(forward, batches)  # q needs all of them before the first
-        values = values_of(risks)
+        values = forward.values_of(risks)
         grown = self.remembered("q", torch.ones_like(values)).log() + self.values["eta"] * values
         self.state["q"] = q = grown.softmax(0)  # in logarithms, where no exp overflows
         while risks:

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from gradsurgery.training.loop import prefetched
+from gradsurgery.data.loader import prefetched
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3, 100])

@@ -1,0 +1,302 @@
+"""Brings images to the device that trains on them.
+
+A decoded set that fits lies on an accelerator as a whole; of one that does not, every batch is
+copied while the batch before it is computed on.
+"""
+
+import threading
+from abc import ABC, abstractmethod
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import Any, NamedTuple, TypeVar, final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+from typing_extensions import override
+
+from gradsurgery.data.image_set import ImageSet
+from gradsurgery.data.pixels import (
+    gather,
+    gather_into,
+    gather_normalized,
+    lookup_table,
+    normalize,
+)
+
+SHARE = 0.4
+"""Of the device's free memory, what decoded sets may take."""
+
+_AHEAD = 2  # batches that are on their way to the device or wait there
+_COPIED = 64 << 20  # bytes of a set that are copied at a time
+
+Batch = tuple[Float[Tensor, "batch 3 height width"], Int64[Tensor, " batch"]]
+Positions = Int64[np.ndarray, " batch"]
+Fetched = Callable[[], Batch]
+Item = TypeVar("Item")
+
+
+def prefetched(
+    at: Callable[[int], Item], first: int, last: int, *, ahead: int = 1
+) -> Iterator[tuple[int, Item]]:
+    """Yield `(step, at(step - 1))` for the steps `first` to `last`.
+
+    One thread of its own works `ahead` steps in advance, in order; `at` is a pure function of its
+    argument, so what is yielded does not depend on `ahead`. 0 does without the thread.
+    """
+    if ahead < 1:
+        for step in range(first, last + 1):
+            yield step, at(step - 1)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        pending = [pool.submit(at, step - 1) for step in range(first, min(first + ahead, last + 1))]
+        for step in range(first, last + 1):
+            batch = pending.pop(0).result()
+            if step + ahead <= last:
+                pending.append(pool.submit(at, step + ahead - 1))
+            yield step, batch
+
+
+class ImageLoader(ABC):
+    """Images of a set by their positions: normalised, on a device, with their labels.
+
+    mean, std: as in `normalize`, whose bits they have on every device.
+    """
+
+    def __init__(
+        self, images: ImageSet, mean: Sequence[float], std: Sequence[float], device: torch.device
+    ) -> None:
+        self.images = images
+        self.mean, self.std = mean, std
+        self.device = device
+
+    @abstractmethod
+    def fetch(self, positions: Positions) -> Fetched:
+        """Do what can be done ahead of time, in any thread.
+
+        Returns what gives the batch, to be called in the thread that computes, in the order of the
+        fetches; it does not wait for the device.
+        """
+
+
+@final
+class HostLoader(ImageLoader):
+    """For a processor: pixels are copied out of the cache, and normalised as they are needed."""
+
+    @override
+    def fetch(self, positions: Positions) -> Fetched:
+        pixels = gather(self.images.images, positions)
+        labels = torch.from_numpy(self.images.label[positions])
+        return lambda: (normalize(pixels, self.mean, self.std), labels)
+
+
+class _DeviceLoader(ImageLoader):
+    """For an accelerator, which looks up what a pixel is worth in a table."""
+
+    def __init__(
+        self,
+        images: ImageSet,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        *,
+        channels_last: bool,
+    ) -> None:
+        super().__init__(images, mean, std, device)
+        self._channels_last = channels_last
+        self._table = torch.from_numpy(lookup_table(mean, std)).to(device)
+
+    def _normalized(self, pixels: Tensor, positions: Tensor) -> Tensor:
+        return gather_normalized(pixels, positions, self._table, channels_last=self._channels_last)
+
+    def _host_memory(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """Memory that the device copies from on its own."""
+        return torch.empty(shape, dtype=dtype, pin_memory=self.device.type == "cuda")
+
+
+class DeviceImages(NamedTuple):
+    """A decoded set on a device."""
+
+    pixels: UInt8[Tensor, "images height width 3"]
+    labels: Int64[Tensor, " images"]
+
+
+@final
+class ResidentLoader(_DeviceLoader):
+    """For an accelerator that holds the whole set: what travels are positions.
+
+    resident: the set on the device.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        *,
+        channels_last: bool,
+        resident: DeviceImages,
+    ) -> None:
+        super().__init__(images, mean, std, device, channels_last=channels_last)
+        self._resident = resident
+
+    @override
+    def fetch(self, positions: Positions) -> Fetched:
+        waiting = self._host_memory(len(positions), dtype=torch.int64)
+        waiting.numpy()[:] = positions
+
+        def batch() -> Batch:
+            chosen = waiting.to(self.device, non_blocking=True)
+            labels = self._resident.labels.index_select(0, chosen)
+            return self._normalized(self._resident.pixels, chosen), labels
+
+        return batch
+
+
+@final
+class StreamingLoader(_DeviceLoader):
+    """For an accelerator that the set does not fit on: pixels travel beside the computation."""
+
+    def __init__(
+        self,
+        images: ImageSet,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        *,
+        channels_last: bool,
+    ) -> None:
+        super().__init__(images, mean, std, device, channels_last=channels_last)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._used: deque[torch.cuda.Event] = deque()
+        """One event for each batch whose pixels the device has read, or will have."""
+
+    @override
+    def fetch(self, positions: Positions) -> Fetched:
+        while len(self._used) >= _AHEAD:  # a computing thread far ahead of its device fills it
+            self._used.popleft().synchronize()
+        shape = self.images.images.shape[1:]
+        pinned = self._host_memory(len(positions), *shape, dtype=torch.uint8)
+        gather_into(pinned, self.images.images, positions)
+        pinned_labels = self._host_memory(len(positions), dtype=torch.int64)
+        np.take(self.images.label, positions, out=pinned_labels.numpy(), mode="clip")
+        context: Any = nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+        with context:
+            pixels = pinned.to(self.device, non_blocking=True)
+            labels = pinned_labels.to(self.device, non_blocking=True)
+            copied = self._stream.record_event() if self._stream is not None else None
+
+        def batch() -> Batch:
+            if copied is not None:
+                current = torch.cuda.current_stream(self.device)
+                current.wait_event(copied)
+                for tensor in (pixels, labels):
+                    tensor.record_stream(current)
+            numbers = self._normalized(pixels, torch.arange(len(pixels), device=self.device))
+            if copied is not None:
+                self._used.append(current.record_event())
+            return numbers, labels
+
+        return batch
+
+
+class ResidentSets:
+    """Decoded sets on devices, kept for later runs of the process.
+
+    All of them on a device take at most `SHARE` of the memory that is free there without them; the
+    one that has not been asked for the longest gives way.
+
+    free: the bytes free on a device.
+    """
+
+    def __init__(self, free: Callable[[torch.device], int]) -> None:
+        self._free = free
+        self._lock = threading.Lock()
+        self._sets: OrderedDict[tuple[str, int, torch.device], DeviceImages] = OrderedDict()
+
+    def get(self, images: ImageSet, device: torch.device) -> DeviceImages | None:
+        """The set on the device, None where it does not fit.
+
+        Only a set of the cache is kept: another one's digest is its maker's affair.
+        """
+        key = (images.digest, len(images.label), device)
+        with self._lock:
+            if key in self._sets and images.folder is not None:
+                self._sets.move_to_end(key)
+                return self._sets[key]
+            if not self._make_room(images.images.nbytes, device):
+                return None
+            try:
+                resident = _copied(images, device)
+            except torch.OutOfMemoryError:  # another process has been faster
+                return None
+            if images.folder is not None:
+                self._sets[key] = resident
+            return resident
+
+    def _make_room(self, needed: int, device: torch.device) -> bool:
+        there = [key for key in self._sets if key[2] == device]
+        held = sum(_bytes_of(self._sets[key]) for key in there)
+        most = SHARE * (self._free(device) + held)
+        if needed > most:
+            return False
+        for key in there:
+            if held + needed <= most:
+                break
+            held -= _bytes_of(self._sets.pop(key))
+        return True
+
+
+def _bytes_of(resident: DeviceImages) -> int:
+    return resident.pixels.numel()
+
+
+def _copied(images: ImageSet, device: torch.device) -> DeviceImages:
+    """The set on the device, copied a part at a time."""
+    pixels = torch.empty(images.images.shape, dtype=torch.uint8, device=device)
+    each = max(_COPIED // max(images.images[:1].nbytes, 1), 1)
+    for start in range(0, len(pixels), each):
+        positions = np.arange(start, min(start + each, len(pixels)))
+        part = torch.empty(
+            (len(positions), *pixels.shape[1:]),
+            dtype=torch.uint8,
+            pin_memory=device.type == "cuda",
+        )
+        gather_into(part, images.images, positions)
+        pixels[start : start + each].copy_(part, non_blocking=True)
+    return DeviceImages(pixels, torch.tensor(images.label, device=device))
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Free on the device, or kept by torch for this process and not in use."""
+    free, _ = torch.cuda.mem_get_info(device)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + kept
+
+
+RESIDENT = ResidentSets(_free_bytes)
+"""The sets that this process keeps on its devices."""
+
+
+def image_loader(
+    images: ImageSet,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    device: torch.device,
+    channels_last: bool,
+) -> ImageLoader:
+    """What brings the images to `device`.
+
+    channels_last: how batches lie in the memory of an accelerator; on a processor they always do.
+    """
+    if device.type == "cpu":
+        return HostLoader(images, mean, std, device)
+    resident = RESIDENT.get(images, device)
+    if resident is None:
+        return StreamingLoader(images, mean, std, device, channels_last=channels_last)
+    return ResidentLoader(images, mean, std, device, channels_last=channels_last, resident=resident)

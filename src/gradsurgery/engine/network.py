@@ -1,0 +1,171 @@
+"""What is kept of the domains' gradients on an accelerator, where one kernel takes all of them.
+
+Nothing here waits for the device: what was not finite is noted there, and read when the result is.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from gradsurgery.engine.accumulators import Accumulator, GradientMatrix, Update
+from gradsurgery.engine.parameters import flat_gradient, shaped_gradient
+from gradsurgery.kernels import products
+from gradsurgery.kernels.combine import COUNTING, Running, Seen, combine
+from gradsurgery.kernels.network import Combination
+from gradsurgery.rules.base import ComponentwiseRule, GramianRule, Rule
+
+# So many domains' gradients wait for the kernel of a component-wise rule: most data sets have up
+# to four source domains, which then are read once.
+_HELD = 4
+
+
+class NetworkGradients(Accumulator):
+    """Takes the gradients of whole domains, each held where autograd left it."""
+
+    at_once = False
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        super().__init__(parameters)
+        self._rows: list[list[Tensor | None]] = []
+        self._sizes = tuple(parameter.numel() for parameter in parameters)
+
+    @override
+    def receive(self, position: int, domain: int, gradient: Tensor | None) -> None:
+        raise NotImplementedError("whole domains are received")
+
+    @override
+    def receive_domain(self, domain: int, gradients: Sequence[Tensor | None]) -> None:
+        self._rows.append(
+            [
+                None if gradient is None else flat_gradient(gradient, parameter)
+                for gradient, parameter in zip(gradients, self._parameters, strict=True)
+            ]
+        )
+
+    def _first_gradients(self) -> list[Tensor | None]:
+        """For each parameter a gradient that its update may overwrite."""
+        return [
+            next((gradient for gradient in column if gradient is not None), None)
+            for column in zip(*self._rows, strict=True)
+        ]
+
+    def _shaped(self, flat: Sequence[Tensor | None]) -> list[Tensor | None]:
+        return [
+            None if update is None else shaped_gradient(update, parameter)
+            for update, parameter in zip(flat, self._parameters, strict=True)
+        ]
+
+
+class CombinedGradients(NetworkGradients):
+    """For component-wise rules: folds four domains at a time."""
+
+    def __init__(self, rule: ComponentwiseRule, parameters: Sequence[Tensor]) -> None:
+        super().__init__(parameters)
+        self._rule = rule
+        self._running: Running | None = None
+        self._flags: list[Tensor] = []
+        self._reached: set[int] = set()
+
+    @override
+    def receive_domain(self, domain: int, gradients: Sequence[Tensor | None]) -> None:
+        if len(self._rows) == _HELD:
+            self._fold(domain, self._combination(domain), out=None)
+        super().receive_domain(domain, gradients)
+        self._reached |= {position for position, g in enumerate(gradients) if g is not None}
+
+    @override
+    def finish(self, domains: int, *, poison: bool) -> Update:
+        out = self._first_gradients()
+        for position in self._reached:
+            if out[position] is None:
+                parameter = self._parameters[position]
+                out[position] = flat_gradient(torch.empty_like(parameter), parameter).detach()
+        if not self._reached:
+            return Update(out)
+        combination = self._combination(domains)
+        # the gradient of a single loss is its own sum
+        stays = domains == 1 and combination == Combination("sum")
+        seen = self._fold(domains, combination, out=[None] * len(out) if stays else out)
+        counts = combination.kind in COUNTING
+        return Update(
+            self._shaped(out),
+            agreeing=seen.agreeing if counts else None,
+            zeros=seen.zeros if counts else None,
+            sizes=[0 if update is None else update.numel() for update in out],
+            flags=torch.cat(self._flags),
+            found=seen.found,
+        )
+
+    def _combination(self, domains: int) -> Combination:
+        combination = self._rule.combination(domains)
+        assert combination is not None  # what this accumulator is chosen for
+        return combination
+
+    def _fold(
+        self, domains: int, combination: Combination, *, out: list[Tensor | None] | None
+    ) -> Seen:
+        """Take the gradients that wait into the rule; they are the last where `out` is given."""
+        like = self._parameters[0]
+        draws = combination.draws and out is not None
+        seen = combine(
+            combination,
+            self._rows,
+            like=like,
+            sizes=self._sizes,
+            out=out,
+            domains=domains,
+            before=self._running,
+            seed=self._rule.random.seed_on(like.device) if draws else None,
+        )
+        self._rows, self._running = [], seen.running
+        self._flags.append(seen.flags)
+        return seen
+
+
+class WeighedGradients(NetworkGradients):
+    """For Gramian rules: the Gramian in one kernel, the weighted sum in another."""
+
+    def __init__(self, rule: GramianRule, parameters: Sequence[Tensor]) -> None:
+        super().__init__(parameters)
+        self._rule = rule
+
+    @override
+    def finish(self, domains: int, *, poison: bool) -> Update:
+        out = self._first_gradients()
+        if all(update is None for update in out):
+            return Update(out)
+        gramian, flags, found = products.gramian(self._rows, self._sizes)
+        weights = self._rule.weights_on_device(gramian)
+        products.weighted_sum(self._rows, self._sizes, weights, out=out)
+        return Update(self._shaped(out), gramian=gramian, flags=flags, found=found)
+
+
+class NetworkMatrix(GradientMatrix):
+    """For rules that are called on a matrix: one kernel copies a domain's gradients into a row."""
+
+    at_once = False
+
+    def __init__(self, rule: Rule, parameters: Sequence[Tensor]) -> None:
+        super().__init__(rule, parameters)
+        self._flags: list[Tensor] = []
+        self._sizes = tuple(parameter.numel() for parameter in parameters)
+
+    @override
+    def receive_domain(self, domain: int, gradients: Sequence[Tensor | None]) -> None:
+        flat = [
+            None if gradient is None else flat_gradient(gradient, parameter)
+            for gradient, parameter in zip(gradients, self._parameters, strict=True)
+        ]
+        self._flags.append(products.gather(flat, self._sizes, out=self._row(domain)))
+        self._reached |= {position for position, g in enumerate(flat) if g is not None}
+
+    @override
+    def finish(self, domains: int, *, poison: bool) -> Update:
+        flags = torch.stack(self._flags)
+        found = flags.any().float()
+        if found.item():  # a rule that is anybody's is not shown what is not finite
+            parts = [torch.full_like(self._parameters[at].reshape(-1), torch.nan) for at in sorted(self._reached)]
+            return Update(self._updates(parts, poison=False), flags=flags, found=found)
+        return super().finish(domains, poison=False)._replace(flags=flags, found=found)

@@ -1,0 +1,115 @@
+"""The tensors of a whole network as one table, which one kernel on an accelerator works through.
+
+A kernel is started once for all tensors. What it gets is a table of addresses, one row a domain and
+one column a tensor, and a list of blocks: of which tensor each is, and where in it it begins.
+"""
+
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+BLOCK = 4096
+"""Components that one program of a kernel works on."""
+
+ROWS = 8
+"""Domains that the kernel for component-wise rules takes at a time, at most."""
+
+DEVICES = {"cuda"}
+"""The kinds of devices that kernels are started on; Triton's interpreter makes one of the CPU."""
+
+_WIDEST = 1 << 31  # offsets within a tensor are 32-bit numbers
+
+
+def accelerates(tensors: Sequence[Tensor]) -> bool:
+    """Whether there are kernels for these tensors: on one CUDA device, where Triton is at hand."""
+    device = tensors[0].device
+    if device.type not in DEVICES or not has_triton():
+        return False
+    return all(tensor.device == device and tensor.numel() < _WIDEST for tensor in tensors)
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed; torch's builds for CUDA on Linux bring it."""
+    return find_spec("triton") is not None
+
+
+Rows = Sequence[Sequence[Tensor | None]]
+"""Flat gradients [domains][tensors], None where a domain does not reach a tensor."""
+
+
+class Combination(NamedTuple):
+    """What the kernel for component-wise rules needs to know of one.
+
+    kind: the rule's name.
+    constants: the number the update is divided by, then the rule's own.
+    draws: whether it draws at random.
+    rescale: whether each tensor's update is divided by the mean of its mask.
+    """
+
+    kind: str
+    constants: tuple[float, ...] = (1.0,)
+    draws: bool = False
+    rescale: bool = False
+
+
+class Layout(NamedTuple):
+    """Where every block of the network's tensors lies; all on the device.
+
+    sizes: components of each tensor.
+    bases: components of the tensors before it, which number the components of the whole network.
+    owners: the tensor of each block.
+    begins: where in its tensor each block begins.
+    """
+
+    sizes: Int[Tensor, " tensors"]
+    bases: Int[Tensor, " tensors"]
+    owners: Int[Tensor, " blocks"]
+    begins: Int[Tensor, " blocks"]
+
+
+@lru_cache(maxsize=32)
+def layout_of(sizes: tuple[int, ...], device: torch.device) -> Layout:
+    """The layout of tensors with so many components; kept, since a network's is always the same."""
+    counts = torch.tensor(sizes, dtype=torch.int64)
+    blocks = (counts + BLOCK - 1) // BLOCK
+    owners = torch.repeat_interleave(torch.arange(len(sizes)), blocks)
+    first = blocks.cumsum(0) - blocks
+    begins = (torch.arange(len(owners)) - first[owners]) * BLOCK
+    return Layout(
+        counts.int().to(device),
+        (counts.cumsum(0) - counts).to(device),
+        owners.int().to(device),
+        begins.int().to(device),
+    )
+
+
+_captured: list[Tensor] = []
+
+
+def address_table(rows: Rows, device: torch.device) -> Tensor:
+    """The addresses of the tensors, 0 where there is none: int64 [rows · tensors] on `device`."""
+    addresses = [0 if t is None or not t.numel() else t.data_ptr() for row in rows for t in row]
+    table = torch.tensor(addresses, dtype=torch.int64)
+    if device.type == "cpu":
+        return table
+    table = table.pin_memory()
+    if torch.cuda.is_current_stream_capturing():
+        _captured.append(table)  # a graph copies from this memory whenever it is replayed
+    return table.to(device, non_blocking=True)
+
+
+def are_aligned(rows: Rows) -> bool:
+    """Whether all addresses are multiples of 16 bytes, so that memory is read 16 bytes a time."""
+    return all(t is None or t.data_ptr() % 16 == 0 for row in rows for t in row)
+
+
+def launch(kernel: Any, grid: int, *arguments: Any, **constants: Any) -> None:
+    """Start `grid` programs of a kernel; the one place where kernels are started."""
+    if grid:
+        kernel[grid,](*arguments, **constants)

@@ -1,0 +1,197 @@
+"""What a run computes with is what its options say, and afterwards what it was."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from gradsurgery.backbones import Backbone
+from gradsurgery.data import ImageSet
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.record import Record
+from gradsurgery.errors import ArgumentError
+from gradsurgery.rules.gramian import full_precision
+from gradsurgery.training import train
+from gradsurgery.training.device import float32_products, stores_channels_last
+
+Configure = Callable[..., RunConfiguration]
+Outcome = Callable[[Record, Path], tuple[dict[str, Any], bytes]]
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def products() -> list[str]:
+    backends: Any = torch.backends
+    places = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    return [place.fp32_precision for place in places]
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    with float32_products(CPU, "float32"):  # which puts back whatever a test sets
+        yield
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "expected"),
+    [
+        (GPU, "float32", "ieee"),
+        (GPU, "tf32", "tf32"),
+        (GPU, "bfloat16", "ieee"),
+        (CPU, "tf32", "ieee"),
+    ],
+)
+def test_float32_is_multiplied_as_the_precision_says(
+    device: torch.device, precision: Any, expected: str
+) -> None:
+    before = products(), torch.get_float32_matmul_precision()
+    with float32_products(device, precision):
+        assert products() == [expected] * 3
+        with full_precision():  # as Gramian rules multiply
+            assert products()[0] != "tf32"
+        assert products() == [expected] * 3
+    assert (products(), torch.get_float32_matmul_precision()) == before
+    with pytest.raises(KeyboardInterrupt), float32_products(device, precision):
+        raise KeyboardInterrupt
+    assert (products(), torch.get_float32_matmul_precision()) == before
+
+
+def test_what_a_user_has_set_is_there_again() -> None:
+    backends: Any = torch.backends
+    with restored():
+        torch.set_float32_matmul_precision("medium")
+        backends.cudnn.conv.fp32_precision = "ieee"
+        before = products()
+        with float32_products(GPU, "tf32"):
+            assert products() == ["tf32"] * 3
+        assert products() == before
+        assert torch.get_float32_matmul_precision() == "medium"
+        backends.cuda.matmul.fp32_precision = "ieee"  # against the other way of saying it
+        with float32_products(GPU, "tf32"):
+            assert products() == ["tf32"] * 3
+        assert products()[0] == "ieee"
+
+
+def test_a_run_computes_in_its_precision(
+    tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    seen: list[list[str]] = []
+    before = products()
+    train(
+        configured(iterations=1, precision="float32"),
+        tmp_path,
+        opened=images,
+        observe=lambda step, backbone: seen.append(products()),
+    )
+    assert seen == [["ieee"] * 3] * 2
+    assert products() == before
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "expected"),
+    [
+        (GPU, {"precision": "tf32"}, True),
+        (GPU, {"precision": "bfloat16"}, True),
+        (GPU, {"precision": "float32"}, False),
+        (GPU, {"precision": "float32", "channels_last": "on"}, True),
+        (GPU, {"precision": "tf32", "channels_last": "off"}, False),
+        (CPU, {"precision": "bfloat16"}, False),
+        (CPU, {"channels_last": "on"}, True),
+    ],
+)
+def test_channels_lie_last_where_it_pays(
+    device: torch.device, options: dict[str, str], expected: bool, configured: Configure
+) -> None:
+    configuration = configured(**options)
+    assert stores_channels_last(configuration, device, nn.Conv2d(3, 4, 3)) is expected
+    if "channels_last" not in options:
+        assert not stores_channels_last(configuration, device, nn.Linear(3, 4))
+
+
+@pytest.mark.parametrize("average", ["ema", "swad"])
+def test_weights_with_the_channels_last_train_and_are_saved_as_ever(
+    average: str, tmp_path: Path, images: ImageSet, configured: Configure, outcome: Outcome
+) -> None:
+    layouts = set()
+
+    def observe(step: int, backbone: Backbone) -> None:
+        weight = next(p for p in backbone.model.parameters() if p.dim() == 4 and p.shape[1] > 1)
+        layouts.add(weight.is_contiguous(memory_format=torch.channels_last))
+
+    found = {}
+    for layout in ("off", "on"):
+        options = configured(channels_last=layout, average=average, method="pcgrad")
+        record = train(options, tmp_path / layout, opened=images, observe=observe)
+        assert record.configuration.channels_last == layout
+        found[layout] = (
+            record.curves.train_loss,
+            load_file(tmp_path / layout / "model.safetensors"),
+        )
+        assert layouts == {layout == "on"}
+        layouts.clear()
+    assert found["on"][0] == pytest.approx(found["off"][0], rel=1e-4)
+    for name, weight in found["off"][1].items():
+        torch.testing.assert_close(found["on"][1][name], weight, rtol=1e-2, atol=1e-3)
+    again = configured(channels_last="on", average=average, method="pcgrad")
+    record = train(again, tmp_path / "again", opened=images)
+    first = Record.load(tmp_path / "on"), tmp_path / "on"
+    assert outcome(record, tmp_path / "again") == outcome(*first)
+
+
+def test_a_compiled_network_trains_and_the_plain_one_is_judged(
+    tmp_path: Path,
+    images: ImageSet,
+    configured: Configure,
+    outcome: Outcome,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[bool] = []
+
+    def compile_(forward: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        assert options["dynamic"] is False
+
+        def compiled(*inputs: Any) -> Any:
+            calls.append(torch.is_grad_enabled())
+            return forward(*inputs)
+
+        return compiled
+
+    def observe(step: int, backbone: Backbone) -> None:
+        assert "forward" not in vars(backbone.model)
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    plain = train(configured(average="ema"), tmp_path / "plain", opened=images)
+    assert calls == []
+    options = configured(average="ema", compile=True)
+    record = train(options, tmp_path / "compiled", opened=images, observe=observe)
+    assert calls == [True] * (12 * 5)  # a pass for each of the five source domains
+    assert record.configuration.compile
+    found, expected = outcome(record, tmp_path / "compiled"), outcome(plain, tmp_path / "plain")
+    found[0]["configuration"]["compile"] = False
+    assert found == expected
+
+
+def test_a_network_that_cannot_be_compiled_is_refused(
+    tmp_path: Path, images: ImageSet, configured: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.exc import Unsupported
+
+    def broken(*_: Any) -> None:
+        raise Unsupported("a generator\nof its own")
+
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: broken)
+    with pytest.raises(ArgumentError, match=r"small-cnn cannot be compiled: a generator of its.*"):
+        train(configured(compile=True), tmp_path, opened=images)
+
+
+def test_fishr_and_a_compiled_network_are_refused(
+    tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    options = configured(compile=True, method="fishr", settings={"fishr.anneal": 3})
+    with pytest.raises(ArgumentError, match=r"fishr looks at what goes into.*leave --compile out"):
+        train(options, tmp_path / "run", opened=images)
+    assert not (tmp_path / "run").exists()
