@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradsurgery.errors import ArgumentError, GradsurgeryError, printable
+from gradsurgery.errors import ArgumentError, GradsurgeryError, one_line, printable
 
 
 @given(st.text(st.characters(codec=None)))
@@ -26,3 +26,25 @@ def test_an_error_is_one_line_whatever_name_is_in_it():
     assert str(error) == r"no domain 'a\x1b[2J\nb'"
     assert isinstance(error, GradsurgeryError | ValueError)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)  # noqa: S301
+
+
+def test_of_a_message_of_any_length_beginning_and_end_are_kept():
+    name = "a" * 100_000
+    message = str(ArgumentError(f"photos has no domain {name!r}; its domains are b, c"))
+    assert len(message) < 2000
+    assert message.startswith("photos has no domain 'aaa")
+    assert message.endswith("aaa'; its domains are b, c")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (FileNotFoundError(2, "No such file", "x"), "No such file"),
+        (ValueError("two\n  lines"), "two lines"),
+        (SystemExit(0), "it ends the program (sys.exit)"),
+        (RuntimeError(), "RuntimeError"),
+    ],
+)
+def test_what_other_libraries_say_is_one_line(error, line):
+    assert one_line(error) == line
+    assert len(one_line(ValueError("x" * 500))) == 200

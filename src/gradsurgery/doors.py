@@ -8,14 +8,16 @@ run. The other functions import nothing, so that reading a record never runs wha
 import inspect
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
-from typing import Any, Literal
+from types import FrameType
+from typing import Any, Literal, NamedTuple
 
-from gradsurgery.errors import ArgumentError
+from gradsurgery.errors import ArgumentError, one_line
 
 Kind = Literal["rule", "objective", "source", "backbone"]
 
@@ -65,7 +67,49 @@ def load_object(name: str, kind: Kind, *, fits: Callable[[Any], bool], expected:
         found = _attribute(found, attribute, where, module_name)
     if not fits(found):
         raise ArgumentError(f"{where} is {_shape(found)}; expected {expected}")
+    _loaded[name] = _Loaded(where, module_name, attributes)
     return found
+
+
+class _Loaded(NamedTuple):
+    """What a name stands for, in words, and where it was found."""
+
+    where: str
+    module: str
+    attributes: str
+
+
+_loaded: dict[str, _Loaded] = {}
+
+
+def fault_of(error: BaseException) -> str | None:
+    """What to say where code that was loaded here fails, or ends the program; None without any.
+
+    It is named where the error has passed through it or its package; elsewhere all that was loaded
+    is, which may have given something of another shape than was expected.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not _loaded or not frames:
+        return None
+
+    def nearness(loaded: _Loaded, frame: FrameType) -> int:
+        module: str = frame.f_globals.get("__name__", "")
+        if module != loaded.module:
+            return int(module.partition(".")[0] == loaded.module.partition(".")[0])
+        within = f"{frame.f_code.co_qualname}.".startswith(f"{loaded.attributes}.")
+        return 3 if within else 2
+
+    near, position, where = max(
+        (nearness(loaded, frame), position, loaded.where)
+        for loaded in _loaded.values()
+        for position, frame in enumerate(frames)
+    )
+    if not near:
+        position, where = -1, " or ".join(loaded.where for loaded in _loaded.values())
+    place = traceback.extract_tb(error.__traceback__)[position]
+    kind = "" if isinstance(error, SystemExit) else f"{type(error).__name__}: "
+    cure = "mend it" if near else "it may give what is not expected of it"
+    return f"{where} fails: {kind}{one_line(error)} (at {place.filename}:{place.lineno}); {cure}"
 
 
 def provenance(found: Any) -> dict[str, str | None]:
@@ -113,9 +157,9 @@ def _module(name: str, where: str) -> Any:
             "that holds it to the environment variable PYTHONPATH"
         ) from error
     except (Exception, SystemExit) as error:
-        line = " ".join(str(error).split())
         raise ArgumentError(
-            f"{where}: importing {name} fails with {type(error).__name__}: {line}; mend the module"
+            f"{where}: importing {name} fails with {type(error).__name__}: {one_line(error)}; "
+            "mend the module"
         ) from error
 
 
@@ -132,7 +176,8 @@ def _attribute(holder: Any, name: str, where: str, module: str) -> Any:
 def _shape(found: Any) -> str:
     if inspect.isclass(found):
         bases = ", ".join(base.__name__ for base in found.__bases__)
-        return f"the class {found.__qualname__}({bases})"
+        lacks = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
+        return f"the class {found.__qualname__}({bases}){lacks and f' without {lacks}'}"
     if inspect.ismodule(found):
         return f"the module {found.__name__}"
     if inspect.isroutine(found):

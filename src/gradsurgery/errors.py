@@ -9,6 +9,9 @@ _UNPRINTABLE = re.compile(
 )
 
 
+_LONGEST = 2000  # characters
+
+
 def printable(text: str) -> str:
     r"""The text on one line, with an escape for everything that a terminal would obey.
 
@@ -28,11 +31,29 @@ def _escaped(match: re.Match[str]) -> str:
     return character.encode("unicode_escape").decode()
 
 
+def one_line(error: BaseException) -> str:
+    r"""What an error of another library, or of anybody's code, says: at most 200 characters.
+
+    >>> one_line(ValueError("no such\n  column")), one_line(KeyError())
+    ('no such column', 'KeyError')
+    """
+    if isinstance(error, SystemExit):
+        return "it ends the program (sys.exit)"
+    said = getattr(error, "strerror", None) or str(error)
+    text = " ".join(str(said).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:199]}…"
+
+
 class GradsurgeryError(Exception):
-    """Base of every error with a cure; the command line prints it as one line and exits 1."""
+    """Base of every error with a cure; the command line prints it as one line and exits 1.
+
+    Of a message that would fill a screen (a name in it may be of any length) the middle is left
+    out: what is wrong stands at its beginning, and the cure at its end.
+    """
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+        text = printable(message)
+        super().__init__(text if len(text) <= _LONGEST else f"{text[:1400]} … {text[-500:]}")
 
 
 class ArgumentError(GradsurgeryError, ValueError):

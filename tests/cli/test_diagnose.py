@@ -91,7 +91,7 @@ def test_a_short_run_a_run_s_folder_and_the_files(command: Command, tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--run", "absent"], "has no record.json"),
+        (["--run", "absent"], "cannot read absent/record.json: No such file"),
         (["--run", "absent", "--target", "75"], "--target comes from the run's record"),
         (["--run", "absent", "--learning-rate", "1"], "--learning-rate comes from the run"),
         ([*SIZE, "--iterations", "5"], "needs a domain to hold out; give --target"),

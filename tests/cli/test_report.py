@@ -4,12 +4,12 @@ import json
 import re
 import shlex
 import shutil
+from typing import Literal, get_args, get_origin
 
 import pytest
-import typer
+import yaml
 from PIL import Image
 
-from gradsurgery.cli.main import app
 from gradsurgery.cli.report import make_report, recorded_data, status_line
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
@@ -50,44 +50,39 @@ def test_from_finished_runs_to_the_page(command, runs):
     assert "gradsurgery train rotated-digits --target=75 --method=agr-sum --" in text
 
 
-def test_the_command_of_a_record_is_the_same_run():
-    configuration = RunConfiguration(
-        data="rotated-digits",
-        target="75",
-        without=["0", "15"],
-        method="mixup+agr-sum",
-        settings={"mixup.alpha": 0.1 + 0.2, "agr-sum.reduction": "mean"},
-        seed=3,
-        learning_rate=1 / 3e5,
-        split_per_run=True,
-        log_conflict=2,
-        average="ema",
-        device="cpu",
-        threads=1,
-    )
-    words = shlex.split(repeat_command(configuration))
-    assert words[:2] == ["gradsurgery", "train"]
-    group = typer.main.get_command(app)
-    with group.make_context("gradsurgery", words[1:]) as context:
-        _, parser, rest = group.resolve_command(context, words[1:])
-        parsed = parser.make_context("train", rest)
-    given = {k: v for k, v in parsed.params.items() if v not in (None, (), [])}
-    again = {
-        name: value
-        for name, value in given.items()
-        if name in RunConfiguration.model_fields and name != "settings"
-    }
-    settings = dict(text.split("=") for text in given["settings"])
-    settings["mixup.alpha"] = float(settings["mixup.alpha"])
-    again["without"] = list(again["without"])
-    assert RunConfiguration(**again, settings=settings) == configuration
+def other_values(name, value):
+    """Values of an option that are not its default, every one of a few."""
+    annotation = RunConfiguration.model_fields[name].annotation
+    if get_origin(annotation) is Literal:
+        return [each for each in get_args(annotation) if each != value]
+    if annotation is bool:
+        return [not value]
+    if get_origin(annotation) is list:
+        return [["-90%", "a, b", "Käse \"x\" '$y'"]]
+    if get_origin(annotation) is dict:
+        return [{"irm.penalty": 1e-7, "some.word": "true", "mypackage:My.name": 2.0}]
+    if annotation is str:
+        return ["-90%", "a = 'b c'"]
+    return [7] if value is None else [64 if isinstance(value, int) else 0.1 + 0.2]
 
 
-def test_a_domain_that_begins_with_a_dash_is_no_option():
-    options = {"data": "colored-digits", "target": "-90%", "without": ["-80%"]}
-    words = shlex.split(repeat_command(RunConfiguration(**options)))
-    assert "--target=-90%" in words
-    assert "--without=-80%" in words
+@pytest.mark.parametrize("data", ["pictures", "-pictures", "rotated-digits"])
+@pytest.mark.parametrize("name", RunConfiguration.model_fields)
+def test_the_command_that_repeats_a_run_gives_its_configuration(name, data, command):
+    usual = RunConfiguration(data=data, target="75")
+    for value in other_values(name, getattr(usual, name)):
+        run = RunConfiguration(**usual.model_dump() | {name: value})
+        words = shlex.split(repeat_command(run))
+        code, out, _ = command(*words[1:2], "--print-config", *words[2:])
+        assert code == 0
+        assert RunConfiguration(**yaml.safe_load(out)) == run
+
+
+def test_what_a_repeated_command_leaves_out_is_the_default():
+    for field in RunConfiguration.model_fields.values():
+        default = field.default
+        assert default is None or type(None) not in get_args(field.annotation)
+        assert not isinstance(default, list | dict) or not default
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gradsurgery.cli.sweep import grid_from
 from gradsurgery.cli.sweep_display import panel, time_left
 from gradsurgery.errors import ArgumentError
-from gradsurgery.sweep.progress import SweepProgress
+from gradsurgery.sweep.schedule import SweepProgress
 from gradsurgery.training import TrainingProgress
 
 SHORT = ["--iterations", "6", "--validate-every", "3", "--batch-size", "8"]

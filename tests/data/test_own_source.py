@@ -167,7 +167,7 @@ def test_a_decoder_that_changes_is_noticed(package, tmp_path):
         ("Path", "expected a subclass of gradsurgery.Source"),
         ("nothing", "gives a NoneType, expected a gradsurgery.Source"),
         ("Argument", "without arguments: missing a required argument: 'folder'"),
-        ("Failing", r"cannot be opened, FileNotFoundError: no disk\\nat all"),
+        ("Failing", r"cannot be opened, FileNotFoundError: no disk at all"),
         ("Abstract", "abstract"),
         ("Uncalled", r"lists no images; call super\(\)\.__init__"),
         ("Unequal", "lists 1 domains, 1 classes and 0 files"),

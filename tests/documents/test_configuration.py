@@ -1,3 +1,5 @@
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,6 +84,55 @@ def test_differences_name_both_values() -> None:
     one = RunConfiguration(data="pacs", target="sketch", seed=1)
     two = RunConfiguration(data="pacs", target="sketch", seed=2, precision="bfloat16")
     assert one.differences(two) == {"seed": (1, 2), "precision": ("float32", "bfloat16")}
+
+
+def test_folders_as_paths_and_domains_that_are_numbers() -> None:
+    run = RunConfiguration(data=Path("photos"), target=75, without=[15, 0], weights=Path("a.pth"))  # type: ignore[arg-type,list-item]
+    assert (run.data, run.target, run.without) == ("photos", "75", ["0", "15"])
+    assert run.weights == "a.pth"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("target", True, "target must be a valid string, found True"),
+        ("target", None, "target must be a valid string, found None"),
+        ("data", 5, "data must be a valid string, found 5"),
+        ("without", "75", "without must be a valid list, found '75'"),
+        ("without", [["a"]], "without.0 must be a valid string"),
+        ("seed", 2**63, "seed must be a number of up to 18 digits"),
+        ("seed", 10**4000, "found one of 13288 bits"),
+        ("settings", {"irm.penalty": float("inf")}, "settings.irm.penalty must be finite"),
+        ("target", "a" * 10_000, ""),
+    ],
+)
+def test_what_is_no_option_is_one_short_line(option: str, value: Any, words: str) -> None:
+    options: dict[str, Any] = {"data": "pacs", "target": "sketch", option: value}
+    if not words:
+        assert RunConfiguration(**options).target == value
+        return
+    with pytest.raises(ArgumentError) as caught:
+        RunConfiguration(**options)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_configuration_says_its_version_and_loads_itself(tmp_path: Path) -> None:
+    run = RunConfiguration(data="rotated-digits", target="75", settings={"ema.decay": 0.9})
+    run.save(tmp_path)
+    path = tmp_path / "configuration.json"
+    content = json.loads(path.read_text())
+    assert content["version"] == 1
+    assert RunConfiguration.load(tmp_path) == RunConfiguration.load(path) == run
+    del content["version"]  # as version 0.1.0 wrote it, with an option that is no more
+    path.write_text(json.dumps(content | {"passes": "auto"}))
+    assert RunConfiguration.load(tmp_path) == run
+    path.write_text(json.dumps(content | {"version": 2}))
+    with pytest.raises(ArgumentError, match="of version 2, expected 1"):
+        RunConfiguration.load(tmp_path)
+    with pytest.raises(ArgumentError, match="cannot read the configuration"):
+        RunConfiguration.load(tmp_path / "nowhere")
 
 
 def test_yaml_takes_on_and_off_for_true_and_false() -> None:

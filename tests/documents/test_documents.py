@@ -5,12 +5,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from gradsurgery.documents.configuration import (
+    Role,
     RunConfiguration,
+    costly_options,
     options_of,
     read_mapping,
     role_of,
@@ -18,10 +21,9 @@ from gradsurgery.documents.configuration import (
 from gradsurgery.documents.diagnosis import Diagnosis
 from gradsurgery.documents.document import Document
 from gradsurgery.documents.plan import Failure, SweepPlan
-from gradsurgery.documents.record import Record
+from gradsurgery.documents.record import Record, SplitFile
 from gradsurgery.documents.selection import Selections
-from gradsurgery.documents.similarity import RunSimilarity, SimilarityStudy
-from gradsurgery.documents.split import SplitFile
+from gradsurgery.documents.similarity import SimilarityStudy
 from gradsurgery.errors import DataError
 
 FIRST = Path(__file__).parent / "version1"
@@ -34,16 +36,27 @@ FILES: list[tuple[type[Document], str]] = [
     (Failure, "failed/rotated-digits/75/deep-all/seed-0-fb83bd5d/failure.json"),
     (Selections, "sweep/selection.json"),
     (SimilarityStudy, "similarity/similarity.json"),
-    (RunSimilarity, "similarity/seed-0/similarity.json"),
     (Diagnosis, "diagnosis/diagnosis.json"),
     (SplitFile, "runs/a/split.json"),
 ]
+
+
+def test_a_run_of_a_study_of_before_goes_on() -> None:
+    path = FIRST / "similarity" / "seed-0" / "similarity.json"
+    part = SimilarityStudy.load(path)
+    whole = SimilarityStudy.load(FIRST / "similarity")
+    assert part.runs == whole.runs[:1]
+    assert (part.part, whole.part) == (True, False)
+    assert part.missing() == []
 
 
 def plain(path: Path) -> object:
     content = json.loads(path.read_text())
     if "configuration" in content:
         content["configuration"].pop("passes", None)
+    if "measurements" in content:  # of one run, which is a study of one seed now
+        seed = content["configuration"]["seed"]
+        content["runs"] = [{"seed": seed, "measurements": content.pop("measurements")}]
     return content
 
 
@@ -85,7 +98,7 @@ def test_what_a_later_version_adds_is_read_past(
         (lambda text: "[]", "it has no version"),
         (lambda text: '{"version": 2}', "version 2, expected 1"),
         (lambda text: '{"version": true}', "version True, expected 1"),
-        (lambda text: '{"version": 1}', "it has no "),
+        (lambda text: '{"version": 1}', " is missing"),
     ],
     ids=["cut", "list", "later", "boolean", "empty"],
 )
@@ -111,11 +124,20 @@ def test_a_file_that_is_none_is_one_line_with_its_name_and_the_cure(
         ("result.last.validation_accuracy", "0.5", "valid number"),
         ("result.best.test_accuracy.75", -0.1, "greater than or equal to 0"),
         ("curves.train_loss", [1.0], "1 values, expected 2"),
+        ("data.class_images", {"75": [1, 2]}, "class_images of 75 has 2 values, expected 10"),
         ("configuration.target", "sketch", "names the domain 'sketch'"),
         ("configuration.without", ["sketch"], "names the domain 'sketch'"),
         ("configuration.iterations", 0, "iterations must be greater than or equal to 1"),
         ("configuration.nonsense", 0, "unknown option 'nonsense'"),
         ("cost", None, "cost"),
+        ("cost.peak_memory_bytes", -(10**400), "peak_memory_bytes must be a number of up to 18"),
+        ("cost.peak_memory_bytes", -1, "greater than or equal to 0"),
+        ("cost.seconds", 1e308, "cost.seconds must be finite, up to 1e+100"),
+        ("environment.threads", 2**63, "threads must be a number of up to 18 digits"),
+        ("data.images.75", -1, "greater than or equal to 0"),
+        ("configuration.method", "\ud800", "method must be text in UTF-8, found '\\ud800'"),
+        ("version", 10**30, "one of 100 bits"),
+        ("version", "1" * 5000, "of version '1111"),
     ],
 )
 def test_a_record_is_checked_where_it_is_read(
@@ -132,11 +154,12 @@ def test_a_record_is_checked_where_it_is_read(
         Record.load(tmp_path)
     assert words in str(caught.value)
     assert "repeat the run" in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 def test_every_option_says_what_it_is_and_what_it_means() -> None:
     for name, field in RunConfiguration.model_fields.items():
-        assert role_of(name) in ("identity", "condition", "hyperparameter", "place"), name
+        assert role_of(name) in get_args(Role), name
         assert len(field.description or "") > 10, name
 
 
@@ -146,6 +169,12 @@ def test_the_place_of_a_run_is_no_difference() -> None:
     assert here.differences(there) == {"seed": (0, 1)}
     computing = ["device", "channels_last", "compile", "cuda_graph", "threads"]
     assert options_of("place") == ["data", *computing]
+
+
+def test_what_a_step_costs_depends_on_all_but_what_is_free() -> None:
+    costly = set(costly_options())
+    assert {"method", "backbone", "batch_size", "image_size", "precision", "threads"} <= costly
+    assert not {"target", "seed", "split_seed", "learning_rate", "settings"} & costly
 
 
 def test_a_configuration_given_back_as_yaml_is_the_same(tmp_path: Path) -> None:
@@ -158,7 +187,7 @@ def test_a_configuration_given_back_as_yaml_is_the_same(tmp_path: Path) -> None:
 
 
 def test_documents_need_no_torch() -> None:
-    names = ("configuration", "diagnosis", "plan", "record", "selection", "similarity", "split")
+    names = ("configuration", "diagnosis", "plan", "record", "selection", "similarity")
     code = "".join(f"import gradsurgery.documents.{name}\n" for name in names)
     code += "import sys\nassert 'torch' not in sys.modules and 'pandas' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

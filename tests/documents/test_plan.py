@@ -6,7 +6,7 @@ import pytest
 from gradsurgery.documents.configuration import read_mapping
 from gradsurgery.documents.plan import Plan, parse_seeds
 from gradsurgery.errors import ArgumentError
-from gradsurgery.sweep.paper_plans import PAPER_PLANS, paper_plan
+from gradsurgery.sweep.runs import PAPER_PLANS, paper_plan
 
 
 @pytest.mark.parametrize(
@@ -58,15 +58,15 @@ grid:
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        ({}, "the plan has no data"),
-        ({"data": []}, "data of the plan"),
-        ({"data": ["a"], "method": ["x"]}, "unknown part 'method' of a plan; the parts are data"),
+        ({}, "data is missing; give one"),
+        ({"data": []}, "data List should have at least 1 item"),
+        ({"data": ["a"], "method": ["x"]}, "unknown part of a plan 'method'; there are data"),
         ({"data": ["a"], "seeds": "x"}, "seeds must be a count"),
         ({"data": ["a"], "options": {"seed": 1}}, "seed has a place of its own in the plan, seeds"),
         ({"data": ["a"], "options": {"without": ["x"]}}, "in the plan, leave_one_domain_out"),
         ({"data": ["a"], "options": {"settings": 3}}, "settings of the plan's options are a map"),
         ({"data": ["a"], "options": {"settings": {1: 2}}}, "are a mapping by name, found {1: 2}"),
-        ({"data": ["a"], "seeds": [-1.5]}, "seeds of the plan"),
+        ({"data": ["a"], "seeds": [-1.5]}, "seeds.0 must be a valid integer"),
         ({"data": ["a"], "grid": {"method": ["x"]}}, "method has a place of its own"),
         ({"data": ["a"], "grid": {"learning_rate": []}}, "learning_rate has no values"),
         ({"data": ["a"], "grid": {"learning_rate": [1, 1]}}, "one of them twice"),

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from gradsurgery.report.page import MOST_SVG_BYTES, Page, embedded, render_page
+from gradsurgery.report.page import MOST_SVG_BYTES, embedded, render_page
 from gradsurgery.report.section import (
     Details,
     Entry,
@@ -23,7 +23,7 @@ EVIL = "<script>alert('1')</script> & \"quoted\" {{ 7 * 7 }}"
 def page(*blocks, **parts):
     section = Section("part", parts.pop("title", "Part"), blocks)
     given = {"title": "T", "origin": "O", "summary": ["S"], "sections": [section]}
-    return render_page(Page(**given | parts))
+    return render_page(**given | parts)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,9 @@ def test_text_is_never_markup(block):
 
 
 def test_sections_without_blocks_are_left_out():
-    text = render_page(Page("T", "O", [], [Section("none", "None at all", [])]))
+    text = render_page(
+        title="T", origin="O", summary=[], sections=[Section("none", "None at all", [])]
+    )
     assert "None at all" not in text
 
 

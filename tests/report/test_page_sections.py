@@ -1,18 +1,18 @@
 import pytest
 
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.similarity import RunSimilarity, SimilarityOptions
+from gradsurgery.documents.similarity import SeedMeasurements, SimilarityOptions, SimilarityStudy
 from gradsurgery.report.page_sections import (
     absent_section,
     configuration_section,
     relative_link,
-    results_table,
     runs_section,
     statistics_section,
     study_sections,
     with_figures,
 )
 from gradsurgery.report.section import Details, Listing, Section, Table, plain_table
+from gradsurgery.report.tables import comparison_table
 from gradsurgery.results import compare_runs, take_inventory
 from gradsurgery.results.paper import paper_figures
 from gradsurgery.results.tables import batches_pairs
@@ -50,7 +50,7 @@ def test_a_results_table_is_sorted_by_means(written, inventory):
         written("agr-sum", "sketch", seed, best=0.6)
     written("deep-all", "photo", 0, best=0.9)
     (table,) = compared(inventory())
-    table = results_table(table, paper=False)
+    table = comparison_table(table, paper=False)
     assert list(table.columns) == ["method", "photo", "sketch", "average"]
     deep_all, agr_sum = table.rows
     assert [entry.key for entry in deep_all[1:]] == ["90.0", "50.0", None]
@@ -62,10 +62,10 @@ def test_a_results_table_is_sorted_by_means(written, inventory):
 def test_the_papers_figures_stand_below_ours(written, inventory):
     written("agr-sum", "sketch")
     (table,) = compared(inventory())
-    ((_, cell),) = results_table(table, paper=True).rows
+    ((_, cell),) = comparison_table(table, paper=True).rows
     paper = paper_figures()["pacs", "sketch", "agr-sum"]
     assert cell.below == f"{paper.mean:.2f} ± {paper.std:.2f}*"
-    assert results_table(table, paper=False).rows[0][1].below == ""
+    assert comparison_table(table, paper=False).rows[0][1].below == ""
 
 
 def test_every_test_has_a_row(written, inventory):
@@ -73,10 +73,11 @@ def test_every_test_has_a_row(written, inventory):
         written("deep-all", seed=seed, best=0.5)
         written("agr-sum", seed=seed, best=0.52 + seed / 1000)
     section = statistics_section(compared(inventory()), [])
-    (table,) = tables(section).values()
+    ((caption, table),) = tables(section).items()
+    assert caption == "pacs: differences from deep-all on the same seeds"
     (row,) = texts(table)
     # differences 2.0 … 2.5 points; p = 2 / 2⁶
-    assert row[:3] == ["sketch", "agr-sum − deep-all", "+2.25"]
+    assert row[:3] == ["sketch", "agr-sum", "+2.25"]
     assert row[4:] == ["0.031", "0.031", "+1.00", "6", "0"]
     assert [entry.marks for entry in table.rows[0]][4:6] == ["*", "†"]
 
@@ -158,7 +159,15 @@ def test_failed_and_missing_runs(written, inventory, tmp_path):
 
 def test_the_measurements_of_a_single_run_are_no_study(written, tmp_path):
     configuration = RunConfiguration(data="made", target="c")
-    run = RunSimilarity(configuration=configuration, options=SimilarityOptions(), measurements=[])
+    run = SimilarityStudy(
+        configuration=configuration,
+        options=SimilarityOptions(),
+        data="made",
+        domains=["a", "b"],
+        classes=["0"],
+        part=True,
+        runs=[SeedMeasurements(seed=0, measurements=[])],
+    )
     run.save(written().parent)
     assert study_sections([tmp_path]) == []
 

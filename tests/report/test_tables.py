@@ -16,6 +16,7 @@ from gradsurgery.report.tables import (
     choices_table,
     comparison_csv,
     comparison_table,
+    signed,
     significance_csv,
     significance_table,
     to_latex,
@@ -41,7 +42,7 @@ def latex(tables, **options):
 
 
 def table_of(data="pacs", method="agr-sum", target="photo", **options):
-    cell = Cell(mean=50.0, std=None, runs=1, planned=1, complete=True, best=False)
+    cell = Cell((50.0,), planned=1)
     fields = {"protocol": {}, "differences": {}, "model": "best", "seeds": (0,), "averages": {}}
     fields |= {"baseline": "deep-all", "frame": pd.DataFrame()} | options
     return ComparisonTable(
@@ -171,20 +172,25 @@ def test_the_statistics_as_a_table_of_their_own(tested, dagger):
     assert (row["data"], row["target"], row["baseline"]) == ("pacs", "sketch", "deep-all")
     assert (row["p"], row["p_holm"], row["n"], row["zeros"]) == (0.03125, 0.0625, 6, 0)
     assert row["difference"] == pytest.approx(3.5)
-    line = squeezed(to_markdown([significance_table(tested)])).splitlines()[2]
-    assert line.startswith(r"| sketch | agr-sum − deep-all | +3.50 | \[+")
+    caption, _, _, _, line, *_ = squeezed(to_markdown([significance_table(tested)])).splitlines()
+    assert caption == "**pacs: differences from deep-all on the same seeds**"
+    assert line.startswith(r"| sketch | agr-sum | +3.50 | \[+")
     assert line.endswith(r" | 0.031\* | 0.062 | +1.00 | 6 | 0 |")
     table = significance_table(dagger)
     (cells,) = table.rows
     assert [entry.text + entry.marks for entry in cells[4:6]] == ["1.9e-06*", "1.9e-06†"]
-    assert (
-        r"agr-sum $-$ deep-all & +1.00 & [+1.00, +1.00] & 1.9e-06$^{*}$ & 1.9e-06$^{\dagger}$"
-        in to_latex([table])
+    assert r"agr-sum & +1.00 & [+1.00, +1.00] & 1.9e-06$^{*}$ & 1.9e-06$^{\dagger}$" in to_latex(
+        [table]
     )
     several = significance_table([*tested, *dagger])
     assert (several.columns[0], several.rows[0][0].text) == ("data", "pacs")
     assert "effect size" in to_markdown([significance_table([])])
     assert len(significance_csv([]).splitlines()) == 1
+
+
+def test_what_is_printed_as_zero_has_one_sign():
+    assert (signed(-0.004), signed(-0.0), signed(0.004)) == ("+0.00", "+0.00", "+0.00")
+    assert (signed(-0.006), signed(1)) == ("-0.01", "+1.00")
 
 
 def test_the_papers_figures_are_beside_ours(tested):

@@ -10,7 +10,7 @@ from rich.console import Console
 from gradsurgery.documents.record import Record
 from gradsurgery.report.section import Text, plain_table
 from gradsurgery.report.tables import choices_table, comparison_table, significance_table
-from gradsurgery.report.terminal import OnTerminal, by_first, run_blocks, sparkline
+from gradsurgery.report.terminal import OnTerminal, by_data_and_target, run_blocks, sparkline
 from gradsurgery.results import compare_runs, select_by_all, take_inventory
 from tests.results.records import RECORD
 
@@ -59,7 +59,7 @@ def test_no_word_and_no_figure_is_broken(width, inventory):
     tables = compare_runs(inventory.runs)
     blocks = [comparison_table(table, paper=True) for table in tables]
     blocks += [significance_table([table]) for table in tables if table.tests]
-    blocks += by_first(choices_table(select_by_all(inventory).criteria))
+    blocks += by_data_and_target(choices_table(select_by_all(inventory).criteria))
     text = shown(blocks, width)
     lines = text.splitlines()
     assert max(map(cell_len, lines)) <= width
@@ -89,6 +89,25 @@ def test_a_wide_table_is_a_table_and_a_narrow_one_a_line_a_figure():
         ["sketch", "50.00"],
         [],
     ]
+
+
+def test_what_several_rows_begin_with_is_said_once():
+    rows = [
+        ["photo", "irm", "1"],
+        ["photo", "irm", "1"],
+        ["photo", "erm", "1"],
+        ["sea", "erm", "2"],
+    ]
+    table = plain_table("", ["target", "method", "figure"], rows)
+    wide = [line.split() for line in shown([table], 40).splitlines()][2:-1]
+    assert wide == [["photo", "irm", "1"], ["1"], ["erm", "1"], ["sea", "erm", "2"]]
+    narrow = [line.split() for line in shown([table], 18).splitlines()]
+    assert narrow[:6] == [
+        ["target", "photo"],
+        *(["method", "irm"], ["figure", "1"], ["figure", "1"]),
+        *(["method", "erm"], ["figure", "1"]),
+    ]
+    assert narrow[6:] == [["target", "sea"], ["method", "erm"], ["figure", "2"], []]
 
 
 names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"]), min_size=1, max_size=20)

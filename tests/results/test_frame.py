@@ -4,8 +4,10 @@ import sys
 
 import pytest
 
+from gradsurgery.documents.configuration import options_of
 from gradsurgery.documents.record import Record
-from gradsurgery.results import take_inventory
+from gradsurgery.errors import DataError
+from gradsurgery.results import compare_runs, select, take_inventory
 from gradsurgery.results.frame import curves_frame
 
 
@@ -55,6 +57,33 @@ def test_what_is_compared_follows_the_roles_of_the_options(written, tmp_path):
     assert not {"data", "device", "threads", "seed", "settings"} & {*conditions, *hyperparameters}
 
 
+@pytest.mark.parametrize("changes", [{}, {"configuration__threads": 2}])
+def test_a_run_that_is_there_twice_is_refused(changes, written, tmp_path):
+    written(configuration__without=["photo"])
+    written(folder="copy", configuration__without=["photo"], **changes)
+    words = r"agr-sum on sketch without photo with seed 0 is there twice: .*copy.* and .*runs"
+    with pytest.raises(DataError, match=words):
+        runs_in(tmp_path)
+
+
+@pytest.mark.parametrize("name", options_of("incidental"))
+def test_runs_that_differ_in_what_is_recorded_alone_are_one(name, written, tmp_path):
+    for seed in (0, 1):
+        for method, best in (("deep-all", 0.5), ("agr-sum", 0.75)):
+            written(method, seed=seed, best=best)
+            written(method, seed=seed, best=best, folder="z", **{f"configuration__{name}": 1})
+    inventory = take_inventory([tmp_path])
+    assert len(inventory.records) == 8
+    assert not any("/z/" in record for record in inventory.runs["record"])
+    (table,) = compare_runs(inventory.runs)
+    assert {cell.runs for cell in table.cells.values()} == {2}
+    (choice, _) = select(inventory.runs, "training-domain").choices
+    assert (choice.seeds, len(choice.candidates)) == ([0, 1], 1)
+    written("agr-sum", seed=0, best=0.7, folder="other", **{f"configuration__{name}": 1})
+    with pytest.raises(DataError, match="is there twice"):  # for it came to something else
+        runs_in(tmp_path)
+
+
 def test_the_oracles_accuracy(record, tmp_path):
     record["result"]["last"]["target_validation_accuracy"] = 0.25
     (tmp_path / "record.json").write_text(json.dumps(record))
@@ -73,6 +102,16 @@ def test_a_model_guesses_within_a_tenth_of_the_way_from_chance(
     written(validation=accuracy, data__classes=[f"class {i}" for i in range(classes)])
     (row,) = runs_in(tmp_path).to_dict("records")
     assert (row["best_guessing"], row["last_guessing"]) == (guessing, guessing)
+
+
+@pytest.mark.parametrize(("accuracy", "guessing"), [(0.81, True), (0.83, False)])
+def test_a_model_that_names_the_largest_class_alone_guesses(accuracy, guessing, written, tmp_path):
+    # Of the sources' 20 images each, 18 and 14 are dogs: 0.8 + 0.1 · 0.2 = 0.82; the target's are
+    # cats.
+    counts = {"art_painting": [18, 2], "photo": [14, 6], "sketch": [0, 20]}
+    written(validation=accuracy, data__class_images=counts)
+    (row,) = runs_in(tmp_path).to_dict("records")
+    assert row["best_guessing"] is guessing
 
 
 def test_curves_are_a_row_a_validation_and_absent_values_are_nan(record, tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gradsurgery.documents.plan import PlannedRun
 from gradsurgery.documents.selection import CRITERIA, Summary
-from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.errors import ArgumentError
 from gradsurgery.results.selection import select
 from tests.results.runs import run
 
@@ -217,12 +217,6 @@ def test_the_choice_is_the_first_of_the_highest_mean(scores):
     (choice,) = select(pd.DataFrame(runs), "training-domain").choices
     sums = [sum(of_seeds) for of_seeds in scores]
     assert choice.candidate.hyperparameters == {"learning_rate": sums.index(max(sums)) + 1.0}
-
-
-def test_a_run_that_is_there_twice_is_refused():
-    runs = [run(learning_rate=0.1, folder="one"), run(learning_rate=0.1, folder="two")]
-    with pytest.raises(DataError, match=r"irm without a with seed 0 is there twice: one.*two"):
-        select(pd.DataFrame(runs), "training-domain")
 
 
 def test_an_unknown_criterion_is_refused():

@@ -101,6 +101,16 @@ def test_a_paired_comparison_by_hand():
     assert not found.significant
 
 
+def test_rounding_errors_are_no_differences():
+    # In floating point 0.1 + 0.2 is not 0.3, and 1.1 − 1 and 1 − 0.9 are not equal.
+    same = compare_paired([0.1 + 0.2, 0.7], [0.3, 0.7], seed=0)
+    assert (same.difference, same.low, same.high, same.zeros) == (0, 0, 0, 2)
+    assert 1.1 - 1 + (0.9 - 1) != 0
+    balanced = compare_paired([1.1, 0.9], [1, 1], seed=0)
+    assert (balanced.difference, balanced.zeros) == (0, 0)
+    assert str(balanced.difference) == "0.0"
+
+
 def test_stars_need_the_level_and_daggers_the_corrected_level():
     better = compare_paired(list(range(1, 7)), [0] * 6, seed=0)  # 2 / 2⁶ = 0.03125
     same = compare_paired([0] * 6, [0] * 6, seed=0)

@@ -3,7 +3,6 @@ import math
 import pytest
 
 from gradsurgery.documents.plan import PlannedRun
-from gradsurgery.errors import DataError
 from gradsurgery.results import compare_runs, rank_methods, take_inventory
 
 
@@ -172,13 +171,6 @@ def test_a_table_for_each_data_set(written, compared):
     written(folder="other", data__name="vlcs")
     assert [table.data for table in compared()] == ["pacs", "vlcs"]
     assert all(table.differences == {} for table in compared())
-
-
-def test_a_run_that_is_there_twice_is_refused(written, compared):
-    written()
-    written(folder="copy")
-    with pytest.raises(DataError, match=r"agr-sum on sketch with seed 0 is there twice.*copy"):
-        compared()
 
 
 def twenty(written, method, differences, target="sketch", base=0.5):

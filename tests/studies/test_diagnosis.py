@@ -20,7 +20,8 @@ from gradsurgery.documents.diagnosis import (
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.gradients.conflict import Conflict, conflict_of
-from gradsurgery.report.diagnosis_text import diagnosis_markdown, diagnosis_sentences
+from gradsurgery.report.diagnosis_text import diagnosis_section, diagnosis_sentences
+from gradsurgery.report.tables import section_markdown
 from gradsurgery.studies.diagnosis import (
     diagnose_run,
     diagnose_training,
@@ -41,6 +42,10 @@ def seen(*layers: list[list[float]]) -> Seen:
     groups = {f"l{i}": conflict_of(torch.tensor(rows)) for i, rows in enumerate(layers)}
     total = conflict_of(torch.cat([torch.tensor(rows) for rows in layers], 1))
     return Seen(groups, total, conflict_of(torch.ones(len(layers[0]), 2)))
+
+
+def markdown_of(diagnosis: Diagnosis) -> str:
+    return section_markdown(diagnosis_section(diagnosis))
 
 
 def test_a_snapshot_is_the_mean_over_the_batches() -> None:
@@ -104,7 +109,7 @@ def test_a_domain_that_goes_its_own_way_is_named() -> None:
     assert found.stands_out is False
     text = diagnosis_sentences(diagnosed([found, found]))
     assert text[2].startswith("No domain conflicts more with the rest than another, beyond chance")
-    assert diagnosis_markdown(diagnosed([found, found])).count("| –") == 2  # no name in the table
+    assert markdown_of(diagnosed([found, found])).count("| –") == 2  # no name in the table
     older = found.model_copy(update={"stands_out": None, "times_most": 2})
     assert "conflicts most" in diagnosis_sentences(diagnosed([older]))[2]
 
@@ -200,7 +205,7 @@ def test_a_finished_run_is_diagnosed_from_its_folder(
     assert set(found.logged.groups) == {group.name for group in found.snapshots[0].groups}
     options = OPTIONS.model_copy(update={"all_domains": True})
     assert diagnose_run(tmp_path, options, digits, "cpu").domains == list(digits.domains)
-    with pytest.raises(DataError, match="has no record"):
+    with pytest.raises(DataError, match=r"cannot read .*record\.json"):
         diagnose_run(tmp_path / "absent", OPTIONS, digits)
     made = image_set([0] * 10 + [1] * 10, ([0] * 5 + [1] * 5) * 2, side=12)
     with pytest.raises(DataError, match="was trained on other images than made has"):
@@ -316,7 +321,7 @@ def test_tables_as_markdown() -> None:
     one = seen([[1.0, 1.0], [1.0, -1.0]])
     logged = LoggedConflict(step=[3, 6], agreeing=[0.25, None], cosine=[None, None])
     text = re.sub(
-        " +", " ", diagnosis_markdown(diagnosed([snapshot_of([one], ["a", "b"], 0)], logged=logged))
+        " +", " ", markdown_of(diagnosed([snapshot_of([one], ["a", "b"], 0)], logged=logged))
     )
     assert "| a | 1.00 | 0.00 | 0.00 | 50 % |" in text
     assert "| l0 | 2 | 50 % | 100 % | 50 % | 50 % |" in text

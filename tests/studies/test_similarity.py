@@ -9,19 +9,19 @@ import pytest
 
 from gradsurgery.data import ImageSet
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.record import RECORD_FILE
+from gradsurgery.documents.record import Record
 from gradsurgery.documents.similarity import (
-    RunSimilarity,
     SimilarityOptions,
     SimilarityStudy,
 )
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.report.similarity_text import (
     similarity_csv,
-    similarity_markdown,
+    similarity_section,
     similarity_sentences,
     summarize_similarity,
 )
+from gradsurgery.report.tables import section_markdown
 from gradsurgery.studies.similarity import study_similarity
 from gradsurgery.training import train
 from tests.studies.image_sets import image_set
@@ -100,9 +100,9 @@ def test_a_finished_study_is_read_and_not_repeated(
     tmp_path: Path, digits: ImageSet, configured: Configure
 ) -> None:
     first = study_similarity([configured()], OPTIONS, digits, tmp_path)
-    written = (tmp_path / "seed-0" / RECORD_FILE).stat().st_mtime_ns
+    written = (tmp_path / "seed-0" / Record.file_name).stat().st_mtime_ns
     assert study_similarity([configured()], OPTIONS, digits, tmp_path) == first
-    assert (tmp_path / "seed-0" / RECORD_FILE).stat().st_mtime_ns == written
+    assert (tmp_path / "seed-0" / Record.file_name).stat().st_mtime_ns == written
 
 
 def test_other_options_in_the_same_folder_are_an_error(
@@ -234,7 +234,7 @@ def test_tables_of_a_study(configured: Configure) -> None:
         "0,0,c0,b,b,0.600000",
     ]
     assert len(lines) == 1 + 2 * 2 * 3
-    text = re.sub(" +", " ", similarity_markdown(study))
+    text = re.sub(" +", " ", section_markdown(similarity_section(study)))
     assert "| within − across | 0.2250 |" in text
     assert "| a | 0.400 | 0.200 |" in text
     assert "| 0 | c0 | 0.5500 | 0.1500 |" in text
@@ -246,9 +246,9 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     for content, words in (
         ("{", "is not JSON"),
         ('{"version": 2}', "of version 2, expected 1"),
-        ('{"version": 1, "runs": 3}', "no record of gradient similarity: it has no configuration"),
+        ('{"version": 1, "runs": 3}', "no record of gradient similarity: configuration is missing"),
     ):
         path.write_text(content)
         with pytest.raises(DataError, match=words) as caught:
-            RunSimilarity.load(tmp_path)
+            SimilarityStudy.load(tmp_path)
         assert "\n" not in str(caught.value)

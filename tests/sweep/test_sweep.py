@@ -12,10 +12,9 @@ from gradsurgery.errors import ArgumentError
 from gradsurgery.sweep import Execution, run_sweep
 from gradsurgery.sweep import run as run_module
 from gradsurgery.sweep.estimate import estimate
-from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task
-from gradsurgery.sweep.progress import SweepProgress
+from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task, work
 from gradsurgery.sweep.run import existing_records, planned
-from gradsurgery.sweep.worker import work
+from gradsurgery.sweep.schedule import SweepProgress
 from gradsurgery.training import TrainingProgress, train
 
 MakePlan = Callable[..., Plan]

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gradsurgery.backbones.networks import Network, Triple, find_network, one_line
+from gradsurgery.backbones.networks import Network, Triple, find_network
 from gradsurgery.backbones.weights import State, file_digest, load_state, read_state
-from gradsurgery.errors import ArgumentError, WeightsError
+from gradsurgery.errors import ArgumentError, WeightsError, one_line
 from gradsurgery.seeds import derive_seed
 
 
@@ -125,7 +125,7 @@ def _check_image_size(model: nn.Module, name: str, classes: int, size: int) -> N
     try:
         with torch.no_grad():
             logits = model(torch.zeros(1, 3, size, size))
-    except Exception as error:  # the library's or anybody's code
+    except (Exception, SystemExit) as error:  # the library's or anybody's code
         raise ArgumentError(
             f"{name} cannot take images of {size} pixels: {one_line(error)}; choose another size"
         ) from error

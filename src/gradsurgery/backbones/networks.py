@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gradsurgery.backbones.weights import State
 from gradsurgery.doors import entry_names, is_door, load_object, provenance
-from gradsurgery.errors import ArgumentError
+from gradsurgery.errors import ArgumentError, one_line
 
 Triple = tuple[float, float, float]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -282,7 +282,7 @@ def _timm_network(name: str, classes: int, image_size: int | None) -> Network:
 def _constructed(name: str, image_size: int | None, build: Callable[[], Any]) -> Any:
     try:
         return build()
-    except Exception as error:  # the library's or anybody's code
+    except (Exception, SystemExit) as error:  # the library's or anybody's code
         at = "" if image_size is None else f" for images of {image_size} pixels"
         raise ArgumentError(
             f"{name} cannot be built{at}: {one_line(error)}; choose another size or backbone"
@@ -292,9 +292,3 @@ def _constructed(name: str, image_size: int | None, build: Callable[[], Any]) ->
 def _triple(values: Any) -> Triple:
     red, green, blue = (float(value) for value in values)
     return red, green, blue
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, on one line of at most 200 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:199] + "…"

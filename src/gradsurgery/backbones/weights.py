@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradsurgery.errors import WeightsError
+from gradsurgery.errors import WeightsError, one_line
 
 State = dict[str, Tensor]
 
@@ -39,9 +39,8 @@ def read_state(path: Path) -> State:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # corrupt bytes lead an unpickler to errors of any kind
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise WeightsError(
-            f"{path} is no weights file: {first}; "
+            f"{path} is no weights file: {one_line(error)}; "
             "expected a state dict saved as .pth, .pt or .safetensors"
         ) from error
     for key in ("state_dict", "model"):

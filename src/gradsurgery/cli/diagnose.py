@@ -11,6 +11,7 @@ from gradsurgery.cli.train import configured, continuable
 from gradsurgery.data import open_source
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.diagnosis import Diagnosis, DiagnosisOptions
+from gradsurgery.documents.record import Record
 from gradsurgery.doors import Kind, entry_names, is_door
 from gradsurgery.errors import ArgumentError
 from gradsurgery.report.report import write_diagnosis
@@ -18,7 +19,6 @@ from gradsurgery.studies.diagnosis import (
     diagnose_run,
     diagnose_training,
     diagnose_weights,
-    finished_record,
 )
 from gradsurgery.training import device
 from gradsurgery.training.directory import folder_name
@@ -111,7 +111,7 @@ def _of_run(
         raise ArgumentError(
             f"--{name} comes from the run's record; leave it out, or leave out --run"
         )
-    configuration = finished_record(run).configuration
+    configuration = Record.load(run / Record.file_name).configuration
     kinds: dict[str, Kind] = {"backbone": "backbone", "data": "source"}
     for name, kind in kinds.items():
         named = getattr(configuration, name)

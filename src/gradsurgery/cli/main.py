@@ -12,6 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 from typing_extensions import override
 
 from gradsurgery import __version__
+from gradsurgery.doors import fault_of
 from gradsurgery.errors import GradsurgeryError
 
 COMMANDS = {
@@ -51,6 +52,18 @@ class _LazyGroup(TyperGroup):
         single = typer.Typer(**_STYLE)
         single.command(cmd_name)(getattr(module, cmd_name))
         return typer.main.get_command(single)
+
+    @override
+    def invoke(self, ctx: Any) -> Any:
+        """Of somebody's code that fails or ends the program, say which; errors of ours pass."""
+        try:
+            return super().invoke(ctx)
+        except (GradsurgeryError, typer.Exit, typer.Abort):
+            raise
+        except (Exception, SystemExit) as error:
+            if (fault := fault_of(error)) is None:
+                raise
+            raise GradsurgeryError(fault) from error
 
     @override
     def format_help(self, ctx: Any, formatter: Any) -> None:

@@ -141,6 +141,8 @@ def _parameter(name: str) -> inspect.Parameter:
         flag, metavar, kind = "--set", "NAME=VALUE", list[str]
     elif kind is list:
         metavar, kind = "DOMAIN", list[str]
+    elif kind is bool:
+        flag = f"{flag}/--no-{flag[2:]}"
     option = typer.Option(
         flag, help=field.description, metavar=metavar, rich_help_panel="Options of a run"
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gradsurgery.cli.show import Model, print_comparisons
-from gradsurgery.errors import GradsurgeryError
+from gradsurgery.errors import GradsurgeryError, one_line
 
 if TYPE_CHECKING:
     from gradsurgery.documents.record import Record
@@ -93,8 +93,7 @@ def make_report(
             except (GradsurgeryError, OSError) as error:
                 if examples is not None:
                     raise
-                reason = " ".join(str(error).split())
-                notes.append(f"No example images of {spec} are shown: {reason}.")
+                notes.append(f"No example images of {spec} are shown: {one_line(error)}.")
         options = replace(options or ReportOptions(), examples=images, notes=notes)
         return write_report(inventory, out, options, tell)
 

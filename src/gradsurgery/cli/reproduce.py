@@ -16,7 +16,7 @@ from gradsurgery.documents.similarity import SimilarityOptions
 from gradsurgery.report.figures.examples import draw_examples
 from gradsurgery.report.figures.style import save
 from gradsurgery.report.report import file_stems
-from gradsurgery.sweep.paper_plans import DATA_SETS, paper_plan
+from gradsurgery.sweep.runs import DATA_SETS, paper_plan
 from gradsurgery.training.directory import folder_name
 
 app = typer.Typer(

@@ -38,7 +38,7 @@ def select(
 
     from gradsurgery.report.section import Table, Text
     from gradsurgery.report.tables import candidates_table, choices_table
-    from gradsurgery.report.terminal import OnTerminal, by_first
+    from gradsurgery.report.terminal import OnTerminal, by_data_and_target
     from gradsurgery.results import select_by_all, take_inventory
 
     if not folder.is_dir():
@@ -54,7 +54,9 @@ def select(
         if criterion is None or name == criterion.value
     }
     tables = [candidates_table, choices_table] if candidates else [choices_table]
-    blocks: list[Text | Table] = [each for table in tables for each in by_first(table(shown))]
+    blocks: list[Text | Table] = [
+        each for table in tables for each in by_data_and_target(table(shown))
+    ]
     if not all(CRITERIA[name].attainable for name in shown):
         blocks.append(
             Text("The oracle sees the target's images, which nobody has who needs the model.")

@@ -15,12 +15,12 @@ from gradsurgery.cli.train import continuable
 from gradsurgery.data import Source, open_source
 from gradsurgery.documents.configuration import read_mapping
 from gradsurgery.documents.plan import Plan, number_or_text
-from gradsurgery.documents.record import RECORD_FILE, Record
+from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, WeightsError
 from gradsurgery.sweep import Execution, run_sweep
 from gradsurgery.sweep.estimate import Estimate, estimate
 from gradsurgery.sweep.launcher import Launcher, Outcome
-from gradsurgery.sweep.places import visible_gpus, worker_count
+from gradsurgery.sweep.local import visible_gpus, worker_count
 from gradsurgery.sweep.run import existing_records, planned
 from gradsurgery.training import TrainingProgress
 from gradsurgery.training.directory import folder_name
@@ -192,13 +192,13 @@ def _worker_count(options: opt.LaunchOptions, plan: Plan, gpus: tuple[str, ...])
 
 def print_table(folder: Path) -> None:
     """Print the table of a folder of runs."""
-    if any(folder.rglob(RECORD_FILE)):
+    if any(folder.rglob(Record.file_name)):
         print_tables([folder])
 
 
 def report_on(folder: Path, *, paper: bool = False) -> None:
     """Print the table of a folder of runs, write its report, and print where it is."""
-    if any(folder.rglob(RECORD_FILE)):
+    if any(folder.rglob(Record.file_name)):
         write_report([folder], paper=paper)
 
 

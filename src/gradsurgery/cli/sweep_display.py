@@ -11,7 +11,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from gradsurgery.sweep.progress import Show, SweepProgress
+    from gradsurgery.sweep.schedule import Show, SweepProgress
 
 _SHOWN_RUNS = 12
 

@@ -12,7 +12,7 @@ from gradsurgery.cli import options as opt
 from gradsurgery.cli.live import displayed
 from gradsurgery.data import open_source
 from gradsurgery.documents.configuration import RunConfiguration, read_mapping
-from gradsurgery.documents.record import RECORD_FILE, Record
+from gradsurgery.documents.record import Record
 from gradsurgery.training import device
 from gradsurgery.training import train as train_run
 from gradsurgery.training.directory import folder_name
@@ -81,14 +81,14 @@ def run_one(
     directory = out or run_directory(
         Path("runs") / folder_name(source.name), c.target, c.method, c.seed
     )
-    finished = (directory / RECORD_FILE).exists()
+    finished = (directory / Record.file_name).exists()
     with continuable(), displayed(configuration.method) as shown, ExitStack() as stack:
         report = stack.enter_context(event_log(directory, shown)) if tensorboard else shown
         record = train_run(configuration, directory, report, cache, opened=source)
     if finished:
         print("this run was finished before")
     print(result_line(record))
-    print(f"record: {directory / RECORD_FILE}")
+    print(f"record: {directory / Record.file_name}")
 
 
 def result_line(record: Record) -> str:

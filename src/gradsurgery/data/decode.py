@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradsurgery.data.source import Source
-from gradsurgery.errors import DataError
+from gradsurgery.errors import DataError, one_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -65,8 +65,7 @@ def decode_image(content: bytes, size: int, resize_first: int | None = None) -> 
         raise BadImageError(f"it is too large: {found}; make it smaller") from error
     # Pillow's decoders raise exceptions of any class on damaged bytes.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BadImageError(f"it is damaged: {reason}") from error
+        raise BadImageError(f"it is damaged: {one_line(error)}") from error
     for side in (resize_first, size):
         if side is not None:
             image = image.resize((side, side), Image.Resampling.BILINEAR)

@@ -17,10 +17,9 @@ from gradsurgery.data.tables import (
     image_bytes,
     image_kind,
     order_of_classes,
-    reason_of,
     stated,
 )
-from gradsurgery.errors import DataError
+from gradsurgery.errors import DataError, one_line
 
 
 class HubSource(TableSource):
@@ -77,7 +76,7 @@ def _load(repository: str) -> Any:
     # The network, the Hub and its clients raise exceptions of a dozen unrelated classes.
     except Exception as error:
         raise DataError(
-            f"cannot load hf://{repository}: {reason_of(error)}; check the name and the network, "
+            f"cannot load hf://{repository}: {one_line(error)}; check the name and the network, "
             "or give the path of a local copy (a folder domain/class/image, or Parquet files)"
         ) from error
     encoded = []
@@ -90,6 +89,6 @@ def _load(repository: str) -> Any:
         return datasets.concatenate_datasets(encoded)
     except ValueError as error:
         raise DataError(
-            f"the splits of hf://{repository} have columns of different types: {reason_of(error)}; "
+            f"the splits of hf://{repository} have columns of different types: {one_line(error)}; "
             "give the path of a local copy in which they agree"
         ) from error

@@ -12,7 +12,7 @@ from gradsurgery.data.parquet import ParquetSource, parquet_files
 from gradsurgery.data.presets import PRESETS, PresetSource
 from gradsurgery.data.source import Source
 from gradsurgery.doors import entry_names, is_door, load_object, provenance
-from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError
+from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, one_line
 
 BUILT_IN = {"rotated-digits": RotatedDigits, "colored-digits": ColoredDigits}
 
@@ -71,9 +71,10 @@ def _open_own(name: str) -> Source:
         source = build()
     except GradsurgeryError:
         raise
-    except Exception as error:  # code of anybody's
+    except (Exception, SystemExit) as error:  # code of anybody's
         raise DataError(
-            f"the source {name!r} cannot be opened, {type(error).__name__}: {error}; mend it"
+            f"the source {name!r} cannot be opened, {type(error).__name__}: {one_line(error)}; "
+            "mend it"
         ) from error
     if not isinstance(source, Source):
         raise ArgumentError(

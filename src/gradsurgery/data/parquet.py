@@ -17,10 +17,9 @@ from gradsurgery.data.tables import (
     image_bytes,
     image_kind,
     order_of_classes,
-    reason_of,
     stated,
 )
-from gradsurgery.errors import DataError
+from gradsurgery.errors import DataError, one_line
 
 
 class ParquetSource(TableSource):
@@ -110,7 +109,7 @@ def _readable(path: Path) -> Iterator[None]:
     # Damaged bytes lead to text that is no text, sizes that no memory holds, ...
     except (OSError, pa.ArrowException, ValueError, MemoryError, OverflowError) as error:
         raise DataError(
-            f"cannot read {path} as Parquet: {reason_of(error)}; copy or download it again"
+            f"cannot read {path} as Parquet: {one_line(error)}; copy or download it again"
         ) from error
 
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from gradsurgery.data.image_set import ImageSet
-from gradsurgery.documents.split import SplitFile
+from gradsurgery.documents.record import SplitFile
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.seeds import named_generator
 

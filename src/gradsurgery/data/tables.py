@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradsurgery.data.source import Source
-from gradsurgery.errors import DataError
+from gradsurgery.errors import DataError, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -165,7 +165,7 @@ def image_bytes(value: Any, folder: Path, place: str) -> bytes:
         return (folder / path).read_bytes()
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{place}: cannot read {folder / path}: {reason_of(error)}; give paths relative to "
+            f"{place}: cannot read {folder / path}: {one_line(error)}; give paths relative to "
             "the table, or store the images' bytes in it"
         ) from error
 
@@ -182,9 +182,3 @@ def stated(path: Path) -> tuple[str, int, int]:
 def file_name(path: str | None) -> str | None:
     """The last part of a path, None where there is none."""
     return Path(path).name or None if path else None
-
-
-def reason_of(error: BaseException) -> str:
-    """The first line of what an error says."""
-    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return str(text).splitlines()[0]

@@ -1,14 +1,16 @@
 """The options of one run: each declared once, with its description and its role."""
 
+import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from gradsurgery.atomic import atomic_file
-from gradsurgery.documents.document import Document, complaint
-from gradsurgery.errors import ArgumentError
+from gradsurgery.documents.document import Choices, Document
+from gradsurgery.errors import ArgumentError, one_line
 
 BatchNorm = Literal["frozen", "per-domain", "pooled"]
 Optimizer = Literal["adam", "adamw", "sgd"]
@@ -17,17 +19,18 @@ Switch = Literal["auto", "on", "off"]
 Average = Literal["none", "ema", "swad"]
 Batches = Literal["multi", "single"]
 
-Role = Literal["identity", "condition", "hyperparameter", "place"]
+Role = Literal["identity", "condition", "hyperparameter", "incidental", "place"]
 """What an option is to a comparison of runs.
 
 identity: says which of the compared runs it is; two runs that are compared may differ in it.
+incidental: what is recorded or let pass; runs that differ in nothing else are one run.
 condition: of the experiment; two runs that are compared share it, and no search chooses it: in a
     grid its values are experiments apart.
 hyperparameter: two runs that are compared share it, unless a search has chosen it for each.
 place: where and on what the run is worked on. Every option but these decides the run's folder.
 """
 
-CONFIGURATION_FILE = "configuration.json"
+_VERSION = 1
 BUILT_IN_DATA = ("rotated-digits", "colored-digits")
 
 # They are there to try things out: a run takes seconds on a processor.
@@ -47,18 +50,22 @@ def _option(
     role: Role,
     description: str,
     default: Any = ...,
+    *,
+    free: bool = False,
     **limits: Any,
 ) -> Any:
-    """A field with its role."""
-    return Field(default, description=description, json_schema_extra={"role": role}, **limits)
+    """A field with its role; of one that is `free`, no value makes a step cost more or less."""
+    about: dict[str, Any] = {"role": role, "free": free}
+    return Field(default, description=description, json_schema_extra=about, **limits)
 
 
-class RunConfiguration(BaseModel):
+class RunConfiguration(Choices):
     """Everything that decides the outcome of a run.
 
     The defaults are the paper's protocol; the built-in digit sets have small ones of their own.
     What each option means is its field's `description`, which the command line shows too; `role`
-    says what it is to a comparison of runs. Raises `ArgumentError` for a value out of its range.
+    says what it is to a comparison of runs. A folder or file may be a `Path`, and a domain that is
+    called by a number that number. Raises `ArgumentError` for a value out of its range.
 
     >>> RunConfiguration(data="pacs", target="sketch").learning_rate
     1e-05
@@ -66,15 +73,17 @@ class RunConfiguration(BaseModel):
     'small-cnn'
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    file_name: ClassVar[str] = "configuration.json"
+    part = "option"
 
     data: str = _option(
         "place",
         'The data set: a built-in name, a folder, "hf://owner/name", "pacs", "pacs:PATH", or '
         "package.module:Source.",
+        free=True,
         min_length=1,
     )
-    target: str = _option("identity", "The domain that is held out.", min_length=1)
+    target: str = _option("identity", "The domain that is held out.", free=True, min_length=1)
     without: list[str] = _option(
         "identity",
         "A source domain to leave out as well, of training and of validation.",
@@ -90,6 +99,7 @@ class RunConfiguration(BaseModel):
         "A hyperparameter of the method or the average, e.g. group-dro.eta=0.05; see "
         "`gradsurgery methods`.",
         {},
+        free=True,
     )
     backbone: str = _option(
         "condition",
@@ -108,11 +118,20 @@ class RunConfiguration(BaseModel):
         "per domain). Default: frozen, with weights none per-domain.",
         "frozen",
     )
-    seed: int = _option("identity", "Seed of everything random in the run.", 0, ge=0)
-    split_seed: int = _option(
-        "condition", "Seed of the split into training, validation and test images.", 0, ge=0
+    seed: int = _option(
+        "identity", "Seed of everything random in the run.", 0, free=True, ge=0, le=2**63 - 1
     )
-    split_per_run: bool = _option("condition", "Draw the split from the run's own seed.", False)
+    split_seed: int = _option(
+        "condition",
+        "Seed of the split into training, validation and test images.",
+        0,
+        free=True,
+        ge=0,
+        le=2**63 - 1,
+    )
+    split_per_run: bool = _option(
+        "condition", "Draw the split from the run's own seed.", False, free=True
+    )
     iterations: int = _option("hyperparameter", "Steps of the optimiser.", 1000, ge=1)
     batch_size: int = _option("hyperparameter", "Images per source domain and step.", 128, ge=1)
     batches: Batches = _option(
@@ -122,13 +141,17 @@ class RunConfiguration(BaseModel):
         "multi",
     )
     log_conflict: int = _option(
-        "identity",
+        "incidental",
         "Record every so many steps how the domains' gradients agree; 0 is never.",
         0,
         ge=0,
     )
-    learning_rate: float = _option("hyperparameter", "Step size of the optimiser.", 1e-5, gt=0)
-    weight_decay: float = _option("hyperparameter", "Weight decay of the optimiser.", 5e-5, ge=0)
+    learning_rate: float = _option(
+        "hyperparameter", "Step size of the optimiser.", 1e-5, free=True, gt=0
+    )
+    weight_decay: float = _option(
+        "hyperparameter", "Weight decay of the optimiser.", 5e-5, free=True, ge=0
+    )
     optimizer: Optimizer = _option(
         "hyperparameter", "adam, adamw or sgd (with momentum 0.9).", "adam"
     )
@@ -182,15 +205,7 @@ class RunConfiguration(BaseModel):
         None,
         ge=1,
     )
-    skip_bad: bool = _option("identity", "Leave out images that cannot be decoded.", False)
-
-    if not TYPE_CHECKING:  # the signature type checkers see stays the fields'
-
-        def __init__(self, **options: Any) -> None:
-            try:
-                super().__init__(**options)
-            except ValidationError as error:
-                raise _argument_error(error) from None
+    skip_bad: bool = _option("incidental", "Leave out images that cannot be decoded.", False)
 
     @model_validator(mode="before")
     @classmethod
@@ -201,16 +216,26 @@ class RunConfiguration(BaseModel):
         filled = {**digits, **options}
         if filled.get("backbone") == "small-cnn":  # there are no weights for it
             filled.setdefault("weights", "none")
+        for name in ("data", "weights"):
+            if isinstance(filled.get(name), os.PathLike):
+                filled[name] = os.fspath(filled[name])
         if isinstance(filled.get("data"), str):
             filled["data"] = without_slash(filled["data"])
+        if "target" in filled:
+            filled["target"] = _domain(filled["target"])
         if isinstance(filled.get("without"), list | tuple):
-            filled["without"] = sorted(set(filled["without"]))
+            filled["without"] = [_domain(name) for name in filled["without"]]
         for name in ("channels_last", "cuda_graph"):  # YAML takes on and off for true and false
             if isinstance(filled.get(name), bool):
                 filled[name] = "on" if filled[name] else "off"
         if filled.get("weights") == "none":  # random running statistics are worth nothing
             filled.setdefault("batch_norm", "per-domain")
         return filled
+
+    @field_validator("without")
+    @classmethod
+    def _each_once(cls, value: list[str]) -> list[str]:
+        return sorted(set(value))
 
     @property
     def seed_of_split(self) -> int:
@@ -228,7 +253,7 @@ class RunConfiguration(BaseModel):
         """
         return {
             name: (getattr(self, name), getattr(other, name))
-            for name in (*also, *options_of("identity", "condition", "hyperparameter"))
+            for name in (*also, *_WHEREVER)
             if getattr(self, name) != getattr(other, name)
         }
 
@@ -240,14 +265,24 @@ class RunConfiguration(BaseModel):
         default = type(self).model_fields
         return {
             name: getattr(self, name)
-            for name in options_of("identity", "condition", "hyperparameter")
+            for name in _WHEREVER
             if getattr(self, name) != default[name].default
         }
 
+    @classmethod
+    def load(cls, path: Path) -> "RunConfiguration":
+        """The options in a YAML or JSON file, or in `configuration.json` of the folder `path`.
+
+        Raises `ArgumentError`.
+        """
+        path = path / cls.file_name if path.is_dir() else path
+        return cls(**read_mapping(path, "configuration"))
+
     def save(self, folder: Path) -> None:
         """Write `configuration.json`, which `--config` takes; raises `OutputError`."""
-        with atomic_file(folder / CONFIGURATION_FILE) as temporary:
-            temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        content = {"version": _VERSION, **self.model_dump(mode="json")}
+        with atomic_file(folder / self.file_name) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 class RunDocument(Document):
@@ -268,9 +303,27 @@ def options_of(*roles: Role) -> list[str]:
 
 def role_of(name: str) -> Role:
     """The role of the option `name`."""
-    extra = RunConfiguration.model_fields[name].json_schema_extra
-    role: Role = extra["role"]  # type: ignore[index,assignment]
+    role: Role = _about(name)["role"]
     return role
+
+
+def costly_options() -> list[str]:
+    """The names of the options that decide what a step costs."""
+    return [name for name in RunConfiguration.model_fields if not _about(name)["free"]]
+
+
+def _about(name: str) -> dict[str, Any]:
+    extra = RunConfiguration.model_fields[name].json_schema_extra
+    return extra if isinstance(extra, dict) else {}
+
+
+_WHEREVER = [name for name in RunConfiguration.model_fields if role_of(name) != "place"]
+"""The options that decide a run, wherever it is worked on."""
+
+
+def _domain(name: Any) -> Any:
+    """YAML takes the name 75 for a number."""
+    return str(name) if type(name) in (int, float) else name
 
 
 def without_slash(data: str) -> str:
@@ -297,7 +350,8 @@ def upgraded_configuration(content: dict[str, Any]) -> dict[str, Any]:
 def read_mapping(path: Path, what: str) -> dict[str, Any]:
     """What a YAML or JSON file says by name: the options of a run, or the parts of a plan.
 
-    Raises `ArgumentError`, calling it `what`, where it cannot be read or is no mapping by name.
+    Raises `ArgumentError`, calling it `what`, where it cannot be read, is no mapping by name, or of
+    a later version; what is in it is not checked.
     """
     import yaml
 
@@ -306,20 +360,13 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
     except OSError as error:
         raise ArgumentError(f"cannot read the {what} {path}: {error.strerror}") from error
     except Exception as error:  # YAML's own types raise errors of any kind
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ArgumentError(f"the {what} {path} is not YAML: {reason}") from error
+        raise ArgumentError(f"the {what} {path} is not YAML: {one_line(error)}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ArgumentError(f"the {what} {path} is no mapping: give one line NAME: VALUE for each")
-    return content
-
-
-def _argument_error(error: ValidationError) -> ArgumentError:
-    """The first complaint of pydantic as one line that names the option."""
-    first = error.errors()[0]
-    option = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(RunConfiguration.model_fields)
-        return ArgumentError(f"unknown option {option!r}; the options are {known}")
-    if first["type"] == "missing":
-        return ArgumentError(f"{option} is missing; give one")
-    return ArgumentError(complaint(error))
+    if (version := content.pop("version", _VERSION)) != _VERSION:
+        raise ArgumentError(
+            f"the {what} {path} is of version {version!r:.60}, expected {_VERSION}; read it with "
+            "the gradsurgery that wrote it"
+        )
+    upgraded: dict[str, Any] = upgraded_configuration({"configuration": content})["configuration"]
+    return upgraded

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -10,6 +10,10 @@ from gradsurgery.atomic import atomic_file
 from gradsurgery.errors import ArgumentError, DataError
 
 Kind = TypeVar("Kind", bound="Document")
+
+LARGEST = 1e100
+"""Nothing that is measured here is larger, and sums of such numbers are finite."""
+_LARGEST_INTEGER = 2**63 - 1
 
 
 class Part(BaseModel):
@@ -63,10 +67,14 @@ class Document(Part):
     def _content(cls, path: Path) -> dict[str, Any]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(content, dict):
+                check_values(content)
         except OSError as error:
             raise DataError(
                 f"cannot read {path}: {error.strerror}; check the file, or {cls.cure}"
             ) from error
+        except ArgumentError as error:
+            raise DataError(f"{path} is no {cls.title}: {error}; {cls.cure}") from error
         except (ValueError, RecursionError) as error:
             reason = str(error) or type(error).__name__
             raise DataError(f"{path} is not JSON: {reason}; {cls.cure}") from error
@@ -76,10 +84,40 @@ class Document(Part):
         latest = cls.model_fields["version"].default
         if isinstance(found, bool) or not isinstance(found, int) or not 1 <= found <= latest:
             raise DataError(
-                f"{path} is a {cls.title} of version {found!r}, expected {latest} or earlier; "
+                f"{path} is a {cls.title} of version {found!r:.60}, expected {latest} or earlier; "
                 f"read it with the gradsurgery that wrote it or {cls.cure}"
             )
         return dict(content)
+
+
+class Choices(BaseModel):
+    """What a person chooses, by name; raises `ArgumentError`, one line, for what cannot be.
+
+    part: what one of its fields is called, in messages.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    part: ClassVar[str]
+
+    if not TYPE_CHECKING:  # the signature type checkers see stays the fields'
+
+        def __init__(self, **chosen: Any) -> None:
+            try:
+                check_values(chosen)
+                super().__init__(**chosen)
+            except ValidationError as error:
+                raise self._argument_error(error) from None
+
+    @classmethod
+    def _argument_error(cls, error: ValidationError) -> ArgumentError:
+        """The first complaint of pydantic."""
+        first = error.errors()[0]
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(cls.model_fields)
+            return ArgumentError(f"unknown {cls.part} {first['loc'][0]!r}; there are {known}")
+        cure = "; give one" if first["type"] == "missing" else ""
+        return ArgumentError(f"{complaint(error)}{cure}")
 
 
 def complaint(error: ValidationError) -> str:
@@ -87,7 +125,36 @@ def complaint(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
-        return f"it has no {where}"
+        return f"{where} is missing"
     expected = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    found = "" if ", found " in expected else f", found {first['input']!r:.80}"
+    said = ", found " in expected or isinstance(first["input"], dict)
+    found = "" if said else f", found {first['input']!r:.80}"
     return f"{where} {expected}{found}".strip()
+
+
+def check_values(content: Any) -> None:
+    """Raise `ArgumentError` for what nothing here is counted or written in, however deep."""
+    if place := _odd_value(content):
+        raise ArgumentError(f"{'.'.join(place[:-1])} must be {place[-1]}".strip())
+
+
+def _odd_value(content: Any) -> list[str]:
+    """The names that lead to such a value, and what is wrong; empty where there is none."""
+    named = content.items() if isinstance(content, dict) else enumerate(content)
+    for name, value in named:
+        found: list[str] = []
+        if isinstance(value, dict | list | tuple):
+            found = _odd_value(value)
+        elif isinstance(value, float) and not abs(value) <= LARGEST:
+            found = [f"finite, up to {LARGEST:g}, found {value:g}"]
+        elif isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
+            found = [f"a number of up to 18 digits, found one of {value.bit_length()} bits"]
+        elif any("\ud800" <= character <= "\udfff" for character in _not_ascii(name, value)):
+            found = [f"text in UTF-8, found {value!r:.80}"]
+        if found:
+            return [str(name), *found]
+    return []
+
+
+def _not_ascii(*texts: Any) -> str:
+    return "".join(text for text in texts if isinstance(text, str) and not text.isascii())

@@ -3,12 +3,12 @@
 import csv
 import re
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from gradsurgery.documents.configuration import RunDocument, options_of, without_slash
-from gradsurgery.documents.document import Document, Part
+from gradsurgery.documents.document import Choices, Document, Part
 from gradsurgery.errors import ArgumentError
 
 _MOST_SEEDS = 100_000
@@ -25,7 +25,7 @@ _PARTS = {
 }
 
 
-class Plan(BaseModel):
+class Plan(Choices):
     """Data sets × targets × methods × grid × seeds.
 
     Run k of every method has the same initial weights and the same batches: the runs are paired by
@@ -47,7 +47,7 @@ class Plan(BaseModel):
             of that name.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    part = "part of a plan"
 
     data: list[str] = Field(min_length=1)
     targets: Targets | dict[str, Targets] = "all"
@@ -67,14 +67,6 @@ class Plan(BaseModel):
         if not isinstance(threads, int) or threads < 1:
             raise ArgumentError(f"--threads is at least 1, found {threads!r}")
         return threads
-
-    if not TYPE_CHECKING:
-
-        def __init__(self, **parts: Any) -> None:
-            try:
-                super().__init__(**parts)
-            except ValidationError as error:
-                raise _argument_error(error) from None
 
     @field_validator("data", "methods", mode="before")
     @classmethod
@@ -143,7 +135,7 @@ class Plan(BaseModel):
     @classmethod
     def _values_to_try(cls, value: dict[str, list[Value]]) -> dict[str, list[Value]]:
         for name, values in value.items():
-            if name in options_of("place", "identity"):
+            if name in options_of("place", "identity", "incidental"):
                 raise ValueError(f"{name} does not change what is learned, and is not searched")
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} has no values, or one of them twice")
@@ -244,17 +236,3 @@ def _few(count: int, text: str) -> int:
     if count > _MOST_SEEDS:
         raise ArgumentError(f"seeds are at most {_MOST_SEEDS} in number, found {text!r:.80}")
     return count
-
-
-def _argument_error(error: ValidationError) -> ArgumentError:
-    """The first complaint of pydantic as one line that names the part of the plan."""
-    first = error.errors()[0]
-    part = ".".join(str(each) for each in first["loc"][:1])
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(Plan.model_fields)
-        return ArgumentError(f"unknown part {part!r} of a plan; the parts are {known}")
-    if first["type"] == "missing":
-        return ArgumentError(f"the plan has no {part}; name at least one")
-    expected = first["msg"].removeprefix("Value error, ")
-    found = "" if ", found " in expected else f", found {first['input']!r:.80}"
-    return ArgumentError(f"{part} of the plan: {expected}{found}")

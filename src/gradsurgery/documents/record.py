@@ -1,43 +1,58 @@
-"""What a finished run leaves behind: `record.json`."""
+"""What a run leaves behind: `record.json` once it is finished, and `split.json`."""
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
 from gradsurgery.documents.configuration import RunDocument
-from gradsurgery.documents.document import Part
-
-RECORD_FILE = "record.json"
+from gradsurgery.documents.document import LARGEST, Document, Part
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Duration = Annotated[float, Field(ge=0)]
 
 
 class SkippedFile(Part):
-    """An image left out because it could not be decoded."""
+    """An image that could not be decoded, or a file that is none, and why."""
 
     identity: str
     reason: str
 
 
 class DataRecord(Part):
-    """The image set: `images` counts the images of each domain."""
+    """The image set: `images` counts the images of each domain.
+
+    `class_images` counts those of each class, in the order of `classes`, by domain; `left_out` are
+    the files beside the images that were not read. Both are empty in files of before they were.
+    """
 
     name: str
     digest: str
     domains: list[str]
     classes: list[str]
-    images: dict[str, int]
+    images: dict[str, Count]
+    class_images: dict[str, list[Count]] = {}
     skipped: list[SkippedFile]
+    left_out: list[SkippedFile] = []
+
+    @model_validator(mode="after")
+    def _counts_every_class(self) -> "DataRecord":
+        for domain, counts in self.class_images.items():
+            if len(counts) != len(self.classes):
+                raise ValueError(
+                    f"class_images of {domain} has {len(counts)} values, expected "
+                    f"{len(self.classes)}"
+                )
+        return self
 
 
 class SplitSizes(Part):
     """Numbers of images of one domain in each part."""
 
-    train: int
-    validation: int
-    test: int
+    train: Count
+    validation: Count
+    test: Count
 
 
 class SplitRecord(Part):
@@ -51,7 +66,7 @@ class SplitRecord(Part):
 class ModelRecord(Part):
     """The network: `weights_digest` is that of the initial weights' file, None without one."""
 
-    parameters: int
+    parameters: Count
     pretrained: bool
     weights_digest: str | None
 
@@ -63,11 +78,11 @@ class Curves(Part):
     the pairs of domains, in [-1, 1]) are means over the steps since the validation before.
     """
 
-    step: list[int] = []
+    step: list[Count] = []
     train_loss: list[float | None] = []
     validation_loss: list[float | None] = []
-    validation_accuracy: list[float] = []
-    agreeing: list[float | None] = []
+    validation_accuracy: list[Fraction] = []
+    agreeing: list[Fraction | None] = []
     cosine: list[float | None] = []
 
     def append(
@@ -113,8 +128,8 @@ class ModelResult(Part):
     every other model.
     """
 
-    step: int
-    averaged_from: int | None = None
+    step: Count
+    averaged_from: Count | None = None
     validation_accuracy: Fraction
     target_accuracy: Fraction
     target_validation_accuracy: Fraction | None = None
@@ -142,10 +157,10 @@ class Cost(Part):
     the process's; `cuda_graph` says that steps were replayed, or why not (None without a GPU).
     """
 
-    seconds: float
-    seconds_per_step: float
+    seconds: Duration
+    seconds_per_step: Duration
     data_wait: Fraction | None = None
-    peak_memory_bytes: int
+    peak_memory_bytes: Count
     cuda_graph: str | None = None
 
 
@@ -167,7 +182,7 @@ class ConflictLog(Part):
 
     step: list[int] = []
     losses: list[list[float | None]] = []
-    agreeing: list[float | None] = []
+    agreeing: list[Fraction | None] = []
     cosines: list[list[list[float | None]] | None] = []
     layers: list[dict[str, float] | None] = []
     moving: list[dict[str, int] | None] = []
@@ -221,7 +236,7 @@ class Record(RunDocument):
     source, a backbone): the object, its package and that package's version.
     """
 
-    file_name: ClassVar[str] = RECORD_FILE
+    file_name: ClassVar[str] = "record.json"
     title: ClassVar[str] = "record of a run"
     cure: ClassVar[str] = "repeat the run"
 
@@ -245,8 +260,20 @@ class Record(RunDocument):
         return self
 
 
+class SplitFile(Document):
+    """The identities of the images of each domain and part, and the seed that drew them."""
+
+    file_name: ClassVar[str] = "split.json"
+    title: ClassVar[str] = "split"
+    cure: ClassVar[str] = "draw it anew"
+
+    seed: int
+    digest: str
+    domains: dict[str, dict[str, list[str]]]
+
+
 def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    return value if value is not None and abs(value) <= LARGEST else None
 
 
 def _finite_all(values: list[float]) -> list[float | None]:

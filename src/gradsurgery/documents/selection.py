@@ -1,8 +1,11 @@
-"""What a model selection leaves behind: `selection.json`."""
+"""What a model selection and a report leave behind: `selection.json`, `files.json`."""
 
 import math
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Any, ClassVar, Literal, NamedTuple
+
+from pydantic import field_validator
 
 from gradsurgery.documents.document import Document, Part
 
@@ -125,3 +128,21 @@ class Selections(Document):
     cure: ClassVar[str] = "delete it and run gradsurgery select again"
 
     criteria: dict[str, Selection]
+
+
+class ReportFiles(Document):
+    """`files.json`: the names of the files that a report wrote into its folder."""
+
+    file_name: ClassVar[str] = "files.json"
+    title: ClassVar[str] = "list of a report's files"
+    cure: ClassVar[str] = "delete it"
+
+    files: list[str]
+
+    @field_validator("files")
+    @classmethod
+    def _within_the_folder(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if PurePath(name).name != name:
+                raise ValueError(f"must be names of files, found {name!r:.80}")
+        return value

@@ -1,6 +1,6 @@
 """What a study of gradient similarity leaves behind: `similarity.json`."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import ConfigDict, Field
 
@@ -48,41 +48,45 @@ class SimilarityOptions(Part):
     all_domains: bool = False
 
 
-class _SimilarityFile(RunDocument):
-    file_name: ClassVar[str] = "similarity.json"
-    title: ClassVar[str] = "record of gradient similarity"
-    cure: ClassVar[str] = "delete it"
-
-    options: SimilarityOptions
-
-
-class RunSimilarity(_SimilarityFile):
-    """The measurements of one run, which grow while it trains."""
-
-    measurements: list[Measurement] = []
-
-    def missing(self) -> list[int]:
-        """The steps without a measurement yet."""
-        done = {measurement.step for measurement in self.measurements}
-        steps = range(0, self.configuration.iterations + 1, self.options.every)
-        return [step for step in steps if step not in done]
-
-
 class SeedMeasurements(Part):
-    """The run of one seed."""
+    """The run of one seed; its measurements grow while it trains."""
 
     seed: int
     measurements: list[Measurement]
 
 
-class SimilarityStudy(_SimilarityFile):
-    """A study: the same options with several seeds.
+class SimilarityStudy(RunDocument):
+    """A study: the same options with several seeds, or one of its runs.
 
     `configuration` is that of the first run, `domains` those that the study measures, in the data
-    set's order, `classes` the data set's.
+    set's order, `classes` the data set's. A `part` is of one run, in whose folder it lies: the
+    study's file has its measurements too.
     """
 
+    file_name: ClassVar[str] = "similarity.json"
+    title: ClassVar[str] = "record of gradient similarity"
+    cure: ClassVar[str] = "delete it"
+
+    options: SimilarityOptions
     data: str
     domains: list[str]
     classes: list[str]
     runs: list[SeedMeasurements]
+    part: bool = False
+
+    @classmethod
+    def upgraded(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Of a run of version 0.1.0, whose file had its measurements alone."""
+        content = super().upgraded(content)
+        if "measurements" not in content or not isinstance(content.get("configuration"), dict):
+            return content
+        run = {"seed": content["configuration"].get("seed", 0)}
+        run["measurements"] = content.pop("measurements")
+        about = {"data": content["configuration"].get("data"), "domains": [], "classes": []}
+        return about | content | {"runs": [run], "part": True}
+
+    def missing(self) -> list[int]:
+        """The steps at which the first run has no measurement yet."""
+        done = {measurement.step for measurement in self.runs[0].measurements}
+        steps = range(0, self.configuration.iterations + 1, self.options.every)
+        return [step for step in steps if step not in done]

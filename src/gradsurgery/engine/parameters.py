@@ -28,6 +28,10 @@ def trainable_parameters(
                 f"parameters are tensors or (name, tensor) pairs, found {type(parameter).__name__}"
                 f" at position {position}; give model.parameters() or model.named_parameters()"
             )
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise ArgumentError(
+                f"parameter {name} has no values before the first pass; call the model once"
+            )
         if parameter.requires_grad and not parameter.is_leaf:
             raise ArgumentError(f"parameter {name} is not a leaf tensor, so it has no .grad to set")
         if parameter.requires_grad and not parameter.is_floating_point():

@@ -7,7 +7,6 @@ from gradsurgery.documents.diagnosis import (
     Snapshot,
 )
 from gradsurgery.report.section import Listing, Section, Table, plain_table
-from gradsurgery.report.tables import section_markdown
 
 NONE = "–"
 _FEWEST = 1000  # components of a group that a sentence names: of fewer, a fraction is too uncertain
@@ -19,19 +18,11 @@ def diagnosis_section(diagnosis: Diagnosis) -> Section:
     tables = [_cosine_table(diagnosis, last), _group_table(diagnosis, last)]
     if len(diagnosis.snapshots) > 1:
         tables.append(_step_table(diagnosis))
+    if diagnosis.logged is not None and (rows := _logged_rows(diagnosis.logged)):
+        header = ["step", "components that agree", "mean cosine"]
+        tables.append(plain_table("Logged by the run itself", header, rows))
     title = f"Where the domains of {diagnosis.data} conflict"
     return Section("diagnosis", title, [Listing(diagnosis_sentences(diagnosis)), *tables])
-
-
-def diagnosis_markdown(diagnosis: Diagnosis) -> str:
-    """Sentences and tables as Markdown."""
-    section = diagnosis_section(diagnosis)
-    rows = [] if diagnosis.logged is None else _logged_rows(diagnosis.logged)
-    if rows:
-        header = ["step", "components that agree", "mean cosine"]
-        table = plain_table("Logged by the run itself", header, rows)
-        section = Section(section.identity, section.title, [*section.blocks, table])
-    return section_markdown(section)
 
 
 def _logged_rows(logged: LoggedConflict) -> list[list[str]]:
@@ -234,4 +225,4 @@ def _points(value: float) -> str:
 
 
 def _cosine(value: float | None) -> str:
-    return NONE if value is None else f"{round(value, 2) + 0.0:.2f}"  # + 0.0: no "-0.00"
+    return NONE if value is None else f"{value:z.2f}"

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,21 +18,19 @@ MOST_SVG_BYTES = 600_000
 """Of a figure; a larger SVG gives way to the PNG where that is smaller."""
 
 
-@dataclass(frozen=True)
-class Page:
-    """The page: its title, what it is made from, the sentences on top, and its sections."""
-
-    title: str
-    origin: str
-    summary: Sequence[str]
-    sections: Sequence[Section]
-
-
-def render_page(page: Page) -> str:
-    """The page as one HTML document; sections without blocks are left out.
+def render_page(
+    *, title: str, origin: str, summary: Sequence[str], sections: Sequence[Section]
+) -> str:
+    """A page as one HTML document; sections without blocks are left out.
 
     Every text is escaped. The page's own policy lets a browser load nothing, not even from the
     page's folder, and run no script but the page's own.
+
+    Args:
+        title: of the page.
+        origin: what it is made from.
+        summary: the sentences on top.
+        sections: below them.
     """
     style, script = _part("page.css"), _part("page.js")
     policy = "; ".join(
@@ -46,9 +43,19 @@ def render_page(page: Page) -> str:
             "form-action 'none'",
         ]
     )
-    template = _environment().get_template("page.html")
-    sections = [section for section in page.sections if section.blocks]
-    return template.render(page=page, sections=sections, style=style, script=script, policy=policy)
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=title,
+            origin=origin,
+            summary=summary,
+            sections=[section for section in sections if section.blocks],
+            style=style,
+            script=script,
+            policy=policy,
+        )
+    )
 
 
 def embedded(svg: bytes, png: bytes) -> str:

@@ -5,19 +5,18 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.configuration import RunConfiguration, options_of
 from gradsurgery.documents.diagnosis import Diagnosis
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA
-from gradsurgery.documents.similarity import RunSimilarity, SimilarityStudy
-from gradsurgery.errors import DataError
+from gradsurgery.documents.similarity import SimilarityStudy
 from gradsurgery.report.diagnosis_text import diagnosis_section
-from gradsurgery.report.page import Page, embedded, render_page
+from gradsurgery.report.page import embedded, render_page
 from gradsurgery.report.section import (
     Block,
     Details,
@@ -62,70 +61,55 @@ _RUNS = [
     "A run repeats bit for bit on a processor with the same number of threads; a path or a device "
     "may have to be adapted. A click on a command selects all of it.",
 ]
-_COMPARED = ("target", "without", "method", "seed")  # the tables say these of each run
+_KEYS = set(options_of("identity"))  # the tables say these of each run
 _MANY = 12
-"""Rows from which a list of runs is folded away."""
+"""Rows up to which a table is not folded away."""
 _MOST_VALUES = 8
 
 
-@dataclass(frozen=True)
-class Contents:
-    """Everything that a page tells.
+def assemble(
+    folder: Path,
+    inventory: Inventory,
+    tables: Sequence[ComparisonTable],
+    ranking: Ranking | None,
+    search: Search,
+    *,
+    figures: Mapping[str, Sequence[Figure]],
+    notes: Sequence[str],
+    paper: bool,
+) -> str:
+    """The page as HTML; its links lead from `folder` to the records.
 
-    `figures` by kind: "examples", "accuracies" (one a table), "batches", "curves" and "ranks".
+    figures: by kind: "examples", "accuracies" (one a table), "batches", "curves" and "ranks".
+    notes: further sentences for the summary.
     """
-
-    inventory: Inventory
-    tables: Sequence[ComparisonTable]
-    ranking: Ranking | None
-    search: Search
-    figures: Mapping[str, Sequence[Figure]]
-    notes: Sequence[str] = ()
-
-
-def assemble(contents: Contents, folder: Path, *, paper: bool) -> str:
-    """The page as HTML; its links lead from `folder` to the records."""
-    inventory, tables, figures = contents.inventory, contents.tables, contents.figures
-    data = listed(dict.fromkeys(table.data for table in tables))
-    summary = summarize(inventory, tables, contents.ranking)
     results: list[Block] = []
     for table, drawn in zip(tables, figures["accuracies"], strict=True):
-        results += [results_table(table, paper=paper), drawn]
+        results += [comparison_table(table, paper=paper), drawn]
     sections = [
         Section("results", "Results", results),
         Section("batches", "Batches of several domains and of one", figures["batches"]),
         statistics_section(tables, figures["ranks"]),
         Section("curves", "Learning curves", figures["curves"]),
-        _selection_section(contents.search),
+        _selection_section(search),
         *study_sections(inventory.paths),
         Section("examples", "Example images", figures["examples"]),
         absent_section(inventory),
         configuration_section(list(inventory.records.values())),
         runs_section(inventory, folder),
     ]
-    origin = (
-        f"From {counted(len(inventory.records), 'record')} in "
-        f"{listed([path.as_posix() for path in inventory.paths])}."
+    paths = listed([path.as_posix() for path in inventory.paths])
+    return render_page(
+        title=f"Domain generalization on {listed(dict.fromkeys(t.data for t in tables))}",
+        origin=f"From {counted(len(inventory.records), 'record')} in {paths}.",
+        summary=[*summarize(inventory, tables, ranking), *_search_sentences(search), *notes],
+        sections=sections,
     )
-    summary += [*_search_sentences(contents.search), *contents.notes]
-    return render_page(Page(f"Domain generalization on {data}", origin, summary, sections))
-
-
-def results_table(table: ComparisonTable, *, paper: bool) -> Table:
-    """A comparison table; with `paper`, the paper's figures below ours."""
-    found = comparison_table(table, paper=paper)
-    if any(entry.strong for row in found.rows for entry in row):
-        return replace(found, notes=[*found.notes, "Bold: the highest mean of the column."])
-    return found
 
 
 def statistics_section(tables: Sequence[ComparisonTable], ranks: Sequence[Figure]) -> Section:
     """The tests behind the stars, and the average ranks."""
-    blocks: list[Block] = [
-        significance_table([t], f"{t.name}: differences from {t.baseline} on the same seeds")
-        for t in tables
-        if t.tests
-    ]
+    blocks: list[Block] = [significance_table([table]) for table in tables if table.tests]
     if blocks:
         blocks.append(Text(_TESTS))
     return Section("statistics", "Statistics", [*blocks, *ranks])
@@ -136,12 +120,12 @@ def study_sections(paths: Sequence[Path]) -> list[Section]:
     sections: list[Section] = []
     for file in study_files(paths):
         if file.name == Diagnosis.file_name:
-            study = diagnosis_section(Diagnosis.load(file))
-        elif not _of_one_run(file):  # the study's file has the measurements of its runs too
-            study = similarity_section(SimilarityStudy.load(file))
-        else:
+            section = diagnosis_section(Diagnosis.load(file))
+        elif (study := SimilarityStudy.load(file)).part:
             continue
-        sections.append(with_figures(study, f"study-{len(sections) + 1}", file))
+        else:
+            section = similarity_section(study)
+        sections.append(with_figures(section, f"study-{len(sections) + 1}", file))
     return sections
 
 
@@ -150,57 +134,54 @@ def with_figures(study: Section, identity: str, file: Path) -> Section:
     sentences, *tables = study.blocks
     figures = []
     for svg in sorted(file.parent.glob(f"{file.stem}*.svg")):
-        png = svg.with_suffix(".png")
-        if not png.is_file():
+        if not (png := svg.with_suffix(".png")).is_file():
             continue
         picture = svg.read_bytes()
         found = re.search(rb'<svg[^>]*? width="([\d.]+)pt"', picture)
-        width = round(float(found[1]) / 72 * PIXELS_PER_INCH) if found else Figure.width
         part = svg.stem.removeprefix(file.stem).strip("-")
-        caption = f"{study.title}: {part}." if part else f"{study.title}."
-        alt = f"{study.title}, as a figure; the sentences above say what it shows."
-        figures.append(Figure(embedded(picture, png.read_bytes()), alt, caption, width=width))
-    return Section(identity, study.title, [sentences, *figures, *tables])
+        figures.append(
+            Figure(
+                embedded(picture, png.read_bytes()),
+                f"{study.title}, as a figure; the sentences above say what it shows.",
+                f"{study.title}: {part}." if part else f"{study.title}.",
+                width=round(float(found[1]) / 72 * PIXELS_PER_INCH) if found else Figure.width,
+            )
+        )
+    shown = [_folded(block) if isinstance(block, Table) else block for block in tables]
+    return Section(identity, study.title, [sentences, *figures, *shown])
 
 
 def absent_section(inventory: Inventory) -> Section:
     """Runs that failed, and runs that are planned and not done."""
     blocks: list[Block] = []
+    columns = ["data", "target", "method", "seed"]
     if inventory.failures:
         rows = [
             [c.data, c.target, c.method, str(c.seed), str(failure.attempts), failure.error]
             for failure in inventory.failures.values()
             for c in [failure.configuration]
         ]
-        columns = ["data", "target", "method", "seed", "attempts", "error"]
-        blocks.append(plain_table("Runs that failed", columns, rows))
+        blocks.append(plain_table("Runs that failed", [*columns, "attempts", "error"], rows))
         for folder, failure in inventory.failures.items():
             traceback = Verbatim(failure.traceback)
             blocks.append(Details(f"Traceback of {folder.as_posix()}", [traceback], printed=False))
     if missing := inventory.missing:
         rows = [[run.data, run.target, run.method, str(run.seed)] for run in missing]
-        columns = ["data", "target", "method", "seed"]
-        table = plain_table("Runs that are planned and not done", columns, rows)
-        count = counted(len(rows), "planned run")
-        blocks.append(Details(f"{count} not done", [table]) if len(rows) > _MANY else table)
+        blocks.append(_folded(plain_table("Runs that are planned and not done", columns, rows)))
     return Section("absent", "Failed and missing runs", blocks)
 
 
 def configuration_section(records: Sequence[Record]) -> Section:
     """The data, and the options and environment that all runs share or differ in."""
-    options = [name for name in RunConfiguration.model_fields if name not in _COMPARED]
     blocks: list[Block] = [_data_table(records)]
-    parts: dict[str, tuple[Sequence[str], list[Mapping[str, Any]]]] = {
-        "Options": (options, [dict(record.configuration) for record in records]),
-        "Environment": (
-            list(dict.fromkeys(name for record in records for name in record.environment)),
-            [record.environment for record in records],
-        ),
+    parts: dict[str, list[dict[str, Any]]] = {
+        "Options": [record.configuration.model_dump(exclude=_KEYS) for record in records],
+        "Environment": [dict(record.environment) for record in records],
     }
-    for title, (names, values) in parts.items():
+    for title, values in parts.items():
         shared: list[list[str]] = []
         differing: list[list[str]] = []
-        for name in names:
+        for name in dict.fromkeys(name for value in values for name in value):
             counts = Counter(value_text(value.get(name)) for value in values)
             row = [name.replace("_", " "), _values_text(counts)]
             (shared if len(counts) == 1 else differing).append(row)
@@ -216,24 +197,19 @@ def configuration_section(records: Sequence[Record]) -> Section:
 
 def runs_section(inventory: Inventory, folder: Path) -> Section:
     """Every run with its record and the command that repeats it; links are from `folder`."""
+    fractions = {"best": "best_target", "last": "last_target", "validation": "best_validation"}
     rows = []
     for run in inventory.runs.to_dict("records"):
         path = Path(run["record"])
         record = inventory.records[path]
-        fractions = ("best_target", "last_target", "best_validation")
-        rows.append(
-            [
-                *(Entry(str(run[name])) for name in ("data", "target", "method", "seed")),
-                *(Entry(f"{100 * run[f'{name}_accuracy']:.2f}") for name in fractions),
-                Entry(str(run["best_step"])),
-                Entry(f"{record.cost.seconds:.1f}"),
-                Entry("record", link=relative_link(path, folder)),
-                Entry(repeat_command(record.configuration), code=True),
-            ]
-        )
-    accuracies = ["best (%)", "last (%)", "validation (%)"]
-    columns = ["data", "target", "method", "seed", *accuracies, "step", "seconds", "record"]
-    table = Table("All runs", [*columns, "command"], rows, _RUNS)
+        texts = [str(run[name]) for name in ("data", "target", "method", "seed")]
+        texts += [f"{100 * run[f'{name}_accuracy']:.2f}" for name in fractions.values()]
+        texts += [str(run["best_step"]), f"{record.cost.seconds:.1f}"]
+        link = Entry("record", link=relative_link(path, folder))
+        command = Entry(repeat_command(record.configuration), code=True)
+        rows.append([*map(Entry, texts), link, command])
+    columns = ["data", "target", "method", "seed", *(f"{name} (%)" for name in fractions)]
+    table = Table("All runs", [*columns, "step", "seconds", "record", "command"], rows, _RUNS)
     summary = f"{counted(len(rows), 'run')} with their records and the commands that repeat them"
     return Section("runs", "Reproducing each run", [Details(summary, [table], printed=False)])
 
@@ -247,24 +223,30 @@ def repeat_command(configuration: RunConfiguration) -> str:
     >>> repeat_command(options)[:71]
     "gradsurgery train 'my pictures' --target=photo --method=agr-sum --backb"
     """
-    words = ["gradsurgery", "train", configuration.data]
-    for name, value in dict(configuration).items():
-        option = f"--{name.replace('_', '-')}"
+    words = []
+    for name, value in configuration:
+        flag = f"--{name.replace('_', '-')}"
         if name == "settings":
-            for setting, each in value.items():
-                words += ["--set", f"{setting}={each}"]
-        elif isinstance(value, list):
-            words += [f"{option}={each}" for each in value]  # one may begin with a dash
-        elif value is True:
-            words.append(option)
-        elif name != "data" and value is not None and value is not False:
-            words.append(f"{option}={value}")
-    return shlex.join(words)
+            words += [f"--set={setting}={each}" for setting, each in value.items()]
+        elif isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        elif name != "data" and value is not None:
+            words += [f"{flag}={each}" for each in (value if isinstance(value, list) else [value])]
+    data = configuration.data
+    words = [*words, "--", data] if data.startswith("-") else [data, *words]
+    return shlex.join(["gradsurgery", "train", *words])
 
 
 def relative_link(path: Path, folder: Path) -> str:
     """The address of `path` from a page in `folder`."""
     return quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix())
+
+
+def _folded(table: Table) -> Block:
+    """The table, folded away where it is long."""
+    if len(table.rows) <= _MANY:
+        return table
+    return Details(f"{table.caption}: {counted(len(table.rows), 'row')}", [table])
 
 
 def _search_sentences(search: Search) -> list[str]:
@@ -299,14 +281,6 @@ def _selection_section(search: Search) -> Section:
     return Section("selection", "Model selection", [introduction, chosen, details])
 
 
-def _of_one_run(file: Path) -> bool:
-    """Whether a similarity.json has the measurements of one run, rather than of a study."""
-    try:
-        return "measurements" in RunSimilarity.load(file).model_fields_set
-    except DataError:
-        return False  # loading the study says what is wrong with it
-
-
 def _values_text(counts: Mapping[str, int]) -> str:
     """The values of an option, those that differ by how often, the most frequent first."""
     if len(counts) == 1:
@@ -326,14 +300,10 @@ def _data_table(records: Sequence[Record]) -> Table:
         key = (data.name, data.digest)
         splits.setdefault(key, set()).add(record.split.digest[:12])
         counts = [f"{name} ({data.images[name]:,})" for name in data.domains if name in data.images]
-        rows[key] = [
-            data.name,
-            ", ".join(counts) or listed(data.domains),
-            f"{len(data.classes)}",
-            f"{sum(data.images.values()):,}",
-            str(len(data.skipped)),
-            data.digest[:12],
-        ]
+        domains = ", ".join(counts) or listed(data.domains)
+        images = f"{sum(data.images.values()):,}"
+        skipped = str(len(data.skipped))
+        rows[key] = [data.name, domains, str(len(data.classes)), images, skipped, data.digest[:12]]
     columns = ["data", "domains (images)", "classes", "images", "left out", "digest", "split"]
     texts = [
         [*line, next(iter(of)) if len(of) == 1 else f"{len(of)} splits"]

@@ -4,14 +4,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
-
-from pydantic import field_validator
+from typing import TYPE_CHECKING
 
 from gradsurgery.atomic import atomic_file
 from gradsurgery.documents.diagnosis import Diagnosis
-from gradsurgery.documents.document import Document
-from gradsurgery.documents.selection import Model
+from gradsurgery.documents.selection import Model, ReportFiles
 from gradsurgery.documents.similarity import SimilarityStudy
 from gradsurgery.errors import ArgumentError
 from gradsurgery.report.section import Figure, Table
@@ -20,6 +17,7 @@ from gradsurgery.report.tables import (
     choices_table,
     comparison_csv,
     comparison_table,
+    section_markdown,
     significance_csv,
     significance_table,
     to_latex,
@@ -77,24 +75,6 @@ class Report:
     tables: list[ComparisonTable]
 
 
-class ReportFiles(Document):
-    """`files.json`: the names of the files that a report wrote into its folder."""
-
-    file_name: ClassVar[str] = "files.json"
-    title: ClassVar[str] = "list of a report's files"
-    cure: ClassVar[str] = "delete it"
-
-    files: list[str]
-
-    @field_validator("files")
-    @classmethod
-    def _within_the_folder(cls, value: list[str]) -> list[str]:
-        for name in value:
-            if Path(name).name != name:
-                raise ValueError(f"must be names of files, found {name!r:.80}")
-        return value
-
-
 def write_report(
     folder: Path | Sequence[Path] | Inventory,
     out: Path | None = None,
@@ -135,7 +115,7 @@ def write_report(
         _write(out / name, text)
     from gradsurgery.report.figures.style import save
     from gradsurgery.report.page import embedded
-    from gradsurgery.report.page_sections import PIXELS_PER_INCH, Contents, assemble
+    from gradsurgery.report.page_sections import PIXELS_PER_INCH, assemble
 
     figures: dict[str, list[Figure]] = {
         kind: [] for kind in ("examples", "accuracies", "batches", "curves", "ranks")
@@ -152,19 +132,24 @@ def write_report(
     for name in earlier - set(files):  # of other runs, or under the names that figures had then
         (out / name).unlink(missing_ok=True)
     ReportFiles(files=files).save(out)
-    contents = Contents(inventory, tables, ranking, search, figures, options.notes)
-    _write(out / PAGE_FILE, assemble(contents, out, paper=options.paper))
+    page = assemble(
+        *(out, inventory, tables, ranking, search),
+        figures=figures,
+        notes=options.notes,
+        paper=options.paper,
+    )
+    _write(out / PAGE_FILE, page)
     return Report(out / PAGE_FILE, tables)
 
 
 def write_diagnosis(diagnosis: Diagnosis, directory: Path) -> list[str]:
     """Write `diagnosis.json`, tables and figures into `directory`; what there is to say of them."""
-    from gradsurgery.report.diagnosis_text import diagnosis_markdown, diagnosis_sentences
+    from gradsurgery.report.diagnosis_text import diagnosis_section, diagnosis_sentences
     from gradsurgery.report.figures.heat_maps import conflict_figures
     from gradsurgery.report.figures.style import save
 
     diagnosis.save(directory)
-    _write(directory / "diagnosis.md", diagnosis_markdown(diagnosis))
+    _write(directory / "diagnosis.md", section_markdown(diagnosis_section(diagnosis)))
     for name, figure in conflict_figures(diagnosis).items():
         save(figure, directory / name)
     return [*diagnosis_sentences(diagnosis), f"tables and figures: {directory}"]
@@ -172,15 +157,15 @@ def write_diagnosis(diagnosis: Diagnosis, directory: Path) -> list[str]:
 
 def write_similarity(study: SimilarityStudy, directory: Path) -> list[str]:
     """Write tables and the figure into `directory`; what there is to say of them."""
-    from gradsurgery.report import similarity_text
+    from gradsurgery.report import similarity_text as text
     from gradsurgery.report.figures.lines import draw_similarity
     from gradsurgery.report.figures.style import save
 
-    _write(directory / "similarity.md", similarity_text.similarity_markdown(study))
-    _write(directory / "similarity.csv", similarity_text.similarity_csv(study))
+    _write(directory / "similarity.md", section_markdown(text.similarity_section(study)))
+    _write(directory / "similarity.csv", text.similarity_csv(study))
     png, _ = save(draw_similarity(study), directory / "similarity")
-    sentences = similarity_text.similarity_sentences(study)
-    return [*sentences, f"figure: {png}", f"measurements: {directory / study.file_name}"]
+    told = [f"figure: {png}", f"measurements: {directory / study.file_name}"]
+    return [*text.similarity_sentences(study), *told]
 
 
 def file_stems(stem: str, names: Sequence[str]) -> list[str]:

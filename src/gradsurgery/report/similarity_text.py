@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 from gradsurgery.documents.similarity import SimilarityStudy
 from gradsurgery.errors import DataError
-from gradsurgery.report.section import Listing, Section, plain_table
-from gradsurgery.report.tables import section_markdown
+from gradsurgery.report.section import Listing, Section, counted, plain_table
 from gradsurgery.results.statistics import MeanInterval, mean_interval
 
 
@@ -76,11 +75,6 @@ def summarize_similarity(study: SimilarityStudy) -> SimilaritySummary:
     )
 
 
-def similarity_sentences(study: SimilarityStudy) -> list[str]:
-    """What came out, and which domains were left out."""
-    return _sentences(study, summarize_similarity(study))
-
-
 def similarity_section(study: SimilarityStudy) -> Section:
     """The study as a section of a report: its sentences, then its tables."""
     summary = summarize_similarity(study)
@@ -89,33 +83,29 @@ def similarity_section(study: SimilarityStudy) -> Section:
         "across domains": summary.across,
         "within − across": summary.difference,
     }
-    count = len(study.runs)
-    overall = plain_table(
-        "Mean cosine similarity of two samples' gradients",
-        ["pairs", "mean", f"95 % interval over {count} run{'s' if count > 1 else ''}"],
-        [[name, f"{each.mean:.4f}", _between(each)] for name, each in intervals.items()],
-    )
-    pairs = plain_table(
-        "By pairs of domains",
-        ["domain", *study.domains],
-        [
-            [domain, *("" if value is None else f"{value:.3f}" for value in row)]
-            for domain, row in zip(study.domains, summary.pairs, strict=True)
-        ],
-    )
-    title = "Gradient similarity within and across domains"
-    return Section("similarity", title, [Listing(_sentences(study, summary)), overall, pairs])
-
-
-def similarity_markdown(study: SimilarityStudy) -> str:
-    """Sentences and tables as Markdown, with the means by step at the end."""
-    section = similarity_section(study)
-    rows = [
-        [str(p.step), p.label, f"{p.within.mean:.4f}", f"{p.across.mean:.4f}"]
-        for p in summarize_similarity(study).curve
+    pairs = zip(study.domains, summary.pairs, strict=True)
+    tables = [
+        plain_table(
+            "Mean cosine similarity of two samples' gradients",
+            ["pairs", "mean", f"95 % interval over {counted(len(study.runs), 'run')}"],
+            [[name, f"{each.mean:z.4f}", _between(each)] for name, each in intervals.items()],
+        ),
+        plain_table(
+            "By pairs of domains",
+            ["domain", *study.domains],
+            [[name, *("" if v is None else f"{v:z.3f}" for v in row)] for name, row in pairs],
+        ),
+        plain_table(
+            "Over training",
+            ["step", "class", "within", "across"],
+            [
+                [str(p.step), p.label, f"{p.within.mean:z.4f}", f"{p.across.mean:z.4f}"]
+                for p in summary.curve
+            ],
+        ),
     ]
-    steps = plain_table("Over training", ["step", "class", "within", "across"], rows)
-    return section_markdown(Section(section.identity, section.title, [*section.blocks, steps]))
+    title = "Gradient similarity within and across domains"
+    return Section("similarity", title, [Listing(similarity_sentences(study)), *tables])
 
 
 def similarity_csv(study: SimilarityStudy) -> str:
@@ -150,16 +140,18 @@ def _pair(study: SimilarityStudy, domain: str, other: str) -> float | None:
 def _between(interval: MeanInterval) -> str:
     if interval.low is None or interval.high is None:
         return "one run"
-    return f"{interval.low:.4f} to {interval.high:.4f}"
+    return f"{interval.low:z.4f} to {interval.high:z.4f}"
 
 
-def _sentences(study: SimilarityStudy, summary: SimilaritySummary) -> list[str]:
+def similarity_sentences(study: SimilarityStudy) -> list[str]:
+    """What came out, and which domains were left out."""
+    summary = summarize_similarity(study)
     within, across = summary.within.mean, summary.across.mean
     relation = "more" if within > across else "no more"
     c = study.configuration
     sentences = [
         f"Gradients of two samples of one class agree {relation} within a domain (mean cosine "
-        f"{within:.3f}) than across domains ({across:.3f}): {study.data} with {c.backbone}, "
+        f"{within:z.3f}) than across domains ({across:z.3f}): {study.data} with {c.backbone}, "
         f"trained by {c.method} for {c.iterations} steps with {c.target} held out.",
         f"Within is above across in {summary.higher} of {summary.measurements} measurements.",
     ]

@@ -2,18 +2,21 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
-from typing import Any
+from dataclasses import astuple, fields
+from typing import TYPE_CHECKING, Any
 
 from gradsurgery.documents.selection import CRITERIA, Candidate, Choice, Selection, Summary
 from gradsurgery.errors import printable
-from gradsurgery.report.section import Entry, Listing, Section, Table, counted, plain_table
+from gradsurgery.report.section import Entry, Listing, Section, Table, counted, listed, plain_table
 from gradsurgery.results.paper import CITATION, PaperFigure, paper_figures, paper_row
 from gradsurgery.results.statistics import PairedComparison
 from gradsurgery.results.tables import DECIMALS, Cell, ComparisonTable
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 ABSENT = "–"
-_TESTS = ["data", "target", "method − baseline", "difference (points)", "95 % interval"]
+_TESTS = ["data", "target", "method", "difference (points)", "95 % interval"]
 _TESTS += ["p", "p (Holm)", "effect size", "n", "zeros"]
 _TEST_COLUMNS = {
     "difference": "difference_points",
@@ -47,18 +50,18 @@ def comparison_table(table: ComparisonTable, *, paper: bool = False) -> Table:
     return Table(table.title, columns, rows, notes)
 
 
-def significance_table(tables: Sequence[ComparisonTable], caption: str = "") -> Table:
-    """The statistics behind the stars, a row a test; of one table without its name."""
+def significance_table(tables: Sequence[ComparisonTable]) -> Table:
+    """The statistics behind the stars, a row a test; of one table its name is in the caption."""
     rows = [
         [
             Entry(table.name),
             Entry(target),
-            Entry(f"{method} − {table.baseline}"),
-            Entry(f"{test.difference:+.{DECIMALS}f}"),
-            Entry(f"[{test.low:+.{DECIMALS}f}, {test.high:+.{DECIMALS}f}]"),
+            Entry(method),
+            Entry(signed(test.difference)),
+            Entry(f"[{signed(test.low)}, {signed(test.high)}]"),
             Entry(p_text(test.p), "*" if test.significant else ""),
             Entry(p_text(test.p_holm), "†" if test.significant_corrected else ""),
-            Entry(f"{test.effect_size:+.{DECIMALS}f}"),
+            Entry(signed(test.effect_size)),
             Entry(str(test.n)),
             Entry(str(test.zeros)),
         ]
@@ -66,7 +69,15 @@ def significance_table(tables: Sequence[ComparisonTable], caption: str = "") -> 
         for target, method, test in table.comparisons()
     ]
     first = 1 if len(tables) == 1 else 0
+    of = f"{tables[0].name}: differences" if first else "Differences"
+    from_ = listed(dict.fromkeys(table.baseline for table in tables)) if tables else "the baseline"
+    caption = f"{of} from {from_} on the same seeds"
     return Table(caption, _TESTS[first:], [row[first:] for row in rows])
+
+
+def signed(value: float | int) -> str:
+    """A difference: `+1.20`, `-0.40`, and `+0.00` for all that is printed as zero."""
+    return f"{value:+z.{DECIMALS}f}"
 
 
 def p_text(p: float) -> str:
@@ -127,16 +138,16 @@ def comparison_csv(tables: Sequence[ComparisonTable], *, paper: bool = False) ->
     """
     import pandas as pd
 
-    differing = list(dict.fromkeys(name for table in tables for name in table.differences))
+    differing = dict.fromkeys(name for table in tables for name in table.differences)
     selected = any(table.selection for table in tables)
     rows: list[dict[str, Any]] = []
     for table in tables:
-        for target, method, cell in _cells(table):
-            test = cell.comparison
-            row = {
-                "dataset": table.data,
-                **{name: table.differences.get(name) for name in differing},
-                **({"selection": table.selection} if selected else {}),
+        about: dict[str, Any] = {"dataset": table.data}
+        about |= {name: table.differences.get(name) for name in differing}
+        about |= {"selection": table.selection} if selected else {}
+        averages = {(method, ""): cell for method, cell in table.averages.items()}
+        for (method, target), cell in (table.ordered_cells() | averages).items():
+            row = about | {
                 "model": table.model,
                 "target": target,
                 "method": method,
@@ -147,16 +158,15 @@ def comparison_csv(tables: Sequence[ComparisonTable], *, paper: bool = False) ->
                 "complete": int(cell.complete),
                 "best": int(cell.best),
                 "baseline": table.baseline,
-                **{name: getattr(test, of, None) for of, name in _TEST_COLUMNS.items()},
             }
+            row |= {name: getattr(cell.comparison, of, None) for of, name in _TEST_COLUMNS.items()}
             if paper:
                 figure = paper_figures().get((table.data, target, method))
                 row["paper_mean_percent"] = figure and figure.mean
                 row["paper_std_percent"] = figure and figure.std
                 row["paper_significant"] = figure and int(figure.significant)
             rows.append(row)
-    frame = pd.DataFrame(rows, dtype=object)
-    return str(frame.to_csv(index=False, lineterminator="\n"))
+    return _csv(pd.DataFrame(rows, dtype=object))
 
 
 def significance_csv(tables: Sequence[ComparisonTable]) -> str:
@@ -165,21 +175,15 @@ def significance_csv(tables: Sequence[ComparisonTable]) -> str:
 
     names = [each.name for each in fields(PairedComparison)]
     rows = [
-        [table.name, target, method, table.baseline, *(getattr(test, name) for name in names)]
+        [table.name, target, method, table.baseline, *astuple(test)]
         for table in tables
         for target, method, test in table.comparisons()
     ]
-    frame = pd.DataFrame(rows, columns=["data", "target", "method", "baseline", *names])
+    return _csv(pd.DataFrame(rows, columns=["data", "target", "method", "baseline", *names]))
+
+
+def _csv(frame: "pd.DataFrame") -> str:
     return str(frame.to_csv(index=False, lineterminator="\n"))
-
-
-def _cells(table: ComparisonTable) -> Iterator[tuple[str, str, Cell]]:
-    for target in table.targets:
-        for method in table.methods:
-            if (method, target) in table.cells:
-                yield target, method, table.cells[method, target]
-    for method, cell in table.averages.items():
-        yield "", method, cell
 
 
 def _entry(cell: Cell | None, below: str) -> Entry:
@@ -219,10 +223,8 @@ def _by_choice(selections: Mapping[str, Selection]) -> list[tuple[list[str], Cho
 
 
 def _chosen(choice: Choice) -> list[str]:
-    waiting = ""
-    if choice.unfinished:
-        are = "is" if choice.unfinished == 1 else "are"
-        waiting = f"; {counted(choice.unfinished, 'planned run')} {are} not finished"
+    unfinished = counted(choice.unfinished, "planned run", "is not finished")
+    waiting = f"; {unfinished}" if choice.unfinished else ""
     if choice.candidate is None:
         return [f"not available: needs {choice.needs}{waiting}", ABSENT, ABSENT]
     count = len(choice.candidates)
@@ -265,44 +267,36 @@ def rows_with_below(table: Table) -> Iterator[list[Entry]]:
 def _markdown(table: Table) -> str:
     from tabulate import tabulate
 
-    body = [
-        [
-            (f"**{_markdown_text(e.text)}**" if e.strong else _markdown_text(e.text))
-            + _markdown_text(e.marks, strip=False)
-            for e in row
-        ]
-        for row in rows_with_below(table)
-    ]
+    def shown(entry: Entry) -> str:
+        text = _markdown_text(entry.text)
+        return (f"**{text}**" if entry.strong else text) + _markdown_text(entry.marks, strip=False)
+
     text = tabulate(
-        body,
+        [map(shown, row) for row in rows_with_below(table)],
         [_markdown_text(name) for name in table.columns],
         tablefmt="pipe",
         disable_numparse=True,
         colalign=["left" if i in table.left else "right" for i in range(len(table.columns))],
     )
     title = [f"**{_markdown_text(table.caption)}**\n"] if table.caption else []
-    notes = [f"\n{_markdown_text(note)}" for note in table.notes]
-    return "\n".join([*title, text, *notes]) + "\n"
+    return "\n".join([*title, text, *(f"\n{_markdown_text(note)}" for note in table.notes)]) + "\n"
 
 
 def _latex(table: Table) -> str:
-    header = [_latex_text(name) for name in table.columns]
-    body = [
-        [
-            (rf"\textbf{{{_latex_text(e.text)}}}" if e.strong else _latex_text(e.text))
-            + _latex_marks(e.marks)
-            for e in row
-        ]
-        for row in rows_with_below(table)
-    ]
-    columns = "".join("l" if i in table.left else "r" for i in range(len(header)))
+    def shown(entry: Entry) -> str:
+        text = _latex_text(entry.text)
+        raised = {"*": "$^{*}$", "†": r"$^{\dagger}$"}
+        marks = "".join(raised.get(character, character) for character in entry.marks)
+        return (rf"\textbf{{{text}}}" if entry.strong else text) + marks
+
+    columns = "".join("l" if i in table.left else "r" for i in range(len(table.columns)))
     lines = [
         *([f"% {' '.join(printable(table.caption).split())}"] if table.caption else []),
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
-        rf"{' & '.join(header)} \\",
+        rf"{' & '.join(map(_latex_text, table.columns))} \\",
         r"\midrule",
-        *(rf"{' & '.join(cells)} \\" for cells in body),
+        *(rf"{' & '.join(map(shown, row))} \\" for row in rows_with_below(table)),
         r"\bottomrule",
         r"\end{tabular}",
         *(rf"\par{{\footnotesize {_latex_text(note)}}}" for note in table.notes),
@@ -333,8 +327,3 @@ _LATEX = {
 
 def _latex_text(text: str) -> str:
     return " ".join("".join(_LATEX.get(c, c) for c in printable(text)).split())
-
-
-def _latex_marks(marks: str) -> str:
-    raised = {"*": "$^{*}$", "†": r"$^{\dagger}$"}
-    return "".join(raised.get(character, character) for character in marks)

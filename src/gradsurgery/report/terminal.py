@@ -1,7 +1,7 @@
 """Tables and runs on a terminal, as wide as it is: no figure and no word is broken."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,8 +26,9 @@ _GAP = 2
 class OnTerminal:
     """What rich prints for paragraphs and tables.
 
-    A table that is wider than the terminal even with its texts broken between words is laid out
-    with a line a figure, under the name of its row.
+    A name that begins several rows is in the first of them. A table that is wider than the terminal
+    even with its texts broken between words is laid out with a line a figure, under the name of its
+    row.
     """
 
     blocks: Sequence[Text | Table]
@@ -47,8 +48,9 @@ class OnTerminal:
             else:
                 yield from _stacked(block, options.max_width)
             yield ""
-            for note in block.notes:
-                yield literal(note)
+            yield from map(literal, block.notes)
+            if block.notes:
+                yield ""
 
 
 def literal(text: str, style: str = "") -> "rich.text.Text":
@@ -58,10 +60,13 @@ def literal(text: str, style: str = "") -> "rich.text.Text":
     return rich.text.Text(printable(text), style=style)
 
 
-def by_first(table: Table) -> list[Table]:
-    """A table for each entry of the first column, which becomes its caption."""
-    groups = itertools.groupby(table.rows, key=lambda row: row[0].text)
-    return [Table(name, table.columns[1:], [row[1:] for row in rows]) for name, rows in groups]
+def by_data_and_target(table: Table) -> list[Table]:
+    """A table for each pair of entries in the first two columns, which are its caption."""
+    groups = itertools.groupby(table.rows, key=lambda row: (row[0].text, row[1].text))
+    return [
+        Table(f"{data}, {target} held out", table.columns[2:], [row[2:] for row in rows])
+        for (data, target), rows in groups
+    ]
 
 
 def run_blocks(record: Record) -> list[Text | Table]:
@@ -175,7 +180,7 @@ def _grid(table: Table, widths: Sequence[int]) -> "rich.table.Table":
         name = literal(table.columns[position]) if table.columns else ""
         justify = "left" if position in table.left else "right"
         grid.add_column(name, justify=justify, width=width)  # type: ignore[arg-type]
-    for row in rows_with_below(table):
+    for row in _rows(table):
         grid.add_row(*map(_shown, row))
     return grid
 
@@ -188,9 +193,12 @@ def _stacked(table: Table, width: int) -> "RenderResult":
     names = [*table.columns[1:]] or [""] * (max(map(len, table.rows)) - 1)
     longest = max(map(_cells, names))
     room = width - 2 * _GAP - longest
-    for row in rows_with_below(table):
-        yield literal(f"{table.columns[0]} " if table.columns else "").append(_shown(row[0]))
+    for row in _rows(table):
+        if row[0].text:
+            yield literal(f"{table.columns[0]} " if table.columns else "").append(_shown(row[0]))
         for name, entry in zip(names, row[1:], strict=True):
+            if not entry.text:
+                continue
             if room >= _longest_word(entry.text + entry.marks):
                 grid = Grid.grid(padding=(0, _GAP, 0, 0), pad_edge=False)
                 grid.add_column(width=longest)
@@ -199,6 +207,17 @@ def _stacked(table: Table, width: int) -> "RenderResult":
             else:
                 yield Padding(literal(name), (0, 0, 0, _GAP))
                 yield Padding(_shown(entry), (0, 0, 0, 2 * _GAP))
+
+
+def _rows(table: Table) -> Iterator[list[Entry]]:
+    """The rows, without the texts at their beginning that the row above has too."""
+    above: list[Entry] = []
+    for row in rows_with_below(table):
+        known = 0
+        while known < len(above) - 1 and known in table.left and row[known] == above[known]:
+            known += 1
+        yield [Entry("")] * known + row[known:]
+        above = row
 
 
 def _shown(entry: Entry) -> "rich.text.Text":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradsurgery.documents.configuration import options_of
 from gradsurgery.documents.record import ModelResult, Record
+from gradsurgery.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,10 +32,13 @@ def runs_frame(records: Records) -> "pd.DataFrame":
     As JSON objects: `conditions`, what the runs of an experiment share; `hyperparameters`, what a
     search may choose, the method's own among them; `settings`, these own ones; and `protocol`,
     everything that two runs must share to be compared: the first two without the third.
+
+    Runs of one outcome that differ in incidental options alone are one. Raises `DataError` for any
+    other run that is there twice.
     """
     import pandas as pd
 
-    rows = [_row(path, record) for path, record in records.items()]
+    rows = _each_once([_row(path, record) for path, record in records.items()], records)
     order = ["data", "protocol", "target", "method", "seed"]
     return pd.DataFrame(rows).sort_values(order, kind="stable", ignore_index=True)
 
@@ -60,9 +64,14 @@ def curves_frame(runs: "pd.DataFrame", records: Records) -> "pd.DataFrame":
 def guesses(model: ModelResult, record: Record) -> bool:
     """Whether a model's validation accuracy is within a tenth of the way from chance to 1.
 
-    Chance is 1 / classes, what a network has that names the same class for every image.
+    Chance is what a network has that names one class for every image: the share of the largest
+    class in the images of the source domains, 1 / classes where a record does not count them.
     """
-    chance = 1 / max(len(record.data.classes), 1)
+    data = record.data
+    sources = record.configuration.sources(data.domains)
+    counts = [data.class_images[domain] for domain in sources if domain in data.class_images]
+    totals = [sum(of_class) for of_class in zip(*counts, strict=True)]
+    chance = max(totals) / sum(totals) if any(totals) else 1 / max(len(data.classes), 1)
     return model.validation_accuracy < chance + _GUESSING * (1 - chance)
 
 
@@ -116,6 +125,24 @@ def _row(path: Path, record: Record) -> dict[str, Any]:
         "settings": as_json(options.settings),
         "protocol": as_json(conditions | hyperparameters),
     }
+
+
+def _each_once(rows: list[dict[str, Any]], records: Records) -> list[dict[str, Any]]:
+    identity = ["data", "protocol", "method", *options_of("identity")]
+    kept: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        first = kept.setdefault(tuple(row[name] for name in identity), row)
+        if first is row:
+            continue
+        one, other = records[Path(first["record"])], records[Path(row["record"])]
+        differing = one.configuration.differences(other.configuration)
+        if not differing.keys() & options_of("incidental") or one.result != other.result:
+            without = f" without {', '.join(row['without'])}" if row["without"] else ""
+            raise DataError(
+                f"the run of {row['method']} on {row['target']}{without} with seed {row['seed']} "
+                f"is there twice: {first['record']} and {row['record']}; give one of them"
+            )
+    return list(kept.values())
 
 
 def _conditions(record: Record) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from gradsurgery.errors import ArgumentError
-from gradsurgery.results.wilcoxon import signed_ranks
+from gradsurgery.results.wilcoxon import TOLERANCE, signed_ranks
 
 SIGNIFICANCE = 0.05
 RESAMPLES = 10_000
@@ -47,7 +47,8 @@ def compare_paired(
 ) -> PairedComparison:
     """Compare pairs `values[i]`, `baseline[i]`; `p_holm` is that of a family of one.
 
-    `seed` is the bootstrap's. Raises `ArgumentError` without a pair or with an odd one.
+    A difference that is only a rounding error, up to 1e-12, is 0. `seed` is the bootstrap's. Raises
+    `ArgumentError` without a pair or with an odd one.
 
     >>> compare_paired([0.7, 0.8], [0.6, 0.8], seed=0).zeros
     1
@@ -57,10 +58,10 @@ def compare_paired(
             f"pairs need as many values as the baseline has, found {len(values)} "
             f"and {len(baseline)}"
         )
-    differences = [value - other for value, other in zip(values, baseline, strict=True)]
-    low, high = bootstrap_interval(differences, seed=seed)
+    differences = [_exact(value - other) for value, other in zip(values, baseline, strict=True)]
+    low, high = map(_exact, bootstrap_interval(differences, seed=seed))
     test = signed_ranks(differences)
-    mean = sum(differences) / len(differences)
+    mean = _exact(math.fsum(differences) / len(differences))
     return PairedComparison(
         mean, low, high, test.p, test.p, test.effect_size, len(differences), test.zeros
     )
@@ -170,6 +171,11 @@ def mean_interval(values: Sequence[float], *, level: float = 0.95) -> MeanInterv
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
     margin = float(stdtrit(n - 1, (1 + level) / 2)) * deviation / math.sqrt(n)
     return MeanInterval(mean, mean - margin, mean + margin, n)
+
+
+def _exact(value: float | int) -> float:
+    """The value, or 0 where it is only a rounding error."""
+    return 0.0 if abs(value) <= TOLERANCE else float(value)
 
 
 def _check(values: Sequence[float | int], level: float, what: str) -> None:

@@ -12,7 +12,7 @@ from gradsurgery.documents.diagnosis import (
     Numbers,
     Snapshot,
 )
-from gradsurgery.documents.record import RECORD_FILE, ConflictLog, Record
+from gradsurgery.documents.record import ConflictLog, Record
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.gradients.gradient_gram import block_of
 from gradsurgery.studies.observer import StepObserver
@@ -40,24 +40,12 @@ def diagnose_weights(
 
     Raises `ArgumentError` or `WeightsError` as `build_backbone` does.
     """
-    domains = _domains(images, options, target, configuration)
-    backbone = build_backbone(
-        configuration.backbone,
-        classes=len(images.classes),
-        weights=configuration.weights,
-        seed=configuration.seed,
-        image_size=images.size,
-    )
-    backbone.model.to(resolve_device(configuration.device))
+    network = f"{configuration.backbone} with weights {_weights(configuration)}"
+    diagnosis = _begun(configuration, options, images, target, network)
+    backbone = _on_device(configuration, images, configuration.weights, configuration.device)
     split = draw_split(images, seed=configuration.seed_of_split)
-    return Diagnosis(
-        data=images.name,
-        domains=domains,
-        target=target,
-        network=f"{configuration.backbone} with weights {_weights(configuration)}",
-        options=options,
-        snapshots=[diagnose_step(backbone, images, split, domains, options)],
-    )
+    snapshot = diagnose_step(backbone, images, split, diagnosis.domains, options)
+    return diagnosis.model_copy(update={"snapshots": [snapshot]})
 
 
 def diagnose_run(
@@ -70,7 +58,7 @@ def diagnose_run(
 
     Raises `DataError` where there is no finished run, or it had other images.
     """
-    record = finished_record(directory)
+    record = Record.load(directory / Record.file_name)
     configuration = record.configuration
     split = draw_split(images, seed=record.split.seed)
     if (images.digest, split.digest) != (record.data.digest, record.split.digest):
@@ -78,33 +66,14 @@ def diagnose_run(
             f"the run in {directory} was trained on other images than {images.name} has; give the "
             "data set that it was trained on"
         )
-    backbone = build_backbone(
-        configuration.backbone,
-        classes=len(images.classes),
-        weights=str(directory / MODEL_FILE),
-        seed=configuration.seed,
-        image_size=configuration.image_size,
+    network = f"{configuration.backbone} trained by {configuration.method}, best model"
+    diagnosis = _begun(configuration, options, images, configuration.target, network)
+    backbone = _on_device(configuration, images, str(directory / MODEL_FILE), device)
+    snapshot = diagnose_step(
+        backbone, images, split, diagnosis.domains, options, step=record.result.best.step
     )
-    backbone.model.to(resolve_device(device))
-    domains = _domains(images, options, configuration.target, configuration)
-    best = record.result.best.step
-    snapshot = diagnose_step(backbone, images, split, domains, options, step=best)
-    return Diagnosis(
-        data=images.name,
-        domains=domains,
-        target=configuration.target,
-        network=f"{configuration.backbone} trained by {configuration.method}, best model",
-        options=options,
-        snapshots=[snapshot],
-        logged=logged_conflict(record, snapshot),
-    )
-
-
-def finished_record(directory: Path) -> Record:
-    """The record of the finished run in `directory`; raises `DataError` where there is none."""
-    if not (directory / RECORD_FILE).exists():
-        raise DataError(f"{directory} has no {RECORD_FILE}; give the folder of a finished run")
-    return Record.load(directory / RECORD_FILE)
+    logged = logged_conflict(record, snapshot)
+    return diagnosis.model_copy(update={"snapshots": [snapshot], "logged": logged})
 
 
 def diagnose_training(
@@ -122,23 +91,17 @@ def diagnose_training(
     Raises `ArgumentError` where `directory` holds a diagnosis of other options, and what `train`
     raises.
     """
-    target = configuration.target
     total = configuration.iterations
     steps = sorted({*range(0, total + 1, options.every), total})
-    domains = _domains(images, options, target, configuration)
-    diagnosis = Diagnosis(
-        data=images.name,
-        domains=domains,
-        target=target,
-        network=f"{configuration.backbone} with weights {_weights(configuration)}, trained by "
-        f"{configuration.method}",
-        options=options,
-        snapshots=[],
+    network = (
+        f"{configuration.backbone} with weights {_weights(configuration)}, trained by "
+        f"{configuration.method}"
     )
+    diagnosis = _begun(configuration, options, images, configuration.target, network)
     if (directory / Diagnosis.file_name).exists():
         diagnosis = _continued(diagnosis, directory)
     missing = sorted(set(steps) - {snapshot.step for snapshot in diagnosis.snapshots})
-    if missing and (directory / RUN_FOLDER / RECORD_FILE).exists():
+    if missing and (directory / RUN_FOLDER / Record.file_name).exists():
         raise DataError(
             f"{directory} holds a finished run without its diagnosis at step {missing[0]}; delete "
             "the folder, or choose another one"
@@ -146,7 +109,7 @@ def diagnose_training(
     split = draw_split(images, seed=configuration.seed_of_split)
 
     def measure(step: int, backbone: Backbone) -> None:
-        snapshot = diagnose_step(backbone, images, split, domains, options, step=step)
+        snapshot = diagnose_step(backbone, images, split, diagnosis.domains, options, step=step)
         diagnosis.snapshots.append(snapshot)
         diagnosis.save(directory)
 
@@ -155,6 +118,38 @@ def diagnose_training(
     diagnosis.logged = logged_conflict(record, diagnosis.snapshots[-1])
     diagnosis.save(directory)
     return diagnosis
+
+
+def _begun(
+    configuration: RunConfiguration,
+    options: DiagnosisOptions,
+    images: ImageSet,
+    target: str | None,
+    network: str,
+) -> Diagnosis:
+    """A diagnosis without a snapshot yet."""
+    return Diagnosis(
+        data=images.name,
+        domains=_domains(images, options, target, configuration),
+        target=target,
+        network=network,
+        options=options,
+        snapshots=[],
+    )
+
+
+def _on_device(
+    configuration: RunConfiguration, images: ImageSet, weights: str, device: str
+) -> Backbone:
+    backbone = build_backbone(
+        configuration.backbone,
+        classes=len(images.classes),
+        weights=weights,
+        seed=configuration.seed,
+        image_size=images.size,
+    )
+    backbone.model.to(resolve_device(device))
+    return backbone
 
 
 def _continued(wanted: Diagnosis, directory: Path) -> Diagnosis:

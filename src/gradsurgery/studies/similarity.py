@@ -9,10 +9,9 @@ import numpy as np
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageSet, draw_split
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.record import RECORD_FILE
+from gradsurgery.documents.record import Record
 from gradsurgery.documents.similarity import (
     Measurement,
-    RunSimilarity,
     SeedMeasurements,
     SimilarityOptions,
     SimilarityStudy,
@@ -61,19 +60,12 @@ def study_similarity(
             raise ArgumentError(
                 f"the runs of a study differ in their seed alone, found others in {different[0]}"
             )
-    runs = []
-    for configuration in configurations:
-        folder = directory / f"seed-{configuration.seed}"
-        run = _measured_run(configuration, options, images, folder, report)
-        runs.append(SeedMeasurements(seed=configuration.seed, measurements=run.measurements))
-    study = SimilarityStudy(
-        data=images.name,
-        domains=_domains(first, options, images),
-        classes=list(images.classes),
-        configuration=first,
-        options=options,
-        runs=runs,
-    )
+    parts = [
+        _measured_run(each, options, images, directory / f"seed-{each.seed}", report)
+        for each in configurations
+    ]
+    runs = [run for part in parts for run in part.runs]
+    study = parts[0].model_copy(update={"runs": runs, "part": False})
     study.save(directory)
     return study
 
@@ -92,39 +84,44 @@ def _measured_run(
     images: ImageSet,
     directory: Path,
     report: ProgressCallback | None,
-) -> RunSimilarity:
+) -> SimilarityStudy:
     """The run's measurements: those in `directory`, then those still to make."""
-    run = RunSimilarity(configuration=configuration, options=options)
+    part = SimilarityStudy(
+        configuration=configuration,
+        options=options,
+        data=images.name,
+        domains=_domains(configuration, options, images),
+        classes=list(images.classes),
+        runs=[SeedMeasurements(seed=configuration.seed, measurements=[])],
+        part=True,
+    )
     if (directory / SimilarityStudy.file_name).exists():
-        run = RunSimilarity.load(directory)
-        _check_same(configuration, options, run, directory)
-    if (directory / RECORD_FILE).exists() and run.missing():
+        part.runs = _found(part, directory).runs
+    missing = part.missing()
+    if (directory / Record.file_name).exists() and missing:
         raise DataError(
-            f"{directory} holds a finished run that was not measured at step {run.missing()[0]}; "
+            f"{directory} holds a finished run that was not measured at step {missing[0]}; "
             "delete the folder, or choose another one"
         )
-    if run.missing():
+    if missing:
         pool = draw_split(images, seed=configuration.seed_of_split).train
-        _check_feasible(pool, images, _domains(configuration, options, images), options)
+        _check_feasible(pool, images, part)
 
         def measure(step: int, backbone: Backbone) -> None:
-            run.measurements.append(_measured(run, images, pool, step, backbone))
-            run.save(directory)
+            part.runs[0].measurements.append(_measured(part, images, pool, step, backbone))
+            part.save(directory)
 
-        observer = StepObserver(run.missing(), directory / SimilarityStudy.file_name, measure)
+        observer = StepObserver(missing, directory / SimilarityStudy.file_name, measure)
         train(configuration, directory, report, opened=images, observe=observer)
-    return run
+    return part
 
 
-def _check_same(
-    configuration: RunConfiguration,
-    options: SimilarityOptions,
-    found: RunSimilarity,
-    directory: Path,
-) -> None:
-    different = configuration.differences(found.configuration, "data")
+def _found(wanted: SimilarityStudy, directory: Path) -> SimilarityStudy:
+    """The measurements in `directory`, which must be of the same run and options."""
+    found = SimilarityStudy.load(directory)
+    different = wanted.configuration.differences(found.configuration, "data")
     for name in SimilarityOptions.model_fields:
-        here, there = getattr(options, name), getattr(found.options, name)
+        here, there = getattr(wanted.options, name), getattr(found.options, name)
         if here != there:
             different[name] = here, there
     for name, (here, there) in different.items():
@@ -132,21 +129,25 @@ def _check_same(
             f"{directory} holds measurements with other options ({name}: {there!r} there, {here!r} "
             "here); choose another output folder, or delete this one"
         )
+    return found
 
 
 def _measured(
-    run: RunSimilarity, images: ImageSet, pool: Mapping[str, Indices], step: int, backbone: Backbone
+    part: SimilarityStudy,
+    images: ImageSet,
+    pool: Mapping[str, Indices],
+    step: int,
+    backbone: Backbone,
 ) -> Measurement:
     """One measurement, which is empty where fewer than two domains have enough images."""
-    options = run.options
-    label = (step // options.every) % len(images.classes)
+    label = (step // part.options.every) % len(images.classes)
     chosen, skipped = draw_samples(
         images,
         pool,
         label=label,
-        domains=_domains(run.configuration, options, images),
-        count=options.samples_per_domain,
-        seed=run.configuration.seed,
+        domains=part.domains,
+        count=part.options.samples_per_domain,
+        seed=part.configuration.seed,
         step=step,
     )
     found = Measurement(step=step, label=images.classes[label], skipped=skipped)
@@ -158,17 +159,12 @@ def _measured(
     return found
 
 
-def _check_feasible(
-    pool: Mapping[str, Indices],
-    images: ImageSet,
-    domains: Sequence[str],
-    options: SimilarityOptions,
-) -> None:
+def _check_feasible(pool: Mapping[str, Indices], images: ImageSet, part: SimilarityStudy) -> None:
     """Raise `DataError` where no measurement could compare two domains."""
+    domains, needed = part.domains, part.options.samples_per_domain
     counts = [np.bincount(images.label[pool[d]], minlength=len(images.classes)) for d in domains]
-    enough = (np.array(counts) >= options.samples_per_domain).sum(axis=0)
-    if enough.max() < 2:
+    if (np.array(counts) >= needed).sum(axis=0).max() < 2:
         raise DataError(
-            f"no class of {images.name} has {options.samples_per_domain} training images in two of "
-            f"the domains {', '.join(domains)}; measure fewer samples per domain"
+            f"no class of {images.name} has {needed} training images in two of the domains "
+            f"{', '.join(domains)}; measure fewer samples per domain"
         )

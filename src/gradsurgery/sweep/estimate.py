@@ -13,7 +13,7 @@ import numpy as np
 
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageSet, Source, draw_split, image_loader, prepare
-from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.configuration import RunConfiguration, costly_options
 from gradsurgery.documents.record import Record
 from gradsurgery.sweep.run import Execution
 from gradsurgery.sweep.runs import SweepRun
@@ -27,9 +27,6 @@ from gradsurgery.training.evaluation import evaluate
 
 _STEPS = 4  # the first, which warms up, and three that are timed
 _TESTED = 128  # images that are evaluated to see what one costs
-
-# Options that do not change what a step costs.
-_FREE = ("data", "target", "seed", "split_seed", "learning_rate", "weight_decay", "settings")
 
 
 class Estimate(NamedTuple):
@@ -81,8 +78,7 @@ def estimate(
 
 
 def _kind(run: SweepRun) -> str:
-    options = run.configuration.model_dump(exclude=set(_FREE))
-    return repr((run.data, sorted(options.items())))
+    return repr((run.data, run.configuration.model_dump(include=set(costly_options()))))
 
 
 def _timed_cost(run: SweepRun, sources: Mapping[str, Source], execution: Execution) -> float:

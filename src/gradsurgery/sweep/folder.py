@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from gradsurgery.documents.plan import Failure, Plan, PlannedRun, SweepPlan
-from gradsurgery.documents.record import RECORD_FILE, Record
+from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, OutputError
 from gradsurgery.sweep.runs import SweepRun
 from gradsurgery.training.checkpoint import CHECKPOINT_FILE, remove_checkpoint
 from gradsurgery.training.directory import check_same, claimed
 
-_BEGUN = (RECORD_FILE, CHECKPOINT_FILE)
+_BEGUN = (Record.file_name, CHECKPOINT_FILE)
 
 
 def claim_folder(plan: Plan, runs: Sequence[SweepRun], folder: Path) -> None:
@@ -57,7 +57,7 @@ def finished_record(run: SweepRun, folder: Path) -> Record | None:
     Raises `DataError` where it is damaged or of another version, `ArgumentError` where it is of
     other options. Where the data lie and the device may differ.
     """
-    path = folder / run.directory / RECORD_FILE
+    path = folder / run.directory / Record.file_name
     if not path.exists():
         return None
     record = Record.load(path)
@@ -72,21 +72,6 @@ def tidy(run: SweepRun, folder: Path) -> None:
     if (directory / CHECKPOINT_FILE).exists() or any(directory.glob(".*")):
         with suppress(OutputError), claimed(directory):  # busy: another is just about to do so
             remove_checkpoint(directory)
-
-
-def write_failure(
-    run: SweepRun, folder: Path, *, attempts: int, error: str, traceback: str
-) -> None:
-    """Write `failure.json` into the run's folder."""
-    failure = Failure(
-        configuration=run.configuration, attempts=attempts, error=error, traceback=traceback
-    )
-    failure.save(folder / run.directory)
-
-
-def forget_failure(run: SweepRun, folder: Path) -> None:
-    """Remove the `failure.json` of a run that went well after all."""
-    (folder / run.directory / Failure.file_name).unlink(missing_ok=True)
 
 
 def _difference(there: dict[str, Any], plan: Plan) -> str:

@@ -1,11 +1,28 @@
-"""What a launcher is: a number of places where runs are worked on, here or on other machines."""
+"""What a launcher is: a number of places where runs are worked on, and what is done there."""
 
+import os
+import traceback
 from abc import abstractmethod
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGTERM
 from typing import Any, Literal, NamedTuple
 
-from gradsurgery.training import TrainingProgress
+import torch
+
+from gradsurgery.data import ImageSet, open_source
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.doors import fault_of
+from gradsurgery.errors import GradsurgeryError, one_line
+from gradsurgery.training import TrainingProgress, train
+from gradsurgery.training.directory import BusyError
+from gradsurgery.training.progress import ProgressCallback
+from gradsurgery.training.run import prepare_images
+from gradsurgery.training.tensorboard import event_log
+
+ASKED_TO_END = 128 + SIGTERM
+"""The exit code of a worker that was asked to end."""
 
 
 @dataclass(frozen=True)
@@ -66,3 +83,34 @@ class Launcher(AbstractContextManager["Launcher"]):
 
         Every task ends with an `Outcome`, also where its worker is killed.
         """
+
+
+_images: dict[tuple[str, int, bool, str | None], ImageSet] = {}
+"""Decoded images, which a process keeps for its next run."""
+
+
+def work(task: Task, report: ProgressCallback) -> Outcome:
+    """Train the task's run; every error becomes an outcome, with its traceback."""
+    torch.set_num_threads(task.options.get("threads") or 1)
+    with suppress(OSError):  # a machine of a cluster may not have it
+        os.chdir(task.working_directory)
+    directory = Path(task.directory)
+    try:
+        c = RunConfiguration(**task.options)
+        key = (c.data, c.image_size, c.skip_bad, task.cache)
+        if key not in _images:
+            cache = None if task.cache is None else Path(task.cache)
+            _images[key] = prepare_images(open_source(c.data), c, cache, report)
+        with ExitStack() as stack:
+            if task.tensorboard:
+                report = stack.enter_context(event_log(directory, report))
+            train(c, directory, report, opened=_images[key])
+    except BusyError as error:
+        return Outcome("busy", str(error))
+    except GradsurgeryError as error:
+        return Outcome("failed", str(error), traceback.format_exc())
+    except (Exception, SystemExit) as error:  # a sweep goes on, whatever a run does
+        if isinstance(error, SystemExit) and error.code == ASKED_TO_END:
+            raise
+        return Outcome("failed", fault_of(error) or one_line(error), traceback.format_exc())
+    return Outcome("done")

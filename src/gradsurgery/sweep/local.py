@@ -10,15 +10,51 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
-from gradsurgery.errors import GradsurgeryError
-from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task
+from gradsurgery.errors import ArgumentError, GradsurgeryError
+from gradsurgery.sweep.launcher import ASKED_TO_END, Event, Launcher, Outcome, Task, work
 from gradsurgery.training import TrainingProgress
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
+_MOST = 8  # workers on processors without being asked: each has a model and an optimiser in memory
 _STARTS = 3  # a worker that dies this often before its first word will not do better
 _PATIENCE = 10.0  # seconds for a worker to leave its folder in order
+
+
+def visible_gpus(device: str) -> tuple[str, ...]:
+    """The GPUs that runs with the option `device` may use, as CUDA_VISIBLE_DEVICES names them.
+
+    Raises `ArgumentError` for a device with a number: each worker sees a GPU of its own.
+    """
+    import torch
+
+    if device.startswith("cuda:"):
+        raise ArgumentError(
+            f"a sweep shares out the GPUs itself, found the device {device!r}; give cuda, and name "
+            "the GPUs to use in CUDA_VISIBLE_DEVICES"
+        )
+    if device not in ("auto", "cuda") or not torch.cuda.is_available():
+        return ()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    listed = [name for name in named.split(",") if name]
+    return tuple(listed or map(str, range(torch.cuda.device_count())))
+
+
+def worker_count(asked: int | None, *, gpus: int, runs_per_gpu: int, threads: int) -> int:
+    """How many workers: as asked, else `runs_per_gpu` for each GPU, else as the processor has room.
+
+    >>> worker_count(None, gpus=2, runs_per_gpu=3, threads=1)
+    6
+    """
+    for name, value in (("workers", asked), ("threads", threads), ("runs-per-gpu", runs_per_gpu)):
+        if value is not None and value < 1:
+            raise ArgumentError(f"--{name} is at least 1, found {value}")
+    if asked is not None:
+        return asked
+    if gpus:
+        return gpus * runs_per_gpu
+    return max(1, min((os.cpu_count() or 1) // threads, _MOST))
 
 
 class LocalLauncher(Launcher):
@@ -129,24 +165,39 @@ def _serve(connection: Connection, device: str | None) -> None:
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device  # before torch is imported
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's business
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _end)
+    sys.unraisablehook = _end_or_say
     threading.Thread(target=_end_with_parent, daemon=True).start()
     from gradsurgery.training.device import keep_freed_memory
 
     keep_freed_memory()  # before torch allocates anything
-    from gradsurgery.sweep.worker import work
 
     def send(message: Any) -> None:
         with suppress(BrokenPipeError):  # the launcher is gone, and this process about to end
             connection.send(message)
 
-    send(None)
-    while True:
-        try:
+    try:
+        send(None)
+        while True:
             task: Task = connection.recv()
-        except EOFError:
-            return
-        send(work(task, send))
+            send(work(task, send))
+    except EOFError:
+        return
+    except SystemExit:  # the run's folder is in order
+        os._exit(ASKED_TO_END)  # at once: torch leaves much to do, amid which signals would tell
+
+
+def _end(*_: object) -> None:
+    """Leave the run's folder in order, and this process; a second signal changes nothing."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit(ASKED_TO_END)
+
+
+def _end_or_say(error: "sys.UnraisableHookArgs") -> None:
+    """Python would go on where the signal came amid what cannot raise, as a finaliser."""
+    if error.exc_type is SystemExit:
+        os._exit(ASKED_TO_END)
+    sys.__unraisablehook__(error)
 
 
 def _end_with_parent() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gradsurgery.errors import GradsurgeryError, MissingPackageError
-from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task
+from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task, work
 
 
 class RayLauncher(Launcher):
@@ -117,8 +117,6 @@ def _check_listening(address: str) -> None:
 
 
 def _work(task: Task) -> Outcome:
-    from gradsurgery.sweep.worker import work
-
     if not Path(task.folder).exists():
         return Outcome(
             "failed",

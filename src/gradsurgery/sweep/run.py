@@ -6,20 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradsurgery.data import Source, prepare
-from gradsurgery.documents.plan import Plan
-from gradsurgery.documents.record import RECORD_FILE, Record
+from gradsurgery.documents.plan import Failure, Plan
+from gradsurgery.documents.record import Record
 from gradsurgery.errors import GradsurgeryError, OutputError
-from gradsurgery.sweep.folder import (
-    claim_folder,
-    finished_record,
-    forget_failure,
-    tidy,
-    write_failure,
-)
+from gradsurgery.sweep.folder import claim_folder, finished_record, tidy
 from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task
-from gradsurgery.sweep.progress import Show, SweepProgress
 from gradsurgery.sweep.runs import OpenedData, SweepRun, plan_runs
-from gradsurgery.sweep.schedule import Schedule
+from gradsurgery.sweep.schedule import Schedule, Show, SweepProgress
 from gradsurgery.training import TrainingProgress
 
 _BUSY = 1.0  # seconds before a run that another process works on is asked for again
@@ -95,67 +88,58 @@ def run_sweep(
         return {}
     with launch() as launcher:
         progress.workers = launcher.workers
-        sweep = _Sweep(
-            todo, folder, launcher=launcher, execution=execution, progress=progress, show=show
-        )
-        return sweep.run()
+        return _Sweep(todo, folder.absolute(), launcher, execution, progress, show).run()
 
 
+@dataclass
 class _Sweep:
     """The runs on their way through a launcher."""
 
-    def __init__(
-        self,
-        runs: Sequence[SweepRun],
-        folder: Path,
-        *,
-        launcher: Launcher,
-        execution: Execution,
-        progress: SweepProgress,
-        show: Show,
-    ) -> None:
-        self._runs = {run.directory: run for run in runs}
-        self._folder = folder.absolute()
-        self._launcher = launcher
-        self._execution = execution
-        self._progress = progress
-        self._show = show
-        self._schedule = Schedule(self._runs, execution.retries)
+    todo: Sequence[SweepRun]
+    folder: Path
+    launcher: Launcher
+    execution: Execution
+    progress: SweepProgress
+    show: Show
+
+    def __post_init__(self) -> None:
+        self._runs = {run.directory: run for run in self.todo}
+        self._schedule = Schedule(self._runs, self.execution.retries)
 
     def run(self) -> dict[str, Outcome]:
-        self._show(self._progress, "")
+        self.show(self.progress, "")
         while self._schedule.unfinished:
             self._start_runs()
             if self._schedule.running:
-                for event in self._launcher.wait(_WAIT):
+                for event in self.launcher.wait(_WAIT):
                     self._handle(event)
             elif self._schedule.unfinished:
                 time.sleep(_WAIT)
         return self._schedule.failed
 
     def _start_runs(self) -> None:
-        while len(self._schedule.running) < self._launcher.workers:
+        while len(self._schedule.running) < self.launcher.workers:
             key = self._schedule.next(time.monotonic())
             if key is None:
                 break
             run = self._runs[key]
-            if (self._folder / key / RECORD_FILE).exists():  # another process has been faster
+            if (self.folder / key / Record.file_name).exists():  # another process has been faster
                 self._finish(run, before=True)
                 continue
-            self._progress.running[run.title] = None
-            self._launcher.submit(key, self._task(run))
+            self.progress.running[run.title] = None
+            self.launcher.submit(key, self._task(run))
             self._log("")
 
     def _handle(self, event: Event) -> None:
         run, news = self._runs[event.key], event.news
         if isinstance(news, TrainingProgress):
-            self._progress.running[run.title] = news
+            self.progress.running[run.title] = news
             self._log("")
             return
         if news.state == "done":
             self._finish(run, before=False)
             return
-        self._progress.running.pop(run.title, None)
+        self.progress.running.pop(run.title, None)
         if news.state == "busy":
             self._put_aside(run)
         elif self._schedule.stopped(run.directory, news):
@@ -164,9 +148,9 @@ class _Sweep:
             self._log(f"{run.title}: {news.error}; again")
 
     def _finish(self, run: SweepRun, *, before: bool) -> None:
-        self._progress.running.pop(run.title, None)
+        self.progress.running.pop(run.title, None)
         try:
-            record = finished_record(run, self._folder)
+            record = finished_record(run, self.folder)
         except GradsurgeryError as error:
             self._schedule.fail(run.directory, Outcome("failed", str(error)))
             self._give_up(run, self._schedule.failed[run.directory])
@@ -175,10 +159,10 @@ class _Sweep:
             self._put_aside(run)
             return
         self._schedule.finished(run.directory)
-        self._progress.finished(run, record, before=before)
+        self.progress.finished(run, record, before=before)
         if before:
-            tidy(run, self._folder)
-        forget_failure(run, self._folder)
+            tidy(run, self.folder)
+        (self.folder / run.directory / Failure.file_name).unlink(missing_ok=True)
         self._log(f"{run.title}: {_result(record)}{' (by another process)' if before else ''}")
 
     def _put_aside(self, run: SweepRun) -> None:
@@ -186,36 +170,35 @@ class _Sweep:
         self._log("")
 
     def _give_up(self, run: SweepRun, outcome: Outcome) -> None:
-        self._progress.failed += 1
+        self.progress.failed += 1
         line = f"{run.title}: failed: {outcome.error}"
-        attempts = self._schedule.attempts.get(run.directory, 0)
-        attempts += self._schedule.losses.get(run.directory, 0)
+        schedule, key = self._schedule, run.directory
+        failure = Failure(
+            configuration=run.configuration,
+            attempts=schedule.attempts.get(key, 0) + schedule.losses.get(key, 0),
+            error=outcome.error,
+            traceback=outcome.traceback,
+        )
         try:
-            write_failure(
-                run,
-                self._folder,
-                attempts=attempts,
-                error=outcome.error,
-                traceback=outcome.traceback,
-            )
+            failure.save(self.folder / key)
         except OutputError as error:
             line += f" ({error})"
         self._log(line)
 
     def _log(self, line: str) -> None:
-        self._progress.aside = self._schedule.aside
-        p = self._progress
+        self.progress.aside = self._schedule.aside
+        p = self.progress
         if line:
             line = f"[{p.found + p.done + p.failed}/{p.total}] {line}"
-        self._show(p, line)
+        self.show(p, line)
 
     def _task(self, run: SweepRun) -> Task:
         return Task(
             options=run.configuration.model_dump(),
-            folder=str(self._folder),
-            directory=str(self._folder / run.directory),
-            cache=None if self._execution.cache is None else str(self._execution.cache.absolute()),
-            tensorboard=self._execution.tensorboard,
+            folder=str(self.folder),
+            directory=str(self.folder / run.directory),
+            cache=None if self.execution.cache is None else str(self.execution.cache.absolute()),
+            tensorboard=self.execution.tensorboard,
             working_directory=str(Path.cwd()),
         )
 

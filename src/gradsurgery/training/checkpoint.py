@@ -10,21 +10,27 @@ import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor, nn
 
 from gradsurgery.atomic import atomic_file
 from gradsurgery.documents.configuration import RunConfiguration, upgraded_configuration
+from gradsurgery.documents.document import Part, complaint
 from gradsurgery.documents.record import ConflictLog, Curves
-from gradsurgery.errors import GradsurgeryError, OutputError
+from gradsurgery.errors import GradsurgeryError, OutputError, one_line
+from gradsurgery.training.learner import Learner, build_optimizer
 
 CHECKPOINT_FILE = "checkpoint.pt"
 _BEST_FILE = re.compile(r"best-\d+\.safetensors")
-_VERSION = 3
+_VERSION = 4
+_UNSIGNED = 3
+"""The version before, which had no `outline`."""
+_FEW = 64
+"""Numbers of a tensor that are all in the outline; of larger ones it has type and shape."""
 
 Weights = dict[str, Tensor]
 
@@ -33,8 +39,7 @@ class CheckpointError(GradsurgeryError):
     """A checkpoint cannot be continued from."""
 
 
-@dataclass
-class Checkpoint:
+class Checkpoint(Part):
     """All that a run needs to go on; every random number comes from its step's own seed.
 
     Args:
@@ -53,18 +58,20 @@ class Checkpoint:
         wait_seconds: of these, spent without images to compute on.
     """
 
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
     configuration: RunConfiguration
     data_digest: str
     split_digest: str
-    step: int = 0
-    learner: dict[str, Any] = field(default_factory=dict)
-    curves: Curves = field(default_factory=Curves)
-    conflict: ConflictLog = field(default_factory=ConflictLog)
-    best: Weights | None = None
-    best_digest: str = ""
-    seconds: float = 0.0
-    step_seconds: float = 0.0
-    wait_seconds: float = 0.0
+    step: int = Field(default=0, ge=0)
+    learner: dict[str, Any] = Field(default_factory=dict)
+    curves: Curves = Field(default_factory=Curves)
+    conflict: ConflictLog = Field(default_factory=ConflictLog)
+    best: Weights | None = Field(default=None, exclude=True)
+    best_digest: str = Field(default="", pattern="^([0-9a-f]{64})?$")
+    seconds: float = Field(default=0.0, ge=0)
+    step_seconds: float = Field(default=0.0, ge=0)
+    wait_seconds: float = Field(default=0.0, ge=0)
 
     def took(self, seconds: float, waited: float) -> None:
         """Add what steps have taken, and how much of it went by without images."""
@@ -74,12 +81,23 @@ class Checkpoint:
     @property
     def data_wait(self) -> float:
         """Fraction of the steps' time that passed without images to compute on."""
-        return self.wait_seconds / self.step_seconds if self.step_seconds else 0.0
+        return min(1.0, self.wait_seconds / self.step_seconds) if self.step_seconds else 0.0
 
     @property
     def best_step(self) -> int:
         """Step of the best model."""
         return self.curves.step[self.curves.best()]
+
+    @model_validator(mode="after")
+    def _of_its_steps(self) -> "Checkpoint":
+        """Curves and log have the steps that a run of this configuration has at `step`."""
+        options, done = self.configuration, range(1, self.step + 1)
+        last, every, logged = options.iterations, options.validate_every, options.log_conflict
+        validations = [step for step in done if step % every == 0 or step == last]
+        logs = [step for step in done if logged and step % logged == 0]
+        if self.step > last or self.curves.step != validations or self.conflict.step != logs:
+            raise ValueError(f"its curves or its log are not those of a run at step {self.step}")
+        return self
 
 
 def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
@@ -91,20 +109,12 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
     if not best.exists() and checkpoint.best is not None:
         save_weights(checkpoint.best, best)
         checkpoint.best_digest = _digest(best)
-    content = {
-        "version": _VERSION,
-        "configuration": checkpoint.configuration.model_dump(),
-        "data_digest": checkpoint.data_digest,
-        "split_digest": checkpoint.split_digest,
-        "step": checkpoint.step,
-        "learner": checkpoint.learner,
-        "curves": checkpoint.curves.model_dump(),
-        "conflict": checkpoint.conflict.model_dump(),
-        "best_digest": checkpoint.best_digest,
-        "seconds": checkpoint.seconds,
-        "step_seconds": checkpoint.step_seconds,
-        "wait_seconds": checkpoint.wait_seconds,
-    }
+    # `dict` and not `model_dump`, which copies the learner's state
+    content = {"version": _VERSION, **dict(checkpoint)}
+    del content["best"]
+    for name in ("configuration", "curves", "conflict"):
+        content[name] = content[name].model_dump()
+    content["outline"] = outline(content)
     path = directory / CHECKPOINT_FILE
     with _explained(path), atomic_file(path) as temporary:
         torch.save(content, temporary)
@@ -122,22 +132,49 @@ def load_checkpoint(directory: Path) -> Checkpoint | None:
         _remove_models(directory)
         return None
     try:
-        content = _read(path)
-        best_digest = content.pop("best_digest")
-        content = upgraded_configuration(content)
-        parts = {"configuration": RunConfiguration, "curves": Curves, "conflict": ConflictLog}
-        checkpoint = Checkpoint(
-            **{name: part(**content.pop(name)) for name, part in parts.items()},
-            best_digest=best_digest,
-            **content,
-        )
+        checkpoint = Checkpoint.model_validate(_read(path), strict=True)
+        best = directory / f"best-{checkpoint.best_step}.safetensors"
     except Exception as error:  # damaged bytes lead an unpickler to errors of any kind
         raise _damaged(path, error) from error
-    best = directory / f"best-{checkpoint.best_step}.safetensors"
-    if best_digest:
-        checkpoint.best = _load_best(best, best_digest)
+    if checkpoint.best_digest:
+        checkpoint.best = _load_best(best, checkpoint.best_digest)
     _remove_models(directory, keep=best)
     return checkpoint
+
+
+def restore_learner(learner: Learner, checkpoint: Checkpoint, directory: Path) -> None:
+    """Put the learner where the checkpoint says; raises `CheckpointError` where it cannot go."""
+    found, fresh = checkpoint.learner, learner.state()
+    try:
+        _check_like(found["model"], fresh["model"])
+        if found["optimizer"]["param_groups"] != fresh["optimizer"]["param_groups"]:
+            raise ValueError("its optimizer has other options")
+        scalers = [found["scaler"] or {}, fresh["scaler"] or {}]
+        if len({tuple((n, type(v)) for n, v in each.items()) for each in scalers}) > 1:
+            raise ValueError("its loss scaler is another one")
+        learner.restore(found)
+        names = _optimizer_names(checkpoint.configuration)
+        for parameter, state in learner.optimizer.state.items():
+            of_it = [
+                isinstance(v, Tensor) and v.shape in ((), parameter.shape) for v in state.values()
+            ]
+            if set(state) != names or not all(of_it):
+                raise ValueError("its optimizer's state is of another network")
+        if learner.average.selects == (checkpoint.best is not None):
+            raise ValueError("it names no best model, or one too many")
+        if checkpoint.best is not None:
+            _check_like(checkpoint.best, learner.average.model.state_dict())
+    except Exception as error:  # each library, and anybody's method, has errors of its own
+        raise _damaged(directory / CHECKPOINT_FILE, error) from error
+
+
+def _optimizer_names(configuration: RunConfiguration) -> set[str]:
+    """What the run's optimizer keeps of a parameter, once it has taken a step."""
+    parameter = nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
+    optimizer = build_optimizer([parameter], configuration)
+    optimizer.step()
+    return set(optimizer.state[parameter])
 
 
 def remove_checkpoint(directory: Path) -> None:
@@ -161,9 +198,37 @@ def _read(path: Path) -> dict[str, Any]:
     if broken is not None:
         raise ValueError(f"checksum of {broken}")
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    if content.pop("version") != _VERSION:
+    if content["version"] not in (_VERSION, _UNSIGNED):
         raise ValueError("another version")
-    return content
+    signed = content.pop("outline", None) if content["version"] != _UNSIGNED else outline(content)
+    if signed != outline(content):
+        raise ValueError("it is not what was written")
+    del content["version"]
+    return upgraded_configuration(content)
+
+
+def outline(content: object) -> str:
+    """A digest of all but the values of large tensors: names, types, shapes, numbers and texts."""
+    return hashlib.sha256("".join(_outlined(content)).encode()).hexdigest()
+
+
+def _outlined(value: object) -> Iterator[str]:
+    if isinstance(value, Tensor):
+        numbers = value.tolist() if value.numel() <= _FEW else ""
+        yield f"{value.dtype}{list(value.shape)}{numbers};"
+    elif isinstance(value, dict | list | tuple):
+        yield f"{type(value).__name__}{len(value)};"
+        for each in value.items() if isinstance(value, dict) else value:
+            yield from _outlined(each)
+    else:
+        yield f"{value!r};"
+
+
+def _check_like(found: Weights, expected: Weights) -> None:
+    """Raise `ValueError` for weights of another network."""
+    kinds = [{n: (v.shape, v.dtype) for n, v in each.items()} for each in (found, expected)]
+    if kinds[0] != kinds[1]:
+        raise ValueError("its weights are those of another network")
 
 
 def _load_best(path: Path, digest: str) -> Weights:
@@ -190,7 +255,7 @@ def _remove_models(directory: Path, keep: Path | None = None) -> None:
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = complaint(error) if isinstance(error, ValidationError) else one_line(error)
     return CheckpointError(
         f"{path} is damaged ({reason}) and cannot be continued from; "
         f"delete {path.parent} and start the run again"
@@ -205,7 +270,6 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
         raise OutputError(
-            f"cannot write {path}: {reason}; is the disk full? free some space and repeat"
+            f"cannot write {path}: {one_line(error)}; is the disk full? free some space and repeat"
         ) from error

@@ -214,19 +214,18 @@ def _tensors_of(learner: Learner) -> list[Tensor]:
 
 
 def _generator_states(learner: Learner) -> list[Tensor]:
-    return [
-        torch.cuda.get_rng_state(learner.device),
-        learner.generator.get_state(),
-        learner.host_generator.get_state(),
-        torch.get_rng_state(),
-    ]
+    on_device = [torch.cuda.get_rng_state(learner.device)] if learner.device.type == "cuda" else []
+    own = [learner.generator.get_state(), learner.host_generator.get_state()]
+    return [*own, torch.get_rng_state(), *on_device]
 
 
 def _set_generators(learner: Learner, states: list[Tensor]) -> None:
-    torch.cuda.set_rng_state(states[0], learner.device)
-    learner.generator.set_state(states[1])
-    learner.host_generator.set_state(states[2])
-    torch.set_rng_state(states[3])
+    own, host, default, *on_device = states
+    learner.generator.set_state(own)
+    learner.host_generator.set_state(host)
+    torch.set_rng_state(default)
+    for state in on_device:
+        torch.cuda.set_rng_state(state, learner.device)
 
 
 def _same_bits(left: Tensor, right: Tensor) -> bool:

@@ -3,7 +3,7 @@
 import platform
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ def describe_environment(device: torch.device) -> dict[str, str | int | bool | N
     """Versions, device, threads and platform, and the commit of the current directory.
 
     `git_dirty` says whether tracked files differ from the commit: files that a run itself writes
-    are not counted.
+    are not counted. The version of a library that is not installed, but lies on the path, is None.
     """
     here = Path.cwd()
     commit = _git(here, "rev-parse", "HEAD")
@@ -25,13 +25,20 @@ def describe_environment(device: torch.device) -> dict[str, str | int | bool | N
     return {
         "gradsurgery": __version__,
         "python": platform.python_version(),
-        **{name: version(name) for name in _LIBRARIES},
+        **{name: _version(name) for name in _LIBRARIES},
         "device": _device_name(device),
         "threads": torch.get_num_threads(),
         "platform": f"{sys.platform}-{platform.machine()}",
         "git_commit": commit or None,
         "git_dirty": None if changes is None else bool(changes),
     }
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
 
 
 def _device_name(device: torch.device) -> str:

@@ -110,14 +110,20 @@ def save_model(
 
 def describe_data(images: ImageSet) -> DataRecord:
     """The record's part on the image set."""
-    counts = images.counts().sum(axis=1).tolist()
+    counts = dict(zip(images.domains, images.counts().tolist(), strict=True))
+    skipped, left_out = (
+        [SkippedFile(identity=file.identity, reason=file.reason) for file in files]
+        for files in (images.skipped, images.left_out)
+    )
     return DataRecord(
         name=images.name,
         digest=images.digest,
         domains=list(images.domains),
         classes=list(images.classes),
-        images=dict(zip(images.domains, counts, strict=True)),
-        skipped=[SkippedFile(identity=s.identity, reason=s.reason) for s in images.skipped],
+        images={domain: sum(of_classes) for domain, of_classes in counts.items()},
+        class_images=counts,
+        skipped=skipped,
+        left_out=left_out,
     )
 
 

@@ -22,7 +22,7 @@ from gradsurgery.data import (
     prepare,
 )
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.record import RECORD_FILE, Cost, Record
+from gradsurgery.documents.record import Cost, Record
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.training.averaging import average_values, method_settings
 from gradsurgery.training.checkpoint import (
@@ -30,6 +30,7 @@ from gradsurgery.training.checkpoint import (
     CheckpointError,
     load_checkpoint,
     remove_checkpoint,
+    restore_learner,
 )
 from gradsurgery.training.device import (
     computing_with,
@@ -92,11 +93,11 @@ def train(
     source = opened if opened is not None else open_source(configuration.data)
     check_run(configuration, source.name, source.domains)
     device = resolve_device(configuration.device)
-    if (directory / RECORD_FILE).exists():
+    if (directory / Record.file_name).exists():
         return _finished(configuration, directory)
     with ExitStack() as stack:
         stack.enter_context(claimed(directory))
-        if (directory / RECORD_FILE).exists():
+        if (directory / Record.file_name).exists():
             return _finished(configuration, directory)
         backbone = _backbone(configuration, source)
         checkpoint = load_checkpoint(directory)
@@ -221,12 +222,14 @@ def _work(
     sources = configuration.sources(images.domains)
     _check_split(split, sources, images.name)
     if checkpoint is None:
-        checkpoint = Checkpoint(configuration, images.digest, split.digest)
+        checkpoint = Checkpoint(
+            configuration=configuration, data_digest=images.digest, split_digest=split.digest
+        )
         configuration.save(directory)
         split.save(directory)
     else:
         _check_data(checkpoint, images, split, directory)
-        learner.restore(checkpoint.learner)
+        restore_learner(learner, checkpoint, directory)
         report(TrainingProgress("resuming", checkpoint.step, configuration.iterations))
     drawn = DomainBatches if configuration.batches == "multi" else SingleDomainBatches
     batches = drawn(

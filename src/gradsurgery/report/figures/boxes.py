@@ -207,7 +207,8 @@ def _draw_box(axes: Axes, box: _Box) -> None:
     elif len(values) > 1:
         middle, ends = median(values), (box.place - height / 2, box.place + height / 2)
         axes.plot([middle, middle], ends, color=color, linewidth=2.0, zorder=2)
-    # Spread evenly and the same way each time, so that equal values do not cover one another.
+    # Spread evenly and the same way each time, so that equal values do not cover one another:
+    # seaborn.stripplot draws the places at random, from NumPy's global state.
     spread = [((run * _GOLDEN) % 1 - 0.5) * height * 0.55 for run in range(len(values))]
     axes.plot(
         values,

@@ -41,7 +41,7 @@ def cosine_figure(diagnosis: Diagnosis) -> Figure:
     domains = [wrapped(domain, 12) for domain in diagnosis.domains]
     values = _array(diagnosis.snapshots[-1].total.cosines)
     title, how = "cosine similarity of the domains' gradients", (DIVERGING, -1.0, 1.0)
-    figure, _ = _heat_map(values, domains, domains, title, form="{:.2f}", colors=how, height=_CELL)
+    figure, _ = _heat_map(values, domains, domains, title, form="{:z.2f}", colors=how, height=_CELL)
     return figure
 
 
@@ -127,6 +127,7 @@ def _heat_map(
     axes: Axes = grid[0, 0]
     highest = 10 * np.ceil(np.nanmax(np.append(values, 0)) / 10)
     name, low, high = colors or (SEQUENTIAL, 0.0, max(10.0, highest))
+    # Not seaborn.heatmap, which writes white figures on middle tones, where black stands out more.
     image = axes.imshow(values, cmap=name, vmin=low, vmax=high, aspect="auto")
     axes.grid(visible=False)
     axes.spines[["left", "bottom"]].set_visible(False)

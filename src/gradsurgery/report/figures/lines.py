@@ -164,7 +164,7 @@ def draw_similarity(study: SimilarityStudy) -> Figure:
     labels = {"within": "within a domain", "across": "across domains"}
     for name, color, marker, line in kinds:
         means = [getattr(point, name).mean for point in summary.curve]
-        label = f"{labels[name]} ({getattr(summary, name).mean:.3f})"
+        label = f"{labels[name]} ({getattr(summary, name).mean:z.3f})"
         axes.plot(steps, means, color=color, marker=marker, ls=line, markersize=3, label=label)
         for run in study.runs if len(study.runs) > 1 else ():
             measured = [m for m in run.measurements if getattr(m, name) is not None]

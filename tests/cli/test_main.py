@@ -1,0 +1,135 @@
+"""How errors leave the command: one line, which names the code of somebody that failed."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gradsurgery import doors
+
+Command = Callable[..., tuple[int, str, str]]
+SHORT = ["--iterations", "2", "--validate-every", "1", "--batch-size", "4", "--device", "cpu"]
+
+MODULE = """
+import sys
+import gradsurgery as gs
+from torch import nn
+
+def exits(*_): sys.exit(0)
+def fails(gradients): raise ZeroDivisionError("no\\nway")
+
+class Failing(gs.Rule):
+    def __call__(self, gradients): return fails(gradients)
+
+class Abstract(gs.Objective): pass
+
+class Listing(gs.Objective):
+    def losses(self, forward, batches, step): return []
+
+class Bare(gs.Objective):
+    def __init__(self): pass
+    def losses(self, forward, batches, step): yield 1
+
+class Exiting(gs.Objective):
+    def losses(self, forward, batches, step):
+        sys.exit(0)
+        yield
+
+class Made(gs.Source):
+    def __init__(self):
+        domains = [domain for domain in "abc" for _ in range(20)]
+        super().__init__("made", domains, ["x", "y"] * 30, [str(i) for i in range(60)])
+    def encoded(self): return (b"%d" % i for i in range(60))
+    def decode(self, position, content, size): sys.exit(0)
+
+class Opened(Made):
+    def __init__(self): sys.exit(0)
+
+class Empty(Made):
+    def encoded(self): return None
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.last = nn.Linear(14 * 14 * 3, classes)
+    def forward(self, images):
+        if self.training: raise RuntimeError("in training")
+        return self.last(images.flatten(1))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _somebodys_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "somebodys.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(doors, "_loaded", {})
+    yield
+    sys.modules.pop("somebodys", None)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "erm+X:fails"], "the rule 'X:fails' fails: ZeroDivisionError: no way (at"),
+        (["--method", "X:Failing"], "the rule 'X:Failing' fails: ZeroDivisionError: no way (at"),
+        (
+            ["--method", "X:Abstract"],
+            "the rule 'X:Abstract' is the class Abstract(Objective) without",
+        ),
+        (["--method", "erm+X:exits"], "the rule 'X:exits' fails: it ends the program (sys.exit)"),
+        (["--method", "erm+sys:exit"], "the rule 'sys:exit' fails: it ends the program"),
+        (["--method", "X:Listing+agr-sum"], "the objective 'X:Listing' fails: AttributeError"),
+        (["--method", "X:Bare"], "the objective 'X:Bare' fails: TypeError"),
+        (["--method", "X:Exiting+agr-sum"], "the objective 'X:Exiting' fails: it ends the"),
+        (["--backbone", "X:Net"], "the backbone 'X:Net' fails: RuntimeError: in training (at"),
+        (["--backbone", "X:exits"], "X:exits cannot be built for images of 14 pixels: it ends"),
+        (["--backbone", "sys:exit"], "sys:exit cannot be built for images of 14 pixels: it ends"),
+    ],
+)
+def test_code_of_somebody_that_fails_is_named(
+    options: list[str], words: str, command: Command
+) -> None:
+    options = [option.replace("X:", "somebodys:") for option in options]
+    code, _, err = command("train", "rotated-digits", "--target", "75", *options, *SHORT)
+    assert code == 1
+    assert err.splitlines()[-1].startswith(f"error: {words.replace('X:', 'somebodys:')}")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Made", "the source 'somebodys:Made' fails: it ends the program"),
+        ("Opened", "the source 'somebodys:Opened' cannot be opened, SystemExit: it ends"),
+        ("Empty", "the source 'somebodys:Empty' fails: TypeError"),
+        ("exits", "the source 'somebodys:exits' cannot be opened, SystemExit: it ends"),
+    ],
+)
+def test_a_source_of_somebody_that_fails_is_named(name: str, words: str, command: Command) -> None:
+    code, _, err = command("data", "prepare", f"somebodys:{name}", "--image-size", "8")
+    assert code == 1
+    assert err.startswith(f"error: {words}")
+
+
+def test_an_error_of_our_own_is_not_blamed_on_anybody(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gradsurgery.cli import methods
+
+    def broken() -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(methods, "methods", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        command("methods")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["train", "--nonsense"], ["nonsense"], ["sweep", "--retries", "-1"]],
+    ids=" ".join,
+)
+def test_a_usage_error_is_that_of_the_command_line(arguments: list[str], command: Command) -> None:
+    code, _, err = command(*arguments)
+    assert code == 2
+    assert "Traceback" not in err

@@ -1,0 +1,186 @@
+"""Whatever is changed in a checkpoint is noticed: nothing goes on from what was not written."""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gradsurgery.data import ImageSet
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.errors import GradsurgeryError
+from gradsurgery.training import CheckpointError, TrainingProgress, train
+from gradsurgery.training.checkpoint import load_checkpoint, outline
+
+Configure = Callable[..., RunConfiguration]
+Place = tuple[Any, ...]
+METHODS = [
+    {"method": "agr-sum"},
+    {"method": "group-dro+gradvac", "precision": "float16", "average": "ema"},
+    {"method": "vrex", "average": "swad", "log_conflict": 4, "optimizer": "sgd"}
+    | {"settings": {"vrex.anneal": 2}},
+]
+
+
+class StopError(Exception):
+    pass
+
+
+def begun(directory: Path, configuration: RunConfiguration, images: ImageSet) -> None:
+    def stop(progress: TrainingProgress) -> None:
+        if progress.stage == "training" and progress.done == 9:
+            raise StopError
+
+    with pytest.raises(StopError):
+        train(configuration, directory, stop, opened=images)
+
+
+def places(value: Any, at: Place = ()) -> Iterator[Place]:
+    """Where anything lies in nested dictionaries and sequences, from the outside in."""
+    yield at
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from places(each, (*at, key))
+    elif isinstance(value, list | tuple):
+        for position, each in enumerate(value):
+            yield from places(each, (*at, position))
+
+
+def found_at(content: Any, place: Place) -> Any:
+    for key in place:
+        content = content[key]
+    return content
+
+
+def replaced(content: Any, place: Place, value: Any) -> Any:
+    """The content with `value` at a place: a copy as far as it differs."""
+    if not place:
+        return value
+    first, *rest = place
+    inner = replaced(content[first], tuple(rest), value)
+    if isinstance(content, dict):
+        return type(content)({**content, first: inner})
+    kind = type(content)
+    return kind([*content[:first], inner, *content[first + 1 :]])
+
+
+def mutations(value: Any) -> Iterator[Any]:
+    """Other values that a place may come to hold."""
+    yield from (None, {}, [], "x", -1, 10**30, float("nan"), torch.zeros(3), True)
+    if isinstance(value, dict):
+        yield type(value)({**value, "added": 1})
+        for key in list(value)[:3]:
+            yield type(value)({k: v for k, v in value.items() if k != key})
+            yield type(value)({f"{k}x" if k == key else k: v for k, v in value.items()})
+    elif isinstance(value, list | tuple):
+        yield type(value)(value[:-1])
+        yield type(value)([*value, *value[-1:]])
+    elif isinstance(value, torch.Tensor):
+        yield from (value.double(), value.unsqueeze(0), value.flatten()[:-1], value.tolist())
+    elif isinstance(value, float):
+        yield from (value + 1.0, str(value), int(value))
+    elif isinstance(value, int):
+        yield from (value + 1, str(value), float(value) + 0.5)
+    elif isinstance(value, str):
+        yield from (value + "0", value[:-1], value.encode())
+
+
+def same(first: Any, second: Any) -> bool:
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, dict):
+        return list(first) == list(second) and all(same(first[k], second[k]) for k in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return bool(first == second)
+
+
+def saved(path: Path, content: Any) -> None:
+    try:
+        torch.save(content, path)
+    except (OverflowError, RuntimeError):
+        pytest.fail("cannot be written at all")
+
+
+@pytest.mark.parametrize("options", METHODS, ids=lambda options: options["method"])
+def test_every_change_of_a_checkpoint_is_one_line(
+    options: dict[str, Any], tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    begun(tmp_path, configured(**options), images)
+    path = tmp_path / "checkpoint.pt"
+    whole = path.read_bytes()
+    content = torch.load(path, weights_only=True)
+    tried = 0
+    for number, place in enumerate(places(content)):  # one kind of change after the other
+        before = found_at(content, place)
+        others = [value for value in mutations(before) if not same(value, before)]
+        saved(path, replaced(content, place, others[number % len(others)]))
+        with pytest.raises(CheckpointError) as caught:
+            load_checkpoint(tmp_path)
+        message = str(caught.value)
+        assert "\n" not in message
+        assert "is damaged" in message
+        assert "delete" in message
+        assert len(message) < 1000
+        tried += 1
+    assert tried > 100
+    path.write_bytes(whole)
+    assert load_checkpoint(tmp_path) is not None
+
+
+@pytest.mark.parametrize("options", METHODS[:2], ids=lambda options: options["method"])
+def test_a_checkpoint_without_an_outline_ends_in_one_line_or_in_a_record(
+    options: dict[str, Any], tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    """Those of version 3 had no digest of what is in them."""
+    configuration = configured(**options)
+    begun(tmp_path, configuration, images)
+    path = tmp_path / "checkpoint.pt"
+    kept = {each: each.read_bytes() for each in tmp_path.iterdir()}
+    content = torch.load(path, weights_only=True)
+    del content["outline"]
+    content["version"] = 3
+    everywhere = list(places(content))[1:]
+    learned = [place for place in everywhere if place[0] == "learner"]
+    chosen = learned[:: max(1, len(learned) // 8)] + everywhere[:: len(everywhere) // 8]
+    for number, place in enumerate(chosen):
+        before = found_at(content, place)
+        others = [value for value in mutations(before) if not same(value, before)]
+        changed = replaced(content, place, others[number % len(others)])
+        for each, whole in kept.items():
+            each.write_bytes(whole)
+        (tmp_path / "record.json").unlink(missing_ok=True)
+        saved(path, changed)
+        with suppress(GradsurgeryError):  # whose message is one line, whatever is in it
+            train(configuration, tmp_path, opened=images)
+
+
+def test_a_checkpoint_of_the_version_before_goes_on(
+    tmp_path: Path, images: ImageSet, configured: Configure, outcome: Callable[..., Any]
+) -> None:
+    whole = train(configured(), tmp_path / "whole", opened=images)
+    begun(tmp_path / "parts", configured(), images)
+    path = tmp_path / "parts" / "checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    del content["outline"]
+    torch.save(content | {"version": 3}, path)
+    record = train(configured(), tmp_path / "parts", opened=images)
+    assert outcome(record, tmp_path / "parts") == outcome(whole, tmp_path / "whole")
+
+
+def test_another_best_model_is_refused(
+    tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    begun(tmp_path, configured(), images)
+    path = tmp_path / "checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    forged = deepcopy(content) | {"best_digest": ""}
+    del forged["outline"]
+    torch.save(forged | {"outline": outline(forged)}, path)
+    with pytest.raises(CheckpointError, match="best model"):
+        train(configured(), tmp_path, opened=images)
