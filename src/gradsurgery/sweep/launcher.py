@@ -21,7 +21,6 @@ from gradsurgery.training.progress import ProgressCallback
 from gradsurgery.training.run import prepare_images
 from gradsurgery.training.tensorboard import event_log
 
-
 ASKED_TO_END = 128 + SIGTERM
 """The exit code of a worker that was asked to end."""
 
