@@ -188,6 +188,12 @@ def test_what_cannot_be_recorded_is_refused_or_taken_step_by_step(tmp_path):
     )
 
 
+def test_a_run_whose_images_do_not_fit_on_the_device_is_the_same(tmp_path, monkeypatch):
+    held = run(tmp_path / "held", "agr-sum")
+    monkeypatch.setattr("gradsurgery.data.loader.SHARE", 0.0)
+    assert same(held, run(tmp_path / "streamed", "agr-sum"))
+
+
 def test_a_run_that_diverges_names_domain_parameter_and_step(tmp_path):
     with pytest.raises(gs.NonFiniteError, match="step"):
         run(tmp_path, "agr-sum", learning_rate=1e30)
