@@ -12,6 +12,7 @@ from gradsurgery.algorithms import build_method, method_provenance
 from gradsurgery.algorithms.objectives import Fishr
 from gradsurgery.backbones import Backbone, build_backbone, check_batch_size
 from gradsurgery.data import (
+    Batches,
     DomainBatches,
     ImageSet,
     SingleDomainBatches,
@@ -230,15 +231,8 @@ def _work(
     else:
         _check_data(checkpoint, images, split, directory)
         restore_learner(learner, checkpoint, directory)
+        checkpoint.configuration = configuration  # which may be worked on elsewhere by now
         report(TrainingProgress("resuming", checkpoint.step, configuration.iterations))
-    drawn = DomainBatches if configuration.batches == "multi" else SingleDomainBatches
-    batches = drawn(
-        images,
-        split.train,
-        domains=sources,
-        batch_size=configuration.batch_size,
-        seed=configuration.seed,
-    )
     loader = learner.loader(images)
     validate = partial(
         evaluate,
@@ -250,7 +244,7 @@ def _work(
     cuda_graph = run_steps(
         learner,
         checkpoint,
-        batches,
+        _batches(configuration, images, split),
         loader,
         validate=validate,
         directory=directory,
@@ -277,6 +271,17 @@ def _work(
             peak_memory_bytes=peak_memory_bytes(learner.device),
             cuda_graph=cuda_graph,
         ),
+    )
+
+
+def _batches(configuration: RunConfiguration, images: ImageSet, split: Split) -> Batches:
+    drawn = DomainBatches if configuration.batches == "multi" else SingleDomainBatches
+    return drawn(
+        images,
+        split.train,
+        domains=configuration.sources(images.domains),
+        batch_size=configuration.batch_size,
+        seed=configuration.seed,
     )
 
 
