@@ -39,6 +39,11 @@ def entry_names(kind: Kind) -> list[str]:
     return sorted(_entries(kind))
 
 
+def entry_place(name: str, kind: Kind) -> str:
+    """The `package.module:Name` that the entry point `name` stands for; imports nothing."""
+    return _entries(kind)[name].value.partition("[")[0].strip()
+
+
 def load_object(name: str, kind: Kind, *, fits: Callable[[Any], bool], expected: str) -> Any:
     """Import the object that `name` stands for.
 
@@ -53,7 +58,7 @@ def load_object(name: str, kind: Kind, *, fits: Callable[[Any], bool], expected:
     'mean'
     """
     entry = _entries(kind).get(name)
-    path = name if entry is None else entry.value.partition("[")[0].strip()
+    path = name if entry is None else entry_place(name, kind)
     where = f"the {kind} {name!r}" if entry is None else f"the {kind} {name!r} ({path})"
     if not is_door(path):
         registered = ", ".join(entry_names(kind)) or "none"

@@ -95,7 +95,7 @@ def test_a_short_run_a_run_s_folder_and_the_files(command: Command, tmp_path: Pa
         (["--run", "absent", "--target", "75"], "--target comes from the run's record"),
         (["--run", "absent", "--learning-rate", "1"], "--learning-rate comes from the run"),
         ([*SIZE, "--iterations", "5"], "needs a domain to hold out; give --target"),
-        (["--repeats", "0"], "--repeats is 1 or more, found 0"),
+        (["--repeats", "0"], "repeats must be greater than or equal to 1, found 0"),
         ([*SIZE, "--target", "90"], "its domains are 0, 15"),
         ([*SIZE, "--target", "90", "--iterations", "0"], "has no domain '90'"),
     ],

@@ -32,8 +32,11 @@ def test_figure_tables_and_record_are_written(command: Command, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--every", "0"], "--every is 1 or more"),
-        (["--samples-per-domain", "1"], "--samples-per-domain 2 or more"),
+        (["--every", "0"], "every must be greater than or equal to 1, found 0"),
+        (
+            ["--samples-per-domain", "1"],
+            "samples_per_domain must be greater than or equal to 2, found 1",
+        ),
         (["--seeds", "none"], "seeds must be"),
         (["--target", "90"], "its domains are 0, 15"),
         (["--samples-per-domain", "500"], "no class of rotated-digits has 500 training images"),

@@ -56,14 +56,13 @@ def test_a_sweep_ends_with_its_table_and_the_path_of_its_report(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "the plan has no data"),
+        ([], "data is missing; give one"),
         (["--plan", "none.yaml"], "cannot read the plan none.yaml"),
         (["nowhere"], "no data set 'nowhere'"),
         (["rotated-digits", "--grid", "learning_rate"], "--grid takes NAME=V1,V2"),
         (["rotated-digits", "--grid", "lr=1"], "unknown option 'lr'"),
         (["rotated-digits", "--threads", "0"], "--threads is at least 1"),
         (["rotated-digits", "--threads", "0", "--launcher", "ray"], "--threads is at least 1"),
-        (["rotated-digits", "--without", "0"], "without has a place of its own in the plan"),
     ],
 )
 def test_what_a_sweep_cannot_do_is_one_line(

@@ -10,10 +10,12 @@ from gradsurgery.cli.sweep import plan_parts, print_table, run_plan
 
 
 @opt.takes_launch_options
-@opt.takes_run_options
+@opt.takes_plan_options
 def compare(
-    data: opt.DataArgument,
+    data: Annotated[str | None, opt.DATA] = None,
     *,
+    config: opt.ConfigOption = None,
+    print_config: opt.PrintConfigOption = False,
     methods: opt.MethodsOption = None,
     targets: opt.TargetsOption = None,
     seeds: opt.SeedsOption = None,
@@ -27,5 +29,6 @@ def compare(
     are not repeated: the same command again goes on where it was interrupted. Run k of every method
     has the same initial weights and the same batches.
     """
-    given = {"data": [data], "methods": methods, "targets": targets, "seeds": seeds}
-    run_plan(plan_parts(None, given, options), out, launch, after=print_table)
+    given = {"data": data and [data], "methods": methods, "targets": targets, "seeds": seeds}
+    parts = plan_parts(config, given, options)
+    run_plan(parts, out, launch, after=print_table, print_config=print_config)

@@ -4,40 +4,37 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
 
+from gradsurgery.cli import options as opt
+from gradsurgery.data import ImageSet, SkippedImage, Source, open_source
+from gradsurgery.data import prepare as decode
+from gradsurgery.data.presets import differing_counts, matching_preset
 from gradsurgery.errors import printable
-
-if TYPE_CHECKING:
-    from gradsurgery.data import ImageSet, SkippedImage, Source
 
 app = typer.Typer(help="Look at a data set, or decode it ahead of time.", no_args_is_help=True)
 
 SKIPPED_SHOWN = 10
 
-Spec = Annotated[
-    str,
-    typer.Argument(
-        metavar="DATA",
-        help="rotated-digits, colored-digits, pacs, vlcs, office-home (or pacs:PATH ...), "
-        "hf://owner/name, a folder domain/class/image, Parquet files, or package.module:Source.",
-    ),
-]
-
 
 @app.command()
 def info(
-    data: Spec,
+    data: Annotated[str, opt.DATA],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Count a data set's images by domain and class."""
-    from gradsurgery.data import open_source
-
     source = open_source(data)
     summary = summarize(source)
     if as_json:
@@ -48,14 +45,11 @@ def info(
 
 @app.command()
 def prepare(
-    data: Spec,
+    data: Annotated[str, opt.DATA],
     image_size: Annotated[
         int, typer.Option(min=1, help="Side of the square images, in pixels.")
     ] = 224,
-    cache: Annotated[
-        Path | None,
-        typer.Option(help="Folder of decoded images [default: $GRADSURGERY_CACHE or ~/.cache]."),
-    ] = None,
+    cache: opt.CacheOption = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that decode [default: one a CPU].")
     ] = None,
@@ -64,19 +58,14 @@ def prepare(
     ] = False,
 ) -> None:
     """Decode a data set into the cache, which training then reads."""
-    from gradsurgery.data import open_source
-    from gradsurgery.data import prepare as decode
-
     source = open_source(data)
     with _progress(len(source.listing.identities)) as advance:
         images = decode(source, image_size, cache, workers, skip_bad, advance)
     _print_cache(images)
 
 
-def summarize(source: "Source") -> dict[str, Any]:
+def summarize(source: Source) -> dict[str, Any]:
     """Counts of a source, and whether they are the paper's."""
-    from gradsurgery.data.presets import differing_counts, matching_preset
-
     preset = matching_preset(source)
     counts = source.counts()
     return {
@@ -94,9 +83,7 @@ def summarize(source: "Source") -> dict[str, Any]:
     }
 
 
-def _print_table(source: "Source", summary: dict[str, Any]) -> None:
-    from rich.table import Table
-
+def _print_table(source: Source, summary: dict[str, Any]) -> None:
     table = Table(title=escape(source.name), show_footer=True)
     counts = source.counts()
     table.add_column("class", footer="total")
@@ -116,9 +103,7 @@ def _print_table(source: "Source", summary: dict[str, Any]) -> None:
     _print_skipped(source.left_out, "files among the images are left out")
 
 
-def _comparison(source: "Source") -> str:
-    from gradsurgery.data.presets import differing_counts, matching_preset
-
+def _comparison(source: Source) -> str:
     preset = matching_preset(source)
     if preset is None:
         return "Its domains and classes are those of no preset (pacs, vlcs, office-home)."
@@ -135,14 +120,6 @@ def _comparison(source: "Source") -> str:
 @contextmanager
 def _progress(count: int) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on a terminal, nothing elsewhere."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
     console = Console(stderr=True)
     columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
@@ -151,7 +128,7 @@ def _progress(count: int) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _print_cache(images: "ImageSet") -> None:
+def _print_cache(images: ImageSet) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(
         f"{len(images.identities):,} images of {images.size}x{images.size} pixels, "
@@ -161,7 +138,7 @@ def _print_cache(images: "ImageSet") -> None:
     _print_skipped(images.left_out, "files among the images are left out")
 
 
-def _print_skipped(files: "Sequence[SkippedImage]", title: str) -> None:
+def _print_skipped(files: Sequence[SkippedImage], title: str) -> None:
     console = Console(highlight=False, soft_wrap=True, markup=False)
     if files:
         console.print(f"{len(files):,} {title}:")

@@ -7,19 +7,16 @@ import typer
 
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.live import displayed
-from gradsurgery.cli.train import configured, continuable
+from gradsurgery.cli.show import print_sentences
+from gradsurgery.cli.train import continuable
 from gradsurgery.data import open_source
-from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.diagnosis import Diagnosis, DiagnosisOptions
+from gradsurgery.documents.configuration import RunConfiguration, options_of
+from gradsurgery.documents.diagnosis import DiagnosisOptions
 from gradsurgery.documents.record import Record
 from gradsurgery.doors import Kind, entry_names, is_door
 from gradsurgery.errors import ArgumentError
 from gradsurgery.report.report import write_diagnosis
-from gradsurgery.studies.diagnosis import (
-    diagnose_run,
-    diagnose_training,
-    diagnose_weights,
-)
+from gradsurgery.studies.diagnosis import diagnose_run, diagnose_training, diagnose_weights
 from gradsurgery.training import device
 from gradsurgery.training.directory import folder_name
 from gradsurgery.training.run import check_run, prepare_images
@@ -27,45 +24,15 @@ from gradsurgery.training.run import check_run, prepare_images
 _SHORT_RUN = 50  # steps
 
 
-@opt.takes_run_options
+@opt.takes_run_options(DiagnosisOptions)
 def diagnose(
-    data: Annotated[str | None, typer.Argument(metavar="DATA", help=opt.DATA_HELP)] = None,
     *,
     run: Annotated[
         Path | None,
         typer.Option("--run", help="Folder of a finished run: diagnose its best model."),
     ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option("--target", help="The domain that is held out. Default: none, no training."),
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option("--method", help="That trains; see `gradsurgery methods`. Default: deep-all."),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="Of everything random. Default: 0.")
-    ] = None,
     config: opt.ConfigOption = None,
     print_config: opt.PrintConfigOption = False,
-    every: Annotated[
-        int | None,
-        typer.Option("--every", help="Steps between measurements where it trains. Default: 10."),
-    ] = None,
-    repeats: Annotated[
-        int | None,
-        typer.Option(
-            "--repeats", help="Batches of every domain to take the mean over. Default: 4."
-        ),
-    ] = None,
-    by_layer: Annotated[
-        bool | None,
-        typer.Option("--by-layer", help="Measure every layer by itself, rather than blocks."),
-    ] = None,
-    all_domains: Annotated[
-        bool | None,
-        typer.Option("--all-domains", help="Measure the held-out domain as well."),
-    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Default: diagnosis/<data>, or the run's folder.")
     ] = None,
@@ -74,40 +41,49 @@ def diagnose(
 ) -> None:
     """Say where the gradients of the domains conflict, by layers, and what Agr-Sum leaves.
 
-    With --target it trains for --iterations steps (50 where not given) and measures on the way;
-    with --iterations 0, or without --target, it measures the weights as they are. It measures
-    --batch-size training images per domain (32 where not given), in evaluation mode.
+    With --target it trains by deep-all, or --method, for --iterations steps (50 where not given)
+    and measures on the way; with --iterations 0, or without --target, it measures the weights as
+    they are. It measures --batch-size training images per domain (32 where not given), in
+    evaluation mode.
     """
-    given: dict[str, Any] = {"data": data, "target": target, "method": method, "seed": seed}
-    given |= {"every": every, "repeats": repeats, "by_layer": by_layer, "all_domains": all_domains}
-    chosen = configured(config, given, options)
-    names = [name for name in DiagnosisOptions.model_fields if name not in ("seed", "batch_size")]
-    measured = {name: chosen.pop(name) for name in names if name in chosen}
-    for name in ("every", "repeats"):
-        if (value := measured.get(name, 1)) < 1:
-            raise ArgumentError(f"--{name} is 1 or more, found {value}")
+    measured, given = opt.parted(opt.configured(config, options), DiagnosisOptions)
+    if run is not None:
+        configuration = _recorded(run, given)
+        sizes = {"batch_size": configuration.batch_size, "seed": 0} | given
+    else:
+        configuration = _assumed(given)
+        sizes = configuration.model_dump()
+    measuring = DiagnosisOptions(**measured, batch_size=sizes["batch_size"], seed=sizes["seed"])
     if print_config:
-        opt.print_yaml(measured | chosen)
+        everything = {} if run is not None else configuration.model_dump() | _untrained(given)
+        everything = {name: value for name, value in everything.items() if value is not None}
+        opt.print_yaml(everything | given | measuring.model_dump())
         return
     device.keep_freed_memory()  # before torch allocates anything
+    source = open_source(given.get("data", configuration.data))
+    directory = out or run or Path("diagnosis") / folder_name(source.name)
     if run is not None:
-        diagnosis, directory = _of_run(run, chosen, measured, out, cache)
+        with displayed(str(run)) as report:
+            images = prepare_images(source, configuration, cache, report)
+        diagnosis = diagnose_run(run, measuring, images, given.get("device", "auto"))
+    elif _steps(given):
+        check_run(configuration, source.name, source.domains)
+        with continuable(), displayed(configuration.backbone) as report:
+            images = prepare_images(source, configuration, cache, report)
+            diagnosis = diagnose_training(configuration, measuring, images, directory, report)
     else:
-        diagnosis, directory = _of_backbone(chosen, measured, out, cache)
-    print("\n".join(write_diagnosis(diagnosis, directory)))
+        with continuable(), displayed(configuration.backbone) as report:
+            images = prepare_images(source, configuration, cache, report)
+            target = given.get("target")
+            diagnosis = diagnose_weights(configuration, measuring, images, target=target)
+    print_sentences(write_diagnosis(diagnosis, directory))
 
 
-def _of_run(
-    run: Path,
-    given: dict[str, Any],
-    measured: dict[str, Any],
-    out: Path | None,
-    cache: Path | None,
-) -> tuple[Diagnosis, Path]:
-    """Of a finished run, whose record says what it was trained with."""
-    trained = set(given) - {"backbone", "data", "batch_size", "device", "skip_bad", "seed"}
-    if trained:
-        name = sorted(trained)[0].replace("_", "-")
+def _recorded(run: Path, given: dict[str, Any]) -> RunConfiguration:
+    """The configuration of a finished run, which is not given anew but for where to work on it."""
+    free = {*options_of("place"), *DiagnosisOptions.model_fields, "backbone", "skip_bad"}
+    if trained := sorted(set(given) - free):
+        name = trained[0].replace("_", "-")
         raise ArgumentError(
             f"--{name} comes from the run's record; leave it out, or leave out --run"
         )
@@ -120,44 +96,26 @@ def _of_run(
                 f"the run's {name} {named!r} is code of another package, which a record does not "
                 f"get to run; give it again as {'DATA' if name == 'data' else '--backbone'}"
             )
-    options = DiagnosisOptions(
-        **measured,
-        batch_size=given.get("batch_size", configuration.batch_size),
-        seed=given.get("seed", 0),
-    )
-    source = open_source(given.get("data", configuration.data))
-    with displayed(str(run)) as report:
-        images = prepare_images(source, configuration, cache, report)
-    return diagnose_run(run, options, images, given.get("device", "auto")), out or run
+    return configuration
 
 
-def _of_backbone(
-    given: dict[str, Any], measured: dict[str, Any], out: Path | None, cache: Path | None
-) -> tuple[Diagnosis, Path]:
-    """Of the weights as they are, or while they are trained."""
-    if "data" not in given:
-        raise ArgumentError("data is missing; give one")
-    source = open_source(given["data"])
-    target = given.get("target")
-    steps = given.get("iterations", 0 if target is None else _SHORT_RUN)
+def _assumed(given: dict[str, Any]) -> RunConfiguration:
+    """The configuration of a run of few steps, or of none."""
+    target, steps = given.get("target"), _steps(given)
     if target is None and steps:
         raise ArgumentError(
             f"--iterations {steps} needs a domain to hold out; give --target, or measure the "
             "weights as they are with --iterations 0"
         )
-    assumed: dict[str, Any] = {"batch_size": 32, "method": "deep-all"}
-    held_out = {"target": target or source.domains[0], "iterations": max(steps, 1)}
-    configuration = RunConfiguration(**assumed | given | held_out)
-    if steps:
-        check_run(configuration, source.name, source.domains)
-    options = DiagnosisOptions(
-        **measured, batch_size=configuration.batch_size, seed=configuration.seed
-    )
-    directory = out or Path("diagnosis") / folder_name(source.name)
-    with continuable(), displayed(configuration.backbone) as report:
-        images = prepare_images(source, configuration, cache, report)
-        if steps:
-            diagnosis = diagnose_training(configuration, options, images, directory, report)
-        else:
-            diagnosis = diagnose_weights(configuration, options, images, target=target)
-    return diagnosis, directory
+    assumed: dict[str, Any] = {"batch_size": 32, "method": "deep-all", "target": "none"}
+    return RunConfiguration(**assumed | given | {"iterations": max(steps, 1)})
+
+
+def _steps(given: dict[str, Any]) -> int:
+    steps: int = given.get("iterations", 0 if given.get("target") is None else _SHORT_RUN)
+    return steps
+
+
+def _untrained(given: dict[str, Any]) -> dict[str, Any]:
+    """What a run that is none has in the place of a target and of steps."""
+    return {"target": given.get("target"), "iterations": _steps(given)}

@@ -1,24 +1,27 @@
-"""Options that several commands share; those of a run are the fields of its configuration."""
+"""Options that commands share; those of a run and of a study are the fields of their classes."""
 
 import functools
 import inspect
 import types
 import typing
 from collections.abc import Callable, Iterable
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
+import yaml
+from pydantic import BaseModel
 
-from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.configuration import RunConfiguration, read_mapping
+from gradsurgery.documents.plan import PLAN_PARTS
+from gradsurgery.documents.selection import CriterionName, Model
 from gradsurgery.errors import ArgumentError
 
-DATA_HELP = (
-    "rotated-digits, colored-digits, pacs, vlcs, office-home (also pacs:PATH …), hf://owner/name, "
-    "a folder domain/class/image, Parquet files, or package.module:Source."
+DATA = typer.Argument(
+    metavar="DATA",
+    help="rotated-digits, colored-digits, pacs, vlcs, office-home (also pacs:PATH …), "
+    "hf://owner/name, a folder domain/class/image, Parquet files, or package.module:Source.",
 )
-DataArgument = Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)]
 CacheOption = Annotated[
     Path | None, typer.Option("--cache", help="Folder in which decoded images are kept.")
 ]
@@ -26,8 +29,9 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        help="A YAML file of options by name (learning_rate: 1e-4); options given here take their "
-        "place.",
+        "--plan",
+        help="A YAML file of options by name (learning_rate: 1e-4), or of the parts of a plan; "
+        "what is given here takes its place.",
     ),
 ]
 PrintConfigOption = Annotated[
@@ -63,35 +67,31 @@ DryRunOption = Annotated[
     bool,
     typer.Option("--dry-run", help="Say how many runs there are and how long they will take."),
 ]
-
-# What a command has arguments or options of its own for.
-_OWN = ("data", "target", "method", "seed")
-
-
-class LauncherName(StrEnum):
-    """Where runs are worked on."""
-
-    LOCAL = "local"
-    RAY = "ray"
+BaselineOption = Annotated[
+    str, typer.Option("--baseline", help="The method that the others are tested against.")
+]
+ModelOption = Annotated[
+    Model | None, typer.Option("--model", help="best (by validation, the default), or last.")
+]
+PaperOption = Annotated[
+    bool, typer.Option("--paper", help="With the figures of the paper's Table 1.")
+]
+SelectedOption = Annotated[
+    Literal[CriterionName, "none"] | None,
+    typer.Option(
+        "--selected",
+        help="Of a search, compare what this criterion selects (a report of a sweep with a grid: "
+        "training-domain), or all candidates with none.",
+    ),
+]
 
 
 class LaunchOptions(NamedTuple):
-    """How the runs of a plan are worked on, as the command line has it."""
+    """How the runs of a plan are worked on."""
 
-    launcher: str = LauncherName.LOCAL
-    workers: int | None = None
-    runs_per_gpu: int = 1
-    ray_address: str | None = None
-    retries: int = 0
-    tensorboard: bool = False
-    cache: Path | None = None
-
-
-def _launch_options(
-    *,
     launcher: Annotated[
-        LauncherName, typer.Option("--launcher", help="This machine, or a Ray cluster.")
-    ] = LauncherName.LOCAL,
+        Literal["local", "ray"], typer.Option("--launcher", help="This machine, or a Ray cluster.")
+    ] = "local"
     workers: Annotated[
         int | None,
         typer.Option(
@@ -99,58 +99,80 @@ def _launch_options(
             help="Runs at a time. Default: --runs-per-gpu for every GPU; without one, as many as "
             "there are processors for --threads each, up to 8.",
         ),
-    ] = None,
-    runs_per_gpu: Annotated[int, typer.Option("--runs-per-gpu", help="Runs that share a GPU.")] = 1,
+    ] = None
+    runs_per_gpu: Annotated[int, typer.Option("--runs-per-gpu", help="Runs that share a GPU.")] = 1
     ray_address: Annotated[
         str | None,
         typer.Option("--ray-address", help="Of the cluster, or auto. Default: start one here."),
-    ] = None,
+    ] = None
     retries: Annotated[
         int, typer.Option("--retries", min=0, help="How often a run that fails is tried again.")
-    ] = 0,
-    tensorboard: TensorboardOption = False,
-    cache: CacheOption = None,
-) -> None:
-    """How the runs of a plan are worked on; the names are `LaunchOptions`' fields."""
+    ] = 0
+    tensorboard: TensorboardOption = False
+    cache: CacheOption = None
 
 
 Command = Callable[..., None]
 
 
-def takes_run_options(command: Command) -> Command:
-    """The command with the options of a run beside its own.
+def takes_run_options(
+    also: type[BaseModel] | None = None, *, without: Iterable[str] = ()
+) -> Callable[[Command], Command]:
+    """The command with the options of a run beside its own, and those of `also`, but `without`.
 
-    It is called with those that were given as `options`, a dictionary for `RunConfiguration`; one
-    that was not given takes the data set's default.
+    It is called with those that were given as `options`, a dictionary of fields; one that was not
+    given takes its default.
     """
-    fields = [name for name in RunConfiguration.model_fields if name not in _OWN]
-    return _with_options(command, map(_parameter, fields), "options", _gathered)
+    apart = set(without)
+    kinds: list[type[BaseModel]] = [*([] if also is None else [also]), RunConfiguration]
+    declared = {
+        name: _parameter(kind, name)
+        for kind in kinds
+        for name in kind.model_fields
+        if name not in apart
+    }
+    return lambda command: _with_options(command, declared.values(), "options", _gathered)
+
+
+def takes_plan_options(command: Command) -> Command:
+    """The command with the options of a run that a plan does not decide, as `options`."""
+    return takes_run_options(without=PLAN_PARTS)(command)
 
 
 def takes_launch_options(command: Command) -> Command:
     """The command with the options of `LaunchOptions`, which it is called with as `launch`."""
-    declared = inspect.signature(_launch_options, eval_str=True).parameters.values()
+    hints = typing.get_type_hints(LaunchOptions, include_extras=True)
+    declared = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+        for (name, hint), default in zip(
+            hints.items(), LaunchOptions._field_defaults.values(), strict=True
+        )
+    ]
     return _with_options(command, declared, "launch", lambda given: LaunchOptions(**given))
 
 
-def _parameter(name: str) -> inspect.Parameter:
-    """The option of the command line for a field of `RunConfiguration`: None where not given."""
-    field = RunConfiguration.model_fields[name]
-    flag, metavar, kind = f"--{name.replace('_', '-')}", None, _plain_type(field.annotation)
+def _parameter(kind: type[BaseModel], name: str) -> inspect.Parameter:
+    """The argument or option of the command line for a field: None where it is not given."""
+    field = kind.model_fields[name]
+    if name == "data":
+        argument = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        return inspect.Parameter(
+            name, argument, default=None, annotation=Annotated[str | None, DATA]
+        )
+    flag, metavar, type_ = f"--{name.replace('_', '-')}", None, _plain_type(field.annotation)
     if name == "settings":
-        flag, metavar, kind = "--set", "NAME=VALUE", list[str]
-    elif kind is list:
-        metavar, kind = "DOMAIN", list[str]
-    elif kind is bool:
+        flag, metavar, type_ = "--set", "NAME=VALUE", list[str]
+    elif type_ is list:
+        metavar, type_ = "DOMAIN", list[str]
+    elif type_ is bool:
         flag = f"{flag}/--no-{flag[2:]}"
-    option = typer.Option(
-        flag, help=field.description, metavar=metavar, rich_help_panel="Options of a run"
-    )
+    panel = "Options of a run" if kind is RunConfiguration else None
+    option = typer.Option(flag, help=field.description, metavar=metavar, rich_help_panel=panel)
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        annotation=Annotated[kind | None, option],
+        annotation=Annotated[type_ | None, option],
     )
 
 
@@ -184,6 +206,7 @@ def _with_options(
 
     parameters = [parameter for key, parameter in own.items() if key != name]
     parameters += shared.values()
+    parameters.sort(key=lambda parameter: parameter.kind)  # arguments before options
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return wrapper
@@ -210,8 +233,18 @@ def merged(written: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return written | given | ({"settings": settings | given["settings"]} if both else {})
 
 
+def configured(config: Path | None, given: dict[str, Any]) -> dict[str, Any]:
+    """The options in a file, with those in their place that a command was given."""
+    return merged({} if config is None else read_mapping(config, "configuration"), given)
+
+
+def parted(options: dict[str, Any], kind: type[BaseModel]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those that are fields of `kind` and none of a run's, and all others."""
+    own = [name for name in kind.model_fields if name not in RunConfiguration.model_fields]
+    others = {name: value for name, value in options.items() if name not in own}
+    return {name: options[name] for name in own if name in options}, others
+
+
 def print_yaml(content: dict[str, Any]) -> None:
     """Print options as YAML, in their order."""
-    import yaml
-
     print(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), end="")

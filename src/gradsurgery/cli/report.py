@@ -3,18 +3,23 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gradsurgery.cli.show import Model, print_comparisons
+from gradsurgery.cli import options as opt
+from gradsurgery.cli.show import print_comparisons
+from gradsurgery.data import BUILT_IN, PRESETS, example_images, open_source
+from gradsurgery.documents.record import Record
 from gradsurgery.errors import GradsurgeryError, one_line
+from gradsurgery.report.report import Report, ReportOptions, write_report
+from gradsurgery.results import take_inventory
+from gradsurgery.results.tables import BASELINE
 
 if TYPE_CHECKING:
-    from gradsurgery.documents.record import Record
     from gradsurgery.report.figures.examples import Examples
-    from gradsurgery.report.report import Report, ReportOptions
 
 
 def report(
@@ -22,24 +27,10 @@ def report(
         list[Path], typer.Argument(metavar="FOLDER...", help="Folders of finished runs.")
     ],
     *,
-    baseline: Annotated[
-        str, typer.Option("--baseline", help="The method that the others are tested against.")
-    ] = "deep-all",
-    model: Annotated[
-        Model | None,
-        typer.Option("--model", help="best (by validation, the default), or last."),
-    ] = None,
-    paper: Annotated[
-        bool, typer.Option("--paper", help="Put the paper's figures beside the tables.")
-    ] = False,
-    selected: Annotated[
-        str | None,
-        typer.Option(
-            "--selected",
-            help="Of a search, compare what this criterion selects: training-domain (the default "
-            "for a sweep with a grid), leave-one-domain-out, oracle, or none for all candidates.",
-        ),
-    ] = None,
+    baseline: opt.BaselineOption = BASELINE,
+    model: opt.ModelOption = None,
+    paper: opt.PaperOption = False,
+    selected: opt.SelectedOption = None,
     examples: Annotated[
         list[str] | None,
         typer.Option(
@@ -54,14 +45,7 @@ def report(
     ] = None,
 ) -> None:
     """Write the tables, figures and the page report.html of finished runs."""
-    from gradsurgery.report.report import ReportOptions
-
-    options = ReportOptions(
-        model=None if model is None else model.value,
-        baseline=baseline,
-        paper=paper,
-        selected=selected,
-    )
+    options = ReportOptions(model, baseline, paper, selected)
     written = make_report(folders, out, options, examples)
     print_comparisons(written.tables, paper=paper)
     print(f"report: {written.page}")
@@ -70,18 +54,13 @@ def report(
 def make_report(
     folders: list[Path],
     out: Path | None = None,
-    options: "ReportOptions | None" = None,
+    options: ReportOptions | None = None,
     examples: list[str] | None = None,
-) -> "Report":
+) -> Report:
     """Write the report of `folders` and say on a terminal what is being done.
 
     examples: data sets to show images of; None takes those of the records that are at hand.
     """
-    from dataclasses import replace
-
-    from gradsurgery.report.report import ReportOptions, write_report
-    from gradsurgery.results import take_inventory
-
     with status_line() as tell:
         tell("reading records")
         inventory = take_inventory(folders)
@@ -98,10 +77,8 @@ def make_report(
         return write_report(inventory, out, options, tell)
 
 
-def recorded_data(records: "Iterable[Record]") -> list[str]:
+def recorded_data(records: Iterable[Record]) -> list[str]:
     """The data sets of the records that can be opened without asking the network."""
-    from gradsurgery.data import BUILT_IN, PRESETS
-
     found: dict[str, None] = {}
     for record in records:
         spec = record.configuration.data
@@ -114,8 +91,7 @@ def recorded_data(records: "Iterable[Record]") -> list[str]:
 
 def open_examples(spec: str, size: int = 112) -> "Examples":
     """An image of every class and domain; raises as `open_source` does."""
-    from gradsurgery.data import example_images, open_source
-    from gradsurgery.report.figures.examples import Examples
+    from gradsurgery.report.figures.examples import Examples  # takes matplotlib
 
     source = open_source(spec)
     images = example_images(source, size)

@@ -12,7 +12,6 @@ from gradsurgery.cli.similarity import run_study
 from gradsurgery.cli.sweep import plan_parts, report_on, run_plan
 from gradsurgery.data import open_source
 from gradsurgery.documents.plan import names, parse_seeds
-from gradsurgery.documents.similarity import SimilarityOptions
 from gradsurgery.report.figures.examples import draw_examples
 from gradsurgery.report.figures.style import save
 from gradsurgery.report.report import file_stems
@@ -39,7 +38,7 @@ def _command(name: str, folder: str, summary: str) -> None:
     """Add the command that runs the plan `name` and reports on it."""
 
     @opt.takes_launch_options
-    @opt.takes_run_options
+    @opt.takes_plan_options
     def run(
         *,
         datasets: DatasetsOption = None,
@@ -48,6 +47,14 @@ def _command(name: str, folder: str, summary: str) -> None:
         targets: opt.TargetsOption = None,
         out: OutOption = None,
         dry_run: opt.DryRunOption = False,
+        print_config: Annotated[
+            bool,
+            typer.Option(
+                "--print-config",
+                help="Print the plan as YAML, for `gradsurgery sweep --config`, and do nothing "
+                "else.",
+            ),
+        ] = False,
         launch: opt.LaunchOptions,
         options: dict[str, Any],
     ) -> None:
@@ -59,6 +66,7 @@ def _command(name: str, folder: str, summary: str) -> None:
             launch,
             after=partial(report_on, paper=True),
             dry_run=dry_run,
+            print_config=print_config,
         )
 
     app.command(name, help=summary)(run)
@@ -99,7 +107,7 @@ def figure1(
 
 
 @app.command("figure2")
-@opt.takes_run_options
+@opt.takes_plan_options
 def figure2(
     *,
     datasets: DatasetsOption = None,
@@ -111,7 +119,6 @@ def figure2(
     options: dict[str, Any],
 ) -> None:
     """Similarity of samples' gradients within and across domains, while Deep-All trains."""
-    measured = SimilarityOptions(every=10, samples_per_domain=8, all_domains=False)
     folder = out or Path("runs", "reproduce", "figure2")
     for spec in _specs(datasets):
         source = open_source(spec)
@@ -123,7 +130,7 @@ def figure2(
         for target in held_out:
             run = options | {"data": spec, "target": target, "method": "deep-all"}
             place = folder / folder_name(source.name) / folder_name(target)
-            run_study(run, seeds or "3", measured, place, cache)
+            run_study(run, seeds or "3", place, cache)
 
 
 def _specs(datasets: str | None) -> list[str]:

@@ -1,28 +1,24 @@
 """`gradsurgery select`: the hyperparameters that a search comes to, by three criteria."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from gradsurgery.documents.selection import CRITERIA, Selections
+from gradsurgery.documents.selection import CRITERIA, CriterionName, Selections
 from gradsurgery.errors import ArgumentError
-
-
-class Criterion(StrEnum):
-    """How hyperparameters are chosen."""
-
-    TRAINING_DOMAIN = "training-domain"
-    LEAVE_ONE_DOMAIN_OUT = "leave-one-domain-out"
-    ORACLE = "oracle"
+from gradsurgery.report.section import Table, Text
+from gradsurgery.report.tables import candidates_table, choices_table
+from gradsurgery.report.terminal import OnTerminal, by_data_and_target
+from gradsurgery.results import select_by_all, take_inventory
 
 
 def select(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of runs.")],
     *,
     criterion: Annotated[
-        Criterion | None, typer.Option("--criterion", help="Show this one only.")
+        CriterionName | None, typer.Option("--criterion", help="Show this one only.")
     ] = None,
     candidates: Annotated[
         bool, typer.Option("--candidates", help="Show how every candidate scores.")
@@ -34,13 +30,6 @@ def select(
     source domain in turn, held out too. oracle: by the target's validation images, which is not
     attainable where the target is unknown, and only says what could be had.
     """
-    from rich.console import Console
-
-    from gradsurgery.report.section import Table, Text
-    from gradsurgery.report.tables import candidates_table, choices_table
-    from gradsurgery.report.terminal import OnTerminal, by_data_and_target
-    from gradsurgery.results import select_by_all, take_inventory
-
     if not folder.is_dir():
         raise ArgumentError(f"{folder} is no folder; give a folder of runs")
     selections = select_by_all(take_inventory([folder]))
@@ -51,7 +40,7 @@ def select(
     shown = {
         name: selection
         for name, selection in selections.criteria.items()
-        if criterion is None or name == criterion.value
+        if criterion is None or name == criterion
     }
     tables = [candidates_table, choices_table] if candidates else [choices_table]
     blocks: list[Text | Table] = [

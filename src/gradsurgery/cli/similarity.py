@@ -7,12 +7,11 @@ import typer
 
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.live import displayed
-from gradsurgery.cli.train import configured, continuable
+from gradsurgery.cli.show import print_sentences
+from gradsurgery.cli.train import continuable, run_configuration
 from gradsurgery.data import open_source
-from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.plan import parse_seeds
 from gradsurgery.documents.similarity import SimilarityOptions
-from gradsurgery.errors import ArgumentError
 from gradsurgery.report.report import write_similarity
 from gradsurgery.studies.similarity import study_similarity
 from gradsurgery.training import device
@@ -20,27 +19,12 @@ from gradsurgery.training.directory import folder_name
 from gradsurgery.training.run import check_run, prepare_images
 
 
-@opt.takes_run_options
+@opt.takes_run_options(SimilarityOptions, without=["seed"])
 def similarity(
-    data: Annotated[str | None, typer.Argument(metavar="DATA", help=opt.DATA_HELP)] = None,
     *,
-    target: Annotated[
-        str | None, typer.Option("--target", help="The domain that is held out.")
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option("--method", help="That trains; see `gradsurgery methods`. Default: agr-sum."),
-    ] = None,
     seeds: opt.SeedsOption = None,
     config: opt.ConfigOption = None,
-    every: Annotated[int, typer.Option("--every", help="Steps between measurements.")] = 10,
-    samples_per_domain: Annotated[
-        int,
-        typer.Option("--samples-per-domain", help="Images of one class per domain, 2 or more."),
-    ] = 8,
-    all_domains: Annotated[
-        bool, typer.Option("--all-domains", help="Measure the held-out domain as well.")
-    ] = False,
+    print_config: opt.PrintConfigOption = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Default: similarity/<data>/<target>/<method>."),
@@ -53,32 +37,36 @@ def similarity(
     Writes the paper's figure 2: pairs of images within a domain against pairs across domains, all
     of one class at a time. The same command again goes on where it was interrupted.
     """
-    if every < 1 or samples_per_domain < 2:
-        raise ArgumentError(
-            f"--every is 1 or more and --samples-per-domain 2 or more, found {every} and "
-            f"{samples_per_domain}"
-        )
-    measured = SimilarityOptions(
-        every=every, samples_per_domain=samples_per_domain, all_domains=all_domains
-    )
-    given = {"data": data, "target": target, "method": method}
-    run_study(configured(config, given, options), seeds or "3", measured, out, cache)
+    chosen = opt.configured(config, options)
+    written = chosen.pop("seeds", "3")
+    run_study(chosen, seeds or str(written), out, cache, print_config=print_config)
 
 
 def run_study(
-    run: dict[str, Any],
+    chosen: dict[str, Any],
     seeds: str,
-    options: SimilarityOptions,
     out: Path | None,
     cache: Path | None,
+    *,
+    print_config: bool = False,
 ) -> None:
     """Train and measure with every seed, write what came out, and print it.
 
-    run: options of `RunConfiguration`; its seed is one of `seeds`, as the command line takes them.
+    chosen: options of a run, and of the study; the run's seed is one of `seeds`, as the command
+        line takes them.
     """
-    device.keep_freed_memory()  # before torch allocates anything
-    configurations = [RunConfiguration(**run | {"seed": seed}) for seed in parse_seeds(seeds)]
+    measured, run = opt.parted(chosen, SimilarityOptions)
+    options = SimilarityOptions(**measured)
+    numbers = parse_seeds(seeds)
+    configurations = [run_configuration(run | {"seed": seed}) for seed in numbers]
     first = configurations[0]
+    if print_config:
+        listed = ",".join(map(str, numbers)) + ","
+        opt.print_yaml(
+            first.model_dump(exclude={"seed"}) | {"seeds": listed} | options.model_dump()
+        )
+        return
+    device.keep_freed_memory()  # before torch allocates anything
     source = open_source(first.data)
     check_run(first, source.name, source.domains)
     directory = out or Path(
@@ -87,4 +75,4 @@ def run_study(
     with continuable(), displayed(first.method) as report:
         images = prepare_images(source, first, cache, report)
         study = study_similarity(configurations, options, images, directory, report)
-    print("\n".join(write_similarity(study, directory)))
+    print_sentences(write_similarity(study, directory))

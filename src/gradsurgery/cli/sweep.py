@@ -14,20 +14,21 @@ from gradsurgery.cli.sweep_display import sweep_displayed
 from gradsurgery.cli.train import continuable
 from gradsurgery.data import Source, open_source
 from gradsurgery.documents.configuration import read_mapping
-from gradsurgery.documents.plan import Plan, number_or_text
+from gradsurgery.documents.plan import PLAN_PARTS, Plan, number_or_text
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, WeightsError
 from gradsurgery.sweep import Execution, run_sweep
 from gradsurgery.sweep.estimate import Estimate, estimate
 from gradsurgery.sweep.launcher import Launcher, Outcome
-from gradsurgery.sweep.local import visible_gpus, worker_count
+from gradsurgery.sweep.local import LocalLauncher, visible_gpus, worker_count
 from gradsurgery.sweep.run import existing_records, planned
+from gradsurgery.sweep.runs import configurations
 from gradsurgery.training import TrainingProgress
 from gradsurgery.training.directory import folder_name
 
 
 @opt.takes_launch_options
-@opt.takes_run_options
+@opt.takes_plan_options
 def sweep(
     data: Annotated[
         list[str] | None,
@@ -36,14 +37,7 @@ def sweep(
         ),
     ] = None,
     *,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            "--plan",
-            help="A YAML file with the parts of a plan; options given here take their place.",
-        ),
-    ] = None,
+    config: opt.ConfigOption = None,
     print_config: opt.PrintConfigOption = False,
     methods: opt.MethodsOption = None,
     targets: opt.TargetsOption = None,
@@ -83,11 +77,8 @@ def sweep(
     parts["grid"] = _mapping(parts, "grid") | grid_from(grid)
     if leave_one_domain_out:
         parts["leave_one_domain_out"] = True
-    if print_config:
-        opt.print_yaml(Plan(**parts).model_dump())
-        return
     after = report_on if report else print_table
-    run_plan(parts, out, launch, after=after, dry_run=dry_run)
+    run_plan(parts, out, launch, after=after, dry_run=dry_run, print_config=print_config)
 
 
 def plan_parts(path: Path | None, given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -126,6 +117,7 @@ def run_plan(
     *,
     after: Callable[[Path], None],
     dry_run: bool = False,
+    print_config: bool = False,
 ) -> None:
     """Do the runs of a plan that are missing, then write and print what they came to.
 
@@ -133,6 +125,9 @@ def run_plan(
         failed.
     """
     plan = Plan(**parts)
+    if print_config:
+        opt.print_yaml(plan.model_dump() | {"options": resolved_options(plan)})
+        return
     sources = {spec: open_source(spec) for spec in plan.data}
     folder = out or Path("sweeps") / "+".join(
         folder_name(source.name) for source in sources.values()
@@ -162,12 +157,33 @@ def run_plan(
         raise GradsurgeryError(failure_line(failed, folder))
 
 
+def resolved_options(plan: Plan) -> dict[str, Any]:
+    """The options that every run of the plan has, also those that are not given.
+
+    Those with another default for another data set, or for another value of the grid, are left out:
+    each run has its own.
+    """
+    runs = [
+        configuration.model_dump()
+        for spec in plan.data
+        for configuration in configurations(
+            plan, "deep-all", data=spec, target="any", without=[], seed=0
+        )
+    ]
+    shared = {
+        name: value
+        for name, value in runs[0].items()
+        if name not in (*PLAN_PARTS, *plan.grid) and all(run[name] == value for run in runs)
+    }
+    return shared | {"settings": plan.options.get("settings", {})}
+
+
 def start_launcher(options: opt.LaunchOptions, plan: Plan) -> Launcher:
     """The launcher that the options name."""
     device = str(plan.options.get("device", "auto"))
     gpus = visible_gpus(device)
     workers = _worker_count(options, plan, gpus)  # raises for a number that is none, also for Ray
-    if options.launcher == opt.LauncherName.RAY:
+    if options.launcher == "ray":
         from gradsurgery.sweep.ray_cluster import RayLauncher  # ray is not always installed
 
         return RayLauncher(
@@ -176,8 +192,6 @@ def start_launcher(options: opt.LaunchOptions, plan: Plan) -> Launcher:
             threads=plan.threads,
             runs_per_gpu=0 if device == "cpu" else options.runs_per_gpu,
         )
-    from gradsurgery.sweep.local import LocalLauncher
-
     return LocalLauncher(workers, gpus)
 
 

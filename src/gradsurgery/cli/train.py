@@ -11,30 +11,18 @@ import typer
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.live import displayed
 from gradsurgery.data import open_source
-from gradsurgery.documents.configuration import RunConfiguration, read_mapping
+from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
+from gradsurgery.errors import ArgumentError
 from gradsurgery.training import device
 from gradsurgery.training import train as train_run
 from gradsurgery.training.directory import folder_name
 from gradsurgery.training.tensorboard import event_log
 
 
-@opt.takes_run_options
+@opt.takes_run_options()
 def train(
-    data: Annotated[str | None, typer.Argument(metavar="DATA", help=opt.DATA_HELP)] = None,
     *,
-    target: Annotated[
-        str | None, typer.Option("--target", help="The domain that is held out.")
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            "--method", help="See `gradsurgery methods`; also objective+rule. Default: agr-sum."
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="Seed of everything random. Default: 0.")
-    ] = None,
     config: opt.ConfigOption = None,
     print_config: opt.PrintConfigOption = False,
     out: Annotated[
@@ -50,37 +38,15 @@ def train(
     The options' defaults are the paper's protocol; the digit sets have small ones of their own.
     The same command again continues a run that was interrupted.
     """
-    given = {"data": data, "target": target, "method": method, "seed": seed}
-    configuration = RunConfiguration(**configured(config, given, options))
+    configuration = run_configuration(opt.configured(config, options))
     if print_config:
         opt.print_yaml(configuration.model_dump())
         return
-    run_one(configuration, out, cache, tensorboard=tensorboard)
-
-
-def configured(
-    config: Path | None, given: dict[str, Any], options: dict[str, Any]
-) -> dict[str, Any]:
-    """The options in a file, with those in their place that a command was given."""
-    written = {} if config is None else read_mapping(config, "configuration")
-    given = {name: value for name, value in given.items() if value is not None}
-    return opt.merged(written, given | options)
-
-
-def run_one(
-    configuration: RunConfiguration,
-    out: Path | None,
-    cache: Path | None,
-    *,
-    tensorboard: bool = False,
-) -> None:
-    """Do one run and print its result."""
     device.keep_freed_memory()  # before torch allocates anything
     source = open_source(configuration.data)
     c = configuration
-    directory = out or run_directory(
-        Path("runs") / folder_name(source.name), c.target, c.method, c.seed
-    )
+    place = *map(folder_name, (source.name, c.target, c.method)), f"seed-{c.seed}"
+    directory = out or Path("runs", *place)
     finished = (directory / Record.file_name).exists()
     with continuable(), displayed(configuration.method) as shown, ExitStack() as stack:
         report = stack.enter_context(event_log(directory, shown)) if tensorboard else shown
@@ -89,6 +55,17 @@ def run_one(
         print("this run was finished before")
     print(result_line(record))
     print(f"record: {directory / Record.file_name}")
+
+
+def run_configuration(options: dict[str, Any]) -> RunConfiguration:
+    """The configuration that the options make; an error for want of a target lists the domains."""
+    if "target" not in options and isinstance(options.get("data"), str):
+        source = open_source(options["data"])
+        raise ArgumentError(
+            f"target is missing; give --target and one of the domains of {source.name}: "
+            f"{', '.join(source.domains)}"
+        )
+    return RunConfiguration(**options)
 
 
 def result_line(record: Record) -> str:
@@ -112,8 +89,3 @@ def continuable() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted; repeat the same command to continue", file=sys.stderr)
         raise typer.Exit(130) from None
-
-
-def run_directory(out: Path, target: str, method: str, seed: int) -> Path:
-    """Where a run is kept: `OUT/<target>/<method>/seed-<seed>`."""
-    return out / folder_name(target) / folder_name(method) / f"seed-{seed}"

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from pydantic import ConfigDict, Field
 
-from gradsurgery.documents.document import Document, Part
+from gradsurgery.documents.document import Choices, Document, Part
 
 Numbers = list[float | None]
 
@@ -62,26 +62,20 @@ class Snapshot(Part):
     shuffled_cosine: float | None
 
 
-class DiagnosisOptions(Part):
-    """How a diagnosis measures.
+class DiagnosisOptions(Choices):
+    """How a diagnosis measures."""
 
-    Args:
-        repeats: batches of every domain over which the means are taken.
-        batch_size: images per domain in each.
-        seed: of the images drawn.
-        every: steps between snapshots where it trains.
-        by_layer: a group is a single layer, rather than a block.
-        all_domains: measure the held-out domain too.
-    """
+    model_config = ConfigDict(extra="ignore")
+    part = "option"
 
-    model_config = ConfigDict(frozen=True)
-
-    repeats: int = Field(4, ge=1)
-    batch_size: int = Field(32, ge=1)
-    seed: int = Field(0, ge=0)
-    every: int = Field(10, ge=1)
-    by_layer: bool = False
-    all_domains: bool = False
+    repeats: int = Field(
+        4, ge=1, description="Batches of every domain over which the means are taken."
+    )
+    batch_size: int = Field(32, ge=1, description="Images per domain in each.")
+    seed: int = Field(0, ge=0, description="Of the images drawn.")
+    every: int = Field(10, ge=1, description="Steps between measurements where it trains.")
+    by_layer: bool = Field(False, description="Measure every layer by itself, rather than blocks.")
+    all_domains: bool = Field(False, description="Measure the held-out domain as well.")
 
 
 class LoggedConflict(Part):

@@ -15,14 +15,14 @@ _MOST_SEEDS = 100_000
 Value = bool | int | float | str
 Targets = Literal["all"] | list[str]
 
-# Options of a run that the plan decides, and by what.
-_PARTS = {
+PLAN_PARTS = {
     "data": "data",
     "target": "targets",
     "without": "leave_one_domain_out",
     "method": "methods",
     "seed": "seeds",
 }
+"""Options of a run that the plan decides, and by what."""
 
 
 class Plan(Choices):
@@ -126,7 +126,7 @@ class Plan(Choices):
     @field_validator("options", "grid")
     @classmethod
     def _not_a_plan_part(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name, part in _PARTS.items():
+        for name, part in PLAN_PARTS.items():
             if name in value:
                 raise ValueError(f"{name} has a place of its own in the plan, {part}")
         return value

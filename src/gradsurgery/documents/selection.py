@@ -10,12 +10,13 @@ from pydantic import field_validator
 from gradsurgery.documents.document import Document, Part
 
 Model = Literal["best", "last"]
+CriterionName = Literal["training-domain", "leave-one-domain-out", "oracle"]
 
 
 class Criterion(NamedTuple):
     """A way to choose hyperparameters; `model` is whose target accuracy results from it."""
 
-    name: str
+    name: CriterionName
     score: str
     model: Model
     attainable: bool
@@ -26,7 +27,7 @@ class Criterion(NamedTuple):
         return self.name if self.attainable else f"{self.name} (not attainable)"
 
 
-CRITERIA = {
+CRITERIA: dict[str, Criterion] = {
     criterion.name: criterion
     for criterion in (
         Criterion(

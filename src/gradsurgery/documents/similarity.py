@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, Field
 
 from gradsurgery.documents.configuration import RunDocument
-from gradsurgery.documents.document import Part
+from gradsurgery.documents.document import Choices, Part
 
 Cosines = list[list[float | None]]
 
@@ -32,20 +32,21 @@ class Measurement(Part):
     skipped: dict[str, str] = {}
 
 
-class SimilarityOptions(Part):
-    """How a study measures.
+class SimilarityOptions(Choices):
+    """How a study measures."""
 
-    Args:
-        every: steps between measurements; the first is before the first step.
-        samples_per_domain: images of one class per domain and measurement.
-        all_domains: measure the target too, which is not trained on.
-    """
+    model_config = ConfigDict(extra="ignore")
+    part = "option"
 
-    model_config = ConfigDict(frozen=True)
-
-    every: int = Field(10, ge=1)
-    samples_per_domain: int = Field(8, ge=2)
-    all_domains: bool = False
+    every: int = Field(
+        10, ge=1, description="Steps between measurements; the first is before the first step."
+    )
+    samples_per_domain: int = Field(
+        8, ge=2, description="Images of one class per domain and measurement, 2 or more."
+    )
+    all_domains: bool = Field(
+        False, description="Measure the held-out domain as well, which is not trained on."
+    )
 
 
 class SeedMeasurements(Part):

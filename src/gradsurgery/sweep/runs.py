@@ -104,7 +104,7 @@ def plan_runs(plan: Plan, opened: Mapping[str, OpenedData]) -> list[SweepRun]:
         for spec in plan.data
         for target, without in _held_out(targets[spec], opened[spec], plan)
         for method in methods
-        for configuration in _configurations(
+        for configuration in configurations(
             plan, method, data=spec, target=target, without=without, seed=seed
         )
     ]
@@ -160,7 +160,7 @@ def _held_out(
                 yield first, [second]
 
 
-def _configurations(plan: Plan, method: str, **place: Any) -> Iterator[RunConfiguration]:
+def configurations(plan: Plan, method: str, **place: Any) -> Iterator[RunConfiguration]:
     """One for every combination of the grid's values; `place` is data, target, without and seed."""
     for values in itertools.product(*plan.grid.values()):
         point = dict(zip(plan.grid, values, strict=True))
