@@ -13,7 +13,7 @@ from gradsurgery.cli.show import print_tables
 from gradsurgery.cli.sweep_display import sweep_displayed
 from gradsurgery.cli.train import continuable
 from gradsurgery.data import Source, open_source
-from gradsurgery.documents.configuration import read_mapping
+from gradsurgery.documents.document import read_mapping
 from gradsurgery.documents.plan import PLAN_PARTS, Plan, number_or_text
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, WeightsError

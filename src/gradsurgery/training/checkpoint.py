@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from gradsurgery.atomic import atomic_file
-from gradsurgery.documents.configuration import RunConfiguration, upgraded_configuration
+from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.document import Part, complaint
 from gradsurgery.documents.record import ConflictLog, Curves
 from gradsurgery.errors import GradsurgeryError, OutputError, one_line
@@ -204,7 +204,7 @@ def _read(path: Path) -> dict[str, Any]:
     if signed != outline(content):
         raise ValueError("it is not what was written")
     del content["version"]
-    return upgraded_configuration(content)
+    return content
 
 
 def outline(content: object) -> str:
