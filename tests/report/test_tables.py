@@ -42,7 +42,7 @@ def latex(tables, **options):
 
 
 def table_of(data="pacs", method="agr-sum", target="photo", **options):
-    cell = Cell(mean=50.0, std=None, runs=1, planned=1, complete=True, best=False)
+    cell = Cell((50.0,), planned=1)
     fields = {"protocol": {}, "differences": {}, "model": "best", "seeds": (0,), "averages": {}}
     fields |= {"baseline": "deep-all", "frame": pd.DataFrame()} | options
     return ComparisonTable(

@@ -1,4 +1,4 @@
-"""Worker processes of this machine, real ones."""
+"""How many workers, and on which GPUs; then worker processes of this machine, real ones."""
 
 import os
 import signal
@@ -9,14 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from gradsurgery.errors import GradsurgeryError
+from gradsurgery.errors import ArgumentError, GradsurgeryError
 from gradsurgery.sweep import local
 from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task
-from gradsurgery.sweep.local import LocalLauncher
+from gradsurgery.sweep.local import LocalLauncher, visible_gpus, worker_count
+from gradsurgery.sweep.ray_cluster import cluster_room
 from gradsurgery.training import TrainingProgress
 
-pytestmark = pytest.mark.skipif(
+by_number = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="kills by the process's number"
 )
 
@@ -39,6 +41,49 @@ def heard(launcher: LocalLauncher, seconds: float = 60.0) -> list[Event]:
     raise AssertionError("nothing was heard")
 
 
+def test_workers_are_as_many_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert worker_count(None, gpus=0, runs_per_gpu=1, threads=1) == 8
+    assert worker_count(None, gpus=0, runs_per_gpu=1, threads=5) == 2
+    assert worker_count(None, gpus=0, runs_per_gpu=1, threads=99) == 1
+    assert worker_count(None, gpus=4, runs_per_gpu=3, threads=5) == 12
+    assert worker_count(5, gpus=4, runs_per_gpu=3, threads=1) == 5
+    for wrong in ({"asked": 0}, {"threads": 0}, {"runs_per_gpu": 0}):
+        with pytest.raises(ArgumentError, match="is at least 1, found 0"):
+            worker_count(**{"asked": None, "gpus": 1, "runs_per_gpu": 1, "threads": 1} | wrong)
+
+
+def test_the_gpus_are_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert visible_gpus("auto") == ("0", "1")
+    assert visible_gpus("cpu") == ()
+    with pytest.raises(ArgumentError, match="shares out the GPUs itself"):
+        visible_gpus("cuda:1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5a")
+    assert visible_gpus("cuda") == ("3", "GPU-5a")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert visible_gpus("auto") == ()
+
+
+def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[str | None] = []
+    monkeypatch.setattr(local, "_Worker", devices.append)
+    LocalLauncher(5, ("0", "3"))
+    LocalLauncher(2)
+    assert devices == ["0", "3", "0", "3", "0", None, None]
+
+
+def test_a_cluster_has_room_where_a_run_fits_on_one_of_its_nodes() -> None:
+    nodes = [{"CPU": 4.0}, {"CPU": 7.0, "GPU": 1.0}, {"GPU": 2.0}]
+    assert cluster_room(nodes, threads=2, runs_per_gpu=0) == 2 + 3
+    assert cluster_room(nodes, threads=5, runs_per_gpu=0) == 1  # eleven processors, but apart
+    assert cluster_room(nodes, threads=8, runs_per_gpu=0) == 0
+    assert cluster_room(nodes, threads=2, runs_per_gpu=2) == 2
+    assert cluster_room(nodes, threads=2, runs_per_gpu=9) == 3
+
+
 def test_workers_that_end_as_they_start_end_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     def wait_for_ever(launcher: Launcher) -> None:
         while True:
@@ -52,6 +97,7 @@ def test_workers_that_end_as_they_start_end_the_sweep(monkeypatch: pytest.Monkey
         wait_for_ever(launcher)
 
 
+@by_number
 def test_a_worker_is_replaced_after_its_first_word_and_ignores_ctrl_c() -> None:
     launcher = LocalLauncher(1)
     with launcher:
@@ -75,6 +121,7 @@ def test_a_worker_is_replaced_after_its_first_word_and_ignores_ctrl_c() -> None:
         raise AssertionError("a worker is left")
 
 
+@by_number
 def test_a_worker_that_is_asked_to_end_does_so_without_a_word(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,6 +51,8 @@ def test_float32_is_multiplied_as_the_precision_says(
     before = products(), torch.get_float32_matmul_precision()
     with float32_products(device, precision):
         assert products() == [expected] * 3
+        assert torch.backends.cudnn.allow_tf32 == (expected == "tf32")
+        assert torch.backends.cuda.matmul.allow_tf32 == (expected == "tf32")
         with full_precision():  # as Gramian rules multiply
             assert products()[0] != "tf32"
         assert products() == [expected] * 3

@@ -152,13 +152,17 @@ def listed(names: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def counted(count: int, noun: str) -> str:
-    """`1 run`, `3 runs`.
+def counted(count: int, noun: str, verb: str = "") -> str:
+    """How many there are, and what they do.
 
-    >>> counted(1, "run"), counted(3, "run")
-    ('1 run', '3 runs')
+    >>> counted(1, "run"), counted(3, "run"), counted(2, "cell", "lacks seeds")
+    ('1 run', '3 runs', '2 cells lack seeds')
     """
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    if count == 1:
+        return f"1 {noun} {verb}".strip()
+    first, _, rest = verb.partition(" ")
+    does = {"is": "are", "has": "have"}.get(first, first.removesuffix("s"))
+    return f"{count:,} {noun}s {does} {rest}".strip()
 
 
 def duration(seconds: float | int) -> str:

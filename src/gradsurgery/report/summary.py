@@ -29,14 +29,13 @@ def _compared(tables: Sequence[ComparisonTable]) -> str:
     methods = list(dict.fromkeys(method for table in tables for method in table.methods))
     data = list(dict.fromkeys(table.data for table in tables))
     targets = sorted({(table.data, target) for table in tables for target in table.targets})
-    counts = [len(table.seeds) for table in tables]
-    seeds = f"{counted(max(counts), 'seed')} each"
-    if min(counts) < max(counts):
-        seeds = f"{min(counts)} to {max(counts)} seeds"
+    fewest, most = (f(len(table.seeds) for table in tables) for f in (min, max))
+    seeds = f"{counted(most, 'seed')} each" if fewest == most else f"{fewest} to {most} seeds"
     named = f" ({listed(methods)})" if len(methods) <= _MOST_NAMED else ""
-    domains = f" with {listed([t for _, t in targets])} held out in turn" if len(data) == 1 else ""
-    if len(targets) == 1:
-        domains = f" with {targets[0][1]} held out"
+    domains = ""
+    if len(data) == 1:
+        turn = " in turn" if len(targets) > 1 else ""
+        domains = f" with {listed([target for _, target in targets])} held out{turn}"
     verb = "was trained" if len(methods) == 1 else "were compared"
     model = "with the best validation accuracy on the source domains"
     if tables[0].model == "last":
@@ -49,44 +48,38 @@ def _compared(tables: Sequence[ComparisonTable]) -> str:
 
 
 def _complete(inventory: Inventory, tables: Sequence[ComparisonTable]) -> str:
-    there = len(inventory.records)
+    there, failed = len(inventory.records), len(inventory.failures)
     extra = int((inventory.runs["without"].map(len) > 0).sum())
     partial = sum(not cell.complete for table in tables for cell in table.cells.values())
-    empty = sum(
-        (method, target) not in table.cells
-        for table in tables
-        for method in table.methods
-        for target in table.targets
-    )
-    if inventory.planned is not None:
-        done = sum(path.parent.resolve() in inventory.planned for path in inventory.records)
-        whole = f"{done:,} of {counted(len(inventory.planned), 'planned run')} "
-        whole += "is finished" if done == 1 else "are finished"
-        absent = {"failed": len(inventory.failures), "not done": len(inventory.missing)}
-        lacking = [f"{count} {how}" for how, count in absent.items() if count]
-        whole += f"; {listed(lacking)}" if lacking else ""
-        if there > done:
-            whole += f". {counted(there - done, 'run')} that no plan names "
-            whole += "is there too" if there - done == 1 else "are there too"
+    empty = sum(len(t.methods) * len(t.targets) - len(t.cells) for t in tables)
+    if inventory.planned is None:
+        sentences = [counted(there, "run", "is there")]
+        sentences[0] += f"; {counted(failed, 'run')} failed" if failed else ""
     else:
-        whole = f"{counted(there, 'run')} {'is' if there == 1 else 'are'} there"
-        whole += f"; {counted(len(inventory.failures), 'run')} failed" if inventory.failures else ""
-    if partial or empty:
-        lack = f"{counted(partial, 'cell')} {'lacks' if partial == 1 else 'lack'} seeds"
-        have = f"{counted(empty, 'cell')} {'has' if empty == 1 else 'have'} no run"
-        gaps = [text for text, count in ((lack, partial), (have, empty)) if count]
-        whole += (
-            f". The comparison is not complete: {listed(gaps)}; nothing of that is in an average, "
+        done = sum(path.parent.resolve() in inventory.planned for path in inventory.records)
+        planned = counted(len(inventory.planned), "planned run")
+        sentences = [f"{done:,} of {planned} {'is' if done == 1 else 'are'} finished"]
+        absent = {"failed": failed, "not done": len(inventory.missing)}
+        if lacking := [f"{count} {how}" for how, count in absent.items() if count]:
+            sentences[0] += f"; {listed(lacking)}"
+        if there > done:
+            verb = "is" if there - done == 1 else "are"
+            sentences.append(f"{counted(there - done, 'run')} that no plan names {verb} there too")
+    gaps = [counted(partial, "cell", "lacks seeds")] if partial else []
+    gaps += [counted(empty, "cell", "has no run")] if empty else []
+    if gaps:
+        sentences.append(
+            f"The comparison is not complete: {listed(gaps)}; nothing of that is in an average, "
             "rank or test"
         )
-    elif not inventory.missing and not inventory.failures and there > 1:
-        whole += ". The comparison is complete"
+    elif not inventory.missing and not failed and there > 1:
+        sentences.append("The comparison is complete")
     if extra:
-        whole += (
-            f". {counted(extra, 'run')} with two domains held out serve the choice of "
-            "hyperparameters alone"
+        runs = counted(extra, "run")
+        sentences.append(
+            f"{runs} with two domains held out serve the choice of hyperparameters alone"
         )
-    return f"{whole}."
+    return f"{'. '.join(sentences)}."
 
 
 def _averages(table: ComparisonTable) -> list[str]:
@@ -94,9 +87,8 @@ def _averages(table: ComparisonTable) -> list[str]:
     if len(table.averages) > 1:
         cells, over = table.averages, f"the average over {len(table.targets)} targets"
     elif len(table.targets) == 1:
-        target = table.targets[0]
-        complete = {m: cell for (m, _), cell in table.cells.items() if cell.complete}
-        cells, over = complete, f"the mean accuracy on {target}"
+        cells = {m: cell for (m, _), cell in table.cells.items() if cell.complete}
+        over = f"the mean accuracy on {table.targets[0]}"
     else:
         return []
     best = [method for method, cell in cells.items() if cell.best]
@@ -133,35 +125,34 @@ def _tests(table: ComparisonTable) -> list[str]:
             f"reach p < {SIGNIFICANCE} (the least possible is {p_text(least_p(pairs))}): the means "
             "show a tendency, and prove none."
         ]
+    family, on = counted(len(tests), "test"), f"On {table.name}"
     corrected = {key: test for key, test in tests.items() if test.significant_corrected}
     alone = {key: t for key, t in tests.items() if t.significant and key not in corrected}
+    rest = len(tests) - len(corrected) - len(alone)
     sentences = []
     if len(tests) * least_p(pairs) >= SIGNIFICANCE:
         sentences.append(
-            f"On {table.name}, {counted(pairs, 'pair')} of runs a cell are too few for a "
-            f"difference to stand Holm's correction over {counted(len(tests), 'test')} (the least "
-            f"possible p is {p_text(len(tests) * least_p(pairs))})."
+            f"{on}, {counted(pairs, 'pair')} of runs a cell are too few for a difference to stand "
+            f"Holm's correction over {family} (the least possible p is "
+            f"{p_text(len(tests) * least_p(pairs))})."
         )
     if corrected:
         sentences.append(
-            f"On {table.name}, after Holm's correction over {counted(len(tests), 'test')} "
-            f"(paired Wilcoxon, p < {SIGNIFICANCE}) these differ from {table.baseline}: "
-            f"{_named(corrected)}."
+            f"{on}, after Holm's correction over {family} (paired Wilcoxon, p < {SIGNIFICANCE}) "
+            f"these differ from {table.baseline}: {_named(corrected)}."
         )
     if alone:
         sentences.append(
-            f"On {table.name}, these differ from {table.baseline} in a test taken alone and not "
-            f"after the correction, so some may be chance: {_named(alone)}."
+            f"{on}, these differ from {table.baseline} in a test taken alone and not after the "
+            f"correction, so some may be chance: {_named(alone)}."
         )
-    rest = len(tests) - len(corrected) - len(alone)
     if rest:
-        which = f"{rest} of {counted(len(tests), 'test')} show"
+        which = f"{rest} of {family} show no"
         if rest == len(tests):
-            which = "The only test shows" if rest == 1 else f"None of {len(tests)} tests shows"
-        found = "a" if rest == len(tests) and rest > 1 else "no"
+            which = "The only test shows no" if rest == 1 else f"None of {rest} tests shows a"
         sentences.append(
-            f"On {table.name}: {which} {found} significant difference from {table.baseline}, which "
-            "does not mean that there is none."
+            f"{on}: {which} significant difference from {table.baseline}, which does not mean that "
+            "there is none."
         )
     return sentences
 

@@ -46,8 +46,6 @@ def comparison_table(table: ComparisonTable, *, paper: bool = False) -> Table:
     notes = table.notes
     if any(row[0].below for row in rows):
         notes = [*notes, f"paper: {CITATION}, with its stars at p < 0.05"]
-    if any(entry.strong for row in rows for entry in row):
-        notes = [*notes, "Bold: the highest mean of the column."]
     columns = ["method", *table.targets, *(["average"] if several else [])]
     return Table(table.title, columns, rows, notes)
 
@@ -225,10 +223,8 @@ def _by_choice(selections: Mapping[str, Selection]) -> list[tuple[list[str], Cho
 
 
 def _chosen(choice: Choice) -> list[str]:
-    waiting = ""
-    if choice.unfinished:
-        are = "is" if choice.unfinished == 1 else "are"
-        waiting = f"; {counted(choice.unfinished, 'planned run')} {are} not finished"
+    unfinished = counted(choice.unfinished, "planned run", "is not finished")
+    waiting = f"; {unfinished}" if choice.unfinished else ""
     if choice.candidate is None:
         return [f"not available: needs {choice.needs}{waiting}", ABSENT, ABSENT]
     count = len(choice.candidates)

@@ -48,8 +48,9 @@ class OnTerminal:
             else:
                 yield from _stacked(block, options.max_width)
             yield ""
-            for note in block.notes:
-                yield literal(note)
+            yield from map(literal, block.notes)
+            if block.notes:
+                yield ""
 
 
 def literal(text: str, style: str = "") -> "rich.text.Text":

@@ -1,9 +1,10 @@
 """Model selection: which hyperparameters each criterion chooses among runs that differ in them."""
 
+import itertools
 import json
 import math
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,44 +140,6 @@ def select_by_all(inventory: Inventory) -> Selections:
     return Selections(criteria=criteria)
 
 
-@dataclass
-class _Tried:
-    """The runs of one candidate by seed.
-
-    `apart[seed][source]` is the accuracy on a source domain of a run trained without it.
-    """
-
-    runs: dict[int, Row] = field(default_factory=dict)
-    apart: dict[int, dict[str, float]] = field(default_factory=dict)
-    order: float = math.inf
-
-
-@dataclass
-class _Group:
-    """What one choice is made among: candidates by their hyperparameters as JSON."""
-
-    data: str
-    target: str
-    method: str
-    conditions: dict[str, Any]
-    domains: tuple[str, ...]
-    tried: dict[str, _Tried] = field(default_factory=dict)
-
-    @property
-    def sources(self) -> list[str]:
-        return [domain for domain in self.domains if domain != self.target]
-
-    def has(self, run: PlannedRun, *, apart: bool) -> bool:
-        """Whether a planned run is the group's; `apart` counts those without a source too."""
-        if (run.data, run.method) != (self.data, self.method):
-            return False
-        return (
-            run.target == self.target
-            if not run.without
-            else (apart and self.target in (run.target, *run.without))
-        )
-
-
 def select(runs: "pd.DataFrame", criterion: str, *, planned: Planned | None = None) -> Selection:
     """For every data set, target, method and conditions the hyperparameters that score best.
 
@@ -197,17 +160,11 @@ def select(runs: "pd.DataFrame", criterion: str, *, planned: Planned | None = No
     """
     if criterion not in CRITERIA:
         raise ArgumentError(f"criterion must be one of {', '.join(CRITERIA)}, found {criterion!r}")
-    planned = planned or {}
-    order = {folder: place for place, folder in enumerate(planned)}
-    folders = {record: Path(record).parent.resolve() for record in runs["record"]}
-    places = {record: float(order.get(folder, math.inf)) for record, folder in folders.items()}
-    done = set(folders.values())
+    about, planned = CRITERIA[criterion], planned or {}
+    done = {Path(record).parent.resolve() for record in runs["record"]}
     waiting = [run for folder, run in planned.items() if folder not in done]
-    groups = _grouped(runs.to_dict("records"), places)
-    choices = [
-        _choice(group, CRITERIA[criterion], list(planned.values()), waiting) for group in groups
-    ]
-    about = CRITERIA[criterion]
+    groups = _grouped(runs.to_dict("records"), list(planned))
+    choices = [_choice(group, about, list(planned.values()), waiting) for group in groups]
     return Selection(
         score=about.score,
         attainable=about.attainable,
@@ -215,89 +172,100 @@ def select(runs: "pd.DataFrame", criterion: str, *, planned: Planned | None = No
     )
 
 
-def _grouped(rows: list[dict[Hashable, Any]], places: dict[str, float]) -> list[_Group]:
-    """`places` says where in the plan the run of a record stands."""
-    groups: dict[tuple[str, ...], _Group] = {}
+def _grouped(rows: Sequence[Row], order: Sequence[Path]) -> list[list[Row]]:
+    """The runs that one choice is made among, those of two held-out domains in the group of each.
+
+    Beside what the rows have, `target` is the group's, `other` the domain held out with it (None
+    where there is none), `own` whether the run calls the former its target, and `place` where in
+    the `order` of the plan's folders it stands.
+    """
+    places = {folder: float(place) for place, folder in enumerate(order)}
+    groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         held_out = [row["target"], *row["without"]]
-        if len(held_out) > 2:
-            continue  # belongs to no criterion
-        about = (row["data"], row["method_name"], row["conditions"])
-        for target in held_out:
-            group = groups.setdefault(
-                (target, *about),
-                _Group(
-                    row["data"],
-                    target,
-                    row["method_name"],
-                    json.loads(row["conditions"]),
-                    row["domains"],
-                ),
+        place = places.get(Path(row["record"]).parent.resolve(), math.inf)
+        for target in held_out if len(held_out) <= 2 else ():  # more belong to no criterion
+            other = next((domain for domain in held_out if domain != target), None)
+            own: Row = {"target": target, "other": other, "own": target == row["target"]}
+            where = (row["data"], row["domains"].index(target), row["method_name"])
+            groups.setdefault((*where, row["conditions"]), []).append(
+                {**row, **own, "place": place}
             )
-            tried = group.tried.setdefault(row["hyperparameters"], _Tried())
-            tried.order = min(tried.order, places[row["record"]])
-            if len(held_out) == 1:
-                tried.runs[row["seed"]] = row
-                continue
-            (source,) = (domain for domain in held_out if domain != target)
-            accuracies = tried.apart.setdefault(row["seed"], {})
-            if source in row["best_test_accuracy"] and (
-                source not in accuracies or target == row["target"]
-            ):
-                accuracies[source] = row["best_test_accuracy"][source]
-    return sorted(groups.values(), key=lambda g: (g.data, g.domains.index(g.target), g.method))
+    return [groups[key] for key in sorted(groups, key=lambda key: key[:3])]
 
 
 def _choice(
-    group: _Group, criterion: Criterion, planned: list[PlannedRun], waiting: list[PlannedRun]
+    group: list[Row], criterion: Criterion, planned: list[PlannedRun], waiting: list[PlannedRun]
 ) -> Choice | None:
     """None where the runs of the group only serve other targets."""
-    apart = criterion.name == _APART
-    tried = sorted(group.tried.items(), key=lambda item: item[1].order)
-    if not apart:
-        tried = [(key, each) for key, each in tried if each.runs]
-    seeds = {seed for _, each in tried for seed in (*each.runs, *(each.apart if apart else ()))}
-    seeds |= {run.seed for run in planned if group.has(run, apart=apart)}
+    first, apart = group[0], criterion.name == _APART
+    ordered = sorted(group, key=lambda row: row["place"])
+    tried: dict[str, list[Row]] = {}
+    for row in ordered if apart else filter(_is_final, ordered):
+        tried.setdefault(row["hyperparameters"], []).append(row)
+    seeds = {row["seed"] for rows in tried.values() for row in rows}
+    seeds |= {run.seed for run in planned if _serves(run, first, apart)}
     candidates = [
-        _candidate(json.loads(key), _scores(each, criterion, group), sorted(seeds))
-        for key, each in tried
+        _candidate(json.loads(key), _scores(rows, criterion), sorted(seeds))
+        for key, rows in tried.items()
     ]
     chosen = _best(candidates)
-    if chosen is None and not any(each.runs for _, each in tried):
+    if chosen is None and not any(map(_is_final, itertools.chain.from_iterable(tried.values()))):
         return None
     results: list[float] = []
     if chosen is not None:
-        column = f"{criterion.model}_target_accuracy"
-        results = [float(run[column]) for _, run in sorted(tried[chosen][1].runs.items())]
+        rows = sorted(filter(_is_final, [*tried.values()][chosen]), key=lambda row: row["seed"])
+        results = [float(row[f"{criterion.model}_target_accuracy"]) for row in rows]
     names = sorted({name for each in candidates for name in each.hyperparameters})
     values = [[each.hyperparameters.get(name) for each in candidates] for name in names]
+    conditions = json.loads(first["conditions"])
     return Choice(
-        data=group.data,
-        target=group.target,
-        method=group.method,
-        backbone=str(group.conditions.get("backbone", "")),
-        conditions=group.conditions,
+        data=first["data"],
+        target=first["target"],
+        method=first["method_name"],
+        backbone=str(conditions.get("backbone", "")),
+        conditions=conditions,
         searched=[n for n, of in zip(names, values, strict=True) if any(v != of[0] for v in of)],
         seeds=sorted(seeds),
         candidates=candidates,
         chosen=chosen,
-        needs="" if chosen is not None else _needs(criterion, [each for _, each in tried]),
+        needs="" if chosen is not None else _needs(criterion, group),
         target_accuracy=Summary.of(results) if results else None,
-        unfinished=sum(group.has(run, apart=apart) for run in waiting),
+        unfinished=sum(_serves(run, first, apart) for run in waiting),
     )
 
 
-def _scores(tried: _Tried, criterion: Criterion, group: _Group) -> dict[int, float]:
-    """By seed, where the runs that it takes are there."""
+def _is_final(row: Row) -> bool:
+    """Whether the run holds out the target alone."""
+    return row["other"] is None
+
+
+def _serves(run: PlannedRun, row: Row, apart: bool) -> bool:
+    """Whether a planned run is of the row's group; `apart` counts those without a source too."""
+    if (run.data, run.method) != (row["data"], row["method_name"]):
+        return False
+    if not run.without:
+        return bool(run.target == row["target"])
+    return apart and row["target"] in (run.target, *run.without)
+
+
+def _scores(rows: list[Row], criterion: Criterion) -> dict[int, float]:
+    """Of a candidate, by seed, where the runs that it takes are there."""
     if criterion.name == _APART:
+        found: dict[int, dict[str, float]] = {}
+        for row in sorted(rows, key=lambda row: row["own"]):  # of two, the own target's counts
+            if row["other"] in row["best_test_accuracy"]:
+                accuracy = row["best_test_accuracy"][row["other"]]
+                found.setdefault(row["seed"], {})[row["other"]] = accuracy
+        sources = set(rows[0]["domains"]) - {rows[0]["target"]}
         return {
-            seed: sum(of_source[source] for source in group.sources) / len(group.sources)
-            for seed, of_source in tried.apart.items()
-            if all(source in of_source for source in group.sources)
+            seed: math.fsum(of_source.values()) / len(sources)
+            for seed, of_source in found.items()
+            if of_source.keys() == sources
         }
     oracle = "last_target_validation_accuracy"
     column = oracle if criterion.name == "oracle" else "best_validation_accuracy"
-    scores = {seed: float(run[column]) for seed, run in tried.runs.items()}
+    scores = {row["seed"]: float(row[column]) for row in rows}
     return {seed: score for seed, score in scores.items() if not math.isnan(score)}
 
 
@@ -320,11 +288,10 @@ def _best(candidates: list[Candidate]) -> int | None:
     return min(place for place, mean in means.items() if mean >= max(means.values()) - _TIE)
 
 
-def _needs(criterion: Criterion, tried: list[_Tried]) -> str:
+def _needs(criterion: Criterion, group: list[Row]) -> str:
     if criterion.name == _APART:
-        if not any(each.apart for each in tried):
-            return "runs that leave out each source domain too"
-        return "runs that leave out each source domain too, with every seed of one candidate"
+        every = "" if all(map(_is_final, group)) else ", with every seed of one candidate"
+        return f"runs that leave out each source domain too{every}"
     if criterion.name == "oracle":
         return "the accuracy on the target's validation images, with every seed of one candidate"
     return "every seed of one candidate"

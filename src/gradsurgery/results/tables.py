@@ -1,6 +1,7 @@
 """Comparison tables: accuracy on the target by method and target, each method tested."""
 
 import json
+import statistics
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +16,7 @@ from gradsurgery.results.statistics import (
     corrected,
 )
 from gradsurgery.results.wilcoxon import least_p
+from gradsurgery.seeds import derive_seed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,26 +30,41 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Cell:
-    """Accuracy in percent over runs.
+    """Accuracies in percent over runs, in the order of their seeds.
 
-    `std` is the sample standard deviation (n - 1), None for one run and for an average of
-    targets. `planned` counts the seeds of the table; `complete` says whether each is in `runs`.
-    What is not complete is never best, compared or part of an average. `best` says whether no
-    method has a higher mean, as printed, for the target, and there is another to compare with.
-    `comparison` is with the baseline, in points, None where one of the two is not complete.
-    `values` are the runs' accuracies in the order of the seeds, `guessing` counts the runs whose
-    model does hardly better than to guess.
+    `planned` counts the seeds of the table. What is not complete is never best, compared or part of
+    an average. `best` says whether no method has a higher mean, as printed, for the target, and
+    there is another to compare with. `comparison` is with the baseline, in points, None where one
+    of the two is not complete. `guessing` counts the runs whose model does hardly better than to
+    guess. An `average` has for each seed the mean over the targets.
     """
 
-    mean: float
-    std: float | None
-    runs: int
+    values: tuple[float, ...]
     planned: int
-    complete: bool
-    best: bool
-    comparison: PairedComparison | None = None
-    values: tuple[float, ...] = ()
     guessing: int = 0
+    best: bool = False
+    comparison: PairedComparison | None = None
+    average: bool = False
+
+    @property
+    def runs(self) -> int:
+        """How many there are."""
+        return len(self.values)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every seed of the table has its run."""
+        return self.runs == self.planned
+
+    @property
+    def mean(self) -> float:
+        """Over the runs."""
+        return statistics.fmean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """The sample standard deviation (n − 1), None for one run and for an average."""
+        return None if self.average or self.runs < 2 else statistics.stdev(self.values)
 
     @property
     def stars(self) -> str:
@@ -217,75 +234,44 @@ def compare_runs(
                 selection=protocol.get("selection", ""),
                 frame=group,
             )
-            tables.append(_filled(table, group))
+            tables.append(_filled(table))
     return tables
 
 
-def _filled(table: ComparisonTable, runs: "pd.DataFrame") -> ComparisonTable:
+def _filled(table: ComparisonTable) -> ComparisonTable:
     """The table with its cells, their tests, and their averages."""
-    import numpy as np
-
+    planned = len(table.seeds)
     cells: dict[tuple[str, str], Cell] = {}
-    for key, of_seed in _accuracies(runs, table.model).items():
-        values = [accuracy for accuracy, _ in of_seed.values()]
-        cells[key] = Cell(
-            mean=float(np.mean(values)),
-            std=float(np.std(values, ddof=1)) if len(values) > 1 else None,
-            runs=len(values),
-            planned=len(table.seeds),
-            complete=len(values) == len(table.seeds),
-            best=False,
-            values=tuple(values),
-            guessing=sum(guesses for _, guesses in of_seed.values()),
-        )
-    cells = _tested(table, cells)
+    for (method, target), runs in table.frame.sort_values("seed").groupby(["method", "target"]):
+        percent = 100 * runs[f"{table.model}_target_accuracy"]
+        guessing = int(runs[f"{table.model}_guessing"].sum())
+        cells[str(method), str(target)] = Cell(tuple(percent.tolist()), planned, guessing)
     averages: dict[str, Cell] = {}
     for method in table.methods if len(table.targets) > 1 else ():
         row = [cells.get((method, target)) for target in table.targets]
-        means = [cell.mean for cell in row if cell is not None and cell.complete]
-        if len(means) == len(row):
-            count = len(table.seeds)
-            averages[method] = Cell(sum(means) / len(means), None, count, count, True, False)
+        whole = [cell.values for cell in row if cell is not None and cell.complete]
+        if len(whole) == len(row):
+            means = map(statistics.fmean, zip(*whole, strict=True))
+            averages[method] = Cell(tuple(means), planned, average=True)
     marked: dict[tuple[str, str], Cell] = {}
     for target in table.targets:
         marked |= _marked({key: cell for key, cell in cells.items() if key[1] == target})
-    return replace(table, cells=marked, averages=_marked(averages))
-
-
-def _accuracies(
-    runs: "pd.DataFrame", model: Model
-) -> dict[tuple[str, str], dict[int, tuple[float, bool]]]:
-    """Percent, and whether the model guesses, by (method, target) and seed."""
-    found: dict[tuple[str, str], dict[int, tuple[float, bool]]] = {}
-    for row in runs.sort_values(["method", "target", "seed"], kind="stable").to_dict("records"):
-        method, target, seed = row["method"], row["target"], int(row["seed"])
-        percent = 100 * float(row[f"{model}_target_accuracy"])
-        found.setdefault((method, target), {})[seed] = percent, bool(row[f"{model}_guessing"])
-    return found
+    return replace(table, cells=_tested(table, marked), averages=_marked(averages))
 
 
 def _tested(
     table: ComparisonTable, cells: dict[tuple[str, str], Cell]
 ) -> dict[tuple[str, str], Cell]:
     """The cells with the comparisons of those that are complete, as the baseline's is."""
-    from gradsurgery.seeds import derive_seed
-
-    if len(table.seeds) < 2:
-        return cells
-    complete = {key for key, cell in cells.items() if cell.complete}
-    tested = [
-        (method, target)
+    complete = {key for key, cell in cells.items() if cell.complete and len(table.seeds) > 1}
+    others = {
+        (method, target): cells[table.baseline, target].values
         for method, target in cells
         if method != table.baseline and {(method, target), (table.baseline, target)} <= complete
-    ]
+    }
     seed = derive_seed(0, "bootstrap")
-    comparisons = [
-        compare_paired(
-            cells[method, target].values, cells[table.baseline, target].values, seed=seed
-        )
-        for method, target in tested
-    ]
-    family = dict(zip(tested, corrected(comparisons), strict=True))
+    tests = [compare_paired(cells[key].values, base, seed=seed) for key, base in others.items()]
+    family = dict(zip(others, corrected(tests), strict=True))
     return {key: replace(cell, comparison=family.get(key)) for key, cell in cells.items()}
 
 

@@ -63,21 +63,24 @@ def float32_products(device: torch.device, precision: Precision) -> Iterator[Non
     By itself torch takes TF32 for convolutions and float32 for everything else. Afterwards the
     settings are what they were.
     """
-    mode = "tf32" if precision == "tf32" and device.type == "cuda" else "ieee"
+    tf32 = precision == "tf32" and device.type == "cuda"
     backends: Any = torch.backends
     places = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
     before = [place.fp32_precision for place in places]
+    # torch has an older way to say the same, and raises where the two differ as it looks there.
     try:
-        allowed = torch.get_float32_matmul_precision()
-    except RuntimeError:  # it was set in both of torch's ways, and they differ
-        allowed = "highest"
+        matmul, convolutions = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
+    except RuntimeError:
+        matmul, convolutions = "highest", True
     try:
-        torch.set_float32_matmul_precision("high" if mode == "tf32" else "highest")
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        backends.cudnn.allow_tf32 = tf32
         for place in places:
-            place.fp32_precision = mode
+            place.fp32_precision = "tf32" if tf32 else "ieee"
         yield
     finally:
-        torch.set_float32_matmul_precision(allowed)
+        torch.set_float32_matmul_precision(matmul)
+        backends.cudnn.allow_tf32 = convolutions
         for place, value in zip(places, before, strict=True):
             place.fp32_precision = value
 
@@ -96,15 +99,20 @@ def stores_channels_last(
 
 
 @contextmanager
-def computing_with(threads: int | None) -> Iterator[int]:
+def computing_with(
+    threads: int | None, device: torch.device, precision: Precision
+) -> Iterator[int]:
     """Inside, torch computes with so many threads of the processor; None leaves them as they are.
 
-    Gives the number.
+    `device` is the current one, on which kernels start, and multiplies as `precision` says. Gives
+    the number of threads.
     """
     own = torch.get_num_threads()
+    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     torch.set_num_threads(threads or own)
     try:
-        yield threads or own
+        with current, float32_products(device, precision):
+            yield threads or own
     finally:
         torch.set_num_threads(own)
 

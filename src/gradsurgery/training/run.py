@@ -34,7 +34,6 @@ from gradsurgery.training.checkpoint import (
 )
 from gradsurgery.training.device import (
     computing_with,
-    float32_products,
     peak_memory_bytes,
     reset_peak_memory,
     resolve_device,
@@ -106,8 +105,7 @@ def train(
         if checkpoint is not None:
             check_same(configuration, checkpoint.configuration, directory)
             threads = threads or checkpoint.configuration.threads
-        threads = stack.enter_context(computing_with(threads))
-        stack.enter_context(float32_products(device, configuration.precision))
+        threads = stack.enter_context(computing_with(threads, device, configuration.precision))
         here = {"device": str(device), "threads": threads}
         configuration = configuration.model_copy(update=here)
         images = prepare_images(source, configuration, cache, report)
@@ -248,7 +246,7 @@ def _work(
         np.concatenate([split.validation[domain] for domain in sources]),
         autocast=learner.autocast,
     )
-    run_steps(
+    cuda_graph = run_steps(
         learner,
         checkpoint,
         batches,
@@ -276,6 +274,7 @@ def _work(
             seconds_per_step=checkpoint.step_seconds / configuration.iterations,
             data_wait=checkpoint.data_wait,
             peak_memory_bytes=peak_memory_bytes(learner.device),
+            cuda_graph=cuda_graph,
         ),
     )
 

@@ -19,16 +19,7 @@ STAR = PairedComparison(5.0, 4.0, 6.0, 0.03, 0.06, 1.0, 6, 0)
 def table_of(runs, *, seeds=4, stars=(), baseline="deep-all", methods=None, targets=None):
     """A table of accuracies in percent by method and target; `stars` have p < 0.05."""
     cells = {
-        key: Cell(
-            mean=float(np.mean(values)),
-            std=None,
-            runs=len(values),
-            planned=seeds,
-            complete=len(values) == seeds,
-            best=False,
-            comparison=STAR if key in stars else None,
-            values=tuple(values),
-        )
+        key: Cell(tuple(values), seeds, comparison=STAR if key in stars else None)
         for key, values in runs.items()
     }
     return ComparisonTable(
