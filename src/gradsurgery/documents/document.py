@@ -109,6 +109,7 @@ class Choices(BaseModel):
             try:
                 check_values(chosen)
                 super().__init__(**chosen)
+                check_values(self.__dict__)  # text may spell any number
             except ValidationError as error:
                 raise self._argument_error(error) from None
 
