@@ -161,3 +161,14 @@ def test_methods_are_listed(invoke):
     first = {line.split()[0] for line in result.stdout.splitlines() if line.strip()}
     assert {"deep-all", "agr-sum", "agr-rand", "pcgrad"} <= first
     assert {"ema.decay", "swad.optimum_patience"} <= first
+
+
+@pytest.mark.parametrize("output", ["rich", "csv", "markdown", "latex"])
+def test_what_a_record_says_reaches_the_terminal_as_text(invoke, tmp_path, output):
+    for seed in (0, 1):
+        write(tmp_path / str(seed), "deep-all", seed, 0.5)
+        for file in (tmp_path / str(seed)).rglob("record.json"):
+            file.write_text(file.read_text().replace("photo", "pho\\u001b[31mto"))
+    done = invoke("show", tmp_path, "--format", output)
+    assert done.exit_code == 0, done.output
+    assert "\x1b[31m" not in done.output

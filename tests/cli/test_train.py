@@ -107,7 +107,7 @@ def test_every_option_reaches_the_configuration(command: Command, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "target is missing; give one"),
+        ([], "target is missing; give --target and one of the domains of rotated-digits"),
         (["--target", "90"], "its domains are 0, 15, 30, 45, 60, 75"),
         (["--target", "75", "--method", "agr"], "unknown method 'agr'"),
         (["--target", "75", "--learning-rate", "-1"], "learning_rate must be greater than 0"),

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gradsurgery.data import Split, draw_split, open_source, prepare
+from gradsurgery.data import draw_split, open_source, prepare
+from gradsurgery.documents.record import SplitFile
 from gradsurgery.errors import ArgumentError, DataError
 
 
@@ -137,7 +138,7 @@ def test_names_that_are_no_text_and_names_with_control_characters(make_folder, t
     images = prepare(source, 8, tmp_path / "cache")
     split = draw_split(images)
     split.save(tmp_path / "split.json")
-    assert Split.load(tmp_path / "split.json", images).digest == split.digest
+    assert SplitFile.load(tmp_path / "split.json").digest == split.digest
     for position, content in source.contents():
         assert content == Path(source.location(position)).read_bytes()
 

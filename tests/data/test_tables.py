@@ -1,3 +1,4 @@
+import logging
 import random
 
 import datasets
@@ -179,8 +180,9 @@ def test_the_hub_names_missing_columns(hub):
         open_source("hf://owner/name")
 
 
-def test_a_network_failure_is_one_line_with_a_cure(monkeypatch):
+def test_a_network_failure_is_one_line_with_a_cure(monkeypatch, caplog):
     def fail(name):
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
         raise ConnectionError(f"cannot reach {name}\nTraceback ...")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
@@ -189,6 +191,7 @@ def test_a_network_failure_is_one_line_with_a_cure(monkeypatch):
     ) as caught:
         open_source("hf://a/b")
     assert "\n" not in str(caught.value)
+    assert not caplog.records
     with pytest.raises(DataError, match="hf://flwrlabs/pacs"):
         open_source("pacs")
 

@@ -102,6 +102,8 @@ def test_folders_as_paths_and_domains_that_are_numbers() -> None:
         ("without", [["a"]], "without.0 must be a valid string"),
         ("seed", 2**63, "seed must be a number of up to 18 digits"),
         ("seed", 10**4000, "found one of 13288 bits"),
+        ("seed", "9" * 30, "seed must be less than or equal to"),
+        ("iterations", "9" * 30, "iterations must be a number of up to 18 digits"),
         ("settings", {"irm.penalty": float("inf")}, "settings.irm.penalty must be finite"),
         ("target", "a" * 10_000, ""),
     ],

@@ -15,11 +15,10 @@ from gradsurgery.documents.configuration import (
     RunConfiguration,
     costly_options,
     options_of,
-    read_mapping,
     role_of,
 )
 from gradsurgery.documents.diagnosis import Diagnosis
-from gradsurgery.documents.document import Document
+from gradsurgery.documents.document import Document, read_mapping
 from gradsurgery.documents.plan import Failure, SweepPlan
 from gradsurgery.documents.record import Record, SplitFile
 from gradsurgery.documents.selection import Selections

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from gradsurgery.documents.configuration import read_mapping
+from gradsurgery.documents.document import read_mapping
 from gradsurgery.documents.plan import Plan, parse_seeds
 from gradsurgery.errors import ArgumentError
 from gradsurgery.sweep.runs import PAPER_PLANS, paper_plan

@@ -1,7 +1,6 @@
 """Whatever is changed in a checkpoint is noticed: nothing goes on from what was not written."""
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import torch
 
 from gradsurgery.data import ImageSet
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.errors import GradsurgeryError
 from gradsurgery.training import CheckpointError, TrainingProgress, train
 from gradsurgery.training.checkpoint import load_checkpoint, outline
 
@@ -131,33 +129,6 @@ def test_every_change_of_a_checkpoint_is_one_line(
     assert tried > 100
     path.write_bytes(whole)
     assert load_checkpoint(tmp_path) is not None
-
-
-@pytest.mark.parametrize("options", METHODS[:2], ids=lambda options: options["method"])
-def test_a_checkpoint_without_an_outline_ends_in_one_line_or_in_a_record(
-    options: dict[str, Any], tmp_path: Path, images: ImageSet, configured: Configure
-) -> None:
-    """Those of version 3 had no digest of what is in them."""
-    configuration = configured(**options)
-    begun(tmp_path, configuration, images)
-    path = tmp_path / "checkpoint.pt"
-    kept = {each: each.read_bytes() for each in tmp_path.iterdir()}
-    content = torch.load(path, weights_only=True)
-    del content["outline"]
-    content["version"] = 3
-    everywhere = list(places(content))[1:]
-    learned = [place for place in everywhere if place[0] == "learner"]
-    chosen = learned[:: max(1, len(learned) // 8)] + everywhere[:: len(everywhere) // 8]
-    for number, place in enumerate(chosen):
-        before = found_at(content, place)
-        others = [value for value in mutations(before) if not same(value, before)]
-        changed = replaced(content, place, others[number % len(others)])
-        for each, whole in kept.items():
-            each.write_bytes(whole)
-        (tmp_path / "record.json").unlink(missing_ok=True)
-        saved(path, changed)
-        with suppress(GradsurgeryError):  # whose message is one line, whatever is in it
-            train(configuration, tmp_path, opened=images)
 
 
 def test_a_checkpoint_of_the_version_before_goes_on(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradsurgery.algorithms import METHODS
 from gradsurgery.backbones import Backbone, build_backbone
-from gradsurgery.data import ImageSet, Split, normalize, open_source, prepare
+from gradsurgery.data import ImageSet, draw_split, normalize, open_source, prepare
 from gradsurgery.data.loader import prefetched
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
@@ -61,7 +61,7 @@ def test_the_saved_model_has_the_accuracy_in_the_record(
         description["backbone"], classes=len(description["classes"]), weights="none", seed=1
     )
     backbone.model.load_state_dict(load_file(tmp_path / "model.safetensors"))
-    split = Split.load(tmp_path / "split.json", images)
+    split = draw_split(images, seed=0)
     best = record.result.best
     for chosen, found in (
         (split.test["75"], best.target_accuracy),

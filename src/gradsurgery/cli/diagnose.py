@@ -108,12 +108,12 @@ def _assumed(given: dict[str, Any]) -> RunConfiguration:
             "weights as they are with --iterations 0"
         )
     assumed: dict[str, Any] = {"batch_size": 32, "method": "deep-all", "target": "none"}
-    return RunConfiguration(**assumed | given | {"iterations": max(steps, 1)})
+    return RunConfiguration(**assumed | given | {"iterations": 1 if steps == 0 else steps})
 
 
-def _steps(given: dict[str, Any]) -> int:
-    steps: int = given.get("iterations", 0 if given.get("target") is None else _SHORT_RUN)
-    return steps
+def _steps(given: dict[str, Any]) -> Any:
+    """How many to train for, which may be anything that a file says."""
+    return given.get("iterations", 0 if given.get("target") is None else _SHORT_RUN)
 
 
 def _untrained(given: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import typer
 import yaml
 from pydantic import BaseModel
 
-from gradsurgery.documents.configuration import RunConfiguration, read_mapping
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.document import read_mapping
 from gradsurgery.documents.plan import PLAN_PARTS
 from gradsurgery.documents.selection import CriterionName, Model
 from gradsurgery.errors import ArgumentError

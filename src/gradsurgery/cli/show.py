@@ -10,6 +10,7 @@ from rich.console import Console
 from gradsurgery.cli import options as opt
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CriterionName, Model
+from gradsurgery.errors import printable
 from gradsurgery.report import tables as text
 from gradsurgery.report.terminal import OnTerminal, literal, run_blocks
 from gradsurgery.results import ComparisonTable, compare_runs, search_of, take_inventory
@@ -73,13 +74,13 @@ def print_tables(
         if search.provisional:
             print(search.provisional)
         return
-    if output == "csv":
-        print(text.comparison_csv(tables, paper=paper), end="")
-        return
     shown = [text.comparison_table(table, paper=paper) for table in tables]
     shown += [text.significance_table(tables)] if statistics else []
-    render = text.to_markdown if output == "markdown" else text.to_latex
-    print(render(shown), end="")
+    if output == "csv":
+        written = text.comparison_csv(tables, paper=paper)
+    else:
+        written = text.to_markdown(shown) if output == "markdown" else text.to_latex(shown)
+    print("\n".join(map(printable, written.split("\n"))), end="")
 
 
 def print_comparisons(

@@ -13,10 +13,11 @@ from gradsurgery.cli.show import print_tables
 from gradsurgery.cli.sweep_display import sweep_displayed
 from gradsurgery.cli.train import continuable
 from gradsurgery.data import Source, open_source
-from gradsurgery.documents.configuration import read_mapping
+from gradsurgery.documents.document import read_mapping
 from gradsurgery.documents.plan import PLAN_PARTS, Plan, number_or_text
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, WeightsError
+from gradsurgery.report.section import duration
 from gradsurgery.sweep import Execution, run_sweep
 from gradsurgery.sweep.estimate import Estimate, estimate
 from gradsurgery.sweep.launcher import Launcher, Outcome
@@ -241,8 +242,8 @@ def print_estimate(
         return
     workers = _worker_count(options, plan, visible_gpus(str(plan.options.get("device", "auto"))))
     print(
-        f"{left.runs} to do: about {_duration(left.seconds)} of one worker, "
-        f"{_duration(left.seconds / workers)} with {workers}; {_basis(left, records)}"
+        f"{left.runs} to do: about {duration(left.seconds)} of one worker, "
+        f"{duration(left.seconds / workers)} with {workers}; {_basis(left, records)}"
     )
 
 
@@ -251,18 +252,6 @@ def _basis(left: Estimate, records: dict[str, Record]) -> str:
     kinds = f"{left.timed} kind{'' if left.timed == 1 else 's'} of run timed here for a few steps"
     finished = f"what {len(records)} finished runs took" if records else ""
     return "from " + " and ".join(filter(None, [kinds if left.timed else "", finished]))
-
-
-def _duration(seconds: float) -> str:
-    """Hours, or what is smaller.
-
-    >>> _duration(5400.0), _duration(90.0), _duration(4.2)
-    ('1.5 hours', '1.5 minutes', '4.2 seconds')
-    """
-    for unit, size in (("hours", 3600), ("minutes", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.2g} {unit}"
-    return f"{seconds:.2g} seconds"
 
 
 def failure_line(failed: dict[str, Outcome], folder: Path) -> str:

@@ -150,17 +150,16 @@ def _index_path(cache: Path, source: Source, size: int, decoder: str | None) -> 
     if signature is None:
         return None
     key = json.dumps([FORMAT, size, source.resize_first, signature, *filter(None, [decoder])])
-    return cache / "index" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+    return cache / "index" / f"{hashlib.sha256(key.encode()).hexdigest()}.txt"
 
 
 def _indexed(path: Path | None) -> str | None:
     """The folder that held these images when they were last read, None where it is not known."""
     try:
-        digest = json.loads(path.read_bytes())["digest"] if path is not None else None
-    # An index that is missing or damaged is made anew.
-    except (OSError, ValueError, KeyError, TypeError):
+        digest = "" if path is None else path.read_text(encoding="ascii")
+    except (OSError, ValueError):  # missing or damaged, it is made anew
         return None
-    return digest if isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) else None
+    return digest if re.fullmatch("[0-9a-f]{64}", digest) else None
 
 
 def _write_index(cache: Path, path: Path, digest: str) -> None:
@@ -168,7 +167,7 @@ def _write_index(cache: Path, path: Path, digest: str) -> None:
         for temporary in path.parent.glob(".*.tmp"):
             temporary.unlink()
         with atomic_file(path) as file:
-            file.write_text(json.dumps({"digest": digest}), encoding="utf-8")
+            file.write_text(digest, encoding="ascii")
 
 
 def _cpus() -> int:

@@ -1,7 +1,9 @@
 """Images from the Hugging Face Hub, through `datasets`."""
 
 import json
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +69,27 @@ class HubSource(TableSource):
         return f"{identity} (hf://{self.repository}, row {row})"
 
 
+@contextmanager
+def _without_retries_told() -> Iterator[None]:
+    """Without a word of each attempt to reach the Hub: what came of them is told in the end."""
+    libraries = [logging.getLogger(name) for name in ("huggingface_hub", "datasets")]
+    levels = [library.level for library in libraries]
+    for library in libraries:
+        library.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for library, level in zip(libraries, levels, strict=True):
+            library.setLevel(level)
+
+
 def _load(repository: str) -> Any:
     """All splits joined, images left encoded."""
     import datasets
 
     try:
-        splits = datasets.load_dataset(repository)
+        with _without_retries_told():
+            splits = datasets.load_dataset(repository)
     # The network, the Hub and its clients raise exceptions of a dozen unrelated classes.
     except Exception as error:
         raise DataError(

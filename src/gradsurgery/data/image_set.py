@@ -5,12 +5,14 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradsurgery.data.source import SkippedImage, Source, count_images
+from gradsurgery.documents.document import Document
+from gradsurgery.errors import DataError
 
 FORMAT = 1
 
@@ -88,53 +90,66 @@ def allocate(file: BinaryIO, size: int) -> None:
     file.flush()
 
 
+class ImageSetFile(Document):
+    """What is in a folder of decoded images beside their pixels; names as those of `ImageSet`."""
+
+    file_name: ClassVar[str] = "meta.json"
+    title: ClassVar[str] = "description of decoded images"
+    cure: ClassVar[str] = "delete its folder"
+
+    digest: str
+    size: int
+    domains: list[str]
+    classes: list[str]
+    identities: list[str]
+    domain: list[int]
+    label: list[int]
+    skipped: list[list[str]]
+
+
 def write_meta(folder: Path, digest: str, size: int, source: Source, bad: dict[int, str]) -> None:
     """Describe the images of `folder`, of which those in `bad` are missing."""
     listing = source.listing
     kept = [i for i in range(len(listing.identities)) if i not in bad]
-    meta = {
-        "format": FORMAT,
-        "digest": digest,
-        "size": size,
-        "domains": listing.domains,
-        "classes": listing.classes,
-        "identities": [listing.identities[i] for i in kept],
-        "domain": listing.domain[kept].tolist(),
-        "label": listing.label[kept].tolist(),
-        "skipped": [[listing.identities[i], reason] for i, reason in sorted(bad.items())],
-    }
-    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    ImageSetFile(
+        digest=digest,
+        size=size,
+        domains=list(listing.domains),
+        classes=list(listing.classes),
+        identities=[listing.identities[i] for i in kept],
+        domain=listing.domain[kept].tolist(),
+        label=listing.label[kept].tolist(),
+        skipped=[[listing.identities[i], reason] for i, reason in sorted(bad.items())],
+    ).save(folder)
 
 
 def read_image_set(folder: Path, digest: str, source: Source) -> ImageSet | None:
     """The image set that `folder` holds of `source`, None where there is none or it is damaged."""
     try:
-        meta: dict[str, Any] = json.loads((folder / "meta.json").read_bytes())
-        size, count = meta["size"], len(meta["identities"])
-        if meta["format"] != FORMAT or meta["digest"] != digest:
-            return None
+        file = ImageSetFile.load(folder / ImageSetFile.file_name)
+        size, count = file.size, len(file.identities)
         pixels = folder / "images.bin"
-        if pixels.stat().st_size != count * size * size * 3:
+        whole = pixels.stat().st_size == count * size * size * 3
+        if file.digest != digest or not whole or not len(file.domain) == len(file.label) == count:
             return None
-        images = ImageSet(
+        return ImageSet(
             source.name,
             source.domains,
             source.classes,
             np.memmap(pixels, np.uint8, "r", shape=(count, size, size, 3)),
-            tuple(meta["identities"]),
-            np.array(meta["domain"], dtype=np.int64),
-            np.array(meta["label"], dtype=np.int64),
+            tuple(file.identities),
+            np.array(file.domain, dtype=np.int64),
+            np.array(file.label, dtype=np.int64),
             size,
             digest,
-            tuple(SkippedImage(identity, reason) for identity, reason in meta["skipped"]),
+            tuple(SkippedImage(identity, reason) for identity, reason in file.skipped),
             folder,
             source.left_out,
             source.provenance,
         )
     # Any of these means that the folder is missing or damaged: it is made anew.
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, DataError):
         return None
-    return images if len(images.domain) == len(images.label) == count else None
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,9 +1,9 @@
 """Every domain's images, divided into training, validation and test images."""
 
 import hashlib
+import itertools
 import json
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gradsurgery.data.image_set import ImageSet
 from gradsurgery.documents.record import SplitFile
-from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.errors import ArgumentError
 from gradsurgery.seeds import named_generator
 
 Indices = NDArray[np.int64]
@@ -49,26 +49,6 @@ class Split:
         """Write `split.json`, with the identities of the images, into `folder`."""
         SplitFile(seed=self.seed, digest=self.digest, domains=self.identities).save(folder)
 
-    @classmethod
-    def load(cls, path: Path, images: ImageSet) -> "Split":
-        """Read a split for `images`.
-
-        Raises `DataError` where `path` holds no split, or names an image that `images` lacks.
-        """
-        file = SplitFile.load(path)
-        try:
-            split = _make_split(images, file.domains, file.seed)
-        except KeyError as error:
-            raise DataError(
-                f"{path} is no split of {images.name}: it lacks {error}; draw it anew"
-            ) from error
-        if split.digest != file.digest:
-            raise DataError(
-                f"{path} is damaged: its images have the digest {split.digest[:12]}, expected "
-                f"{file.digest[:12]}; draw it anew"
-            )
-        return split
-
 
 def draw_split(
     images: ImageSet, seed: int = 0, fractions: Sequence[float] = (0.7, 0.1, 0.2)
@@ -82,20 +62,25 @@ def draw_split(
     domains nor on the order in which images are listed.
     """
     exact = check_fractions(fractions)
-    identities: dict[str, dict[str, list[str]]] = {}
+    indices: dict[str, dict[str, Indices]] = {part: {} for part in PARTS}
     for d, domain in enumerate(images.domains):
-        parts: dict[str, list[str]] = {part: [] for part in PARTS}
+        drawn: dict[str, list[int]] = {part: [] for part in PARTS}
         for c, label in enumerate(images.classes):
-            members = np.flatnonzero((images.domain == d) & (images.label == c))
-            names = sorted(images.identities[i] for i in members)
+            members = np.flatnonzero((images.domain == d) & (images.label == c)).tolist()
+            members.sort(key=images.identities.__getitem__)
             generator = named_generator(seed, "split", domain, label)
-            drawn = [names[i] for i in torch.randperm(len(names), generator=generator).tolist()]
-            start = 0
-            for part, size in zip(PARTS, part_sizes(len(names), exact), strict=True):
-                parts[part] += drawn[start : start + size]
-                start += size
-        identities[domain] = {part: sorted(names) for part, names in parts.items()}
-    return _make_split(images, identities, seed)
+            order = iter(torch.randperm(len(members), generator=generator).tolist())
+            for part, size in zip(PARTS, part_sizes(len(members), exact), strict=True):
+                drawn[part] += [members[i] for i in itertools.islice(order, size)]
+        for part, chosen in drawn.items():
+            chosen.sort(key=images.identities.__getitem__)
+            indices[part][domain] = np.array(chosen, dtype=np.int64)
+    identities = {
+        domain: {part: [images.identities[i] for i in indices[part][domain]] for part in PARTS}
+        for domain in images.domains
+    }
+    digest = hashlib.sha256(json.dumps(identities, sort_keys=True).encode()).hexdigest()
+    return Split(**indices, digest=digest, seed=seed, identities=identities)
 
 
 def part_sizes(count: int, fractions: tuple[Fraction, ...]) -> list[int]:
@@ -132,27 +117,3 @@ def check_fractions(fractions: Sequence[float]) -> tuple[Fraction, ...]:
         )
     exact = [Fraction(f).limit_denominator(10**9) for f in fractions]
     return tuple(f / sum(exact) for f in exact)
-
-
-def _make_split(images: ImageSet, identities: dict[str, dict[str, list[str]]], seed: int) -> Split:
-    """Find the images that the identities name."""
-    position = {identity: i for i, identity in enumerate(images.identities)}
-    chosen = [name for parts in identities.values() for names in parts.values() for name in names]
-    lacking = [name for name in chosen if name not in position]
-    if lacking:
-        raise DataError(
-            f"{images.name} lacks {len(lacking)} images of the split, the first is {lacking[0]}; "
-            "use the data set the split was drawn from, or draw it anew"
-        )
-    name, times = Counter(chosen).most_common(1)[0] if chosen else ("", 0)
-    if times > 1:
-        raise DataError(f"the split names {name} {times} times, expected once; draw it anew")
-    indices = {
-        part: {
-            domain: np.array([position[name] for name in parts[part]], dtype=np.int64)
-            for domain, parts in identities.items()
-        }
-        for part in PARTS
-    }
-    digest = hashlib.sha256(json.dumps(identities, sort_keys=True).encode()).hexdigest()
-    return Split(**indices, digest=digest, seed=seed, identities=identities)

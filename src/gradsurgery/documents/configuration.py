@@ -9,8 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from gradsurgery.atomic import atomic_file
-from gradsurgery.documents.document import Choices, Document
-from gradsurgery.errors import ArgumentError, one_line
+from gradsurgery.documents.document import FILE_VERSION, Choices, Document, read_mapping
 
 BatchNorm = Literal["frozen", "per-domain", "pooled"]
 Optimizer = Literal["adam", "adamw", "sgd"]
@@ -30,7 +29,6 @@ hyperparameter: two runs that are compared share it, unless a search has chosen 
 place: where and on what the run is worked on. Every option but these decides the run's folder.
 """
 
-_VERSION = 1
 BUILT_IN_DATA = ("rotated-digits", "colored-digits")
 
 # They are there to try things out: a run takes seconds on a processor.
@@ -215,6 +213,7 @@ class RunConfiguration(Choices):
             return options
         digits = _DIGITS if options.get("data") in BUILT_IN_DATA else {}
         filled = {**digits, **options}
+        filled.pop("passes", None)  # of version 0.1.0: how to compute the same
         if filled.get("backbone") == "small-cnn":  # there are no weights for it
             filled.setdefault("weights", "none")
         for name in ("data", "weights"):
@@ -281,7 +280,7 @@ class RunConfiguration(Choices):
 
     def save(self, folder: Path) -> None:
         """Write `configuration.json`, which `--config` takes; raises `OutputError`."""
-        content = {"version": _VERSION, **self.model_dump(mode="json")}
+        content = {"version": FILE_VERSION, **self.model_dump(mode="json")}
         with atomic_file(folder / self.file_name) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -290,11 +289,6 @@ class RunDocument(Document):
     """A document with the configuration of a run in it."""
 
     configuration: RunConfiguration
-
-    @classmethod
-    def upgraded(cls, content: dict[str, Any]) -> dict[str, Any]:
-        """Without options that are no more."""
-        return upgraded_configuration(content)
 
 
 def options_of(*roles: Role) -> list[str]:
@@ -334,40 +328,3 @@ def without_slash(data: str) -> str:
     ('photos', '/')
     """
     return data.rstrip("/") if data[1:].endswith("/") else data
-
-
-def upgraded_configuration(content: dict[str, Any]) -> dict[str, Any]:
-    """A document of an earlier version, whose configuration may have options that are no more.
-
-    `passes` said whether one pass served all domains; what it computed was the same.
-    """
-    options = content.get("configuration")
-    if not isinstance(options, dict):
-        return content
-    kept = {name: value for name, value in options.items() if name != "passes"}
-    return content | {"configuration": kept}
-
-
-def read_mapping(path: Path, what: str) -> dict[str, Any]:
-    """What a YAML or JSON file says by name: the options of a run, or the parts of a plan.
-
-    Raises `ArgumentError`, calling it `what`, where it cannot be read, is no mapping by name, or of
-    a later version; what is in it is not checked.
-    """
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArgumentError(f"cannot read the {what} {path}: {error.strerror}") from error
-    except Exception as error:  # YAML's own types raise errors of any kind
-        raise ArgumentError(f"the {what} {path} is not YAML: {one_line(error)}") from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ArgumentError(f"the {what} {path} is no mapping: give one line NAME: VALUE for each")
-    if (version := content.pop("version", _VERSION)) != _VERSION:
-        raise ArgumentError(
-            f"the {what} {path} is of version {version!r:.60}, expected {_VERSION}; read it with "
-            "the gradsurgery that wrote it"
-        )
-    upgraded: dict[str, Any] = upgraded_configuration({"configuration": content})["configuration"]
-    return upgraded

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gradsurgery.atomic import atomic_file
-from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.errors import ArgumentError, DataError, one_line
 
 Kind = TypeVar("Kind", bound="Document")
+
+FILE_VERSION = 1
+"""Of the files that a person may write too: a configuration, a plan."""
 
 LARGEST = 1e100
 """Nothing that is measured here is larger, and sums of such numbers are finite."""
@@ -106,6 +109,7 @@ class Choices(BaseModel):
             try:
                 check_values(chosen)
                 super().__init__(**chosen)
+                check_values(self.__dict__)  # text may spell any number
             except ValidationError as error:
                 raise self._argument_error(error) from None
 
@@ -158,3 +162,27 @@ def _odd_value(content: Any) -> list[str]:
 
 def _not_ascii(*texts: Any) -> str:
     return "".join(text for text in texts if isinstance(text, str) and not text.isascii())
+
+
+def read_mapping(path: Path, what: str) -> dict[str, Any]:
+    """What a YAML or JSON file says by name: the options of a run, or the parts of a plan.
+
+    Raises `ArgumentError`, calling it `what`, where it cannot be read, is no mapping by name, or of
+    a later version; what is in it is not checked.
+    """
+    import yaml
+
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArgumentError(f"cannot read the {what} {path}: {error.strerror}") from error
+    except Exception as error:  # YAML's own types raise errors of any kind
+        raise ArgumentError(f"the {what} {path} is not YAML: {one_line(error)}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ArgumentError(f"the {what} {path} is no mapping: give one line NAME: VALUE for each")
+    if (version := content.pop("version", FILE_VERSION)) != FILE_VERSION:
+        raise ArgumentError(
+            f"the {what} {path} is of version {version!r:.60}, expected {FILE_VERSION}; "
+            "read it with the gradsurgery that wrote it"
+        )
+    return dict(content)

@@ -78,7 +78,6 @@ class SimilarityStudy(RunDocument):
     @classmethod
     def upgraded(cls, content: dict[str, Any]) -> dict[str, Any]:
         """Of a run of version 0.1.0, whose file had its measurements alone."""
-        content = super().upgraded(content)
         if "measurements" not in content or not isinstance(content.get("configuration"), dict):
             return content
         run = {"seed": content["configuration"].get("seed", 0)}

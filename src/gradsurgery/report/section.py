@@ -173,7 +173,7 @@ def duration(seconds: float | int) -> str:
     """
     whole = round(seconds)
     if whole < 60:
-        return f"{whole} s"
+        return f"{seconds:.2g} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600:,} h {whole % 3600 // 60} min"

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 from pydantic import ConfigDict, Field, ValidationError, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradsurgery.atomic import atomic_file
-from gradsurgery.documents.configuration import RunConfiguration, upgraded_configuration
+from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.document import Part, complaint
 from gradsurgery.documents.record import ConflictLog, Curves
 from gradsurgery.errors import GradsurgeryError, OutputError, one_line
-from gradsurgery.training.learner import Learner, build_optimizer
+from gradsurgery.training.learner import Learner
 
 CHECKPOINT_FILE = "checkpoint.pt"
 _BEST_FILE = re.compile(r"best-\d+\.safetensors")
@@ -144,37 +144,12 @@ def load_checkpoint(directory: Path) -> Checkpoint | None:
 
 def restore_learner(learner: Learner, checkpoint: Checkpoint, directory: Path) -> None:
     """Put the learner where the checkpoint says; raises `CheckpointError` where it cannot go."""
-    found, fresh = checkpoint.learner, learner.state()
     try:
-        _check_like(found["model"], fresh["model"])
-        if found["optimizer"]["param_groups"] != fresh["optimizer"]["param_groups"]:
-            raise ValueError("its optimizer has other options")
-        scalers = [found["scaler"] or {}, fresh["scaler"] or {}]
-        if len({tuple((n, type(v)) for n, v in each.items()) for each in scalers}) > 1:
-            raise ValueError("its loss scaler is another one")
-        learner.restore(found)
-        names = _optimizer_names(checkpoint.configuration)
-        for parameter, state in learner.optimizer.state.items():
-            of_it = [
-                isinstance(v, Tensor) and v.shape in ((), parameter.shape) for v in state.values()
-            ]
-            if set(state) != names or not all(of_it):
-                raise ValueError("its optimizer's state is of another network")
+        learner.restore(checkpoint.learner)
         if learner.average.selects == (checkpoint.best is not None):
             raise ValueError("it names no best model, or one too many")
-        if checkpoint.best is not None:
-            _check_like(checkpoint.best, learner.average.model.state_dict())
     except Exception as error:  # each library, and anybody's method, has errors of its own
         raise _damaged(directory / CHECKPOINT_FILE, error) from error
-
-
-def _optimizer_names(configuration: RunConfiguration) -> set[str]:
-    """What the run's optimizer keeps of a parameter, once it has taken a step."""
-    parameter = nn.Parameter(torch.zeros(1))
-    parameter.grad = torch.zeros(1)
-    optimizer = build_optimizer([parameter], configuration)
-    optimizer.step()
-    return set(optimizer.state[parameter])
 
 
 def remove_checkpoint(directory: Path) -> None:
@@ -204,7 +179,7 @@ def _read(path: Path) -> dict[str, Any]:
     if signed != outline(content):
         raise ValueError("it is not what was written")
     del content["version"]
-    return upgraded_configuration(content)
+    return content
 
 
 def outline(content: object) -> str:
@@ -222,13 +197,6 @@ def _outlined(value: object) -> Iterator[str]:
             yield from _outlined(each)
     else:
         yield f"{value!r};"
-
-
-def _check_like(found: Weights, expected: Weights) -> None:
-    """Raise `ValueError` for weights of another network."""
-    kinds = [{n: (v.shape, v.dtype) for n, v in each.items()} for each in (found, expected)]
-    if kinds[0] != kinds[1]:
-        raise ValueError("its weights are those of another network")
 
 
 def _load_best(path: Path, digest: str) -> Weights:

@@ -83,7 +83,11 @@ def check_same(
 
 
 def _locked(path: Path) -> int:
-    """File descriptor that holds the lock on `path`."""
+    """File descriptor that holds the lock on `path`, which is removed when it is let go.
+
+    Not by `filelock`: most of its versions take a lock on a file that another process has removed
+    in the meantime for a lock, and two processes would work in one folder.
+    """
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:

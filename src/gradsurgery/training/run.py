@@ -229,8 +229,7 @@ def _work(
         configuration.save(directory)
         split.save(directory)
     else:
-        _check_data(checkpoint, images, split, directory)
-        restore_learner(learner, checkpoint, directory)
+        _go_on(learner, checkpoint, images, split, directory)
         checkpoint.configuration = configuration  # which may be worked on elsewhere by now
         report(TrainingProgress("resuming", checkpoint.step, configuration.iterations))
     loader = learner.loader(images)
@@ -307,9 +306,13 @@ def _check_split(split: Split, sources: list[str], name: str) -> None:
         )
 
 
-def _check_data(checkpoint: Checkpoint, images: ImageSet, split: Split, directory: Path) -> None:
+def _go_on(
+    learner: Learner, checkpoint: Checkpoint, images: ImageSet, split: Split, directory: Path
+) -> None:
+    """Put the learner where the checkpoint says, which must be of the same images."""
     if (checkpoint.data_digest, checkpoint.split_digest) != (images.digest, split.digest):
         raise CheckpointError(
             f"the images of {images.name} have changed since the run in {directory} began; "
             "bring them back, or delete the folder and start again"
         )
+    restore_learner(learner, checkpoint, directory)
