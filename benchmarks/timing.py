@@ -2,7 +2,11 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 def interleaved(
@@ -24,6 +28,50 @@ def interleaved(
             if round_:
                 seconds[name].append(elapsed)
     return seconds
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds, medians over the rounds.
+
+    ms: of one call that the device has finished.
+    queued_ms: a call of several that are started one after the other, as a loop does that never
+        waits for the device.
+    """
+
+    ms: float
+    queued_ms: float
+
+
+def turns(
+    contestants: Mapping[Name, Callable[[], object]],
+    rounds: int,
+    *,
+    device: str,
+    queued: int = 3,
+) -> dict[Name, Timing]:
+    """The contestants take turns on a device, after two calls that do not count."""
+    import torch
+
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    single: dict[Name, list[float]] = {name: [] for name in contestants}
+    many: dict[Name, list[float]] = {name: [] for name in contestants}
+    for run in contestants.values():
+        run()
+        run()
+    for _ in range(rounds):
+        for name, run in contestants.items():
+            for calls, seen in ((1, single[name]), (queued, many[name])):
+                wait()
+                start = time.perf_counter()
+                for _ in range(calls):
+                    run()
+                wait()
+                seen.append(1e3 * (time.perf_counter() - start) / calls)
+    return {
+        name: Timing(statistics.median(single[name]), statistics.median(many[name]))
+        for name in contestants
+    }
 
 
 def print_ratios(

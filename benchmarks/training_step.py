@@ -8,108 +8,26 @@ and stored flat gradients compared in whole-tensor operations, the way the publi
 """
 
 import argparse
-import importlib.util
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
+from functools import partial
 
 import torch
-from rules import stacked_signs
+from contestants import OTHERS, Batches, adam, method_step, random_batches, untrained
 from timing import interleaved, print_ratios
-from torch import nn
-from torch.nn.functional import cross_entropy
 
-import gradsurgery as gs
-from gradsurgery.algorithms import METHODS, OTHER_METHODS, build_method
-from gradsurgery.backbones import build_backbone, set_training_mode
+from gradsurgery.algorithms import METHODS, OTHER_METHODS
 from gradsurgery.training.device import keep_freed_memory, peak_memory_bytes
-
-Batches = list[tuple[torch.Tensor, torch.Tensor]]
-
-
-def domain_batches(domains: int, size: int) -> Batches:
-    generator = torch.Generator().manual_seed(0)
-    return [
-        (
-            torch.randn(size, 3, 224, 224, generator=generator),
-            torch.randint(7, (size,), generator=generator),
-        )
-        for _ in range(domains)
-    ]
-
-
-def published_step(model: nn.Module, batches: Batches) -> None:
-    """One flat stored gradient per domain, then whole-tensor operations."""
-    flat = []
-    parameters = list(model.parameters())
-    for images, labels in batches:
-        model.zero_grad()
-        cross_entropy(model(images), labels).backward()
-        flat.append(torch.cat([p.grad.clone().flatten() for p in parameters]))
-    update = stacked_signs(torch.stack(flat))
-    for parameter, part in zip(
-        parameters, update.split([p.numel() for p in parameters]), strict=True
-    ):
-        parameter.grad = part.view_as(parameter)
-
-
-def torchjd_step(model: nn.Module, batches: Batches) -> None:
-    """TorchJD's PCGrad."""
-    from torchjd import autojac
-    from torchjd.aggregation import PCGrad
-
-    losses = [cross_entropy(model(images), labels) for images, labels in batches]
-    model.zero_grad()
-    if hasattr(autojac, "jac_to_grad"):
-        autojac.backward(losses)
-        autojac.jac_to_grad(model.parameters(), PCGrad())
-    else:
-        autojac.backward(losses, PCGrad())
-
-
-def library_step(model: nn.Module, batches: Batches) -> None:
-    """`gradsurgery.backward` in a loop of the user's own."""
-
-    def losses() -> Iterator[torch.Tensor]:
-        for images, labels in batches:
-            yield cross_entropy(model(images), labels)
-
-    gs.backward(losses(), model.parameters(), gs.AgrSum())
-
-
-def contestants() -> list[str]:
-    """Every method, then the peers."""
-    peers = ["user's loop: agr-sum", "as published: agr-sum"]
-    if importlib.util.find_spec("torchjd"):
-        peers.append("TorchJD: PCGrad")
-    return [*METHODS, *OTHER_METHODS, *peers]
 
 
 def step_of(name: str, backbone: str, batches: Batches) -> Callable[[], object]:
     """One training step of a contestant on a model of its own."""
-    model = build_backbone(backbone, classes=7, weights="none", seed=0).model
-    set_training_mode(model, "frozen")
-
-    def make_optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, lr=1e-5, weight_decay=5e-5, fused=True)
-
-    optimizer = make_optimizer(model.parameters())
-    by_hand = {
-        "user's loop: agr-sum": library_step,
-        "as published: agr-sum": published_step,
-        "TorchJD: PCGrad": torchjd_step,
-    }
-    if name not in by_hand:
-        generator = torch.Generator().manual_seed(0)
-        method = build_method(name, generator=generator, make_optimizer=make_optimizer)
-        return lambda: method.step(model, batches, optimizer, step=1)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        by_hand[name](model, batches)
-        optimizer.step()
-
-    return step
+    model = untrained(backbone)
+    optimizer = adam(model.parameters())
+    if name in OTHERS:
+        return partial(OTHERS[name], model, batches, optimizer)
+    return method_step(name, model, batches, optimizer)
 
 
 def main() -> None:
@@ -129,20 +47,20 @@ def main() -> None:
         step = step_of(
             options.only_peak,
             options.backbone,
-            domain_batches(options.domains[0], options.batch_size[0]),
+            random_batches(options.domains[0], options.batch_size[0]),
         )
         for _ in range(3):
             step()
         print(peak_memory_bytes(torch.device("cpu")))  # ru_maxrss would be the parent's too
         return
-    names = options.methods or contestants()
+    names = options.methods or [*METHODS, *OTHER_METHODS, *OTHERS]
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.backbone} at 224"
     )
     for domains in options.domains:
         for size in options.batch_size:
             print(f"D = {domains}, {size} per domain")
-            batches = domain_batches(domains, size)
+            batches = random_batches(domains, size)
             # one by one against the first, so that only two models are there at a time
             print(f"  {names[0]:44s}")
             for name in names[1:] or names:

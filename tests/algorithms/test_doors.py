@@ -138,7 +138,10 @@ def test_with_every_way_of_passing(batch_norm, neighbour, built):
             r"is the class Weighted\(Objective\); expected a subclass of gr",
         ),
         ("neighbour:Scaled+agr-sum", r"objective 'neighbour:Scaled' is the class Scaled\(Rule\)"),
-        ("neighbour:Unfinished", r"is the class Unfinished\(Rule\); expected a subclass"),
+        (
+            "neighbour:Unfinished",
+            r"is the class Unfinished\(Rule\) without __call__; expected a subclass",
+        ),
         ("neighbour:Scald", "neighbour has no Scald; there is Scaled"),
         ("erm+nowhere:Rule", "no module nowhere; install the package, or add the folder"),
         ("erm+scalded", "unknown rule 'scalded'; there are .*scaled.* and package.module:Name"),

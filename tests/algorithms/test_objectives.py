@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gradsurgery.errors import NonFiniteError
 from tests.algorithms import oracles
 from tests.algorithms.oracles import Drawn, Memory
 
@@ -112,6 +113,20 @@ def test_fish_keeps_the_state_of_the_runs_optimiser(built):
     for step in (1, 2):
         algorithm.step(model, oracles.batches(3), optimizer, step=step)
     assert {state["step"].item() for state in optimizer.state.values()} == {6}
+
+
+def test_fish_leaves_the_model_as_it_was_where_a_later_step_is_not_finite(built):
+    model = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.BatchNorm1d(12), torch.nn.Linear(12, 2)
+    )
+    order = torch.randperm(3, generator=torch.Generator().manual_seed(7)).tolist()
+    images = [torch.ones(4, 3, 2, 2) * d for d in range(3)]
+    images[order[-1]] = images[order[-1]] * torch.nan
+    data = [(x + torch.rand(x.shape), torch.arange(4) % 2) for x in images]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(NonFiniteError, match=f"domain {order[-1]}"):
+        built("fish").step(model, data, oracles.sgd(model.parameters()), step=1)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_mldgs_inner_step_is_a_fresh_one_of_the_runs_optimiser(built, drawn):

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import gradsurgery as gs
+from gradsurgery.engine import gradients_of
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.rules import RULES
 from tests.engine.models import MODELS, domain_batches, separate_gradients
@@ -373,23 +374,53 @@ def test_empty_parameters():
         assert empty.grad.shape == (0,)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_process_group_of_several_ranks_is_refused(ranks, monkeypatch):
-    weight = torch.ones(2, requires_grad=True)
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: ranks)
-    if ranks == 1:
-        gs.backward([weight.sum()] * 2, [weight], gs.AgrSum())
-        return
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
-    batches = [(torch.ones(2, 3, 1, 1), torch.zeros(2).long())] * 2
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(ArgumentError, match=r"process group of 2 ranks.*train in one"):
-        gs.backward([weight.sum()] * 2, [weight], gs.AgrSum())
-    for name in ("deep-all", "pcgrad", "fish", "mldg"):
-        algorithm = gs.method(name, make_optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
-        with pytest.raises(ArgumentError, match="process group of 2 ranks"):
-            algorithm.step(model, batches, optimizer, step=1)
+RANK = """
+import sys
+import torch
+from torch import nn
+import gradsurgery as gs
+rank, ranks, place = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+torch.distributed.init_process_group(
+    "gloo", init_method="file://" + place, rank=rank, world_size=ranks
+)
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.1)
+model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
+batches = [(torch.ones(2, 3, 1, 1), torch.zeros(2).long())] * 2
+for name in ("deep-all", "pcgrad", "fish", "mldg"):
+    try:
+        gs.method(name, make_optimizer=sgd).step(model, batches, sgd(model.parameters()), step=1)
+        print("trained")
+    except gs.ArgumentError as error:
+        print(error)
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_a_process_group_of_several_ranks_is_refused(tmp_path):
+    started = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                RANK,
+                str(rank),
+                str(ranks),
+                str(tmp_path / f"group of {ranks}"),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for ranks in (1, 2)
+        for rank in range(ranks)
+    ]
+    alone, *both = [process.communicate(timeout=120)[0].splitlines() for process in started]
+    assert alone == ["trained"] * 4
+    refusal = (
+        "found a process group of 2 ranks, whose models would drift apart: gradient surgery works "
+        "in one process; train in one"
+    )
+    assert both == [[refusal] * 4] * 2
 
 
 def test_an_update_may_be_laid_out_in_any_way():
@@ -440,3 +471,41 @@ def test_gradients_of_any_kind_are_added_to_or_stay():
     assert first.grad is held
     assert first.grad.tolist() == [3.0, 3.0]
     assert second.grad.tolist() == [3.0, 3.0, 3.0]
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_hook_of_the_users_may_change_a_gradient_and_not_take_it(micro_batches):
+    weight = torch.ones(2, requires_grad=True)
+
+    def losses():
+        return [[(weight * d).sum()] * micro_batches for d in (1.0, 3.0)]
+
+    def doubled(parameter):
+        parameter.grad.mul_(2)
+
+    handle = weight.register_post_accumulate_grad_hook(doubled)
+    gs.backward(([loss[0]] for loss in losses()), [weight], gs.AgrSum())
+    assert weight.grad.tolist() == [8, 8]  # 2 · (1 + 3)
+    handle.remove()
+
+    def steps_and_clears(parameter):
+        parameter.grad = None
+
+    weight.register_post_accumulate_grad_hook(steps_and_clears)
+    weight.grad = None
+    with pytest.raises(ArgumentError, match=r"hook of parameter 0, of shape \[2\], clears its"):
+        gs.backward(losses(), [weight], gs.AgrSum())
+    with pytest.raises(ArgumentError, match=r"hook of parameter 0, of shape \[2\], clears its"):
+        gradients_of(weight.sum(), [weight], 0)
+    assert len(weight._post_accumulate_grad_hooks) == 1
+
+
+@pytest.mark.parametrize(
+    "rule", [gs.Mean(), gs.AgrSum(reduction="mean"), gs.rule("and-mask"), gs.rule("median")]
+)
+def test_a_mean_in_float16_of_what_has_no_sum_in_it(rule):
+    weight = torch.zeros(3, dtype=torch.float16, requires_grad=True)
+    rows = torch.tensor([[40_000.0, -40_000.0, 60_000.0]]).repeat(3, 1)
+    result = gs.backward((weight.float() @ row for row in rows), [weight], rule)
+    assert weight.grad.tolist() == [40_000, -40_000, 60_000]
+    assert result.agreeing in (1, None)

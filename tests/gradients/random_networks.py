@@ -6,6 +6,8 @@ their values, in their gradients or in both, so that none has a gradient of its 
 
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,13 @@ class Part(nn.Module):
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
         self.kept: dict[str, Tensor] = {}
         self.cache = None
+        self.drawn: Tensor | None = None
+        self.given: Tensor | None = None
+
+    def draw(self, make: Callable[[], Tensor]) -> Tensor:
+        """Random numbers, or those that were given."""
+        self.drawn = (make() if self.given is None else self.given).detach()
+        return self.drawn
 
     def train(self, mode: bool = True) -> "Part":
         super().train(mode)
@@ -260,11 +269,20 @@ MIXING: dict[str, Function] = {
     ),
 }
 
+
+def _mask(like: Tensor) -> Tensor:
+    return functional.dropout(torch.ones_like(like), 0.4)
+
+
 RANDOM: dict[str, Function] = {
-    "dropout": lambda part, h: functional.dropout(part.linear(h), 0.4),
-    "noise": lambda part, h: part.linear(h + torch.randn_like(h)),
+    "dropout": lambda part, h: part.linear(h) * part.draw(lambda: _mask(h)),
+    "noise": lambda part, h: part.linear(h + part.draw(lambda: torch.randn_like(h))),
+    "scaled at random": lambda part, h: part.linear(h) * part.draw(lambda: torch.rand(len(h), 1)),
+    "dropout of sequences": lambda part, h: part.linear(
+        (torch.stack([h, h.tanh()]) * part.draw(lambda: _mask(torch.stack([h, h])))).sum(0)
+    ),
     "dropout of weights": lambda part, h: functional.linear(
-        h, functional.dropout(part.linear.weight, 0.4)
+        h, part.linear.weight * part.draw(lambda: _mask(part.linear.weight))
     ),
 }
 
@@ -272,13 +290,24 @@ RANDOM: dict[str, Function] = {
 class Network(nn.Module):
     """Parts, one after the other, and a classifier of three classes."""
 
-    def __init__(self, parts: list[Part], head: nn.Module) -> None:
+    def __init__(self, parts: list[Part], head: nn.Module, form: str) -> None:
         super().__init__()
         self.parts = nn.Sequential(*parts)
         self.head = head
+        self.form = form
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.parts(x))
+    def forward(self, x: Tensor) -> Any:
+        features = self.parts(x)
+        return FORMS[self.form][0](self.head(features), features)
+
+
+FORMS: dict[str, tuple[Callable[[Tensor, Tensor], Any], Callable[[Any], Tensor]]] = {
+    "logits": (lambda z, _: z, lambda output: output),
+    "tuple": (lambda z, h: (h.square().mean(), z), lambda output: output[1]),
+    "dictionary": (lambda z, h: {"layers": [h], "logits": z}, lambda output: output["logits"]),
+    "object": (lambda z, _: SimpleNamespace(logits=z), lambda output: output.logits),
+}
+"""What a network gives, and how the logits are found in it."""
 
 
 def random_network(choose: random.Random, *, mixing: float, drawing: float) -> Network:
@@ -294,7 +323,8 @@ def random_network(choose: random.Random, *, mixing: float, drawing: float) -> N
         linear = choose.choice(parts).linear if shared else nn.Linear(WIDTH, WIDTH)
         training = choose.random() < 0.2
         parts.append(Part(choose.choice(sorted(names)), linear, only_in_training=training))
-    network = Network(parts, nn.Linear(WIDTH, 3))
+    form = "logits" if choose.random() < 0.6 else choose.choice(sorted(FORMS))
+    network = Network(parts, nn.Linear(WIDTH, 3), form)
     if choose.random() < 0.2:
         choose.choice(list(network.parameters())).requires_grad_(False)
     return network.train(choose.random() < 0.5)

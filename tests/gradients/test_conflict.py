@@ -7,12 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import gradsurgery as gs
 from gradsurgery import domain_conflict
 from gradsurgery.backbones import SmallCNN
 from gradsurgery.errors import ArgumentError, NonFiniteError
-from gradsurgery.gradients.conflict import conflict_of, group_names, grouped, sum_of
+from gradsurgery.gradients.conflict import conflict_of, group_names, sum_of
+from gradsurgery.gradients.gradient_gram import grouped
 
 small = st.integers(-3, 3).map(float)  # sums of these are exact
 matrices = st.tuples(st.integers(2, 4), st.integers(1, 8)).flatmap(
@@ -141,6 +143,56 @@ def test_it_sees_what_the_rule_sees() -> None:
     assert sum_of(layers).kept == pytest.approx(float(update.square().sum()))
 
 
+class Returning(nn.Module):
+    """A network and what becomes of its output."""
+
+    def __init__(self, network: nn.Module, function) -> None:
+        super().__init__()
+        self.network, self.function = network, function
+
+    def forward(self, x: torch.Tensor):
+        return self.function(self.network(x))
+
+
+def test_a_checkpoint_that_keeps_no_graph_is_refused() -> None:
+    model = tanh_network()
+    model.forward = lambda x: model[2:](
+        checkpoint(model[:2], x.clone().requires_grad_(), use_reentrant=True)
+    )
+    x, y = torch.randn(2, 6), torch.tensor([0, 1])
+    with pytest.raises(ArgumentError, match=r"loss of domain 0 .* use_reentrant=False"):
+        domain_conflict(model, nn.CrossEntropyLoss(), [(x, y)] * 2)
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [
+        *((size, torch.float32) for size in (1e-42, 1e-30, 1e-22, 1e20, 1e37)),
+        *((size, torch.float64) for size in (1e-300, 1e-200, 1e200, 1e307)),
+    ],
+)
+def test_gradients_of_any_size(size: float, dtype: torch.dtype) -> None:
+    # by hand: g* = (4, 0, 3) and Σ g = (4, 0, 3) + (0, 3 − 1, 0); 25 of 29
+    rows = torch.tensor([[1.0, 3.0, 1.0], [3.0, -1.0, 2.0]], dtype=torch.float64)
+    scaled = (rows * size).to(dtype)
+    found = conflict_of(scaled[:, :2]) + conflict_of(torch.zeros(2, 4, dtype=dtype))
+    found = found + conflict_of(scaled[:, 2:])
+    rough = 1e-3 if size == 1e-42 else 1e-7  # float32 has few digits left there
+    assert found.kept_length == pytest.approx((25 / 29) ** 0.5, rel=rough)
+    assert float(found.cosines[0, 1]) == pytest.approx(2 / (11 * 14) ** 0.5, rel=rough)
+    assert float(found.cosines_with_rest[0]) == pytest.approx(2 / (11 * 14) ** 0.5, rel=rough)
+    assert (found.moving, found.agreeing, found.against_rest.tolist()) == (3, 2, [1, 1])
+    if dtype == torch.float32:  # beyond it the squares are no numbers
+        assert found.kept == pytest.approx(25 * float(scaled[0, 0].double()) ** 2, rel=rough)
+        assert float(found.gram[0, 0]) == pytest.approx(11 * size**2, rel=rough)
+
+
+def test_a_sum_that_cancels_has_no_direction() -> None:
+    # the first two differ in rounding alone, so that their sum is nothing to compare with
+    rows = torch.tensor([[1.0, 1.0], [-1.0 - 1e-15, -1.0], [1.0, 0.0]], dtype=torch.float64)
+    assert conflict_of(rows).cosines_with_rest.isnan().tolist() == [False, False, True]
+
+
 def test_frozen_and_unreached_parameters() -> None:
     model = nn.ModuleDict({name: nn.Linear(3, 1) for name in ("used", "frozen", "unused")})
     model["frozen"].requires_grad_(requires_grad=False)
@@ -171,9 +223,36 @@ def test_errors_name_what_is_wrong() -> None:
         conflict_of(torch.ones(1, 2))
     with pytest.raises(NonFiniteError, match=r"gradient of domain 1 at parameter 0\.weight"):
         domain_conflict(model, loss, [(x, y), (x * torch.inf, y)])
+    for bad, message in (
+        ([x, y, y], "domain 1 is a pair \\(x, y\\), found list of 3"),
+        ({"x": x, "y": y}, "domain 1 is a pair \\(x, y\\), found dict;"),
+        (x, "domain 1 is a pair \\(x, y\\), found Tensor;"),
+        ((x[:0], y[:0]), "domain 1 holds no sample"),
+        ((None, y), "Sequential does not run on domain 1's batch: "),
+        ((x[:, :2], y), "Sequential does not run on domain 1's batch: mat1"),
+        (
+            (x, y[:1]),
+            "domain 1 cannot be computed from .* output, a tensor of shape \\[2, 2\\], and y",
+        ),
+        ((x, y + 9), "domain 1 cannot be computed"),
+        ((x, None), "domain 1 cannot be computed .* and y, a NoneType: "),
+    ):
+        with pytest.raises(ArgumentError, match=message) as caught:
+            domain_conflict(model, loss, [(x, y), bad])
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ArgumentError, match="domain 0 is a real number, found torch"):
+        domain_conflict(model, lambda z, _: z.sum() * 1j, [(x, y)] * 2)
+    with pytest.raises(ArgumentError, match=r"domain 0 is a pair .* found str;"):
+        domain_conflict(model, loss, {"art": (x, y), "sketch": (x, y)})
+    with pytest.raises(
+        ArgumentError, match=r"domain 0 cannot be computed .* output, a tuple, and y"
+    ):
+        domain_conflict(Returning(model, lambda z: (z, z)), loss, [(x, y)] * 2)
+    with pytest.raises(ArgumentError, match="domain 0 does not depend on a parameter"):
+        domain_conflict(Returning(model, torch.Tensor.detach), loss, [(x, y)] * 2)
     for parameter in model.parameters():
         parameter.requires_grad_(requires_grad=False)
-    with pytest.raises(ArgumentError, match="no parameter that requires a gradient"):
+    with pytest.raises(ArgumentError, match="no parameter requires a gradient"):
         domain_conflict(model, loss, [(x, y), (x, y)])
 
 
@@ -203,7 +282,7 @@ def test_blocks_of_residual_networks_stay_apart() -> None:
 
 def test_a_group_is_the_sum_of_its_layers() -> None:
     layers = {"a.0": conflict_of(torch.ones(2, 3)), "a.0.b": conflict_of(-torch.ones(2, 2))}
-    (found,) = grouped(layers, {"a.0": "a", "a.0.b": "a"}).values()
+    (found,) = grouped(layers, lambda layer: layer[:1]).values()
     assert (found.components, found.agreeing) == (5, 5)
 
 
@@ -242,7 +321,9 @@ def test_sparse_gradients_and_losses_of_other_shapes() -> None:
     # g = (±1/2, ±1/2, 0) for the two rows that are picked
     found = sum_of(domain_conflict(model, lambda z, y: (z * y).mean()[None], [(x, 1), (x, -1)]))
     assert found.gram.tolist() == [[0.5, -0.5], [-0.5, 0.5]]
-    with pytest.raises(ArgumentError, match=r"domain 0.*expected a scalar, found shape \[2, 1\]"):
+    with pytest.raises(
+        ArgumentError, match=r"domain 0 is a tensor with one value, found shape \[2, 1\]"
+    ):
         domain_conflict(model, lambda z, y: z, [(x, 1), (x, -1)])
     complex_model = nn.Linear(1, 1, dtype=torch.complex64)
     with pytest.raises(ArgumentError, match="complex"):

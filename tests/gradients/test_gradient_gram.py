@@ -159,7 +159,7 @@ def test_nothing_remains_after_an_exception(where):
 
     model = Model(nn.Linear(4, 4), nn.Dropout(), nn.Linear(4, 3)).train()
     model[0].weight.grad = kept = torch.ones(4, 4)
-    with pytest.raises(RuntimeError, match=where):
+    with pytest.raises((RuntimeError, ArgumentError), match=where):
         gs.gradient_gram(model, loss, torch.randn(2, 4), torch.tensor([0, 1]))
     assert hooks(model) == 0
     assert all(layer.training for layer in model.modules())
@@ -189,16 +189,37 @@ def test_samples_that_see_each_other_are_refused():
         gs.gradient_gram(Centred(4, 3), cross_entropy, torch.randn(3, 4), torch.tensor([0, 1, 2]))
 
 
+def cross_entropy_of(y):
+    return lambda z, _: cross_entropy(z, y[: len(z)])
+
+
+def test_what_losses_are_compared_with_in_any_form():
+    model, x, y = nn.Linear(4, 3), torch.randn(2, 4), torch.tensor([0, 1])
+    expected = gs.gradient_gram(model, cross_entropy, x, y).total
+    for form, loss in (
+        ({"labels": y, "note": None}, lambda z, t: cross_entropy(z, t["labels"])),
+        ([0, 1], lambda z, t: cross_entropy(z, torch.tensor(t))),
+    ):
+        assert torch.equal(gs.gradient_gram(model, loss, x, form).total, expected)
+    # ∂(Σ z)/∂W_k = x, ∂/∂b_k = 1, for each of three outputs
+    found = gs.gradient_gram(model, lambda z, _: z.sum(1), x, None).total
+    torch.testing.assert_close(found, 3 * (x @ x.T + 1).double(), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore:Using a target size")
 def test_errors_name_the_cure():
     model, x, y = nn.Linear(4, 3), torch.randn(2, 4), torch.tensor([0, 1])
     with pytest.raises(ArgumentError, match=r"expected shape \[2\].*\[2, 3\]"):
         gs.gradient_gram(model, lambda z, _: z, x, y)
-    with pytest.raises(ArgumentError, match="no sample"):
+    with pytest.raises(ArgumentError, match=r"at least one sample.*found shape \[0, 4\]"):
         gs.gradient_gram(model, cross_entropy, x[:0], y[:0])
+    with pytest.raises(ArgumentError, match=r"y holds one target per sample.*: 'int' object"):
+        gs.gradient_gram(model, cross_entropy_of(y), x, 0)
+    with pytest.raises(ArgumentError, match=r"computed from.*shape \[2, 3\], and y.*\[1\]"):
+        gs.gradient_gram(model, cross_entropy, x, y[:1])
     with pytest.raises(NonFiniteError, match="layer Linear"):
         gs.gradient_gram(model, cross_entropy, torch.full((2, 4), torch.inf), y)
-    with pytest.raises(ArgumentError, match="unfreeze"):
+    with pytest.raises(ArgumentError, match="no parameter requires a gradient"):
         gs.gradient_gram(model.requires_grad_(False), cross_entropy, x, y)
 
 

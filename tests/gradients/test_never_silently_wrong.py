@@ -1,6 +1,7 @@
 """`gradient_gram` where shapes alone, or a look beforehand, would give a wrong number."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -163,7 +164,7 @@ def test_nothing_of_the_model_is_different_afterwards(fails):
         return cross_entropy(z, y)
 
     if fails:
-        with pytest.raises(RuntimeError, match="the loss fails"):
+        with pytest.raises(ArgumentError, match="the loss fails"):
             gs.gradient_gram(model, loss, x, y)
     else:
         gs.gradient_gram(model, loss, x, y)
@@ -263,12 +264,15 @@ def test_a_checkpoint_that_keeps_no_graph_is_refused():
 
 
 class Mixing(nn.Linear):
-    def __init__(self, function) -> None:
+    """Mixes the samples, drops out in training, and gives its output in some form."""
+
+    def __init__(self, function, form=lambda z: z) -> None:
         super().__init__(4, 3)
-        self.function = function
+        self.function, self.form = function, form
 
     def forward(self, x):
-        return super().forward(functional.dropout(self.function(x), 0.5, self.training))
+        h = functional.dropout(self.function(x), 0.5, self.training)
+        return self.form(super().forward(h))
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -292,17 +296,84 @@ def test_samples_that_see_each_other_are_refused(function, training):
         gs.gradient_gram(Mixing(function).train(training), cross_entropy, x, torch.arange(4) % 3)
 
 
+FORMS = {
+    "tensor": (lambda z: z, lambda output: output),
+    "tuple": (lambda z: (z, z.mean()), lambda output: output[0]),
+    "dictionary": (lambda z: {"logits": z, "layers": [z]}, lambda output: output["layers"][0]),
+    "object": (lambda z: SimpleNamespace(logits=z), lambda output: output.logits),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     "loss",
     [
         lambda z, y: cross_entropy(z, y) / len(y),
         lambda z, y: cross_entropy(z, y) * (y == 0).sum(),
+        lambda z, y: cross_entropy(z, y) * (y[:, None] == y).sum(1),  # 1 for the last sample
         lambda z, y: cross_entropy(z - z.mean(0), y),
+        lambda z, y: cross_entropy(z, y) * z.detach().max(),
+        lambda z, y: cross_entropy(z * torch.rand_like(z), y) / len(y),
+        lambda z, y: -(z @ z.T).log_softmax(1).diagonal(),  # contrastive
     ],
 )
-def test_losses_that_see_each_other_are_refused(loss):
+def test_losses_that_see_each_other_are_refused(loss, form, training):
+    torch.manual_seed(0)
+    wrap, unwrap = FORMS[form]
+    model = Mixing(lambda x: x, wrap).train(training)
     with pytest.raises(ArgumentError, match="or the loss"):
-        gs.gradient_gram(nn.Linear(4, 3), loss, torch.randn(3, 4), torch.tensor([0, 0, 1]))
+        gs.gradient_gram(
+            model, lambda z, y: loss(unwrap(z), y), torch.randn(3, 4), torch.tensor([0, 0, 1])
+        )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_dropout_of_each_sample_and_outputs_in_any_form(form):
+    """ℓ = Σ z for z = W (m ∘ x) / 0.5: every row of W has the gradient m ∘ x / 0.5."""
+    wrap, unwrap = FORMS[form]
+    model, x = Mixing(lambda x: x, wrap).train(), torch.randn(5, 4)
+    model.bias.requires_grad_(False)
+    torch.manual_seed(3)
+    dropped = functional.dropout(x, 0.5)
+    torch.manual_seed(3)
+    gram = gs.gradient_gram(model, lambda z, _: unwrap(z).sum(1), x, x)
+    torch.testing.assert_close(gram.total, 3 * (dropped @ dropped.T).double())
+
+
+def test_dropout_as_accelerators_compute_it():
+    """For z = w · (m ∘ x) / 0.25 the gradient is (m ∘ x) / 0.25."""
+    x = torch.arange(1.0, 6)[:, None]
+    for seed in range(3):
+        torch.manual_seed(seed)
+        mask = torch.native_dropout(x, 0.75, True)[1]
+        model = One(lambda s, x: torch.native_dropout(s.l(x), 0.75, True)[0])
+        torch.manual_seed(seed)
+        assert diagonal(model, x) == (x * mask * 4).square().flatten().tolist()
+
+
+def test_the_size_of_the_batch_beside_dropout():
+    model = Mixing(lambda x: x / len(x)).train()
+    with pytest.raises(ArgumentError, match="see each other"):
+        gs.gradient_gram(model, cross_entropy, torch.randn(3, 4), torch.tensor([0, 0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda x: x * torch.bernoulli(x.sigmoid()), "random numbers by bernoulli"),
+        (lambda x: functional.rrelu(x, training=True), "random numbers by rrelu"),
+        (
+            lambda x: checkpoint(functional.dropout, x, use_reentrant=False),
+            "random numbers inside torch.utils.checkpoint",
+        ),
+        (lambda x: x * torch.rand(len(x) + 1, 1)[1:], r"numbers of shape \[2, 1\] for sample"),
+    ],
+)
+def test_random_numbers_that_cannot_be_given_to_a_sample_alone_are_refused(function, words):
+    x, y = torch.randn(3, 4), torch.tensor([0, 0, 1])
+    with pytest.raises(ArgumentError, match=words):
+        gs.gradient_gram(Mixing(function).eval(), cross_entropy, x, y)
 
 
 def test_losses_in_other_forms():
@@ -313,10 +384,12 @@ def test_losses_in_other_forms():
     assert diagonal(model, x[:1], lambda z, _: z.sum()) == [1]
     with pytest.raises(ArgumentError, match=r"expected shape \[2\] or a scalar, found \[1\]"):
         diagonal(model, x, lambda z, _: z.sum(0))
-    with pytest.raises(ArgumentError, match=r"expected a tensor with 2 rows.*found dict"):
-        diagonal(One(lambda s, x: {"logits": s.l(x)}), x, lambda z, _: z["logits"].sum())
     named = One(lambda s, x: {"logits": s.l(x)})
     assert diagonal(named, x, lambda z, _: z["logits"].sum(1)) == [1, 9]
+    assert diagonal(named, x, lambda z, _: z["logits"].sum()) == [1, 9]
+    whole = One(lambda s, x: {"mean": s.l(x).mean()})
+    with pytest.raises(ArgumentError, match=r"expected a tensor with 2 rows.*found dict"):
+        diagonal(whole, x, lambda z, _: z["mean"])
 
 
 def test_parameters_that_have_no_inner_products():

@@ -16,9 +16,7 @@ pytestmark = [
     # numpy's, which the interpreter computes with
     pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|overflow):RuntimeWarning"),
 ]
-SETTINGS = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=12
-)
+SETTINGS = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=12)
 
 COMPONENTWISE = {
     "sum": gs.Sum,
@@ -122,7 +120,8 @@ def test_component_wise_rules(name, drawn):
         assert found.zeros.tolist() == expected.zeros.tolist()
         assert found.sizes == expected.sizes
     if found.found is not None:
-        assert not found.found and not found.flags.any()
+        assert not found.found
+        assert not found.flags.any()
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -221,10 +220,7 @@ def test_orders_are_permutations_of_the_others_and_all_occur():
     source = gs.PCGrad(generator=torch.Generator().manual_seed(0)).random
     seen = [source.orders_on(3, torch.device("cpu")).tolist() for _ in range(200)]
     assert {tuple(map(tuple, orders)) for orders in seen} == {
-        (a, b, c)
-        for a in ((1, 2), (2, 1))
-        for b in ((0, 2), (2, 0))
-        for c in ((0, 1), (1, 0))
+        (a, b, c) for a in ((1, 2), (2, 1)) for b in ((0, 2), (2, 0)) for c in ((0, 1), (1, 0))
     }
 
 

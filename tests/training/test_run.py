@@ -149,6 +149,15 @@ def test_training_leaves_the_global_random_state(
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_dropout_is_seeded_as_torch_seeds_it() -> None:
+    before = torch.get_rng_state()
+    torch.manual_seed(2**62 + 1)
+    expected = torch.rand(3)
+    loop_module._seed_dropout(torch.device("cpu"), 2**62 + 1)
+    assert torch.equal(torch.rand(3), expected)
+    torch.set_rng_state(before)
+
+
 def test_ties_go_to_the_earlier_model_and_its_weights_are_kept(
     tmp_path: Path,
     images: ImageSet,

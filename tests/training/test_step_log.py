@@ -1,6 +1,7 @@
 """What is left on the device is read late, and is the same then."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,13 +35,6 @@ Outcome = Callable[[Record, Path], tuple[dict[str, Any], bytes]]
 CPU = torch.device("cpu")
 
 
-class Spoilt(BackwardResult):
-    """What a pass gives that saw a gradient which is not finite, and was not looked at."""
-
-    def check(self) -> None:
-        raise NonFiniteError("somewhere", domain=1, parameter="classifier.bias")
-
-
 def result_of(gradients: list[list[float]], rule: gs.Rule) -> BackwardResult:
     weight = torch.zeros(len(gradients[0]), requires_grad=True)
     losses = (torch.tensor(row) @ weight + number for number, row in enumerate(gradients))
@@ -52,7 +46,7 @@ def as_found(error: NonFiniteError, step: int) -> NonFiniteError:
 
 
 def test_steps_are_read_in_their_order() -> None:
-    unread = UnreadSteps(as_found)
+    unread = UnreadSteps(as_found, scaled=False)
     unread.add(4, result_of([[1.0, -2.0, 0.0], [3.0, 4.0, 0.0]], gs.AgrSum()))
     unread.add(5, result_of([[1.0, 2.0, 1.0], [3.0, 4.0, 0.0]], gs.AgrSum()))
     assert unread.read() == [
@@ -65,26 +59,30 @@ def test_steps_are_read_in_their_order() -> None:
 
 
 def test_where_nothing_moves_nothing_agrees() -> None:
-    unread = UnreadSteps(as_found)
+    unread = UnreadSteps(as_found, scaled=False)
     unread.add(1, result_of([[0.0], [0.0]], gs.AgrSum()))
     unread.add(2, result_of([[2.0], [3.0]], gs.AgrSum()))
     assert [figures.agreeing for figures in unread.read()] == [None, 1.0]
 
 
 def test_the_first_spoilt_step_is_named() -> None:
-    unread = UnreadSteps(as_found)
+    unread = UnreadSteps(as_found, scaled=False)
     good = result_of([[1.0], [2.0]], gs.AgrSum())
     for step, result in ((1, good), (2, spoilt(good)), (3, good), (4, spoilt(good))):
         unread.add(step, result)
     with pytest.raises(NonFiniteError, match="step 2") as caught:
         unread.read()
     assert caught.value.domain == 1
+    scaled = UnreadSteps(as_found, scaled=True)  # the scaler has skipped the step
+    scaled.add(1, spoilt(good))
+    assert scaled.read()[0].loss == good.losses.mean()
 
 
 def spoilt(result: BackwardResult) -> BackwardResult:
-    changed = object.__new__(Spoilt)
-    changed.__dict__.update(result.__dict__)
-    return changed
+    """What an accelerator gives where a gradient is not finite: domain 1's, in the last tensor."""
+    flags = torch.zeros(len(result.losses), len(result.names), dtype=torch.int32)
+    flags[1, -1] = 1
+    return replace(result, update=result.update._replace(flags=flags, found=torch.tensor(1.0)))
 
 
 def test_the_clock_of_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:

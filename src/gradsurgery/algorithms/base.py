@@ -97,6 +97,14 @@ class Algorithm(ABC):
     def take(self, step: Step) -> BackwardResult:
         """Take the step: set the gradients and step the optimiser."""
 
+    def stage(self, step: int) -> Any:
+        """What of the step's number decides what is computed at it.
+
+        Steps of equal stages do the same with other images and draws. None where that is not
+        known.
+        """
+        return None
+
     def restarts_optimizer(self, step: int) -> bool:
         """Whether the optimiser's state is dropped before step `step`."""
         return False

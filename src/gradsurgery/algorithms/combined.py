@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -55,9 +55,7 @@ class Combined(Algorithm):
             named = step.model.named_parameters()
             with closing(self.objective.losses(forward, step.batches, step.number)) as losses:
                 given = list(losses) if self._shared else losses
-                result = backward(
-                    given, named, self.rule, scaler=step.scaler, defer_check=True
-                )
+                result = backward(given, named, self.rule, scaler=step.scaler, defer_check=True)
             if forward.values is not None:
                 result = replace(result, checked=forward.values)
         step.update_parameters(result)
@@ -76,15 +74,17 @@ class Combined(Algorithm):
 
         try:
             named = step.model.named_parameters()
-            result = backward(
-                mean_loss(), named, self.rule, scaler=step.scaler, defer_check=True
-            )
+            result = backward(mean_loss(), named, self.rule, scaler=step.scaler, defer_check=True)
         except NonFiniteError as error:
             if not seen:
                 raise
             check_losses(seen[0])  # raises for the domain whose loss it is
             raise non_finite(error, "the pooled domains", domain=None) from error
         return replace(result, losses=seen[0], checked=forward.values, pooled=True)
+
+    @override
+    def stage(self, step: int) -> Any:
+        return self.objective.stage(step)
 
     @override
     def restarts_optimizer(self, step: int) -> bool:

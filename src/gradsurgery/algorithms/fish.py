@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from typing_extensions import override
 
@@ -20,7 +21,8 @@ class Fish(Algorithm):
     which in the mean raises the inner products of the domains' gradients. The run's optimiser
     takes the inner steps and keeps its state. The steps follow one another, so that there are no
     D gradients at one θ for a rule to combine. Buffers, such as batch normalisation's running
-    statistics, stay as the inner steps leave them; DomainBed interpolates them too.
+    statistics, stay as the inner steps leave them; DomainBed interpolates them too. Where a step
+    fails, parameters and buffers are as they were before it, and the optimiser's state is not.
 
     Source: Shi et al., "Gradient Matching for Domain Generalization", ICLR 2022, algorithm 1; ε as
     `meta_lr` in DomainBed.
@@ -48,6 +50,21 @@ class Fish(Algorithm):
     def take(self, step: Step) -> BackwardResult:
         parameters = [p for p in step.model.parameters() if p.requires_grad]
         before = [p.detach().clone() for p in parameters]
+        buffers = [(buffer, buffer.clone()) for buffer in step.model.buffers()]
+        try:
+            losses = self._inner_steps(step)
+        except BaseException:
+            with torch.no_grad():
+                for value, start in [*zip(parameters, before, strict=True), *buffers]:
+                    value.copy_(start)
+            raise
+        with torch.no_grad():
+            for parameter, start in zip(parameters, before, strict=True):
+                parameter.copy_(start.lerp_(parameter, self.values["meta_lr"]))
+        return BackwardResult(torch.stack(losses))
+
+    def _inner_steps(self, step: Step) -> list[Tensor]:
+        """One step of the optimiser on each domain; their losses."""
         forward = Forward(step.model, step.autocast)
         generator, domains = self._generator, len(step.batches)
         order = torch.randperm(domains, generator=generator, device=generator.device).tolist()
@@ -63,7 +80,4 @@ class Fish(Algorithm):
                 raise non_finite(error, f"domain {domain}", domain) from error
             losses[domain] = result.losses[0]
             step.update_parameters(result)
-        with torch.no_grad():
-            for parameter, start in zip(parameters, before, strict=True):
-                parameter.copy_(start.lerp_(parameter, self.values["meta_lr"]))
-        return BackwardResult(torch.stack(losses))
+        return losses

@@ -132,10 +132,13 @@ def build_method(
     settings: Settings | None = None,
     batch_norm: BatchNorm = "frozen",
     rule: Rule | None = None,
+    host_generator: torch.Generator | None = None,
 ) -> Algorithm:
     """The algorithm of the method `name`, with the code that it names imported.
 
     generator: draws for whatever is random in it.
+    host_generator: draws what is needed on the processor, orders and shares of mixing, where
+        `generator` is one of an accelerator, which would have to be waited for.
     make_optimizer: a fresh optimiser like the run's, for MLDG's inner steps.
     settings: hyperparameters by "objective.name" or "rule.name", e.g. {"group-dro.eta": 0.05}, the
         owner as the method's name has it: {"mypackage.rules:MyRule.strength": 2}.
@@ -154,15 +157,16 @@ def build_method(
             "'per-domain'"
         )
     owned = _taken(settings or {}, parts or (Fish.name,), name)
+    drawing = host_generator or generator
     if parts is None:
-        return Fish(generator, **owned[Fish.name])
+        return Fish(drawing, **owned[Fish.name])
     combining = rule or build_rule(parts.rule, owned[parts.rule], generator)
     options = owned[parts.objective]
     if parts.objective == MLDG.name:
-        return MLDG(combining, generator, make_optimizer, **options)
+        return MLDG(combining, drawing, make_optimizer, **options)
     kind = _objective_class(parts.objective)
     check_names(parts.objective, [h.name for h in kind.hyperparameters], options)
-    objective = kind(generator=generator, **options)
+    objective = kind(generator=drawing, **options)
     return Combined(objective, combining, batch_norm=batch_norm)
 
 

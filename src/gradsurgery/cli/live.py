@@ -48,6 +48,9 @@ def _live(console: Console, title: str) -> Iterator["ProgressCallback"]:
 
     def report(progress: "TrainingProgress") -> None:
         nonlocal stage, validation
+        if progress.note is not None:
+            console.print(progress.note, markup=False, highlight=False)
+            return
         if progress.stage != stage:
             stage = progress.stage
             bar.reset(
@@ -72,6 +75,8 @@ def _live(console: Console, title: str) -> Iterator["ProgressCallback"]:
 
 
 def _print_line(progress: "TrainingProgress") -> None:
+    if progress.note is not None:
+        _write(progress.note)
     if progress.stage == "images" and progress.done == progress.total:
         _write(f"decoded {progress.total} images")
     if progress.stage == "resuming":

@@ -64,14 +64,23 @@ class ImageLoader(ABC):
     """Images of a set by their positions: normalised, on a device, with their labels.
 
     mean, std: as in `normalize`, whose bits they have on every device.
+    channels_last: how batches lie in an accelerator's memory; on a processor they always do.
     """
 
     def __init__(
-        self, images: ImageSet, mean: Sequence[float], std: Sequence[float], device: torch.device
+        self,
+        images: ImageSet,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        *,
+        channels_last: bool = True,
     ) -> None:
         self.images = images
         self.mean, self.std = mean, std
         self.device = device
+        self._channels_last = channels_last
+        self._table = torch.from_numpy(lookup_table(mean, std)).to(device)
 
     @abstractmethod
     def fetch(self, positions: Positions) -> Fetched:
@@ -80,6 +89,10 @@ class ImageLoader(ABC):
         Returns what gives the batch, to be called in the thread that computes, in the order of the
         fetches; it does not wait for the device.
         """
+
+    def _normalized(self, pixels: Tensor, positions: Tensor) -> Tensor:
+        """The images of an accelerator as its network takes them."""
+        return gather_normalized(pixels, positions, self._table, channels_last=self._channels_last)
 
 
 @final
@@ -93,30 +106,6 @@ class HostLoader(ImageLoader):
         return lambda: (normalize(pixels, self.mean, self.std), labels)
 
 
-class _DeviceLoader(ImageLoader):
-    """For an accelerator, which looks up what a pixel is worth in a table."""
-
-    def __init__(
-        self,
-        images: ImageSet,
-        mean: Sequence[float],
-        std: Sequence[float],
-        device: torch.device,
-        *,
-        channels_last: bool,
-    ) -> None:
-        super().__init__(images, mean, std, device)
-        self._channels_last = channels_last
-        self._table = torch.from_numpy(lookup_table(mean, std)).to(device)
-
-    def _normalized(self, pixels: Tensor, positions: Tensor) -> Tensor:
-        return gather_normalized(pixels, positions, self._table, channels_last=self._channels_last)
-
-    def _host_memory(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """Memory that the device copies from on its own."""
-        return torch.empty(shape, dtype=dtype, pin_memory=self.device.type == "cuda")
-
-
 class DeviceImages(NamedTuple):
     """A decoded set on a device."""
 
@@ -125,28 +114,16 @@ class DeviceImages(NamedTuple):
 
 
 @final
-class ResidentLoader(_DeviceLoader):
-    """For an accelerator that holds the whole set: what travels are positions.
+class ResidentLoader(ImageLoader):
+    """For an accelerator that holds the whole set: what travels are positions."""
 
-    resident: the set on the device.
-    """
-
-    def __init__(
-        self,
-        images: ImageSet,
-        mean: Sequence[float],
-        std: Sequence[float],
-        device: torch.device,
-        *,
-        channels_last: bool,
-        resident: DeviceImages,
-    ) -> None:
-        super().__init__(images, mean, std, device, channels_last=channels_last)
+    def __init__(self, *about: Any, resident: DeviceImages, **options: Any) -> None:
+        super().__init__(*about, **options)
         self._resident = resident
 
     @override
     def fetch(self, positions: Positions) -> Fetched:
-        waiting = self._host_memory(len(positions), dtype=torch.int64)
+        waiting = _host_memory(self.device, (len(positions),), torch.int64)
         waiting.numpy()[:] = positions
 
         def batch() -> Batch:
@@ -158,20 +135,13 @@ class ResidentLoader(_DeviceLoader):
 
 
 @final
-class StreamingLoader(_DeviceLoader):
+class StreamingLoader(ImageLoader):
     """For an accelerator that the set does not fit on: pixels travel beside the computation."""
 
-    def __init__(
-        self,
-        images: ImageSet,
-        mean: Sequence[float],
-        std: Sequence[float],
-        device: torch.device,
-        *,
-        channels_last: bool,
-    ) -> None:
-        super().__init__(images, mean, std, device, channels_last=channels_last)
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    def __init__(self, *about: Any, **options: Any) -> None:
+        super().__init__(*about, **options)
+        on_cuda = self.device.type == "cuda"
+        self._stream = torch.cuda.Stream(self.device) if on_cuda else None
         self._used: deque[torch.cuda.Event] = deque()
         """One event for each batch whose pixels the device has read, or will have."""
 
@@ -179,11 +149,11 @@ class StreamingLoader(_DeviceLoader):
     def fetch(self, positions: Positions) -> Fetched:
         while len(self._used) >= _AHEAD:  # a computing thread far ahead of its device fills it
             self._used.popleft().synchronize()
-        shape = self.images.images.shape[1:]
-        pinned = self._host_memory(len(positions), *shape, dtype=torch.uint8)
+        shape = (len(positions), *self.images.images.shape[1:])
+        pinned = _host_memory(self.device, shape, torch.uint8)
         gather_into(pinned, self.images.images, positions)
-        pinned_labels = self._host_memory(len(positions), dtype=torch.int64)
-        np.take(self.images.label, positions, out=pinned_labels.numpy(), mode="clip")
+        pinned_labels = _host_memory(self.device, shape[:1], torch.int64)
+        pinned_labels.numpy()[:] = self.images.label[positions]
         context: Any = nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
         with context:
             pixels = pinned.to(self.device, non_blocking=True)
@@ -261,14 +231,15 @@ def _copied(images: ImageSet, device: torch.device) -> DeviceImages:
     each = max(_COPIED // max(images.images[:1].nbytes, 1), 1)
     for start in range(0, len(pixels), each):
         positions = np.arange(start, min(start + each, len(pixels)))
-        part = torch.empty(
-            (len(positions), *pixels.shape[1:]),
-            dtype=torch.uint8,
-            pin_memory=device.type == "cuda",
-        )
+        part = _host_memory(device, (len(positions), *pixels.shape[1:]), torch.uint8)
         gather_into(part, images.images, positions)
         pixels[start : start + each].copy_(part, non_blocking=True)
     return DeviceImages(pixels, torch.tensor(images.label, device=device))
+
+
+def _host_memory(device: torch.device, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory of the host that the device copies from on its own."""
+    return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
 
 
 def _free_bytes(device: torch.device) -> int:
@@ -290,13 +261,11 @@ def image_loader(
     device: torch.device,
     channels_last: bool,
 ) -> ImageLoader:
-    """What brings the images to `device`.
-
-    channels_last: how batches lie in the memory of an accelerator; on a processor they always do.
-    """
+    """What brings the images to `device`; the arguments are those of `ImageLoader`."""
+    about = (images, mean, std, device)
     if device.type == "cpu":
-        return HostLoader(images, mean, std, device)
+        return HostLoader(*about)
     resident = RESIDENT.get(images, device)
     if resident is None:
-        return StreamingLoader(images, mean, std, device, channels_last=channels_last)
-    return ResidentLoader(images, mean, std, device, channels_last=channels_last, resident=resident)
+        return StreamingLoader(*about, channels_last=channels_last)
+    return ResidentLoader(*about, channels_last=channels_last, resident=resident)

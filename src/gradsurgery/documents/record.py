@@ -154,13 +154,14 @@ class Cost(Part):
     run; `seconds_per_step` is the time of a training step, its wait for images among it, and
     `data_wait` the fraction of that time that passed without images to compute on (None in files
     written before it was); `peak_memory_bytes` is the device's where it has memory of its own, else
-    the process's.
+    the process's; `cuda_graph` says that steps were replayed, or why not (None without a GPU).
     """
 
     seconds: Duration
     seconds_per_step: Duration
     data_wait: Fraction | None = None
     peak_memory_bytes: Count
+    cuda_graph: str | None = None
 
 
 class ConflictLog(Part):

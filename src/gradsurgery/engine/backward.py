@@ -9,7 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradsurgery.engine.accumulators import Accumulator, Update, accumulator_for
+from gradsurgery.engine.accumulators import (
+    Accumulator,
+    Update,
+    accumulator_for,
+    not_finite_update,
+)
 from gradsurgery.engine.parameters import NamedParameter, trainable_parameters
 from gradsurgery.engine.passes import DomainLoss, DomainPasses, Scaler
 from gradsurgery.errors import ArgumentError, NonFiniteError
@@ -26,8 +31,8 @@ class BackwardResult:
     checked: losses to be looked at before `losses`, where what one is has reached the others.
     pooled: whether there was one gradient, of all domains.
 
-    What follows is computed when it is read. On an accelerator only `losses`, `agreement`, `cosines`
-    and `found_inf` can be had without waiting for it.
+    What follows is computed when it is read. On an accelerator only `losses`, `agreement`,
+    `cosines` and `found_inf` can be had without waiting for it.
     """
 
     losses: Float[Tensor, " domains"]
@@ -52,7 +57,8 @@ class BackwardResult:
         rules without one, and where all are zero. Components no domain has a gradient for are not
         counted.
         """
-        agree, move, _ = (sum(column) for column in zip((0, 0, 0), *self._counts, strict=True))
+        agree = sum(agree for agree, _, _ in self._counts)
+        move = sum(move for _, move, _ in self._counts)
         return agree / move if move else None
 
     @property
@@ -68,8 +74,8 @@ class BackwardResult:
         """
         if self.update.agreeing is None:
             return None
-        _, move, reached = (sum(column) for column in zip((0, 0, 0), *self._counts, strict=True))
-        return 1 - move / max(reached, 1)
+        move = sum(move for _, move, _ in self._counts)
+        return 1 - move / max(sum(size for _, _, size in self._counts), 1)
 
     @property
     def agreeing_by_parameter(self) -> dict[str, float] | None:
@@ -102,7 +108,7 @@ class BackwardResult:
 
     @property
     def found_inf(self) -> Float[Tensor, ""] | None:
-        """1.0 where a gradient was not finite, else 0.0, on the device: for torch's fused optimisers.
+        """1.0 where a gradient was not finite, else 0.0, on the device, as fused optimisers take it
 
         None where that was looked at already.
         """
@@ -122,6 +128,8 @@ class BackwardResult:
         if len(spoilt):
             domain, position = spoilt[0].tolist()
             raise _not_finite(None if self.pooled else domain, self.names[position])
+        if self.update.rule is not None and self.update.found:
+            raise not_finite_update(self.update.rule)
 
 
 def backward(

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from gradsurgery.engine.accumulators import Accumulator, GradientMatrix, Update
-from gradsurgery.engine.parameters import flat_gradient, shaped_gradient
+from gradsurgery.engine.parameters import laid_out_as
 from gradsurgery.kernels import products
 from gradsurgery.kernels.combine import COUNTING, Running, Seen, combine
 from gradsurgery.kernels.network import Combination
@@ -37,24 +37,13 @@ class NetworkGradients(Accumulator):
 
     @override
     def receive_domain(self, domain: int, gradients: Sequence[Tensor | None]) -> None:
-        self._rows.append(
-            [
-                None if gradient is None else flat_gradient(gradient, parameter)
-                for gradient, parameter in zip(gradients, self._parameters, strict=True)
-            ]
-        )
+        self._rows.append(laid_out_as(self._parameters, gradients))
 
     def _first_gradients(self) -> list[Tensor | None]:
         """For each parameter a gradient that its update may overwrite."""
         return [
             next((gradient for gradient in column if gradient is not None), None)
             for column in zip(*self._rows, strict=True)
-        ]
-
-    def _shaped(self, flat: Sequence[Tensor | None]) -> list[Tensor | None]:
-        return [
-            None if update is None else shaped_gradient(update, parameter)
-            for update, parameter in zip(flat, self._parameters, strict=True)
         ]
 
 
@@ -80,8 +69,7 @@ class CombinedGradients(NetworkGradients):
         out = self._first_gradients()
         for position in self._reached:
             if out[position] is None:
-                parameter = self._parameters[position]
-                out[position] = flat_gradient(torch.empty_like(parameter), parameter).detach()
+                out[position] = torch.empty_like(self._parameters[position], requires_grad=False)
         if not self._reached:
             return Update(out)
         combination = self._combination(domains)
@@ -90,7 +78,7 @@ class CombinedGradients(NetworkGradients):
         seen = self._fold(domains, combination, out=[None] * len(out) if stays else out)
         counts = combination.kind in COUNTING
         return Update(
-            self._shaped(out),
+            out,
             agreeing=seen.agreeing if counts else None,
             zeros=seen.zeros if counts else None,
             sizes=[0 if update is None else update.numel() for update in out],
@@ -139,7 +127,7 @@ class WeighedGradients(NetworkGradients):
         gramian, flags, found = products.gramian(self._rows, self._sizes)
         weights = self._rule.weights_on_device(gramian)
         products.weighted_sum(self._rows, self._sizes, weights, out=out)
-        return Update(self._shaped(out), gramian=gramian, flags=flags, found=found)
+        return Update(out, gramian=gramian, flags=flags, found=found)
 
 
 class NetworkMatrix(GradientMatrix):
@@ -154,18 +142,22 @@ class NetworkMatrix(GradientMatrix):
 
     @override
     def receive_domain(self, domain: int, gradients: Sequence[Tensor | None]) -> None:
-        flat = [
-            None if gradient is None else flat_gradient(gradient, parameter)
-            for gradient, parameter in zip(gradients, self._parameters, strict=True)
-        ]
-        self._flags.append(products.gather(flat, self._sizes, out=self._row(domain)))
-        self._reached |= {position for position, g in enumerate(flat) if g is not None}
+        laid_out = laid_out_as(self._parameters, gradients)
+        self._flags.append(products.gather(laid_out, self._sizes, out=self._row(domain)))
+        self._reached |= {position for position, g in enumerate(gradients) if g is not None}
 
     @override
     def finish(self, domains: int, *, poison: bool) -> Update:
         flags = torch.stack(self._flags)
         found = flags.any().float()
         if found.item():  # a rule that is anybody's is not shown what is not finite
-            parts = [torch.full_like(self._parameters[at].reshape(-1), torch.nan) for at in sorted(self._reached)]
+            parts = [
+                torch.full((self._sizes[at],), torch.nan, device=flags.device)
+                for at in sorted(self._reached)
+            ]
             return Update(self._updates(parts, poison=False), flags=flags, found=found)
-        return super().finish(domains, poison=False)._replace(flags=flags, found=found)
+        update = super().finish(domains, poison=False)
+        parts = [part for part in update.gradients if part is not None and part.numel()]
+        sums = torch.stack(torch._foreach_norm(parts, ord=torch.inf)) if parts else found
+        found = (~sums.isfinite()).any().float()
+        return update._replace(flags=flags, found=found, rule=self._rule.name)

@@ -1,6 +1,6 @@
 """The parameters that take part, and their gradients as flat tensors."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -28,6 +28,10 @@ def trainable_parameters(
                 f"parameters are tensors or (name, tensor) pairs, found {type(parameter).__name__}"
                 f" at position {position}; give model.parameters() or model.named_parameters()"
             )
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise ArgumentError(
+                f"parameter {name} has no values before the first pass; call the model once"
+            )
         if parameter.requires_grad and not parameter.is_leaf:
             raise ArgumentError(f"parameter {name} is not a leaf tensor, so it has no .grad to set")
         if parameter.requires_grad and not parameter.is_floating_point():
@@ -49,12 +53,25 @@ def trainable_parameters(
 
 def _fills_memory(tensor: Tensor) -> bool:
     """Whether the components lie next to one another, in whatever order."""
-    if tensor.numel() == 0:
+    if tensor.numel() == 0 or tensor.is_contiguous():
         return True
     last = sum(
         (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
     )
     return last + 1 == tensor.numel()
+
+
+def laid_out_as(
+    parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The gradients, whose components lie in memory as those of their parameters do."""
+    return [
+        gradient
+        if gradient is None
+        or (gradient.layout == torch.strided and gradient.stride() == parameter.stride())
+        else shaped_gradient(flat_gradient(gradient, parameter), parameter)
+        for gradient, parameter in zip(gradients, parameters, strict=True)
+    ]
 
 
 def flat_gradient(gradient: Tensor, parameter: Tensor) -> Float[Tensor, " params"]:

@@ -1,6 +1,6 @@
 """The backward passes: one per domain, whose gradients go to an accumulator as they appear."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import repeat
@@ -44,9 +44,10 @@ class DomainPasses:
         kept = iter(_shared_with_later(losses)) if isinstance(losses, list | tuple) else None
         values: list[Tensor] = []
         domains = iter(losses)
-        with self._hooks():
+        at_once = self._accumulator.at_once
+        with _reporting(self._parameters, self._on_gradient, all_of_them=at_once):
             while (domain := next(domains, _END)) is not _END:
-                self._begin(at_once=self._accumulator.at_once and isinstance(domain, Tensor))
+                self._begin(at_once=at_once and isinstance(domain, Tensor))
                 parts = _parts(domain, len(values))
                 del domain  # nothing may keep this graph alive while the next one is built
                 total = None
@@ -63,28 +64,13 @@ class DomainPasses:
                 values.append(total)
         return values
 
-    @contextmanager
-    def _hooks(self) -> Iterator[None]:
-        """Inside, a parameter's gradient is handed over and freed during the pass."""
-        if not self._accumulator.at_once:
-            yield
-            return
-        handles = [
-            parameter.register_post_accumulate_grad_hook(partial(self._on_gradient, position))
-            for position, parameter in enumerate(self._parameters)
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
     def _begin(self, *, at_once: bool) -> None:
         """Gradients are taken during the pass, unless further micro-batches add to them."""
         self._at_once = at_once
         self._awaited = set(range(len(self._parameters)))
 
-    def _on_gradient(self, position: int, _: Tensor) -> None:
+    def _on_gradient(self, position: int, parameter: Tensor) -> None:
+        _refuse_cleared(position, parameter)
         if self._at_once:
             self._hand_over(position)
 
@@ -107,6 +93,39 @@ class DomainPasses:
         run_backward(scaled, self._parameters, self._domain, retain=retain)
 
 
+@contextmanager
+def _reporting(
+    parameters: Sequence[Tensor],
+    receive: Callable[[int, Tensor], None],
+    *,
+    all_of_them: bool,
+) -> Iterator[None]:
+    """Inside, `receive` hears of each parameter whose `.grad` has its gradient, by its position.
+
+    all_of_them: or else of those alone that have a hook of the user's.
+    """
+    handles = [
+        parameter.register_post_accumulate_grad_hook(partial(receive, position))
+        for position, parameter in enumerate(parameters)
+        if all_of_them or parameter._post_accumulate_grad_hooks
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _refuse_cleared(position: int, parameter: Tensor) -> None:
+    """Raise `ArgumentError` where a hook has taken the gradient that was just there."""
+    if parameter.grad is None:
+        raise ArgumentError(
+            f"a post-accumulate hook of parameter {position}, of shape {list(parameter.shape)}, "
+            "clears its .grad before the gradient can be read; remove that hook, and do what it "
+            "does once the update is in .grad"
+        )
+
+
 def gradients_of(
     loss: Tensor, parameters: Sequence[Tensor], domain: int, scaler: Scaler = None
 ) -> list[Tensor | None]:
@@ -115,7 +134,8 @@ def gradients_of(
     Every `.grad` has to be None, and is None afterwards.
     """
     scaled = checked_loss(loss, domain) if scaler is None else scaler.scale(loss)
-    run_backward(scaled, list(parameters), domain, retain=False)
+    with _reporting(parameters, _refuse_cleared, all_of_them=False):
+        run_backward(scaled, list(parameters), domain, retain=False)
     return taken_gradients(parameters)
 
 
@@ -129,11 +149,7 @@ def taken_gradients(parameters: Sequence[Tensor]) -> list[Tensor | None]:
 
 def run_backward(loss: Tensor, parameters: list[Tensor], domain: int, *, retain: bool) -> None:
     """`loss.backward` for the parameters alone, with errors that name the domain."""
-    if any(type(node).__name__.startswith("CheckpointFunction") for node in graph_of(loss)):
-        raise ArgumentError(
-            f"the loss of domain {domain} goes through torch.utils.checkpoint with "
-            "use_reentrant=True, which hides parameters; use use_reentrant=False"
-        )
+    refuse_reentrant(loss, f"of domain {domain}")
     try:
         loss.backward(inputs=parameters, retain_graph=retain)
     except RuntimeError as error:
@@ -145,12 +161,27 @@ def run_backward(loss: Tensor, parameters: list[Tensor], domain: int, *, retain:
         ) from error
 
 
+def refuse_reentrant(loss: Tensor, whose: str) -> None:
+    """Raise `ArgumentError` where a part of the graph of a loss is not kept."""
+    kinds = {type(node) for node in graph_of(loss)}
+    if any(kind.__name__.startswith("CheckpointFunction") for kind in kinds):
+        raise ArgumentError(
+            f"the loss {whose} goes through torch.utils.checkpoint with use_reentrant=True, which "
+            "hides parameters; use use_reentrant=False"
+        )
+
+
 def checked_loss(loss: Any, domain: int) -> Tensor:
     """The loss; raises `ArgumentError` unless it is one number that depends on what is trained."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         found = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else _described(loss)
         raise ArgumentError(
             f"the loss of domain {domain} is a tensor with one value, found {found}"
+        )
+    if loss.is_complex():
+        raise ArgumentError(
+            f"the loss of domain {domain} is a real number, found {loss.dtype}; take its .real or "
+            ".abs()"
         )
     if not loss.requires_grad:
         raise ArgumentError(
@@ -214,13 +245,13 @@ def _shared_with_later(losses: Sequence[DomainLoss]) -> Iterator[bool]:
     return reversed(kept)
 
 
-def graph_of(loss: Tensor) -> set[Any]:
-    """The nodes of autograd's graph behind `loss`, without those of the leaves."""
+def graph_of(loss: Tensor, ends: tuple[str, ...] = ("AccumulateGrad",)) -> set[Any]:
+    """The nodes of autograd's graph behind `loss`, as far as those of the kinds `ends`."""
     nodes: set[Any] = set()
     waiting: list[Any] = [loss.grad_fn]
     while waiting:
         node = waiting.pop()
-        if node is None or node in nodes or type(node).__name__ == "AccumulateGrad":
+        if node is None or node in nodes or type(node).__name__ in ends:
             continue
         nodes.add(node)
         waiting += [before for before, _ in node.next_functions]

@@ -1,7 +1,8 @@
 """Where the gradients of domains conflict, by layer and by group of layers."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -10,15 +11,16 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from gradsurgery.engine.parameters import trainable_parameters
+from gradsurgery.engine.passes import checked_loss, refuse_reentrant
 from gradsurgery.errors import ArgumentError, NonFiniteError
-from gradsurgery.gradients.gradient_gram import block_of, owned_parameters
+from gradsurgery.gradients.gradient_gram import block_of, grouped, layer_of
 from gradsurgery.gradients.model_state import unchanged
-from gradsurgery.gradients.recorder import refuse_reentrant
-from gradsurgery.rules.gramian import gramian_of
+from gradsurgery.gradients.one_by_one import called_loss, failures_as
 
 _PIECE = 1 << 16  # components at a time, so that the temporaries stay in the cache
+_CANCELS = 1e-12  # of the squares' sum: a sum's square below it is rounding and nothing else
 
-DomainBatch = tuple[Any, Any]
 Loss = Callable[[Any, Any], Tensor]
 
 
@@ -33,8 +35,10 @@ class Conflict:
     against_rest: per domain d, those with sign(g_dn) ≠ sign(Σ_{e≠d} g_en): the update of the other
         domains goes another way.
     differing: per pair, those with sign(g_dn) ≠ sign(g_en).
-    gram: G_de = g_d · g_e.
-    kept: ‖g*‖² for the update g* of Agr-Sum (equation 3).
+    scale: a power of two near the largest component, 0 where all are zero. Components of 1e-200
+        and 1e200, whose squares no float has, are as good as others.
+    scaled_gram: G_de / scale², with G_de = g_d · g_e.
+    scaled_kept: ‖g*‖² / scale² for the update g* of Agr-Sum (equation 3).
     """
 
     components: int
@@ -42,20 +46,34 @@ class Conflict:
     agreeing: int
     against_rest: Int64[Tensor, " domains"]
     differing: Int64[Tensor, "domains domains"]
-    gram: Float[Tensor, "domains domains"]
-    kept: float
+    scale: float
+    scaled_gram: Float[Tensor, "domains domains"]
+    scaled_kept: float
 
     def __add__(self, other: "Conflict") -> "Conflict":
         """The conflict of both layers' components together."""
+        scale = max(self.scale, other.scale)
+        own, others = (part.scale / scale if scale else 0.0 for part in (self, other))
         return Conflict(
             self.components + other.components,
             self.moving + other.moving,
             self.agreeing + other.agreeing,
             self.against_rest + other.against_rest,
             self.differing + other.differing,
-            self.gram + other.gram,
-            self.kept + other.kept,
+            scale,
+            self.scaled_gram * own**2 + other.scaled_gram * others**2,
+            self.scaled_kept * own**2 + other.scaled_kept * others**2,
         )
+
+    @property
+    def gram(self) -> Float[Tensor, "domains domains"]:
+        """G_de = g_d · g_e."""
+        return self.scaled_gram * self.scale * self.scale
+
+    @property
+    def kept(self) -> float:
+        """‖g*‖² for the update g* of Agr-Sum (equation 3)."""
+        return self.scaled_kept * self.scale * self.scale
 
     @property
     def agreement(self) -> float | None:
@@ -65,23 +83,24 @@ class Conflict:
     @property
     def cosines(self) -> Float[Tensor, "domains domains"]:
         """cos_de = G_de / √(G_dd G_ee), NaN where a gradient is zero."""
-        norms = self.gram.diagonal().sqrt()
-        return (self.gram / (norms[:, None] * norms)).clamp(-1, 1)
+        norms = self.scaled_gram.diagonal().sqrt()
+        return (self.scaled_gram / (norms[:, None] * norms)).clamp(-1, 1)
 
     @property
     def cosines_with_rest(self) -> Float[Tensor, " domains"]:
-        """Cosine of g_d with Σ_{e≠d} g_e, NaN where either is zero."""
-        own, row = self.gram.diagonal(), self.gram.sum(1)
-        rest = (self.gram.sum() - 2 * row + own).clamp_min(0)
+        """Cosine of g_d with Σ_{e≠d} g_e, NaN where either is zero or the sum cancels."""
+        own, row = self.scaled_gram.diagonal(), self.scaled_gram.sum(1)
+        rest = self.scaled_gram.sum() - 2 * row + own
+        rest = rest.where(rest > _CANCELS * (own.sum() - own), torch.nan)
         return ((row - own) / (own * rest).sqrt()).clamp(-1, 1)
 
     @property
     def kept_length(self) -> float | None:
         """‖g*‖ / ‖Σ_d g_d‖, how much of the sum's length Agr-Sum leaves; None for a zero sum."""
-        whole = float(self.gram.sum())
-        if whole <= 1e-12 * float(self.gram.diagonal().sum()):  # it cancels, or there is none
+        whole = float(self.scaled_gram.sum())
+        if whole <= _CANCELS * float(self.scaled_gram.diagonal().sum()):  # or there is none
             return None
-        return min(1.0, math.sqrt(self.kept / whole))
+        return min(1.0, math.sqrt(self.scaled_kept / whole))
 
 
 def conflict_of(gradients: Float[Tensor, "domains params"]) -> Conflict:
@@ -94,8 +113,11 @@ def conflict_of(gradients: Float[Tensor, "domains params"]) -> Conflict:
     count = len(gradients)
     if count < 2:
         raise ArgumentError(f"a conflict is between 2 domains or more, found {count}")
+    largest = float(gradients.abs().max()) if gradients.numel() else 0.0
+    scale = 2.0 ** (math.frexp(largest)[1] - 1) if largest else 0.0
     moving = agreeing = 0
     kept = 0.0
+    gram = torch.zeros(count, count, dtype=torch.float64, device=gradients.device)
     against_rest = torch.zeros(count, dtype=torch.int64)
     differing = torch.zeros(count, count, dtype=torch.int64)
     for piece in gradients.split(_PIECE, dim=1):
@@ -105,9 +127,11 @@ def conflict_of(gradients: Float[Tensor, "domains params"]) -> Conflict:
         moves = same.logical_not() | (highest != 0)
         moving += int(moves.sum())
         agreeing += int((same & moves).sum())
-        kept += float((piece.sum(0) * same).square().sum(dtype=torch.float64))
+        scaled = piece.double() / (scale or 1.0)
+        gram += scaled @ scaled.T
+        kept += float((scaled.sum(0) * same).square().sum())
         for d in range(count):
-            rest = reduce(torch.add, (piece[e] for e in range(count) if e != d))
+            rest = reduce(torch.add, (scaled[e] for e in range(count) if e != d))
             against_rest[d] += (rest.sign() != signs[d]).sum().cpu()
             for e in range(d):
                 differing[d, e] += (signs[d] != signs[e]).sum().cpu()
@@ -117,15 +141,14 @@ def conflict_of(gradients: Float[Tensor, "domains params"]) -> Conflict:
         agreeing=agreeing,
         against_rest=against_rest,
         differing=differing + differing.T,
-        gram=gramian_of(list(gradients)).cpu(),
-        kept=kept,
+        scale=scale,
+        scaled_gram=gram.cpu(),
+        scaled_kept=kept,
     )
 
 
 @torch.enable_grad()
-def domain_conflict(
-    model: nn.Module, loss: Loss, batches: Sequence[DomainBatch]
-) -> dict[str, Conflict]:
+def domain_conflict(model: nn.Module, loss: Loss, batches: Iterable[Any]) -> dict[str, Conflict]:
     """The conflict between the domains' gradients ∇L_d, by layer.
 
     model: used in the mode it is in; frozen parameters do not count.
@@ -139,8 +162,9 @@ def domain_conflict(
     Afterwards nothing of the model is different, as with `gradient_gram`; every domain's pass
     starts from the same state, and dropout goes on drawing. Memory: the gradients of all domains.
 
-    Raises `ArgumentError` where nothing is trained, there is one domain, or a loss is no scalar;
-    `NonFiniteError` naming domain and parameter.
+    Raises `ArgumentError` where nothing is trained, there is one domain, a batch is no pair or
+    empty, or a loss is no scalar that depends on the parameters; `NonFiniteError` naming domain and
+    parameter.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> x, pull = torch.eye(2)[:1], lambda output, sign: (output * sign).mean()
@@ -148,49 +172,49 @@ def domain_conflict(
     tensor([[ 1., -1.],
             [-1.,  1.]], dtype=torch.float64)
     """
+    batches = list(batches)
     if len(batches) < 2:
         raise ArgumentError(f"a conflict is between 2 domains or more, found {len(batches)}")
-    owned_parameters(model)
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    named = trainable_parameters(model.named_parameters())
     rows = []
     with unchanged(model, loss) as state:
-        for domain, (x, y) in enumerate(batches):
+        for domain, batch in enumerate(batches):
+            x, y = _checked_pair(batch, domain)
             state.restore(random=False)
-            rows.append(_gradients(loss(model(x), y), domain, [p for _, p in named]))
-    layers: dict[str, Conflict] = {}
+            with failures_as(f"{type(model).__name__} does not run on domain {domain}'s batch"):
+                output = model(x)
+            value = called_loss(loss, output, y, f"of domain {domain}")
+            rows.append(_gradients(value, domain, [p for _, p in named]))
+    found = {}
     for name, *gradients in zip((name for name, _ in named), *rows, strict=True):
         _check_finite(name, gradients)
-        layer = layer_of(name, model)
-        found = conflict_of(torch.stack([gradient.flatten() for gradient in gradients]))
-        layers[layer] = layers[layer] + found if layer in layers else found
-    return layers
+        found[name] = conflict_of(torch.stack([gradient.flatten() for gradient in gradients]))
+    return grouped(found, lambda name: layer_of(name, model))
+
+
+def _checked_pair(batch: Any, domain: int) -> tuple[Any, Any]:
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+        raise ArgumentError(
+            f"the batch of domain {domain} is a pair (x, y), found {type(batch).__name__}{size}; "
+            "give one pair per domain"
+        )
+    x, y = batch
+    if isinstance(x, Tensor) and x.ndim and not len(x):
+        raise ArgumentError(f"the batch of domain {domain} holds no sample; give at least one")
+    return x, y
 
 
 def _gradients(loss: Any, domain: int, parameters: Sequence[Tensor]) -> list[Tensor]:
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        found = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise ArgumentError(
-            f"the loss of domain {domain} is the mean over its batch, expected a scalar, found "
-            f"{found}; give e.g. torch.nn.CrossEntropyLoss()"
-        )
-    if not loss.requires_grad:
-        return [torch.zeros_like(parameter) for parameter in parameters]
-    refuse_reentrant(loss)
-    found_gradients = torch.autograd.grad(loss.sum(), parameters, materialize_grads=True)
+    checked = checked_loss(loss, domain)
+    refuse_reentrant(checked, f"of domain {domain}")
+    found_gradients = torch.autograd.grad(checked.sum(), parameters, materialize_grads=True)
     return [found.to_dense() if found.is_sparse else found for found in found_gradients]
 
 
-def layer_of(parameter: str, model: nn.Module) -> str:
-    """The name of the layer that owns a parameter of this name; the model's class at the top."""
-    return parameter.rpartition(".")[0] or type(model).__name__
-
-
-def sum_of(layers: dict[str, Conflict]) -> Conflict:
+def sum_of(layers: Mapping[str, Conflict]) -> Conflict:
     """The conflict over the components of all `layers`."""
-    first, *others = layers.values()
-    for other in others:
-        first = first + other
-    return first
+    return reduce(operator.add, layers.values())
 
 
 def _check_finite(name: str, gradients: list[Tensor]) -> None:
@@ -232,12 +256,3 @@ def group_names(model: nn.Module) -> dict[str, str]:
     return {
         layer: ", ".join(group) for group in joined for block in group for layer in blocks[block]
     }
-
-
-def grouped(layers: Mapping[str, Conflict], names: Mapping[str, str]) -> dict[str, Conflict]:
-    """The sum of the conflicts of each group's layers; `names` are the layers' groups."""
-    groups: dict[str, Conflict] = {}
-    for layer, conflict in layers.items():
-        group = names.get(layer, layer)
-        groups[group] = groups[group] + conflict if group in groups else conflict
-    return groups

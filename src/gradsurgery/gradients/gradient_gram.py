@@ -1,14 +1,16 @@
 """`gradsurgery.gradient_gram`: all inner products of per-sample gradients, layer by layer."""
 
 import logging
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from gradsurgery.engine.parameters import trainable_parameters
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.gradients.layers.layer_call import Gram, gram_in_spans
 from gradsurgery.gradients.model_state import ModelState, RandomState, unchanged
@@ -16,21 +18,19 @@ from gradsurgery.gradients.one_by_one import (
     SampleLoss,
     Samples,
     SinglePasses,
-    losses_by_slices,
-    neighbours_matter,
     sample_losses,
     stacked_grams,
 )
 from gradsurgery.gradients.recorder import Recorder, uncompiled
 from gradsurgery.gradients.verification import (
     Piece,
-    are_near,
     check_samples_apart,
     is_opaque,
-    refuse_mixed,
     verified_backward,
 )
 from gradsurgery.rules.gramian import cosines_of
+
+Summand = TypeVar("Summand")  # matrices of inner products, or conflicts
 
 _logger = logging.getLogger(__name__)
 
@@ -44,6 +44,15 @@ def block_of(layer: str) -> str:
     parts = layer.split(".")
     first = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))
     return ".".join(parts[: first + 1])
+
+
+def grouped(layers: Mapping[str, Summand], of: Callable[[str], str]) -> dict[str, Summand]:
+    """The sum over each group's layers, in their order; `of` names the group of a layer."""
+    groups: dict[str, Summand] = {}
+    for layer, value in layers.items():
+        group = of(layer)
+        groups[group] = operator.add(groups[group], value) if group in groups else value
+    return groups
 
 
 @dataclass(frozen=True)
@@ -69,11 +78,7 @@ class GradientGram:
 
     def groups(self, of: Callable[[str], str] = block_of) -> dict[str, Gram]:
         """G by group of layers; `of` names the group of a layer, by default its block."""
-        grouped: dict[str, Gram] = {}
-        for layer, gram in self.layers.items():
-            group = of(layer)
-            grouped[group] = grouped[group] + gram if group in grouped else gram
-        return grouped
+        return grouped(self.layers, of)
 
     def cosines(self) -> Gram:
         """cos_ij = G_ij / √(G_ii G_jj) over all parameters, and 0 where a gradient is zero."""
@@ -109,24 +114,30 @@ def gradient_gram(model: nn.Module, loss: SampleLoss, x: Tensor, y: Any) -> Grad
     tensor([[1., 2.],
             [2., 5.]], dtype=torch.float64)
     """
-    if not len(x):
-        raise ArgumentError("x holds no sample; give at least one")
-    owners = owned_parameters(model)
+    if not isinstance(x, Tensor) or not x.ndim or not len(x):
+        found = f"shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ArgumentError(f"x is a tensor of at least one sample along its rows, found {found}")
+    named = trainable_parameters(model.named_parameters())
     check_samples_apart(model)
-    parameters = [parameter for owned in owners.values() for parameter in owned]
+    parameters = [parameter for _, parameter in named]
     with unchanged(model, loss) as state, torch.enable_grad(), uncompiled():
         grams, losses, one_by_one = _parameter_grams(Samples(model, loss, x, y), parameters, state)
-    zero = torch.zeros(len(x), len(x), dtype=torch.float64)
-    layers = {}
-    for name, owned in owners.items():
-        parts = [grams[parameter].cpu() for parameter in owned if parameter in grams]
-        layers[name] = torch.stack(parts).sum(0) if parts else zero
-        if not layers[name].isfinite().all():
+    slow = {id(parameter) for parameter in one_by_one}
+    layers: dict[str, Gram] = {}
+    fallbacks: dict[str, None] = {}
+    for name, parameter in named:
+        layer = layer_of(name, model)
+        gram = layers.setdefault(layer, torch.zeros(len(x), len(x), dtype=torch.float64))
+        if parameter in grams:
+            layers[layer] = gram + grams[parameter].cpu()
+        if id(parameter) in slow:
+            fallbacks[layer] = None
+        if not layers[layer].isfinite().all():
             raise NonFiniteError(
-                f"the gradients of the samples at layer {name} are NaN or infinite; look at the "
+                f"the gradients of the samples at layer {layer} are NaN or infinite; look at the "
                 "images and the weights",
                 domain=None,
-                parameter=name,
+                parameter=layer,
             )
     if not losses.isfinite().all():
         raise NonFiniteError(
@@ -134,40 +145,27 @@ def gradient_gram(model: nn.Module, loss: SampleLoss, x: Tensor, y: Any) -> Grad
             domain=None,
             parameter=None,
         )
-    slow = {id(parameter) for parameter in one_by_one}
-    fallbacks = tuple(
-        name for name, owned in owners.items() if any(id(part) in slow for part in owned)
-    )
     if fallbacks:
         _logger.warning("per-sample gradients one pass a sample for: %s", ", ".join(fallbacks))
-    return GradientGram(layers, losses, fallbacks)
-
-
-class _ParameterGrams(NamedTuple):
-    """G_ij = ∇ℓ_i · ∇ℓ_j by parameter, the losses ℓ_i, and which took one pass per sample.
-
-    A parameter that the losses do not reach has no Gram matrix.
-    """
-
-    grams: dict[Tensor, Gram]
-    losses: Tensor
-    one_by_one: list[Tensor]
+    return GradientGram(layers, losses, tuple(fallbacks))
 
 
 def _parameter_grams(
     samples: Samples, parameters: list[Tensor], state: ModelState
-) -> _ParameterGrams:
+) -> tuple[dict[Tensor, Gram], Tensor, list[Tensor]]:
+    """G_ij = ∇ℓ_i · ∇ℓ_j by parameter, the losses ℓ_i, and which took one pass per sample."""
     model, loss, x, y = samples
     recorder = Recorder(parameters, len(x))
     with recorder:
         output = model(recorder.watched(x))
         before_loss = RandomState()
         losses = sample_losses(loss, output, y, len(x))
-    random = state.has_drawn()
-    if not recorder.differentiated and before_loss.is_current():
-        _check_loss(samples, output, losses, recorder.precision)
     if not losses.requires_grad:
-        return _ParameterGrams({}, losses, [])
+        raise ArgumentError(
+            "the losses of the samples do not depend on a parameter that is trained; compute them "
+            "from a model with a parameter that requires a gradient, and detach nothing"
+        )
+    has_plain_loss = not recorder.differentiated and before_loss.is_current()
     grams: dict[Tensor, Gram] = {}
 
     def receive(parameter: Tensor, pieces: list[Piece]) -> None:
@@ -176,26 +174,21 @@ def _parameter_grams(
     left = recorder.left_in_graph(losses)
     if recorder.differentiated:
         left = parameters
-    verdict = verified_backward(recorder, losses, receive, left, keep_graph=random)
-    hidden = recorder.gradient_lost or is_opaque(model)
-    if random:  # another pass would draw other masks: go through this one's graph
-        grams.update(stacked_grams(losses.unbind, verdict.slow, len(x)))
-        output, losses = None, losses.detach()
-        if not verdict.samples_apart or (hidden and neighbours_matter(samples, losses, state)):
-            refuse_mixed(model)
-        return _ParameterGrams(grams, losses, verdict.slow)
+    slow, apart = verified_backward(recorder, losses, receive, left)
     singles = SinglePasses(samples, output, losses, state, recorder.precision)
     output, losses = None, losses.detach()
-    everything = recorder.differentiated or not verdict.samples_apart
-    slow = {id(parameter) for parameter in verdict.slow}
-    fast = [parameter for parameter in parameters if id(parameter) not in slow]
-    if hidden and fast and not everything:
-        everything = not singles.confirm(recorder.taps, fast)
-    one_by_one = parameters if everything else verdict.slow
-    if not hidden and not one_by_one:
-        singles.loss(len(x) - 1)  # one of them, against all that was not thought of
-    grams.update(stacked_grams(singles.losses, one_by_one, len(x)))
-    return _ParameterGrams(grams, losses, one_by_one)
+    everything = recorder.differentiated or not apart
+    refused = {id(parameter) for parameter in slow}
+    fast = [parameter for parameter in parameters if id(parameter) not in refused]
+    if fast and not everything:
+        unseen = recorder.gradient_lost or is_opaque(model)
+        all_of_them = unseen or not has_plain_loss or not singles.has_own_losses()
+        # at least one of them, against all that was not thought of
+        numbers = range(len(x)) if all_of_them else [len(x) - 1]
+        everything = not singles.confirm(recorder.taps, fast, numbers)
+    one_by_one = parameters if everything else slow
+    grams.update(stacked_grams(singles, one_by_one, len(x)))
+    return grams, losses, one_by_one
 
 
 def _gram_of(parameter: Tensor, pieces: list[Piece], samples: int) -> Gram:
@@ -214,39 +207,6 @@ def _gram_of(parameter: Tensor, pieces: list[Piece], samples: int) -> Gram:
     return gram_in_spans(parameter.shape, samples, rows, step=step)
 
 
-def _check_loss(samples: Samples, output: Any, losses: Tensor, precision: float) -> None:
-    """Raise `ArgumentError` where a sample's loss is another one with its own output alone."""
-    if isinstance(output, Tensor) and output.ndim and len(output) == len(losses) > 1:
-        alone = losses_by_slices(samples.loss, output, samples.y, len(losses))
-        if not are_near(alone, losses.detach(), losses.detach(), precision):
-            refuse_mixed(samples.model)
-
-
-def owned_parameters(model: nn.Module) -> dict[str, list[Tensor]]:
-    """The trained parameters that each layer owns itself, one that several share with the first.
-
-    Raises `ArgumentError` where there are none, or where one has no real gradient.
-    """
-    seen: set[Tensor] = set()
-    owners: dict[str, list[Tensor]] = {}
-    for name, layer in model.named_modules():
-        own = [p for p in layer.parameters(recurse=False) if p.requires_grad and p not in seen]
-        seen.update(own)
-        if own:
-            owners[name or type(layer).__name__] = own
-    if not owners:
-        raise ArgumentError(
-            "the model has no parameter that requires a gradient; unfreeze the layers to look at"
-        )
-    for name, own in owners.items():
-        for parameter in own:
-            if isinstance(parameter, nn.UninitializedParameter):
-                raise ArgumentError(
-                    f"the layer {name} has no weights before its first pass; call the model once"
-                )
-            if parameter.is_complex():
-                raise ArgumentError(
-                    f"the layer {name} has complex parameters, of type {parameter.dtype}; inner "
-                    "products are of real gradients alone"
-                )
-    return owners
+def layer_of(parameter: str, model: nn.Module) -> str:
+    """The name of the layer that owns a parameter of this name; the model's class at the top."""
+    return parameter.rpartition(".")[0] or type(model).__name__

@@ -1,13 +1,15 @@
 """Further passes, of one sample each or with other neighbours: the slow way, and checks."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from gradsurgery.errors import ArgumentError
+from gradsurgery.gradients.draws import Draws
 from gradsurgery.gradients.layers.layer_call import PIECE, Gram, inner_products
 from gradsurgery.gradients.model_state import ModelState
 from gradsurgery.gradients.recorder import Recorder, Tap
@@ -31,9 +33,36 @@ class Samples(NamedTuple):
     y: Any
 
 
+def called_loss(loss: SampleLoss, output: Any, y: Any, whose: str) -> Any:
+    """What `loss` gives; raises `ArgumentError`, in one line, where it fails."""
+    with failures_as(
+        f"the loss {whose} cannot be computed from the model's output, {_described(output)}, and "
+        f"y, {_described(y)}"
+    ):
+        return loss(output, y)
+
+
+@contextmanager
+def failures_as(what: str) -> Iterator[None]:
+    """Inside, an error of the user's network or loss becomes one line, which begins with `what`."""
+    try:
+        yield
+    except (ArgumentError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ArgumentError(f"{what}: {first}") from error
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)}"
+    return f"a {type(value).__name__}"
+
+
 def sample_losses(loss: SampleLoss, output: Any, y: Any, samples: int) -> Tensor:
     """The loss of each sample: as `loss` gives them, or one call per sample for a scalar."""
-    losses = loss(output, y)
+    losses = called_loss(loss, output, y, "of the samples")
     if not isinstance(losses, Tensor):
         _refuse_form(samples, type(losses).__name__)
     if losses.shape == (samples,):
@@ -47,17 +76,39 @@ def sample_losses(loss: SampleLoss, output: Any, y: Any, samples: int) -> Tensor
 
 def losses_by_slices(loss: SampleLoss, output: Any, y: Any, samples: int) -> Tensor:
     """The loss of each sample, called with its output alone."""
-    if not isinstance(output, Tensor) or not output.ndim or len(output) != samples:
+    if not any(_has_rows(leaf, samples) for leaf in tree_leaves(output)):
         found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ArgumentError(
             f"the loss of one sample needs the sample's own output, expected a tensor with "
             f"{samples} rows from the model, found {found}; give a loss of shape [{samples}]"
         )
-    found_losses = [loss(output[i : i + 1], y[i : i + 1]) for i in range(samples)]
+    found_losses = [
+        called_loss(loss, row_of(output, i, samples), target_of(y, i), f"of sample {i} alone")
+        for i in range(samples)
+    ]
     for one in found_losses:
         if not isinstance(one, Tensor) or one.numel() != 1:
             _refuse_form(1, list(one.shape) if isinstance(one, Tensor) else type(one).__name__)
     return torch.stack([one.reshape(()) for one in found_losses])
+
+
+def _has_rows(value: Any, samples: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == samples
+
+
+def row_of(output: Any, i: int, samples: int) -> Any:
+    """Sample i's part of the tensors in an output, as a batch of one; the others as they are."""
+    return tree_map(lambda leaf: leaf[i : i + 1] if _has_rows(leaf, samples) else leaf, output)
+
+
+def target_of(y: Any, i: int) -> Any:
+    """What sample i is compared with, as a batch of one."""
+    if y is None:
+        return None
+    if isinstance(y, dict):
+        return {name: target_of(value, i) for name, value in y.items()}
+    with failures_as("y holds one target per sample along its first dimension"):
+        return y[i : i + 1]
 
 
 def _refuse_form(samples: int, found: object) -> NoReturn:
@@ -72,17 +123,40 @@ class SinglePasses:
 
     output, losses: those of the pass over all samples, which each sample alone must have too.
     precision: how far apart they may be, relative to the largest of them.
+    draws: the random numbers of that pass; None where there are none.
     """
 
     def __init__(
-        self, samples: Samples, output: Any, losses: Tensor, state: ModelState, precision: float
+        self,
+        samples: Samples,
+        output: Any,
+        losses: Tensor,
+        state: ModelState,
+        precision: float,
     ) -> None:
         self._samples = samples
-        rows = isinstance(output, Tensor) and output.ndim > 0 and len(output) == len(losses)
-        self._output = output.detach() if rows else None
+        self._output = tree_map(_detached, output)
         self._losses = losses.detach()
         self._state = state
         self._precision = precision
+        self._draws = self._drawn() if state.has_drawn() else None
+
+    def _drawn(self) -> Draws:
+        model, loss, x, y = self._samples
+        draws = Draws(len(x))
+        self._state.restore()
+        with draws:
+            sample_losses(loss, model(x.detach().clone()), y, len(x))
+        return draws
+
+    def has_own_losses(self) -> bool:
+        """Whether each output alone has its sample's loss, as far as can be told without a pass."""
+        _, loss, _, y = self._samples
+        try:
+            alone = losses_by_slices(loss, self._output, y, len(self._losses))
+        except ArgumentError:
+            return False
+        return are_near(alone, self._losses, self._losses, self._precision)
 
     def loss(self, i: int, around: Recorder | None = None) -> Tensor:
         """The loss of sample i by itself; raises `ArgumentError` where it is not that of the pass.
@@ -91,48 +165,60 @@ class SinglePasses:
         """
         model, loss, all_x, all_y = self._samples
         self._state.restore()
-        x, y = all_x[i : i + 1].detach().clone(), all_y[i : i + 1]
-        try:
-            with around or nullcontext():
-                output = model(x if around is None else around.watched(x))
-                losses = sample_losses(loss, output, y, 1)
-        except (RuntimeError, ValueError, TypeError, LookupError) as error:
-            raise ArgumentError(
-                f"{type(model).__name__} runs on {len(self._losses)} samples and not on sample {i} "
-                f"alone, so that it has no gradient of its own: {str(error).splitlines()[0]}"
-            ) from error
+        x, y = all_x[i : i + 1].detach().clone(), target_of(all_y, i)
+        draws = nullcontext() if self._draws is None else Draws(1, given=(self._draws, i))
+        what = (
+            f"{type(model).__name__} runs on {len(self._losses)} samples and not on sample {i} "
+            "alone, so that it has no gradient of its own"
+        )
+        with failures_as(what), around or nullcontext(), draws:
+            output = model(x if around is None else around.watched(x))
+            losses = sample_losses(loss, output, y, 1)
         same = are_near(losses[0], self._losses[i], self._losses, self._precision)
-        if same and self._output is not None:
-            whole = self._output
-            same = isinstance(output, Tensor) and output.shape[1:] == whole.shape[1:]
-            same = same and are_near(output[0], whole[i], whole, self._precision)
-        if not same:
+        if not same or not self._has_same_output(output, i):
             refuse_mixed(model)
         return losses[0]
+
+    def _has_same_output(self, output: Any, i: int) -> bool:
+        own, among = tree_leaves(output), tree_leaves(self._output)
+        return len(own) == len(among) and all(
+            isinstance(one, Tensor)
+            and one.shape[1:] == whole.shape[1:]
+            and are_near(one[0], whole[i], whole, self._precision)
+            for one, whole in zip(own, among, strict=True)
+            if _has_rows(whole, len(self._losses))
+        )
 
     def losses(self) -> Iterator[Tensor]:
         """That of each sample."""
         return (self.loss(i) for i in range(len(self._losses)))
 
-    def confirm(self, taps: list[Tap], parameters: list[Tensor]) -> bool:
-        """Whether each sample alone has the gradients that it had in the pass over all.
+    def confirm(self, taps: list[Tap], parameters: list[Tensor], numbers: Iterable[int]) -> bool:
+        """Whether these samples alone have the gradients that they had in the pass over all.
 
         taps: those of the pass over all; parameters: whose taps to compare.
         """
         wanted = {id(parameter) for parameter in parameters}
         batch = [tap for tap in taps if wanted.intersection(map(id, tap.parameters))]
-        for i in range(len(self._losses)):
+        for i in numbers:
             recorder = Recorder(parameters, 1)
             loss = self.loss(i, recorder)
             if loss.requires_grad:
                 left = recorder.left_in_graph(loss)
-                verified_backward(recorder, loss[None], _ignore, left, keep_graph=False)
+                verified_backward(recorder, loss[None], _ignore, left)
             if len(recorder.taps) != len(batch) or not all(
                 _same_projection(one.plain, other.plain, i, self._precision)
                 for one, other in zip(recorder.taps, batch, strict=True)
             ):
                 return False
         return True
+
+
+def _detached(value: Any) -> Any:
+    """A leaf that a loss may differentiate by, as it may by the output itself."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().requires_grad_(value.requires_grad)
 
 
 def _ignore(_parameter: Tensor, _pieces: list[Piece]) -> None:
@@ -145,27 +231,8 @@ def _same_projection(alone: Tensor | None, batch: Tensor | None, i: int, precisi
     return are_near(alone[0], batch[i], batch, precision)
 
 
-def neighbours_matter(samples: Samples, losses: Tensor, state: ModelState) -> bool:
-    """Whether a sample's loss changes with the other samples, the random numbers being the same.
-
-    The samples are replaced a half at a time, so often that any two are once in different halves.
-    """
-    model, loss, x, y = samples
-    numbers = torch.arange(len(x), device=x.device)
-    for bit in range((len(x) - 1).bit_length()):
-        for half in (0, 1):
-            kept = (numbers >> bit) % 2 == half
-            others = x.detach().clone()
-            others[~kept] = x.detach().roll(1, 0)[~kept]
-            state.restore()
-            again = sample_losses(loss, model(others), y, len(x)).detach()
-            if not are_near(again[kept], losses[kept].detach(), losses.detach(), 1e-6):
-                return True
-    return False
-
-
 def stacked_grams(
-    losses: Callable[[], Iterable[Tensor]], parameters: list[Tensor], samples: int
+    singles: SinglePasses, parameters: list[Tensor], samples: int
 ) -> Iterator[tuple[Tensor, Gram]]:
     """Each parameter's inner products, from one backward pass a sample.
 
@@ -173,10 +240,10 @@ def stacked_grams(
     """
     for some in _portions(parameters, _STACKED // samples):
         rows = [
-            torch.autograd.grad(loss, some, retain_graph=True, materialize_grads=True)
+            torch.autograd.grad(loss, some, materialize_grads=True)
             if loss.requires_grad
             else [torch.zeros_like(parameter) for parameter in some]
-            for loss in losses()
+            for loss in singles.losses()
         ]
         for parameter, column in zip(some, zip(*rows, strict=True), strict=True):
             dense = [row.to_dense() if row.is_sparse else row for row in column]

@@ -15,11 +15,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 from typing_extensions import override
 
-from gradsurgery.errors import ArgumentError
+from gradsurgery.engine.passes import graph_of, refuse_reentrant
 from gradsurgery.gradients.layers import known_call
-from gradsurgery.gradients.layers.elementwise import BroadcastCall, Views, broadcast_call
+from gradsurgery.gradients.layers.elementwise import (
+    BroadcastCall,
+    Views,
+    broadcast_call,
+    functions_named,
+)
 from gradsurgery.gradients.layers.layer_call import LayerCall
 
 
@@ -56,7 +62,7 @@ class _StandIn(torch.autograd.Function):
 
 
 class _Known(torch.autograd.Function):
-    """The identity; marks where a tapped call reads a parameter or the samples."""
+    """The identity; marks where a tapped call reads a parameter."""
 
     @staticmethod
     def forward(_ctx: Any, value: Tensor) -> Tensor:
@@ -76,12 +82,10 @@ class Tap:
 
     weighted: those of each weighted backward pass, divided by the weights; plain: that of the pass
         without weights. All are [samples, 4].
-    reads_samples: whether the call's input are the samples themselves.
     """
 
-    def __init__(self, call: LayerCall, *, reads_samples: bool) -> None:
+    def __init__(self, call: LayerCall) -> None:
         self.call: LayerCall | None = call
-        self.reads_samples = reads_samples
         self.parameters = list(call.parameters.values())
         self.weighted: list[Tensor] = []
         self.plain: Tensor | None = None
@@ -112,7 +116,6 @@ class Recorder(TorchFunctionMode):
         self._receiver: Callable[[Tap, Tensor], None] | None = None
         self._anchor = torch.zeros((), requires_grad=True)
         self._leaf: Tensor | None = None
-        self._inputs: Tensor | None = None
         self._dtypes: set[torch.dtype] = set()
         self.taps: list[Tap] = []
         self.gradient_lost = False
@@ -124,9 +127,8 @@ class Recorder(TorchFunctionMode):
             self.gradient_lost = True
             return x.detach().clone()
         self._leaf = x.detach().clone().requires_grad_()
-        self._inputs = self._leaf.clone()  # which the model may write into
         self._dtypes.add(x.dtype)
-        return self._inputs
+        return self._leaf.clone()  # which the model may write into
 
     @property
     def precision(self) -> float:
@@ -160,8 +162,7 @@ class Recorder(TorchFunctionMode):
             result = function(*args, **kwargs)
             self._views.note(function, args, result)
             return result
-        is_read = self._inputs is not None and any(one is self._inputs for one in args[:1])
-        tap = Tap(call, reads_samples=is_read and not isinstance(call, BroadcastCall))
+        tap = Tap(call)
         self.taps.append(tap)
         for parameter in tap.parameters:
             self.uses[id(parameter)] += 1
@@ -169,9 +170,11 @@ class Recorder(TorchFunctionMode):
         if isinstance(call, BroadcastCall):
             view, shape = call.view, call.shape
             stand_in = _StandIn.apply(view, self._anchor, shape, receive)
-            args, kwargs = _replaced(args, kwargs, lambda v: v is view, lambda _: stand_in)
+            args, kwargs = tree_map(lambda v: stand_in if v is view else v, (args, kwargs))
             return function(*args, **kwargs)
-        args, kwargs = _replaced(args, kwargs, self._is_marked, _Known.apply)
+        args, kwargs = tree_map(
+            lambda v: _Known.apply(v) if self._is_followed(v) else v, (args, kwargs)
+        )
         return _Tap.apply(function(*args, **kwargs), self._anchor, receive)
 
     def _may_tap(self, call: LayerCall) -> bool:
@@ -187,9 +190,6 @@ class Recorder(TorchFunctionMode):
 
     def _is_followed(self, value: object) -> bool:
         return id(value) in self._followed
-
-    def _is_marked(self, value: object) -> bool:
-        return self._is_followed(value) or (value is self._inputs and value is not None)
 
     def _watch(
         self,
@@ -222,9 +222,9 @@ class Recorder(TorchFunctionMode):
 
         Raises `ArgumentError` for reentrant checkpointing, which has no graph.
         """
-        found = {id(leaf) for leaf in _leaves(losses)}
-        if id(self._leaf) not in found:
-            self._leaf = None  # all that reads the samples is tapped
+        refuse_reentrant(losses, "of the samples")
+        beside = graph_of(losses, ends=_MARKS)
+        found = {id(node.variable) for node in beside if hasattr(node, "variable")}
         return [parameter for key, parameter in self.parameters.items() if key in found]
 
     def go_back(
@@ -237,7 +237,7 @@ class Recorder(TorchFunctionMode):
     ) -> Tensor | None:
         """One backward pass of Σ w_i ℓ_i, in which `receiver` gets the gradient at each tap.
 
-        Returns the samples' own, None where they reach the losses through taps alone.
+        Returns the samples' own, None where they have none.
         """
         self._receiver = receiver
         wanted = [self._anchor] if self._leaf is None else [self._anchor, self._leaf]
@@ -283,66 +283,14 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _named(*names: str) -> set[Callable[..., Any]]:
-    owners = (torch.Tensor, torch)
-    return {getattr(owner, name) for name in names for owner in owners if hasattr(owner, name)}
-
-
-_ONLY_SHAPES = _named(
+_ONLY_SHAPES = functions_named(
     *("new_empty", "new_zeros", "new_ones", "empty_like", "zeros_like", "ones_like"),
     *("rand_like", "randn_like", "randint_like"),
 )
 # a hook may change the gradient by what it knows of the other samples
 _HOOKS = {torch.Tensor.register_hook, cast(Any, torch.Tensor).grad_fn.__get__}
-_TO_NUMPY = _named("numpy", "__array__")
-_TO_PYTHON = _named(
+_TO_NUMPY = functions_named("numpy", "__array__")
+_TO_PYTHON = functions_named(
     *("item", "tolist", "__bool__", "__int__", "__float__", "__index__"),
     *("__contains__", "equal", "allclose", "is_nonzero"),
 )
-
-
-def _replaced(
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    which: Callable[[object], bool],
-    by: Callable[[Any], Any],
-) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments, those in a list of tensors too, with some of them replaced."""
-
-    def one(value: Any) -> Any:
-        if isinstance(value, (list, tuple)) and any(isinstance(part, Tensor) for part in value):
-            return [by(part) if which(part) else part for part in value]
-        return by(value) if which(value) else value
-
-    return [one(value) for value in args], {key: one(value) for key, value in kwargs.items()}
-
-
-def refuse_reentrant(loss: Tensor) -> None:
-    """Raise `ArgumentError` where a part of the graph of a loss is not kept."""
-    for _ in _leaves(loss):
-        pass
-
-
-def _leaves(losses: Tensor) -> Iterator[Tensor]:
-    """The leaves that the losses' graph reaches beside the marks of tapped calls.
-
-    Raises `ArgumentError` for reentrant checkpointing, which keeps no graph.
-    """
-    waiting = [losses.grad_fn]
-    seen = set(waiting)
-    while waiting:
-        node = waiting.pop()
-        kind = type(node).__name__
-        if node is None or kind in _MARKS:
-            continue
-        if kind == "CheckpointFunctionBackward":
-            raise ArgumentError(
-                "the model is checkpointed with use_reentrant=True, which keeps no graph to go "
-                "through; call torch.utils.checkpoint.checkpoint with use_reentrant=False"
-            )
-        if (variable := getattr(node, "variable", None)) is not None:
-            yield variable
-        for following, _ in node.next_functions:
-            if following not in seen:
-                seen.add(following)
-                waiting.append(following)

@@ -38,36 +38,24 @@ class Piece(NamedTuple):
 Receiver = Callable[[Tensor, list[Piece]], None]
 
 
-class Verdict(NamedTuple):
-    """What the backward passes showed.
-
-    slow: the parameters whose gradients by sample they do not give.
-    samples_apart: whether each sample influences its own loss alone, as far as gradients show.
-    """
-
-    slow: list[Tensor]
-    samples_apart: bool
-
-
 def verified_backward(
     recorder: Recorder,
     losses: Float[Tensor, " samples"],
     receiver: Receiver,
     left: Iterable[Tensor],
-    *,
-    keep_graph: bool,
-) -> Verdict:
+) -> tuple[list[Tensor], bool]:
     """Propagate the losses back, weighted and then as they are.
 
     receiver: called with a parameter and its pieces as soon as they are complete and verified,
         during the last pass; nothing of them is kept afterwards.
     left: parameters that are not to be handed out.
-    keep_graph: whether the graph is needed afterwards.
+
+    Returns the parameters whose gradients by sample the passes do not give; and whether each sample
+    influences its own loss alone, as far as gradients show.
     """
     project = _Projection(len(losses))
     rounds = [one.to(losses.device) for one in _weights(len(losses), narrow=recorder.is_narrow)]
     pieces = _Pieces(recorder, receiver, left)
-    apart = True
     of_samples: list[Tensor] = []
     for weights in rounds:
 
@@ -79,18 +67,14 @@ def verified_backward(
             of_samples.append(project(found) / weights[:, None])
 
     def receive_plain(tap: Tap, gradient: Tensor) -> None:
-        nonlocal apart
         tap.plain = project(gradient)
         verified = _agree(tap.weighted, tap.plain, len(rounds))
-        apart = apart and (verified or not tap.reads_samples)
         pieces.receive(tap, gradient, verified=verified)
 
-    ones = torch.ones_like(losses)
-    found = recorder.go_back(losses, ones, receive_plain, keep_graph=keep_graph)
+    found = recorder.go_back(losses, torch.ones_like(losses), receive_plain, keep_graph=False)
     pieces.hand_out_rest()
-    if found is not None:
-        apart = apart and _agree(of_samples, project(found), len(rounds))
-    return Verdict(pieces.refused(), apart)
+    apart = found is None or _agree(of_samples, project(found), len(rounds))
+    return pieces.refused(), apart
 
 
 class _Pieces:
@@ -217,17 +201,10 @@ def check_samples_apart(model: nn.Module) -> None:
     The gradient of one sample does not exist there: its loss depends on every other sample.
     """
     for name, layer in model.named_modules():
-        if not isinstance(layer, _BatchNorm):
-            continue
-        if layer.running_mean is None:
+        if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
+            kept = "is in training mode" if layer.training else "keeps no running statistics"
             raise ArgumentError(
-                f"the batch normalisation {name or type(layer).__name__} keeps no running "
-                "statistics, so that samples have no gradient of their own; build it with "
-                "track_running_stats=True"
-            )
-        if layer.training:
-            raise ArgumentError(
-                f"the batch normalisation {name or type(layer).__name__} is in training mode, "
-                "where samples have no gradient of their own; call model.eval(), or "
-                'gradsurgery.backbones.set_training_mode(model, "frozen")'
+                f"the batch normalisation {name or type(layer).__name__} {kept}, so that samples "
+                "have no gradient of their own; build it with track_running_stats=True and call "
+                'model.eval(), or gradsurgery.backbones.set_training_mode(model, "frozen")'
             )

@@ -1,6 +1,6 @@
 """A batch out of the pixels on a GPU, as the network takes it, in one kernel written in Triton."""
 
-from typing import Any
+from typing import no_type_check
 
 import triton
 import triton.language as tl
@@ -27,7 +27,7 @@ def gather_rgb(
     blocks = -(-pixels * (3 if last else 1) // _BLOCK)
     launch(
         _gather_rgb,
-        batch * blocks,
+        (batch * blocks,),
         images,
         positions,
         table,
@@ -39,17 +39,11 @@ def gather_rgb(
     )
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
+@no_type_check
 def _gather_rgb(  # noqa: PLR0917
-    images: Any,
-    positions: Any,
-    table: Any,
-    out: Any,
-    pixels: Any,
-    blocks: Any,
-    LAST: tl.constexpr,
-    BLOCK: tl.constexpr,
-) -> None:
+    images, positions, table, out, pixels, blocks, LAST: tl.constexpr, BLOCK: tl.constexpr
+):
     batch = (tl.program_id(0) // blocks).to(tl.int64)
     at = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     image = images + tl.load(positions + batch) * pixels * 3

@@ -4,7 +4,9 @@ A kernel is started once for all tensors. What it gets is a table of addresses, 
 one column a tensor, and a list of blocks: of which tensor each is, and where in it it begins.
 """
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -89,27 +91,75 @@ def layout_of(sizes: tuple[int, ...], device: torch.device) -> Layout:
     )
 
 
-_captured: list[Tensor] = []
+_TABLES = 1 << 18  # addresses that fit into the memory set aside for the tables of a graph
 
 
-def address_table(rows: Rows, device: torch.device) -> Tensor:
-    """The addresses of the tensors, 0 where there is none: int64 [rows · tensors] on `device`."""
-    addresses = [0 if t is None or not t.numel() else t.data_ptr() for row in rows for t in row]
-    table = torch.tensor(addresses, dtype=torch.int64)
+class _Staging(threading.local):
+    """Memory that tables are copied to the device from, while this thread records a graph."""
+
+    memory: Tensor | None = None
+    used = 0
+
+
+_staging = _Staging()
+
+
+@contextmanager
+def staged_tables(device: torch.device) -> Iterator[Tensor]:
+    """Inside, the addresses of tables are kept in one memory, which a graph that is recorded copies
+
+    them from at every replay, and which has to stay as long as the graph. Gives that memory.
+    """
+    pinned = torch.empty(_TABLES, dtype=torch.int64, pin_memory=device.type == "cuda")
+    _staging.memory, _staging.used = pinned, 0
+    try:
+        yield pinned
+    finally:
+        _staging.memory = None
+
+
+class Table(NamedTuple):
+    """The addresses of tensors on the device: int64 [rows · tensors], 0 where there is none.
+
+    aligned: whether all are multiples of 16 bytes, so that memory is read 16 bytes a time.
+    """
+
+    addresses: Tensor
+    aligned: bool
+
+
+def table_of(rows: Rows, device: torch.device) -> Table:
+    """The table of the tensors."""
+    addresses = tuple(0 if tensor is None else tensor.data_ptr() for row in rows for tensor in row)
     if device.type == "cpu":
-        return table
-    table = table.pin_memory()
-    if torch.cuda.is_current_stream_capturing():
-        _captured.append(table)  # a graph copies from this memory whenever it is replayed
-    return table.to(device, non_blocking=True)
+        return _kept_table(addresses, device, 0)
+    if _staging.memory is None:
+        stream = torch.cuda.current_stream(device).cuda_stream
+        return _kept_table(addresses, device, stream)
+    place = _staging.memory[_staging.used : _staging.used + len(addresses)]
+    _staging.used += len(addresses)
+    # what does not fit in there raises
+    place.copy_(torch.tensor(addresses, dtype=torch.int64))
+    return Table(place.to(device, non_blocking=True), _are_aligned(addresses))
 
 
-def are_aligned(rows: Rows) -> bool:
-    """Whether all addresses are multiples of 16 bytes, so that memory is read 16 bytes a time."""
-    return all(t is None or t.data_ptr() % 16 == 0 for row in rows for t in row)
+@lru_cache(maxsize=64)
+def _kept_table(addresses: tuple[int, ...], device: torch.device, stream: int) -> Table:
+    """The table, copied on the current stream, which is `stream`.
+
+    A training loop's gradients lie at the same few places again and again.
+    """
+    table = torch.tensor(addresses, dtype=torch.int64)
+    if device.type != "cpu":
+        table = table.pin_memory().to(device, non_blocking=True)
+    return Table(table, _are_aligned(addresses))
 
 
-def launch(kernel: Any, grid: int, *arguments: Any, **constants: Any) -> None:
-    """Start `grid` programs of a kernel; the one place where kernels are started."""
-    if grid:
-        kernel[grid,](*arguments, **constants)
+def _are_aligned(addresses: tuple[int, ...]) -> bool:
+    return all(address % 16 == 0 for address in addresses)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Start as many programs of a kernel; the one place where kernels are started."""
+    if all(grid):
+        kernel[grid](*arguments, **constants)

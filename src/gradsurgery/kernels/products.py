@@ -6,22 +6,24 @@ GradVac are found on the device too, so that no step waits for it.
 
 from collections.abc import Sequence
 from typing import no_type_check
+
 import torch
 import triton
 import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from gradsurgery.kernels.combine import TYPES, WARPS, constants_of, pointers_at
+from gradsurgery.kernels.combine import constants_of
+from gradsurgery.kernels.combine_programs import TILE, TYPES, WARPS, pointers_at
 from gradsurgery.kernels.network import (
     BLOCK,
     Rows,
-    address_table,
-    are_aligned,
     launch,
     layout_of,
+    table_of,
 )
 
+_PRODUCTS_TILE = 256
 
 # Products of pairs are kept block by block; of so many numbers at a time.
 _PARTS = 1 << 25
@@ -39,16 +41,17 @@ def gramian(
     layout = layout_of(sizes, device)
     marks = torch.zeros(domains * tensors + 1, dtype=torch.int32, device=device)
     found = marks[-1].view(torch.float32)
-    table, blocks = address_table(rows, device), len(layout.owners)
+    table, blocks = table_of(rows, device), len(layout.owners)
     at_a_time = max(_PARTS // domains**2, 1)
+    groups = (domains + 3) // 4  # a program multiplies four domains with four
     total = torch.zeros(domains, domains, dtype=torch.float64, device=device)
     for first in range(0, blocks, at_a_time):
         count = min(at_a_time, blocks - first)
         parts = total.new_empty(count, domains, domains)
         launch(
             _gramian,
-            count,
-            table,
+            (count * groups**2,),
+            table.addresses,
             layout.sizes,
             layout.owners[first:],
             layout.begins[first:],
@@ -57,9 +60,10 @@ def gramian(
             parts,
             tensors,
             DOMAINS=domains,
-            ALIGNED=are_aligned(rows),
+            ALIGNED=table.aligned,
             DTYPE=TYPES[some.dtype],
             BLOCK=BLOCK,
+            TILE=_PRODUCTS_TILE,
             num_warps=WARPS,
         )
         total = parts.sum(0) if count == blocks else total + parts.sum(0)
@@ -76,17 +80,19 @@ def weighted_sum(
     """Write Σ_d w_d g_d into `out`, whose tensors may be gradients; `weights` are float64."""
     some = next(tensor for tensor in out if tensor is not None)
     layout = layout_of(sizes, some.device)
+    table = table_of([*rows, out], some.device)
     launch(
         _weighted_sum,
-        len(layout.owners),
-        address_table([*rows, out], some.device),
+        (len(layout.owners),),
+        table.addresses,
         *layout,
         weights,
         len(out),
         DOMAINS=len(rows),
-        ALIGNED=are_aligned([*rows, out]),
+        ALIGNED=table.aligned,
         DTYPE=TYPES[some.dtype],
         BLOCK=BLOCK,
+        TILE=TILE,
         num_warps=WARPS,
     )
 
@@ -104,15 +110,16 @@ def gather(
     for dtype in kinds or {out.dtype}:
         chosen = [t if t is None or t.dtype == dtype else None for t in tensors]
         skipped = [t is not None and t.dtype != dtype for t in tensors]
+        table = table_of([chosen], out.device)
         launch(
             _gather,
-            len(layout.owners),
-            address_table([chosen], out.device),
+            (len(layout.owners),),
+            table.addresses,
             *layout,
             torch.tensor(skipped, dtype=torch.int8).to(out.device),
             flags,
             out,
-            ALIGNED=are_aligned([chosen]),
+            ALIGNED=table.aligned,
             DTYPE=TYPES[dtype],
             BLOCK=BLOCK,
             num_warps=WARPS,
@@ -129,7 +136,7 @@ def projections(
     vanished: float = 0.0,
     largest: float = 0.0,
 ) -> Float[Tensor, "domains domains"]:
-    """c with v_d = Σ_j c_dj g_j after PCGrad's projections, or with targets after GradVac's.
+    """Coefficients c with v_d = Σ_j c_dj g_j, by PCGrad's projections, or GradVac's with targets.
 
     orders: [domains, domains − 1], the other domains in the order in which each meets them.
     targets: φ̂, which the averages of the cosines are written back to unless beta is 0.
@@ -139,7 +146,7 @@ def projections(
     width = max(triton.next_power_of_2(domains), 2)
     launch(
         _projections,
-        domains,
+        (domains,),
         gramian,
         orders,
         coefficients,
@@ -154,59 +161,125 @@ def projections(
 
 @triton.jit
 @no_type_check
-def _gramian_block(
-    table, tensor, tensors, offsets, inside, marks, found, parts,
+def _row(
+    table, row, tensor, tensors, offsets, inside,
     DOMAINS: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    parts += tl.program_id(0) * DOMAINS * DOMAINS
-    for i in range(DOMAINS):
-        places, there = pointers_at(table, i * tensors + tensor, offsets, DTYPE, ALIGNED)
-        left = tl.load(places, mask=inside & there, other=0.0).to(tl.float64)
-        bad = tl.max(tl.where(tl.abs(left) < float("inf"), 0, 1), 0)
-        if bad != 0:
-            tl.store(marks + i * tensors + tensor, 1)
+    """A tile of a domain's gradient in float64, 0 where there is none."""
+    index = tl.minimum(row, DOMAINS - 1) * tensors + tensor
+    places, there = pointers_at(table, index, offsets, DTYPE, ALIGNED)
+    return tl.load(places, mask=inside & there & (row < DOMAINS), other=0.0).to(tl.float64)
+
+
+@triton.jit
+@no_type_check
+def _gramian_tiles(
+    table, tensor, tensors, begin, end, i, j, marks, found, parts, FULL: tl.constexpr,
+    DOMAINS: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """The products of domains i to i + 3 with j to j + 3 over a block, kept in registers."""
+    zero = tl.zeros([TILE], dtype=tl.float64)
+    s00, s01, s02, s03 = zero, zero, zero, zero
+    s10, s11, s12, s13 = zero, zero, zero, zero
+    s20, s21, s22, s23 = zero, zero, zero, zero
+    s30, s31, s32, s33 = zero, zero, zero, zero
+    bad = tl.zeros([TILE], dtype=tl.int32)
+    for start in range(begin, end, TILE):
+        offsets = start + tl.arange(0, TILE)
+        inside = tl.full([TILE], 1, tl.int1)
+        if not FULL:
+            inside = offsets < end
+        a0 = _row(table, i, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
+        a1 = _row(table, i + 1, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
+        a2 = _row(table, i + 2, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
+        a3 = _row(table, i + 3, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
+        bad |= tl.where(tl.abs(a0) < float("inf"), 0, 1)
+        bad |= tl.where(tl.abs(a1) < float("inf"), 0, 2)
+        bad |= tl.where(tl.abs(a2) < float("inf"), 0, 4)
+        bad |= tl.where(tl.abs(a3) < float("inf"), 0, 8)
+        b0, b1, b2, b3 = a0, a1, a2, a3
+        if DOMAINS > 4:
+            b0 = _row(table, j, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
+            b1 = _row(table, j + 1, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
+            b2 = _row(table, j + 2, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
+            b3 = _row(table, j + 3, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
+        s00, s01, s02, s03 = s00 + a0 * b0, s01 + a0 * b1, s02 + a0 * b2, s03 + a0 * b3
+        s10, s11, s12, s13 = s10 + a1 * b0, s11 + a1 * b1, s12 + a1 * b2, s13 + a1 * b3
+        s20, s21, s22, s23 = s20 + a2 * b0, s21 + a2 * b1, s22 + a2 * b2, s23 + a2 * b3
+        s30, s31, s32, s33 = s30 + a3 * b0, s31 + a3 * b1, s32 + a3 * b2, s33 + a3 * b3
+    for row in tl.static_range(4):
+        if (i == j) & (tl.max((bad >> row) & 1, 0) != 0):
+            tl.store(marks + (i + row) * tensors + tensor, 1)
             tl.store(found, 1.0)
-        for j in range(i, DOMAINS):
-            places, there = pointers_at(table, j * tensors + tensor, offsets, DTYPE, ALIGNED)
-            right = tl.load(places, mask=inside & there, other=0.0).to(tl.float64)
-            product = tl.sum(left * right, 0)
-            tl.store(parts + i * DOMAINS + j, product)
-            tl.store(parts + j * DOMAINS + i, product)
+    _store_row(parts, i, j, s00, s01, s02, s03, DOMAINS)
+    _store_row(parts, i + 1, j, s10, s11, s12, s13, DOMAINS)
+    _store_row(parts, i + 2, j, s20, s21, s22, s23, DOMAINS)
+    _store_row(parts, i + 3, j, s30, s31, s32, s33, DOMAINS)
+
+
+@triton.jit
+@no_type_check
+def _store_row(parts, i, j, s0, s1, s2, s3, DOMAINS: tl.constexpr):
+    _store_product(parts, i, j, s0, DOMAINS)
+    _store_product(parts, i, j + 1, s1, DOMAINS)
+    _store_product(parts, i, j + 2, s2, DOMAINS)
+    _store_product(parts, i, j + 3, s3, DOMAINS)
+
+
+@triton.jit
+@no_type_check
+def _store_product(parts, i, j, products, DOMAINS: tl.constexpr):
+    if (i < DOMAINS) & (j < DOMAINS):
+        product = tl.sum(products, 0)
+        tl.store(parts + i * DOMAINS + j, product)
+        tl.store(parts + j * DOMAINS + i, product)
 
 
 @triton.jit
 @no_type_check
 def _gramian(
-    table, sizes, owners, begins, marks, found, parts, tensors,
-    DOMAINS: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+    table, sizes, owners, begins, marks, found, parts, tensors, DOMAINS: tl.constexpr,
+    ALIGNED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    tensor = tl.load(owners + tl.program_id(0))
-    begin = tl.load(begins + tl.program_id(0))
+    # programs of one block stand side by side, so that its rows are read from memory once
+    groups: tl.constexpr = (DOMAINS + 3) // 4
+    block = tl.program_id(0) // (groups * groups)
+    pair = tl.program_id(0) % (groups * groups)
+    i = pair // groups * 4
+    j = pair % groups * 4
+    tensor = tl.load(owners + block)
+    begin = tl.load(begins + block)
     size = tl.load(sizes + tensor)
-    offsets = begin + tl.arange(0, BLOCK)
-    if begin + BLOCK <= size:  # a whole block is read without a mask, which would keep loads narrow
-        _gramian_block(
-            table, tensor, tensors, offsets, tl.full([BLOCK], 1, tl.int1), marks, found, parts,
-            DOMAINS, ALIGNED, DTYPE,
-        )  # fmt: skip
-    else:
-        _gramian_block(
-            table, tensor, tensors, offsets, offsets < size, marks, found, parts,
-            DOMAINS, ALIGNED, DTYPE,
-        )  # fmt: skip
+    parts += block * DOMAINS * DOMAINS
+    if i <= j:
+        # a whole block is read without a mask, which would keep its loads narrow
+        if begin + BLOCK <= size:
+            _gramian_tiles(
+                table, tensor, tensors, begin, begin + BLOCK, i, j, marks, found, parts, True,
+                DOMAINS, ALIGNED, DTYPE, TILE,
+            )  # fmt: skip
+        else:
+            _gramian_tiles(
+                table, tensor, tensors, begin, size, i, j, marks, found, parts, False,
+                DOMAINS, ALIGNED, DTYPE, TILE,
+            )  # fmt: skip
 
 
 @triton.jit
 @no_type_check
-def _weighted_block(
+def _weighted_tile(
     table, tensor, tensors, offsets, inside, weights,
-    DOMAINS: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+    DOMAINS: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    total = tl.zeros([BLOCK], dtype=tl.float64)
-    for d in range(DOMAINS):
-        places, there = pointers_at(table, d * tensors + tensor, offsets, DTYPE, ALIGNED)
-        g = tl.load(places, mask=inside & there, other=0.0).to(tl.float64)
-        total += tl.load(weights + d) * g
+    total = tl.zeros([TILE], dtype=tl.float64)
+    if DOMAINS <= 8:
+        for d in tl.static_range(DOMAINS):
+            g = _row(table, d, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
+            total += tl.load(weights + d) * g
+    else:
+        for d in range(DOMAINS):
+            g = _row(table, d, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
+            total += tl.load(weights + d) * g
     places, there = pointers_at(table, DOMAINS * tensors + tensor, offsets, DTYPE, ALIGNED)
     tl.store(places, total.to(DTYPE), mask=inside & there)
 
@@ -214,23 +287,25 @@ def _weighted_block(
 @triton.jit
 @no_type_check
 def _weighted_sum(
-    table, sizes, bases, owners, begins, weights, tensors,
-    DOMAINS: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+    table, sizes, bases, owners, begins, weights, tensors, DOMAINS: tl.constexpr,
+    ALIGNED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     tensor = tl.load(owners + tl.program_id(0))
     begin = tl.load(begins + tl.program_id(0))
     size = tl.load(sizes + tensor)
-    offsets = begin + tl.arange(0, BLOCK)
     if begin + BLOCK <= size:
-        _weighted_block(
-            table, tensor, tensors, offsets, tl.full([BLOCK], 1, tl.int1), weights,
-            DOMAINS, ALIGNED, DTYPE, BLOCK,
-        )  # fmt: skip
+        for start in range(0, BLOCK, TILE):
+            _weighted_tile(
+                table, tensor, tensors, begin + start + tl.arange(0, TILE),
+                tl.full([TILE], 1, tl.int1), weights, DOMAINS, ALIGNED, DTYPE, TILE,
+            )  # fmt: skip
     else:
-        _weighted_block(
-            table, tensor, tensors, offsets, offsets < size, weights,
-            DOMAINS, ALIGNED, DTYPE, BLOCK,
-        )  # fmt: skip
+        for start in range(0, size - begin, TILE):
+            offsets = begin + start + tl.arange(0, TILE)
+            _weighted_tile(
+                table, tensor, tensors, offsets, offsets < size, weights,
+                DOMAINS, ALIGNED, DTYPE, TILE,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -291,11 +366,9 @@ def _projections(
             aim_sine = tl.sqrt(1 - aim * aim)
             step = (aim * sine - cosine * aim_sine) / aim_sine
             change = tl.where(usable & (cosine < aim), tl.sqrt(safe) / length * step, 0.0)
-            if usable:
-                if beta != 0:
-                    tl.store(
-                        targets + domain * domains + other, (1 - beta) * target + beta * cosine
-                    )
+            if usable & (beta != 0):
+                place = targets + domain * domains + other
+                tl.store(place, (1 - beta) * target + beta * cosine)
         else:
             change = tl.where(product < 0, -product / squared_other, 0.0)
         row = tl.where(columns == other, row + change, row)

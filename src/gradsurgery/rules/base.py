@@ -191,7 +191,7 @@ class GramianRule(Rule):
     def weights_on_device(
         self, gramian: Float[Tensor, "domains domains"]
     ) -> Float[Tensor, " domains"]:
-        """The same where the Gramian lies, which may be an accelerator; by default by way of the CPU.
+        """The same where the Gramian lies, maybe on an accelerator; by default by way of the CPU.
 
         On an accelerator the Gramian may be not finite; what comes out is not used then.
         """

@@ -35,7 +35,7 @@ class RandomSource:
         return seed.to(device)
 
     def orders_on(self, domains: int, device: torch.device) -> Tensor:
-        """For every domain the others in a random order: int64 [domains, domains − 1] on `device`."""
+        """For every domain the others in a random order: int64 [domains, domains − 1]."""
         generator = self._on(device)
         draws = torch.rand(
             domains, domains, generator=generator, device=generator.device, dtype=torch.float64

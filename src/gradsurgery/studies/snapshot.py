@@ -22,9 +22,9 @@ from gradsurgery.gradients.conflict import (
     Conflict,
     domain_conflict,
     group_names,
-    grouped,
     sum_of,
 )
+from gradsurgery.gradients.gradient_gram import grouped
 from gradsurgery.gradients.similarity import evaluating, labelled_images
 from gradsurgery.seeds import derive_seed, named_generator
 
@@ -92,7 +92,9 @@ def _seen(
     loss = CrossEntropyLoss()
     layers = domain_conflict(backbone.model, loss, loaded)
     shuffled = domain_conflict(backbone.model, loss, _dealt(loaded, batches.seed, position))
-    return Seen(grouped(layers, names), sum_of(layers), sum_of(shuffled))
+    return Seen(
+        grouped(layers, lambda layer: names.get(layer, layer)), sum_of(layers), sum_of(shuffled)
+    )
 
 
 def _dealt(

@@ -46,7 +46,7 @@ def resolve_device(name: str) -> torch.device:
 
 def autocast_factory(device: torch.device, precision: Precision) -> AutocastFactory:
     """A factory of the contexts the forward passes run in."""
-    if precision in ("float32", "tf32"):
+    if precision in ("float32", "tf32", "ieee"):
         return nullcontext
     return partial(torch.autocast, device.type, dtype=getattr(torch, precision))
 
@@ -58,26 +58,30 @@ def loss_scaler(device: torch.device, precision: Precision) -> torch.amp.GradSca
 
 @contextmanager
 def float32_products(device: torch.device, precision: Precision) -> Iterator[None]:
-    """Inside, float32 is multiplied as float32, or in TF32 where a GPU and `precision` say so.
+    """Inside, products of float32 on a GPU are what `precision` says, whatever torch is set to.
 
-    By itself torch takes TF32 for convolutions and float32 for everything else. Afterwards the
-    settings are what they were.
+    "tf32" takes TF32 for all of them, "ieee" float32; every other, as torch by itself, TF32 in
+    convolutions and float32 elsewhere. Afterwards the settings are what they were.
     """
-    mode = "tf32" if precision == "tf32" and device.type == "cuda" else "ieee"
+    tf32 = precision == "tf32" and device.type == "cuda"
+    tf32_convolutions = precision != "ieee" and device.type == "cuda"
     backends: Any = torch.backends
     places = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
     before = [place.fp32_precision for place in places]
+    # torch has an older way to say the same, and raises where the two differ as it looks there.
     try:
-        allowed = torch.get_float32_matmul_precision()
-    except RuntimeError:  # it was set in both of torch's ways, and they differ
-        allowed = "highest"
+        matmul, convolutions = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
+    except RuntimeError:
+        matmul, convolutions = "highest", True
     try:
-        torch.set_float32_matmul_precision("high" if mode == "tf32" else "highest")
-        for place in places:
-            place.fp32_precision = mode
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        backends.cudnn.allow_tf32 = tf32_convolutions
+        for place, allowed in zip(places, (tf32, *[tf32_convolutions] * 2), strict=True):
+            place.fp32_precision = "tf32" if allowed else "ieee"
         yield
     finally:
-        torch.set_float32_matmul_precision(allowed)
+        torch.set_float32_matmul_precision(matmul)
+        backends.cudnn.allow_tf32 = convolutions
         for place, value in zip(places, before, strict=True):
             place.fp32_precision = value
 
@@ -91,20 +95,25 @@ def stores_channels_last(
     """
     if configuration.channels_last != "auto":
         return configuration.channels_last == "on"
-    reduced = device.type == "cuda" and configuration.precision != "float32"
+    reduced = device.type == "cuda" and configuration.precision not in ("float32", "ieee")
     return reduced and any(parameter.dim() == 4 for parameter in model.parameters())
 
 
 @contextmanager
-def computing_with(threads: int | None) -> Iterator[int]:
+def computing_with(
+    threads: int | None, device: torch.device, precision: Precision
+) -> Iterator[int]:
     """Inside, torch computes with so many threads of the processor; None leaves them as they are.
 
-    Gives the number.
+    `device` is the current one, on which kernels start, and multiplies as `precision` says. Gives
+    the number of threads.
     """
     own = torch.get_num_threads()
+    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     torch.set_num_threads(threads or own)
     try:
-        yield threads or own
+        with current, float32_products(device, precision):
+            yield threads or own
     finally:
         torch.set_num_threads(own)
 

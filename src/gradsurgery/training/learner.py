@@ -28,6 +28,7 @@ from gradsurgery.training.weight_average import WeightAverage
 class Learner:
     """A model and what trains it.
 
+    generator: draws on the device; host_generator: on the processor, where they are one.
     channels_last: how weights and images lie in memory.
     compiled_forward: what a training step calls in the place of the model's `forward`, if anything.
     """
@@ -38,6 +39,7 @@ class Learner:
     algorithm: Algorithm
     average: WeightAverage
     generator: torch.Generator
+    host_generator: torch.Generator
     device: torch.device
     autocast: AutocastFactory
     channels_last: bool = False
@@ -111,6 +113,7 @@ def build_learner(
     if channels_last:
         model.to(memory_format=torch.channels_last)
     generator = torch.Generator(device)
+    host_generator = generator if device.type == "cpu" else torch.Generator()
     return Learner(
         backbone=backbone,
         optimizer=build_optimizer(model.parameters(), configuration),
@@ -118,12 +121,14 @@ def build_learner(
         algorithm=build_method(
             configuration.method,
             generator=generator,
+            host_generator=host_generator,
             make_optimizer=partial(build_optimizer, configuration=configuration),
             settings=method_settings(configuration.settings),
             batch_norm=configuration.batch_norm if has_batch_norm(model) else "frozen",
         ),
         average=build_average(configuration, model),
         generator=generator,
+        host_generator=host_generator,
         device=device,
         autocast=autocast_factory(device, configuration.precision),
         channels_last=channels_last,

@@ -1,13 +1,15 @@
 """The training loop of one run, which reads from top to bottom."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from gradsurgery.algorithms.objectives import Batch
 from gradsurgery.backbones import Backbone, set_training_mode
 from gradsurgery.data import Batches, ImageLoader
 from gradsurgery.data.loader import Fetched, prefetched
@@ -16,6 +18,7 @@ from gradsurgery.engine import BackwardResult
 from gradsurgery.errors import GradsurgeryError, NonFiniteError
 from gradsurgery.seeds import derive_seed
 from gradsurgery.training.checkpoint import Checkpoint, save_checkpoint
+from gradsurgery.training.cuda_graph import GraphedSteps
 from gradsurgery.training.evaluation import Evaluation
 from gradsurgery.training.learner import Learner
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
@@ -49,6 +52,26 @@ class _Means:
         return None if total is None else float(total) / self.steps
 
 
+class _Saving:
+    """Counts the run's time, and writes checkpoints as long as that is a small part of it."""
+
+    def __init__(self, checkpoint: Checkpoint, learner: Learner, directory: Path) -> None:
+        self._checkpoint, self._learner, self._directory = checkpoint, learner, directory
+        self._counted = time.perf_counter()
+        self._due = 0.0
+
+    def validated(self, *, last: bool) -> None:
+        """Write a checkpoint where one is due, and after the last step."""
+        now = time.perf_counter()
+        self._checkpoint.seconds += now - self._counted
+        self._counted = now
+        if now >= self._due or last:
+            self._checkpoint.learner = self._learner.state()
+            save_checkpoint(self._checkpoint, self._directory)
+            saved = time.perf_counter()
+            self._due = saved + (saved - now) * (1 / _CHECKPOINT_SHARE - 1)
+
+
 def run_steps(
     learner: Learner,
     checkpoint: Checkpoint,
@@ -59,35 +82,40 @@ def run_steps(
     directory: Path,
     report: ProgressCallback,
     observe: Observer | None = None,
-) -> None:
+) -> str | None:
     """Do the steps after `checkpoint.step`; `checkpoint` holds the outcome.
 
     An accelerator is waited for at validations, at steps whose conflict is logged, for `observe`,
     and once a second for `report`. `observe` is shown the model at `checkpoint.step` and after
     every further step. At every validation the curves grow, the model is kept where it is the best
     so far, and a checkpoint is written, at the last step and wherever writing them takes at most a
-    tenth of the run's time. Raises `NonFiniteError`, naming domain, step and parameter, before
-    anything is written of the step, and `OutputError` where a checkpoint cannot be written.
+    tenth of the run's time. Returns whether a CUDA graph replayed the steps, or why not; None where
+    there is no GPU. Raises `NonFiniteError`, naming domain, step and parameter, before anything is
+    written of the step, and `OutputError` where a checkpoint cannot be written.
     """
     configuration = checkpoint.configuration
     total = configuration.iterations
-    means, checkpoint_due, spent = _Means(), 0.0, time.perf_counter()
+    means, saving = _Means(), _Saving(checkpoint, learner, directory)
     clock = StepClock(learner.device)
-    unread = UnreadSteps(lambda error, step: _explained(error, batches.domains_at(step - 1), step))
 
-    def fetch(position: int) -> Fetched:
-        return loader.fetch(batches.indices_at(position).reshape(-1))
+    def explain(error: NonFiniteError, step: int) -> NonFiniteError:
+        return _explained(error, batches.domains_at(step - 1), step)
+
+    unread = UnreadSteps(explain, scaled=learner.scaler is not None)
 
     with _reproducible(learner.device):
         _show(learner, checkpoint.step, observe)
         set_training_mode(learner.backbone.model, configuration.batch_norm)
+        steps = _graphed(learner, checkpoint, report)
         clock.start()
-        for step, fetched in prefetched(fetch, checkpoint.step + 1, total):
+        for step, fetched in prefetched(
+            partial(_fetch, loader, batches), checkpoint.step + 1, total
+        ):
             try:
-                result = _step(learner, fetched, configuration, step, clock)
+                result = _step(steps, configuration, fetched, step, clock)
             except NonFiniteError as error:
                 unread.check()  # an earlier step may be the one
-                raise _explained(error, batches.domains_at(step - 1), step) from error
+                raise explain(error, step) from error
             learner.average.update(step)
             unread.add(step, result)
             validates = step % configuration.validate_every == 0 or step == total
@@ -109,47 +137,72 @@ def run_steps(
                 learner.average.validated(step, evaluation.loss)
                 _record(checkpoint, step, means, evaluation, learner)
                 means = _Means()
-                now = time.perf_counter()
-                checkpoint.seconds, spent = checkpoint.seconds + now - spent, now
-                if now >= checkpoint_due or step == total:
-                    checkpoint.learner = learner.state()
-                    save_checkpoint(checkpoint, directory)
-                    saved = time.perf_counter()
-                    checkpoint_due = saved + (saved - now) * (1 / _CHECKPOINT_SHARE - 1)
+                saving.validated(last=step == total)
                 report(_progress(checkpoint, figures[-1], evaluation))
                 set_training_mode(learner.backbone.model, configuration.batch_norm)
             clock.start()
+    return steps.outcome
+
+
+def _fetch(loader: ImageLoader, batches: Batches, position: int) -> Fetched:
+    return loader.fetch(batches.indices_at(position).reshape(-1))
+
+
+def _graphed(learner: Learner, checkpoint: Checkpoint, report: ProgressCallback) -> GraphedSteps:
+    total = checkpoint.configuration.iterations
+
+    def say(line: str) -> None:
+        report(TrainingProgress("training", checkpoint.step, total, note=line))
+
+    mode = checkpoint.configuration.cuda_graph
+    return GraphedSteps(learner, mode, partial(_take, learner), say=say)
 
 
 def _step(
-    learner: Learner,
-    fetched: Fetched,
+    steps: GraphedSteps,
     configuration: RunConfiguration,
+    fetched: Fetched,
     step: int,
     clock: StepClock,
 ) -> BackwardResult:
     """One optimiser step; all that is random in it comes from the run's seed and `step`."""
-    torch.manual_seed(derive_seed(configuration.seed, "step", step))  # dropout
-    learner.generator.manual_seed(derive_seed(configuration.seed, "rule", step))
+    learner = steps.learner
+    _seed_dropout(learner.device, derive_seed(configuration.seed, "step", step))
+    for generator in (learner.generator, learner.host_generator):
+        generator.manual_seed(derive_seed(configuration.seed, "rule", step))
     size = configuration.batch_size
     try:
         images, labels = fetched()
         clock.images_are_there()
         batches = list(zip(images.split(size), labels.split(size), strict=True))
-        with learner.compiled():
-            return learner.algorithm.step(
-                learner.backbone.model,
-                batches,
-                learner.optimizer,
-                step=step,
-                scaler=learner.scaler,
-                autocast=learner.autocast,
-            )
+        return steps.take(batches, step)
     except torch.OutOfMemoryError as error:
         raise GradsurgeryError(
             f"out of memory on {learner.device} with {size} images of "
             f"{configuration.image_size} pixels per domain; lower --batch-size or --image-size"
         ) from error
+
+
+def _seed_dropout(device: torch.device, seed: int) -> None:
+    """As `torch.manual_seed`, which tells the call stack to every kind of accelerator there is not:
+
+    half a millisecond, and memory that is never freed.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def _take(learner: Learner, batches: Sequence[Batch], step: int) -> BackwardResult:
+    with learner.compiled():
+        return learner.algorithm.step(
+            learner.backbone.model,
+            batches,
+            learner.optimizer,
+            step=step,
+            scaler=learner.scaler,
+            autocast=learner.autocast,
+        )
 
 
 def _progress(

@@ -20,6 +20,7 @@ class TrainingProgress:
         validation_accuracy: at this step, where it was validated.
         data_wait: fraction of the time of the steps so far that passed without images to compute
             on.
+        note: a line for whoever watches.
     """
 
     stage: Literal["images", "resuming", "training", "testing"]
@@ -30,6 +31,7 @@ class TrainingProgress:
     validation_loss: float | None = None
     validation_accuracy: float | None = None
     data_wait: float | None = None
+    note: str | None = None
 
 
 ProgressCallback = Callable[[TrainingProgress], None]

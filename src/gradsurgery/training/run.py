@@ -12,6 +12,7 @@ from gradsurgery.algorithms import build_method, method_provenance
 from gradsurgery.algorithms.objectives import Fishr
 from gradsurgery.backbones import Backbone, build_backbone, check_batch_size
 from gradsurgery.data import (
+    Batches,
     DomainBatches,
     ImageSet,
     SingleDomainBatches,
@@ -34,7 +35,6 @@ from gradsurgery.training.checkpoint import (
 )
 from gradsurgery.training.device import (
     computing_with,
-    float32_products,
     peak_memory_bytes,
     reset_peak_memory,
     resolve_device,
@@ -106,8 +106,7 @@ def train(
         if checkpoint is not None:
             check_same(configuration, checkpoint.configuration, directory)
             threads = threads or checkpoint.configuration.threads
-        threads = stack.enter_context(computing_with(threads))
-        stack.enter_context(float32_products(device, configuration.precision))
+        threads = stack.enter_context(computing_with(threads, device, configuration.precision))
         here = {"device": str(device), "threads": threads}
         configuration = configuration.model_copy(update=here)
         images = prepare_images(source, configuration, cache, report)
@@ -232,15 +231,8 @@ def _work(
     else:
         _check_data(checkpoint, images, split, directory)
         restore_learner(learner, checkpoint, directory)
+        checkpoint.configuration = configuration  # which may be worked on elsewhere by now
         report(TrainingProgress("resuming", checkpoint.step, configuration.iterations))
-    drawn = DomainBatches if configuration.batches == "multi" else SingleDomainBatches
-    batches = drawn(
-        images,
-        split.train,
-        domains=sources,
-        batch_size=configuration.batch_size,
-        seed=configuration.seed,
-    )
     loader = learner.loader(images)
     validate = partial(
         evaluate,
@@ -249,10 +241,10 @@ def _work(
         np.concatenate([split.validation[domain] for domain in sources]),
         autocast=learner.autocast,
     )
-    run_steps(
+    cuda_graph = run_steps(
         learner,
         checkpoint,
-        batches,
+        _batches(configuration, images, split),
         loader,
         validate=validate,
         directory=directory,
@@ -277,7 +269,19 @@ def _work(
             seconds_per_step=checkpoint.step_seconds / configuration.iterations,
             data_wait=checkpoint.data_wait,
             peak_memory_bytes=peak_memory_bytes(learner.device),
+            cuda_graph=cuda_graph,
         ),
+    )
+
+
+def _batches(configuration: RunConfiguration, images: ImageSet, split: Split) -> Batches:
+    drawn = DomainBatches if configuration.batches == "multi" else SingleDomainBatches
+    return drawn(
+        images,
+        split.train,
+        domains=configuration.sources(images.domains),
+        batch_size=configuration.batch_size,
+        seed=configuration.seed,
     )
 
 

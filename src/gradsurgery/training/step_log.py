@@ -36,10 +36,14 @@ class UnreadSteps:
     """Results of steps in the order of the steps; to read them is to wait for the device.
 
     explain: the error to raise for one that step `step` has met.
+    scaled: whether a loss scaler sees to gradients that are not finite.
     """
 
-    def __init__(self, explain: Callable[[NonFiniteError, int], NonFiniteError]) -> None:
+    def __init__(
+        self, explain: Callable[[NonFiniteError, int], NonFiniteError], *, scaled: bool
+    ) -> None:
         self._explain = explain
+        self._scaled = scaled
         self._results: list[tuple[int, BackwardResult]] = []
 
     def add(self, step: int, result: BackwardResult) -> None:
@@ -48,9 +52,13 @@ class UnreadSteps:
 
     def check(self) -> None:
         """Raise `NonFiniteError` for the first step that met a number that is not finite."""
-        for step, result in self._results:
+        unchecked = [each for each in self._results if each[1].found_inf is not None]
+        losses, found = _values("losses", unchecked), _values("found_inf", unchecked)
+        for i, (step, result) in enumerate(unchecked):
+            if losses[i].isfinite().all() and (self._scaled or not found[i]):
+                continue
             try:
-                _check(result)
+                result.check()
             except NonFiniteError as error:
                 raise self._explain(error, step) from error
 
@@ -58,10 +66,8 @@ class UnreadSteps:
         """The figures of the steps that were added since the last reading; raises as `check`."""
         self.check()
         kept, self._results = self._results, []
-        results = [result for _, result in kept]
-        losses = torch.stack([result.losses for result in results]).double().cpu()
-        agreement = _copied([_agreement(result) for result in results])
-        cosines = _copied([result.cosines for result in results])
+        losses = _values("losses", kept)
+        agreement, cosines = _values("agreement", kept), _values("cosines", kept)
         return [
             StepFigures(
                 step,
@@ -130,26 +136,12 @@ def _seconds_between(begin: _Moment, end: _Moment) -> float:
     return float(end - begin)
 
 
-def _check(result: Any) -> None:
-    if hasattr(result, "check"):
-        result.check()
-
-
-def _agreement(result: Any) -> Any:
-    if hasattr(result, "agreement"):
-        return result.agreement
-    if result.zero is None:
+def _values(name: str, results: list[tuple[int, BackwardResult]]) -> Any:
+    """What the results call `name`, one row a step, copied at once; None where one has none."""
+    found = [getattr(result, name) for _, result in results]
+    if any(value is None for value in found):
         return None
-    value = math.nan if result.agreeing is None else result.agreeing
-    return torch.tensor(value, dtype=torch.float64)
-
-
-def _copied(tensors: list[Tensor | None]) -> Tensor | None:
-    """One value a step, copied at once; None where a step has none."""
-    there = [tensor for tensor in tensors if tensor is not None]
-    if not there or len(there) < len(tensors):
-        return None
-    return torch.stack(there).double().cpu()
+    return torch.stack(found).double().cpu() if found else ()
 
 
 def _known(value: float) -> float | None:

@@ -66,11 +66,19 @@ class Swad(WeightAverage):
 
     The plain model is validated, and its losses say where the valley is (`find_valley`). What is
     averaged are whole stretches between validations, as in the authors' code: it begins after the
-    validation before the valley's first one, and goes to its last one. Where the loss never
-    converges that is every step, as algorithm 1 has it (the authors' code takes the last stretch
-    alone): a run that ends while its loss still falls is too short for SWAD. Training goes on
-    after the valley has ended, for the last model's sake. Running statistics of batch
-    normalisation are averaged as the weights are.
+    validation before the valley's first one, and goes to its last one. Training goes on after the
+    valley has ended, for the last model's sake. Running statistics of batch normalisation are
+    averaged as the weights are.
+
+    This is algorithm 1. The authors' code departs from it in three ways:
+
+    - Where the loss never converges it takes the last stretch alone; here that is every step: a run
+      that ends while its loss still falls is too short for SWAD.
+    - Where N_e > N_s, as by default, it also takes in stretches from before the start, back to the
+      last loss above the limit and at most N_e − N_s of them, and counts some stretches near the
+      start more than once; here nothing before the start counts, and every stretch once.
+    - Where the run ends before the valley does, it leaves out the stretches after the last loss
+      that is not above the limit; here they count, because no N_e losses in a row were above it.
 
     Memory: at most N_s + 1 models beside the one that is trained (4 by default), 3 after the loss
     has converged: stretches that only count together are kept as one mean.

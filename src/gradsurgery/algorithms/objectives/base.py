@@ -49,6 +49,10 @@ class Objective(ABC):
         Where a domain's loss needs no other domain, one graph is alive at a time.
         """
 
+    def stage(self, step: int) -> Any:
+        """What of the step's number decides the formula of the losses; None where it may be all."""
+        return None
+
     def restarts_optimizer(self, step: int) -> bool:
         """Whether the optimiser's state is dropped before step `step`."""
         return False
@@ -98,6 +102,10 @@ class AnnealedObjective(Objective):
         """The penalty's weight at `step`."""
         full: float = self.values["penalty"]
         return full if step > self.values["anneal"] else self.first_weight
+
+    @override
+    def stage(self, step: int) -> Any:
+        return self.weight(step), self.restarts_optimizer(step)
 
     @override
     def restarts_optimizer(self, step: int) -> bool:

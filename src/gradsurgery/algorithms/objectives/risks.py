@@ -1,7 +1,7 @@
 """Objectives of the domains' risks alone, the mean cross-entropies L_d of their batches."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,10 @@ class ERM(Objective):
     """
 
     name: ClassVar[str] = "erm"
+
+    @override
+    def stage(self, step: int) -> Any:
+        return "erm"
 
     @override
     def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:

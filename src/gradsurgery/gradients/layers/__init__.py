@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from gradsurgery.gradients.layers.convolution import ConvolutionCall, Geometry, even_padding
+from gradsurgery.gradients.layers.convolution import ConvolutionCall, Geometry, same_padding
 from gradsurgery.gradients.layers.elementwise import NormalizationCall
 from gradsurgery.gradients.layers.layer_call import LayerCall, Parameters
 from gradsurgery.gradients.layers.linear import EmbeddingCall, LinearCall
@@ -42,10 +42,8 @@ def _convolution(call: Arguments, parameters: Parameters) -> LayerCall | None:
         return None  # one sample without a dimension for samples
     dilation = _each(call.get("dilation", 1), len(kernel))
     padding = call.get("padding", 0)
-    uneven: list[int] = []
-    if padding == "same":
-        padding, uneven = even_padding(kernel, dilation)
-    elif padding == "valid":
+    around = same_padding(kernel, dilation) if padding == "same" else []
+    if isinstance(padding, str):
         padding = 0
     geometry = Geometry(
         _each(call.get("stride", 1), len(kernel)),
@@ -53,7 +51,7 @@ def _convolution(call: Arguments, parameters: Parameters) -> LayerCall | None:
         dilation,
         call.get("groups", 1),
     )
-    return ConvolutionCall(inputs, parameters, weight, geometry, uneven)
+    return ConvolutionCall(inputs, parameters, weight, geometry, around)
 
 
 def _layer_norm(call: Arguments, parameters: Parameters) -> LayerCall | None:

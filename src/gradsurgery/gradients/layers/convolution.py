@@ -33,7 +33,7 @@ class ConvolutionCall(LayerCall):
     Sample i's gradients are the sums over its positions of patch and output gradient, Σ_s b_is
     a_isᵀ, and Σ_s b_is.
 
-    uneven: padding put around the input first, as `torch.nn.functional.pad` takes it.
+    around: padding put around the input first, as `torch.nn.functional.pad` takes it.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class ConvolutionCall(LayerCall):
         parameters: Parameters,
         weight: Tensor,
         geometry: Geometry,
-        uneven: list[int],
+        around: list[int],
     ) -> None:
         super().__init__(inputs, parameters)
         self._channels = weight.shape[1]
         self._kernel = tuple(weight.shape[2:])
         self._geometry = geometry
-        self._uneven = uneven
+        self._around = around
         self.step = len(weight) // geometry.groups if geometry.groups > 1 else 1
 
     @override
@@ -56,7 +56,7 @@ class ConvolutionCall(LayerCall):
         outer = by_sample(gradient, samples)
         if role == "bias":
             return outer[:, :, span].sum((1, *range(3, outer.ndim)))
-        inputs = functional.pad(self.input, self._uneven) if self._uneven else self.input
+        inputs = functional.pad(self.input, self._around) if self._around else self.input
         inner, outer = by_sample(inputs, samples).to(outer.dtype), outer[:, :, span]
         if self._geometry.groups > 1:
             first, last = span.start // self.step, -(-span.stop // self.step)
@@ -98,15 +98,7 @@ class ConvolutionCall(LayerCall):
         return found.view(samples, filters, self._channels, *self._kernel)
 
 
-def even_padding(
-    kernel: Sequence[int], dilation: Sequence[int]
-) -> tuple[tuple[int, ...], list[int]]:
-    """Padding "same": what the convolution itself pads, and what is padded around the input first.
-
-    There is one more behind where as much before as behind is not possible.
-    """
+def same_padding(kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    """Padding "same", as `torch.nn.functional.pad` takes it; an odd one is behind."""
     fills = [apart * (size - 1) for apart, size in zip(dilation, kernel, strict=True)]
-    if any(fill % 2 for fill in fills):
-        uneven = [part for fill in reversed(fills) for part in (fill // 2, fill - fill // 2)]
-        return (0,) * len(fills), uneven
-    return tuple(fill // 2 for fill in fills), []
+    return [part for fill in reversed(fills) for part in (fill // 2, fill - fill // 2)]

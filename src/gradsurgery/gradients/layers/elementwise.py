@@ -82,22 +82,18 @@ class BroadcastCall(LayerCall):
         return found
 
 
-def _functions(*names: str) -> set[Callable[..., Any]]:
+def functions_named(*names: str) -> set[Callable[..., Any]]:
     """As methods of tensors, and as functions of torch where there are such."""
-    return {
-        getattr(owner, name)
-        for name in names
-        for owner in (torch.Tensor, torch)
-        if hasattr(owner, name)
-    }
+    owners = (torch.Tensor, torch)
+    return {getattr(owner, name) for name in names for owner in owners if hasattr(owner, name)}
 
 
-_VIEWS = _functions(
+_VIEWS = functions_named(
     *("reshape", "view", "view_as", "expand", "expand_as", "unsqueeze", "squeeze", "permute"),
     *("transpose", "flatten", "unflatten", "contiguous", "clone", "repeat", "to", "float"),
     *("type_as", "movedim", "__getitem__"),
 )
-_ELEMENTWISE = _functions(
+_ELEMENTWISE = functions_named(
     *("add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "__sub__", "__rsub__"),
     *("mul", "mul_", "__mul__", "__rmul__", "__imul__", "__isub__", "multiply", "subtract"),
 )

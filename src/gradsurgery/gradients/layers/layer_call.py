@@ -110,11 +110,7 @@ def scaled(rows: Float[Tensor, "samples ..."]) -> tuple[Tensor, Float[Tensor, " 
     largest = rows.flatten(1).abs().amax(1)
     power = torch.exp2(torch.where(largest > 0, largest.double().log2().floor(), 0.0))
     shape = (-1, *[1] * (rows.ndim - 1))
-    # in two steps, because the power itself may be beyond float32
-    half = torch.exp2((power.log2() / 2).floor())
-    rest = power / half
-    rows = rows / half.to(rows.dtype).view(shape) / rest.to(rows.dtype).view(shape)
-    return rows, power
+    return (rows.double() / power.view(shape)).to(rows.dtype), power
 
 
 def gram_in_spans(

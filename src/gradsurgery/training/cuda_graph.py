@@ -1,0 +1,234 @@
+"""The training step as a CUDA graph: recorded once, then replayed by one call.
+
+A network of many small kernels waits for Python to start them. A graph starts all kernels of a
+step, the optimiser's included, at the card's own speed. It repeats what was recorded and nothing
+else, so a step is replayed only while nothing but the images, the weights and the seeds differs
+from the recorded one; and the first replay is compared with the step itself, bit by bit.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradsurgery.algorithms.objectives import Batch
+from gradsurgery.documents.configuration import Switch
+from gradsurgery.engine import BackwardResult
+from gradsurgery.errors import ArgumentError, GradsurgeryError
+from gradsurgery.kernels.network import staged_tables
+from gradsurgery.training.learner import Learner
+
+TakeStep = Callable[[Sequence[Batch], int], BackwardResult]
+
+# Steps before one is recorded: the optimiser makes its state in the first, and libraries choose
+# their algorithms.
+_EAGER_STEPS = 2
+
+
+class GraphedSteps:
+    """Takes the steps of a run, by a graph where that is possible.
+
+    mode: "off", "on", or "auto", which takes the steps one by one where there can be no graph.
+    take: takes a step from its batches and its number, with the generators seeded for it.
+    say: is told in a line why the steps are taken one by one, where they are on a GPU.
+
+    `refusal` says why there is no graph, in a line; None while there may be one. Raises
+    `ArgumentError` instead with "on".
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        mode: Switch,
+        take: TakeStep,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.learner = learner
+        self._mode = mode
+        self._take = take
+        self._say = say
+        self._stage: Any = None
+        self._eager = 0
+        self._graph: _Graph | None = None
+        self._compared = False
+        self.refusal: str | None = "it is switched off" if mode == "off" else None
+        if mode != "off" and (reason := _obstacle(learner)) is not None:
+            self._refuse(reason)
+
+    @property
+    def outcome(self) -> str | None:
+        """For the record: that steps were replayed, or why not; None where there is no GPU."""
+        if self.learner.device.type != "cuda":
+            return None
+        return self.refusal or ("replayed" if self._compared else "too few steps of one kind")
+
+    @property
+    def replays(self) -> bool:
+        """Whether steps are being replayed."""
+        return self.refusal is None and self._compared
+
+    def take(self, batches: Sequence[Batch], step: int) -> BackwardResult:
+        """Take step `step`, counted from 1."""
+        if self.refusal is not None:
+            return self._take(batches, step)
+        stage = self.learner.algorithm.stage(step)
+        if stage is None:
+            self._refuse("the method may compute another thing at every step")
+            return self._take(batches, step)
+        key = stage, [(images.shape, labels.shape) for images, labels in batches]
+        if key != self._stage:  # what was recorded is of another formula
+            self._stage, self._eager, self._graph, self._compared = key, 0, None, False
+        if self._graph is None:
+            result = self._take(batches, step)
+            self._eager += 1
+            if self._eager > _EAGER_STEPS:
+                self._record(batches, step)
+            return result
+        if not self._compared:
+            return self._compare(self._graph, batches, step)
+        return self._graph.replay(batches)
+
+    def _record(self, batches: Sequence[Batch], step: int) -> None:
+        """Record the step that was just taken; nothing is computed."""
+        if self.learner.algorithm.state_dict():
+            self._refuse("the method keeps a state of its own from step to step")
+            return
+        try:
+            self._graph = _Graph(self.learner, batches, lambda fixed: self._take(fixed, step))
+        except (RuntimeError, GradsurgeryError) as error:
+            reason = " ".join(str(error).split())[:160]
+            self._refuse(f"the step cannot be recorded ({type(error).__name__}: {reason})")
+
+    def _compare(self, graph: "_Graph", batches: Sequence[Batch], step: int) -> BackwardResult:
+        """Take the step both ways; what stays is the step that was not replayed."""
+        seeds = _generator_states(self.learner)
+        state = _tensors_of(self.learner)
+        before = [tensor.clone() for tensor in state]
+        replayed = graph.replay(batches)
+        after = [tensor.clone() for tensor in state]
+        with torch.no_grad():
+            for tensor, value in zip(state, before, strict=True):
+                tensor.copy_(value)
+        _set_generators(self.learner, seeds)
+        taken = self._take(batches, step)
+        own = _tensors_of(self.learner)
+        pairs = zip([*after, replayed.losses], [*own, taken.losses], strict=True)
+        if all(_same_bits(left, right) for left, right in pairs):
+            self._compared = True
+        else:
+            self._graph = None
+            self._refuse("a replayed step differs from the step itself")
+        return taken
+
+    def _refuse(self, reason: str) -> None:
+        if self._mode == "on":
+            raise ArgumentError(
+                f"--cuda-graph on cannot be had: {reason}; leave it at auto, which then takes the "
+                "steps one by one"
+            )
+        self.refusal = reason
+        if self.learner.device.type == "cuda":
+            self._say(f"steps are taken one by one, without a CUDA graph: {reason}")
+
+
+class _Graph:
+    """A recorded step: the memory that it reads its batches from, and that of its result."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        batches: Sequence[Batch],
+        take: Callable[[Sequence[Batch]], BackwardResult],
+    ) -> None:
+        self._batches = [(images.clone(), labels.clone()) for images, labels in batches]
+        self._graph = torch.cuda.CUDAGraph()
+        self._graph.register_generator_state(learner.generator)
+        learner.optimizer.zero_grad(set_to_none=True)
+        with (
+            staged_tables(learner.device) as self._tables,
+            _capturable(learner.optimizer),
+            torch.cuda.graph(self._graph, capture_error_mode="thread_local"),
+        ):
+            self._result = take(self._batches)
+
+    def replay(self, batches: Sequence[Batch]) -> BackwardResult:
+        """The result of the step on these batches, in memory of its own."""
+        pairs = list(zip(self._batches, batches, strict=True))
+        torch._foreach_copy_(
+            [fixed for own, _ in pairs for fixed in own],
+            [given for _, batch in pairs for given in batch],
+            non_blocking=True,
+        )
+        self._graph.replay()
+        result = self._result
+        update = result.update._replace(
+            gramian=_copy(result.update.gramian),
+            agreeing=_copy(result.update.agreeing),
+            zeros=_copy(result.update.zeros),
+            flags=_copy(result.update.flags),
+            found=_copy(result.update.found),
+        )
+        losses = result.losses.clone()
+        return replace(result, losses=losses, checked=_copy(result.checked), update=update)
+
+
+def _copy(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.clone()
+
+
+def _obstacle(learner: Learner) -> str | None:
+    """What is known beforehand to keep a step from being recorded."""
+    if learner.device.type != "cuda":
+        return "there is no GPU"
+    if learner.scaler is not None:
+        return "float16 adapts the scale of its losses on the processor"
+    if not getattr(learner.optimizer, "_step_supports_amp_scaling", False):
+        return "the optimiser is not one of torch's fused ones"
+    return None
+
+
+@contextmanager
+def _capturable(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Inside, Adam lets its step be recorded; its fused form keeps all of its state on the GPU."""
+    before = [group.get("capturable") for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        if "capturable" in group:
+            group["capturable"] = True
+    try:
+        yield
+    finally:
+        for group, value in zip(optimizer.param_groups, before, strict=True):
+            if "capturable" in group:
+                group["capturable"] = value
+
+
+def _tensors_of(learner: Learner) -> list[Tensor]:
+    """All that a step changes, in one order."""
+    tensors = [*learner.backbone.model.state_dict().values()]
+    for values in learner.optimizer.state.values():
+        tensors += [value for _, value in sorted(values.items()) if isinstance(value, Tensor)]
+    return [tensor.detach() for tensor in tensors]
+
+
+def _generator_states(learner: Learner) -> list[Tensor]:
+    on_device = [torch.cuda.get_rng_state(learner.device)] if learner.device.type == "cuda" else []
+    own = [learner.generator.get_state(), learner.host_generator.get_state()]
+    return [*own, torch.get_rng_state(), *on_device]
+
+
+def _set_generators(learner: Learner, states: list[Tensor]) -> None:
+    own, host, default, *on_device = states
+    learner.generator.set_state(own)
+    learner.host_generator.set_state(host)
+    torch.set_rng_state(default)
+    for state in on_device:
+        torch.cuda.set_rng_state(state, learner.device)
+
+
+def _same_bits(left: Tensor, right: Tensor) -> bool:
+    return torch.equal(left.nan_to_num(), right.nan_to_num()) and torch.equal(
+        left.isnan(), right.isnan()
+    )

@@ -1,0 +1,102 @@
+"""Images on a GPU: the processor's bits, and nobody waits for anybody."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gradsurgery.data import ImageSet, loader, normalize, open_source, prepare
+from gradsurgery.data.loader import ResidentLoader, ResidentSets, StreamingLoader, prefetched
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.record import Record
+from gradsurgery.training import train
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+GPU = torch.device("cuda")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+    cache = tmp_path_factory.mktemp("cache")
+    return prepare(open_source("rotated-digits"), size=24, cache=cache)
+
+
+@contextmanager
+def nobody_waits() -> Iterator[None]:
+    """Inside, torch raises where the host waits for the device."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def loader_of(kind: str, images: ImageSet, *, channels_last: bool) -> Any:
+    if kind == "streaming":
+        return StreamingLoader(images, MEAN, STD, GPU, channels_last=channels_last)
+    resident = ResidentSets(lambda _: 10**12).get(images, GPU)
+    assert resident is not None
+    return ResidentLoader(images, MEAN, STD, GPU, channels_last=channels_last, resident=resident)
+
+
+@pytest.mark.parametrize("kind", ["resident", "streaming"])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("triton", [False, True])
+def test_a_gpu_has_the_bits_of_the_processor_and_waits_for_none(
+    kind: str,
+    channels_last: bool,
+    triton: bool,
+    images: ImageSet,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not triton:
+        monkeypatch.setattr("gradsurgery.kernels.network.has_triton", lambda: False)
+    made = loader_of(kind, images, channels_last=channels_last)
+    random = np.random.default_rng(0)
+    drawn = [random.integers(0, len(images.label), 96) for _ in range(12)]
+    made.fetch(drawn[0])()  # compiles the kernel
+    torch.cuda.synchronize()
+    found = []
+    with nobody_waits():
+        for _, fetched in prefetched(lambda i: made.fetch(drawn[i]), 1, len(drawn)):
+            found.append(fetched())
+            torch.ones(4096, 4096, device=GPU).mm(torch.ones(4096, 4096, device=GPU))
+    for (numbers, labels), positions in zip(found, drawn, strict=True):
+        expected = normalize(torch.from_numpy(images.images[positions]), MEAN, STD)
+        assert torch.equal(numbers.cpu(), expected)
+        assert labels.tolist() == images.label[positions].tolist()
+
+
+def test_sets_are_kept_within_their_share(images: ImageSet) -> None:
+    before = torch.cuda.memory_allocated()
+    first = loader.RESIDENT.get(images, GPU)
+    assert first is not None
+    assert loader.RESIDENT.get(images, GPU) is first
+    assert torch.equal(first.pixels.cpu(), torch.from_numpy(np.array(images.images)))
+    assert torch.cuda.memory_allocated() - before < 1.1 * images.images.nbytes + 2**20
+    assert ResidentSets(lambda _: images.images.nbytes).get(images, GPU) is None
+
+
+def test_true_float32_is_that_of_the_processor(tmp_path: Path, images: ImageSet) -> None:
+    """After one step of SGD the loss differs by float32's rounding, in TF32 by more."""
+    found: dict[str, Record] = {}
+    for name, options in {
+        "cpu": {"device": "cpu"},
+        "float32": {"device": "cuda", "precision": "ieee"},
+        "tf32": {"device": "cuda", "precision": "tf32"},
+    }.items():
+        configuration = RunConfiguration(
+            data="rotated-digits", target="75", method="deep-all", image_size=24, iterations=1,
+            batch_size=32, validate_every=1, optimizer="sgd", **options,
+        )  # fmt: skip
+        found[name] = train(configuration, tmp_path / name, opened=images)
+    expected, exact, rough = (
+        found[name].curves.validation_loss[0] or 0.0 for name in ("cpu", "float32", "tf32")
+    )
+    assert exact == pytest.approx(expected, rel=2e-6)
+    assert abs(rough - expected) > abs(exact - expected)

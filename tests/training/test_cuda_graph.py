@@ -1,0 +1,147 @@
+"""When a step is recorded, compared and replayed; a stand-in for the graph repeats the step."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+import gradsurgery as gs
+from gradsurgery.backbones import build_backbone
+from gradsurgery.errors import ArgumentError
+from gradsurgery.training import cuda_graph
+from gradsurgery.training.cuda_graph import GraphedSteps
+from gradsurgery.training.learner import build_learner
+
+STEPS = 12
+
+
+class Repeated:
+    """Stands for a recorded step: takes it again, on any batches."""
+
+    recorded = 0
+
+    def __init__(self, learner, batches, take):
+        self.take = take
+        type(self).recorded += 1
+
+    def replay(self, batches):
+        return self.take(batches)
+
+
+@pytest.fixture(autouse=True)
+def graphs(monkeypatch):
+    """A processor that is taken for a device with graphs."""
+    monkeypatch.setattr(cuda_graph, "_obstacle", lambda learner: None)
+    monkeypatch.setattr(cuda_graph, "_Graph", Repeated)
+    monkeypatch.setattr(Repeated, "recorded", 0)
+
+
+def learner_for(method, **settings):
+    configuration = gs.RunConfiguration(
+        data="rotated-digits", target="0", method=method, settings=settings, device="cpu"
+    )
+    built = build_backbone("small-cnn", classes=10, weights="none", seed=0, image_size=20)
+    return build_learner(configuration, built, torch.device("cpu"))
+
+
+def run(learner, mode, *, steps=STEPS):
+    """The losses of some steps, the weights after them, and what took the steps."""
+    said = []
+
+    def take(batches, step):
+        return learner.algorithm.step(learner.backbone.model, batches, learner.optimizer, step=step)
+
+    taken = GraphedSteps(learner, mode, take, said.append)
+    losses = []
+    for step in range(1, steps + 1):
+        torch.manual_seed(step)
+        learner.generator.manual_seed(step)
+        generator = torch.Generator().manual_seed(step)
+        batches = [
+            (torch.randn(4, 3, 20, 20, generator=generator), torch.arange(4)) for _ in range(3)
+        ]
+        losses.append(taken.take(batches, step).losses)
+    weights = torch.cat([p.detach().flatten() for p in learner.backbone.model.parameters()])
+    return torch.stack(losses), weights, taken
+
+
+@pytest.mark.parametrize("method", ["deep-all", "agr-sum", "agr-rand", "pcgrad", "and-mask"])
+def test_steps_with_a_graph_are_those_without(method):
+    losses, weights, taken = run(learner_for(method), "auto")
+    expected, expected_weights, _ = run(learner_for(method), "off")
+    assert taken.replays
+    assert Repeated.recorded == 1
+    torch.testing.assert_close(losses, expected, rtol=0, atol=0)
+    torch.testing.assert_close(weights, expected_weights, rtol=0, atol=0)
+
+
+def test_another_formula_of_the_losses_is_recorded_anew():
+    learner = learner_for("irm", **{"irm.anneal": 6})
+    losses, weights, taken = run(learner, "auto")
+    expected, expected_weights, _ = run(learner_for("irm", **{"irm.anneal": 6}), "off")
+    assert taken.replays
+    assert Repeated.recorded == 2  # steps 1 to 6, and 8 on; step 7 drops the optimiser's state
+    torch.testing.assert_close(losses, expected, rtol=0, atol=0)
+    torch.testing.assert_close(weights, expected_weights, rtol=0, atol=0)
+
+
+def test_a_replay_that_differs_is_never_used(monkeypatch):
+    class Frozen(Repeated):
+        """Draws its noise once and for all, as a step that draws on the host would be recorded."""
+
+        def replay(self, batches):
+            return super().replay([(images + 1e-6, labels) for images, labels in batches])
+
+    monkeypatch.setattr(cuda_graph, "_Graph", Frozen)
+    losses, weights, taken = run(learner_for("agr-sum"), "auto")
+    expected, expected_weights, _ = run(learner_for("agr-sum"), "off")
+    assert taken.refusal == "a replayed step differs from the step itself"
+    torch.testing.assert_close(losses, expected, rtol=0, atol=0)
+    torch.testing.assert_close(weights, expected_weights, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ("gradvac", "keeps a state of its own"),
+        ("group-dro", "another thing at every step"),
+        ("mixup", "another thing at every step"),
+        ("mldg", "another thing at every step"),
+    ],
+)
+def test_what_a_graph_would_not_repeat_is_not_recorded(method, reason):
+    _, _, taken = run(learner_for(method), "auto", steps=5)
+    assert reason in taken.refusal
+    assert Repeated.recorded == 0
+    with pytest.raises(ArgumentError, match=reason):
+        run(learner_for(method), "on", steps=5)
+
+
+def test_an_objective_of_somebody_else_is_not_recorded():
+    class Growing(gs.Objective):
+        def losses(self, forward, batches, step):
+            logits = forward([images for images, _ in batches])
+            for z, (_, labels) in zip(logits, batches, strict=True):
+                yield step * cross_entropy(z, labels)
+
+    learner = learner_for("agr-sum")
+    learner.algorithm = gs.method(Growing(), rule=gs.AgrSum())
+    assert "another thing at every step" in run(learner, "auto")[2].refusal
+
+
+def test_a_step_that_cannot_be_recorded_is_taken_as_it_is(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(cuda_graph, "_Graph", refuse)
+    losses, _, taken = run(learner_for("agr-sum"), "auto")
+    assert "not permitted when stream is capturing" in taken.refusal
+    torch.testing.assert_close(losses, run(learner_for("agr-sum"), "off")[0], rtol=0, atol=0)
+
+
+def test_a_processor_has_no_graphs(monkeypatch):
+    monkeypatch.undo()
+    _, _, taken = run(learner_for("agr-sum"), "auto", steps=1)
+    assert taken.refusal == "there is no GPU"
+    assert taken.outcome is None
+    with pytest.raises(ArgumentError, match="there is no GPU; leave it at auto"):
+        run(learner_for("agr-sum"), "on", steps=1)
