@@ -38,7 +38,7 @@ def page(*blocks, **parts):
         Table("t", ["a"], [[Entry(EVIL, code=True)]]),
         Table("t", ["a"], [[Entry(EVIL, EVIL, link=EVIL)]]),
     ],
-    ids=lambda block: block.kind,
+    ids=lambda block: type(block).__name__,
 )
 def test_text_is_never_markup(block):
     text = page(block, title=EVIL, origin=EVIL, summary=[EVIL])

@@ -1,11 +1,8 @@
 """A diagnosis in words and tables."""
 
-from gradsurgery.documents.diagnosis import (
-    Diagnosis,
-    GroupConflict,
-    LoggedConflict,
-    Snapshot,
-)
+from collections.abc import Iterator
+
+from gradsurgery.documents.diagnosis import Diagnosis, GroupConflict, Snapshot
 from gradsurgery.report.section import Listing, Section, Table, plain_table
 
 NONE = "–"
@@ -14,25 +11,9 @@ _FEWEST = 1000  # components of a group that a sentence names: of fewer, a fract
 
 def diagnosis_section(diagnosis: Diagnosis) -> Section:
     """The diagnosis as a section of a report: its sentences, then its tables."""
-    last = diagnosis.snapshots[-1]
-    tables = [_cosine_table(diagnosis, last), _group_table(diagnosis, last)]
-    if len(diagnosis.snapshots) > 1:
-        tables.append(_step_table(diagnosis))
-    if diagnosis.logged is not None and (rows := _logged_rows(diagnosis.logged)):
-        header = ["step", "components that agree", "mean cosine"]
-        tables.append(plain_table("Logged by the run itself", header, rows))
     title = f"Where the domains of {diagnosis.data} conflict"
-    return Section("diagnosis", title, [Listing(diagnosis_sentences(diagnosis)), *tables])
-
-
-def _logged_rows(logged: LoggedConflict) -> list[list[str]]:
-    """The steps at which the run's rule had something to say."""
-    logs = zip(logged.step, logged.agreeing, logged.cosine, strict=True)
-    return [
-        [str(step), _percent(agreeing), _cosine(cosine)]
-        for step, agreeing, cosine in logs
-        if agreeing is not None or cosine is not None
-    ]
+    sentences = Listing(diagnosis_sentences(diagnosis))
+    return Section("diagnosis", title, [sentences, *_tables(diagnosis)])
 
 
 def diagnosis_sentences(diagnosis: Diagnosis) -> list[str]:
@@ -72,8 +53,8 @@ def _agreement(diagnosis: Diagnosis, last: Snapshot) -> str:
         verdict = "so all the disagreement is the domains' doing"
     else:
         verdict = (
-            f"so {_points(shuffled - agreeing)} of the disagreement are the domains' doing, and "
-            "the rest comes from small batches"
+            f"so {100 * (shuffled - agreeing):.0f} points of the disagreement are the domains' "
+            "doing, and the rest comes from small batches"
         )
     return (
         f"{text}, and the same images dealt out to the domains at random agree in "
@@ -162,66 +143,62 @@ def _course(diagnosis: Diagnosis) -> list[str]:
     if len(agreeing) > 1:
         sentences.append(
             f"The run itself saw {_percent(agreeing[0])} agree at first and "
-            f"{_percent(agreeing[-1])} at the end, components that are zero everywhere included."
+            f"{_percent(agreeing[-1])} at the end."
         )
     return sentences
 
 
-def _cosine_table(diagnosis: Diagnosis, last: Snapshot) -> Table:
-    rows = [
-        [domain, *map(_cosine, row), _cosine(rest), _percent(against)]
-        for domain, row, rest, against in zip(
-            diagnosis.domains,
-            last.total.cosines,
-            last.total.cosine_with_rest,
-            last.total.against_rest,
-            strict=True,
-        )
-    ]
-    header = ["domain", *diagnosis.domains, "all others", "components against all others"]
-    return plain_table("Cosine similarity of the domains' gradients", header, rows)
-
-
-def _group_table(diagnosis: Diagnosis, last: Snapshot) -> Table:
-    rows = [
-        [
-            group.name,
-            f"{group.components:,}",
-            _percent(group.agreeing),
-            _percent(group.kept_length),
-            *map(_percent, group.against_rest),
-        ]
-        for group in [*last.groups, last.total]
-    ]
-    against = [f"{domain} against the rest" for domain in diagnosis.domains]
-    return plain_table(
-        "By layers, from the input to the output",
-        ["layers", "components", "agree", "length that Agr-Sum leaves", *against],
-        rows,
+def _tables(diagnosis: Diagnosis) -> Iterator[Table]:
+    domains, snapshots = diagnosis.domains, diagnosis.snapshots
+    last = snapshots[-1]
+    total = last.total
+    of_domains = zip(
+        domains, total.cosines, total.cosine_with_rest, total.against_rest, strict=True
     )
-
-
-def _step_table(diagnosis: Diagnosis) -> Table:
-    rows = [
+    yield plain_table(
+        "Cosine similarity of the domains' gradients",
+        ["domain", *domains, "all others", "components against all others"],
         [
-            str(snapshot.step),
-            _percent(snapshot.total.agreeing),
-            _percent(snapshot.shuffled_agreeing),
-            _percent(snapshot.total.kept_length),
-            snapshot.most_conflicting if _named(diagnosis, snapshot) else NONE,
+            [domain, *map(_cosine, row), _cosine(rest), _percent(against)]
+            for domain, row, rest, against in of_domains
+        ],
+    )
+    columns = ["layers", "components", "agree", "length that Agr-Sum leaves"]
+    fractions = [(g.agreeing, g.kept_length, *g.against_rest) for g in (*last.groups, total)]
+    yield plain_table(
+        "By layers, from the input to the output",
+        [*columns, *(f"{domain} against the rest" for domain in domains)],
+        [
+            [group.name, f"{group.components:,}", *map(_percent, of_group)]
+            for group, of_group in zip((*last.groups, total), fractions, strict=True)
+        ],
+    )
+    if len(snapshots) > 1:
+        yield plain_table(
+            "Over training",
+            ["step", "agree", "agree when shuffled", "length left", "conflicts most"],
+            [
+                [
+                    str(s.step),
+                    *map(_percent, (s.total.agreeing, s.shuffled_agreeing, s.total.kept_length)),
+                    s.most_conflicting if _named(diagnosis, s) else NONE,
+                ]
+                for s in snapshots
+            ],
+        )
+    if (log := diagnosis.logged) is not None:
+        rows = [
+            [str(step), _percent(agreeing), _cosine(cosine)]
+            for step, agreeing, cosine in zip(log.step, log.agreeing, log.cosine, strict=True)
+            if agreeing is not None or cosine is not None
         ]
-        for snapshot in diagnosis.snapshots
-    ]
-    header = ["step", "agree", "agree when shuffled", "length left", "conflicts most"]
-    return plain_table("Over training", header, rows)
+        if rows:
+            columns = ["step", "components that agree", "mean cosine"]
+            yield plain_table("Logged by the run itself", columns, rows)
 
 
 def _percent(value: float | None) -> str:
     return NONE if value is None else f"{100 * value:.0f} %"
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:.0f} points"
 
 
 def _cosine(value: float | None) -> str:

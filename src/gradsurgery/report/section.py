@@ -12,7 +12,6 @@ class Text:
     """A paragraph."""
 
     text: str
-    kind: str = "text"
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,6 @@ class Listing:
     """A list of sentences."""
 
     items: Sequence[str]
-    kind: str = "listing"
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,6 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[Entry]]
     notes: Sequence[str] = ()
-    kind: str = "table"
 
     @property
     def left(self) -> list[int]:
@@ -83,7 +80,6 @@ class Figure:
     """Names of the files beside the page with the same picture."""
     width: int = 740
     """Pixels that it takes on a screen where there is room."""
-    kind: str = "figure"
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,6 @@ class Details:
     summary: str
     blocks: "Sequence[Block]"
     printed: bool = True
-    kind: str = "details"
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,6 @@ class Verbatim:
     """Lines as they are: a traceback, a command."""
 
     text: str
-    kind: str = "verbatim"
 
 
 Block = Text | Listing | Table | Figure | Details | Verbatim

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from typing import NamedTuple
 
-from gradsurgery.documents.similarity import SimilarityStudy
+from gradsurgery.documents.similarity import Measurement, SimilarityStudy
 from gradsurgery.errors import DataError
 from gradsurgery.report.section import Listing, Section, counted, plain_table
 from gradsurgery.results.statistics import MeanInterval, mean_interval
@@ -48,14 +48,23 @@ def summarize_similarity(study: SimilarityStudy) -> SimilaritySummary:
     """
     import pandas as pd
 
-    about = [(r, m.step, m.label, m) for r, run in enumerate(study.runs) for m in run.measurements]
-    rows = [(*row, m.within, m.across) for *row, m in about if None not in (m.within, m.across)]
+    about = [(r, m) for r, run in enumerate(study.runs) for m in run.measurements]
+    rows = [(r, m.step, m.label, m.within, m.across) for r, m in about if _compares(m)]
     if not rows:
         raise DataError(
             f"no measurement of {study.data} compares domains; measure fewer samples per domain"
         )
     frame = pd.DataFrame(rows, columns=["run", "step", "label", "within", "across"])
     of_run = frame.groupby("run")[["within", "across"]].mean()
+    curve = [
+        CurvePoint(
+            int(str(step)),
+            str(here["label"].iloc[0]),
+            mean_interval(list(here["within"])),
+            mean_interval(list(here["across"])),
+        )
+        for step, here in frame.groupby("step")
+    ]
     return SimilaritySummary(
         within=mean_interval(list(of_run["within"])),
         across=mean_interval(list(of_run["across"])),
@@ -63,15 +72,7 @@ def summarize_similarity(study: SimilarityStudy) -> SimilaritySummary:
         pairs=[[_pair(study, d, e) for e in study.domains] for d in study.domains],
         higher=int((frame["within"] > frame["across"]).sum()),
         measurements=len(frame),
-        curve=[
-            CurvePoint(
-                int(str(step)),
-                str(here["label"].iloc[0]),
-                mean_interval(list(here["within"])),
-                mean_interval(list(here["across"])),
-            )
-            for step, here in frame.groupby("step")
-        ],
+        curve=curve,
     )
 
 
@@ -125,13 +126,17 @@ def similarity_csv(study: SimilarityStudy) -> str:
     return str(text)
 
 
+def _compares(measurement: Measurement) -> bool:
+    return None not in (measurement.within, measurement.across)
+
+
 def _pair(study: SimilarityStudy, domain: str, other: str) -> float | None:
     """The mean cosine of a pair over the measurements that compare domains."""
     found = [
         value
         for run in study.runs
         for m in run.measurements
-        if None not in (m.within, m.across) and {domain, other} <= set(m.domains)
+        if _compares(m) and {domain, other} <= set(m.domains)
         if (value := m.cosines[m.domains.index(domain)][m.domains.index(other)]) is not None
     ]
     return math.fsum(found) / len(found) if found else None

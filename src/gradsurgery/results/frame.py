@@ -95,22 +95,9 @@ def as_json(values: Mapping[str, Any]) -> str:
 
 def _row(path: Path, record: Record) -> dict[str, Any]:
     options = record.configuration
-    results: dict[str, Any] = {}
-    for name, model in (("best", record.result.best), ("last", record.result.last)):
-        validated = model.target_validation_accuracy
-        results |= {
-            f"{name}_step": model.step,
-            f"{name}_validation_accuracy": model.validation_accuracy,
-            f"{name}_target_accuracy": model.target_accuracy,
-            f"{name}_target_validation_accuracy": nan if validated is None else validated,
-            f"{name}_test_accuracy": model.test_accuracy,
-            f"{name}_guessing": guesses(model, record),
-        }
     conditions = _conditions(record)
-    hyperparameters = {
-        name: getattr(options, name) for name in options_of("hyperparameter") if name != "settings"
-    }
-    return {
+    hyperparameters = options.model_dump(include=set(options_of("hyperparameter")) - {"settings"})
+    row = {
         "record": str(path),
         "data": record.data.name,
         "domains": tuple(record.data.domains),
@@ -119,12 +106,22 @@ def _row(path: Path, record: Record) -> dict[str, Any]:
         "method": method_label(options.method, options.settings),
         "method_name": options.method,
         "seed": options.seed,
-        **results,
         "conditions": as_json(conditions),
         "hyperparameters": as_json(hyperparameters | options.settings),
         "settings": as_json(options.settings),
         "protocol": as_json(conditions | hyperparameters),
     }
+    for name, model in (("best", record.result.best), ("last", record.result.last)):
+        validated = model.target_validation_accuracy
+        row |= {
+            f"{name}_step": model.step,
+            f"{name}_validation_accuracy": model.validation_accuracy,
+            f"{name}_target_accuracy": model.target_accuracy,
+            f"{name}_target_validation_accuracy": nan if validated is None else validated,
+            f"{name}_test_accuracy": model.test_accuracy,
+            f"{name}_guessing": guesses(model, record),
+        }
+    return row
 
 
 def _each_once(rows: list[dict[str, Any]], records: Records) -> list[dict[str, Any]]:
@@ -147,7 +144,7 @@ def _each_once(rows: list[dict[str, Any]], records: Records) -> list[dict[str, A
 
 def _conditions(record: Record) -> dict[str, Any]:
     """The conditions among the options, and the digests of what they stand for."""
-    conditions = {name: getattr(record.configuration, name) for name in options_of("condition")}
+    conditions = record.configuration.model_dump(include=set(options_of("condition")))
     if record.model.weights_digest is not None:  # the same file may lie at two places
         conditions["weights"] = f"sha256:{record.model.weights_digest[:12]}"
     conditions["data_digest"] = record.data.digest

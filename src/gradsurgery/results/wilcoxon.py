@@ -93,12 +93,12 @@ def doubled_midranks(
     >>> doubled_midranks(np.array([0.3, 0.1 + 0.2, 0.1])).tolist()
     [5, 5, 2]
     """
+    from scipy.stats import rankdata
+
     order = np.argsort(sizes, kind="stable")
     group = np.concatenate([[0], np.cumsum(np.diff(sizes[order]) > tolerance)])[: len(sizes)]
-    counts = np.bincount(group) if len(group) else np.zeros(0, dtype=np.int64)
-    last = np.cumsum(counts)
     ranks = np.empty(len(sizes), dtype=np.int64)
-    ranks[order] = (2 * last - counts + 1)[group]  # first + last, with first = last − count + 1
+    ranks[order] = 2 * rankdata(group)
     return ranks
 
 

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from gradsurgery.documents.configuration import options_of
 from gradsurgery.documents.plan import Failure, Plan, PlannedRun, SweepPlan
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, OutputError
@@ -37,14 +38,10 @@ def claim_folder(plan: Plan, runs: Sequence[SweepRun], folder: Path) -> None:
             (run / Failure.file_name).unlink(missing_ok=True)
         if ours == theirs:
             return
+    which = set(options_of("identity"))
     planned = [
         PlannedRun(
-            directory=run.directory,
-            data=run.data,
-            target=run.configuration.target,
-            method=run.configuration.method,
-            seed=run.configuration.seed,
-            without=run.configuration.without,
+            directory=run.directory, data=run.data, **run.configuration.model_dump(include=which)
         )
         for run in runs
     ]
