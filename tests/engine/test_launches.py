@@ -18,12 +18,12 @@ from tests.engine.models import MODELS, domain_batches
 WAITS = {"cagrad": 1, "mgda": 1, "median": 1, "trimmed-mean": 1}
 
 # Kernels of our own in a step of three domains, whatever the network.
-WEIGHTED = {"_gramian": 1, "_weighted_sum": 1}
-GATHERED = {"_gather": 3}
+WEIGHTED = {"gramian_program": 1, "weighted_sum_program": 1}
+GATHERED = {"gather_program": 3}
 KERNELS = {name: {"combine_program": 1} for name in RULES} | {
     "agr-rand": {"combine_program": 1, "noise_program": 1},
-    "pcgrad": WEIGHTED | {"_projections": 1},
-    "gradvac": WEIGHTED | {"_projections": 1},
+    "pcgrad": WEIGHTED | {"projections_program": 1},
+    "gradvac": WEIGHTED | {"projections_program": 1},
     "cagrad": WEIGHTED,
     "mgda": WEIGHTED,
     "median": GATHERED,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradsurgery.errors import ArgumentError
 from gradsurgery.kernels import library, network
-from gradsurgery.kernels.pixels import look_up_rgb
+from gradsurgery.kernels.compiled import look_up_rgb
 from gradsurgery.kernels.spans import in_spans
 
 PIECE = 20_000

@@ -89,20 +89,18 @@ def combine(
     all_rows = [*rows, out] if out is not None else rows
     device, dtype, tensors = like.device, like.dtype, len(sizes)
     layout = layout_of(sizes, device)
-    blocks = len(layout.owners)
     marks = torch.zeros((len(rows) + 2) * tensors + 1, dtype=torch.int32, device=device)
     found = marks[-1].view(torch.float32)
-    wide = _wide(dtype)
     after = before
     if after is None and out is None:
-        after = _fresh(combination.kind, sum(sizes), wide, found)
+        after = _fresh(combination.kind, sum(sizes), _wide(dtype), found)
     total, second, signs = (found if t is None else t for t in (after or (None,) * 3)[:3])
     sums = out is not None and (combination.rescale or combination.kind == "agr-rand")
-    partials = torch.empty(blocks if sums else 0, dtype=torch.float64, device=device)
+    partials = torch.empty(len(layout.owners) * sums, dtype=torch.float64, device=device)
     table = table_of(all_rows, device)
     launch(
         combine_program,
-        (blocks,),
+        (len(layout.owners),),
         table.addresses,
         *layout,
         marks,
@@ -124,7 +122,7 @@ def combine(
         SUMS=sums,
         ALIGNED=table.aligned,
         DTYPE=TYPES[dtype],
-        WIDE=TYPES[wide],
+        WIDE=TYPES[_wide(dtype)],
         BLOCK=BLOCK,
         TILE=TILE,
         num_warps=WARPS,
@@ -133,17 +131,11 @@ def combine(
     agreeing, zeros = marks[len(rows) * tensors : -1].view(2, tensors)
     if before is not None:
         found = torch.maximum(found, before.found)
-    running = None if after is None or out is not None else Running(*after[:3], found)
-    seen = Seen(flags, found, agreeing, zeros, running)
+    seen = Seen(flags, found, agreeing, zeros)
+    if out is None and after is not None:
+        return seen._replace(running=Running(*after[:3], found))
     if out is not None and combination.kind == "agr-rand" and seed is not None:
-        _replace_marks(
-            out,
-            layout,
-            sizes=partials.sum(),
-            seen=seen,
-            constants=combination.constants,
-            seed=seed,
-        )
+        _replace_marks(combination, out, layout, partials, seen=seen, seed=seed)
     elif out is not None and combination.rescale:
         _rescale(out, partials, sizes)
     return seen
@@ -176,18 +168,18 @@ def combined(
 
 
 def _replace_marks(
+    combination: Combination,
     tensors: Sequence[Tensor | None],
     layout: Layout,
+    partials: Tensor,
     *,
-    sizes: Float[Tensor, ""],
     seen: Seen,
-    constants: tuple[float, ...],
     seed: Tensor,
 ) -> None:
     """Put draws from N(0, σ²), divided, where `tensors` are NaN; all NaN where a gradient was.
 
-    sizes: Σ_n |g*_n| over the components that agree, of which σ is the mean. The draw for a
-    component depends on the seed and the component's number in the network alone.
+    partials: Σ_n |g*_n| over the components that agree, of which σ is the mean, block by block. The
+    draw for a component depends on the seed and the component's number in the network alone.
     """
     some = next(tensor for tensor in tensors if tensor is not None)
     table = table_of([tensors], some.device)
@@ -196,9 +188,9 @@ def _replace_marks(
         (len(layout.owners),),
         table.addresses,
         *layout,
-        sizes,
+        partials.sum(),
         torch.stack([seen.agreeing, seen.zeros]).sum(1),
-        constants_of(constants, some.device),
+        constants_of(combination.constants, some.device),
         seed,
         seen.found,
         ALIGNED=table.aligned,

@@ -1,4 +1,4 @@
-/* Pixels to numbers through a table, for one thread; kernels/pixels.py splits the work. */
+/* Pixels to numbers through a table, for one thread; kernels/compiled.py splits the work. */
 
 #include <stdint.h>
 

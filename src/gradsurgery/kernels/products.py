@@ -5,22 +5,26 @@ GradVac are found on the device too, so that no step waits for it.
 """
 
 from collections.abc import Sequence
-from typing import no_type_check
 
 import torch
 import triton
-import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
 from gradsurgery.kernels.combine import constants_of
-from gradsurgery.kernels.combine_programs import TILE, TYPES, WARPS, pointers_at
+from gradsurgery.kernels.combine_programs import TILE, TYPES, WARPS
 from gradsurgery.kernels.network import (
     BLOCK,
     Rows,
     launch,
     layout_of,
     table_of,
+)
+from gradsurgery.kernels.products_programs import (
+    gather_program,
+    gramian_program,
+    projections_program,
+    weighted_sum_program,
 )
 
 _PRODUCTS_TILE = 256
@@ -49,7 +53,7 @@ def gramian(
         count = min(at_a_time, blocks - first)
         parts = total.new_empty(count, domains, domains)
         launch(
-            _gramian,
+            gramian_program,
             (count * groups**2,),
             table.addresses,
             layout.sizes,
@@ -82,7 +86,7 @@ def weighted_sum(
     layout = layout_of(sizes, some.device)
     table = table_of([*rows, out], some.device)
     launch(
-        _weighted_sum,
+        weighted_sum_program,
         (len(layout.owners),),
         table.addresses,
         *layout,
@@ -112,7 +116,7 @@ def gather(
         skipped = [t is not None and t.dtype != dtype for t in tensors]
         table = table_of([chosen], out.device)
         launch(
-            _gather,
+            gather_program,
             (len(layout.owners),),
             table.addresses,
             *layout,
@@ -145,7 +149,7 @@ def projections(
     coefficients = torch.empty_like(gramian)
     width = max(triton.next_power_of_2(domains), 2)
     launch(
-        _projections,
+        projections_program,
         (domains,),
         gramian,
         orders,
@@ -157,219 +161,3 @@ def projections(
         WIDTH=width,
     )
     return coefficients
-
-
-@triton.jit
-@no_type_check
-def _row(
-    table, row, tensor, tensors, offsets, inside,
-    DOMAINS: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr,
-):  # fmt: skip
-    """A tile of a domain's gradient in float64, 0 where there is none."""
-    index = tl.minimum(row, DOMAINS - 1) * tensors + tensor
-    places, there = pointers_at(table, index, offsets, DTYPE, ALIGNED)
-    return tl.load(places, mask=inside & there & (row < DOMAINS), other=0.0).to(tl.float64)
-
-
-@triton.jit
-@no_type_check
-def _gramian_tiles(
-    table, tensor, tensors, begin, end, i, j, marks, found, parts, FULL: tl.constexpr,
-    DOMAINS: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """The products of domains i to i + 3 with j to j + 3 over a block, kept in registers."""
-    zero = tl.zeros([TILE], dtype=tl.float64)
-    s00, s01, s02, s03 = zero, zero, zero, zero
-    s10, s11, s12, s13 = zero, zero, zero, zero
-    s20, s21, s22, s23 = zero, zero, zero, zero
-    s30, s31, s32, s33 = zero, zero, zero, zero
-    bad = tl.zeros([TILE], dtype=tl.int32)
-    for start in range(begin, end, TILE):
-        offsets = start + tl.arange(0, TILE)
-        inside = tl.full([TILE], 1, tl.int1)
-        if not FULL:
-            inside = offsets < end
-        a0 = _row(table, i, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
-        a1 = _row(table, i + 1, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
-        a2 = _row(table, i + 2, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
-        a3 = _row(table, i + 3, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
-        bad |= tl.where(tl.abs(a0) < float("inf"), 0, 1)
-        bad |= tl.where(tl.abs(a1) < float("inf"), 0, 2)
-        bad |= tl.where(tl.abs(a2) < float("inf"), 0, 4)
-        bad |= tl.where(tl.abs(a3) < float("inf"), 0, 8)
-        b0, b1, b2, b3 = a0, a1, a2, a3
-        if DOMAINS > 4:
-            b0 = _row(table, j, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
-            b1 = _row(table, j + 1, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
-            b2 = _row(table, j + 2, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
-            b3 = _row(table, j + 3, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
-        s00, s01, s02, s03 = s00 + a0 * b0, s01 + a0 * b1, s02 + a0 * b2, s03 + a0 * b3
-        s10, s11, s12, s13 = s10 + a1 * b0, s11 + a1 * b1, s12 + a1 * b2, s13 + a1 * b3
-        s20, s21, s22, s23 = s20 + a2 * b0, s21 + a2 * b1, s22 + a2 * b2, s23 + a2 * b3
-        s30, s31, s32, s33 = s30 + a3 * b0, s31 + a3 * b1, s32 + a3 * b2, s33 + a3 * b3
-    for row in tl.static_range(4):
-        if (i == j) & (tl.max((bad >> row) & 1, 0) != 0):
-            tl.store(marks + (i + row) * tensors + tensor, 1)
-            tl.store(found, 1.0)
-    _store_row(parts, i, j, s00, s01, s02, s03, DOMAINS)
-    _store_row(parts, i + 1, j, s10, s11, s12, s13, DOMAINS)
-    _store_row(parts, i + 2, j, s20, s21, s22, s23, DOMAINS)
-    _store_row(parts, i + 3, j, s30, s31, s32, s33, DOMAINS)
-
-
-@triton.jit
-@no_type_check
-def _store_row(parts, i, j, s0, s1, s2, s3, DOMAINS: tl.constexpr):
-    _store_product(parts, i, j, s0, DOMAINS)
-    _store_product(parts, i, j + 1, s1, DOMAINS)
-    _store_product(parts, i, j + 2, s2, DOMAINS)
-    _store_product(parts, i, j + 3, s3, DOMAINS)
-
-
-@triton.jit
-@no_type_check
-def _store_product(parts, i, j, products, DOMAINS: tl.constexpr):
-    if (i < DOMAINS) & (j < DOMAINS):
-        product = tl.sum(products, 0)
-        tl.store(parts + i * DOMAINS + j, product)
-        tl.store(parts + j * DOMAINS + i, product)
-
-
-@triton.jit
-@no_type_check
-def _gramian(
-    table, sizes, owners, begins, marks, found, parts, tensors, DOMAINS: tl.constexpr,
-    ALIGNED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    # programs of one block stand side by side, so that its rows are read from memory once
-    groups: tl.constexpr = (DOMAINS + 3) // 4
-    block = tl.program_id(0) // (groups * groups)
-    pair = tl.program_id(0) % (groups * groups)
-    i = pair // groups * 4
-    j = pair % groups * 4
-    tensor = tl.load(owners + block)
-    begin = tl.load(begins + block)
-    size = tl.load(sizes + tensor)
-    parts += block * DOMAINS * DOMAINS
-    if i <= j:
-        # a whole block is read without a mask, which would keep its loads narrow
-        if begin + BLOCK <= size:
-            _gramian_tiles(
-                table, tensor, tensors, begin, begin + BLOCK, i, j, marks, found, parts, True,
-                DOMAINS, ALIGNED, DTYPE, TILE,
-            )  # fmt: skip
-        else:
-            _gramian_tiles(
-                table, tensor, tensors, begin, size, i, j, marks, found, parts, False,
-                DOMAINS, ALIGNED, DTYPE, TILE,
-            )  # fmt: skip
-
-
-@triton.jit
-@no_type_check
-def _weighted_tile(
-    table, tensor, tensors, offsets, inside, weights,
-    DOMAINS: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    total = tl.zeros([TILE], dtype=tl.float64)
-    if DOMAINS <= 8:
-        for d in tl.static_range(DOMAINS):
-            g = _row(table, d, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
-            total += tl.load(weights + d) * g
-    else:
-        for d in range(DOMAINS):
-            g = _row(table, d, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
-            total += tl.load(weights + d) * g
-    places, there = pointers_at(table, DOMAINS * tensors + tensor, offsets, DTYPE, ALIGNED)
-    tl.store(places, total.to(DTYPE), mask=inside & there)
-
-
-@triton.jit
-@no_type_check
-def _weighted_sum(
-    table, sizes, bases, owners, begins, weights, tensors, DOMAINS: tl.constexpr,
-    ALIGNED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    tensor = tl.load(owners + tl.program_id(0))
-    begin = tl.load(begins + tl.program_id(0))
-    size = tl.load(sizes + tensor)
-    if begin + BLOCK <= size:
-        for start in range(0, BLOCK, TILE):
-            _weighted_tile(
-                table, tensor, tensors, begin + start + tl.arange(0, TILE),
-                tl.full([TILE], 1, tl.int1), weights, DOMAINS, ALIGNED, DTYPE, TILE,
-            )  # fmt: skip
-    else:
-        for start in range(0, size - begin, TILE):
-            offsets = begin + start + tl.arange(0, TILE)
-            _weighted_tile(
-                table, tensor, tensors, offsets, offsets < size, weights,
-                DOMAINS, ALIGNED, DTYPE, TILE,
-            )  # fmt: skip
-
-
-@triton.jit
-@no_type_check
-def _gather(
-    table, sizes, bases, owners, begins, skipped, flags, out,
-    ALIGNED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    tensor = tl.load(owners + tl.program_id(0))
-    if tl.load(skipped + tensor) == 0:
-        offsets = tl.load(begins + tl.program_id(0)) + tl.arange(0, BLOCK)
-        inside = offsets < tl.load(sizes + tensor)
-        places, there = pointers_at(table, tensor, offsets, DTYPE, ALIGNED)
-        g = tl.load(places, mask=inside & there, other=0.0)
-        bad = tl.max(tl.where(tl.abs(g.to(tl.float64)) < float("inf"), 0, 1), 0)
-        if bad != 0:
-            tl.store(flags + tensor, 1)
-        tl.store(out + tl.load(bases + tensor) + offsets, g, mask=inside)
-
-
-@triton.jit
-@no_type_check
-def _projections(
-    gramian,
-    orders,
-    coefficients,
-    targets,
-    constants,
-    domains,
-    AIMED: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
-    domain = tl.program_id(0)
-    columns = tl.arange(0, WIDTH)
-    there = columns < domains
-    row = tl.where(columns == domain, 1.0, 0.0).to(tl.float64)
-    own = tl.load(gramian + domain * domains + domain)
-    for turn in range(domains - 1):
-        other = tl.load(orders + domain * (domains - 1) + turn)
-        line = tl.load(gramian + other * domains + columns, mask=there, other=0.0)
-        product = tl.sum(row * line, 0)
-        squared_other = tl.load(gramian + other * domains + other)
-        change = product * 0
-        if AIMED:
-            beta = tl.load(constants)
-            # ‖v‖² = Σ_ij c_i c_j G_ij
-            both = columns[:, None] * domains + columns[None, :]
-            whole = tl.load(gramian + both, mask=there[:, None] & there[None, :], other=0.0)
-            squared = tl.sum(tl.sum(row[:, None] * row[None, :] * whole, 1), 0)
-            usable = (squared_other > 0) & (squared > tl.load(constants + 1) * own)
-            safe = tl.where(usable, squared, 1.0)
-            length = tl.sqrt(tl.where(usable, squared_other, 1.0))
-            cosine = product / (tl.sqrt(safe) * length)
-            cosine = tl.minimum(tl.maximum(cosine, -1.0), 1.0)
-            target = tl.load(targets + domain * domains + other)
-            aim = tl.minimum(target, tl.load(constants + 2))
-            sine = tl.sqrt(1 - cosine * cosine)
-            aim_sine = tl.sqrt(1 - aim * aim)
-            step = (aim * sine - cosine * aim_sine) / aim_sine
-            change = tl.where(usable & (cosine < aim), tl.sqrt(safe) / length * step, 0.0)
-            if usable & (beta != 0):
-                place = targets + domain * domains + other
-                tl.store(place, (1 - beta) * target + beta * cosine)
-        else:
-            change = tl.where(product < 0, -product / squared_other, 0.0)
-        row = tl.where(columns == other, row + change, row)
-    tl.store(coefficients + domain * domains + columns, row, mask=there)

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from gradsurgery.hyperparameters import Hyperparameter
 from gradsurgery.kernels.network import Combination
-from gradsurgery.rules.agreement import AgreementRule
+from gradsurgery.rules.agr_sum import AgreementRule
 from gradsurgery.rules.base import Consensus, State
 from gradsurgery.rules.pieces import pieces
 

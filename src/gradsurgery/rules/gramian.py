@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradsurgery.kernels import gramian as kernel
+from gradsurgery.kernels import compiled as kernel
 from gradsurgery.kernels import name_for
 from gradsurgery.rules.pieces import pieces
 

@@ -1,0 +1,94 @@
+"""The loops that are compiled for the processor: one pass over memory, split over torch's threads.
+
+`name` is what `name_for` gives for the tensors; where it gives none, callers use torch.
+"""
+
+import ctypes
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from gradsurgery.kernels import INTEGER, POINTER, function
+from gradsurgery.kernels.spans import LEAST, in_spans
+
+# As in gramian.c.
+_BLOCK = 256
+
+
+def agreement_sum(
+    name: str, gradients: Float[Tensor, "domains params"], out: Float[Tensor, " params"]
+) -> bool:
+    """Write equation 3 into `out`; False where a NaN or an Inf turned up (or a sum overflowed)."""
+    call = function(name, (POINTER, INTEGER, INTEGER, POINTER, INTEGER, INTEGER), INTEGER)
+    pointers = gradients.data_ptr(), gradients.stride(0), len(gradients), out.data_ptr()
+    return all(in_spans(len(out), lambda begin, end: call(*pointers, begin, end), least=LEAST))
+
+
+def fold_agreement(
+    name: str, total: Float[Tensor, " params"], gradient: Float[Tensor, " params"]
+) -> None:
+    """Add `gradient` to `total` where the signs are equal, and set NaN where they are not."""
+    call = function(name, (POINTER, POINTER, INTEGER, INTEGER))
+    pointers = total.data_ptr(), gradient.data_ptr()
+    in_spans(len(total), lambda begin, end: call(*pointers, begin, end), least=LEAST)
+
+
+def resolve_marks(name: str, total: Float[Tensor, " params"]) -> tuple[int, int]:
+    """Set NaN to zero; how many components agree and are not zero, and how many are zero."""
+    call = function(name, (POINTER, POINTER, INTEGER, INTEGER), INTEGER)
+    pointer = total.data_ptr()
+
+    def part(begin: int, end: int) -> tuple[int, int]:
+        zeros = ctypes.c_int64()
+        agreeing = int(call(pointer, ctypes.addressof(zeros), begin, end))
+        return agreeing, zeros.value
+
+    counts = in_spans(len(total), part, least=LEAST)
+    return sum(agreeing for agreeing, _ in counts), sum(zeros for _, zeros in counts)
+
+
+def gramian(
+    name: str, rows: Sequence[Float[Tensor, " params"]]
+) -> Float[Tensor, "domains domains"]:
+    """G_ij = Σ_n rows[i]_n rows[j]_n, multiplied and summed in float64."""
+    call = function(name, (POINTER, INTEGER, POINTER, POINTER, INTEGER, INTEGER))
+    pointers, domains = _pointers(rows), len(rows)
+
+    def part(begin: int, end: int) -> Tensor:
+        total = torch.zeros(domains, domains, dtype=torch.float64)
+        wide = torch.empty(domains * _BLOCK, dtype=torch.float64)
+        call(pointers, domains, wide.data_ptr(), total.data_ptr(), begin, end)
+        return total
+
+    upper = torch.stack(in_spans(len(rows[0]), part, least=LEAST)).sum(0)
+    return upper + upper.triu(1).T
+
+
+def weighted_sum(
+    name: str, rows: Sequence[Float[Tensor, " params"]], weights: Tensor, out: Tensor
+) -> None:
+    """Write Σ_d w_d rows[d], summed in float64, into `out`, which may be one of the rows."""
+    call = function(name, (POINTER, POINTER, INTEGER, POINTER, INTEGER, INTEGER))
+    pointers, factors = _pointers(rows), weights.double().contiguous()
+    given = pointers, factors.data_ptr(), len(rows), out.data_ptr()
+    in_spans(len(out), lambda begin, end: call(*given, begin, end), least=LEAST)
+
+
+def _pointers(rows: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(rows))(*(row.data_ptr() for row in rows))
+
+
+def look_up_rgb(
+    pixels: UInt8[np.ndarray, " numbers"],
+    table: Float[np.ndarray, "3 256"],
+    result: Float[np.ndarray, " numbers"],
+    *,
+    least: int,
+) -> None:
+    """result[i] = table[i mod 3, pixels[i]]; fewer than `least` are not worth a thread."""
+    call = function("look_up_rgb", (POINTER, POINTER, POINTER, INTEGER, INTEGER))
+    pointers = pixels.ctypes.data, table.ctypes.data, result.ctypes.data
+    in_spans(len(pixels), lambda a, b: call(*pointers, a, b), least=least, multiple=3)
