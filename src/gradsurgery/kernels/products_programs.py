@@ -90,6 +90,7 @@ def gramian_program(
     table, sizes, owners, begins, marks, found, parts, tensors, DOMAINS: tl.constexpr,
     ALIGNED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
+    """Four domains by four over a block."""
     # programs of one block stand side by side, so that its rows are read from memory once
     groups: tl.constexpr = (DOMAINS + 3) // 4
     block = tl.program_id(0) // (groups * groups)
@@ -139,6 +140,7 @@ def weighted_sum_program(
     table, sizes, bases, owners, begins, weights, tensors, DOMAINS: tl.constexpr,
     ALIGNED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
+    """One block of the weighted sum."""
     tensor = tl.load(owners + tl.program_id(0))
     begin = tl.load(begins + tl.program_id(0))
     size = tl.load(sizes + tensor)
@@ -163,6 +165,7 @@ def gather_program(
     table, sizes, bases, owners, begins, skipped, flags, out,
     ALIGNED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """One block of a tensor, copied to its place in a flat vector."""
     tensor = tl.load(owners + tl.program_id(0))
     if tl.load(skipped + tensor) == 0:
         offsets = tl.load(begins + tl.program_id(0)) + tl.arange(0, BLOCK)
@@ -187,6 +190,7 @@ def projections_program(
     AIMED: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
+    """One domain's projections, each after the other."""
     domain = tl.program_id(0)
     columns = tl.arange(0, WIDTH)
     there = columns < domains
