@@ -29,7 +29,7 @@ def test_the_kernels_compile_for_a_gpu(tmp_path):
     compiled = done.stdout.splitlines()
     assert {line.split()[0] for line in compiled} == {
         *("combine_program", "noise_program", "gather_rgb"),
-        *("gramian", "weighted_sum", "projections", "gather"),
+        *("gramian_program", "weighted_sum_program", "projections_program", "gather_program"),
     }
     assert sum(line.startswith("combine_program") for line in compiled) == 4 + 2 + 1 + 1
 

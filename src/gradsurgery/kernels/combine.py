@@ -86,18 +86,16 @@ def combine(
     before: what was known after the domains before these.
     seed: of the draws, an int64 on the device.
     """
-    all_rows = [*rows, out] if out is not None else rows
     device, dtype, tensors = like.device, like.dtype, len(sizes)
     layout = layout_of(sizes, device)
     marks = torch.zeros((len(rows) + 2) * tensors + 1, dtype=torch.int32, device=device)
     found = marks[-1].view(torch.float32)
-    after = before
-    if after is None and out is None:
-        after = _fresh(combination.kind, sum(sizes), _wide(dtype), found)
+    fresh = before is None and out is None
+    after = _fresh(combination.kind, sum(sizes), _wide(dtype), found) if fresh else before
     total, second, signs = (found if t is None else t for t in (after or (None,) * 3)[:3])
     sums = out is not None and (combination.rescale or combination.kind == "agr-rand")
     partials = torch.empty(len(layout.owners) * sums, dtype=torch.float64, device=device)
-    table = table_of(all_rows, device)
+    table = table_of(rows if out is None else [*rows, out], device)
     launch(
         combine_program,
         (len(layout.owners),),
@@ -127,11 +125,9 @@ def combine(
         TILE=TILE,
         num_warps=WARPS,
     )
-    flags = marks[: len(rows) * tensors].view(-1, tensors)
-    agreeing, zeros = marks[len(rows) * tensors : -1].view(2, tensors)
-    if before is not None:
-        found = torch.maximum(found, before.found)
-    seen = Seen(flags, found, agreeing, zeros)
+    by_tensor = marks[:-1].view(-1, tensors)
+    found = found if before is None else torch.maximum(found, before.found)
+    seen = Seen(by_tensor[:-2], found, by_tensor[-2], by_tensor[-1])
     if out is None and after is not None:
         return seen._replace(running=Running(*after[:3], found))
     if out is not None and combination.kind == "agr-rand" and seed is not None:
