@@ -78,10 +78,19 @@ def command_line_table(rows: list[Row], everything: list[Row]) -> str:
                 f"{1e3 * row['cost']['seconds_per_step']:.1f}",
                 f"{row['cost']['data_wait'] or 0:.0%}",
                 f"{row['short_run_seconds']:.1f}",
+                row["cost"].get("cuda_graph") or "",
                 "; ".join(bare),
             ]
         )
-    head = ["run", "ms a step", "by its record", "data wait", "short run, s", "bare, queued ms"]
+    head = [
+        "run",
+        "ms a step",
+        "by its record",
+        "data wait",
+        "short run, s",
+        "graph",
+        "bare, queued ms",
+    ]
     return tabulate(table, head, disable_numparse=True)
 
 

@@ -113,7 +113,10 @@ def test_every_option_reaches_the_configuration(command: Command, tmp_path: Path
         (["--target", "75", "--learning-rate", "-1"], "learning_rate must be greater than 0"),
         (["--target", "75", "--backbone", "alexnett"], "alexnet"),
         (["--target", "75", "--weights", "absent.pth"], "absent.pth"),
-        (["--target", "75", "--precision", "half"], "'float32', 'tf32', 'bfloat16' or 'float16'"),
+        (
+            ["--target", "75", "--precision", "half"],
+            "'float32', 'tf32', 'ieee', 'bfloat16' or 'float16'",
+        ),
         (["--target", "75", "--out", "/proc/run"], "cannot write"),
         (["--target", "75", "--out", "x" * 4400], "File name too long"),
     ],

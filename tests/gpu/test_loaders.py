@@ -87,7 +87,7 @@ def test_true_float32_is_that_of_the_processor(tmp_path: Path, images: ImageSet)
     found: dict[str, Record] = {}
     for name, options in {
         "cpu": {"device": "cpu"},
-        "float32": {"device": "cuda"},
+        "float32": {"device": "cuda", "precision": "ieee"},
         "tf32": {"device": "cuda", "precision": "tf32"},
     }.items():
         configuration = RunConfiguration(

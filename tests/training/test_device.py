@@ -39,23 +39,25 @@ def restored() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("device", "precision", "expected"),
     [
-        (GPU, "float32", "ieee"),
-        (GPU, "tf32", "tf32"),
-        (GPU, "bfloat16", "ieee"),
-        (CPU, "tf32", "ieee"),
+        (GPU, "float32", ["ieee", "tf32", "tf32"]),
+        (GPU, "ieee", ["ieee"] * 3),
+        (GPU, "tf32", ["tf32"] * 3),
+        (GPU, "bfloat16", ["ieee", "tf32", "tf32"]),
+        (CPU, "float32", ["ieee"] * 3),
+        (CPU, "tf32", ["ieee"] * 3),
     ],
 )
 def test_float32_is_multiplied_as_the_precision_says(
-    device: torch.device, precision: Any, expected: str
+    device: torch.device, precision: Any, expected: list[str]
 ) -> None:
     before = products(), torch.get_float32_matmul_precision()
     with float32_products(device, precision):
-        assert products() == [expected] * 3
-        assert torch.backends.cudnn.allow_tf32 == (expected == "tf32")
-        assert torch.backends.cuda.matmul.allow_tf32 == (expected == "tf32")
+        assert products() == expected
+        assert torch.backends.cudnn.allow_tf32 == (expected[1] == "tf32")
+        assert torch.backends.cuda.matmul.allow_tf32 == (expected[0] == "tf32")
         with full_precision():  # as Gramian rules multiply
             assert products()[0] != "tf32"
-        assert products() == [expected] * 3
+        assert products() == expected
     assert (products(), torch.get_float32_matmul_precision()) == before
     with pytest.raises(KeyboardInterrupt), float32_products(device, precision):
         raise KeyboardInterrupt

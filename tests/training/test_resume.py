@@ -118,6 +118,23 @@ def test_an_interrupted_run_goes_on_to_the_same_record(
     assert outcome(record, tmp_path / "parts") == outcome(whole, tmp_path / "whole")
 
 
+def test_a_run_goes_on_as_the_command_says_that_continues_it(
+    tmp_path: Path, images: ImageSet, configured: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[str] = []
+
+    class Noted(loop_module.GraphedSteps):
+        def __init__(self, learner: Learner, mode: Any, *others: Any, **options: Any) -> None:
+            modes.append(mode)
+            super().__init__(learner, mode, *others, **options)
+
+    monkeypatch.setattr(loop_module, "GraphedSteps", Noted)
+    interrupted(tmp_path, configured(), images, 5)
+    record = train(configured(cuda_graph="off"), tmp_path, opened=images)
+    assert modes == ["auto", "off"]
+    assert record.configuration.cuda_graph == "off"
+
+
 def test_dropout_is_the_same_in_a_resumed_run(
     tmp_path: Path, cache: Path, configured: Configure, outcome: Outcome
 ) -> None:

@@ -13,7 +13,7 @@ from gradsurgery.documents.document import FILE_VERSION, Choices, Document, read
 
 BatchNorm = Literal["frozen", "per-domain", "pooled"]
 Optimizer = Literal["adam", "adamw", "sgd"]
-Precision = Literal["float32", "tf32", "bfloat16", "float16"]
+Precision = Literal["float32", "tf32", "ieee", "bfloat16", "float16"]
 Switch = Literal["auto", "on", "off"]
 Average = Literal["none", "ema", "swad"]
 Batches = Literal["multi", "single"]
@@ -173,8 +173,9 @@ class RunConfiguration(Choices):
     )
     precision: Precision = _option(
         "hyperparameter",
-        "Of the forward and backward passes: float32; tf32 (products of float32 with 10 bits of "
-        "fraction, on a GPU; elsewhere float32); bfloat16 or float16. Weights are float32.",
+        "Of the forward and backward passes: float32 (as torch computes by itself, on a GPU "
+        "convolutions in TF32, with 10 bits of fraction), tf32 (on a GPU all products in TF32), "
+        "ieee (float32 everywhere), bfloat16 or float16. Weights are float32.",
         "float32",
     )
     channels_last: Switch = _option(

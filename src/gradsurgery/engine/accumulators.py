@@ -31,7 +31,8 @@ class Update(NamedTuple):
     sizes: per parameter how many components a domain reaches.
     flags: [domains, parameters], not 0 where a gradient was not finite; None where that was looked
         at beforehand.
-    found: 1.0 where a flag is set.
+    found: 1.0 where a flag is set, or where `rule`, of whose making the update is, has made what is
+        not finite.
     """
 
     gradients: list[Tensor | None]
@@ -41,6 +42,7 @@ class Update(NamedTuple):
     sizes: list[int] | None = None
     flags: Tensor | None = None
     found: Tensor | None = None
+    rule: str | None = None
 
 
 class Accumulator(ABC):
@@ -289,14 +291,17 @@ class GradientMatrix(SingleGradients):
             matrix = torch.cat([matrix[:, span] for span in spans], 1)
         if self.first_non_finite() is not None:
             return matrix[0]  # only where a loss scaler is there to skip the step
-        return _checked_update(self._rule.of_finite(matrix), self._rule.name, matrix)
+        update = self._rule.of_finite(matrix)
+        check_form(update, self._rule.name, matrix)
+        if self.at_once and not update.isfinite().all():
+            raise not_finite_update(self._rule.name)
+        # the rule may keep what it returns, and its memory may be laid out in any way
+        copy: Tensor = update.detach().clone(memory_format=torch.contiguous_format)
+        return copy
 
 
-def _checked_update(update: Any, rule: str, matrix: Tensor) -> Float[Tensor, " params"]:
-    """A copy of what a rule returns, next to one another in memory; raises where it is no update.
-
-    The rule may keep what it returns, and its memory may be laid out in any way.
-    """
+def check_form(update: Any, rule: str, matrix: Tensor) -> None:
+    """Raise `ArgumentError` where what a rule returns is no update."""
     if not isinstance(update, Tensor) or update.shape != matrix.shape[1:]:
         found = list(update.shape) if isinstance(update, Tensor) else type(update).__name__
         raise ArgumentError(
@@ -308,8 +313,10 @@ def _checked_update(update: Any, rule: str, matrix: Tensor) -> Float[Tensor, " p
             f"the rule {rule} gives an update of {update.dtype}, expected real numbers as "
             f"{matrix.dtype}; convert it"
         )
-    if not update.isfinite().all():
-        raise ArgumentError(
-            f"the rule {rule} makes NaN or infinity of gradients that are finite; mend the rule"
-        )
-    return update.detach().clone(memory_format=torch.contiguous_format)
+
+
+def not_finite_update(rule: str) -> ArgumentError:
+    """The error of a rule that is at fault itself."""
+    return ArgumentError(
+        f"the rule {rule} makes NaN or infinity of gradients that are finite; mend the rule"
+    )

@@ -9,7 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradsurgery.engine.accumulators import Accumulator, Update, accumulator_for
+from gradsurgery.engine.accumulators import (
+    Accumulator,
+    Update,
+    accumulator_for,
+    not_finite_update,
+)
 from gradsurgery.engine.parameters import NamedParameter, trainable_parameters
 from gradsurgery.engine.passes import DomainLoss, DomainPasses, Scaler
 from gradsurgery.errors import ArgumentError, NonFiniteError
@@ -123,6 +128,8 @@ class BackwardResult:
         if len(spoilt):
             domain, position = spoilt[0].tolist()
             raise _not_finite(None if self.pooled else domain, self.names[position])
+        if self.update.rule is not None and self.update.found:
+            raise not_finite_update(self.update.rule)
 
 
 def backward(

@@ -156,4 +156,8 @@ class NetworkMatrix(GradientMatrix):
                 for at in sorted(self._reached)
             ]
             return Update(self._updates(parts, poison=False), flags=flags, found=found)
-        return super().finish(domains, poison=False)._replace(flags=flags, found=found)
+        update = super().finish(domains, poison=False)
+        parts = [part for part in update.gradients if part is not None and part.numel()]
+        sums = torch.stack(torch._foreach_norm(parts, ord=torch.inf)) if parts else found
+        found = (~sums.isfinite()).any().float()
+        return update._replace(flags=flags, found=found, rule=self._rule.name)

@@ -44,13 +44,14 @@ def _fold_rows(
     a = tl.zeros([TILE], dtype=WIDE)
     b = tl.zeros([TILE], dtype=WIDE)
     c = tl.zeros([TILE], dtype=tl.int32)
+    lowest = tl.zeros([TILE], dtype=WIDE)
+    highest = tl.zeros([TILE], dtype=WIDE)
     bad = tl.zeros([TILE], dtype=tl.int32)
-    same = bad == 0
     if RESUMED:
         a = tl.load(total + numbers, mask=inside, other=0.0)
         if AGREEING:  # NaN marks a conflict
-            same = a == a
-            a = tl.where(same, a, 0.0)
+            lowest = tl.where(a == a, a, -1.0)
+            highest = tl.where(a == a, a, 1.0)
         if SECOND:
             b = tl.load(second + numbers, mask=inside, other=0.0)
         if SIGNED:
@@ -64,7 +65,11 @@ def _fold_rows(
             c = (c + 2 * sign) | (sign & 1)
         if AGREEING:
             if row > 0 or RESUMED:
-                same = same & ((g > 0) == (a > 0)) & ((g < 0) == (a < 0))
+                lowest = tl.minimum(lowest, g)
+                highest = tl.maximum(highest, g)
+            else:
+                lowest = g
+                highest = g
             a = a + g
         elif RULE == "sand-mask":  # Welford's update
             change = g - a
@@ -75,6 +80,7 @@ def _fold_rows(
             b = b + tl.minimum(g, 0.0)
         else:
             a = a + g
+    same = (lowest > 0) | (highest < 0) | ((lowest == 0) & (highest == 0))
     return a, b, c, same, bad
 
 

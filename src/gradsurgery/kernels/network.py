@@ -130,17 +130,33 @@ class Table(NamedTuple):
 
 def table_of(rows: Rows, device: torch.device) -> Table:
     """The table of the tensors."""
-    addresses = [0 if tensor is None else tensor.data_ptr() for row in rows for tensor in row]
-    aligned = all(address % 16 == 0 for address in addresses)
-    table = torch.tensor(addresses, dtype=torch.int64)
+    addresses = tuple(0 if tensor is None else tensor.data_ptr() for row in rows for tensor in row)
     if device.type == "cpu":
-        return Table(table, aligned)
+        return _kept_table(addresses, device, 0)
     if _staging.memory is None:
-        return Table(table.pin_memory().to(device, non_blocking=True), aligned)
-    place = _staging.memory[_staging.used : _staging.used + len(table)]
-    _staging.used += len(table)
+        stream = torch.cuda.current_stream(device).cuda_stream
+        return _kept_table(addresses, device, stream)
+    place = _staging.memory[_staging.used : _staging.used + len(addresses)]
+    _staging.used += len(addresses)
     # what does not fit in there raises
-    return Table(place.copy_(table).to(device, non_blocking=True), aligned)
+    place.copy_(torch.tensor(addresses, dtype=torch.int64))
+    return Table(place.to(device, non_blocking=True), _are_aligned(addresses))
+
+
+@lru_cache(maxsize=64)
+def _kept_table(addresses: tuple[int, ...], device: torch.device, stream: int) -> Table:
+    """The table, copied on the current stream, which is `stream`.
+
+    A training loop's gradients lie at the same few places again and again.
+    """
+    table = torch.tensor(addresses, dtype=torch.int64)
+    if device.type != "cpu":
+        table = table.pin_memory().to(device, non_blocking=True)
+    return Table(table, _are_aligned(addresses))
+
+
+def _are_aligned(addresses: tuple[int, ...]) -> bool:
+    return all(address % 16 == 0 for address in addresses)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:

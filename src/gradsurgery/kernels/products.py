@@ -50,7 +50,7 @@ def gramian(
         parts = total.new_empty(count, domains, domains)
         launch(
             _gramian,
-            (count, groups, groups),
+            (count * groups**2,),
             table.addresses,
             layout.sizes,
             layout.owners[first:],
@@ -241,12 +241,15 @@ def _gramian(
     table, sizes, owners, begins, marks, found, parts, tensors, DOMAINS: tl.constexpr,
     ALIGNED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    block = tl.program_id(0)
+    # programs of one block stand side by side, so that its rows are read from memory once
+    groups: tl.constexpr = (DOMAINS + 3) // 4
+    block = tl.program_id(0) // (groups * groups)
+    pair = tl.program_id(0) % (groups * groups)
+    i = pair // groups * 4
+    j = pair % groups * 4
     tensor = tl.load(owners + block)
     begin = tl.load(begins + block)
     size = tl.load(sizes + tensor)
-    i = tl.program_id(1) * 4
-    j = tl.program_id(2) * 4
     parts += block * DOMAINS * DOMAINS
     if i <= j:
         # a whole block is read without a mask, which would keep its loads narrow

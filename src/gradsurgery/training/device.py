@@ -46,7 +46,7 @@ def resolve_device(name: str) -> torch.device:
 
 def autocast_factory(device: torch.device, precision: Precision) -> AutocastFactory:
     """A factory of the contexts the forward passes run in."""
-    if precision in ("float32", "tf32"):
+    if precision in ("float32", "tf32", "ieee"):
         return nullcontext
     return partial(torch.autocast, device.type, dtype=getattr(torch, precision))
 
@@ -58,12 +58,13 @@ def loss_scaler(device: torch.device, precision: Precision) -> torch.amp.GradSca
 
 @contextmanager
 def float32_products(device: torch.device, precision: Precision) -> Iterator[None]:
-    """Inside, float32 is multiplied as float32, or in TF32 where a GPU and `precision` say so.
+    """Inside, products of float32 on a GPU are what `precision` says, whatever torch is set to.
 
-    By itself torch takes TF32 for convolutions and float32 for everything else. Afterwards the
-    settings are what they were.
+    "tf32" takes TF32 for all of them, "ieee" float32; every other, as torch by itself, TF32 in
+    convolutions and float32 elsewhere. Afterwards the settings are what they were.
     """
     tf32 = precision == "tf32" and device.type == "cuda"
+    tf32_convolutions = precision != "ieee" and device.type == "cuda"
     backends: Any = torch.backends
     places = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
     before = [place.fp32_precision for place in places]
@@ -74,9 +75,9 @@ def float32_products(device: torch.device, precision: Precision) -> Iterator[Non
         matmul, convolutions = "highest", True
     try:
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
-        backends.cudnn.allow_tf32 = tf32
-        for place in places:
-            place.fp32_precision = "tf32" if tf32 else "ieee"
+        backends.cudnn.allow_tf32 = tf32_convolutions
+        for place, allowed in zip(places, (tf32, *[tf32_convolutions] * 2), strict=True):
+            place.fp32_precision = "tf32" if allowed else "ieee"
         yield
     finally:
         torch.set_float32_matmul_precision(matmul)
@@ -94,7 +95,7 @@ def stores_channels_last(
     """
     if configuration.channels_last != "auto":
         return configuration.channels_last == "on"
-    reduced = device.type == "cuda" and configuration.precision != "float32"
+    reduced = device.type == "cuda" and configuration.precision not in ("float32", "ieee")
     return reduced and any(parameter.dim() == 4 for parameter in model.parameters())
 
 

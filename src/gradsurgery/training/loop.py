@@ -85,14 +85,13 @@ def run_steps(
 ) -> str | None:
     """Do the steps after `checkpoint.step`; `checkpoint` holds the outcome.
 
-    Returns whether a CUDA graph replayed them, or why not; None where there is no GPU.
-
     An accelerator is waited for at validations, at steps whose conflict is logged, for `observe`,
     and once a second for `report`. `observe` is shown the model at `checkpoint.step` and after
     every further step. At every validation the curves grow, the model is kept where it is the best
     so far, and a checkpoint is written, at the last step and wherever writing them takes at most a
-    tenth of the run's time. Raises `NonFiniteError`, naming domain, step and parameter, before
-    anything is written of the step, and `OutputError` where a checkpoint cannot be written.
+    tenth of the run's time. Returns whether a CUDA graph replayed the steps, or why not; None where
+    there is no GPU. Raises `NonFiniteError`, naming domain, step and parameter, before anything is
+    written of the step, and `OutputError` where a checkpoint cannot be written.
     """
     configuration = checkpoint.configuration
     total = configuration.iterations
@@ -104,22 +103,14 @@ def run_steps(
 
     unread = UnreadSteps(explain, scaled=learner.scaler is not None)
 
-    def fetch(position: int) -> Fetched:
-        return loader.fetch(batches.indices_at(position).reshape(-1))
-
     with _reproducible(learner.device):
         _show(learner, checkpoint.step, observe)
         set_training_mode(learner.backbone.model, configuration.batch_norm)
-        steps = GraphedSteps(
-            learner,
-            configuration.cuda_graph,
-            partial(_take, learner),
-            say=lambda line: report(
-                TrainingProgress("training", checkpoint.step, total, note=line)
-            ),
-        )
+        steps = _graphed(learner, checkpoint, report)
         clock.start()
-        for step, fetched in prefetched(fetch, checkpoint.step + 1, total):
+        for step, fetched in prefetched(
+            partial(_fetch, loader, batches), checkpoint.step + 1, total
+        ):
             try:
                 result = _step(steps, configuration, fetched, step, clock)
             except NonFiniteError as error:
@@ -151,6 +142,20 @@ def run_steps(
                 set_training_mode(learner.backbone.model, configuration.batch_norm)
             clock.start()
     return steps.outcome
+
+
+def _fetch(loader: ImageLoader, batches: Batches, position: int) -> Fetched:
+    return loader.fetch(batches.indices_at(position).reshape(-1))
+
+
+def _graphed(learner: Learner, checkpoint: Checkpoint, report: ProgressCallback) -> GraphedSteps:
+    total = checkpoint.configuration.iterations
+
+    def say(line: str) -> None:
+        report(TrainingProgress("training", checkpoint.step, total, note=line))
+
+    mode = checkpoint.configuration.cuda_graph
+    return GraphedSteps(learner, mode, partial(_take, learner), say=say)
 
 
 def _step(

@@ -12,6 +12,7 @@ from gradsurgery.algorithms import build_method, method_provenance
 from gradsurgery.algorithms.objectives import Fishr
 from gradsurgery.backbones import Backbone, build_backbone, check_batch_size
 from gradsurgery.data import (
+    Batches,
     DomainBatches,
     ImageSet,
     SingleDomainBatches,
@@ -229,15 +230,8 @@ def _work(
         split.save(directory)
     else:
         _go_on(learner, checkpoint, images, split, directory)
+        checkpoint.configuration = configuration  # which may be worked on elsewhere by now
         report(TrainingProgress("resuming", checkpoint.step, configuration.iterations))
-    drawn = DomainBatches if configuration.batches == "multi" else SingleDomainBatches
-    batches = drawn(
-        images,
-        split.train,
-        domains=sources,
-        batch_size=configuration.batch_size,
-        seed=configuration.seed,
-    )
     loader = learner.loader(images)
     validate = partial(
         evaluate,
@@ -249,7 +243,7 @@ def _work(
     cuda_graph = run_steps(
         learner,
         checkpoint,
-        batches,
+        _batches(configuration, images, split),
         loader,
         validate=validate,
         directory=directory,
@@ -276,6 +270,17 @@ def _work(
             peak_memory_bytes=peak_memory_bytes(learner.device),
             cuda_graph=cuda_graph,
         ),
+    )
+
+
+def _batches(configuration: RunConfiguration, images: ImageSet, split: Split) -> Batches:
+    drawn = DomainBatches if configuration.batches == "multi" else SingleDomainBatches
+    return drawn(
+        images,
+        split.train,
+        domains=configuration.sources(images.domains),
+        batch_size=configuration.batch_size,
+        seed=configuration.seed,
     )
 
 
