@@ -7,10 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from gradsurgery.cli import options as opt
-from gradsurgery.cli.live import displayed
+from gradsurgery.cli.live import displayed, sweep_displayed
 from gradsurgery.cli.report import report as write_report
 from gradsurgery.cli.show import print_tables
-from gradsurgery.cli.sweep_display import sweep_displayed
 from gradsurgery.cli.train import continuable
 from gradsurgery.data import Source, open_source
 from gradsurgery.documents.document import read_mapping
