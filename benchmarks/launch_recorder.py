@@ -6,6 +6,7 @@ host tensor costs no launch; moving it to a device, `.to(device)`, is a copy; re
 tensor (`.item()`, `bool(t)`, `.tolist()`, `.cpu()`, `nonzero` …) is a synchronisation and a copy.
 """
 
+import ctypes
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -244,6 +245,9 @@ class _Dispatched(TorchDispatchMode):
         tables = [tensor for tensor in given if isinstance(tensor, Tensor) and self.on_host(tensor)]
         if tables:
             self._recording.copies["of a table"] += len(tables)
+        for tensor in given:  # products that are not computed may be anything, and weights follow
+            if isinstance(tensor, Tensor) and tensor.ndim == 3:
+                ctypes.memset(tensor.data_ptr(), 0, tensor.nbytes)
 
 
 def _launches(name: str, args: tuple[Any, ...]) -> int:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from gradsurgery.cli.live import panel, time_left
 from gradsurgery.cli.sweep import grid_from
-from gradsurgery.cli.sweep_display import panel, time_left
 from gradsurgery.errors import ArgumentError
 from gradsurgery.sweep.schedule import SweepProgress
 from gradsurgery.training import TrainingProgress

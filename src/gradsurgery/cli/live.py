@@ -1,15 +1,24 @@
-"""Shows how a run gets on: a live line on a terminal, plain lines or nothing elsewhere."""
+"""Shows how a run or a sweep gets on: live on a terminal, plain lines or nothing elsewhere."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, NamedTuple
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import TimeRemainingColumn as TimeLeft
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
+    from gradsurgery.sweep.schedule import Show, SweepProgress
     from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 
+_SHOWN_RUNS = 12
 _STAGES = {"images": " decoding", "resuming": " going on", "training": "", "testing": " testing"}
 
 
@@ -29,9 +38,6 @@ def displayed(title: str, *, lines: bool = True) -> Iterator["ProgressCallback"]
 
 @contextmanager
 def _live(console: Console, title: str) -> Iterator["ProgressCallback"]:
-    from rich.progress import BarColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as TimeLeft
-
     wide = console.width >= 100  # the figures matter more than the bar
     bar = Progress(
         TextColumn("{task.description}", markup=False),
@@ -103,3 +109,67 @@ def _figures(progress: "TrainingProgress") -> str:
     if progress.data_wait is not None:
         figures.append(f"data wait {progress.data_wait:.0%}")
     return "  ".join(figures)
+
+
+class SweepDisplay(NamedTuple):
+    """show: what `run_sweep` tells about its runs; decoded: how many images, of how many."""
+
+    show: "Show"
+    decoded: Callable[[int, int], None]
+
+
+@contextmanager
+def sweep_displayed(title: str) -> Iterator[SweepDisplay]:
+    """Callbacks that show the sweep's progress on standard error."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield SweepDisplay(_print_run, lambda done, total: None)
+        return
+    with Live(console=console, transient=True, refresh_per_second=4) as live:
+
+        def show(progress: "SweepProgress", line: str) -> None:
+            if line:
+                live.console.print(line, markup=False, highlight=False)
+            live.update(panel(title, progress))
+
+        def decoded(done: int, total: int) -> None:
+            live.update(Text(f"{title}  decoding images {done}/{total}"))
+
+        yield SweepDisplay(show, decoded)
+
+
+def panel(title: str, progress: "SweepProgress") -> RenderableType:
+    """Counts, the time left, the runs under way, and the best method of every target so far."""
+    counts = Table.grid(padding=(0, 2))
+    finished = progress.found + progress.done
+    counts.add_row(
+        Text(title, style="bold"),
+        ProgressBar(total=progress.total, completed=finished + progress.failed, width=24),
+        Text(f"{finished} done of {progress.total}"),
+        Text(f"{len(progress.running)} running"),
+        Text(f"{progress.failed} failed", style="red" if progress.failed else ""),
+        Text(f"{progress.aside} elsewhere" if progress.aside else ""),
+        Text(f"time left {time_left(progress)}"),
+    )
+    runs = Table.grid(padding=(0, 2))
+    for run, training in list(progress.running.items())[:_SHOWN_RUNS]:
+        at = "starting"
+        if training is not None:
+            at = f"{training.stage} {training.done}/{training.total}"
+        runs.add_row(Text("  " + run), Text(at))
+    best = Table.grid(padding=(0, 2))
+    for (data, target), (accuracy, method) in list(progress.best.items())[:_SHOWN_RUNS]:
+        best.add_row(Text(f"  best on {data} {target}"), Text(f"{accuracy:.1%}"), Text(method))
+    return Group(counts, runs, best)
+
+
+def time_left(progress: "SweepProgress") -> str:
+    """Hours, minutes and seconds, or a dash where nothing is known yet."""
+    seconds = progress.seconds_left()
+    return "–" if seconds is None else str(timedelta(seconds=round(seconds)))
+
+
+def _print_run(progress: "SweepProgress", line: str) -> None:
+    if line:
+        left = "" if not progress.seconds_left() else f" (time left {time_left(progress)})"
+        print(line + left, file=sys.stderr, flush=True)

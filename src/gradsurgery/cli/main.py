@@ -28,7 +28,8 @@ COMMANDS = {
     "reproduce": "Run the experiments of Mansilla et al. (ICCV 2021) with their settings.",
     "data": "Look at a data set, or decode it ahead of time.",
 }
-"""Each command's module in `gradsurgery.cli`, which is called the same, and what it is for."""
+"""The commands and what they are for; each one's module in `gradsurgery.cli` is called the same."""
+_MODULES = {"compare": "sweep"}  # but for one, which is a small sweep
 
 
 class _LazyGroup(TyperGroup):
@@ -46,7 +47,7 @@ class _LazyGroup(TyperGroup):
             return None
         if self._listing:
             return TyperCommand(cmd_name, help=COMMANDS[cmd_name])
-        module = import_module(f"gradsurgery.cli.{cmd_name}")
+        module = import_module(f"gradsurgery.cli.{_MODULES.get(cmd_name, cmd_name)}")
         if hasattr(module, "app"):
             return typer.main.get_command(module.app)
         single = typer.Typer(**_STYLE)

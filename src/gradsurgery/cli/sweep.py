@@ -1,4 +1,4 @@
-"""`gradsurgery sweep`: many runs, and the report on them."""
+"""`gradsurgery sweep` and `compare`: many runs, and the report or the table on them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from gradsurgery.cli import options as opt
-from gradsurgery.cli.live import displayed
+from gradsurgery.cli.live import displayed, sweep_displayed
 from gradsurgery.cli.report import report as write_report
 from gradsurgery.cli.show import print_tables
-from gradsurgery.cli.sweep_display import sweep_displayed
 from gradsurgery.cli.train import continuable
 from gradsurgery.data import Source, open_source
 from gradsurgery.documents.document import read_mapping
@@ -80,6 +79,31 @@ def sweep(
         parts["leave_one_domain_out"] = True
     after = report_on if report else print_table
     run_plan(parts, out, launch, after=after, dry_run=dry_run, print_config=print_config)
+
+
+@opt.takes_launch_options
+@opt.takes_plan_options
+def compare(
+    data: Annotated[str | None, opt.DATA] = None,
+    *,
+    config: opt.ConfigOption = None,
+    print_config: opt.PrintConfigOption = False,
+    methods: opt.MethodsOption = None,
+    targets: opt.TargetsOption = None,
+    seeds: opt.SeedsOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Default: sweeps/<data>.")] = None,
+    launch: opt.LaunchOptions,
+    options: dict[str, Any],
+) -> None:
+    """Train every method on every target with every seed, and print the table.
+
+    A `gradsurgery sweep` on one data set, without the report. Runs whose record is there already
+    are not repeated: the same command again goes on where it was interrupted. Run k of every method
+    has the same initial weights and the same batches.
+    """
+    given = {"data": data and [data], "methods": methods, "targets": targets, "seeds": seeds}
+    parts = plan_parts(config, given, options)
+    run_plan(parts, out, launch, after=print_table, print_config=print_config)
 
 
 def plan_parts(path: Path | None, given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
