@@ -85,6 +85,15 @@ def test_a_branch_for_training_alone(caplog):
     assert caplog.messages == ["per-sample gradients one pass a sample for: l"]
 
 
+def test_gradients_among_others_that_no_sample_has_alone():
+    def trained_among_others(s, x):
+        h = s.l(x) * x
+        return h + 0 * x.detach() if len(x) > 1 else h.detach()
+
+    # the last sample has none in either case
+    assert diagonal(One(trained_among_others), torch.tensor([[1.0], [3.0], [0.0]])) == [0, 0, 0]
+
+
 def test_a_second_order_loss():
     # ℓ = w x + (∂(w x)/∂x)² = w x + w², so that ∂ℓ/∂w = x + 2 w
     def with_slope(s, x):

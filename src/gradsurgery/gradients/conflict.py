@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -16,12 +16,10 @@ from gradsurgery.engine.passes import checked_loss, refuse_reentrant
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.gradients.gradient_gram import block_of, grouped, layer_of
 from gradsurgery.gradients.model_state import unchanged
-from gradsurgery.gradients.one_by_one import called_loss, failures_as
+from gradsurgery.gradients.one_by_one import SampleLoss, called_loss, failures_as
 
 _PIECE = 1 << 16  # components at a time, so that the temporaries stay in the cache
 _CANCELS = 1e-12  # of the squares' sum: a sum's square below it is rounding and nothing else
-
-Loss = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,9 @@ def conflict_of(gradients: Float[Tensor, "domains params"]) -> Conflict:
 
 
 @torch.enable_grad()
-def domain_conflict(model: nn.Module, loss: Loss, batches: Iterable[Any]) -> dict[str, Conflict]:
+def domain_conflict(
+    model: nn.Module, loss: SampleLoss, batches: Iterable[Any]
+) -> dict[str, Conflict]:
     """The conflict between the domains' gradients ∇L_d, by layer.
 
     model: used in the mode it is in; frozen parameters do not count.

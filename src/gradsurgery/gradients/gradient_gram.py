@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gradsurgery.engine.parameters import trainable_parameters
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.gradients.layers.layer_call import Gram, gram_in_spans
-from gradsurgery.gradients.model_state import ModelState, RandomState, unchanged
+from gradsurgery.gradients.model_state import ModelState, unchanged
 from gradsurgery.gradients.one_by_one import (
     SampleLoss,
     Samples,
@@ -158,14 +158,12 @@ def _parameter_grams(
     recorder = Recorder(parameters, len(x))
     with recorder:
         output = model(recorder.watched(x))
-        before_loss = RandomState()
         losses = sample_losses(loss, output, y, len(x))
     if not losses.requires_grad:
         raise ArgumentError(
             "the losses of the samples do not depend on a parameter that is trained; compute them "
             "from a model with a parameter that requires a gradient, and detach nothing"
         )
-    has_plain_loss = not recorder.differentiated and before_loss.is_current()
     grams: dict[Tensor, Gram] = {}
 
     def receive(parameter: Tensor, pieces: list[Piece]) -> None:
@@ -182,9 +180,8 @@ def _parameter_grams(
     fast = [parameter for parameter in parameters if id(parameter) not in refused]
     if fast and not everything:
         unseen = recorder.gradient_lost or is_opaque(model)
-        all_of_them = unseen or not has_plain_loss or not singles.has_own_losses()
         # at least one of them, against all that was not thought of
-        numbers = range(len(x)) if all_of_them else [len(x) - 1]
+        numbers = range(len(x)) if unseen or not singles.has_own_losses() else [len(x) - 1]
         everything = not singles.confirm(recorder.taps, fast, numbers)
     one_by_one = parameters if everything else slow
     grams.update(stacked_grams(singles, one_by_one, len(x)))

@@ -54,7 +54,8 @@ class ModelState:
         self._restores: list[Restore] = []
         for module in modules:
             self._look_at(module, depth=1)
-        self._random = RandomState()
+        self._of_torch = _torch_states()
+        self._restore_random = _global_generators(self._of_torch)
 
     def restore(self, *, random: bool = True) -> None:
         """Put all of it back; may be called again after further passes.
@@ -64,11 +65,14 @@ class ModelState:
         for restore in self._restores:
             restore()
         if random:
-            self._random.restore()
+            self._restore_random()
 
     def has_drawn(self) -> bool:
-        """Whether a global generator of torch has been used since."""
-        return not self._random.is_current()
+        """Whether a global generator of torch has been used since.
+
+        What numpy and Python draw is rarely for one sample, and the same after `restore`.
+        """
+        return not all(map(torch.equal, self._of_torch, _torch_states()))
 
     def _look_at(self, value: object, depth: int) -> None:
         if id(value) in self._seen or value is None:
@@ -147,29 +151,20 @@ def _tensor(value: Tensor) -> Restore:
     return restore
 
 
-class RandomState:
-    """That of the global generators of torch, its CUDA devices, numpy and Python."""
+def _global_generators(of_torch: list[Tensor]) -> Restore:
+    """What puts those of torch, its CUDA devices, numpy and Python back."""
+    of_numpy = np.random.get_state()  # noqa: NPY002, because a network may draw from it
+    of_python = random.getstate()
 
-    def __init__(self) -> None:
-        self._torch = _torch_states()
-        self._numpy = np.random.get_state()  # noqa: NPY002, because a network may draw from it
-        self._python = random.getstate()
-
-    def is_current(self) -> bool:
-        """Whether torch has drawn nothing since.
-
-        What numpy and Python draw is rarely for one sample, and the same after `restore`.
-        """
-        return all(map(torch.equal, self._torch, _torch_states()))
-
-    def restore(self) -> None:
-        """Go back to it."""
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)  # noqa: NPY002
-        cpu, *devices = self._torch
+    def restore() -> None:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
+        cpu, *devices = of_torch
         torch.set_rng_state(cpu)
         for device, state in enumerate(devices):
             torch.cuda.set_rng_state(state, device)
+
+    return restore
 
 
 def _torch_states() -> list[Tensor]:

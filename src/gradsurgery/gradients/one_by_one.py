@@ -226,8 +226,10 @@ def _ignore(_parameter: Tensor, _pieces: list[Piece]) -> None:
 
 
 def _same_projection(alone: Tensor | None, batch: Tensor | None, i: int, precision: float) -> bool:
-    if alone is None or batch is None:  # the losses do not reach it
-        return all(found is None or not found[-1].any() for found in (alone, batch))
+    if alone is None:  # the sample's loss does not reach it
+        return batch is None or not batch[i].any()
+    if batch is None:
+        return not alone.any()
     return are_near(alone[0], batch[i], batch, precision)
 
 
