@@ -263,3 +263,16 @@ def test_a_loss_that_is_no_number_is_named(built):
     for algorithm in (gs.method(Odd()), gs.method(Odd(), rule=gs.AgrSum())):
         with pytest.raises(ArgumentError, match="loss of domain 0 is a tensor with one value"):
             moved(algorithm, oracles.batches(2))
+
+
+@pytest.mark.parametrize("rule", [gs.AgrSum(), gs.Mean()])
+def test_an_objective_that_does_not_yield_is_named(rule):
+    class Listed(gs.Objective):
+        def losses(self, forward, batches, step):
+            return [z.sum() for z in forward([images for images, _ in batches])]
+
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2))
+    batches = [(torch.ones(2, 3, 1, 1), torch.zeros(2).long()) for _ in range(2)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ArgumentError, match=r"objective Listed yields .* found a list; write it"):
+        gs.method(Listed(), rule=rule).step(model, batches, optimizer, step=1)

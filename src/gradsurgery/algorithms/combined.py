@@ -1,6 +1,6 @@
 """An objective and a rule: the first decides the losses, the second combines their gradients."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from typing_extensions import override
 from gradsurgery.algorithms.base import Algorithm, Step, non_finite
 from gradsurgery.algorithms.forward import Forward
 from gradsurgery.algorithms.objectives import Objective
+from gradsurgery.algorithms.objectives.base import DomainLosses
 from gradsurgery.engine import BackwardResult, backward, check_losses, checked_loss
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.rules import Mean, Rule
@@ -53,7 +54,7 @@ class Combined(Algorithm):
         else:
             forward = Forward(step.model, step.autocast, shared=self._shared)
             named = step.model.named_parameters()
-            with closing(self.objective.losses(forward, step.batches, step.number)) as losses:
+            with closing(self._losses(forward, step)) as losses:
                 given = list(losses) if self._shared else losses
                 result = backward(given, named, self.rule, scaler=step.scaler, defer_check=True)
             if forward.values is not None:
@@ -61,13 +62,22 @@ class Combined(Algorithm):
         step.update_parameters(result)
         return result
 
+    def _losses(self, forward: Forward, step: Step) -> DomainLosses:
+        losses: Any = self.objective.losses(forward, step.batches, step.number)
+        if not isinstance(losses, Generator):
+            raise ArgumentError(
+                f"the method losses of the objective {self.objective.name} yields the domains' "
+                f"losses one by one, found a {type(losses).__name__}; write it with yield"
+            )
+        return losses
+
     def _mean_backward(self, step: Step) -> BackwardResult:
         """One pass over all images, and one backward pass of the mean loss."""
         seen: list[Tensor] = []
         forward = Forward(step.model, step.autocast, shared=True)
 
         def mean_loss() -> Iterator[Tensor]:
-            losses = enumerate(self.objective.losses(forward, step.batches, step.number))
+            losses = enumerate(self._losses(forward, step))
             total = torch.stack([checked_loss(loss, domain).reshape(()) for domain, loss in losses])
             seen.append(total.detach())
             yield total.mean()
