@@ -509,3 +509,27 @@ def test_a_mean_in_float16_of_what_has_no_sum_in_it(rule):
     result = gs.backward((weight.float() @ row for row in rows), [weight], rule)
     assert weight.grad.tolist() == [40_000, -40_000, 60_000]
     assert result.agreeing in (1, None)
+
+
+@pytest.mark.parametrize("size", [1e200, 1e-200])
+@pytest.mark.parametrize("rule", [gs.PCGrad, gs.GradVac, gs.CAGrad, gs.MGDA])
+def test_gramians_of_gradients_whose_squares_no_float64_holds(rule, size):
+    rows = torch.randn(3, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    update = {}
+    for scale in (1.0, size):
+        weight = torch.zeros(50, dtype=torch.float64, requires_grad=True)
+        made = rule(generator=torch.Generator().manual_seed(0))
+        gs.backward([weight @ row for row in rows * scale], [weight], made)
+        update[scale] = weight.grad
+        again = rule(generator=torch.Generator().manual_seed(0))(rows * scale)
+        torch.testing.assert_close(again / scale, weight.grad / scale, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(update[size] / size, update[1.0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["sum", "agr-sum", "pcgrad", "graddrop"])
+def test_an_update_beyond_the_precision_of_its_parameter_is_refused(name):
+    weight = torch.zeros(2, dtype=torch.float16, requires_grad=True)
+    rows = torch.full((3, 2), 40_000.0, dtype=torch.float16)
+    with pytest.raises(NonFiniteError, match=r"finite and the update is not, .* ends at 6.55e\+04"):
+        gs.backward([weight @ row for row in rows], [weight], gs.rule(name))
+    assert weight.grad is None

@@ -16,9 +16,9 @@ from typing_extensions import override
 
 from gradsurgery.engine.parameters import flat_gradient, shaped_gradient
 from gradsurgery.errors import ArgumentError
-from gradsurgery.kernels.network import accelerates
+from gradsurgery.kernels.network import accelerates, fits_products
 from gradsurgery.rules.base import ComponentwiseRule, GramianRule, Rule, State, widened
-from gradsurgery.rules.gramian import gramian_of, weighted_sum
+from gradsurgery.rules.gramian import gramian_of, scale_of, weighted_sum
 
 
 class Update(NamedTuple):
@@ -81,6 +81,11 @@ class Accumulator(ABC):
         """
         return None
 
+    @property
+    def largest(self) -> float:
+        """The size of the largest component of all gradients, 0 where that is not known."""
+        return 0.0
+
 
 class SingleGradients(Accumulator):
     """Receives one gradient after the other, and looks whether it is finite."""
@@ -112,6 +117,13 @@ class SingleGradients(Accumulator):
         found = [where for where, good in zip(self._extremes, finite, strict=True) if not good]
         return min(found, default=None)
 
+    @property
+    @override
+    def largest(self) -> float:
+        if not self._extremes:
+            return 0.0
+        return float(torch.stack(list(self._extremes.values())).abs().max())
+
     def _shaped(self, flat: Tensor, position: int, *, poison: bool) -> Tensor:
         """The flat update in the parameter's shape."""
         for (_, at), extremes in self._extremes.items() if poison else ():
@@ -125,11 +137,14 @@ def accumulator_for(rule: Rule, parameters: Sequence[Tensor]) -> Accumulator:
     if accelerates(parameters) and len({parameter.dtype for parameter in parameters}) == 1:
         from gradsurgery.engine import network
 
-        if isinstance(rule, GramianRule):
+        if isinstance(rule, GramianRule) and fits_products(parameters):
             return network.WeighedGradients(rule, parameters)
-        if not isinstance(rule, ComponentwiseRule):
+        if not isinstance(rule, ComponentwiseRule | GramianRule):
             return network.NetworkMatrix(rule, parameters)
-        if rule.combination(rule.minimum_domains) is not None:
+        if (
+            isinstance(rule, ComponentwiseRule)
+            and rule.combination(rule.minimum_domains) is not None
+        ):
             return network.CombinedGradients(rule, parameters)
     if isinstance(rule, ComponentwiseRule):
         return FoldedGradients(rule, parameters)
@@ -201,7 +216,9 @@ class StoredGradients(SingleGradients):
         reached = [column for column in columns if column]
         if not reached:
             return Update([None] * len(columns))
-        gramian = torch.stack([gramian_of(column) for column in reached]).sum(0).cpu()
+        scale = scale_of(self.largest) if reached[0][0].dtype == torch.float64 else 1.0
+        grams = [gramian_of(column, scale=scale) for column in reached]
+        gramian = torch.stack(grams).sum(0).cpu()
         weights = self._rule.weights(gramian) if gramian.isfinite().all() else gramian[0]
         gradients = [
             self._shaped(weighted_sum(column, weights, out=column[0]), position, poison=poison)

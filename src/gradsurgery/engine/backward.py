@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import isfinite
+from math import isfinite, sqrt
 
 import torch
 from jaxtyping import Float
@@ -223,6 +223,7 @@ def write_update(
         result = BackwardResult(losses, update, [name for name, _ in named])
         if not deferred and scaler is None:
             result.check()
+            _check_update(update, accumulator.largest * len(values), named)
         after = _added(before, update.gradients)
     except BaseException:
         for (_, parameter), gradient in zip(named, before, strict=True):
@@ -281,6 +282,27 @@ def _check_gradients(accumulator: Accumulator, named: list[NamedParameter]) -> N
     if (where := accumulator.first_non_finite()) is not None:
         domain, position = where
         raise _not_finite(domain, named[position][0])
+
+
+def _check_update(update: Update, size: float, named: list[NamedParameter]) -> None:
+    """Raise `NonFiniteError` where finite gradients make an update that is not.
+
+    size: of the components' sums, at most; the update is looked at where that comes near the end of
+        a precision.
+    """
+    components = sum(parameter.numel() for _, parameter in named)
+    for gradient, (name, parameter) in zip(update.gradients, named, strict=True):
+        # a combination of the gradients is no longer than all of them
+        if size * sqrt(components) < torch.finfo(parameter.dtype).max or gradient is None:
+            continue
+        if not gradient.isfinite().all():
+            raise NonFiniteError(
+                f"the gradients at parameter {name} are finite and the update is not, whose "
+                f"{parameter.dtype} ends at {torch.finfo(parameter.dtype).max:.3g}; scale the "
+                "losses down or use a wider precision",
+                domain=None,
+                parameter=name,
+            )
 
 
 def _not_finite(domain: int | None, name: str) -> NonFiniteError:

@@ -148,6 +148,9 @@ def _combine_tile(
             a, b, c, same, numbers, constants, seed, domains, RULE, WIDE
         )
         summed = tl.where(inside, summed, 0.0)
+        if RULE != "agr-rand":  # whose marks are NaN; the bit tells of a sum beyond the precision
+            fits = tl.abs(update.to(DTYPE).to(WIDE)) < float("inf")
+            bad = bad | tl.where(fits | (bad != 0), 0, 1 << ROWS)
         update = tl.where(bad != 0, float("nan"), update)
         if RESUMED:
             update = tl.where(tl.load(found_before) > 0, float("nan"), update)

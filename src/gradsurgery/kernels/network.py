@@ -35,6 +35,11 @@ def accelerates(tensors: Sequence[Tensor]) -> bool:
     return all(tensor.device == device and tensor.numel() < _WIDEST for tensor in tensors)
 
 
+def fits_products(tensors: Sequence[Tensor]) -> bool:
+    """Whether there are kernels for products of these tensors, which float64 has to scale first."""
+    return tensors[0].dtype != torch.float64 and accelerates(tensors)
+
+
 @cache
 def has_triton() -> bool:
     """Whether Triton is installed; torch's builds for CUDA on Linux bring it."""

@@ -12,8 +12,8 @@ from typing_extensions import override
 
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.hyperparameters import Hyperparameter, checked_values
-from gradsurgery.kernels.network import Combination, accelerates
-from gradsurgery.rules.gramian import gramian_of, weighted_sum
+from gradsurgery.kernels.network import Combination, accelerates, fits_products
+from gradsurgery.rules.gramian import gramian_of, scale_of, weighted_sum
 from gradsurgery.rules.randomness import RandomSource
 
 State = tuple[Tensor, ...]
@@ -204,7 +204,7 @@ class GramianRule(Rule):
         """The update Σ_d w_d g_d."""
         self.check_matrix(gradients)
         update = torch.empty_like(gradients[0])
-        if gradients.numel() and accelerates([gradients[0]]):
+        if gradients.numel() and fits_products([gradients[0]]):
             from gradsurgery.kernels import products
 
             rows = [[row] for row in gradients.contiguous()]
@@ -214,9 +214,9 @@ class GramianRule(Rule):
             if found.item():
                 check_rows_finite(gradients)
             return update
-        gramian = gramian_of(gradients.unbind(0)).cpu()
-        if not gramian.isfinite().all():
-            check_rows_finite(gradients)
+        check_rows_finite(gradients)
+        largest = gradients.abs().max().item() if gradients.dtype == torch.float64 else 1.0
+        gramian = gramian_of(gradients.unbind(0), scale=scale_of(largest)).cpu()
         return weighted_sum(gradients.unbind(0), self.weights(gramian), out=update)
 
 

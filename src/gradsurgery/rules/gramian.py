@@ -6,6 +6,7 @@ is wrong by 1e-3, components of 1e-23 have squares of zero and those of 1e20 inf
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import log2
 
 import torch
 from jaxtyping import Float
@@ -16,8 +17,23 @@ from gradsurgery.kernels import name_for
 from gradsurgery.rules.pieces import pieces
 
 
-def gramian_of(rows: Sequence[Float[Tensor, " params"]]) -> Float[Tensor, "domains domains"]:
-    """G_ij = Σ_n rows[i]_n rows[j]_n, float64 on the rows' device."""
+def scale_of(largest: float) -> float:
+    """The power of two to multiply gradients with whose largest component is `largest`.
+
+    1, unless the squares of float64 would overflow or vanish. The weights of the rules here do not
+    depend on it.
+    """
+    if largest == 0 or 1e-140 < largest < 1e140:
+        return 1.0
+    return 2.0 ** -round(log2(largest))
+
+
+def gramian_of(
+    rows: Sequence[Float[Tensor, " params"]], *, scale: float = 1.0
+) -> Float[Tensor, "domains domains"]:
+    """G_ij = s² Σ_n rows[i]_n rows[j]_n, float64 on the rows' device."""
+    if scale != 1:
+        rows = [row * scale for row in rows]
     if rows[0].device.type != "cpu":
         return _products(rows)
     if (name := name_for("add_gramian", *rows)) is not None:
