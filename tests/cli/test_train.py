@@ -141,8 +141,9 @@ def test_another_run_in_the_folder_is_an_error_that_names_the_option(command: Co
 
 
 def test_usage_errors_exit_with_2(command: Command) -> None:
-    assert command("train", "rotated-digits", "--target", "75", "--iterations", "many")[0] == 2
-    assert command("trian")[0] == 2
+    for wrong in (("train", "rotated-digits", "--target", "75", "--iterations", "many"), ("trian",)):
+        code, _, err = command(*wrong)
+        assert code == 2, err
 
 
 def test_settings_of_a_file_and_of_the_command_line_go_together(

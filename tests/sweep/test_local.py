@@ -130,7 +130,10 @@ def test_a_worker_that_is_asked_to_end_does_so_without_a_word(
     with LocalLauncher(1) as launcher:
         process = launcher._workers[0].process
         launcher.submit("a", task)
-        while not isinstance(news := heard(launcher)[-1].news, TrainingProgress) or news.done < 2:
+        while (
+            not isinstance(news := heard(launcher)[-1].news, TrainingProgress)
+            or news.stage != "training"
+        ):
             assert not isinstance(news, Outcome), news
         assert (tmp_path / "run" / ".lock").exists()
         assert process.pid is not None
