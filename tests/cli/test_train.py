@@ -141,7 +141,8 @@ def test_another_run_in_the_folder_is_an_error_that_names_the_option(command: Co
 
 
 def test_usage_errors_exit_with_2(command: Command) -> None:
-    for wrong in (("train", "rotated-digits", "--target", "75", "--iterations", "many"), ("trian",)):
+    many = ("train", "rotated-digits", "--target", "75", "--iterations", "many")
+    for wrong in (many, ("trian",)):
         code, _, err = command(*wrong)
         assert code == 2, err
 
