@@ -79,7 +79,10 @@ def _somebodys_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         ),
         (["--method", "erm+X:exits"], "the rule 'X:exits' fails: it ends the program (sys.exit)"),
         (["--method", "erm+sys:exit"], "the rule 'sys:exit' fails: it ends the program"),
-        (["--method", "X:Listing+agr-sum"], "the objective 'X:Listing' fails: AttributeError"),
+        (
+            ["--method", "X:Listing+agr-sum"],
+            "of the objective Listing yields the domains' losses one by one, found a list",
+        ),
         (["--method", "X:Bare"], "the objective 'X:Bare' fails: TypeError"),
         (["--method", "X:Exiting+agr-sum"], "the objective 'X:Exiting' fails: it ends the"),
         (["--backbone", "X:Net"], "the backbone 'X:Net' fails: RuntimeError: in training (at"),

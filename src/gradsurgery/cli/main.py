@@ -59,7 +59,7 @@ class _LazyGroup(TyperGroup):
         """Of somebody's code that fails or ends the program, say which; errors of ours pass."""
         try:
             return super().invoke(ctx)
-        except (GradsurgeryError, typer.Exit, typer.Abort):
+        except (GradsurgeryError, typer.Exit, typer.Abort, _UsageError):
             raise
         except (Exception, SystemExit) as error:
             if (fault := fault_of(error)) is None:
@@ -74,6 +74,8 @@ class _LazyGroup(TyperGroup):
         finally:
             self._listing = False
 
+
+_UsageError: Any = typer.BadParameter.__base__  # what was typed is wrong, not what it names
 
 _STYLE: dict[str, Any] = {
     "no_args_is_help": False,
