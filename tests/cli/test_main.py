@@ -81,7 +81,7 @@ def _somebodys_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         (["--method", "erm+sys:exit"], "the rule 'sys:exit' fails: it ends the program"),
         (
             ["--method", "X:Listing+agr-sum"],
-            "of the objective Listing yields the domains' losses one by one, found a list",
+            "the method losses of the objective Listing yields the",
         ),
         (["--method", "X:Bare"], "the objective 'X:Bare' fails: TypeError"),
         (["--method", "X:Exiting+agr-sum"], "the objective 'X:Exiting' fails: it ends the"),
