@@ -533,3 +533,86 @@ def test_an_update_beyond_the_precision_of_its_parameter_is_refused(name):
     with pytest.raises(NonFiniteError, match=r"finite and the update is not, .* ends at 6.55e\+04"):
         gs.backward([weight @ row for row in rows], [weight], gs.rule(name))
     assert weight.grad is None
+
+
+@pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|overflow):RuntimeWarning")
+@pytest.mark.parametrize("name", ["sum", "agr-sum", "and-mask", "graddrop", "pcgrad", "median"])
+@pytest.mark.parametrize("kernels", [False, True])
+def test_parameters_whose_gradients_share_memory(name, kernels, request):
+    """Autograd gives both parameters of x.view(6) + y.view(6) the same memory."""
+    if kernels:
+        request.getfixturevalue("accelerator")
+    rows = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    x, y = torch.zeros(2, 3, requires_grad=True), torch.zeros(3, 2, requires_grad=True)
+    rule = gs.rule(name, generator=torch.Generator().manual_seed(0))
+    gs.backward((((x.view(6) + y.view(6)) * row).sum() for row in rows), [x, y], rule)
+    matrix = torch.cat([rows, rows], 1)
+    expected = gs.rule(name, generator=torch.Generator().manual_seed(0))(matrix)
+    torch.testing.assert_close(torch.cat([x.grad.flatten(), y.grad.flatten()]), expected)
+
+
+class Mixed:
+    def finish(self, states, domains):
+        consensus = super().finish(states, domains)
+        return consensus._replace(updates=[update / 2 for update in consensus.updates])
+
+
+class MixedSum(Mixed, gs.Sum):
+    pass
+
+
+class CalledHalf(gs.AgrSum):
+    def __call__(self, gradients):
+        return super().__call__(gradients) / 2
+
+
+class CalledDouble(gs.PCGrad):
+    def __call__(self, gradients):
+        return super().__call__(gradients) * 2
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [(MixedSum(), [2.0, 1.5]), (CalledHalf(), [2.0, 0.0]), (CalledDouble(), [8.0, 6.0])],
+)
+def test_what_a_subclass_changes_is_what_backward_does(rule, expected, kernels, request):
+    if kernels:
+        request.getfixturevalue("accelerator")
+    rows = torch.tensor([[1.0, 4.0], [3.0, -1.0]])
+    if isinstance(rule, gs.PCGrad):
+        expected = (2 * gs.PCGrad()(rows)).tolist()
+    weight = torch.zeros(2, requires_grad=True)
+    gs.backward((weight @ row for row in rows), [weight], rule)
+    torch.testing.assert_close(weight.grad, torch.tensor(expected))
+    torch.testing.assert_close(rule(rows), torch.tensor(expected))
+
+
+@pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|overflow):RuntimeWarning")
+@pytest.mark.usefixtures("accelerator")
+@pytest.mark.parametrize("name", ["sum", "agr-sum", "agr-rand", "pcgrad"])
+def test_kernels_notice_an_update_beyond_the_precision(name):
+    rows = torch.full((3, 2), 60_000.0, dtype=torch.float16)
+    weight = torch.zeros(2, dtype=torch.float16, requires_grad=True)
+    losses = [(weight * row).sum() for row in rows]
+    with pytest.raises(NonFiniteError, match="are finite and the update is not"):
+        gs.backward(losses, [weight], gs.rule(name))
+    losses = [(weight * row).sum() for row in rows]
+    result = gs.backward(losses, [weight], gs.rule(name), defer_check=True)
+    assert result.found_inf == 1
+    with pytest.raises(NonFiniteError, match="are finite and the update is not"):
+        result.check()
+
+
+def test_float64_at_its_ends():
+    rows = torch.tensor([[1e-310, 0.0], [0.0, 1e-310]], dtype=torch.float64)
+    torch.testing.assert_close(gs.PCGrad()(rows), rows.sum(0), rtol=1e-6, atol=0)
+
+
+def test_weights_that_explode_are_no_update():
+    """GradVac with a target near 1 over many domains: finite gradients, an update that is not."""
+    weight = torch.zeros(64, requires_grad=True)
+    rows = torch.randn(50, 64, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(NonFiniteError, match="are finite and the update is not"):
+        gs.backward([row @ weight for row in rows], [weight], gs.GradVac(target=0.99))
+    assert weight.grad is None

@@ -126,7 +126,7 @@ def test_component_wise_rules(name, drawn):
 
 @pytest.mark.parametrize("name", OTHERS)
 @SETTINGS
-@given(networks((torch.float32, torch.float64)))
+@given(networks())
 def test_rules_of_gramian_and_matrix(name, drawn):
     parameters, gradients = drawn
     rule = OTHERS[name]()
@@ -198,7 +198,7 @@ def test_graddrop_keeps_one_sign_with_the_probability_of_its_purity():
 
 @pytest.mark.parametrize("rule", [gs.PCGrad, gs.GradVac, lambda: gs.GradVac(target=0.3)])
 @settings(SETTINGS, max_examples=6)
-@given(networks((torch.float32, torch.float64)))
+@given(networks())
 def test_projections_equal_those_on_the_processor_in_the_same_order(rule, drawn):
     parameters, gradients = drawn
     orders = torch.stack(

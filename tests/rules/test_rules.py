@@ -234,3 +234,14 @@ def test_random_rules_draw_from_their_generator_alone(name):
     assert torch.equal(*first)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(gs.rule(name)(gradients), gs.rule(name)(gradients))
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+def test_a_matrix_that_requires_a_gradient_and_what_is_no_matrix(name):
+    rows = torch.tensor([[1.0, 2.0], [3.0, 5.0], [2.0, 4.0]])
+    expected = gs.rule(name)(rows)
+    found = gs.rule(name)(rows.clone().requires_grad_())
+    assert not found.requires_grad
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(ArgumentError, match=r"expects a dense tensor .* found torch.sparse_coo"):
+        gs.rule(name)(rows.to_sparse())

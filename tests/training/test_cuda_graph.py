@@ -145,3 +145,29 @@ def test_a_processor_has_no_graphs(monkeypatch):
     assert taken.outcome is None
     with pytest.raises(ArgumentError, match="there is no GPU; leave it at auto"):
         run(learner_for("agr-sum"), "on", steps=1)
+
+
+def test_a_subclass_with_losses_of_its_own_is_not_recorded():
+    class Ramp(type(gs.method("deep-all").objective)):
+        def losses(self, forward, batches, step):
+            for loss in super().losses(forward, batches, step):
+                yield loss * (10 if step > 6 else 1)
+
+    learner = learner_for("agr-sum")
+    learner.algorithm = gs.method(Ramp(), rule=gs.AgrSum())
+    assert "another thing at every step" in run(learner, "auto")[2].refusal
+
+
+def test_where_memory_ends_the_step_is_taken_as_it_is(monkeypatch):
+    class Large(Repeated):
+        def replay(self, batches):
+            super().replay(batches)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(cuda_graph, "_Graph", Large)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    losses, weights, taken = run(learner_for("agr-rand"), "auto")
+    expected, expected_weights, _ = run(learner_for("agr-rand"), "off")
+    assert "no memory for a graph" in taken.refusal
+    torch.testing.assert_close(losses, expected, rtol=0, atol=0)
+    torch.testing.assert_close(weights, expected_weights, rtol=0, atol=0)

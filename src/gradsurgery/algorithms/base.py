@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gradsurgery.algorithms.objectives import Batch
 from gradsurgery.engine import BackwardResult
 from gradsurgery.errors import ArgumentError, NonFiniteError
+from gradsurgery.rules.base import forget
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -75,6 +76,9 @@ class Algorithm(ABC):
     """
 
     minimum_domains: int = 1
+
+    def __init_subclass__(cls) -> None:
+        forget(cls, "stage", Algorithm, of=("take",))
 
     def step(
         self,

@@ -15,7 +15,7 @@ from gradsurgery.algorithms.objectives import Objective
 from gradsurgery.algorithms.objectives.base import DomainLosses
 from gradsurgery.engine import BackwardResult, backward, check_losses, checked_loss
 from gradsurgery.errors import ArgumentError, NonFiniteError
-from gradsurgery.rules import Mean, Rule
+from gradsurgery.rules import RULES, Mean, Rule
 
 BatchNorm = Literal["frozen", "per-domain", "pooled"]
 
@@ -41,7 +41,7 @@ class Combined(Algorithm):
         self.objective = objective
         self.rule = rule
         self.minimum_domains = max(objective.minimum_domains, rule.minimum_domains)
-        self._averages = isinstance(rule, Mean) and batch_norm != "per-domain"
+        self._averages = type(rule) is Mean and batch_norm != "per-domain"
         self._shared = batch_norm == "pooled"
 
     @override
@@ -94,7 +94,8 @@ class Combined(Algorithm):
 
     @override
     def stage(self, step: int) -> Any:
-        return self.objective.stage(step)
+        built_in = type(self.rule) in RULES.values()  # others may change from step to step
+        return self.objective.stage(step) if built_in else None
 
     @override
     def restarts_optimizer(self, step: int) -> bool:

@@ -106,7 +106,7 @@ def _open_place(place: str) -> Source:
     path = Path(place).expanduser()
     if path.is_dir():
         return ParquetSource(path) if parquet_files(path) else FolderSource(path)
-    if path.suffix != ".parquet" or not path.is_file():
+    if path.suffix.lower() != ".parquet" or not path.is_file():
         raise ArgumentError(
             f"{place} is no folder and no Parquet file; accepted are: {_accepted()}"
         )

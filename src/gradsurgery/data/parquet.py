@@ -94,7 +94,7 @@ def parquet_files(root: Path) -> list[Path]:
         return [root]
     return sorted(
         path
-        for path in root.rglob("*.parquet")
+        for path in root.rglob("*.[pP][aA][rR][qQ][uU][eE][tT]")
         if not any(part.startswith(".") for part in path.relative_to(root).parts)
     )
 
@@ -160,9 +160,10 @@ def _declared_names(
         features = json.loads(text).get("info", {}).get("features", {}) if text else {}
         for column in found:
             found[column] = names = features.get(column, {}).get("names")
-            if names is not None and not all(isinstance(name, str) for name in [*names]):
+            listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
+            if names is not None and not listed:
                 raise TypeError("names")
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path}: its metadata 'huggingface' does not describe the columns as `datasets` "
             "does; write the file again, or remove the metadata"

@@ -138,7 +138,11 @@ def complaint(error: ValidationError) -> str:
 
 def check_values(content: Any) -> None:
     """Raise `ArgumentError` for what nothing here is counted or written in, however deep."""
-    if place := _odd_value(content):
+    try:
+        place = _odd_value(content)
+    except RecursionError:
+        raise ArgumentError("an option is nested too deeply, or within itself") from None
+    if place:
         raise ArgumentError(f"{'.'.join(place[:-1])} must be {place[-1]}".strip())
 
 

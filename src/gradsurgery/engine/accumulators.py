@@ -17,7 +17,14 @@ from typing_extensions import override
 from gradsurgery.engine.parameters import flat_gradient, shaped_gradient
 from gradsurgery.errors import ArgumentError
 from gradsurgery.kernels.network import accelerates, fits_products
-from gradsurgery.rules.base import ComponentwiseRule, GramianRule, Rule, State, widened
+from gradsurgery.rules.base import (
+    ComponentwiseRule,
+    GramianRule,
+    Rule,
+    State,
+    only_call_is_own,
+    widened,
+)
 from gradsurgery.rules.gramian import gramian_of, scale_of, weighted_sum
 
 
@@ -93,6 +100,7 @@ class SingleGradients(Accumulator):
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         super().__init__(parameters)
         self._extremes: dict[tuple[int, int], Tensor] = {}  # by domain and position
+        self._kept: set[int] = set()
 
     @override
     def receive(self, position: int, domain: int, gradient: Tensor | None) -> None:
@@ -108,6 +116,17 @@ class SingleGradients(Accumulator):
     @abstractmethod
     def _add(self, position: int, domain: int, gradient: Float[Tensor, " params"] | None) -> None:
         """Keep what the rule needs of the gradient."""
+
+    def _own(self, gradient: Float[Tensor, " params"]) -> Float[Tensor, " params"]:
+        """The gradient to keep and write to: a copy where another that is kept has its memory.
+
+        Autograd gives two parameters the same memory where they are added up as views.
+        """
+        memory = gradient.untyped_storage().data_ptr()
+        if memory in self._kept and gradient.numel():
+            return gradient.clone()
+        self._kept.add(memory)
+        return gradient
 
     @override
     def first_non_finite(self) -> tuple[int, int] | None:
@@ -134,21 +153,19 @@ class SingleGradients(Accumulator):
 
 def accumulator_for(rule: Rule, parameters: Sequence[Tensor]) -> Accumulator:
     """The accumulator that needs the least memory for the rule, or the fewest kernels."""
+    alone = only_call_is_own(rule)
     if accelerates(parameters) and len({parameter.dtype for parameter in parameters}) == 1:
         from gradsurgery.engine import network
 
+        if alone or not isinstance(rule, ComponentwiseRule | GramianRule):
+            return network.NetworkMatrix(rule, parameters)
         if isinstance(rule, GramianRule) and fits_products(parameters):
             return network.WeighedGradients(rule, parameters)
-        if not isinstance(rule, ComponentwiseRule | GramianRule):
-            return network.NetworkMatrix(rule, parameters)
-        if (
-            isinstance(rule, ComponentwiseRule)
-            and rule.combination(rule.minimum_domains) is not None
-        ):
+        if isinstance(rule, ComponentwiseRule) and rule.combination(2) is not None:
             return network.CombinedGradients(rule, parameters)
-    if isinstance(rule, ComponentwiseRule):
+    if isinstance(rule, ComponentwiseRule) and not alone:
         return FoldedGradients(rule, parameters)
-    if isinstance(rule, GramianRule):
+    if isinstance(rule, GramianRule) and not alone:
         return StoredGradients(rule, parameters)
     return GradientMatrix(rule, parameters)
 
@@ -191,7 +208,7 @@ class FoldedGradients(SingleGradients):
     def _started(self, position: int, domain: int, gradient: Float[Tensor, " params"]) -> State:
         """The state with `gradient` in it, after zeros for the domains that did not reach it."""
         if domain == 0:
-            return self._rule.start(gradient)
+            return self._rule.start(self._own(gradient))
         state = self._rule.start(torch.zeros_like(gradient))
         for _ in range(1, domain):
             state = self._rule.fold(state, self._zero(position))
@@ -229,7 +246,7 @@ class StoredGradients(SingleGradients):
         return Update(gradients, gramian=gramian)
 
     def _add(self, position: int, domain: int, gradient: Float[Tensor, " params"] | None) -> None:
-        self._columns[position].append(gradient)
+        self._columns[position].append(None if gradient is None else self._own(gradient))
 
     def _filled(self, position: int) -> list[Tensor]:
         """One parameter's gradients, zeros where a domain does not reach it; [] where none does."""

@@ -18,7 +18,7 @@ from gradsurgery.engine.accumulators import (
 from gradsurgery.engine.parameters import NamedParameter, trainable_parameters
 from gradsurgery.engine.passes import DomainLoss, DomainPasses, Scaler
 from gradsurgery.errors import ArgumentError, NonFiniteError
-from gradsurgery.rules.base import Rule, RuleFunction, as_rule
+from gradsurgery.rules.base import Rule, RuleFunction, as_rule, beyond_precision
 from gradsurgery.rules.gramian import cosines_of
 
 
@@ -130,6 +130,8 @@ class BackwardResult:
             raise _not_finite(None if self.pooled else domain, self.names[position])
         if self.update.rule is not None and self.update.found:
             raise not_finite_update(self.update.rule)
+        if self.update.found:
+            raise beyond_precision()
 
 
 def backward(
@@ -151,7 +153,8 @@ def backward(
         Frozen ones are left alone. A parameter that a domain's loss does not reach has a zero
         gradient there; one that no loss reaches keeps its `.grad`.
     rule: e.g. `gradsurgery.AgrSum()`. Component-wise rules need the memory of one gradient and of
-        the tensor being folded, whatever D is; Gramian rules store the D gradients. Any other
+        the tensor being folded, whatever D is (on an accelerator of up to four, and a running total
+        where there are more); Gramian rules store the D gradients. Any other
         `Rule`, and a function [domains, params] -> [params], is called on the D gradients as one
         matrix, with room for at least 4 of them.
     scaler: with float16 autocast, scales each loss. A gradient that overflowed then makes `.grad`
@@ -292,17 +295,12 @@ def _check_update(update: Update, size: float, named: list[NamedParameter]) -> N
     """
     components = sum(parameter.numel() for _, parameter in named)
     for gradient, (name, parameter) in zip(update.gradients, named, strict=True):
-        # a combination of the gradients is no longer than all of them
-        if size * sqrt(components) < torch.finfo(parameter.dtype).max or gradient is None:
+        # a sum of the gradients is no longer than all of them; one with weights may be
+        small = size * sqrt(components) < torch.finfo(parameter.dtype).max
+        if gradient is None or (small and update.gramian is None):
             continue
         if not gradient.isfinite().all():
-            raise NonFiniteError(
-                f"the gradients at parameter {name} are finite and the update is not, whose "
-                f"{parameter.dtype} ends at {torch.finfo(parameter.dtype).max:.3g}; scale the "
-                "losses down or use a wider precision",
-                domain=None,
-                parameter=name,
-            )
+            raise beyond_precision(name, parameter.dtype)
 
 
 def _not_finite(domain: int | None, name: str) -> NonFiniteError:

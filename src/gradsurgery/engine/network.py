@@ -126,7 +126,7 @@ class WeighedGradients(NetworkGradients):
             return Update(out)
         gramian, flags, found = products.gramian(self._rows, self._sizes)
         weights = self._rule.weights_on_device(gramian)
-        products.weighted_sum(self._rows, self._sizes, weights, out=out)
+        products.weighted_sum(self._rows, self._sizes, weights, out=out, found=found)
         return Update(out, gramian=gramian, flags=flags, found=found)
 
 

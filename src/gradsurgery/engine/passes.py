@@ -140,10 +140,19 @@ def gradients_of(
 
 
 def taken_gradients(parameters: Sequence[Tensor]) -> list[Tensor | None]:
-    """What is in `.grad`, which is None afterwards."""
-    gradients = [parameter.grad for parameter in parameters]
+    """What is in `.grad`, which is None afterwards; no two share memory.
+
+    Autograd gives two parameters the same memory where they are added up as views.
+    """
+    gradients: list[Tensor | None] = []
+    seen: set[int] = set()
     for parameter in parameters:
-        parameter.grad = None
+        gradient, parameter.grad = parameter.grad, None
+        if gradient is not None and gradient.layout == torch.strided and gradient.numel():
+            memory = gradient.untyped_storage().data_ptr()
+            gradient = gradient.clone() if memory in seen else gradient
+            seen.add(memory)
+        gradients.append(gradient)
     return gradients
 
 

@@ -244,6 +244,8 @@ def noise_program(
     value = tl.where(value == value, value, noise)
     value = tl.where(tl.load(found) > 0, float("nan"), value)
     tl.store(places, value.to(DTYPE), mask=inside & there)
+    if tl.max(tl.where(tl.abs(value.to(DTYPE).to(WIDE)) < float("inf"), 0, 1), 0) != 0:
+        tl.store(found, 1.0)
 
 
 @triton.jit

@@ -6,7 +6,7 @@ one column a tensor, and a list of blocks: of which tensor each is, and where in
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+from gradsurgery.errors import ArgumentError
 
 BLOCK = 4096
 """Components that one program of a kernel works on."""
@@ -139,6 +141,12 @@ def table_of(rows: Rows, device: torch.device) -> Table:
     if device.type == "cpu":
         return _kept_table(addresses, device, 0)
     if _staging.memory is None:
+        if torch.cuda.is_current_stream_capturing():
+            raise ArgumentError(
+                "a CUDA graph that is being recorded would keep addresses in memory that goes; "
+                "record it inside gradsurgery.kernels.network.staged_tables(device), and keep what "
+                "that gives as long as the graph"
+            )
         stream = torch.cuda.current_stream(device).cuda_stream
         return _kept_table(addresses, device, stream)
     place = _staging.memory[_staging.used : _staging.used + len(addresses)]
@@ -165,6 +173,12 @@ def _are_aligned(addresses: tuple[int, ...]) -> bool:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    """Start as many programs of a kernel; the one place where kernels are started."""
-    if all(grid):
+    """Start as many programs of a kernel; the one place where kernels are started.
+
+    On the device of the first argument, whichever is the current one.
+    """
+    if not all(grid):
+        return
+    device = arguments[0].device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[grid](*arguments, **constants)

@@ -80,8 +80,12 @@ def weighted_sum(
     weights: Float[Tensor, " domains"],
     *,
     out: Sequence[Tensor | None],
+    found: Tensor,
 ) -> None:
-    """Write Σ_d w_d g_d into `out`, whose tensors may be gradients; `weights` are float64."""
+    """Write Σ_d w_d g_d into `out`, whose tensors may be gradients; `weights` are float64.
+
+    found: becomes 1.0 where a component is not finite.
+    """
     some = next(tensor for tensor in out if tensor is not None)
     layout = layout_of(sizes, some.device)
     table = table_of([*rows, out], some.device)
@@ -91,6 +95,7 @@ def weighted_sum(
         table.addresses,
         *layout,
         weights,
+        found,
         len(out),
         DOMAINS=len(rows),
         ALIGNED=table.aligned,

@@ -118,7 +118,7 @@ def gramian_program(
 @triton.jit
 @no_type_check
 def _weighted_tile(
-    table, tensor, tensors, offsets, inside, weights,
+    table, tensor, tensors, offsets, inside, weights, found,
     DOMAINS: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     total = tl.zeros([TILE], dtype=tl.float64)
@@ -131,13 +131,17 @@ def _weighted_tile(
             g = _row(table, d, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
             total += tl.load(weights + d) * g
     places, there = pointers_at(table, DOMAINS * tensors + tensor, offsets, DTYPE, ALIGNED)
-    tl.store(places, total.to(DTYPE), mask=inside & there)
+    # by way of float32: bfloat16 is not made of float64
+    narrow = total.to(tl.float32).to(DTYPE)
+    tl.store(places, narrow, mask=inside & there)
+    if tl.max(tl.where(tl.abs(narrow.to(tl.float32)) < float("inf"), 0, 1), 0) != 0:
+        tl.store(found, 1.0)
 
 
 @triton.jit
 @no_type_check
 def weighted_sum_program(
-    table, sizes, bases, owners, begins, weights, tensors, DOMAINS: tl.constexpr,
+    table, sizes, bases, owners, begins, weights, found, tensors, DOMAINS: tl.constexpr,
     ALIGNED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """One block of the weighted sum."""
@@ -148,13 +152,13 @@ def weighted_sum_program(
         for start in range(0, BLOCK, TILE):
             _weighted_tile(
                 table, tensor, tensors, begin + start + tl.arange(0, TILE),
-                tl.full([TILE], 1, tl.int1), weights, DOMAINS, ALIGNED, DTYPE, TILE,
+                tl.full([TILE], 1, tl.int1), weights, found, DOMAINS, ALIGNED, DTYPE, TILE,
             )  # fmt: skip
     else:
         for start in range(0, size - begin, TILE):
             offsets = begin + start + tl.arange(0, TILE)
             _weighted_tile(
-                table, tensor, tensors, offsets, offsets < size, weights,
+                table, tensor, tensors, offsets, offsets < size, weights, found,
                 DOMAINS, ALIGNED, DTYPE, TILE,
             )  # fmt: skip
 

@@ -84,6 +84,7 @@ class AgrSum(AgreementRule):
         if gradients.dtype in NARROW or gradients.device.type != "cpu":
             return super().__call__(gradients)
         self.check_matrix(gradients)
+        gradients = gradients.detach()
         update = torch.empty_like(gradients[0])
         agreement_sum(gradients, out=update)
         return update.div_(len(gradients)) if self.values["reduction"] == "mean" else update

@@ -28,9 +28,21 @@ def forget(cls: type, shortcut: str, base: type, *, of: tuple[str, ...]) -> None
 
     What it inherits would compute the rule of its parent.
     """
-    own = vars(cls)
-    if shortcut not in own and any(name in own for name in of):
+    if any(_depth(cls, name) < _depth(cls, shortcut) for name in of):
         setattr(cls, shortcut, getattr(base, shortcut))
+
+
+def _depth(cls: type, name: str) -> int:
+    """How far up among the parents of a class, mixins included, `name` is defined."""
+    defining = (i for i, parent in enumerate(cls.__mro__) if name in vars(parent))
+    return next(defining, len(cls.__mro__))
+
+
+def only_call_is_own(rule: "Rule") -> bool:
+    """Whether the class of a rule defines nothing anew but what it is called for on a matrix."""
+    steps = ("start", "fold", "finish", "weights")
+    own = [_depth(type(rule), name) for name in steps if hasattr(rule, name)]
+    return _depth(type(rule), "__call__") < min(own, default=0)
 
 
 class Rule(ABC):
@@ -101,6 +113,12 @@ class Rule(ABC):
 
     def check_matrix(self, gradients: Tensor) -> None:
         """Raise unless `gradients` is a floating point matrix with enough rows."""
+        if not isinstance(gradients, Tensor) or gradients.layout != torch.strided:
+            found = getattr(gradients, "layout", type(gradients).__name__)
+            raise ArgumentError(
+                f"{self.name} expects a dense tensor of shape [domains, params], found {found}; "
+                "stack one flat row per domain"
+            )
         if gradients.ndim != 2 or not gradients.is_floating_point():
             raise ArgumentError(
                 f"{self.name} expects floating point gradients of shape [domains, params], found "
@@ -160,6 +178,7 @@ class ComponentwiseRule(Rule):
     def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
         """The update for the gradients g_d, folded row by row."""
         self.check_matrix(gradients)
+        gradients = gradients.detach()
         combination = self.combination(len(gradients))
         if combination is not None and gradients.numel() and accelerates([gradients[0]]):
             from gradsurgery.kernels.combine import combined
@@ -168,6 +187,7 @@ class ComponentwiseRule(Rule):
             update, seen = combined(combination, gradients.contiguous(), seed)
             if seen.found.item():
                 check_rows_finite(gradients)
+                raise beyond_precision(dtype=gradients.dtype)
             return update
         check_rows_finite(gradients)
         first, *others = gradients
@@ -203,6 +223,7 @@ class GramianRule(Rule):
     def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
         """The update Σ_d w_d g_d."""
         self.check_matrix(gradients)
+        gradients = gradients.detach()
         update = torch.empty_like(gradients[0])
         if gradients.numel() and fits_products([gradients[0]]):
             from gradsurgery.kernels import products
@@ -210,12 +231,14 @@ class GramianRule(Rule):
             rows = [[row] for row in gradients.contiguous()]
             gramian, _, found = products.gramian(rows, (len(update),))
             weights = self.weights_on_device(gramian)
-            products.weighted_sum(rows, (len(update),), weights, out=[update])
+            products.weighted_sum(rows, (len(update),), weights, out=[update], found=found)
             if found.item():
                 check_rows_finite(gradients)
+                raise beyond_precision(dtype=gradients.dtype)
             return update
         check_rows_finite(gradients)
-        largest = gradients.abs().max().item() if gradients.dtype == torch.float64 else 1.0
+        wide = gradients.dtype == torch.float64 and gradients.numel()
+        largest = gradients.abs().max().item() if wide else 1.0
         gramian = gramian_of(gradients.unbind(0), scale=scale_of(largest)).cpu()
         return weighted_sum(gradients.unbind(0), self.weights(gramian), out=update)
 
@@ -264,6 +287,18 @@ def widened(gradient: Tensor, *, copy: bool = False) -> Tensor:
     """The gradient in at least float32."""
     dtype = torch.float32 if gradient.dtype in NARROW else gradient.dtype
     return gradient.to(dtype, copy=copy)
+
+
+def beyond_precision(parameter: str | None = None, dtype: torch.dtype | None = None) -> Exception:
+    """The error of finite gradients whose combination is not."""
+    where = "" if parameter is None else f" at parameter {parameter}"
+    end = "" if dtype is None else f", whose {dtype} ends at {torch.finfo(dtype).max:.3g}"
+    return NonFiniteError(
+        f"the gradients{where} are finite and the update is not{end}; scale the losses down or use "
+        "a wider precision",
+        domain=None,
+        parameter=parameter,
+    )
 
 
 def check_rows_finite(gradients: Float[Tensor, "domains params"]) -> None:

@@ -49,8 +49,7 @@ class GradDrop(ComponentwiseRule):
 
     def start(self, gradient: Float[Tensor, " params"]) -> State:
         """The sums of the positive and of the negative parts."""
-        negative = gradient.clamp(max=0)
-        return gradient.clamp_(min=0), negative
+        return gradient.clamp(min=0), gradient.clamp(max=0)
 
     def fold(self, state: State, gradient: Float[Tensor, " params"]) -> State:
         """Both sums after one more domain."""

@@ -6,7 +6,7 @@ is wrong by 1e-3, components of 1e-23 have squares of zero and those of 1e20 inf
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from math import log2
+from math import isfinite, log2
 
 import torch
 from jaxtyping import Float
@@ -23,9 +23,9 @@ def scale_of(largest: float) -> float:
     1, unless the squares of float64 would overflow or vanish. The weights of the rules here do not
     depend on it.
     """
-    if largest == 0 or 1e-140 < largest < 1e140:
+    if largest == 0 or not isfinite(largest) or 1e-140 < largest < 1e140:
         return 1.0
-    return 2.0 ** -round(log2(largest))
+    return 2.0 ** min(-round(log2(largest)), 1000)
 
 
 def gramian_of(

@@ -44,6 +44,7 @@ class TrimmedMean(Rule):
     @override
     def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
         self.check_matrix(gradients)
+        gradients = gradients.detach()
         check_rows_finite(gradients)
         return self.of_finite(gradients)
 
@@ -70,6 +71,7 @@ class Median(Rule):
     @override
     def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
         self.check_matrix(gradients)
+        gradients = gradients.detach()
         check_rows_finite(gradients)
         return self.of_finite(gradients)
 

@@ -3,7 +3,7 @@
 A network of many small kernels waits for Python to start them. A graph starts all kernels of a
 step, the optimiser's included, at the card's own speed. It repeats what was recorded and nothing
 else, so a step is replayed only while nothing but the images, the weights and the seeds differs
-from the recorded one; and the first replay is compared with the step itself, bit by bit.
+from the recorded one; and the first replays are compared with the step itself, bit by bit.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +26,8 @@ TakeStep = Callable[[Sequence[Batch], int], BackwardResult]
 # Steps before one is recorded: the optimiser makes its state in the first, and libraries choose
 # their algorithms.
 _EAGER_STEPS = 2
+_COMPARED = 2
+"""Replays that are compared with the step itself."""
 
 
 class GraphedSteps:
@@ -53,7 +55,7 @@ class GraphedSteps:
         self._stage: Any = None
         self._eager = 0
         self._graph: _Graph | None = None
-        self._compared = False
+        self._compared = 0
         self.refusal: str | None = "it is switched off" if mode == "off" else None
         if mode != "off" and (reason := _obstacle(learner)) is not None:
             self._refuse(reason)
@@ -63,12 +65,14 @@ class GraphedSteps:
         """For the record: that steps were replayed, or why not; None where there is no GPU."""
         if self.learner.device.type != "cuda":
             return None
-        return self.refusal or ("replayed" if self._compared else "too few steps of one kind")
+        return self.refusal or (
+            "replayed" if self._compared == _COMPARED else "too few steps of one kind"
+        )
 
     @property
     def replays(self) -> bool:
         """Whether steps are being replayed."""
-        return self.refusal is None and self._compared
+        return self.refusal is None and self._compared == _COMPARED
 
     def take(self, batches: Sequence[Batch], step: int) -> BackwardResult:
         """Take step `step`, counted from 1."""
@@ -80,14 +84,14 @@ class GraphedSteps:
             return self._take(batches, step)
         key = stage, [(images.shape, labels.shape) for images, labels in batches]
         if key != self._stage:  # what was recorded is of another formula
-            self._stage, self._eager, self._graph, self._compared = key, 0, None, False
+            self._stage, self._eager, self._graph, self._compared = key, 0, None, 0
         if self._graph is None:
             result = self._take(batches, step)
             self._eager += 1
             if self._eager > _EAGER_STEPS:
                 self._record(batches, step)
             return result
-        if not self._compared:
+        if self._compared < _COMPARED:
             return self._compare(self._graph, batches, step)
         return self._graph.replay(batches)
 
@@ -106,18 +110,24 @@ class GraphedSteps:
         """Take the step both ways; what stays is the step that was not replayed."""
         seeds = _generator_states(self.learner)
         state = _tensors_of(self.learner)
-        before = [tensor.clone() for tensor in state]
-        replayed = graph.replay(batches)
-        after = [tensor.clone() for tensor in state]
-        with torch.no_grad():
-            for tensor, value in zip(state, before, strict=True):
-                tensor.copy_(value)
-        _set_generators(self.learner, seeds)
-        taken = self._take(batches, step)
-        own = _tensors_of(self.learner)
-        pairs = zip([*after, replayed.losses], [*own, taken.losses], strict=True)
+        before: list[Tensor] = []
+        try:
+            before += [tensor.clone() for tensor in state]
+            losses = graph.replay(batches).losses
+            after = [tensor.clone() for tensor in state]
+            _put_back(state, before)
+            _set_generators(self.learner, seeds)
+            taken = self._take(batches, step)
+        except torch.OutOfMemoryError:  # a step fits beside no graph
+            _put_back(state, before)
+            _set_generators(self.learner, seeds)
+            graph = self._graph = None  # type: ignore[assignment]
+            torch.cuda.empty_cache()
+            self._refuse("there is no memory for a graph beside a step")
+            return self._take(batches, step)
+        pairs = zip([*after, losses], [*_tensors_of(self.learner), taken.losses], strict=True)
         if all(_same_bits(left, right) for left, right in pairs):
-            self._compared = True
+            self._compared += 1
         else:
             self._graph = None
             self._refuse("a replayed step differs from the step itself")
@@ -173,6 +183,12 @@ class _Graph:
         )
         losses = result.losses.clone()
         return replace(result, losses=losses, checked=_copy(result.checked), update=update)
+
+
+@torch.no_grad()
+def _put_back(state: list[Tensor], values: list[Tensor]) -> None:
+    for tensor, value in zip(state, values, strict=False):  # fewer where memory ran out before
+        tensor.copy_(value)
 
 
 def _copy(tensor: Tensor | None) -> Tensor | None:

@@ -12,6 +12,7 @@ from typing_extensions import override
 from gradsurgery.algorithms.forward import Forward
 from gradsurgery.errors import ArgumentError
 from gradsurgery.hyperparameters import Hyperparameter, checked_values
+from gradsurgery.rules.base import forget
 
 # of any size each, hence no name for it
 Batch = tuple[Float[Tensor, "_ channels height width"], Int[Tensor, " _"]]
@@ -34,6 +35,7 @@ class Objective(ABC):
     state_names: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
+        forget(cls, "stage", Objective, of=("losses", "weight"))
         if not hasattr(cls, "name"):
             cls.name = cls.__name__
 

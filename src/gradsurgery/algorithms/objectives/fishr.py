@@ -47,6 +47,8 @@ class Fishr(AnnealedObjective):
     state_names: ClassVar[tuple[str, ...]] = ("averages",)
     first_weight: ClassVar[float] = 0.0
 
+    stage = AnnealedObjective.stage
+
     @override
     def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
         weight = self.weight(step)

@@ -37,6 +37,8 @@ class IRM(AnnealedObjective):
         Hyperparameter("anneal", 500, "steps with weight 1 before that", source=DOMAINBED),
     )
 
+    stage = AnnealedObjective.stage
+
     @override
     def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
         weight = self.weight(step)

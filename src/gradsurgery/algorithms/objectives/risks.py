@@ -57,6 +57,8 @@ class VREx(AnnealedObjective):
         Hyperparameter("anneal", 500, "steps with weight 1 before that", source=DOMAINBED),
     )
 
+    stage = AnnealedObjective.stage
+
     @override
     def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
         weight = self.weight(step)
