@@ -276,3 +276,23 @@ def test_an_objective_that_does_not_yield_is_named(rule):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ArgumentError, match=r"objective Listed yields .* found a list; write it"):
         gs.method(Listed(), rule=rule).step(model, batches, optimizer, step=1)
+
+
+def test_settings_with_a_rule_of_ones_own_mean_nothing():
+    with pytest.raises(
+        ArgumentError, match=r"settings are of a method by name, found irm\.penalty"
+    ):
+        gs.method(gs.AgrSum(), settings={"irm.penalty": 1.0})
+
+
+def test_batches_that_are_none():
+    from gradsurgery.algorithms.base import _checked_batches
+
+    images = torch.zeros(2, 3, 4, 4)
+    for batches, words in (
+        ([], "there is no batch"),
+        ([(images, torch.zeros(2)), images], "the batch of domain 1 is a pair .* found Tensor"),
+        ([(images, torch.zeros(3))], "domain 0 has 2 images and 3 labels"),
+    ):
+        with pytest.raises(ArgumentError, match=words):
+            _checked_batches(batches)

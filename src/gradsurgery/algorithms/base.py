@@ -93,8 +93,10 @@ class Algorithm(ABC):
         """Take step `step`, counted from 1, with one batch per source domain.
 
         `autocast` is entered around each forward pass. Returns the domains' losses and what their
-        gradients looked like.
+        gradients looked like. Raises `ArgumentError` for batches that are not pairs of as many
+        images as labels.
         """
+        batches = _checked_batches(batches)
         return self.take(Step(model, batches, optimizer, step, scaler, autocast))
 
     @abstractmethod
@@ -128,6 +130,24 @@ class Algorithm(ABC):
                 f"{type(self).__name__} keeps no state, found {', '.join(sorted(state))}; load the "
                 "state of the same method"
             )
+
+
+def _checked_batches(batches: Sequence[Any]) -> Sequence[Batch]:
+    for domain, batch in enumerate(batches):
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise ArgumentError(
+                f"the batch of domain {domain} is a pair (images, labels), found "
+                f"{type(batch).__name__}"
+            )
+        images, labels = batch
+        if len(images) != len(labels):
+            raise ArgumentError(
+                f"the batch of domain {domain} has {len(images)} images and {len(labels)} labels; "
+                "give every image its label"
+            )
+    if not len(batches):
+        raise ArgumentError("there is no batch; give one per source domain")
+    return batches
 
 
 def non_finite(error: NonFiniteError, where: str, domain: int | None) -> NonFiniteError:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from inspect import isabstract
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import nn
@@ -213,6 +213,15 @@ def method(
             "lambda parameters: torch.optim.Adam(parameters, lr=1e-4)"
         )
 
+    if batch_norm not in get_args(BatchNorm):
+        raise ArgumentError(
+            f"batch_norm must be {', '.join(get_args(BatchNorm))}, found {batch_norm!r}"
+        )
+    if settings and not isinstance(name, str):
+        raise ArgumentError(
+            f"settings are of a method by name, found {', '.join(map(str, settings))} with "
+            f"{type(name).__name__}; give them where you build it"
+        )
     generator = generator or torch.Generator().manual_seed(0)
     if isinstance(name, Objective):
         return Combined(name, Mean() if rule is None else as_rule(rule), batch_norm=batch_norm)

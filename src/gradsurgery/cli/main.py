@@ -4,6 +4,7 @@ A command's module is imported when the command is called, so that `--help` is i
 """
 
 import sys
+import warnings
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -110,6 +111,7 @@ def _options(
 
 def run() -> None:
     """Entry point: an error that has a cure is one line and exit code 1, an interruption 130."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # images that cannot be read are named
     try:
         app()
     except GradsurgeryError as error:

@@ -6,6 +6,7 @@ is removed after: whenever the process dies, the checkpoint and the file it name
 """
 
 import hashlib
+import pickle
 import re
 import zipfile
 from collections.abc import Iterator
@@ -172,7 +173,10 @@ def _read(path: Path) -> dict[str, Any]:
         broken = archive.testzip()
     if broken is not None:
         raise ValueError(f"checksum of {broken}")
-    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # whose words recommend to load it nevertheless
+        raise ValueError("it holds something else than data") from error
     if content["version"] not in (_VERSION, _UNSIGNED):
         raise ValueError("another version")
     signed = content.pop("outline", None) if content["version"] != _UNSIGNED else outline(content)
