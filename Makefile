@@ -13,7 +13,7 @@ demo: $(READY)
 	  --targets 75 --seeds 3 --workers 2 --out runs/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -9,12 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradsurgery.engine.accumulators import (
-    Accumulator,
-    Update,
-    accumulator_for,
-    not_finite_update,
-)
+from gradsurgery.engine.accumulator import Accumulator, Update
+from gradsurgery.engine.accumulators import accumulator_for, not_finite_update
 from gradsurgery.engine.parameters import NamedParameter, trainable_parameters
 from gradsurgery.engine.passes import DomainLoss, DomainPasses, Scaler
 from gradsurgery.errors import ArgumentError, NonFiniteError

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from gradsurgery.engine.accumulators import Accumulator, GradientMatrix, Update
+from gradsurgery.engine.accumulator import Accumulator, Update
+from gradsurgery.engine.accumulators import GradientMatrix
 from gradsurgery.engine.parameters import laid_out_as
 from gradsurgery.kernels import products
 from gradsurgery.kernels.combine import COUNTING, Running, Seen, combine

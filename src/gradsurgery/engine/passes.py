@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradsurgery.engine.accumulators import Accumulator
+from gradsurgery.engine.accumulator import Accumulator
 from gradsurgery.errors import ArgumentError
 
 DomainLoss = Tensor | Iterable[Tensor]
