@@ -113,17 +113,7 @@ def _our_step(
     for generator in (learner.generator, learner.host_generator):
         generator.manual_seed(0)
 
-    def take(batches: Any, step: int) -> Any:
-        return learner.algorithm.step(
-            learner.backbone.model,
-            batches,
-            learner.optimizer,
-            step=step,
-            scaler=learner.scaler,
-            autocast=learner.autocast,
-        )
-
-    steps = GraphedSteps(learner, configuration.cuda_graph, take)
+    steps = GraphedSteps(learner, configuration.cuda_graph)
     for _ in range(8 if entry.graph else 0):
         steps.take(batches, 1)
     if entry.graph and not steps.replays:

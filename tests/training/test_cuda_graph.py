@@ -47,10 +47,7 @@ def run(learner, mode, *, steps=STEPS):
     """The losses of some steps, the weights after them, and what took the steps."""
     said = []
 
-    def take(batches, step):
-        return learner.algorithm.step(learner.backbone.model, batches, learner.optimizer, step=step)
-
-    taken = GraphedSteps(learner, mode, take, said.append)
+    taken = GraphedSteps(learner, mode, said.append)
     losses = []
     for step in range(1, steps + 1):
         torch.manual_seed(step)

@@ -21,8 +21,6 @@ from gradsurgery.errors import ArgumentError, GradsurgeryError
 from gradsurgery.kernels.network import staged_tables
 from gradsurgery.training.learner import Learner
 
-TakeStep = Callable[[Sequence[Batch], int], BackwardResult]
-
 # Steps before one is recorded: the optimiser makes its state in the first, and libraries choose
 # their algorithms.
 _EAGER_STEPS = 2
@@ -34,7 +32,6 @@ class GraphedSteps:
     """Takes the steps of a run, by a graph where that is possible.
 
     mode: "off", "on", or "auto", which takes the steps one by one where there can be no graph.
-    take: takes a step from its batches and its number, with the generators seeded for it.
     say: is told in a line why the steps are taken one by one, where they are on a GPU.
 
     `refusal` says why there is no graph, in a line; None while there may be one. Raises
@@ -45,12 +42,10 @@ class GraphedSteps:
         self,
         learner: Learner,
         mode: Switch,
-        take: TakeStep,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.learner = learner
         self._mode = mode
-        self._take = take
         self._say = say
         self._stage: Any = None
         self._eager = 0
@@ -77,16 +72,16 @@ class GraphedSteps:
     def take(self, batches: Sequence[Batch], step: int) -> BackwardResult:
         """Take step `step`, counted from 1."""
         if self.refusal is not None:
-            return self._take(batches, step)
+            return self.learner.take(batches, step)
         stage = self.learner.algorithm.stage(step)
         if stage is None:
             self._refuse("the method may compute another thing at every step")
-            return self._take(batches, step)
+            return self.learner.take(batches, step)
         key = stage, [(images.shape, labels.shape) for images, labels in batches]
         if key != self._stage:  # what was recorded is of another formula
             self._stage, self._eager, self._graph, self._compared = key, 0, None, 0
         if self._graph is None:
-            result = self._take(batches, step)
+            result = self.learner.take(batches, step)
             self._eager += 1
             if self._eager > _EAGER_STEPS:
                 self._record(batches, step)
@@ -101,7 +96,9 @@ class GraphedSteps:
             self._refuse("the method keeps a state of its own from step to step")
             return
         try:
-            self._graph = _Graph(self.learner, batches, lambda fixed: self._take(fixed, step))
+            self._graph = _Graph(
+                self.learner, batches, lambda fixed: self.learner.take(fixed, step)
+            )
         except (RuntimeError, GradsurgeryError) as error:
             reason = " ".join(str(error).split())[:160]
             self._refuse(f"the step cannot be recorded ({type(error).__name__}: {reason})")
@@ -117,14 +114,14 @@ class GraphedSteps:
             after = [tensor.clone() for tensor in state]
             _put_back(state, before)
             _set_generators(self.learner, seeds)
-            taken = self._take(batches, step)
+            taken = self.learner.take(batches, step)
         except torch.OutOfMemoryError:  # a step fits beside no graph
             _put_back(state, before)
             _set_generators(self.learner, seeds)
             graph = self._graph = None  # type: ignore[assignment]
             torch.cuda.empty_cache()
             self._refuse("there is no memory for a graph beside a step")
-            return self._take(batches, step)
+            return self.learner.take(batches, step)
         pairs = zip([*after, losses], [*_tensors_of(self.learner), taken.losses], strict=True)
         if all(_same_bits(left, right) for left, right in pairs):
             self._compared += 1

@@ -1,6 +1,6 @@
 """The parts of a run that change with every step."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from gradsurgery.algorithms import Algorithm, build_method
+from gradsurgery.algorithms.objectives import Batch
 from gradsurgery.backbones import Backbone, has_batch_norm
 from gradsurgery.data import ImageLoader, ImageSet, image_loader
 from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.engine import BackwardResult
 from gradsurgery.errors import ArgumentError
 from gradsurgery.training.averaging import build_average, method_settings
 from gradsurgery.training.device import (
@@ -44,6 +46,18 @@ class Learner:
     autocast: AutocastFactory
     channels_last: bool = False
     compiled_forward: Callable[..., Any] | None = None
+
+    def take(self, batches: Sequence[Batch], step: int) -> BackwardResult:
+        """Take step `step`, counted from 1, with the generators as they are."""
+        with self.compiled():
+            return self.algorithm.step(
+                self.backbone.model,
+                batches,
+                self.optimizer,
+                step=step,
+                scaler=self.scaler,
+                autocast=self.autocast,
+            )
 
     @contextmanager
     def compiled(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """The training loop of one run, which reads from top to bottom."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from gradsurgery.algorithms.objectives import Batch
 from gradsurgery.backbones import Backbone, set_training_mode
 from gradsurgery.data import Batches, ImageLoader
 from gradsurgery.data.loader import Fetched, prefetched
@@ -155,7 +154,7 @@ def _graphed(learner: Learner, checkpoint: Checkpoint, report: ProgressCallback)
         report(TrainingProgress("training", checkpoint.step, total, note=line))
 
     mode = checkpoint.configuration.cuda_graph
-    return GraphedSteps(learner, mode, partial(_take, learner), say=say)
+    return GraphedSteps(learner, mode, say)
 
 
 def _step(
@@ -191,18 +190,6 @@ def _seed_dropout(device: torch.device, seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
-
-
-def _take(learner: Learner, batches: Sequence[Batch], step: int) -> BackwardResult:
-    with learner.compiled():
-        return learner.algorithm.step(
-            learner.backbone.model,
-            batches,
-            learner.optimizer,
-            step=step,
-            scaler=learner.scaler,
-            autocast=learner.autocast,
-        )
 
 
 def _progress(
