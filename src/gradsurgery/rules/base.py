@@ -321,9 +321,9 @@ def check_rows_finite(gradients: Float[Tensor, "domains params"]) -> float:
     """
     if gradients.numel() == 0:
         return 0.0
-    lowest, highest = torch.stack(torch.aminmax(gradients)).tolist()
-    if isfinite(lowest) and isfinite(highest):
-        return max(abs(lowest), abs(highest))
+    extremes: list[float] = torch.stack(torch.aminmax(gradients)).tolist()
+    if all(map(isfinite, extremes)):
+        return max(map(abs, extremes))
     domain, component = (~gradients.isfinite()).nonzero()[0].tolist()
     raise NonFiniteError(
         f"the gradient of domain {domain} is {gradients[domain, component].item()} at component "
