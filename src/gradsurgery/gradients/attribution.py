@@ -1,18 +1,28 @@
 """Which parts of an image a network's answer rests on: Grad-CAM, or integrated gradients."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
+from gradsurgery.documents.explanation import Answer
 from gradsurgery.errors import ArgumentError
 from gradsurgery.gradients.model_state import unchanged
 
 AttributionMethod = Literal["grad-cam", "integrated-gradients"]
 METHODS: tuple[AttributionMethod, ...] = ("grad-cam", "integrated-gradients")
 _STEPS = 32  # of the path integral
+
+
+class ExplainedImage(NamedTuple):
+    """An image, what the model says of it, and how much each pixel speaks for that, in [0, 1]."""
+
+    answer: Answer
+    pixels: UInt8[np.ndarray, "height width 3"]
+    attribution: Float32[np.ndarray, "height width"]
 
 
 def attributions(

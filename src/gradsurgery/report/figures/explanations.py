@@ -1,14 +1,13 @@
 """What a model's answers rest on, picture by picture, and a map of its features."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Float32, UInt8
 from matplotlib.axes import Axes
 
-from gradsurgery.documents.explanation import Answer, Explanation
+from gradsurgery.documents.explanation import Explanation
+from gradsurgery.gradients.attribution import ExplainedImage
 from gradsurgery.report.figures.style import GREY, Drawing, new_figure, set_heading, styled, wrapped
 from gradsurgery.report.section import listed
 
@@ -18,18 +17,10 @@ _MOST_COLOURS = 20
 _NAMES = {"grad-cam": "Grad-CAM", "integrated-gradients": "Integrated gradients"}
 
 
-class Shown(NamedTuple):
-    """An image, what the model says of it, and how much each pixel speaks for that, in [0, 1]."""
-
-    answer: Answer
-    pixels: UInt8[np.ndarray, "height width 3"]
-    attribution: Float32[np.ndarray, "height width"]
-
-
 @styled()
-def draw_attributions(shown: Sequence[Shown], model: str, by: str) -> Drawing:
+def draw_attributions(shown: Sequence[ExplainedImage], model: str, by: str) -> Drawing:
     """Two rows a domain, the images and what their answers rest on; a column an image."""
-    rows: dict[str | None, list[Shown]] = {}
+    rows: dict[str | None, list[ExplainedImage]] = {}
     for each in shown:
         rows.setdefault(each.answer.domain, []).append(each)
     columns = max(len(row) for row in rows.values())
@@ -60,11 +51,11 @@ def draw_attributions(shown: Sequence[Shown], model: str, by: str) -> Drawing:
     )
 
 
-def _draw_pair(above: Axes, below: Axes, shown: Shown) -> None:
+def _draw_pair(above: Axes, below: Axes, shown: ExplainedImage) -> None:
     answer = shown.answer
     above.imshow(shown.pixels, interpolation="nearest")
     below.imshow(shown.pixels.mean(2), cmap="gray", vmin=0, vmax=510, interpolation="nearest")
-    below.imshow(shown.attribution, cmap="inferno", alpha=0.65, vmin=0, vmax=1)
+    below.imshow(shown.attribution, cmap="inferno", alpha=0.55, vmin=0, vmax=1)
     known = answer.label is not None
     right = answer.label == answer.predicted
     said = f"{answer.predicted} {answer.probability:.0%}"
@@ -92,7 +83,8 @@ def draw_places(explanation: Explanation) -> Drawing:
                 x, y = spots[chosen].T
                 panel.scatter(x, y, s=7, marker=marker, color=color, linewidths=0.7)
             panel.scatter([], [], s=14, color=color, label=wrapped(name, 16, 1))
-        panel.set(title=title, xticks=[], yticks=[])
+        panel.set(xticks=[], yticks=[])
+        panel.set_title(title, fontsize=8)
         panel.grid(visible=False)
         if len(names) <= _MOST_COLOURS:
             panel.legend(fontsize=5.5, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4)
