@@ -20,7 +20,7 @@ from gradsurgery.errors import ArgumentError
 
 DATA = typer.Argument(
     metavar="DATA",
-    help="rotated-digits, colored-digits, pacs, vlcs, office-home (also pacs:PATH …), "
+    help="rotated-digits, colored-digits, coded-digits, pacs, vlcs, office-home (also pacs:PATH …), "
     "hf://owner/name, a folder domain/class/image, Parquet files, or package.module:Source.",
 )
 CacheOption = Annotated[
