@@ -49,7 +49,7 @@ def backbone_names() -> list[str]:
 
     ours = _torchvision_names()
     theirs = [f"timm/{name}" if name in ours else name for name in list_models()]
-    known = ["small-cnn", *ours, *theirs]
+    known = ["small-cnn", "small-mlp", *ours, *theirs]
     return [*known, *(name for name in entry_names("backbone") if name not in known)]
 
 
@@ -70,6 +70,8 @@ def find_network(name: str, classes: int, image_size: int | None) -> Callable[[]
     """
     if name == "small-cnn":
         return lambda: Network(SmallCNN(classes), HALF, HALF, ("classifier",))
+    if name == "small-mlp":
+        return lambda: _small_mlp(classes, image_size)
     if is_door(name):
         return _own_network(name, classes, image_size)
     if name in _torchvision_names():
@@ -113,6 +115,15 @@ def _block(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
     # The norm's shift takes the place of the convolution's bias.
     convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
     return convolution, nn.GroupNorm(4, outputs), nn.ReLU(inplace=True)
+
+
+def _small_mlp(classes: int, image_size: int | None) -> Network:
+    """One hidden layer of 128 units: it sees where in the image something is."""
+    if image_size is None:
+        raise ArgumentError("small-mlp depends on the size of its images; give an image_size")
+    hidden = nn.Linear(3 * image_size**2, 128)
+    model = nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(128, classes))
+    return Network(model, HALF, HALF, ("3",))
 
 
 def _own_network(name: str, classes: int, image_size: int | None) -> Callable[[], Network]:

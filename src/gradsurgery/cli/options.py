@@ -20,8 +20,8 @@ from gradsurgery.errors import ArgumentError
 
 DATA = typer.Argument(
     metavar="DATA",
-    help="rotated-digits, colored-digits, pacs, vlcs, office-home (also pacs:PATH …), "
-    "hf://owner/name, a folder domain/class/image, Parquet files, or package.module:Source.",
+    help="coded-digits, rotated-digits, colored-digits, pacs, vlcs, office-home (also "
+    "pacs:PATH …), hf://owner/name, a folder domain/class/image, Parquet files, or package.module:Source.",
 )
 MODEL = typer.Argument(
     metavar="MODEL", help="A run's folder, a model.safetensors, or hf://owner/name."
