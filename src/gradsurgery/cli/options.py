@@ -21,7 +21,8 @@ from gradsurgery.errors import ArgumentError
 DATA = typer.Argument(
     metavar="DATA",
     help="coded-digits, rotated-digits, colored-digits, pacs, vlcs, office-home (also "
-    "pacs:PATH …), hf://owner/name, a folder domain/class/image, Parquet files, or package.module:Source.",
+    "pacs:PATH …), hf://owner/name, a folder domain/class/image, Parquet files, or "
+    "package.module:Source.",
 )
 MODEL = typer.Argument(
     metavar="MODEL", help="A run's folder, a model.safetensors, or hf://owner/name."
