@@ -27,6 +27,7 @@ from gradsurgery.rules import (
     unknown_rule,
 )
 from gradsurgery.rules.base import RuleFunction
+from gradsurgery.rules.randomness import checked_generator
 from gradsurgery.rules.torchjd import PREFIX
 
 Settings = Mapping[str, str | int | float]
@@ -222,7 +223,18 @@ def method(
             f"settings are of a method by name, found {', '.join(map(str, settings))} with "
             f"{type(name).__name__}; give them where you build it"
         )
-    generator = generator or torch.Generator().manual_seed(0)
+    if make_optimizer is not None and not callable(make_optimizer):
+        raise ArgumentError(
+            f"make_optimizer is a function of the parameters, found a "
+            f"{type(make_optimizer).__name__}; give e.g. "
+            "lambda parameters: torch.optim.Adam(parameters, lr=1e-4)"
+        )
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ArgumentError(
+            f"settings are a dict of hyperparameters, found a {type(settings).__name__}; give e.g. "
+            "{'irm.penalty': 10}"
+        )
+    generator = checked_generator(generator) or torch.Generator().manual_seed(0)
     if isinstance(name, Objective):
         return Combined(name, Mean() if rule is None else as_rule(rule), batch_norm=batch_norm)
     if not isinstance(name, str):

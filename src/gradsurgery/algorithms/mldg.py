@@ -22,6 +22,7 @@ from gradsurgery.engine import (
     gradients_of,
     write_update,
 )
+from gradsurgery.errors import ArgumentError
 from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter, checked_values
 from gradsurgery.rules import Rule
 
@@ -111,6 +112,15 @@ class MLDG(Algorithm):
             added = gradients_of(meta, parameters, train, scaler)
         return risk, risk + meta.detach(), _sums(gradients, added)
 
+    def _fresh_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        made = self._make_optimizer(cast("list[nn.Parameter]", parameters))
+        if not isinstance(made, torch.optim.Optimizer):
+            raise ArgumentError(
+                f"make_optimizer gives a torch optimiser, found a {type(made).__name__}; write "
+                "e.g. lambda parameters: torch.optim.Adam(parameters, lr=1e-4)"
+            )
+        return made
+
     @contextmanager
     def _inner_step(
         self,
@@ -128,7 +138,7 @@ class MLDG(Algorithm):
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     unscaled = gradient if gradient is None or scale == 1 else gradient / scale
                     parameter.grad = unscaled
-                self._make_optimizer(cast("list[nn.Parameter]", parameters)).step()
+                self._fresh_optimizer(parameters).step()
                 for parameter in parameters:
                     parameter.grad = None
             yield
