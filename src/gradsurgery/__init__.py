@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gradsurgery.rules import (
         MGDA,
         AggregatorRule,
+        AgrEMA,
         AgrRand,
         AgrSum,
         ANDMask,
@@ -47,6 +48,7 @@ __all__ = [
     "MGDA",
     "ANDMask",
     "AggregatorRule",
+    "AgrEMA",
     "AgrRand",
     "AgrSum",
     "ArgumentError",
