@@ -46,8 +46,9 @@ def build_backbone(
     seed gives the same weights, and the same new last layer whatever the other weights are.
 
     - `name`: a torchvision classifier (`alexnet`), a timm model (`tf_efficientnet_lite0`,
-      `timm/resnet18` where torchvision has the name too), `small-cnn`, `small-mlp`, or a function or class of
-      your own: `package.module:name`, or an entry point in the group `gradsurgery.backbones`.
+      `timm/resnet18` where torchvision has the name too), `small-cnn`, `small-mlp`, or a function
+      or class of your own: `package.module:name`, or an entry point in the group
+      `gradsurgery.backbones`.
     - `weights`: `default` (the library's ImageNet weights, downloaded), `none`, or a FILE: a state
       dict in .pth, .pt or .safetensors. A last layer for another number of classes in it gives
       way to the new one.

@@ -20,8 +20,9 @@ from gradsurgery.errors import ArgumentError
 
 DATA = typer.Argument(
     metavar="DATA",
-    help="rotated-digits, colored-digits, coded-digits, pacs, vlcs, office-home (also pacs:PATH …), "
-    "hf://owner/name, a folder domain/class/image, Parquet files, or package.module:Source.",
+    help="rotated-digits, colored-digits, coded-digits (also coded-digits:domains=8 …), pacs, "
+    "vlcs, office-home (also pacs:PATH …), hf://owner/name, a folder domain/class/image, "
+    "Parquet files, or package.module:Source.",
 )
 CacheOption = Annotated[
     Path | None, typer.Option("--cache", help="Folder in which decoded images are kept.")
