@@ -53,6 +53,15 @@ def backbone_names() -> list[str]:
     return [*known, *(name for name in entry_names("backbone") if name not in known)]
 
 
+def library_has(name: str) -> bool:
+    """Whether `name` is torchvision's, timm's or ours, so that no code from elsewhere is run."""
+    if name == "small-cnn" or name in _torchvision_names():
+        return True
+    from timm import is_model
+
+    return not is_door(name) and bool(is_model(name.removeprefix("timm/")))
+
+
 def find_network(name: str, classes: int, image_size: int | None) -> Callable[[], Network]:
     """What builds the network of that name, with weights drawn from the global random state.
 
@@ -125,6 +134,13 @@ def _own_network(name: str, classes: int, image_size: int | None) -> Callable[[]
         fits=_builds_network,
         expected="a function of the number of classes that gives a torch.nn.Module",
     )
+    return network_by(build, name, classes, image_size)
+
+
+def network_by(
+    build: Callable[..., Any], name: str, classes: int, image_size: int | None
+) -> Callable[[], Network]:
+    """What calls a function (or class) of the user's own, which messages call `name`."""
     takes = inspect.signature(build).parameters
     options = {"image_size": image_size} if "image_size" in takes else {}
     try:
