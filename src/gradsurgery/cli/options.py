@@ -135,6 +135,20 @@ def takes_run_options(
     return lambda command: _with_options(command, declared.values(), "options", _gathered)
 
 
+def takes_options_of(
+    kind: type[BaseModel], *, without: Iterable[str] = ()
+) -> Callable[[Command], Command]:
+    """The command with the fields of `kind` as options, but `without`, as `options`."""
+    names = [name for name in kind.model_fields if name not in set(without)]
+
+    def gathered(given: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in given.items() if value not in (None, [], ())}
+
+    return lambda command: _with_options(
+        command, [_parameter(kind, name) for name in names], "options", gathered
+    )
+
+
 def takes_plan_options(command: Command) -> Command:
     """The command with the options of a run that a plan does not decide, as `options`."""
     return takes_run_options(without=PLAN_PARTS)(command)
