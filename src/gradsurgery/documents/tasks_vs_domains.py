@@ -19,7 +19,7 @@ dealt: every group has the first task, on images of the step that are dealt out 
 TURNED: tuple[Grouping, ...] = ("tasks", "domains")
 """The groupings in which dials are turned, where a study has them."""
 
-DIALS = ("groups", "batch_size", "noise", "contradiction")
+DIALS = ("groups", "batch_size", "noise", "contradiction", "scale")
 """Options that a study may turn, one at a time."""
 
 
@@ -48,6 +48,12 @@ class TasksOptions(Choices):
         le=1,
         description="Share of the training images that every group but the first is told a wrong "
         "class of, each another one.",
+    )
+    scale: float = Field(
+        1.0,
+        gt=0,
+        description="How many times the last group's loss the first one's counts, the others in "
+        "equal steps between.",
     )
     groupings: list[Grouping] = Field(
         list(get_args(Grouping)), min_length=1, description="tasks, tasks-apart, domains, dealt."

@@ -113,6 +113,7 @@ class Groups:
             )
             for each in (seed, derive_seed(seed, "measured"))
         )
+        self._weights = [options.scale ** (-d / (self.count - 1)) for d in range(self.count)]
         self._wrong = [self._told_wrong(number, options) for number in range(self.count)]
 
     def _told_wrong(self, number: int, options: TasksOptions) -> Bool[np.ndarray, " images"]:
@@ -156,12 +157,12 @@ class Groups:
         return [Group(*each) for each in zip(range(self.count), tasks, parts, strict=True)]
 
     def losses(self, backbone: Backbone, groups: Sequence[Group]) -> Iterator[Float[Tensor, ""]]:
-        """The mean cross-entropy of each group; groups of the same images share one pass."""
+        """The loss of each group by its weight; groups of the same images share one pass."""
         logits: Tensor | None = None
         for group in groups:
             if logits is None or self.grouping != "tasks":
                 logits = backbone.model(normalized(backbone, self.images, group.positions)).float()
-            yield self.loss(logits, group)
+            yield self._weights[group.number] * self.loss(logits, group)
 
     def loss(self, logits: Float[Tensor, "batch outputs"], group: Group) -> Float[Tensor, ""]:
         """The mean cross-entropy of the group's task, with the labels that it is told."""
