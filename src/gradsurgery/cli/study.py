@@ -58,7 +58,7 @@ def tasks_vs_domains(
         typer.Option(
             "--dial",
             metavar="NAME=VALUE,VALUE",
-            help="Other values of groups, batch_size, noise, contradiction or scale, one at a time.",
+            help="Other values of groups, batch_size, noise, contradiction, scale; one at a time.",
         ),
     ] = None,
     dial_seeds: Annotated[str, typer.Option("--dial-seeds", help="Of these runs.")] = "5",
