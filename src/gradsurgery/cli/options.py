@@ -20,9 +20,27 @@ from gradsurgery.errors import ArgumentError
 
 DATA = typer.Argument(
     metavar="DATA",
-    help="rotated-digits, colored-digits, pacs, vlcs, office-home (also pacs:PATH …), "
-    "hf://owner/name, a folder domain/class/image, Parquet files, or package.module:Source.",
+    help="rotated-digits, colored-digits, coded-digits (also coded-digits:domains=8 …), pacs, "
+    "vlcs, office-home (also pacs:PATH …), hf://owner/name, a folder domain/class/image, "
+    "Parquet files, or package.module:Source.",
 )
+MODEL = typer.Argument(
+    metavar="MODEL", help="A run's folder, a model.safetensors, or hf://owner/name."
+)
+OwnBackboneOption = Annotated[
+    str | None,
+    typer.Option("--backbone", help="For a network of your own: package.module:function."),
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="auto (cuda where there is one, else cpu), cpu or cuda.")
+]
+PictureBatchOption = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Pictures that the network is given at a time.")
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Threads that decode. Default: one a processor."),
+]
 CacheOption = Annotated[
     Path | None, typer.Option("--cache", help="Folder in which decoded images are kept.")
 ]
