@@ -153,9 +153,12 @@ def takes_run_options(
     return lambda command: _with_options(command, declared.values(), "options", _gathered)
 
 
-def takes_options_of(kind: type[BaseModel]) -> Callable[[Command], Command]:
-    """The command with an option for each field of `kind`, as `options`: those that were given."""
-    declared = [_parameter(kind, name) for name in kind.model_fields]
+def takes_options_of(
+    kind: type[BaseModel], *, without: Iterable[str] = ()
+) -> Callable[[Command], Command]:
+    """The command with the fields of `kind` as options, but `without`, as `options`."""
+    apart = set(without)
+    declared = [_parameter(kind, name) for name in kind.model_fields if name not in apart]
     return lambda command: _with_options(command, declared, "options", _given)
 
 
