@@ -17,11 +17,19 @@ import gradsurgery as gs
 
 MODEL = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
 BATCHES = [(torch.ones(2, 3, 2, 2), torch.tensor([0, 1])) for _ in range(2)]
+LABELS = BATCHES[0][1]
 LOSS = nn.CrossEntropyLoss()
+METHODS = ["deep-all", "agr-sum", "irm", "mixup", "fish", "mldg", "fishr", "group-dro", "gradnorm"]
+
+
+def labelled(labels):
+    return [(images, labels) for images, _ in BATCHES]
 
 
 def stepped(name="agr-sum", model=MODEL, batches=BATCHES, optimizer=None, step=1, **options):
     optimizer = torch.optim.SGD(MODEL.parameters(), lr=0.1) if optimizer is None else optimizer
+    if name == "mldg":
+        options = {"make_optimizer": torch.optim.Adam} | options
     return gs.method(name, **options).step(model, batches, optimizer, step=step)
 
 
@@ -84,7 +92,37 @@ CALLS = {
     "step: a half": (lambda: stepped(step=1.5), r"counted from 1, found 1\.5"),
     "step's model": (lambda: stepped(model=None), "model is a torch.nn.Module, found a NoneType"),
     "step's optimizer": (lambda: stepped(optimizer=5), "torch optimiser .* found a int"),
-    "step's batches": (lambda: stepped(batches=None), "one pair .* per source domain, found a None"),
+    "step's batches": (
+        lambda: stepped(batches=None),
+        "one pair .* per source domain, found a None",
+    ),
+    "labels: a list": (
+        lambda: stepped(batches=[(BATCHES[0][0], [0, 1])] * 2),
+        "torch.int64, found a list",
+    ),
+    **{
+        f"labels: {dtype}, {name}": (
+            lambda dtype=dtype, name=name: stepped(name, batches=labelled(LABELS.to(dtype))),
+            f"found {dtype}; give labels.long",
+        )
+        for dtype in (torch.int32, torch.float32, torch.bool)
+        for name in METHODS
+    },
+    **{
+        f"labels: beyond, {name}": (
+            lambda name=name: stepped(name, batches=labelled(LABELS + 4)),
+            "label 4 is none of the classes 0 to 1",
+        )
+        for name in METHODS
+    },
+    "labels: below": (
+        lambda: stepped(batches=labelled(LABELS - 1)),
+        "label -1 is none of the classes 0 to 1",
+    ),
+    "labels: one-hot": (
+        lambda: stepped(batches=labelled(torch.eye(2).long())),
+        r"found shape \[2, 2\] for logits of shape \[2, 2\]",
+    ),
     "labels: None": (
         lambda: stepped(batches=[(BATCHES[0][0], None)] * 2),
         "labels of domain 0 are a tensor with one row each, found NoneType",

@@ -18,9 +18,11 @@ from gradsurgery.rules.base import (
     GramianRule,
     Rule,
     State,
+    beyond_precision,
     only_call_is_own,
 )
 from gradsurgery.rules.gramian import gramian_of, scale_of, weighted_sum
+from gradsurgery.rules.remembering import RememberingRule, Verdict
 
 
 class SingleGradients(Accumulator):
@@ -86,16 +88,23 @@ def accumulator_for(rule: Rule, parameters: Sequence[Tensor]) -> Accumulator:
     if accelerates(parameters) and len({parameter.dtype for parameter in parameters}) == 1:
         from gradsurgery.engine import network
 
+        if isinstance(rule, RememberingRule) and not alone:
+            return network.NetworkVerdict(rule, parameters)
         if alone or not isinstance(rule, ComponentwiseRule | GramianRule):
             return network.NetworkMatrix(rule, parameters)
         if isinstance(rule, GramianRule) and fits_products(parameters):
             return network.WeighedGradients(rule, parameters)
         if isinstance(rule, ComponentwiseRule) and rule.combination(2) is not None:
             return network.CombinedGradients(rule, parameters)
-    if isinstance(rule, ComponentwiseRule) and not alone:
-        return FoldedGradients(rule, parameters)
-    if isinstance(rule, GramianRule) and not alone:
-        return StoredGradients(rule, parameters)
+    kinds: list[tuple[Any, type[Any]]] = [
+        (ComponentwiseRule, FoldedGradients),
+        (GramianRule, StoredGradients),
+        (RememberingRule, JudgedMatrix),
+    ]
+    for kind, accumulator in () if alone else kinds:
+        if isinstance(rule, kind):
+            chosen: Accumulator = accumulator(rule, parameters)
+            return chosen
     return GradientMatrix(rule, parameters)
 
 
@@ -240,6 +249,20 @@ class GradientMatrix(SingleGradients):
             gradients[position] = self._shaped(flat, position, poison=poison)
         return gradients
 
+    def _judged(self, verdict: Verdict) -> Update:
+        """What a rule with a memory says of the whole network, split into the parameters."""
+        reached = [position in self._reached for position in range(len(self._parameters))]
+        parts = [verdict.update[self._span(position)] for position in sorted(self._reached)]
+        device = verdict.update.device
+        bounds, counted = torch.tensor(self._bounds).to(device), torch.tensor(reached).to(device)
+        counts = [  # in few launches, however many parameters there are
+            torch.nn.functional.pad(marks.cumsum(0), (1, 0))[bounds].diff() * counted
+            for marks in (verdict.agreeing, verdict.zero)
+        ]
+        updates = self._updates(parts, poison=False)
+        sizes = [0 if update is None else update.numel() for update in updates]
+        return Update(updates, agreeing=counts[0], zeros=counts[1], sizes=sizes)
+
     def _add(self, position: int, domain: int, gradient: Float[Tensor, " params"] | None) -> None:
         place = self._row(domain)[self._span(position)]
         if gradient is None:
@@ -272,6 +295,24 @@ class GradientMatrix(SingleGradients):
         # the rule may keep what it returns, and its memory may be laid out in any way
         copy: Tensor = update.detach().clone(memory_format=torch.contiguous_format)
         return copy
+
+
+class JudgedMatrix(GradientMatrix):
+    """For rules with a memory of every component: the matrix of the whole network."""
+
+    def __init__(self, rule: RememberingRule, parameters: Sequence[Tensor]) -> None:
+        super().__init__(rule, parameters)
+        self._judge = rule.judge
+
+    @override
+    def finish(self, domains: int, *, poison: bool) -> Update:
+        if not self._reached:
+            return Update([None] * len(self._parameters))
+        finite = torch.ones((), dtype=torch.bool, device=self._matrix.device)
+        verdict = self._judge(self._matrix[:domains], finite)
+        if not verdict.sound:
+            raise beyond_precision(dtype=self._matrix.dtype)
+        return self._judged(verdict)
 
 
 def check_form(update: Any, rule: str, matrix: Tensor) -> None:

@@ -41,7 +41,7 @@ def _depth(cls: type, name: str) -> int:
 
 def only_call_is_own(rule: "Rule") -> bool:
     """Whether the class of a rule defines nothing anew but what it is called for on a matrix."""
-    steps = ("start", "fold", "finish", "weights")
+    steps = ("start", "fold", "finish", "weights", "judge")
     own = [_depth(type(rule), name) for name in steps if hasattr(rule, name)]
     return _depth(type(rule), "__call__") < min(own, default=0)
 
