@@ -84,7 +84,7 @@ CALLS = {
     ),
     "settings: a number": (
         lambda: gs.method("irm", settings=5),
-        "settings are a dict of hyperparameters, found a int",
+        "settings are a dict, .* say, found a int",
     ),
     "step: None": (lambda: stepped(step=None), "counted from 1, found None"),
     "step: 0": (lambda: stepped(step=0), "counted from 1, found 0"),

@@ -239,17 +239,6 @@ def method(
             f"settings are of a method by name, found {', '.join(map(str, settings))} with "
             f"{type(name).__name__}; give them where you build it"
         )
-    if make_optimizer is not None and not callable(make_optimizer):
-        raise ArgumentError(
-            f"make_optimizer is a function of the parameters, found a "
-            f"{type(make_optimizer).__name__}; give e.g. "
-            "lambda parameters: torch.optim.Adam(parameters, lr=1e-4)"
-        )
-    if settings is not None and not isinstance(settings, Mapping):
-        raise ArgumentError(
-            f"settings are a dict of hyperparameters, found a {type(settings).__name__}; give e.g. "
-            "{'irm.penalty': 10}"
-        )
     generator = checked_generator(generator) or torch.Generator().manual_seed(0)
     if isinstance(name, Objective):
         return Combined(name, Mean() if rule is None else as_rule(rule), batch_norm=batch_norm)
@@ -363,8 +352,11 @@ def _hyperparameters(owner: str) -> Sequence[Hyperparameter]:
     return known
 
 
-def _taken(given: Settings, owners: Iterable[str], method: str) -> dict[str, dict[str, Any]]:
+def _taken(given: Any, owners: Iterable[str], method: str) -> dict[str, dict[str, Any]]:
     """The settings by owner; an `ArgumentError` for one that belongs to none of them."""
+    if not isinstance(given, Mapping):
+        found = type(given).__name__
+        raise ArgumentError(f"settings are a dict, {{'irm.penalty': 10}} say, found a {found}")
     owned: dict[str, dict[str, Any]] = {owner: {} for owner in owners}
     for key, value in given.items():
         owner, _, name = key.rpartition(".")

@@ -29,6 +29,8 @@ from gradsurgery.rules import Rule
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Gradients = list[Tensor | None]
 
+_EXAMPLE = "give e.g. lambda parameters: torch.optim.Adam(parameters, lr=1e-4)"
+
 
 class MLDG(Algorithm):
     """Step on one domain so that another improves too. Per pair (i, j) of domains the gradient is
@@ -60,6 +62,11 @@ class MLDG(Algorithm):
         make_optimizer: OptimizerFactory,
         **given: Any,
     ) -> None:
+        if not callable(make_optimizer):
+            raise ArgumentError(
+                f"make_optimizer is a function of the parameters, found a "
+                f"{type(make_optimizer).__name__}; {_EXAMPLE}"
+            )
         self.rule = rule
         self.values = checked_values(self.name, self.hyperparameters, given)
         self.minimum_domains = max(2, rule.minimum_domains)
@@ -116,8 +123,7 @@ class MLDG(Algorithm):
         made = self._make_optimizer(cast("list[nn.Parameter]", parameters))
         if not isinstance(made, torch.optim.Optimizer):
             raise ArgumentError(
-                f"make_optimizer gives a torch optimiser, found a {type(made).__name__}; write "
-                "e.g. lambda parameters: torch.optim.Adam(parameters, lr=1e-4)"
+                f"make_optimizer gives a torch optimiser, found a {type(made).__name__}; {_EXAMPLE}"
             )
         return made
 

@@ -27,8 +27,9 @@ def trainable_parameters(
         )
     named: dict[int, NamedParameter] = {}
     for position, item in enumerate(parameters):
-        pair = isinstance(item, tuple) and len(item) == 2
-        name, parameter = item if pair else (str(position), item)
+        name, parameter = str(position), item
+        if isinstance(item, tuple) and len(item) == 2:
+            name, parameter = item
         if not isinstance(parameter, Tensor):
             raise ArgumentError(
                 f"parameters are tensors or (name, tensor) pairs, found {type(parameter).__name__}"
