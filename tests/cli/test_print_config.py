@@ -99,3 +99,23 @@ def test_without_a_target_the_domains_are_listed(name: str, command: Command) ->
         "0, 15, 30, 45, 60, 75\n"
     )
     assert command(name)[2] == "error: data is missing; give one\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["train", "--target", "75", "--backbone", "os:getcwd"], "os:getcwd"),
+        (["train", "--target", "75", "--method", "irm+os:system"], "os:system"),
+        (["train", "--target", "a:b", "--method", "irm+torchjd:UPGrad"], ""),
+        (
+            ["compare", "--methods", "nowhere:F,mgda", "--backbone", "nowhere:B"],
+            "nowhere:F, nowhere:B",
+        ),
+    ],
+)
+def test_code_of_somebody_is_named_and_not_imported(
+    arguments: list[str], names: str, command: Command
+) -> None:
+    code, _, err = command(arguments[0], "rotated-digits", *arguments[1:], "--print-config")
+    note = f"note: {names} is not imported here, and not checked; a run imports it\n"
+    assert (code, err) == (0, note if names else "")

@@ -13,6 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 from typing_extensions import override
 
 from gradsurgery import __version__
+from gradsurgery.cli.usage import PROGRAM, usage_line
 from gradsurgery.doors import fault_of
 from gradsurgery.errors import GradsurgeryError
 
@@ -113,10 +114,22 @@ def _options(
 
 
 def run() -> None:
-    """Entry point: an error that has a cure is one line and exit code 1, an interruption 130."""
+    """Entry point: an error that has a cure is one line and exit code 1, an interruption 130.
+
+    What cannot be typed is one line too, and exit code 2.
+    """
     warnings.filterwarnings("ignore", module=r"PIL\.")  # images that cannot be read are named
     try:
-        app()
+        code = app(standalone_mode=False, prog_name=PROGRAM)
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            print(f"error: {usage_line(error, list(COMMANDS), sys.argv[1:])}", file=sys.stderr)
+        sys.exit(2)
+    except typer.Abort:
+        print("aborted", file=sys.stderr)
+        sys.exit(1)
     except GradsurgeryError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
@@ -127,3 +140,4 @@ def run() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
