@@ -13,7 +13,7 @@ import typer
 import yaml
 from pydantic import BaseModel
 
-from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.configuration import RunConfiguration, known_options
 from gradsurgery.documents.document import read_mapping
 from gradsurgery.documents.plan import PLAN_PARTS
 from gradsurgery.documents.selection import CriterionName, Model
@@ -266,9 +266,15 @@ def merged(written: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return written | given | ({"settings": settings | given["settings"]} if both else {})
 
 
-def configured(config: Path | None, given: dict[str, Any]) -> dict[str, Any]:
-    """The options in a file, with those in their place that a command was given."""
-    return merged({} if config is None else read_mapping(config, "configuration"), given)
+def configured(
+    config: Path | None, given: dict[str, Any], also: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The options in a file, with those in their place that a command was given.
+
+    also: names in the file of what is no option of a run.
+    """
+    known = [*also, *known_options()]
+    return merged({} if config is None else read_mapping(config, "configuration", known), given)
 
 
 def parted(options: dict[str, Any], kind: type[BaseModel]) -> tuple[dict[str, Any], dict[str, Any]]:
