@@ -73,6 +73,13 @@ class RunConfiguration(TrainingOptions, DataOptions):
         ge=1,
     )
 
+    keep_checkpoint: bool = option(
+        "place",
+        "Keep the last checkpoint beside the record (about four times the size of the model), so "
+        "that the run can be given more --iterations without repeating its steps.",
+        False,
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, options: Any) -> Any:
