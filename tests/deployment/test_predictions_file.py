@@ -16,10 +16,10 @@ MODEL = "0123456789abcdef" * 4
 FIRST = Predictions(
     ("cat", "dog, or fox"),
     ["a.png", 'b "c".png'],
-    np.array([[0.25, 0.75], [1, 0]], np.float32),
+    np.array([[0.25, 0.75], [1, 0]], np.float64),
     (SkippedImage("x.png", "it is empty (0 bytes)"),),
 )
-SECOND = Predictions(("cat", "dog, or fox"), ["d.png"], np.array([[0.5, 0.5]], np.float32))
+SECOND = Predictions(("cat", "dog, or fox"), ["d.png"], np.array([[0.5, 0.5]], np.float64))
 
 
 def write(path: Path, *parts: Predictions, top: int = 2, model: str = MODEL) -> set[str]:
