@@ -1,12 +1,14 @@
 """Images of several domains: where they come from, their pixels, their split, their batches."""
 
+from gradsurgery.data.augmentation import Augmentation
 from gradsurgery.data.batches import Batches, DomainBatches, SingleDomainBatches
-from gradsurgery.data.cache import cache_folder, prepare
+from gradsurgery.data.cache import cache_folder, cpus, prepare
 from gradsurgery.data.decode import BadImageError, decode_image, example_images
 from gradsurgery.data.image_set import ImageSet
 from gradsurgery.data.loader import ImageLoader, image_loader
 from gradsurgery.data.open_source import BUILT_IN, open_source
 from gradsurgery.data.pixels import normalize
+from gradsurgery.data.preparation import Preparation
 from gradsurgery.data.presets import PRESETS, Preset
 from gradsurgery.data.source import SkippedImage, Source
 from gradsurgery.data.splits import Split, draw_split
@@ -14,17 +16,20 @@ from gradsurgery.data.splits import Split, draw_split
 __all__ = [
     "BUILT_IN",
     "PRESETS",
+    "Augmentation",
     "BadImageError",
     "Batches",
     "DomainBatches",
     "ImageLoader",
     "ImageSet",
+    "Preparation",
     "Preset",
     "SingleDomainBatches",
     "SkippedImage",
     "Source",
     "Split",
     "cache_folder",
+    "cpus",
     "decode_image",
     "draw_split",
     "example_images",

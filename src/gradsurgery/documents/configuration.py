@@ -6,58 +6,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import model_validator
 
 from gradsurgery.atomic import atomic_file
-from gradsurgery.documents.document import FILE_VERSION, Choices, Document, read_mapping
+from gradsurgery.documents.built_in import built_in
+from gradsurgery.documents.data_options import DataOptions
+from gradsurgery.documents.document import FILE_VERSION, Document, read_mapping
+from gradsurgery.documents.options import Role, about_option, option
+from gradsurgery.documents.training_options import TrainingOptions
 
-BatchNorm = Literal["frozen", "per-domain", "pooled"]
-Optimizer = Literal["adam", "adamw", "sgd"]
 Precision = Literal["float32", "tf32", "ieee", "bfloat16", "float16"]
 Switch = Literal["auto", "on", "off"]
-Average = Literal["none", "ema", "swad"]
-Batches = Literal["multi", "single"]
-
-Role = Literal["identity", "condition", "hyperparameter", "incidental", "place"]
-"""What an option is to a comparison of runs.
-
-identity: says which of the compared runs it is; two runs that are compared may differ in it.
-incidental: what is recorded or let pass; runs that differ in nothing else are one run.
-condition: of the experiment; two runs that are compared share it, and no search chooses it: in a
-    grid its values are experiments apart.
-hyperparameter: two runs that are compared share it, unless a search has chosen it for each.
-place: where and on what the run is worked on. Every option but these decides the run's folder.
-"""
-
-BUILT_IN_DATA = ("rotated-digits", "colored-digits")
-
-# They are there to try things out: a run takes seconds on a processor.
-_DIGITS: dict[str, Any] = {
-    "backbone": "small-cnn",
-    "weights": "none",
-    "iterations": 300,
-    "batch_size": 24,
-    "learning_rate": 5e-3,
-    "weight_decay": 5e-5,
-    "validate_every": 20,
-    "image_size": 14,
-}
 
 
-def _option(
-    role: Role,
-    description: str,
-    default: Any = ...,
-    *,
-    free: bool = False,
-    **limits: Any,
-) -> Any:
-    """A field with its role; of one that is `free`, no value makes a step cost more or less."""
-    about: dict[str, Any] = {"role": role, "free": free}
-    return Field(default, description=description, json_schema_extra=about, **limits)
-
-
-class RunConfiguration(Choices):
+class RunConfiguration(TrainingOptions, DataOptions):
     """Everything that decides the outcome of a run.
 
     The defaults are the paper's protocol; the built-in digit sets have small ones of their own.
@@ -74,147 +36,58 @@ class RunConfiguration(Choices):
     file_name: ClassVar[str] = "configuration.json"
     part = "option"
 
-    data: str = _option(
-        "place",
-        'The data set: a built-in name, a folder, "hf://owner/name", "pacs", "pacs:PATH", or '
-        "package.module:Source.",
-        free=True,
-        min_length=1,
-    )
-    target: str = _option("identity", "The domain that is held out.", free=True, min_length=1)
-    without: list[str] = _option(
-        "identity",
-        "A source domain to leave out as well, of training and of validation.",
-        [],
-    )
-    method: str = _option(
-        "identity",
-        "A name of `gradsurgery methods`, or objective+rule; either may be package.module:Name.",
-        "agr-sum",
-    )
-    settings: dict[str, float | str] = _option(
-        "hyperparameter",
-        "A hyperparameter of the method or the average, e.g. group-dro.eta=0.05; see "
-        "`gradsurgery methods`.",
-        {},
-        free=True,
-    )
-    backbone: str = _option(
-        "condition",
-        "A torchvision or timm classifier, small-cnn, or package.module:function.",
-        "alexnet",
-    )
-    weights: str = _option(
-        "condition",
-        "Initial weights: default (pretrained on ImageNet), none, or a file.",
-        "default",
-    )
-    batch_norm: BatchNorm = _option(
-        "hyperparameter",
-        "Batch normalisation: frozen (evaluation mode), per-domain (every domain by its own "
-        "batch), or pooled (one forward pass over the batches of all domains, then a backward pass "
-        "per domain). Default: frozen, with weights none per-domain.",
-        "frozen",
-    )
-    seed: int = _option(
-        "identity", "Seed of everything random in the run.", 0, free=True, ge=0, le=2**63 - 1
-    )
-    split_seed: int = _option(
-        "condition",
-        "Seed of the split into training, validation and test images.",
-        0,
-        free=True,
-        ge=0,
-        le=2**63 - 1,
-    )
-    split_per_run: bool = _option(
-        "condition", "Draw the split from the run's own seed.", False, free=True
-    )
-    iterations: int = _option("hyperparameter", "Steps of the optimiser.", 1000, ge=1)
-    batch_size: int = _option("hyperparameter", "Images per source domain and step.", 128, ge=1)
-    batches: Batches = _option(
-        "condition",
-        "multi: one batch of every source domain. single: as many batches, all of one domain "
-        "chosen at random at every step (the control of the paper's figure 4).",
-        "multi",
-    )
-    log_conflict: int = _option(
-        "incidental",
-        "Record every so many steps how the domains' gradients agree; 0 is never.",
-        0,
-        ge=0,
-    )
-    learning_rate: float = _option(
-        "hyperparameter", "Step size of the optimiser.", 1e-5, free=True, gt=0
-    )
-    weight_decay: float = _option(
-        "hyperparameter", "Weight decay of the optimiser.", 5e-5, free=True, ge=0
-    )
-    optimizer: Optimizer = _option(
-        "hyperparameter", "adam, adamw or sgd (with momentum 0.9).", "adam"
-    )
-    average: Average = _option(
-        "hyperparameter",
-        "Average of the weights over the steps: none, ema (the exponential average is validated, "
-        "selected and tested), or swad (the best model is the mean over the valley of the "
-        "validation loss).",
-        "none",
-    )
-    validate_every: int = _option(
-        "hyperparameter",
-        "Steps between validations. Each writes a checkpoint, unless writing them takes more than "
-        "a tenth of the run's time.",
-        20,
-        ge=1,
-    )
-    image_size: int = _option("hyperparameter", "Height and width in pixels.", 224, ge=8, le=2048)
-    device: str = _option(
+    device: str = option(
         "place", "auto (cuda where there is one, else cpu), or a device of torch.", "auto"
     )
-    precision: Precision = _option(
+    precision: Precision = option(
         "hyperparameter",
         "Of the forward and backward passes: float32 (as torch computes by itself, on a GPU "
         "convolutions in TF32, with 10 bits of fraction), tf32 (on a GPU all products in TF32), "
         "ieee (float32 everywhere), bfloat16 or float16. Weights are float32.",
         "float32",
     )
-    channels_last: Switch = _option(
+    channels_last: Switch = option(
         "place",
         "Weights and images with the channels last in memory: on, off, or auto (on a GPU with "
         "another precision than float32, for networks with convolutions). Results depend on it to "
         "the last bit.",
         "auto",
     )
-    compile: bool = _option(
+    compile: bool = option(
         "place",
         "Compile the network with torch.compile: faster steps after a wait at the start. Results "
         "depend on it to the last bit.",
         False,
     )
-    cuda_graph: Switch = _option(
+    cuda_graph: Switch = option(
         "place",
         "Record a training step on the GPU once and replay it: on, off, or auto (where it can be). "
         "Results do not depend on it.",
         "auto",
     )
-    threads: int | None = _option(
+    threads: int | None = option(
         "place",
         "Threads of the processor to compute with; results depend on them to the last bit. "
         "Default: as many as torch takes.",
         None,
         ge=1,
     )
-    skip_bad: bool = _option("incidental", "Leave out images that cannot be decoded.", False)
+
+    keep_checkpoint: bool = option(
+        "place",
+        "Keep the last checkpoint beside the record (about four times the size of the model), so "
+        "that the run can be given more --iterations without repeating its steps.",
+        False,
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, options: Any) -> Any:
         if not isinstance(options, dict):
             return options
-        digits = _DIGITS if options.get("data") in BUILT_IN_DATA else {}
-        filled = {**digits, **options}
+        filled = {**built_in(str(options.get("data"))).options, **options}
         filled.pop("passes", None)  # of version 0.1.0: how to compute the same
-        if filled.get("backbone") == "small-cnn":  # there are no weights for it
+        if filled.get("backbone") in ("small-cnn", "small-mlp"):  # there are no weights for it
             filled.setdefault("weights", "none")
         for name in ("data", "weights"):
             if isinstance(filled.get(name), os.PathLike):
@@ -231,11 +104,6 @@ class RunConfiguration(Choices):
         if filled.get("weights") == "none":  # random running statistics are worth nothing
             filled.setdefault("batch_norm", "per-domain")
         return filled
-
-    @field_validator("without")
-    @classmethod
-    def _each_once(cls, value: list[str]) -> list[str]:
-        return sorted(set(value))
 
     @property
     def seed_of_split(self) -> int:
@@ -298,18 +166,17 @@ def options_of(*roles: Role) -> list[str]:
 
 def role_of(name: str) -> Role:
     """The role of the option `name`."""
-    role: Role = _about(name)["role"]
+    role: Role = about_option(RunConfiguration, name)["role"]
     return role
 
 
 def costly_options() -> list[str]:
     """The names of the options that decide what a step costs."""
-    return [name for name in RunConfiguration.model_fields if not _about(name)["free"]]
-
-
-def _about(name: str) -> dict[str, Any]:
-    extra = RunConfiguration.model_fields[name].json_schema_extra
-    return extra if isinstance(extra, dict) else {}
+    return [
+        name
+        for name in RunConfiguration.model_fields
+        if not about_option(RunConfiguration, name)["free"]
+    ]
 
 
 _WHEREVER = [name for name in RunConfiguration.model_fields if role_of(name) != "place"]
