@@ -72,6 +72,7 @@ OTHER_METHODS: dict[str, MethodInfo] = {
         MethodInfo("fishr", "fishr+mean", "match gradient variances", "Rame et al. 2022"),
         MethodInfo("fish", "fish", "match gradients by steps in turn", "Shi et al. 2022"),
         MethodInfo("gradnorm", "gradnorm+mean", "equalise training rates", "Chen et al. 2018"),
+        MethodInfo("agr-ema", "erm+agr-ema", "agr-sum judged on running means", "this project"),
         MethodInfo("gradvac", "erm+gradvac", "raise low cosines", "Wang et al. 2021"),
         MethodInfo("cagrad", "erm+cagrad", "near the mean, help the worst", "Liu et al. 2021"),
         MethodInfo("mgda", "erm+mgda", "shortest convex combination", "Sener & Koltun 2018"),

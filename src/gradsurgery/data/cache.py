@@ -87,7 +87,7 @@ def prepare(  # noqa: PLR0917
                 images = read_image_set(folder / digest, digest, source)
                 if images is None:
                     decoding = _Decoding(source, size, hashes, skip_bad, progress)
-                    images = _write_images(folder, digest, decoding, workers or _cpus())
+                    images = _write_images(folder, digest, decoding, workers or cpus())
             if index is not None:
                 _write_index(folder, index, digest)
         except OSError as error:
@@ -170,7 +170,7 @@ def _write_index(cache: Path, path: Path, digest: str) -> None:
             file.write_text(digest, encoding="ascii")
 
 
-def _cpus() -> int:
+def cpus() -> int:
     """CPUs this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -46,16 +46,13 @@ def decode_image(content: bytes, size: int, resize_first: int | None = None) -> 
 
     Raises `BadImageError` where the bytes are damaged, truncated or no image: nothing is guessed.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     if not content:
         raise BadImageError("it is empty (0 bytes)")
     try:
         with Image.open(BytesIO(content)) as file:
-            if file.format == "EPS":  # Pillow would run Ghostscript on it
-                raise BadImageError("it is a PostScript program; save it as PNG")
-            file.load()
-            image = to_rgb(ImageOps.exif_transpose(file), _bit_depth(file, content))
+            return resized_rgb(file, _bit_depth(file, content), size, resize_first)
     except BadImageError:
         raise
     except UnidentifiedImageError as error:
@@ -66,6 +63,18 @@ def decode_image(content: bytes, size: int, resize_first: int | None = None) -> 
     # Pillow's decoders raise exceptions of any class on damaged bytes.
     except Exception as error:
         raise BadImageError(f"it is damaged: {one_line(error)}") from error
+
+
+def resized_rgb(
+    image: "Image.Image", bit_depth: int, size: int, resize_first: int | None
+) -> NDArray[np.uint8]:
+    """What `decode_image` makes of an image that is open; `bit_depth` as in `to_rgb`."""
+    from PIL import Image, ImageOps
+
+    if image.format == "EPS":  # Pillow would run Ghostscript on it
+        raise BadImageError("it is a PostScript program; save it as PNG")
+    image.load()
+    image = to_rgb(ImageOps.exif_transpose(image), bit_depth)
     for side in (resize_first, size):
         if side is not None:
             image = image.resize((side, side), Image.Resampling.BILINEAR)

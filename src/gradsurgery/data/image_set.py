@@ -32,6 +32,8 @@ class ImageSet:
     folder: where the cache keeps it; None for a set that is not from the cache.
     left_out: files that lie among the images and were not taken for any.
     provenance: where the code of a source from another package comes from.
+    resize_first: side to which images were resized before they were resized to `size`.
+    decoder: the method that decoded them, None for `decode_image`.
     """
 
     name: str
@@ -47,10 +49,18 @@ class ImageSet:
     folder: Path | None = None
     left_out: tuple[SkippedImage, ...] = ()
     provenance: dict[str, str | None] | None = None
+    resize_first: int | None = None
+    decoder: str | None = None
 
     def counts(self) -> NDArray[np.int64]:
         """Number of images of each domain (row) and class (column)."""
         return count_images(self.domains, self.classes, self.domain, self.label)
+
+
+def decoder_of(source: Source) -> str | None:
+    """The method of its own that decodes the source's images, None for `decode_image`."""
+    method = type(source).decode
+    return None if method is Source.decode else f"{method.__module__}.{method.__qualname__}"
 
 
 def content_hashes(source: Source) -> list[bytes]:
@@ -146,6 +156,8 @@ def read_image_set(folder: Path, digest: str, source: Source) -> ImageSet | None
             folder,
             source.left_out,
             source.provenance,
+            source.resize_first,
+            decoder_of(source),
         )
     # Any of these means that the folder is missing or damaged: it is made anew.
     except (OSError, ValueError, DataError):

@@ -2,9 +2,11 @@
 
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gradsurgery.data.coded_digits import CodedDigits, CodedDigitsOptions
 from gradsurgery.data.digits import ColoredDigits, RotatedDigits
 from gradsurgery.data.folder import FolderSource
 from gradsurgery.data.hub import HubSource
@@ -14,13 +16,18 @@ from gradsurgery.data.source import Source
 from gradsurgery.doors import entry_names, is_door, load_object, provenance
 from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, one_line
 
-BUILT_IN = {"rotated-digits": RotatedDigits, "colored-digits": ColoredDigits}
+BUILT_IN: dict[str, Callable[[], Source]] = {
+    "rotated-digits": RotatedDigits,
+    "colored-digits": ColoredDigits,
+    "coded-digits": CodedDigits,
+}
 
 
 def open_source(spec: str) -> Source:
     """Open the data set that `spec` names; lists its images, decodes none.
 
-    `spec` is "rotated-digits" or "colored-digits" (built in); "pacs", "vlcs" or "office-home",
+    `spec` is "rotated-digits", "colored-digits" or "coded-digits" (built in; the last may be
+    followed by parameters, as "coded-digits:domains=8,noise=0.2"); "pacs", "vlcs" or "office-home",
     alone (from the Hub) or followed by ":PATH"; "hf://owner/name"; the path of a folder laid out
     as domain/class/image; the path of a Parquet file or of a folder of such files; or, where none
     of these has the name, a source of your own: "package.module:Name" or an entry point in the
@@ -34,7 +41,9 @@ def open_source(spec: str) -> Source:
     """
     if spec in BUILT_IN:
         return BUILT_IN[spec]()
-    name, _, place = spec.partition(":")
+    name, colon, place = spec.partition(":")
+    if name == "coded-digits" and colon:
+        return CodedDigits(CodedDigitsOptions.parsed(place))
     if name in PRESETS:
         return _open_preset(name, place)
     if (is_door(spec) or spec in entry_names("source")) and not _exists(spec):

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from gradsurgery.atomic import atomic_file
+from gradsurgery.documents.built_in import built_in
 from gradsurgery.documents.data_options import DataOptions
 from gradsurgery.documents.document import FILE_VERSION, Document, read_mapping
 from gradsurgery.documents.options import Role, about_option, option
@@ -16,20 +17,6 @@ from gradsurgery.documents.training_options import TrainingOptions
 
 Precision = Literal["float32", "tf32", "ieee", "bfloat16", "float16"]
 Switch = Literal["auto", "on", "off"]
-
-BUILT_IN_DATA = ("rotated-digits", "colored-digits")
-
-# They are there to try things out: a run takes seconds on a processor.
-_DIGITS: dict[str, Any] = {
-    "backbone": "small-cnn",
-    "weights": "none",
-    "iterations": 300,
-    "batch_size": 24,
-    "learning_rate": 5e-3,
-    "weight_decay": 5e-5,
-    "validate_every": 20,
-    "image_size": 14,
-}
 
 
 class RunConfiguration(TrainingOptions, DataOptions):
@@ -98,10 +85,9 @@ class RunConfiguration(TrainingOptions, DataOptions):
     def _fill(cls, options: Any) -> Any:
         if not isinstance(options, dict):
             return options
-        digits = _DIGITS if options.get("data") in BUILT_IN_DATA else {}
-        filled = {**digits, **options}
+        filled = {**built_in(str(options.get("data"))).options, **options}
         filled.pop("passes", None)  # of version 0.1.0: how to compute the same
-        if filled.get("backbone") == "small-cnn":  # there are no weights for it
+        if filled.get("backbone") in ("small-cnn", "small-mlp"):  # there are no weights for it
             filled.setdefault("weights", "none")
         for name in ("data", "weights"):
             if isinstance(filled.get(name), os.PathLike):
