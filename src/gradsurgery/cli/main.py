@@ -3,6 +3,7 @@
 A command's module is imported when the command is called, so that `--help` is instant.
 """
 
+import os
 import sys
 import warnings
 from importlib import import_module
@@ -114,6 +115,9 @@ def _options(
 
 def run() -> None:
     """Entry point: an error that has a cure is one line and exit code 1, an interruption 130."""
+    # Before torch is imported: threads that wait for each other sleep, as spinning takes the time of
+    # those that are waited for where a machine has other work. Results do not depend on it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # images that cannot be read are named
     try:
         app()
