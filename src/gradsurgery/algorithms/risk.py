@@ -49,14 +49,15 @@ def _explained(error: Exception, logits: Tensor, labels: Tensor) -> Exception:
 
 
 def smoothed(
-    labels: Int[Tensor, " batch"], classes: int, label_smoothing: float
+    labels: Int[Tensor, " batch"], logits: Float[Tensor, "batch classes"], label_smoothing: float
 ) -> Float[Tensor, "batch classes"]:
     """q_nk = (1 − ε)·[k = y_n] + ε/K: the label with most of the weight, and every class with some.
 
     Source: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016,
     section 7.
     """
-    targets = one_hot(labels, classes).float()
+    classes = logits.shape[1]
+    targets = one_hot(labels, classes).to(logits.dtype)
     if label_smoothing == 0:
         return targets
     return (1 - label_smoothing) * targets + label_smoothing / classes

@@ -5,6 +5,9 @@ from pydantic import field_validator
 from gradsurgery.documents.document import Choices
 from gradsurgery.documents.options import option
 
+NO_TARGET = "none"
+"""The target of a run that holds out no domain, where no domain is called so."""
+
 
 class DataOptions(Choices):
     """What a run is trained and tested on."""
@@ -16,7 +19,12 @@ class DataOptions(Choices):
         free=True,
         min_length=1,
     )
-    target: str = option("identity", "The domain that is held out.", free=True, min_length=1)
+    target: str = option(
+        "identity",
+        "The domain that is held out; none trains and validates on all.",
+        free=True,
+        min_length=1,
+    )
     without: list[str] = option(
         "identity",
         "A source domain to leave out as well, of training and of validation.",
