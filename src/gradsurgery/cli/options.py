@@ -21,7 +21,8 @@ from gradsurgery.errors import ArgumentError
 DATA = typer.Argument(
     metavar="DATA",
     help="rotated-digits, colored-digits, pacs, vlcs, office-home (also pacs:PATH …), "
-    "hf://owner/name, a folder domain/class/image, Parquet files, or package.module:Source.",
+    "hf://owner/name, a folder domain/class/image, a table of paths (CSV, TSV, JSONL), Parquet "
+    "files, or package.module:Source.",
 )
 CacheOption = Annotated[
     Path | None, typer.Option("--cache", help="Folder in which decoded images are kept.")
@@ -163,6 +164,8 @@ def _parameter(kind: type[BaseModel], name: str) -> inspect.Parameter:
     flag, metavar, type_ = f"--{name.replace('_', '-')}", None, _plain_type(field.annotation)
     if name == "settings":
         flag, metavar, type_ = "--set", "NAME=VALUE", list[str]
+    elif type_ is dict:
+        metavar, type_ = "ROLE=NAME,…", str
     elif type_ is list:
         metavar, type_ = "DOMAIN", list[str]
     elif type_ is bool:

@@ -18,9 +18,9 @@ from gradsurgery.data import (
     SingleDomainBatches,
     Source,
     Split,
-    draw_split,
     open_source,
     prepare,
+    split_of,
 )
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Cost, Record
@@ -91,7 +91,9 @@ def train(
         )
     report: ProgressCallback = progress or (lambda _: None)
     directory = Path(directory)
-    source = opened if opened is not None else open_source(configuration.data)
+    source = (
+        opened if opened is not None else open_source(configuration.data, **configuration.reading)
+    )
     check_run(configuration, source.name, source.domains)
     device = resolve_device(configuration.device)
     if (directory / Record.file_name).exists():
@@ -219,7 +221,7 @@ def _work(
 ) -> Record:
     """The steps that are left, then the tests."""
     reset_peak_memory(learner.device)
-    split = draw_split(images, seed=configuration.seed_of_split)
+    split = split_of(configuration, images, configuration.seed_of_split)
     sources = configuration.sources(images.domains)
     _check_split(split, sources, images.name)
     if checkpoint is None:
