@@ -28,12 +28,13 @@ MAY_IMPORT = {
     "training": BASE | NETWORKS | {"documents", "kernels"},
     "sweep": BASE | NETWORKS | {"documents", "training"},
     "studies": BASE | NETWORKS | {"documents", "gradients", "training"},
+    "deployment": BASE | NETWORKS | {"documents", "training"},
     "results": BASE | {"documents"},
     "report": BASE | {"documents", "results"},
     "__main__": {"cli"},
     "cli": BASE
     | NETWORKS
-    | {"documents", "gradients", "training", "sweep", "studies", "results", "report"},
+    | {"documents", "gradients", "training", "sweep", "studies", "results", "report", "deployment"},
 }
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradsurgery.algorithms import Objective, method
     from gradsurgery.data import Source
+    from gradsurgery.deployment import Predictions, TrainedModel, load_model
     from gradsurgery.documents.configuration import RunConfiguration
     from gradsurgery.documents.record import Record
     from gradsurgery.engine import BackwardResult, backward
@@ -62,17 +63,20 @@ __all__ = [
     "NonFiniteError",
     "Objective",
     "PCGrad",
+    "Predictions",
     "Record",
     "Rule",
     "RunConfiguration",
     "SANDMask",
     "Source",
     "Sum",
+    "TrainedModel",
     "TrimmedMean",
     "as_aggregator",
     "backward",
     "domain_conflict",
     "gradient_gram",
+    "load_model",
     "method",
     "rule",
     "train",
@@ -88,6 +92,9 @@ _HOMES = {
     "RunConfiguration": "gradsurgery.documents.configuration",
     "Record": "gradsurgery.documents.record",
     "train": "gradsurgery.training",
+    "Predictions": "gradsurgery.deployment",
+    "TrainedModel": "gradsurgery.deployment",
+    "load_model": "gradsurgery.deployment",
     "Conflict": "gradsurgery.gradients.conflict",
     "domain_conflict": "gradsurgery.gradients.conflict",
     "GradientGram": "gradsurgery.gradients.gradient_gram",

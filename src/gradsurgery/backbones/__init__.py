@@ -3,13 +3,16 @@
 from gradsurgery.backbones.batch_norm import check_batch_size, has_batch_norm, set_training_mode
 from gradsurgery.backbones.build import Backbone, build_backbone
 from gradsurgery.backbones.networks import SmallCNN, backbone_names
+from gradsurgery.backbones.trained import OwnBackbone, rebuild
 
 __all__ = [
     "Backbone",
+    "OwnBackbone",
     "SmallCNN",
     "backbone_names",
     "build_backbone",
     "check_batch_size",
     "has_batch_norm",
+    "rebuild",
     "set_training_mode",
 ]

@@ -46,8 +46,9 @@ def build_backbone(
     seed gives the same weights, and the same new last layer whatever the other weights are.
 
     - `name`: a torchvision classifier (`alexnet`), a timm model (`tf_efficientnet_lite0`,
-      `timm/resnet18` where torchvision has the name too), `small-cnn`, or a function or class of
-      your own: `package.module:name`, or an entry point in the group `gradsurgery.backbones`.
+      `timm/resnet18` where torchvision has the name too), `small-cnn`, `small-mlp`, or a function
+      or class of your own: `package.module:name`, or an entry point in the group
+      `gradsurgery.backbones`.
     - `weights`: `default` (the library's ImageNet weights, downloaded), `none`, or a FILE: a state
       dict in .pth, .pt or .safetensors. A last layer for another number of classes in it gives
       way to the new one.
@@ -70,7 +71,7 @@ def build_backbone(
         raise ArgumentError("weights is empty; expected 'default', 'none' or a file")
     with torch.random.fork_rng(devices=[]):  # what is imported may draw numbers
         get = find_network(name, classes, image_size)
-    with _seeded(derive_seed(seed, "weights")):
+    with seeded(derive_seed(seed, "weights")):
         built = get()
         state, digest, origin = None, None, f"the default weights of {name}"
         if weights == "default":
@@ -79,13 +80,13 @@ def build_backbone(
             origin, digest = weights, file_digest(Path(weights))
             state = read_state(Path(weights))
     if built.new_heads:
-        with _seeded(derive_seed(seed, "head")):
+        with seeded(derive_seed(seed, "head")):
             _draw_heads(built)
     if state is not None:
         load_state(built.model, state, built.heads, built.adapt, name=name, origin=origin)
     model = built.model.eval()
     if image_size is not None:
-        _check_image_size(model, name, classes, image_size)
+        check_image_size(model, name, classes, image_size)
     return Backbone(name, model, built.mean, built.std, state is not None, digest, built.provenance)
 
 
@@ -102,7 +103,8 @@ def _draw_heads(built: Network) -> None:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, what is drawn on the processor comes from `seed`; nothing of it is left outside."""
     # Only the CPU's generator: torch.manual_seed would also reseed every accelerator.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
@@ -121,7 +123,8 @@ def _downloaded(name: str, built: Network) -> State:
         ) from error
 
 
-def _check_image_size(model: nn.Module, name: str, classes: int, size: int) -> None:
+def check_image_size(model: nn.Module, name: str, classes: int, size: int) -> None:
+    """Pass a blank image through; raises `ArgumentError` where not one logit a class comes out."""
     try:
         with torch.no_grad():
             logits = model(torch.zeros(1, 3, size, size))

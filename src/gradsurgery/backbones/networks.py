@@ -49,8 +49,17 @@ def backbone_names() -> list[str]:
 
     ours = _torchvision_names()
     theirs = [f"timm/{name}" if name in ours else name for name in list_models()]
-    known = ["small-cnn", *ours, *theirs]
+    known = ["small-cnn", "small-mlp", *ours, *theirs]
     return [*known, *(name for name in entry_names("backbone") if name not in known)]
+
+
+def library_has(name: str) -> bool:
+    """Whether `name` is torchvision's, timm's or ours, so that no code from elsewhere is run."""
+    if name == "small-cnn" or name in _torchvision_names():
+        return True
+    from timm import is_model
+
+    return not is_door(name) and bool(is_model(name.removeprefix("timm/")))
 
 
 def find_network(name: str, classes: int, image_size: int | None) -> Callable[[], Network]:
@@ -61,6 +70,8 @@ def find_network(name: str, classes: int, image_size: int | None) -> Callable[[]
     """
     if name == "small-cnn":
         return lambda: Network(SmallCNN(classes), HALF, HALF, ("classifier",))
+    if name == "small-mlp":
+        return lambda: _small_mlp(classes, image_size)
     if is_door(name):
         return _own_network(name, classes, image_size)
     if name in _torchvision_names():
@@ -106,6 +117,15 @@ def _block(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
     return convolution, nn.GroupNorm(4, outputs), nn.ReLU(inplace=True)
 
 
+def _small_mlp(classes: int, image_size: int | None) -> Network:
+    """One hidden layer of 128 units: it sees where in the image something is."""
+    if image_size is None:
+        raise ArgumentError("small-mlp depends on the size of its images; give an image_size")
+    hidden = nn.Linear(3 * image_size**2, 128)
+    model = nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(128, classes))
+    return Network(model, HALF, HALF, ("3",))
+
+
 def _own_network(name: str, classes: int, image_size: int | None) -> Callable[[], Network]:
     """What calls the function (or class) `name`; see `build_backbone` for what it may take."""
     build = load_object(
@@ -114,6 +134,13 @@ def _own_network(name: str, classes: int, image_size: int | None) -> Callable[[]
         fits=_builds_network,
         expected="a function of the number of classes that gives a torch.nn.Module",
     )
+    return network_by(build, name, classes, image_size)
+
+
+def network_by(
+    build: Callable[..., Any], name: str, classes: int, image_size: int | None
+) -> Callable[[], Network]:
+    """What calls a function (or class) of the user's own, which messages call `name`."""
     takes = inspect.signature(build).parameters
     options = {"image_size": image_size} if "image_size" in takes else {}
     try:

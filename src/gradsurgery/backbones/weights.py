@@ -83,6 +83,26 @@ def load_state(
     model.load_state_dict(expected)
 
 
+def load_all(
+    model: nn.Module,
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Callable[[], State],
+    *,
+    name: str,
+    origin: str,
+) -> None:
+    """Copy what `read` gives into `model`, which must have tensors of these `shapes` and no others.
+
+    Raises `WeightsError` before anything is read where it has not.
+    """
+    expected = model.state_dict()
+    outline = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    if misfit := _misfit(outline, expected):
+        raise _misfit_error(misfit, name, origin, expected)
+    expected.update(read())
+    model.load_state_dict(expected)
+
+
 def _is_state(content: Any) -> bool:
     return (
         isinstance(content, Mapping)

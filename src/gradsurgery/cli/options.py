@@ -20,10 +20,27 @@ from gradsurgery.errors import ArgumentError
 
 DATA = typer.Argument(
     metavar="DATA",
-    help="rotated-digits, colored-digits, pacs, vlcs, office-home (also pacs:PATH …), "
-    "hf://owner/name, a folder domain/class/image, a table of paths (CSV, TSV, JSONL), Parquet "
+    help="coded-digits, rotated-digits, colored-digits, pacs, vlcs, office-home (also pacs:PATH "
+    "…), hf://owner/name, a folder domain/class/image, a table of paths (CSV, TSV, JSONL), Parquet "
     "files, or package.module:Source.",
 )
+MODEL = typer.Argument(
+    metavar="MODEL", help="A run's folder, a model.safetensors, or hf://owner/name."
+)
+OwnBackboneOption = Annotated[
+    str | None,
+    typer.Option("--backbone", help="For a network of your own: package.module:function."),
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="auto (cuda where there is one, else cpu), cpu or cuda.")
+]
+PictureBatchOption = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Pictures that the network is given at a time.")
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Threads that decode. Default: one a processor."),
+]
 CacheOption = Annotated[
     Path | None, typer.Option("--cache", help="Folder in which decoded images are kept.")
 ]

@@ -1,7 +1,7 @@
 """Images of several domains: where they come from, their pixels, their split, their batches."""
 
 from gradsurgery.data.batches import Batches, DomainBatches, SingleDomainBatches
-from gradsurgery.data.cache import cache_folder, prepare
+from gradsurgery.data.cache import cache_folder, cpus, prepare
 from gradsurgery.data.decode import decode_image, example_images
 from gradsurgery.data.formats import BadImageError
 from gradsurgery.data.image_set import ImageSet
@@ -9,6 +9,7 @@ from gradsurgery.data.loader import ImageLoader, image_loader
 from gradsurgery.data.open_source import BUILT_IN, open_source, reopened
 from gradsurgery.data.own_split import split_of
 from gradsurgery.data.pixels import normalize
+from gradsurgery.data.preparation import Preparation
 from gradsurgery.data.presets import PRESETS, Preset
 from gradsurgery.data.source import SkippedImage, Source
 from gradsurgery.data.splits import Split, draw_split
@@ -21,12 +22,14 @@ __all__ = [
     "DomainBatches",
     "ImageLoader",
     "ImageSet",
+    "Preparation",
     "Preset",
     "SingleDomainBatches",
     "SkippedImage",
     "Source",
     "Split",
     "cache_folder",
+    "cpus",
     "decode_image",
     "draw_split",
     "example_images",

@@ -95,7 +95,7 @@ def prepare(  # noqa: PLR0917
                     before = _indexed(place)
                     earlier = read_image_set(folder / before, before, source) if before else None
                     decoding = _Decoding(source, size, hashes, skip_bad, progress, earlier=earlier)
-                    images = _write_images(folder, digest, decoding, workers or _cpus())
+                    images = _write_images(folder, digest, decoding, workers or cpus())
                 elif not images.hashes:
                     images = _with_hashes(images, source, hashes)
             if index is not None:
@@ -206,7 +206,7 @@ def _with_hashes(images: ImageSet, source: Source, hashes: Sequence[bytes]) -> I
     return replace(images, hashes=kept)
 
 
-def _cpus() -> int:
+def cpus() -> int:
     """CPUs this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

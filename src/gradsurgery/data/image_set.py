@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from gradsurgery.data.selected import plain
 from gradsurgery.data.source import SkippedImage, Source, count_images
 from gradsurgery.documents.data_options import Resize
 from gradsurgery.documents.document import Document
@@ -35,6 +36,8 @@ class ImageSet:
     folder: where the cache keeps it; None for a set that is not from the cache.
     left_out: files that lie among the images and were not taken for any.
     provenance: where the code of a source from another package comes from.
+    resize_first: side to which images were resized before they were resized to `size`.
+    decoder: the method that decoded them, None for `decode_image`.
     resize: how images that were not square became so.
     parts: each image's part of a split, in the words of the source; None where it says nothing.
     hashes: the sha256 of each image's file, as hexadecimal digits; empty where it is not known.
@@ -54,6 +57,8 @@ class ImageSet:
     folder: Path | None = None
     left_out: tuple[SkippedImage, ...] = ()
     provenance: dict[str, str | None] | None = None
+    resize_first: int | None = None
+    decoder: str | None = None
     resize: Resize = "squash"
     parts: tuple[str | None, ...] | None = None
     hashes: tuple[str, ...] = ()
@@ -62,6 +67,12 @@ class ImageSet:
     def counts(self) -> NDArray[np.int64]:
         """Number of images of each domain (row) and class (column)."""
         return count_images(self.domains, self.classes, self.domain, self.label)
+
+
+def decoder_of(source: Source) -> str | None:
+    """The method of its own that decodes the source's images, None for `decode_image`."""
+    method = type(plain(source)).decode
+    return None if method is Source.decode else f"{method.__module__}.{method.__qualname__}"
 
 
 def content_hashes(source: Source) -> list[bytes]:
@@ -169,6 +180,8 @@ def read_image_set(folder: Path, digest: str, source: Source) -> ImageSet | None
             folder,
             source.left_out,
             source.provenance,
+            resize_first=source.resize_first,
+            decoder=decoder_of(source),
             resize=source.resize,
             parts=_parts_of(source, file.identities),
             hashes=tuple(file.hashes) if len(file.hashes) == count else (),

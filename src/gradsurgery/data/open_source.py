@@ -2,10 +2,11 @@
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gradsurgery.data.coded_digits import CodedDigits, CodedDigitsOptions
 from gradsurgery.data.digits import ColoredDigits, RotatedDigits
 from gradsurgery.data.folder import FolderSource, LayoutSource
 from gradsurgery.data.hub import HubSource
@@ -18,7 +19,11 @@ from gradsurgery.documents.data_options import Classes, Resize
 from gradsurgery.doors import entry_names, is_door, load_object, provenance
 from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, one_line
 
-BUILT_IN = {"rotated-digits": RotatedDigits, "colored-digits": ColoredDigits}
+BUILT_IN: dict[str, Callable[[], Source]] = {
+    "rotated-digits": RotatedDigits,
+    "colored-digits": ColoredDigits,
+    "coded-digits": CodedDigits,
+}
 
 
 def open_source(
@@ -31,7 +36,8 @@ def open_source(
 ) -> Source:
     """Open the data set that `spec` names; lists its images, decodes none.
 
-    `spec` is "rotated-digits" or "colored-digits" (built in); "pacs", "vlcs" or "office-home",
+    `spec` is "rotated-digits", "colored-digits" or "coded-digits" (built in; the last may be
+    followed by parameters, as "coded-digits:domains=8,noise=0.2"); "pacs", "vlcs" or "office-home",
     alone (from the Hub) or followed by ":PATH"; "hf://owner/name"; the path of a folder laid out
     as domain/class/image; the path of a table of paths (CSV, TSV, JSONL), of a Parquet file or of a
     folder of such files; or, where none of these has the name, a source of your own:
@@ -83,7 +89,9 @@ def reopened(source: Source, spec: str, reading: dict[str, Any]) -> Source:
 def _opened(spec: str, layout: str, columns: Mapping[str, str]) -> Source:
     if spec in BUILT_IN:
         return BUILT_IN[spec]()
-    name, _, place = spec.partition(":")
+    name, colon, place = spec.partition(":")
+    if name == "coded-digits" and colon:
+        return CodedDigits(CodedDigitsOptions.parsed(place))
     if name in PRESETS:
         return _open_preset(name, place, layout, columns)
     if (is_door(spec) or spec in entry_names("source")) and not _exists(spec):

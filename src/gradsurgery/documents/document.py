@@ -31,11 +31,13 @@ class Document(Part):
     file_name: what it is called in its folder.
     title: what it is, in messages.
     cure: what to do about one that is damaged.
+    unnumbered: whether files of version 1 did not say so.
     """
 
     file_name: ClassVar[str]
     title: ClassVar[str]
     cure: ClassVar[str]
+    unnumbered: ClassVar[bool] = False
 
     version: int = 1
 
@@ -47,7 +49,20 @@ class Document(Part):
         cannot be read, is cut off, is something else or of a later version.
         """
         path = path / cls.file_name if path.is_dir() else path
-        content = cls._content(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise DataError(
+                f"cannot read {path}: {error.strerror}; check the file, or {cls.cure}"
+            ) from error
+        except ValueError as error:
+            raise DataError(f"{path} is not JSON: {error}; {cls.cure}") from error
+        return cls.parsed(text, path)
+
+    @classmethod
+    def parsed(cls: type[Kind], text: str, path: Path) -> Kind:
+        """The document that `text`, of the file at `path`, is; raises as `load` does."""
+        content = cls._content(text, path)
         try:
             return cls.model_validate(cls.upgraded(content), strict=True)
         except ArgumentError as error:
@@ -67,21 +82,18 @@ class Document(Part):
             temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def _content(cls, path: Path) -> dict[str, Any]:
+    def _content(cls, text: str, path: Path) -> dict[str, Any]:
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(text)
             if isinstance(content, dict):
                 check_values(content)
-        except OSError as error:
-            raise DataError(
-                f"cannot read {path}: {error.strerror}; check the file, or {cls.cure}"
-            ) from error
         except ArgumentError as error:
             raise DataError(f"{path} is no {cls.title}: {error}; {cls.cure}") from error
         except (ValueError, RecursionError) as error:
             reason = str(error) or type(error).__name__
             raise DataError(f"{path} is not JSON: {reason}; {cls.cure}") from error
-        found = content.get("version") if isinstance(content, dict) else None
+        first = 1 if cls.unnumbered else None
+        found = content.get("version", first) if isinstance(content, dict) else None
         if found is None:
             raise DataError(f"{path} is no {cls.title}: it has no version; move it elsewhere")
         latest = cls.model_fields["version"].default

@@ -28,7 +28,7 @@ class TrainingOptions(Choices):
     )
     backbone: str = option(
         "condition",
-        "A torchvision or timm classifier, small-cnn, or package.module:function.",
+        "A torchvision or timm classifier, small-cnn, small-mlp, or package.module:function.",
         "alexnet",
     )
     weights: str = option(

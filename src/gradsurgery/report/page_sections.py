@@ -12,10 +12,12 @@ from urllib.parse import quote
 
 from gradsurgery.documents.configuration import RunConfiguration, options_of
 from gradsurgery.documents.diagnosis import Diagnosis
+from gradsurgery.documents.explanation import Explanation
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA
 from gradsurgery.documents.similarity import SimilarityStudy
 from gradsurgery.report.diagnosis_text import diagnosis_section
+from gradsurgery.report.explanation_text import explanation_section
 from gradsurgery.report.page import embedded, render_page
 from gradsurgery.report.section import (
     Block,
@@ -116,11 +118,13 @@ def statistics_section(tables: Sequence[ComparisonTable], ranks: Sequence[Figure
 
 
 def study_sections(paths: Sequence[Path]) -> list[Section]:
-    """A section for every similarity.json of a study and every diagnosis.json in `paths`."""
+    """A section for every study of gradients, diagnosis and explanation in `paths`."""
     sections: list[Section] = []
     for file in study_files(paths):
         if file.name == Diagnosis.file_name:
             section = diagnosis_section(Diagnosis.load(file))
+        elif file.name == Explanation.file_name:
+            section = explanation_section(Explanation.load(file))
         elif (study := SimilarityStudy.load(file)).part:
             continue
         else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gradsurgery.atomic import atomic_file
 from gradsurgery.documents.diagnosis import Diagnosis
+from gradsurgery.documents.explanation import Explanation
 from gradsurgery.documents.selection import Model, ReportFiles
 from gradsurgery.documents.similarity import SimilarityStudy
 from gradsurgery.errors import ArgumentError
@@ -36,6 +37,7 @@ from gradsurgery.results.tables import (
 )
 
 if TYPE_CHECKING:
+    from gradsurgery.gradients.attribution import ExplainedImage
     from gradsurgery.report.figures.examples import Examples
     from gradsurgery.report.figures.style import Drawing
 
@@ -166,6 +168,22 @@ def write_similarity(study: SimilarityStudy, directory: Path) -> list[str]:
     png, _ = save(draw_similarity(study), directory / "similarity")
     told = [f"figure: {png}", f"measurements: {directory / study.file_name}"]
     return [*text.similarity_sentences(study), *told]
+
+
+def write_explanation(
+    explanation: Explanation, shown: "Sequence[ExplainedImage]", directory: Path
+) -> list[str]:
+    """Write `explanation.json` and its figures into `directory`; what there is to say of them."""
+    from gradsurgery.report.explanation_text import explanation_sentences
+    from gradsurgery.report.figures.explanations import draw_attributions, draw_places
+    from gradsurgery.report.figures.style import save
+
+    name = explanation.model
+    save(draw_attributions(shown, name, explanation.by).figure, directory / "explanation-answers")
+    if explanation.places:
+        save(draw_places(explanation).figure, directory / "explanation-features")
+    explanation.save(directory)
+    return [*explanation_sentences(explanation), f"figures: {directory}"]
 
 
 def file_stems(stem: str, names: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradsurgery.documents.diagnosis import Diagnosis
+from gradsurgery.documents.explanation import Explanation
 from gradsurgery.documents.plan import Failure, PlannedRun, SweepPlan
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.similarity import SimilarityStudy
@@ -110,9 +111,10 @@ def record_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def study_files(paths: Sequence[Path]) -> list[Path]:
-    """The files of studies of gradients in those of `paths` that are folders, by path."""
+    """The files of studies and explanations in those of `paths` that are folders, by path."""
     folders = [path for path in paths if path.is_dir()]
-    return sorted({file for folder in folders for name in STUDIES for file in folder.rglob(name)})
+    names = (*STUDIES, Explanation.file_name)
+    return sorted({file for folder in folders for name in names for file in folder.rglob(name)})
 
 
 def _failure_files(paths: Sequence[Path]) -> list[Path]:

@@ -1,6 +1,5 @@
 """From the last step to the record: tests, the best model's file, what it cost."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from gradsurgery import __version__
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageLoader, ImageSet, Split
 from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.model_description import ModelDescription
 from gradsurgery.documents.record import (
     DataRecord,
     ModelRecord,
@@ -25,7 +26,7 @@ from gradsurgery.training.evaluation import Evaluation, evaluate
 from gradsurgery.training.learner import Learner
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 
-MODEL_FILE = "model.safetensors"
+MODEL_FILE = ModelDescription.file_name
 
 
 def assess_models(
@@ -87,24 +88,33 @@ def save_model(
     result: ModelResult,
     directory: Path,
 ) -> None:
-    """Write `model.safetensors`; how to feed it is JSON under the key "gradsurgery" of its header.
+    """Write `model.safetensors`; how to feed it is JSON in its header.
 
-    One key, because safetensors writes several in an order of chance.
+    Under one key, because safetensors writes several in an order of chance.
     """
-    description: dict[str, Any] = {
-        "backbone": backbone.name,
-        "classes": images.classes,
-        "mean": backbone.mean,
-        "std": backbone.std,
-        "image_size": configuration.image_size,
-        "data": images.name,
-        "target": configuration.target,
-        "method": configuration.method,
-        "average": configuration.average,
-        "seed": configuration.seed,
-        "step": result.step,
-    }
-    metadata = {"gradsurgery": json.dumps(description)}
+    own = images.decoder if images.folder is not None else "a set that was not decoded here"
+    description = ModelDescription(
+        backbone=backbone.name,
+        own_backbone=backbone.provenance,
+        classes=list(images.classes),
+        mean=list(backbone.mean),
+        std=list(backbone.std),
+        image_size=images.size,
+        resize_first=images.resize_first,
+        resize=images.resize,
+        decoder=own,
+        precision=configuration.precision,
+        data=images.name,
+        domains=configuration.sources(images.domains),
+        target=configuration.target,
+        method=configuration.method,
+        average=configuration.average,
+        seed=configuration.seed,
+        split_seed=configuration.seed_of_split,
+        step=result.step,
+        written_by=__version__,
+    )
+    metadata = {ModelDescription.key: description.model_dump_json()}
     save_weights(backbone.model.state_dict(), directory / MODEL_FILE, metadata)
 
 

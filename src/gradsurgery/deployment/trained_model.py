@@ -1,0 +1,167 @@
+"""A trained model: what it is, what it was trained on, and what it says of pictures."""
+
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from gradsurgery.backbones import OwnBackbone, rebuild
+from gradsurgery.data import Preparation, SkippedImage, cpus, normalize
+from gradsurgery.deployment.model_file import open_model_file
+from gradsurgery.deployment.pictures import Picture, listed_pictures
+from gradsurgery.deployment.pipeline import prepared
+from gradsurgery.deployment.predictions import Predictions, joined
+from gradsurgery.documents.model_description import ModelDescription
+from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.training.device import autocast_factory, float32_products, resolve_device
+
+BATCH = 128
+"""Pictures at a time, as in the tests of a run."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A classifier with what its pictures need.
+
+    module: the network, in evaluation mode, on `device`: normalised images to logits.
+    classes: their names, in the order of the logits.
+    preprocess: makes of a picture what the network takes; a transform of torchvision.
+    about: the data, domains, method and options that it was trained with.
+    file: where it was read from.
+    notes: what to know before its predictions are trusted.
+    """
+
+    module: nn.Module
+    classes: tuple[str, ...]
+    preprocess: Preparation
+    about: ModelDescription
+    device: torch.device
+    file: Path
+    notes: tuple[str, ...] = ()
+
+    def predict(
+        self,
+        images: Any,
+        *,
+        batch_size: int = BATCH,
+        workers: int | None = None,
+        skip_bad: bool = False,
+    ) -> Predictions:
+        """Classify pictures, decoded and prepared as in training.
+
+        images: a picture (a path, a PIL image, an array uint8 [height, width, 3]; see
+            `Preparation`), a folder of any depth, or an iterable of them.
+        batch_size: pictures that the network is given at a time.
+        workers: threads that decode; one a processor by default.
+        skip_bad: leave out pictures that cannot be decoded, and list them in `skipped`.
+
+        Raises `DataError` for the first picture that cannot be decoded (without `skip_bad`) and
+        where a logit is not finite, `ArgumentError` for what is no picture.
+        """
+        for note in self.notes:
+            warnings.warn(note, stacklevel=2)
+        pictures, _ = listed_pictures(images)
+        parts = self.stream(pictures, batch_size=batch_size, workers=workers)
+        return joined(self.classes, parts if skip_bad else map(_all_decoded, parts))
+
+    def stream(
+        self, pictures: Iterable[Picture], *, batch_size: int = BATCH, workers: int | None = None
+    ) -> Iterator[Predictions]:
+        """As `predict`, batch by batch: for any number of pictures, which are read as they come."""
+        if batch_size < 1 or (workers is not None and workers < 1):
+            raise ArgumentError(
+                f"batch_size is {batch_size} and workers {workers}, expected 1 or more"
+            )
+        jobs = ((name, partial(self.preprocess.pixels, content)) for name, content in pictures)
+        for part in prepared(jobs, self.preprocess.size, batch_size, workers or cpus()):
+            logits = self.logits(torch.from_numpy(part.pixels))
+            yield Predictions(
+                self.classes,
+                part.keys,
+                logits.softmax(dim=1).cpu().numpy(),
+                tuple(SkippedImage(name, reason) for name, reason in part.bad),
+            )
+
+    @torch.no_grad()
+    def logits(self, pixels: UInt8[Tensor, "batch size size 3"]) -> Float[Tensor, "batch classes"]:
+        """Of decoded pictures, in float32, on the device; the passes have training's precision.
+
+        Raises `DataError` where one is not finite.
+        """
+        if not len(pixels):
+            return torch.empty(0, len(self.classes), device=self.device)
+        images = normalize(pixels.to(self.device), self.preprocess.mean, self.preprocess.std)
+        precision = self.about.precision
+        with float32_products(self.device, precision), autocast_factory(self.device, precision)():
+            logits: Tensor = self.module(images).float()
+        if not logits.isfinite().all():
+            raise DataError(
+                f"{self.file} gives logits that are not finite; its weights are damaged, or its "
+                "training diverged: train it again"
+            )
+        return logits
+
+
+def load_model(
+    place: str | Path, *, backbone: OwnBackbone | None = None, device: str = "auto"
+) -> TrainedModel:
+    """The trained model of a run's folder or of a `model.safetensors`, ready to predict.
+
+    place: the folder or the file. It is read as data: nothing in it is run or imported.
+    backbone: for a network of your own, the function or the module (or `package.module:name`).
+    device: auto (cuda where there is one, else cpu), cpu or cuda.
+
+    Raises `WeightsError` or `DataError` for a file that is none, damaged, or of a later version,
+    `ArgumentError` where the backbone has to be handed over.
+
+        model = gs.load_model("runs/photos/shop_c/agr-sum/seed-0")
+        model.predict(["a.jpg", "b.png"]).labels
+    """
+    where = resolve_device(device)
+    file = open_model_file(Path(place))
+    about = file.description
+    module = rebuild(
+        about.backbone,
+        file.shapes,
+        file.read,
+        classes=len(about.classes),
+        image_size=about.image_size,
+        own=backbone,
+        origin=str(file.path),
+    )
+    notes = list(file.assumed)
+    if about.decoder is not None:
+        notes.append(
+            f"the images that {file.path} was trained on were decoded by {about.decoder}; other "
+            "pictures are decoded as usual"
+        )
+    return TrainedModel(
+        module=module.to(where),
+        classes=tuple(about.classes),
+        preprocess=Preparation(
+            about.image_size,
+            tuple(about.mean),
+            tuple(about.std),
+            about.resize_first,
+            about.resize,
+        ),
+        about=about,
+        device=where,
+        file=file.path,
+        notes=tuple(notes),
+    )
+
+
+def _all_decoded(part: Predictions) -> Predictions:
+    for image in part.skipped:
+        raise DataError(
+            f"cannot decode {image.identity}: {image.reason}; replace it, or leave such pictures "
+            "out with skip_bad=True"
+        )
+    return part

@@ -1,0 +1,107 @@
+"""What a model's answers rest on, picture by picture, and a map of its features."""
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+
+from gradsurgery.documents.explanation import Explanation
+from gradsurgery.gradients.attribution import ExplainedImage
+from gradsurgery.report.figures.style import GREY, Drawing, new_figure, set_heading, styled, wrapped
+from gradsurgery.report.section import listed
+
+RIGHT, WRONG = "#009e73", "#d55e00"
+_INCHES = 1.05
+_MOST_COLOURS = 20
+_NAMES = {"grad-cam": "Grad-CAM", "integrated-gradients": "Integrated gradients"}
+
+
+@styled()
+def draw_attributions(shown: Sequence[ExplainedImage], model: str, by: str) -> Drawing:
+    """Two rows a domain, the images and what their answers rest on; a column an image."""
+    rows: dict[str | None, list[ExplainedImage]] = {}
+    for each in shown:
+        rows.setdefault(each.answer.domain, []).append(each)
+    columns = max(len(row) for row in rows.values())
+    figure, axes = new_figure(
+        0.9 + _INCHES * max(columns, 3), 0.6 + 2.25 * _INCHES * len(rows), 2 * len(rows), columns
+    )
+    for place in figure.axes:
+        place.set_axis_off()
+    for number, (domain, row) in enumerate(rows.items()):
+        for column, each in enumerate(row):
+            _draw_pair(axes[2 * number, column], axes[2 * number + 1, column], each)
+        if domain is not None:
+            first = axes[2 * number, 0]
+            name = wrapped(domain, 14, 2)
+            first.text(-0.12, 0.5, name, transform=first.transAxes, rotation=90, fontsize=8)
+            first.texts[-1].set(ha="right", va="center")
+    note = (
+        "Above the image, below it what the answer rests on, from dark to bright. Green: right, "
+        "orange: wrong, with the right class in brackets."
+    )
+    set_heading(figure, f"{_NAMES[by]} of {model}", note)
+    domains = [domain for domain in rows if domain is not None]
+    where = f" of {listed(domains)}" if domains else ""
+    return Drawing(
+        figure,
+        f"{_NAMES[by]}: what the answers of {model} rest on.",
+        f"{len(shown)} images{where}, each above a heat map of what its answer rests on.",
+    )
+
+
+def _draw_pair(above: Axes, below: Axes, shown: ExplainedImage) -> None:
+    answer = shown.answer
+    above.imshow(shown.pixels, interpolation="nearest")
+    below.imshow(shown.pixels.mean(2), cmap="gray", vmin=0, vmax=510, interpolation="nearest")
+    below.imshow(shown.attribution, cmap="inferno", alpha=0.55, vmin=0, vmax=1)
+    known = answer.label is not None
+    right = answer.label == answer.predicted
+    said = f"{answer.predicted} {answer.probability:.0%}"
+    said += "" if right or not known else f" ({answer.label})"
+    color = GREY if not known else RIGHT if right else WRONG
+    above.set_title(wrapped(said, 18, 2), fontsize=6, color=color, pad=2)
+
+
+@styled()
+def draw_places(explanation: Explanation) -> Drawing:
+    """The map of features twice: coloured by domain and by class; wrong answers are crosses."""
+    places = explanation.places
+    spots = np.array([[place.x, place.y] for place in places])
+    wrong = np.array([place.label != place.predicted for place in places])
+    figure, axes = new_figure(6.6, 3.5, columns=2)
+    panels = (
+        ("by domain", explanation.domains, [place.domain for place in places]),
+        ("by class", explanation.classes, [place.label for place in places]),
+    )
+    for panel, (title, names, belongs) in zip(axes[0], panels, strict=True):
+        colors = _colors(len(names))
+        for name, color in zip(names, colors, strict=True):
+            of_name = np.array([one == name for one in belongs])
+            for marker, chosen in (("o", of_name & ~wrong), ("x", of_name & wrong)):
+                x, y = spots[chosen].T
+                panel.scatter(x, y, s=7, marker=marker, color=color, linewidths=0.7)
+            panel.scatter([], [], s=14, color=color, label=wrapped(name, 16, 1))
+        panel.set(xticks=[], yticks=[])
+        panel.set_title(title, fontsize=8)
+        panel.grid(visible=False)
+        if len(names) <= _MOST_COLOURS:
+            panel.legend(fontsize=5.5, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4)
+    set_heading(
+        figure,
+        f"Features of {explanation.model}",
+        "What goes into the last layer, in a plane by t-SNE; neighbours there are alike, distances "
+        "between groups mean little. A cross is a wrong answer.",
+    )
+    return Drawing(
+        figure,
+        f"Features of {len(places)} images by t-SNE, by domain and by class.",
+        f"A point for each of {len(places)} images, twice: coloured by domain and by class.",
+    )
+
+
+def _colors(count: int) -> list[tuple[float, ...]]:
+    if count <= 10:
+        return list(mpl.colormaps["tab10"].colors[:count])  # type: ignore[attr-defined]
+    return [tuple(color) for color in mpl.colormaps["turbo"](np.linspace(0, 1, count))]

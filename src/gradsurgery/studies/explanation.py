@@ -1,0 +1,211 @@
+"""What a model's answers rest on, image by image, and what its features tell apart."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
+
+from gradsurgery.algorithms.forward import Forward
+from gradsurgery.data import ImageSet, normalize
+from gradsurgery.data.pixels import gather
+from gradsurgery.documents.explanation import Answer, Explanation, ExplanationOptions, Place
+from gradsurgery.errors import ArgumentError
+from gradsurgery.gradients.attribution import (
+    AttributionMethod,
+    ExplainedImage,
+    attributions,
+    best_method,
+    embedded_in_plane,
+)
+from gradsurgery.seeds import derive_seed, named_generator
+
+_BATCH = 32
+Progress = Callable[[int, int], object]
+"""Called with how many images are done, and of how many."""
+
+
+class Subject(NamedTuple):
+    """The model that is explained.
+
+    name: what to call it. network: in evaluation mode. mean, std: of its images' channels.
+    """
+
+    name: str
+    network: nn.Module
+    classes: Sequence[str]
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+def explain_domains(
+    subject: Subject,
+    images: ImageSet,
+    chosen: Mapping[str, Int64[np.ndarray, " images"]],
+    options: ExplanationOptions,
+    *,
+    target: str | None = None,
+    progress: Progress | None = None,
+) -> tuple[Explanation, list[ExplainedImage]]:
+    """Explain some answers in every domain, and map the features of many images.
+
+    Half of what is shown of a domain is wrong answers, where there are so many. Which images are
+    taken depends on `options.seed` alone.
+
+    chosen: positions in `images`, by domain. target: the domain that was held out.
+    """
+    if list(images.classes) != list(subject.classes):
+        raise ArgumentError(
+            f"{images.name} has the classes {', '.join(images.classes):.120} and {subject.name} "
+            f"{', '.join(subject.classes):.120}; explain it on images of its own classes"
+        )
+    tell = progress or (lambda *_: None)
+    most = max(options.points // max(len(chosen), 1), options.per_domain)
+    drawn = {domain: _drawn(here, most, domain, options) for domain, here in chosen.items()}
+    positions = np.concatenate(list(drawn.values()))
+    probabilities, features = _answered(subject, images.images, positions, tell)
+    answers = [
+        _answer(subject, row, images.identities[at], images, int(at))
+        for row, at in zip(probabilities, positions, strict=True)
+    ]
+    shown = _shown(answers, list(drawn), options.per_domain)
+    by, explained = _explained(
+        subject, gather(images.images, positions[shown]), [answers[at] for at in shown], options
+    )
+    spots = embedded_in_plane(features, derive_seed(options.seed, "map of features"))
+    places = [
+        Place(domain=a.domain or "", label=a.label or "", predicted=a.predicted, x=x, y=y)
+        for a, (x, y) in zip(answers, spots, strict=True)
+    ]
+    explanation = Explanation(
+        model=subject.name,
+        data=images.name,
+        target=target,
+        by=by,
+        classes=list(subject.classes),
+        domains=list(drawn),
+        shown=[each.answer for each in explained],
+        places=places,
+    )
+    return explanation, explained
+
+
+def explain_pictures(
+    subject: Subject,
+    pixels: UInt8[Tensor, "images height width 3"],
+    names: Sequence[str],
+    options: ExplanationOptions,
+) -> tuple[Explanation, list[ExplainedImage]]:
+    """Explain the answers to pictures of which nothing is known but their names."""
+    probabilities, _ = _pass(subject, pixels)
+    answers = [_answer(subject, row, name) for row, name in zip(probabilities, names, strict=True)]
+    by, explained = _explained(subject, pixels, answers, options)
+    explanation = Explanation(
+        model=subject.name,
+        data="pictures",
+        by=by,
+        classes=list(subject.classes),
+        domains=[],
+        shown=answers,
+    )
+    return explanation, explained
+
+
+def _drawn(
+    members: Int64[np.ndarray, " images"], most: int, domain: str, options: ExplanationOptions
+) -> Int64[np.ndarray, " images"]:
+    """Up to `most` of them, in an order of chance."""
+    generator = named_generator(options.seed, "explanation", domain)
+    order = torch.randperm(len(members), generator=generator).numpy()
+    chosen: Int64[np.ndarray, " images"] = members[order[:most]]
+    return chosen
+
+
+def _answered(
+    subject: Subject,
+    images: UInt8[np.ndarray, "all height width 3"],
+    positions: Int64[np.ndarray, " images"],
+    tell: Progress,
+) -> tuple[Float[Tensor, "images classes"], Float[Tensor, "images features"]]:
+    """Probabilities and features of the images at these positions."""
+    parts = []
+    for start in range(0, len(positions), _BATCH):
+        parts.append(_pass(subject, gather(images, positions[start : start + _BATCH])))
+        tell(min(start + _BATCH, len(positions)), len(positions))
+    probabilities, features = zip(*parts, strict=True)
+    return torch.cat(probabilities), torch.cat(features)
+
+
+@torch.no_grad()
+def _pass(
+    subject: Subject, pixels: UInt8[Tensor, "images height width 3"]
+) -> tuple[Float[Tensor, "images classes"], Float[Tensor, "images features"]]:
+    """Probabilities, and what goes into the last linear layer, else the logits."""
+    images = _normalized(subject, pixels)
+    forward = Forward(subject.network)
+    try:
+        ((features, logits),) = forward.with_head_inputs([images])
+    except ArgumentError:
+        (logits,) = forward([images])
+        features = logits
+    return logits.softmax(1).cpu(), features.flatten(1).float().cpu()
+
+
+def _normalized(
+    subject: Subject, pixels: UInt8[Tensor, "images height width 3"]
+) -> Float[Tensor, "images 3 height width"]:
+    device = next(subject.network.parameters()).device
+    return normalize(pixels.to(device), subject.mean, subject.std)
+
+
+def _answer(
+    subject: Subject,
+    probabilities: Float[Tensor, " classes"],
+    identity: str,
+    images: ImageSet | None = None,
+    position: int = 0,
+) -> Answer:
+    best = int(probabilities.argmax())
+    answer = Answer(
+        identity=identity,
+        predicted=subject.classes[best],
+        probability=float(probabilities[best]),
+    )
+    if images is not None:
+        answer.domain = images.domains[images.domain[position]]
+        answer.label = images.classes[images.label[position]]
+    return answer
+
+
+def _shown(answers: Sequence[Answer], domains: Sequence[str], count: int) -> list[int]:
+    """Positions of `count` answers a domain, right ones first, half of them wrong if there are."""
+    chosen: list[int] = []
+    for domain in domains:
+        here = [at for at, answer in enumerate(answers) if answer.domain == domain]
+        wrong = [at for at in here if answers[at].label != answers[at].predicted]
+        right = [at for at in here if answers[at].label == answers[at].predicted]
+        many = min(len(wrong), max(count // 2, count - len(right)))
+        chosen += right[: count - many] + wrong[:many]
+    return chosen
+
+
+def _explained(
+    subject: Subject,
+    pixels: UInt8[Tensor, "images height width 3"],
+    answers: Sequence[Answer],
+    options: ExplanationOptions,
+) -> tuple[AttributionMethod, list[ExplainedImage]]:
+    """How they are explained, and each answer with its picture and its map."""
+    images = _normalized(subject, pixels)
+    by = best_method(subject.network, images[:1]) if options.by == "auto" else options.by
+    predicted = torch.tensor([subject.classes.index(a.predicted) for a in answers])
+    maps = [
+        attributions(subject.network, part, labels, by).float().cpu()
+        for part, labels in zip(
+            images.split(_BATCH), predicted.to(images.device).split(_BATCH), strict=True
+        )
+    ]
+    rows = zip(answers, pixels.cpu().numpy(), torch.cat(maps).numpy(), strict=True)
+    return by, [ExplainedImage(*row) for row in rows]
