@@ -9,8 +9,8 @@ READY := $(VENV)/.ready
 .PHONY: demo test lint install clean
 
 demo: $(READY)
-	$(BIN)/gradsurgery sweep rotated-digits --methods deep-all,agr-sum,agr-rand,pcgrad \
-	  --targets 75 --seeds 3 --workers 2 --out runs/demo
+	$(BIN)/gradsurgery sweep coded-digits --methods deep-all,agr-sum,agr-rand,pcgrad \
+	  --targets random --seeds 8 --workers 2 --out runs/demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -44,6 +44,22 @@ def agr_sum(gradients: Matrix) -> list[float]:
     ]
 
 
+def agr_ema(steps: list[Matrix], beta: float) -> tuple[list[float], list[bool], Matrix]:
+    """The last step's update, its Φ, and the bias-corrected running means that decide it."""
+    last, weights = steps[-1], [(1 - beta) * beta**age for age in reversed(range(len(steps)))]
+    means = [
+        [
+            sum(w * step[domain][n] for w, step in zip(weights, steps, strict=True))
+            / (1 - beta ** len(steps))
+            for n in range(len(last[0]))
+        ]
+        for domain in range(len(last))
+    ]
+    agrees = agreement(means)
+    columns = zip(*last, strict=True)
+    return [sum(c) if a else 0.0 for c, a in zip(columns, agrees, strict=True)], agrees, means
+
+
 def agr_rand_sigma(gradients: Matrix) -> float:
     """σ of equation 4."""
     kept = [

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gradsurgery.rules import (
         MGDA,
         AggregatorRule,
+        AgrEMA,
         AgrRand,
         AgrSum,
         ANDMask,
@@ -48,6 +49,7 @@ __all__ = [
     "MGDA",
     "ANDMask",
     "AggregatorRule",
+    "AgrEMA",
     "AgrRand",
     "AgrSum",
     "ArgumentError",

@@ -17,6 +17,7 @@ STATES = {
     "fishr": {"objective.averages"},
     "gradnorm": {"objective.weights", "objective.first"},
     "gradvac": {"rule.targets"},
+    "agr-ema": {"rule.sums"},
     "fishr+gradvac": {"objective.averages", "rule.targets"},
 }
 
@@ -106,7 +107,7 @@ def test_half_a_state_is_refused(built):
         built("gradnorm").load_state_dict({"objective.weights": torch.ones(3)})
 
 
-@pytest.mark.parametrize("name", ["group-dro", "fishr", "gradnorm", "gradvac"])
+@pytest.mark.parametrize("name", ["group-dro", "fishr", "gradnorm", "gradvac", "agr-ema"])
 def test_the_state_of_other_domains_is_refused(name, built):
     run = Run(name, built)
     run.step(1)

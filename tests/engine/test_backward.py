@@ -232,7 +232,7 @@ def test_a_loss_that_is_not_finite_names_the_domain():
     assert (caught.value.domain, caught.value.parameter) == (1, None)
 
 
-@pytest.mark.parametrize("rule", sorted(set(RULES) - {"sand-mask"}))
+@pytest.mark.parametrize("rule", sorted(set(RULES) - {"sand-mask", "agr-ema"}))
 def test_gradient_scaler_skips_a_step_that_overflowed(rule):
     weight = torch.ones(3, requires_grad=True)
     other = torch.ones(2, requires_grad=True)

@@ -33,6 +33,7 @@ OTHERS = {
     "cagrad": gs.CAGrad,
     "mgda": gs.MGDA,
     "median": gs.Median,
+    "agr-ema": gs.AgrEMA,
     "trimmed-mean": lambda: gs.TrimmedMean(trim=0),
     "a function": lambda: lambda gradients: gradients.square().sum(0),
 }

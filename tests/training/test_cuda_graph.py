@@ -100,6 +100,7 @@ def test_a_replay_that_differs_is_never_used(monkeypatch):
     ("method", "reason"),
     [
         ("gradvac", "keeps a state of its own"),
+        ("agr-ema", "keeps a state of its own"),
         ("group-dro", "another thing at every step"),
         ("mixup", "another thing at every step"),
         ("mldg", "another thing at every step"),

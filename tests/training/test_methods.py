@@ -43,6 +43,7 @@ def test_every_method_learns(
         ("group-dro", {"group-dro.eta": 0.5}),
         ("mldg", {}),
         ("gradvac", {}),
+        ("agr-ema", {}),
         ("fishr", {"fishr.anneal": 1}),
         ("fish", {}),
         ("mixup+agr-rand", {}),

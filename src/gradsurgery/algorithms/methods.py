@@ -72,6 +72,7 @@ OTHER_METHODS: dict[str, MethodInfo] = {
         MethodInfo("fishr", "fishr+mean", "match gradient variances", "Rame et al. 2022"),
         MethodInfo("fish", "fish", "match gradients by steps in turn", "Shi et al. 2022"),
         MethodInfo("gradnorm", "gradnorm+mean", "equalise training rates", "Chen et al. 2018"),
+        MethodInfo("agr-ema", "erm+agr-ema", "agr-sum judged on running means", "this project"),
         MethodInfo("gradvac", "erm+gradvac", "raise low cosines", "Wang et al. 2021"),
         MethodInfo("cagrad", "erm+cagrad", "near the mean, help the worst", "Liu et al. 2021"),
         MethodInfo("mgda", "erm+mgda", "shortest convex combination", "Sener & Koltun 2018"),
@@ -133,6 +134,7 @@ def build_method(
     batch_norm: BatchNorm = "frozen",
     rule: Rule | None = None,
     host_generator: torch.Generator | None = None,
+    label_smoothing: float = 0.0,
 ) -> Algorithm:
     """The algorithm of the method `name`, with the code that it names imported.
 
@@ -144,9 +146,11 @@ def build_method(
         owner as the method's name has it: {"mypackage.rules:MyRule.strength": 2}.
     batch_norm: what the network's batch normalisation is to see of the domains, as `Combined` says.
     rule: instead of the mean, where the name is of an objective alone.
+    label_smoothing: ε of the cross-entropies that the losses are made of, in [0, 1).
 
-    Raises `ArgumentError` for an unknown name or hyperparameter, a value out of range, or "pooled"
-    with a method that needs passes of its own.
+    Raises `ArgumentError` for an unknown name or hyperparameter, a value out of range, "pooled"
+    with a method that needs passes of its own, or label smoothing with an objective that takes its
+    cross-entropies by itself.
     """
     parts = _resolved(name)
     if rule is not None and ("+" in name or parts is None or parts.rule != Mean.name):
@@ -159,15 +163,27 @@ def build_method(
     owned = _taken(settings or {}, parts or (Fish.name,), name)
     drawing = host_generator or generator
     if parts is None:
-        return Fish(drawing, **owned[Fish.name])
+        return _smoothing(Fish(drawing, **owned[Fish.name]), label_smoothing)
     combining = rule or build_rule(parts.rule, owned[parts.rule], generator)
     options = owned[parts.objective]
     if parts.objective == MLDG.name:
-        return MLDG(combining, drawing, make_optimizer, **options)
+        mldg = MLDG(combining, drawing, make_optimizer, **options)
+        return _smoothing(mldg, label_smoothing)
     kind = _objective_class(parts.objective)
     check_names(parts.objective, [h.name for h in kind.hyperparameters], options)
     objective = kind(generator=drawing, **options)
+    if label_smoothing and not kind.smooths_labels:
+        raise ArgumentError(
+            f"{parts.objective} takes its cross-entropies by itself, where label smoothing cannot "
+            "reach; take them from self.risk and set smooths_labels, or leave the smoothing out"
+        )
+    objective.label_smoothing = label_smoothing
     return Combined(objective, combining, batch_norm=batch_norm)
+
+
+def _smoothing(algorithm: Algorithm, label_smoothing: float) -> Algorithm:
+    algorithm.label_smoothing = label_smoothing
+    return algorithm
 
 
 def method(

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from typing_extensions import override
 
 from gradsurgery.algorithms.base import Algorithm, Step
@@ -15,6 +14,7 @@ from gradsurgery.algorithms.combined import joined_states, split_states
 from gradsurgery.algorithms.forward import Forward
 from gradsurgery.algorithms.objectives import Batch
 from gradsurgery.algorithms.objectives.mixup import random_ring
+from gradsurgery.algorithms.risk import risk as risk_of
 from gradsurgery.engine import (
     Accumulator,
     BackwardResult,
@@ -103,13 +103,17 @@ class MLDG(Algorithm):
     ) -> tuple[Tensor, Tensor, Gradients]:
         """L_i at θ, L_i + β L_j at θ', and the gradient of their sum as if θ' were θ."""
         forward = Forward(step.model, step.autocast)
-        risk = _risk(forward, step.batches[train])
+        risk = self._risk(forward, step.batches[train])
         gradients = gradients_of(risk, parameters, train, scaler)
         risk = risk.detach()  # and its graph goes, before that of the second is built
         with self._inner_step(parameters, gradients, scaler):
-            meta = self.values["beta"] * _risk(forward, step.batches[test])
+            meta = self.values["beta"] * self._risk(forward, step.batches[test])
             added = gradients_of(meta, parameters, train, scaler)
         return risk, risk + meta.detach(), _sums(gradients, added)
+
+    def _risk(self, forward: Forward, batch: Batch) -> Tensor:
+        images, labels = batch
+        return risk_of(next(forward([images])), labels, self.label_smoothing)
 
     @contextmanager
     def _inner_step(
@@ -144,11 +148,6 @@ class MLDG(Algorithm):
     @override
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.rule.load_state_dict(split_states(state, ("rule",))["rule"])
-
-
-def _risk(forward: Forward, batch: Batch) -> Tensor:
-    images, labels = batch
-    return cross_entropy(next(forward([images])), labels)
 
 
 def _sums(gradients: Sequence[Tensor | None], added: Sequence[Tensor | None]) -> Gradients:

@@ -26,6 +26,8 @@ COMMANDS = {
     "select": "Choose hyperparameters among finished runs, by three criteria.",
     "similarity": "Measure the similarity of single images' gradients while a network trains.",
     "diagnose": "Say where the gradients of the domains conflict, by layers.",
+    "explain": "Show what a model's answers rest on, picture by picture.",
+    "study": "Run a study of its own kind: tasks against domains.",
     "methods": "List the methods and their hyperparameters.",
     "reproduce": "Run the experiments of Mansilla et al. (ICCV 2021) with their settings.",
     "data": "Look at a data set, or decode it ahead of time.",

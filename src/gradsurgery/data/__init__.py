@@ -1,5 +1,6 @@
 """Images of several domains: where they come from, their pixels, their split, their batches."""
 
+from gradsurgery.data.augmentation import Augmentation
 from gradsurgery.data.batches import Batches, DomainBatches, SingleDomainBatches
 from gradsurgery.data.cache import cache_folder, cpus, prepare
 from gradsurgery.data.decode import decode_image, example_images
@@ -17,6 +18,7 @@ from gradsurgery.data.splits import Split, draw_split
 __all__ = [
     "BUILT_IN",
     "PRESETS",
+    "Augmentation",
     "BadImageError",
     "Batches",
     "DomainBatches",

@@ -18,10 +18,11 @@ from gradsurgery.rules.base import (
     GramianRule,
     Rule,
     State,
+    beyond_precision,
     only_call_is_own,
-    widened,
 )
 from gradsurgery.rules.gramian import gramian_of, scale_of, weighted_sum
+from gradsurgery.rules.remembering import RememberingRule, Verdict
 
 
 class SingleGradients(Accumulator):
@@ -87,16 +88,23 @@ def accumulator_for(rule: Rule, parameters: Sequence[Tensor]) -> Accumulator:
     if accelerates(parameters) and len({parameter.dtype for parameter in parameters}) == 1:
         from gradsurgery.engine import network
 
+        if isinstance(rule, RememberingRule) and not alone:
+            return network.NetworkVerdict(rule, parameters)
         if alone or not isinstance(rule, ComponentwiseRule | GramianRule):
             return network.NetworkMatrix(rule, parameters)
         if isinstance(rule, GramianRule) and fits_products(parameters):
             return network.WeighedGradients(rule, parameters)
         if isinstance(rule, ComponentwiseRule) and rule.combination(2) is not None:
             return network.CombinedGradients(rule, parameters)
-    if isinstance(rule, ComponentwiseRule) and not alone:
-        return FoldedGradients(rule, parameters)
-    if isinstance(rule, GramianRule) and not alone:
-        return StoredGradients(rule, parameters)
+    kinds: list[tuple[type[Rule], type[Any]]] = [
+        (ComponentwiseRule, FoldedGradients),
+        (GramianRule, StoredGradients),
+        (RememberingRule, JudgedMatrix),
+    ]
+    for kind, accumulator in () if alone else kinds:
+        if isinstance(rule, kind):
+            chosen: Accumulator = accumulator(rule, parameters)
+            return chosen
     return GradientMatrix(rule, parameters)
 
 
@@ -107,6 +115,7 @@ class FoldedGradients(SingleGradients):
         super().__init__(parameters)
         self._rule = rule
         self._states: list[State | None] = [None] * len(parameters)
+        self._totals = [0.0] * len(parameters)  # of the domains' largest components
 
     def finish(self, domains: int, *, poison: bool) -> Update:
         """The rule's update over the whole network."""
@@ -127,13 +136,23 @@ class FoldedGradients(SingleGradients):
         return Update(flat, agreeing=counts[0], zeros=counts[1], sizes=sizes)
 
     def _add(self, position: int, domain: int, gradient: Float[Tensor, " params"] | None) -> None:
-        gradient = None if gradient is None else widened(gradient)
+        gradient = None if gradient is None else gradient.to(self._precision(position, domain))
         state = self._states[position]
         if state is not None:
-            zero = self._zero(position) if gradient is None else gradient
-            self._states[position] = self._rule.fold(state, zero)
+            added = self._zero(position, state[0].dtype) if gradient is None else gradient
+            if added.dtype != state[0].dtype:
+                state = tuple(t.to(added.dtype) if t.is_floating_point() else t for t in state)
+            self._states[position] = self._rule.fold(state, added)
         elif gradient is not None:
             self._states[position] = self._started(position, domain, gradient)
+
+    def _precision(self, position: int, domain: int) -> torch.dtype:
+        """Of the state with this domain's gradient in it; it never gets narrower."""
+        extremes = self._extremes.get((domain, position))
+        if extremes is not None and extremes.device.type == "cpu":  # elsewhere this would wait
+            self._totals[position] += max(map(abs, extremes.tolist()))
+        dtype = self._parameters[position].dtype
+        return self._rule.precision(dtype, self._totals[position])
 
     def _started(self, position: int, domain: int, gradient: Float[Tensor, " params"]) -> State:
         """The state with `gradient` in it, after zeros for the domains that did not reach it."""
@@ -141,12 +160,12 @@ class FoldedGradients(SingleGradients):
             return self._rule.start(self._own(gradient))
         state = self._rule.start(torch.zeros_like(gradient))
         for _ in range(1, domain):
-            state = self._rule.fold(state, self._zero(position))
+            state = self._rule.fold(state, self._zero(position, gradient.dtype))
         return self._rule.fold(state, gradient)
 
-    def _zero(self, position: int) -> Float[Tensor, " params"]:
+    def _zero(self, position: int, dtype: torch.dtype) -> Float[Tensor, " params"]:
         parameter = self._parameters[position]
-        return widened(parameter.new_zeros(())).expand(parameter.numel())
+        return parameter.new_zeros((), dtype=dtype).expand(parameter.numel())
 
 
 class StoredGradients(SingleGradients):
@@ -230,6 +249,20 @@ class GradientMatrix(SingleGradients):
             gradients[position] = self._shaped(flat, position, poison=poison)
         return gradients
 
+    def _judged(self, verdict: Verdict) -> Update:
+        """What a rule with a memory says of the whole network, split into the parameters."""
+        reached = [position in self._reached for position in range(len(self._parameters))]
+        parts = [verdict.update[self._span(position)] for position in sorted(self._reached)]
+        device = verdict.update.device
+        bounds, counted = torch.tensor(self._bounds).to(device), torch.tensor(reached).to(device)
+        counts = [  # in few launches, however many parameters there are
+            torch.nn.functional.pad(marks.cumsum(0), (1, 0))[bounds].diff() * counted
+            for marks in (verdict.agreeing, verdict.zero)
+        ]
+        updates = self._updates(parts, poison=False)
+        sizes = [0 if update is None else update.numel() for update in updates]
+        return Update(updates, agreeing=counts[0], zeros=counts[1], sizes=sizes)
+
     def _add(self, position: int, domain: int, gradient: Float[Tensor, " params"] | None) -> None:
         place = self._row(domain)[self._span(position)]
         if gradient is None:
@@ -262,6 +295,24 @@ class GradientMatrix(SingleGradients):
         # the rule may keep what it returns, and its memory may be laid out in any way
         copy: Tensor = update.detach().clone(memory_format=torch.contiguous_format)
         return copy
+
+
+class JudgedMatrix(GradientMatrix):
+    """For rules with a memory of every component: the matrix of the whole network."""
+
+    def __init__(self, rule: RememberingRule, parameters: Sequence[Tensor]) -> None:
+        super().__init__(rule, parameters)
+        self._judge = rule.judge
+
+    @override
+    def finish(self, domains: int, *, poison: bool) -> Update:
+        if not self._reached:
+            return Update([None] * len(self._parameters))
+        finite = torch.ones((), dtype=torch.bool, device=self._matrix.device)
+        verdict = self._judge(self._matrix[:domains], finite)
+        if not verdict.sound:
+            raise beyond_precision(dtype=self._matrix.dtype)
+        return self._judged(verdict)
 
 
 def check_form(update: Any, rule: str, matrix: Tensor) -> None:

@@ -16,6 +16,7 @@ from gradsurgery.kernels import products
 from gradsurgery.kernels.combine import COUNTING, Running, Seen, combine
 from gradsurgery.kernels.network import Combination
 from gradsurgery.rules.base import ComponentwiseRule, GramianRule, Rule
+from gradsurgery.rules.remembering import RememberingRule
 
 # So many domains' gradients wait for the kernel of a component-wise rule: most data sets have up
 # to four source domains, which then are read once.
@@ -162,3 +163,21 @@ class NetworkMatrix(GradientMatrix):
         sums = torch.stack(torch._foreach_norm(parts, ord=torch.inf)) if parts else found
         found = (~sums.isfinite()).any().float()
         return update._replace(flags=flags, found=found, rule=self._rule.name)
+
+
+class NetworkVerdict(NetworkMatrix):
+    """For rules with a memory of every component: the same matrix, which is not waited for."""
+
+    def __init__(self, rule: RememberingRule, parameters: Sequence[Tensor]) -> None:
+        super().__init__(rule, parameters)
+        self._judge = rule.judge
+
+    @override
+    def finish(self, domains: int, *, poison: bool) -> Update:
+        if not self._reached:
+            return Update([None] * len(self._parameters))
+        flags = torch.stack(self._flags)
+        verdict = self._judge(self._matrix[:domains], ~flags.any())
+        nan = torch.full_like(verdict.update, torch.nan)
+        shown = verdict._replace(update=torch.where(verdict.sound, verdict.update, nan))
+        return self._judged(shown)._replace(flags=flags, found=(~verdict.sound).float())

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from gradsurgery.documents.built_in import built_in
 from gradsurgery.report.section import counted, listed
 from gradsurgery.report.tables import p_text
 from gradsurgery.results.inventory import Inventory
@@ -11,6 +12,7 @@ from gradsurgery.results.tables import ComparisonTable
 from gradsurgery.results.wilcoxon import least_p
 
 _MOST_NAMED = 8
+_LEAST_POINTS = 1.0  # of validation accuracy: what is less is not called a difference
 
 
 def summarize(
@@ -19,7 +21,8 @@ def summarize(
     """The sentences on top of a report."""
     sentences = [_compared(tables), _complete(inventory, tables)]
     for table in tables:
-        sentences += [*_averages(table), *_tests(table)]
+        sentences += [*_averages(table), *_tests(table), *_misled(table)]
+        sentences.append(caution if (caution := built_in(table.data).caution) else "")
     if ranking is not None and ranking.p is not None:
         sentences.append(_ranked(ranking, tables))
     return [sentence for sentence in sentences if sentence]
@@ -154,6 +157,24 @@ def _tests(table: ComparisonTable) -> list[str]:
             f"{on}: {which} significant difference from {table.baseline}, which does not mean that "
             "there is none."
         )
+    return sentences
+
+
+def _misled(table: ComparisonTable) -> list[str]:
+    """Where a significant difference on a target has the other sign on the source domains."""
+    column = f"{table.model}_validation_accuracy"
+    validated = 100 * table.frame.groupby(["method", "target"])[column].mean()
+    sentences = []
+    for target, method, test in table.comparisons():
+        there = float(validated[method, target] - validated[table.baseline, target])
+        if test.significant and there * test.difference < 0 and abs(there) >= _LEAST_POINTS:
+            better, worse = (method, table.baseline) if there < 0 else (table.baseline, method)
+            sentences.append(
+                f"On {table.name}, {better} is {abs(test.difference):.1f} points above {worse} on "
+                f"{target} and {abs(there):.1f} points below it on validation images of the source "
+                f"domains: {worse} has learned what helps there and not on {target}, and a choice "
+                f"between the two by validation would take {worse}."
+            )
     return sentences
 
 

@@ -10,6 +10,7 @@ from gradsurgery import doors
 from gradsurgery.errors import ArgumentError, GradsurgeryError
 from gradsurgery.hyperparameters import check_names
 from gradsurgery.rules import torchjd
+from gradsurgery.rules.agr_ema import AgrEMA
 from gradsurgery.rules.agr_rand import AgrRand
 from gradsurgery.rules.agr_sum import AgrSum
 from gradsurgery.rules.and_mask import ANDMask
@@ -29,6 +30,7 @@ __all__ = [
     "RULES",
     "ANDMask",
     "AggregatorRule",
+    "AgrEMA",
     "AgrRand",
     "AgrSum",
     "CAGrad",
@@ -56,6 +58,7 @@ RULES: dict[str, type[Rule]] = {
         Mean,
         AgrSum,
         AgrRand,
+        AgrEMA,
         PCGrad,
         GradVac,
         CAGrad,

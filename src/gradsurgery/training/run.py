@@ -29,7 +29,7 @@ from gradsurgery.training.averaging import average_values, method_settings
 from gradsurgery.training.checkpoint import (
     Checkpoint,
     CheckpointError,
-    load_checkpoint,
+    continued,
     remove_checkpoint,
     restore_learner,
 )
@@ -39,7 +39,7 @@ from gradsurgery.training.device import (
     reset_peak_memory,
     resolve_device,
 )
-from gradsurgery.training.directory import check_same, claimed
+from gradsurgery.training.directory import check_same, claimed, is_longer
 from gradsurgery.training.environment import describe_environment
 from gradsurgery.training.evaluation import evaluate
 from gradsurgery.training.learner import Learner, build_learner, build_optimizer
@@ -52,6 +52,7 @@ from gradsurgery.training.outcome import (
     save_model,
 )
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
+from gradsurgery.training.recipe import check_recipe, frozen_names
 
 
 def train(
@@ -66,7 +67,8 @@ def train(
     """Train on every domain but the target, and test the best and the last model on all of them.
 
     The same call again continues a run that was interrupted, to the same record bit for bit on a
-    processor, and returns the record of one that is finished.
+    processor, and returns the record of one that is finished. With more iterations it gives such a
+    run more steps, to the record of a run that had them from the start.
 
     Args:
         configuration: the run's options.
@@ -96,17 +98,16 @@ def train(
     )
     check_run(configuration, source.name, source.domains)
     device = resolve_device(configuration.device)
-    if (directory / Record.file_name).exists():
-        return _finished(configuration, directory)
+    if (record := _finished(configuration, directory)) is not None:
+        return record
     with ExitStack() as stack:
         stack.enter_context(claimed(directory))
-        if (directory / Record.file_name).exists():
-            return _finished(configuration, directory)
+        if (record := _finished(configuration, directory)) is not None:
+            return record
         backbone = _backbone(configuration, source)
-        checkpoint = load_checkpoint(directory)
+        checkpoint = continued(configuration, directory, report)
         threads = configuration.threads
         if checkpoint is not None:
-            check_same(configuration, checkpoint.configuration, directory)
             threads = threads or checkpoint.configuration.threads
         threads = stack.enter_context(computing_with(threads, device, configuration.precision))
         here = {"device": str(device), "threads": threads}
@@ -123,7 +124,7 @@ def train(
             observe=observe,
         )
         record.save(directory)
-        remove_checkpoint(directory)
+        _tidy(record, directory)
         return record
 
 
@@ -143,6 +144,7 @@ def _backbone(configuration: RunConfiguration, source: Source | ImageSet) -> Bac
         domains=len(configuration.sources(source.domains)),
         image_size=configuration.image_size,
     )
+    frozen_names(backbone, configuration.freeze)  # raises where a name stands for nothing
     return backbone
 
 
@@ -160,7 +162,9 @@ def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ..
         make_optimizer=partial(build_optimizer, configuration=configuration),
         settings=method_settings(configuration.settings),
         batch_norm=configuration.batch_norm,
+        label_smoothing=configuration.label_smoothing,
     )
+    check_recipe(configuration, algorithm)
     if reason := algorithm.idle_reason(configuration.iterations):
         raise ArgumentError(reason)
     if configuration.compile and isinstance(getattr(algorithm, "objective", None), Fishr):
@@ -184,11 +188,21 @@ def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ..
         )
 
 
-def _finished(configuration: RunConfiguration, directory: Path) -> Record:
+def _finished(configuration: RunConfiguration, directory: Path) -> Record | None:
+    """The record of the run in `directory`; None where there is none, or one of fewer steps."""
+    if not (directory / Record.file_name).exists():
+        return None
     record = Record.load(directory)
+    if is_longer(configuration, record.configuration):
+        return None
     check_same(configuration, record.configuration, directory, "data")
-    remove_checkpoint(directory)  # where the process was killed just before it did
+    _tidy(record, directory)  # where the process was killed just before it did
     return record
+
+
+def _tidy(record: Record, directory: Path) -> None:
+    if not record.configuration.keep_checkpoint:
+        remove_checkpoint(directory)
 
 
 def prepare_images(
@@ -232,6 +246,8 @@ def _work(
         split.save(directory)
     else:
         _go_on(learner, checkpoint, images, split, directory)
+        if configuration.iterations != checkpoint.configuration.iterations:
+            configuration.save(directory)
         checkpoint.configuration = configuration  # which may be worked on elsewhere by now
         report(TrainingProgress("resuming", checkpoint.step, configuration.iterations))
     loader = learner.loader(images)
@@ -267,7 +283,7 @@ def _work(
         environment=describe_environment(learner.device),
         cost=Cost(
             seconds=checkpoint.seconds + time.perf_counter() - start,
-            seconds_per_step=checkpoint.step_seconds / configuration.iterations,
+            seconds_per_step=checkpoint.step_seconds / checkpoint.step,
             data_wait=checkpoint.data_wait,
             peak_memory_bytes=peak_memory_bytes(learner.device),
             cuda_graph=cuda_graph,

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import override
 
-from gradsurgery.algorithms.forward import Forward
+from gradsurgery.algorithms.forward import Forward, Logits
+from gradsurgery.algorithms.risk import risk
 from gradsurgery.errors import ArgumentError
 from gradsurgery.hyperparameters import Hyperparameter, checked_values
 from gradsurgery.rules.base import forget
@@ -27,15 +28,21 @@ class Objective(ABC):
 
     A subclass declares its `hyperparameters` and finds their values in `self.values`. Whatever is
     random in it draws from `self.generator`, seeded with 0 where none is given.
+
+    One that takes its cross-entropies from `self.risk` alone says so by `smooths_labels = True`,
+    and may then be trained with label smoothing.
     """
 
     name: ClassVar[str]
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = ()
     minimum_domains: ClassVar[int] = 1
     state_names: ClassVar[tuple[str, ...]] = ()
+    smooths_labels: ClassVar[bool] = False
+    label_smoothing: float = 0.0
 
     def __init_subclass__(cls) -> None:
         forget(cls, "stage", Objective, of=("losses", "weight"))
+        forget(cls, "smooths_labels", Objective, of=("losses", "risk"))
         if not hasattr(cls, "name"):
             cls.name = cls.__name__
 
@@ -50,6 +57,10 @@ class Objective(ABC):
 
         Where a domain's loss needs no other domain, one graph is alive at a time.
         """
+
+    def risk(self, logits: Logits, labels: Int[Tensor, " batch"]) -> Tensor:
+        """The mean cross-entropy of a batch, with the run's label smoothing."""
+        return risk(logits, labels, self.label_smoothing)
 
     def stage(self, step: int) -> Any:
         """What of the step's number decides the formula of the losses; None where it may be all."""
