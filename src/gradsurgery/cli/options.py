@@ -20,15 +20,9 @@ from gradsurgery.errors import ArgumentError
 
 DATA = typer.Argument(
     metavar="DATA",
-<<<<<<< HEAD
-    help="coded-digits, rotated-digits, colored-digits, pacs, vlcs, office-home (also pacs:PATH "
-    "…), hf://owner/name, a folder domain/class/image, a table of paths (CSV, TSV, JSONL), Parquet "
-    "files, or package.module:Source.",
-=======
     help="rotated-digits, colored-digits, coded-digits (also coded-digits:domains=8 …), pacs, "
-    "vlcs, office-home (also pacs:PATH …), hf://owner/name, a folder domain/class/image, "
-    "Parquet files, or package.module:Source.",
->>>>>>> main
+    "vlcs, office-home (also pacs:PATH …), hf://owner/name, a folder domain/class/image, a table of "
+    "paths (CSV, TSV, JSONL), Parquet files, or package.module:Source.",
 )
 MODEL = typer.Argument(
     metavar="MODEL", help="A run's folder, a model.safetensors, or hf://owner/name."
