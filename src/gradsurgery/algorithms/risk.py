@@ -9,9 +9,13 @@ def risk(
     logits: Float[Tensor, "batch classes"],
     labels: Int[Tensor, " batch"],
     label_smoothing: float = 0.0,
+    class_weights: Float[Tensor, " classes"] | None = None,
 ) -> Float[Tensor, ""]:
-    """−mean_n Σ_k q_nk log softmax(z_n)_k with the targets q of `smoothed`."""
-    return cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    """−mean_n Σ_k q_nk log softmax(z_n)_k with the targets q of `smoothed`.
+
+    With weights w of the classes the mean is Σ_n w_{y_n} … / Σ_n w_{y_n}.
+    """
+    return cross_entropy(logits, labels, class_weights, label_smoothing=label_smoothing)
 
 
 def smoothed(

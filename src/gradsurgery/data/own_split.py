@@ -40,7 +40,7 @@ def split_of(options: DataOptions, images: ImageSet, seed: int) -> Split:
         found = _column(images) if options.split == "column" else _listed(images, options.split)
         parts = [None if i in without else part for i, part in enumerate(found)]
         split = as_split(images, parts, seed)
-    if options.test_on == "all":
+    if options.test_on == "all" and options.target in images.domains:
         split = _with_all_tested(split, images, options.target, without)
     return split
 

@@ -23,6 +23,7 @@ from gradsurgery.documents.record import (
 )
 from gradsurgery.training.checkpoint import Checkpoint, save_weights
 from gradsurgery.training.evaluation import Evaluation, evaluate
+from gradsurgery.training.images_used import ImagesUsed
 from gradsurgery.training.learner import Learner
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 
@@ -54,7 +55,8 @@ def assess_models(
         tested = {}
         for position, domain in enumerate(domains, start=first):
             report(TrainingProgress("testing", position, total))
-            tested[domain] = accuracy_on(split.test[domain])
+            if len(split.test[domain]):  # a split of the user's own may have none of a source
+                tested[domain] = accuracy_on(split.test[domain])
         report(TrainingProgress("testing", first + len(domains), total))
         held_back = split.validation[target]
         return ModelResult(
@@ -118,8 +120,9 @@ def save_model(
     save_weights(backbone.model.state_dict(), directory / MODEL_FILE, metadata)
 
 
-def describe_data(images: ImageSet) -> DataRecord:
+def describe_data(used: ImagesUsed) -> DataRecord:
     """The record's part on the image set."""
+    images = used.images
     counts = dict(zip(images.domains, images.counts().tolist(), strict=True))
     skipped, left_out = (
         [SkippedFile(identity=file.identity, reason=file.reason) for file in files]
@@ -134,13 +137,15 @@ def describe_data(images: ImageSet) -> DataRecord:
         class_images=counts,
         skipped=skipped,
         left_out=left_out,
+        identical=used.identical,
+        alike=used.alike,
     )
 
 
 def describe_split(split: Split) -> SplitRecord:
     """The record's part on the split."""
     sizes = {domain: SplitSizes(**parts) for domain, parts in split.sizes().items()}
-    return SplitRecord(digest=split.digest, seed=split.seed, sizes=sizes)
+    return SplitRecord(digest=split.digest, seed=split.seed, unused=len(split.unused), sizes=sizes)
 
 
 def describe_model(backbone: Backbone) -> ModelRecord:
