@@ -83,5 +83,5 @@ def scale_gradient(
     if label_smoothing == 0:
         target = logits.gather(1, labels[:, None]).squeeze(1)
     else:
-        target = (smoothed(labels, logits.shape[1], label_smoothing) * logits).sum(1)
+        target = (smoothed(labels, logits, label_smoothing) * logits).sum(1)
     return (expected - target).mean()
