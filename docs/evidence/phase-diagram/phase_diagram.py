@@ -181,12 +181,12 @@ def predict() -> None:
     "unseen" are other settings with other codes, "elsewhere" the sets that were not made for it:
     what is said of their gains, beside these.
     """
-    for (steps, step), table in evidence().groupby(["iterations", "step"]):
+    everything = evidence()
+    for (steps, step), table in everything.groupby(["iterations", "step"]):
         known, unseen = table[table["code_seed"] == 0], table[table["code_seed"] > 0]
         if known.empty:
             continue
-        all_of_step = evidence()
-        there = all_of_step[all_of_step["code_seed"].isna() & (all_of_step["step"] == step)]
+        there = everything[everything["code_seed"].isna() & (everything["step"] == step)]
         print(f"\ngain after {steps} steps, diagnosed after {step}")
         print(f"{len(known)} settings: {known['gain'].mean():+.1f} ± {known['gain'].std():.1f}")
         rows = {}
@@ -204,7 +204,7 @@ def predict() -> None:
         print(pd.DataFrame(rows).T.fillna("–").to_string())
 
 
-def figure() -> None:
+def figure(folder: Path = HERE) -> None:
     """Draw phase-diagram.png from runs.csv: maps of the gain by noise and number of steps."""
     from matplotlib.figure import Figure
 
@@ -221,8 +221,10 @@ def figure() -> None:
         cells = here.pivot_table(index="share", columns="domains", values="gain")
         map_ = panel.imshow(cells, cmap="PuOr_r", vmin=-most, vmax=most, origin="lower")
         for (y, x), value in np.ndenumerate(cells.to_numpy()):
-            color = "white" if abs(value) > 0.6 * most else "black"
-            panel.text(x, y, f"{value:+.0f}", ha="center", va="center", color=color)
+            color = "white" if abs(value) > 0.75 * most else "black"
+            panel.text(
+                x, y, f"{value:+z.0f}".replace("-", "−"), ha="center", va="center", color=color
+            )
         panel.set_xticks(range(len(cells.columns)), [str(d) for d in cells.columns])
         panel.set_yticks(range(len(cells.index)), [f"{100 * share:.0f} %" for share in cells.index])
         panel.set_title(f"noise {noise}, {steps} steps", fontsize=9)
@@ -230,7 +232,7 @@ def figure() -> None:
     drawing.supxlabel("source domains", fontsize=9)
     drawing.supylabel("source images that carry a code", fontsize=9)
     drawing.colorbar(map_, ax=panels, label="Agr-Sum − Deep-All on the target (points)", shrink=0.8)
-    drawing.savefig(HERE / "phase-diagram.png", metadata={"Software": None})
+    drawing.savefig(folder / "phase-diagram.png", metadata={"Software": None})
 
 
 def main() -> None:
