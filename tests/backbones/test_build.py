@@ -19,6 +19,7 @@ def build(name, *, classes=3, weights="none", seed=0, image_size=None):
     ("name", "size", "head", "normalization"),
     [
         ("small-cnn", 28, "classifier", HALF),
+        ("small-mlp", 28, "3", HALF),
         ("shufflenet_v2_x0_5", 64, "fc", IMAGENET),
         ("squeezenet1_1", 64, "classifier.1", IMAGENET),
         ("googlenet", 64, "fc", IMAGENET),
@@ -41,7 +42,9 @@ def test_torchvision_wins_a_name_both_have_and_timm_has_its_own_spelling():
     assert type(build("resnet18").model).__module__.startswith("torchvision.")
     assert type(build("timm/resnet18").model).__module__.startswith("timm.")
     names = backbone_names()
-    assert {"small-cnn", "alexnet", "resnet18", "timm/resnet18", "test_vit"} <= set(names)
+    assert {"small-cnn", "small-mlp", "alexnet", "resnet18", "timm/resnet18", "test_vit"} <= set(
+        names
+    )
     assert len(names) == len(set(names))
 
 
@@ -65,6 +68,7 @@ def test_weights_come_from_the_seed_alone_and_leave_the_global_state():
         ({"name": "timm/resnet18.nonesuch"}, "nonesuch"),
         ({"name": "small-cnn", "classes": 0}, "classes is 0"),
         ({"name": "small-cnn", "weights": ""}, "weights is empty"),
+        ({"name": "small-mlp"}, "give an image_size"),
         ({"name": "test_vit", "image_size": 50}, "test_vit cannot .* 50 pixels"),
         ({"name": "vit_b_32", "image_size": 50}, "vit_b_32 cannot be built .* 50 pixels"),
         ({"name": "squeezenet1_1", "image_size": 8}, "squeezenet1_1 cannot take .* 8 pixels"),

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gradsurgery.data.open_source import BUILT_IN as BUILT_IN_SETS
-from gradsurgery.documents.configuration import BUILT_IN_DATA as BUILT_IN
+from gradsurgery.documents.built_in import BUILT_IN_DATA as BUILT_IN
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import ArgumentError
 
@@ -22,10 +22,18 @@ def test_every_built_in_set_has_defaults() -> None:
     assert set(BUILT_IN) == set(BUILT_IN_SETS)
 
 
-@pytest.mark.parametrize("data", BUILT_IN)
-def test_digits_have_small_defaults_which_options_override(data: str) -> None:
+@pytest.mark.parametrize(
+    ("data", "backbone"),
+    [
+        ("rotated-digits", "small-cnn"),
+        ("colored-digits", "small-cnn"),
+        ("coded-digits", "small-mlp"),
+        ("coded-digits:domains=4", "small-mlp"),
+    ],
+)
+def test_digits_have_small_defaults_which_options_override(data: str, backbone: str) -> None:
     run = RunConfiguration(data=data, target="75", iterations=7)
-    assert (run.backbone, run.weights, run.iterations) == ("small-cnn", "none", 7)
+    assert (run.backbone, run.weights, run.iterations) == (backbone, "none", 7)
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,54 @@ def test_cells_that_lack_seeds_are_counted(written, told):
     assert "The comparison is not complete: 2 cells lack seeds and 1 cell has no run" in text
 
 
+def test_where_the_sources_and_the_target_say_the_opposite(written, told):
+    for seed in range(6):
+        written("deep-all", seed=seed, best=0.5 + seed / 100, validation=0.9)
+        written("agr-sum", seed=seed, best=0.6 + seed / 50, validation=0.8)
+    # 10 points, and on average 2.5 more; 80 % on the sources against 90 %
+    said = next(sentence for sentence in told() if "learned what helps there" in sentence)
+    assert said == (
+        "On pacs, agr-sum is 12.5 points above deep-all on sketch and 10.0 points below it on "
+        "validation images of the source domains: deep-all has learned what helps there and not "
+        "on sketch, and a choice between the two by validation would take deep-all."
+    )
+
+
+def test_only_the_largest_opposite_is_spelled_out(written, told):
+    for seed in range(7):
+        written("deep-all", seed=seed, best=0.5, validation=0.9)
+        written("agr-rand", seed=seed, best=0.6 + seed / 100, validation=0.8)
+        written("agr-sum", seed=seed, best=0.7 + seed / 100, validation=0.8)
+    said = next(sentence for sentence in told() if "learned what helps there" in sentence)
+    assert said.startswith("On pacs, agr-sum is 23.0 points above deep-all on sketch")
+    assert said.endswith("Target and sources also say the opposite of agr-rand on sketch.")
+
+
+def test_a_worse_method_that_validation_favours_is_named_as_such(written, told):
+    for seed in range(6):
+        written("deep-all", seed=seed, best=0.6 + seed / 50, validation=0.8)
+        written("agr-sum", seed=seed, best=0.5 + seed / 100, validation=0.9)
+    assert "On pacs, deep-all is 12.5 points above agr-sum on sketch and 10.0" in "".join(told())
+
+
+@pytest.mark.parametrize(
+    ("seeds", "gain", "validation"),
+    [(5, 0.1, 0.6), (6, 0.1, 0.75), (6, 0.1, 0.9)],
+    ids=["too few seeds", "the same validation", "the same sign"],
+)
+def test_no_opposite_is_seen_where_there_is_none(written, told, seeds, gain, validation):
+    for seed in range(seeds):
+        written("deep-all", seed=seed, best=0.5 + seed / 100, validation=0.75)
+        written("agr-sum", seed=seed, best=0.5 + gain + seed / 50, validation=validation)
+    assert "learned what helps there" not in "".join(told())
+
+
+def test_a_set_that_is_made_for_it_says_so(written, told):
+    for method in ("deep-all", "agr-sum"):
+        written(method, data__name="coded-digits:domains=8")
+    assert any("is made for gradient surgery" in sentence for sentence in told())
+
+
 def test_the_highest_average_is_named_without_a_claim(written, told):
     write_pairs(written, "photo")
     write_pairs(written, "sketch")

@@ -360,3 +360,14 @@ def test_ranks_over_the_cells_of_all_tables(written, compared):
 def test_nothing_to_rank(written, compared):
     written()
     assert rank_methods(compared()) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "cautioned"), [("coded-digits:domains=8", True), ("rotated-digits", False)]
+)
+def test_a_set_that_is_made_for_gradient_surgery_is_named_so_below_its_table(
+    written, compared, data, cautioned
+):
+    written(data__name=data)
+    (table,) = compared()
+    assert ("is made for gradient surgery" in " ".join(table.notes)) == cautioned

@@ -110,10 +110,28 @@ def test_what_is_not_finite_raises_and_names_the_domain(name, bad):
     assert caught.value.domain == 1
 
 
-def test_a_sum_that_overflows_is_not_taken_for_a_bad_gradient():
-    gradients = torch.full((2, 3), 3e38)
-    gradients[1, 0] = -1.0
-    assert gs.AgrSum()(gradients).tolist() == [0.0, float("inf"), float("inf")]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("name", ["sum", "agr-sum", "and-mask", "graddrop", "pcgrad", "agr-rand"])
+def test_an_update_beyond_the_precision_is_refused_and_no_gradient_blamed(name, dtype):
+    options = {"reduction": "sum"} if name == "and-mask" else {}
+    gradients = torch.full((2, 3), 0.9 * torch.finfo(dtype).max, dtype=dtype)
+    with pytest.raises(NonFiniteError, match=r"finite and the update is not, whose torch.float"):
+        gs.rule(name, **options)(gradients)
+    if dtype != torch.float64:  # a sum on the way may end beyond it, where nothing is wider
+        gradients = torch.tensor([[3e38], [3e38], [-3e38]]).to(torch.float32)
+        assert gs.Sum()(gradients).item() == gradients[0].item()
+        assert gs.AgrSum()(gradients).item() == 0
+
+
+def test_a_mask_that_keeps_little_may_rescale_beyond_the_precision():
+    gradients = torch.full((2, 10_000), 1e36)
+    gradients[1, 1:] *= -1  # one of 10,000 is kept: 10,000 · 1e36
+    weight = torch.zeros(10_000, requires_grad=True)
+    for rule in (gs.ANDMask(rescale=True), gs.SANDMask(rescale=True)):
+        with pytest.raises(NonFiniteError, match="finite and the update is not"):
+            rule(gradients)
+        with pytest.raises(NonFiniteError, match="finite and the update is not"):
+            gs.backward((weight @ row for row in gradients), [weight], rule)
 
 
 @pytest.mark.parametrize("name", sorted(set(RULES) - {"sum", "mean"}))
@@ -185,6 +203,82 @@ def test_state_can_be_saved_and_unknown_keys_raise(name):
     rule.load_state_dict({})
     with pytest.raises(ArgumentError, match=r"found '?momentum"):
         rule.load_state_dict({"momentum": torch.ones(1)})
+
+
+@pytest.mark.parametrize("way", ["matrix", "backward", "matrix of kernels", "kernels"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mean", {}),
+        ("and-mask", {}),
+        ("and-mask", {"rescale": True}),
+        ("agr-sum", {"reduction": "mean"}),
+        ("agr-rand", {"reduction": "mean"}),
+        ("sand-mask", {}),
+        ("median", {}),
+        ("trimmed-mean", {"trim": 0}),
+        ("cagrad", {"c": 0.0}),
+        ("mgda", {}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|overflow):RuntimeWarning")
+def test_means_at_the_end_of_float32_have_sums_beyond_it(name, options, way, request):
+    if "kernels" in way:
+        request.getfixturevalue("accelerator")
+    rule = gs.rule(name, **options)
+    rows = torch.tensor([[3e38, -3.2e38, 1e38]]).repeat(4, 1)
+    if "matrix" in way:
+        update = rule(rows)
+    else:
+        weight = torch.zeros(3, requires_grad=True)
+        gs.backward([(row * weight).sum() for row in rows], [weight], rule)
+        update = weight.grad
+    torch.testing.assert_close(update, rows[0])
+
+
+@pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|overflow):RuntimeWarning")
+@pytest.mark.parametrize("kernels", [False, True])
+def test_more_domains_than_a_kernel_holds_at_the_end_of_float32(kernels, request):
+    """Their running total has to fit; what does not is refused."""
+    if kernels:
+        request.getfixturevalue("accelerator")
+    rows = torch.full((9, 3), 3e38)
+    weight = torch.zeros(3, requires_grad=True)
+    losses = [(row * weight).sum() for row in rows]
+    if not kernels:
+        gs.backward(losses, [weight], gs.Mean())
+        torch.testing.assert_close(weight.grad, rows[0])
+        return
+    with pytest.raises(NonFiniteError, match="finite and the update is not"):
+        gs.backward(losses, [weight], gs.Mean())
+
+
+@pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|overflow):RuntimeWarning")
+@pytest.mark.parametrize("kernels", [False, True])
+def test_squared_deviations_beyond_float32(kernels, request):
+    """σ² = 2e40 (for 1e20 and 3e20): the mask is about k · ½ / σ², the same for both components."""
+    rows = torch.tensor([[1e20, -1e20], [3e20, -3e20]])
+    if kernels:
+        request.getfixturevalue("accelerator")
+        with pytest.raises(NonFiniteError, match="finite and the update is not"):
+            gs.SANDMask()(rows)
+        return
+    rescaled = torch.tensor([2e20, -2e20])
+    torch.testing.assert_close(gs.SANDMask(rescale=True)(rows), rescaled)
+    torch.testing.assert_close(gs.SANDMask(k=1e20)(rows), rescaled * 2.5e-21, rtol=1e-6, atol=0)
+    weight = torch.zeros(2, requires_grad=True)
+    gs.backward([weight @ row for row in rows], [weight], gs.SANDMask(k=1e20))
+    torch.testing.assert_close(weight.grad, rescaled * 2.5e-21, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e6, 1e12])
+def test_a_rescaled_sand_mask_has_no_least_mean(size):
+    """Small masks are k · (agreement − τ) / σ²; divided by their mean the factor of s² is gone."""
+    rows = size * torch.tensor([[1.0, 2.0, 3.0], [2.0, 4.0, -1.0]], dtype=torch.float64)
+    masks = torch.tensor([1 / 0.5, 1 / 2.0, 0.0], dtype=torch.float64)  # σ² = ½, 2 and 8
+    expected = rows.mean(0) * masks / masks.mean()
+    rule = gs.SANDMask(k=1e-6, rescale=True)
+    torch.testing.assert_close(rule(rows), expected, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

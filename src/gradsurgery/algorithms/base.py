@@ -1,10 +1,11 @@
 """What one training step is: the domains' batches in, an optimiser step out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from numbers import Integral
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from gradsurgery.algorithms.objectives import Batch
 from gradsurgery.engine import BackwardResult
 from gradsurgery.errors import ArgumentError, NonFiniteError
-from gradsurgery.rules.base import forget
+from gradsurgery.rules.base import beyond_precision, forget
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -35,15 +36,18 @@ class Step:
     number: int
     scaler: torch.amp.GradScaler | None = None
     autocast: Autocast = nullcontext
+    clip_norm: float | None = None
 
     def update_parameters(self, result: BackwardResult) -> None:
-        """Step the optimiser, through the scaler where there is one.
+        """Clip the update and step the optimiser, through the scaler where there is one.
 
         On an accelerator the optimiser leaves the parameters as they are where a gradient was not
         finite, which `result.check()` tells later; one that cannot is not stepped before that.
 
         Raises `NonFiniteError` where the gradients are not finite whatever the scale.
         """
+        if self.clip_norm is not None:
+            self._clip(self.clip_norm, result)
         if self.scaler is None:
             optimizer: Any = self.optimizer
             if result.found_inf is None:
@@ -68,14 +72,38 @@ class Step:
                 domain=None,
             )
 
+    def _clip(self, limit: float, result: BackwardResult) -> None:
+        """Scale the update, all parameters together, to a norm of at most `limit`.
+
+        A norm beyond the range of float32 would make an update of zeros, which nobody would see.
+        """
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        updated = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in updated if p.grad is not None])
+        found = result.found_inf
+        if self.scaler is None and found is None and not norm.isfinite():
+            raise beyond_precision()
+        if found is not None:  # the optimiser, and who looks later, are to know of it
+            found.copy_(torch.maximum(found, norm.isfinite().logical_not().to(found)))
+        norm = torch.where(norm.isfinite(), norm, torch.nan)
+        nn.utils.clip_grads_with_norm_(updated, limit, norm)
+
 
 class Algorithm(ABC):
     """One step of a method; the optimiser is the run's.
 
     minimum_domains: the least number of source domains that it makes sense with.
+    has_one_update: whether its step is one of the optimiser on one update, which can be clipped.
+    label_smoothing, class_weights: of the cross-entropies that it takes itself.
+    lacking: the classes that a source domain lacks, bool [domains, classes].
     """
 
     minimum_domains: int = 1
+    has_one_update: ClassVar[bool] = True
+    label_smoothing: float = 0.0
+    class_weights: Tensor | None = None
+    lacking: Tensor | None = None
 
     def __init_subclass__(cls) -> None:
         forget(cls, "stage", Algorithm, of=("take",))
@@ -89,15 +117,22 @@ class Algorithm(ABC):
         step: int,
         scaler: torch.amp.GradScaler | None = None,
         autocast: Autocast = nullcontext,
+        clip_norm: float | None = None,
     ) -> BackwardResult:
         """Take step `step`, counted from 1, with one batch per source domain.
 
-        `autocast` is entered around each forward pass. Returns the domains' losses and what their
-        gradients looked like. Raises `ArgumentError` for batches that are not pairs of as many
-        images as labels.
+        `autocast` is entered around each forward pass. `clip_norm` is the largest norm of the
+        update, all parameters together; a longer one is scaled down to it. Returns the domains'
+        losses and what their gradients looked like. Raises `ArgumentError` for batches that are not
+        pairs of as many images as labels, and for what is no model, optimiser or number of a step.
         """
+        _check_parts(model, optimizer, step)
         batches = _checked_batches(batches)
-        return self.take(Step(model, batches, optimizer, step, scaler, autocast))
+        return self.take(Step(model, batches, optimizer, step, scaler, autocast, clip_norm))
+
+    def treat_classes(self, weights: Tensor | None, lacking: Tensor | None) -> None:
+        """Weigh the classes, [classes], and leave a domain without a say on those it lacks."""
+        self.class_weights, self.lacking = weights, lacking
 
     @abstractmethod
     def take(self, step: Step) -> BackwardResult:
@@ -132,7 +167,24 @@ class Algorithm(ABC):
             )
 
 
-def _checked_batches(batches: Sequence[Any]) -> Sequence[Batch]:
+def _check_parts(model: Any, optimizer: Any, step: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model is a torch.nn.Module, found a {type(model).__name__}")
+    if not hasattr(optimizer, "zero_grad"):
+        raise ArgumentError(
+            f"optimizer is a torch optimiser of the model's parameters, found a "
+            f"{type(optimizer).__name__}"
+        )
+    if not isinstance(step, Integral) or step < 1:
+        raise ArgumentError(f"step is counted from 1, found {step!r}; give the number of the step")
+
+
+def _checked_batches(batches: Any) -> Sequence[Batch]:
+    if not isinstance(batches, Sequence):
+        raise ArgumentError(
+            "batches are a list with one pair (images, labels) per source domain, found a "
+            f"{type(batches).__name__}"
+        )
     for domain, batch in enumerate(batches):
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             raise ArgumentError(
@@ -140,6 +192,12 @@ def _checked_batches(batches: Sequence[Any]) -> Sequence[Batch]:
                 f"{type(batch).__name__}"
             )
         images, labels = batch
+        for what, part in (("images", images), ("labels", labels)):
+            if not isinstance(part, Sized) or (isinstance(part, Tensor) and not part.ndim):
+                raise ArgumentError(
+                    f"the {what} of domain {domain} are a tensor with one row each, found "
+                    f"{'a single number' if isinstance(part, Tensor) else type(part).__name__}"
+                )
         if len(images) != len(labels):
             raise ArgumentError(
                 f"the batch of domain {domain} has {len(images)} images and {len(labels)} labels; "

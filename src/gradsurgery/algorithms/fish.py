@@ -4,11 +4,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from typing_extensions import override
 
 from gradsurgery.algorithms.base import Algorithm, Step, non_finite
 from gradsurgery.algorithms.forward import Forward
+from gradsurgery.algorithms.risk import risk
 from gradsurgery.engine import BackwardResult, backward
 from gradsurgery.errors import NonFiniteError
 from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter, checked_values
@@ -41,6 +41,7 @@ class Fish(Algorithm):
     )
 
     minimum_domains = 2
+    has_one_update = False
 
     def __init__(self, generator: torch.Generator, **given: Any) -> None:
         self.values = checked_values(self.name, self.hyperparameters, given)
@@ -65,14 +66,15 @@ class Fish(Algorithm):
 
     def _inner_steps(self, step: Step) -> list[Tensor]:
         """One step of the optimiser on each domain; their losses."""
-        forward = Forward(step.model, step.autocast)
+        forward = Forward(step.model, step.autocast, lacking=self.lacking)
         generator, domains = self._generator, len(step.batches)
         order = torch.randperm(domains, generator=generator, device=generator.device).tolist()
         losses = [torch.empty(())] * domains
         for domain in order:
             images, labels = step.batches[domain]
             step.optimizer.zero_grad(set_to_none=True)
-            loss = cross_entropy(next(forward([images])), labels)
+            logits = next(forward([images], of=[(domain,)]))
+            loss = risk(logits, labels, self.label_smoothing, self.class_weights)
             try:
                 named = step.model.named_parameters()
                 result = backward([loss], named, Sum(), scaler=step.scaler)

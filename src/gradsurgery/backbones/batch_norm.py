@@ -16,7 +16,7 @@ def has_batch_norm(model: nn.Module) -> bool:
     Every class torch derives from its batch norm counts: 1d, 2d, 3d, lazy and synchronised ones
     and timm's, which hold their activation. Layers that are frozen by construction do not count.
     """
-    return any(True for _ in _batch_norm_layers(model))
+    return any(True for _ in batch_norm_layers(model))
 
 
 def set_training_mode(
@@ -37,7 +37,7 @@ def set_training_mode(
         )
     model.train()
     if batch_norm == "frozen":
-        for layer in _batch_norm_layers(model):
+        for layer in batch_norm_layers(model):
             layer.eval()
 
 
@@ -65,7 +65,7 @@ def check_batch_size(
             )
 
     modes = [(layer, layer.training) for layer in model.modules()]
-    hooks = [layer.register_forward_pre_hook(look) for layer in _batch_norm_layers(model)]
+    hooks = [layer.register_forward_pre_hook(look) for layer in batch_norm_layers(model)]
     device = next(model.parameters()).device
     try:
         with torch.no_grad():
@@ -77,5 +77,6 @@ def check_batch_size(
             layer.training = training
 
 
-def _batch_norm_layers(model: nn.Module) -> Iterator[nn.Module]:
+def batch_norm_layers(model: nn.Module) -> Iterator[nn.Module]:
+    """The layers that `has_batch_norm` looks for."""
     return (layer for layer in model.modules() if isinstance(layer, _BatchNorm))

@@ -21,6 +21,7 @@ class Backbone:
     weights_digest: the sha256 of the weights file, None without one.
     provenance: where a network from another package comes from, None for torchvision's, timm's and
         ours.
+    heads: the paths of its last layers, where they are known.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Backbone:
     pretrained: bool
     weights_digest: str | None
     provenance: dict[str, str | None] | None = None
+    heads: tuple[str, ...] = ()
 
 
 def build_backbone(
@@ -87,7 +89,16 @@ def build_backbone(
     model = built.model.eval()
     if image_size is not None:
         check_image_size(model, name, classes, image_size)
-    return Backbone(name, model, built.mean, built.std, state is not None, digest, built.provenance)
+    return Backbone(
+        name,
+        model,
+        built.mean,
+        built.std,
+        state is not None,
+        digest,
+        built.provenance,
+        built.heads,
+    )
 
 
 def _draw_heads(built: Network) -> None:

@@ -20,9 +20,9 @@ from gradsurgery.errors import ArgumentError
 
 DATA = typer.Argument(
     metavar="DATA",
-    help="coded-digits, rotated-digits, colored-digits, pacs, vlcs, office-home (also "
-    "pacs:PATH …), hf://owner/name, a folder domain/class/image, Parquet files, or "
-    "package.module:Source.",
+    help="rotated-digits, colored-digits, coded-digits (also coded-digits:domains=8 …), pacs, "
+    "vlcs, office-home (also pacs:PATH …), hf://owner/name, a folder domain/class/image, a table "
+    "of paths (CSV, TSV, JSONL), Parquet files, or package.module:Source.",
 )
 MODEL = typer.Argument(
     metavar="MODEL", help="A run's folder, a model.safetensors, or hf://owner/name."
@@ -77,6 +77,14 @@ TargetsOption = Annotated[
 SeedsOption = Annotated[
     str | None,
     typer.Option("--seeds", help="A count (3, the default), a range (0-4) or a list (0,1,2)."),
+]
+GridOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--grid",
+        metavar="NAME=V1,V2",
+        help="Values to try of an option or a hyperparameter, e.g. learning_rate=1e-5,1e-4.",
+    ),
 ]
 TensorboardOption = Annotated[
     bool,
@@ -153,6 +161,15 @@ def takes_run_options(
     return lambda command: _with_options(command, declared.values(), "options", _gathered)
 
 
+def takes_options_of(
+    kind: type[BaseModel], *, without: Iterable[str] = ()
+) -> Callable[[Command], Command]:
+    """The command with the fields of `kind` as options, but `without`, as `options`."""
+    apart = set(without)
+    declared = [_parameter(kind, name) for name in kind.model_fields if name not in apart]
+    return lambda command: _with_options(command, declared, "options", _given)
+
+
 def takes_plan_options(command: Command) -> Command:
     """The command with the options of a run that a plan does not decide, as `options`."""
     return takes_run_options(without=PLAN_PARTS)(command)
@@ -181,6 +198,8 @@ def _parameter(kind: type[BaseModel], name: str) -> inspect.Parameter:
     flag, metavar, type_ = f"--{name.replace('_', '-')}", None, _plain_type(field.annotation)
     if name == "settings":
         flag, metavar, type_ = "--set", "NAME=VALUE", list[str]
+    elif type_ is dict:
+        metavar, type_ = "ROLE=NAME,…", str
     elif type_ is list:
         metavar, type_ = "DOMAIN", list[str]
     elif type_ is bool:
@@ -205,8 +224,11 @@ def _plain_type(annotation: Any) -> Any:
 
 def _gathered(given: dict[str, Any]) -> dict[str, Any]:
     settings = settings_from(given.pop("settings"))
-    options = {name: value for name, value in given.items() if value not in (None, [], ())}
-    return options | ({"settings": settings} if settings else {})
+    return _given(given) | ({"settings": settings} if settings else {})
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value not in (None, [], ())}
 
 
 def _with_options(

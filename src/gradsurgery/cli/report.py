@@ -84,7 +84,7 @@ def recorded_data(records: Iterable[Record]) -> list[str]:
         spec = record.configuration.data
         preset, colon, place = spec.partition(":")
         here = place if colon and preset in PRESETS else spec
-        if spec in BUILT_IN or Path(here).expanduser().exists():
+        if preset in BUILT_IN or Path(here).expanduser().exists():
             found[spec] = None
     return list(found)
 

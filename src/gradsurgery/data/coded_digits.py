@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -55,7 +55,8 @@ class CodedDigitsOptions(Choices):
                     f"{part!r:.60}"
                 )
             given[name] = value
-        return cls(**given)  # type: ignore[arg-type]  # pydantic reads the numbers
+        numbers: dict[str, Any] = given  # pydantic reads them
+        return cls(**numbers)
 
     @property
     def text(self) -> str:
@@ -79,7 +80,7 @@ class CodedDigits(Source):
     """
 
     def __init__(self, options: CodedDigitsOptions | None = None) -> None:
-        self.options = options = options or CodedDigitsOptions()
+        self.options = options = options or CodedDigitsOptions.parsed("")
         pixels, digit = load_pixels()
         sources = [f"code-{d + 1}" for d in range(options.domains)]
         dealt = _dealt(digit, options)
@@ -103,7 +104,7 @@ class CodedDigits(Source):
 
     @override
     def signature(self) -> str:
-        return f"{self.name}/{VERSION}"
+        return f"{NAME}/{VERSION}/{self.options.model_dump_json()}"
 
     @override
     def decode(self, position: int, content: bytes, size: int) -> NDArray[np.uint8]:

@@ -36,6 +36,7 @@ _COPIED = 64 << 20  # bytes of a set that are copied at a time
 Batch = tuple[Float[Tensor, "batch 3 height width"], Int64[Tensor, " batch"]]
 Positions = Int64[np.ndarray, " batch"]
 Fetched = Callable[[], Batch]
+Change = Callable[[UInt8[Tensor, "batch height width 3"]], UInt8[Tensor, "batch height width 3"]]
 Item = TypeVar("Item")
 
 
@@ -83,15 +84,25 @@ class ImageLoader(ABC):
         self._table = torch.from_numpy(lookup_table(mean, std)).to(device)
 
     @abstractmethod
-    def fetch(self, positions: Positions) -> Fetched:
+    def fetch(self, positions: Positions, change: Change | None = None) -> Fetched:
         """Do what can be done ahead of time, in any thread.
+
+        change: what becomes of the pixels before they are normalised; it is called where the batch
+            is asked for.
 
         Returns what gives the batch, to be called in the thread that computes, in the order of the
         fetches; it does not wait for the device.
         """
 
-    def _normalized(self, pixels: Tensor, positions: Tensor) -> Tensor:
-        """The images of an accelerator as its network takes them."""
+    def _normalized(
+        self, pixels: Tensor, positions: Tensor | None = None, change: Change | None = None
+    ) -> Tensor:
+        """The images of an accelerator, all or those at `positions`, as its network takes them."""
+        if change is not None:
+            pixels = change(pixels if positions is None else pixels.index_select(0, positions))
+            positions = None
+        if positions is None:
+            positions = torch.arange(len(pixels), device=self.device)
         return gather_normalized(pixels, positions, self._table, channels_last=self._channels_last)
 
 
@@ -100,10 +111,15 @@ class HostLoader(ImageLoader):
     """For a processor: pixels are copied out of the cache, and normalised as they are needed."""
 
     @override
-    def fetch(self, positions: Positions) -> Fetched:
+    def fetch(self, positions: Positions, change: Change | None = None) -> Fetched:
         pixels = gather(self.images.images, positions)
         labels = torch.from_numpy(self.images.label[positions])
-        return lambda: (normalize(pixels, self.mean, self.std), labels)
+
+        def batch() -> Batch:
+            changed = pixels if change is None else change(pixels)
+            return normalize(changed, self.mean, self.std), labels
+
+        return batch
 
 
 class DeviceImages(NamedTuple):
@@ -122,14 +138,14 @@ class ResidentLoader(ImageLoader):
         self._resident = resident
 
     @override
-    def fetch(self, positions: Positions) -> Fetched:
+    def fetch(self, positions: Positions, change: Change | None = None) -> Fetched:
         waiting = _host_memory(self.device, (len(positions),), torch.int64)
         waiting.numpy()[:] = positions
 
         def batch() -> Batch:
             chosen = waiting.to(self.device, non_blocking=True)
             labels = self._resident.labels.index_select(0, chosen)
-            return self._normalized(self._resident.pixels, chosen), labels
+            return self._normalized(self._resident.pixels, chosen, change), labels
 
         return batch
 
@@ -146,7 +162,7 @@ class StreamingLoader(ImageLoader):
         """One event for each batch whose pixels the device has read, or will have."""
 
     @override
-    def fetch(self, positions: Positions) -> Fetched:
+    def fetch(self, positions: Positions, change: Change | None = None) -> Fetched:
         while len(self._used) >= _AHEAD:  # a computing thread far ahead of its device fills it
             self._used.popleft().synchronize()
         shape = (len(positions), *self.images.images.shape[1:])
@@ -166,7 +182,7 @@ class StreamingLoader(ImageLoader):
                 current.wait_event(copied)
                 for tensor in (pixels, labels):
                     tensor.record_stream(current)
-            numbers = self._normalized(pixels, torch.arange(len(pixels), device=self.device))
+            numbers = self._normalized(pixels, change=change)
             if copied is not None:
                 self._used.append(current.record_event())
             return numbers, labels

@@ -2,39 +2,21 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
 from gradsurgery.atomic import atomic_file
-from gradsurgery.documents.data_options import DataOptions
+from gradsurgery.documents.built_in import built_in
+from gradsurgery.documents.data_options import NO_TARGET, DataOptions
 from gradsurgery.documents.document import FILE_VERSION, Document, read_mapping
 from gradsurgery.documents.options import Role, about_option, option
 from gradsurgery.documents.training_options import TrainingOptions
 
 Precision = Literal["float32", "tf32", "ieee", "bfloat16", "float16"]
 Switch = Literal["auto", "on", "off"]
-
-# They are there to try things out: a run takes seconds on a processor.
-_DIGITS: dict[str, Any] = {
-    "backbone": "small-cnn",
-    "weights": "none",
-    "iterations": 300,
-    "batch_size": 24,
-    "learning_rate": 5e-3,
-    "weight_decay": 5e-5,
-    "validate_every": 20,
-    "image_size": 14,
-}
-BUILT_IN_DATA: dict[str, dict[str, Any]] = {
-    "rotated-digits": _DIGITS,
-    "colored-digits": _DIGITS,
-    # Where a bit of the code lies decides what it says; pooling would lose that.
-    "coded-digits": _DIGITS | {"backbone": "small-mlp", "learning_rate": 1e-3, "image_size": 16},
-}
-"""Built-in data sets, and the options at which their runs start."""
 
 
 class RunConfiguration(TrainingOptions, DataOptions):
@@ -91,17 +73,23 @@ class RunConfiguration(TrainingOptions, DataOptions):
         ge=1,
     )
 
+    keep_checkpoint: bool = option(
+        "place",
+        "Keep the last checkpoint beside the record (about four times the size of the model), so "
+        "that the run can be given more --iterations without repeating its steps.",
+        False,
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, options: Any) -> Any:
         if not isinstance(options, dict):
             return options
-        name = str(options.get("data")).partition(":")[0]
-        filled = {**BUILT_IN_DATA.get(name, {}), **options}
+        filled = {**built_in(str(options.get("data"))).options, **options}
         filled.pop("passes", None)  # of version 0.1.0: how to compute the same
         if filled.get("backbone") in ("small-cnn", "small-mlp"):  # there are no weights for it
             filled.setdefault("weights", "none")
-        for name in ("data", "weights"):
+        for name in ("data", "weights", "split"):
             if isinstance(filled.get(name), os.PathLike):
                 filled[name] = os.fspath(filled[name])
         if isinstance(filled.get("data"), str):
@@ -121,6 +109,10 @@ class RunConfiguration(TrainingOptions, DataOptions):
     def seed_of_split(self) -> int:
         """The seed that the split is drawn from."""
         return self.seed if self.split_per_run else self.split_seed
+
+    def held_out(self, domains: Collection[str]) -> str | None:
+        """The target, None where all of `domains` are trained on."""
+        return None if self.target == NO_TARGET and self.target not in domains else self.target
 
     def sources(self, domains: Iterable[str]) -> list[str]:
         """Those of `domains` that are trained and validated on."""

@@ -9,6 +9,8 @@ BatchNorm = Literal["frozen", "per-domain", "pooled"]
 Optimizer = Literal["adam", "adamw", "sgd"]
 Average = Literal["none", "ema", "swad"]
 Batches = Literal["multi", "single"]
+Schedule = Literal["constant", "linear", "cosine"]
+Augment = Literal["none", "flip", "crop", "domainbed", "randaugment", "trivialaugment"]
 
 
 class TrainingOptions(Choices):
@@ -68,6 +70,60 @@ class TrainingOptions(Choices):
     )
     optimizer: Optimizer = option(
         "hyperparameter", "adam, adamw or sgd (with momentum 0.9).", "adam"
+    )
+    schedule: Schedule = option(
+        "hyperparameter",
+        "The learning rate over the steps: constant, or falling to 0 at the end, linear or cosine.",
+        "constant",
+        free=True,
+    )
+    warmup: int = option(
+        "hyperparameter",
+        "Steps over which the learning rate rises to its full value before that, linearly.",
+        0,
+        free=True,
+        ge=0,
+    )
+    clip_norm: float | None = option(
+        "hyperparameter",
+        "Largest norm of the update that the method hands to the optimiser, all parameters "
+        "together; a longer one is scaled down to it. Default: no limit.",
+        None,
+        gt=0,
+    )
+    label_smoothing: float = option(
+        "hyperparameter",
+        "Weight that the targets of training spread over all classes; validation and tests are "
+        "without.",
+        0.0,
+        free=True,
+        ge=0,
+        lt=1,
+    )
+    augment: Augment = option(
+        "hyperparameter",
+        "Change training images at random: none, flip, crop (a random part, and flip), domainbed "
+        "(that, with colours and grey), randaugment or trivialaugment.",
+        "none",
+    )
+    freeze: str = option(
+        "hyperparameter",
+        "What is not trained: none, all-but-head, or layers by name or pattern, separated by "
+        "commas, e.g. features.0,layer1.*.",
+        "none",
+        min_length=1,
+    )
+    freeze_steps: int = option(
+        "hyperparameter",
+        "For how many steps that is frozen, after which all is trained; 0 is for the whole run.",
+        0,
+        ge=0,
+    )
+    patience: int = option(
+        "hyperparameter",
+        "Stop after so many validations in a row without a higher validation accuracy; 0 is never.",
+        0,
+        ge=0,
     )
     average: Average = option(
         "hyperparameter",

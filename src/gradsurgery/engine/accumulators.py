@@ -20,7 +20,6 @@ from gradsurgery.rules.base import (
     State,
     beyond_precision,
     only_call_is_own,
-    widened,
 )
 from gradsurgery.rules.gramian import gramian_of, scale_of, weighted_sum
 from gradsurgery.rules.remembering import RememberingRule, Verdict
@@ -116,6 +115,7 @@ class FoldedGradients(SingleGradients):
         super().__init__(parameters)
         self._rule = rule
         self._states: list[State | None] = [None] * len(parameters)
+        self._totals = [0.0] * len(parameters)  # of the domains' largest components
 
     def finish(self, domains: int, *, poison: bool) -> Update:
         """The rule's update over the whole network."""
@@ -136,13 +136,23 @@ class FoldedGradients(SingleGradients):
         return Update(flat, agreeing=counts[0], zeros=counts[1], sizes=sizes)
 
     def _add(self, position: int, domain: int, gradient: Float[Tensor, " params"] | None) -> None:
-        gradient = None if gradient is None else widened(gradient)
+        gradient = None if gradient is None else gradient.to(self._precision(position, domain))
         state = self._states[position]
         if state is not None:
-            zero = self._zero(position) if gradient is None else gradient
-            self._states[position] = self._rule.fold(state, zero)
+            added = self._zero(position, state[0].dtype) if gradient is None else gradient
+            if added.dtype != state[0].dtype:
+                state = tuple(t.to(added.dtype) if t.is_floating_point() else t for t in state)
+            self._states[position] = self._rule.fold(state, added)
         elif gradient is not None:
             self._states[position] = self._started(position, domain, gradient)
+
+    def _precision(self, position: int, domain: int) -> torch.dtype:
+        """Of the state with this domain's gradient in it; it never gets narrower."""
+        extremes = self._extremes.get((domain, position))
+        if extremes is not None and extremes.device.type == "cpu":  # elsewhere this would wait
+            self._totals[position] += max(map(abs, extremes.tolist()))
+        dtype = self._parameters[position].dtype
+        return self._rule.precision(dtype, self._totals[position])
 
     def _started(self, position: int, domain: int, gradient: Float[Tensor, " params"]) -> State:
         """The state with `gradient` in it, after zeros for the domains that did not reach it."""
@@ -150,12 +160,12 @@ class FoldedGradients(SingleGradients):
             return self._rule.start(self._own(gradient))
         state = self._rule.start(torch.zeros_like(gradient))
         for _ in range(1, domain):
-            state = self._rule.fold(state, self._zero(position))
+            state = self._rule.fold(state, self._zero(position, gradient.dtype))
         return self._rule.fold(state, gradient)
 
-    def _zero(self, position: int) -> Float[Tensor, " params"]:
+    def _zero(self, position: int, dtype: torch.dtype) -> Float[Tensor, " params"]:
         parameter = self._parameters[position]
-        return widened(parameter.new_zeros(())).expand(parameter.numel())
+        return parameter.new_zeros((), dtype=dtype).expand(parameter.numel())
 
 
 class StoredGradients(SingleGradients):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import isfinite, sqrt
+from math import isfinite
 
 import torch
 from jaxtyping import Float
@@ -291,8 +291,9 @@ def _check_update(update: Update, size: float, named: list[NamedParameter]) -> N
     """
     components = sum(parameter.numel() for _, parameter in named)
     for gradient, (name, parameter) in zip(update.gradients, named, strict=True):
-        # a sum of the gradients is no longer than all of them; one with weights may be
-        small = size * sqrt(components) < torch.finfo(parameter.dtype).max
+        # a sum of the gradients is no larger, nor one divided by a fraction of the components than
+        # their number times that; one with weights may be
+        small = size * components < torch.finfo(parameter.dtype).max
         if gradient is None or (small and update.gramian is None):
             continue
         if not gradient.isfinite().all():

@@ -203,7 +203,7 @@ def _rescale(tensors: Sequence[Tensor | None], masks: Tensor, sizes: tuple[int, 
     sums = masks.cpu().split([-(-size // BLOCK) for size in sizes])
     for tensor, part, size in zip(tensors, sums, sizes, strict=True):
         if tensor is not None:
-            tensor.div_(max(part.sum().item() / max(size, 1), 1e-10))
+            tensor.div_(part.sum().item() / max(size, 1) or 1.0)
 
 
 @lru_cache(maxsize=64)

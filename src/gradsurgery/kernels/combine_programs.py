@@ -15,6 +15,9 @@ TYPES = {
 WARPS, TILE = 4, 1024
 """Of a program: warps, and components that they work on at a time."""
 
+_SPARE = tl.constexpr(2.0**-24)
+"""So much smaller, sums fit that end beyond the precision."""
+
 
 @triton.jit
 @no_type_check
@@ -36,7 +39,8 @@ def _fold_rows(
 ):  # fmt: skip
     """What is known of a tile after these rows: up to three numbers a component, whether all signs
 
-    were the same, and a bit for every row whose gradient is not finite.
+    were the same, and a bit for every row whose gradient is not finite. The second number of rules
+    that keep a total alone is the total once more, times _SPARE.
     """
     SIGNED: tl.constexpr = (RULE == "and-mask") or (RULE == "sand-mask")
     AGREEING: tl.constexpr = (RULE == "agr-sum") or (RULE == "agr-rand")
@@ -52,6 +56,7 @@ def _fold_rows(
         if AGREEING:  # NaN marks a conflict
             lowest = tl.where(a == a, a, -1.0)
             highest = tl.where(a == a, a, 1.0)
+        b = a * _SPARE
         if SECOND:
             b = tl.load(second + numbers, mask=inside, other=0.0)
         if SIGNED:
@@ -70,8 +75,7 @@ def _fold_rows(
             else:
                 lowest = g
                 highest = g
-            a = a + g
-        elif RULE == "sand-mask":  # Welford's update
+        if RULE == "sand-mask":  # Welford's update
             change = g - a
             a = a + change / (domains - ROWS + row + 1).to(WIDE)
             b = b + change * (g - a)
@@ -80,6 +84,7 @@ def _fold_rows(
             b = b + tl.minimum(g, 0.0)
         else:
             a = a + g
+            b = b + g * _SPARE
     same = (lowest > 0) | (highest < 0) | ((lowest == 0) & (highest == 0))
     return a, b, c, same, bad
 
@@ -94,18 +99,22 @@ def _update(
     agrees = same & (a != 0)
     zero = same & (a == 0)
     summed = a.to(tl.float64)
+    # a mean that the precision holds, of a sum that it does not
+    fits = tl.abs(a) < float("inf")
+    mean = tl.where(fits, a / divisor, b / divisor / _SPARE)
     if RULE == "agr-sum":
-        update = tl.where(same, a, 0.0) / divisor
+        update = tl.where(same, mean, 0.0)
     elif RULE == "agr-rand":
         kept = same & (tl.abs(a) + tl.load(constants + 1).to(WIDE) > 0)
-        summed = tl.where(kept, tl.abs(a), 0.0).to(tl.float64)
-        update = tl.where(kept, a / divisor, float("nan"))
+        summed = tl.abs(tl.where(fits, summed, b.to(tl.float64) / _SPARE))
+        summed = tl.where(kept, summed, 0.0)
+        update = tl.where(kept, mean, float("nan"))
     elif RULE == "and-mask":
         kept = tl.abs(c >> 1).to(tl.float64) >= tl.load(constants + 1)
         zero = c == 0
         agrees = kept & (c != 0)
         summed = tl.where(kept, 1.0, 0.0).to(tl.float64)
-        update = tl.where(kept, a, 0.0) / divisor
+        update = tl.where(kept, mean, 0.0)
     elif RULE == "sand-mask":
         margin = tl.abs(c >> 1).to(tl.float64) / domains - tl.load(constants + 1)
         ratio = margin * tl.load(constants + 2) / (b.to(tl.float64) / (domains - 1))
@@ -120,7 +129,7 @@ def _update(
         chosen = tl.where(a / (a - b) > _uniform(tl.load(seed), numbers), a, b)  # b if both are 0
         update = leak * (a + b) + (1 - leak) * chosen
     else:
-        update = a / divisor
+        update = mean
     return update, agrees, zero, summed
 
 
@@ -150,6 +159,8 @@ def _combine_tile(
         summed = tl.where(inside, summed, 0.0)
         if RULE != "agr-rand":  # whose marks are NaN; the bit tells of a sum beyond the precision
             fits = tl.abs(update.to(DTYPE).to(WIDE)) < float("inf")
+            if RULE == "sand-mask":  # whose squares end before its gradients do
+                fits = fits & (b < float("inf"))
             bad = bad | tl.where(fits | (bad != 0), 0, 1 << ROWS)
         update = tl.where(bad != 0, float("nan"), update)
         if RESUMED:

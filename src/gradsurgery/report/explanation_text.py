@@ -24,11 +24,13 @@ def explanation_section(explanation: Explanation) -> Section:
 def explanation_sentences(explanation: Explanation) -> list[str]:
     """How answers were explained, and what neighbours on the map have in common."""
     shown = explanation.shown
+    about = f"{counted(len(shown), 'answer')} explained by {_HOW[explanation.by]}"
     wrong = sum(answer.label is not None and answer.label != answer.predicted for answer in shown)
-    sentences = [
-        f"{counted(len(shown), 'answer')} by {_HOW[explanation.by]}, {wrong} of them wrong; wrong "
-        "ones are chosen on purpose and say nothing of how many there are."
-    ]
+    if wrong:
+        about += (
+            f", {wrong} of them wrong: those are chosen on purpose, and say nothing of how many"
+        )
+    sentences = [f"{about}."]
     if len(explanation.places) > 1:
         sentences.append(_neighbours(explanation.places))
     return sentences

@@ -37,8 +37,8 @@ from gradsurgery.results.tables import (
 )
 
 if TYPE_CHECKING:
-    from gradsurgery.gradients.attribution import ExplainedImage
     from gradsurgery.report.figures.examples import Examples
+    from gradsurgery.report.figures.explanations import Explained
     from gradsurgery.report.figures.style import Drawing
 
 PAGE_FILE = "report.html"
@@ -171,7 +171,7 @@ def write_similarity(study: SimilarityStudy, directory: Path) -> list[str]:
 
 
 def write_explanation(
-    explanation: Explanation, shown: "Sequence[ExplainedImage]", directory: Path
+    explanation: Explanation, shown: "Sequence[Explained]", directory: Path
 ) -> list[str]:
     """Write `explanation.json` and its figures into `directory`; what there is to say of them."""
     from gradsurgery.report.explanation_text import explanation_sentences

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from gradsurgery.documents.built_in import built_in
 from gradsurgery.report.section import counted, listed
 from gradsurgery.report.tables import p_text
 from gradsurgery.results.inventory import Inventory
@@ -11,6 +12,7 @@ from gradsurgery.results.tables import ComparisonTable
 from gradsurgery.results.wilcoxon import least_p
 
 _MOST_NAMED = 8
+_LEAST_POINTS = 1.0  # of validation accuracy: what is less is not called a difference
 
 
 def summarize(
@@ -19,7 +21,8 @@ def summarize(
     """The sentences on top of a report."""
     sentences = [_compared(tables), _complete(inventory, tables)]
     for table in tables:
-        sentences += [*_averages(table), *_tests(table)]
+        sentences += [*_averages(table), *_tests(table), *_misled(table)]
+        sentences.append(f"{caution}." if (caution := built_in(table.data).caution) else "")
     if ranking is not None and ranking.p is not None:
         sentences.append(_ranked(ranking, tables))
     return [sentence for sentence in sentences if sentence]
@@ -155,6 +158,31 @@ def _tests(table: ComparisonTable) -> list[str]:
             "there is none."
         )
     return sentences
+
+
+def _misled(table: ComparisonTable) -> list[str]:
+    """Where a significant difference on a target has the other sign on the source domains."""
+    column = f"{table.model}_validation_accuracy"
+    validated = 100 * table.frame.groupby(["method", "target"])[column].mean()
+    found = []
+    for target, method, test in table.comparisons():
+        there = float(validated[method, target] - validated[table.baseline, target])
+        if test.significant and there * test.difference < 0 and abs(there) >= _LEAST_POINTS:
+            found.append((abs(test.difference), abs(there), method, target, there < 0))
+    if not found:
+        return []
+    (here, there, method, target, ahead), *others = sorted(found, reverse=True)
+    better, worse = (method, table.baseline) if ahead else (table.baseline, method)
+    sentence = (
+        f"On {table.name}, {better} is {here:.1f} points above {worse} on {target} and "
+        f"{there:.1f} points below it on validation images of the source domains: {worse} has "
+        f"learned what helps there and not on {target}, and a choice between the two by validation "
+        f"would take {worse}."
+    )
+    if others:
+        also = [f"{method} on {target}" for _, _, method, target, _ in others[:_MOST_NAMED]]
+        sentence += f" Target and sources also say the opposite of {listed(also)}."
+    return [sentence]
 
 
 def _named(tests: dict[tuple[str, str], PairedComparison]) -> str:

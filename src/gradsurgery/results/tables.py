@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from gradsurgery.documents.built_in import built_in
 from gradsurgery.documents.selection import CRITERIA, Model
 from gradsurgery.errors import DataError
 from gradsurgery.results.ranking import Ranking, ranking
@@ -164,7 +165,8 @@ class ComparisonTable:
         ]
         if guessing:
             lines.append(f"hardly better than guessing on their own domains: {', '.join(guessing)}")
-        return lines
+        caution = built_in(self.data).caution
+        return [*lines, caution] if caution else lines
 
     def ordered_cells(self) -> dict[tuple[str, str], Cell]:
         """The cells, target by target."""

@@ -24,7 +24,6 @@ from gradsurgery.rules.base import (
     ComponentwiseRule,
     Consensus,
     State,
-    check_rows_finite,
     reduction,
 )
 from gradsurgery.rules.pieces import pieces, scratch
@@ -86,7 +85,8 @@ class AgrSum(AgreementRule):
         self.check_matrix(gradients)
         gradients = gradients.detach()
         update = torch.empty_like(gradients[0])
-        agreement_sum(gradients, out=update)
+        if not agreement_sum(gradients, out=update):
+            return super().__call__(gradients)
         return update.div_(len(gradients)) if self.values["reduction"] == "mean" else update
 
 
@@ -105,15 +105,13 @@ def clear_marks(total: Float[Tensor, " params"]) -> Float[Tensor, "2"]:
 
 def agreement_sum(
     gradients: Float[Tensor, "domains params"], *, out: Float[Tensor, " params"]
-) -> None:
-    """Write equation 3 for the stored `gradients` into `out`.
+) -> bool:
+    """Write equation 3 for the stored `gradients` into `out`; False where a sum is not finite.
 
     A component is kept where min_d g_dn > 0 or max_d g_dn < 0; "all zero" sums to zero anyway.
     """
     if (name := name_for("agreement_sum", gradients, out)) is not None:
-        if not kernel.agreement_sum(name, gradients, out):
-            check_rows_finite(gradients)
-        return
+        return kernel.agreement_sum(name, gradients, out)
     first, second = scratch(out, 2)
     for rows, total in pieces(gradients, out):
         lowest, highest = first[: len(total)], second[: len(total)]
@@ -123,7 +121,8 @@ def agreement_sum(
         total.mul_(lowest.gt_(0).add_(highest.lt_(0)))
         # 0 × NaN and 0 × Inf are NaN: what is not finite does not get lost in the mask
         if not total.sum().isfinite():
-            check_rows_finite(gradients)
+            return False
+    return True
 
 
 def fold_agreement(total: Float[Tensor, " params"], gradient: Float[Tensor, " params"]) -> None:

@@ -28,8 +28,9 @@ class ANDMask(ComponentwiseRule):
     reduction: "mean", as the paper and DomainBed average the masked gradients, or "sum", as
         Agr-Sum does.
     rescale: divide the update of each parameter tensor by the fraction of its components that are
-        kept, as DomainBed does so that a sparse mask does not shorten the step. The paper's formula
-        has no such factor, hence off. A matrix counts as one tensor.
+        kept, as DomainBed does so that a sparse mask does not shorten the step (its code adds 1e-10
+        to the fraction, against 0/0). The paper's formula has no such factor, hence off. A matrix
+        counts as one tensor.
 
     The fraction of agreement reported is that of the components kept. Memory: one gradient and 16
     bits per component for the signs, whatever D is.
@@ -78,9 +79,11 @@ class ANDMask(ComponentwiseRule):
                 dropped = agreeing.bitwise_right_shift_(1).abs_() < needed
                 running.masked_fill_(dropped, 0.0)
                 kept += len(running) - dropped.sum()
+            if self.values["reduction"] == "mean":
+                total.div_(domains)
             if self.values["rescale"]:
-                total.div_((kept / max(total.numel(), 1)).clamp_min(1e-10))
-            updates.append(total.div_(domains) if self.values["reduction"] == "mean" else total)
+                divide_by_mean(total, kept)
+            updates.append(total)
             counts.append(torch.stack([kept if needed > 0 else kept - zeros, zeros]))
         return Consensus(updates, *torch.stack(counts).unbind(1))
 
@@ -88,6 +91,11 @@ class ANDMask(ComponentwiseRule):
         """An integer to compare with: no rounding of τ·D decides."""
         tau: float = self.values["tau"]
         return math.ceil(tau * domains - 1e-9)
+
+
+def divide_by_mean(update: Float[Tensor, " params"], masks: Float[Tensor, ""]) -> None:
+    """Divide by the mean of the mask, whose components sum up to `masks`; by 1 if all are 0."""
+    update.div_(torch.where(masks > 0, masks / max(update.numel(), 1), 1.0))
 
 
 def signs_of(gradient: Float[Tensor, " params"]) -> Int16[Tensor, " params"]:

@@ -3,6 +3,7 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -163,6 +164,14 @@ class ComponentwiseRule(Rule):
         """The kernel that does the same for a whole network on an accelerator; None without one."""
         return None
 
+    def precision(self, dtype: torch.dtype, size: float) -> torch.dtype:
+        """What gradients of `dtype` are folded in, whose largest components add up to `size`.
+
+        At least float32; float64 where a sum would end beyond that, though a mean may not.
+        """
+        least = torch.float32 if dtype in NARROW else dtype
+        return least if size <= torch.finfo(least).max else torch.float64
+
     @abstractmethod
     def start(self, gradient: Float[Tensor, " params"]) -> State:
         """The state after the first domain."""
@@ -189,12 +198,16 @@ class ComponentwiseRule(Rule):
                 check_rows_finite(gradients)
                 raise beyond_precision(dtype=gradients.dtype)
             return update
-        check_rows_finite(gradients)
+        size = check_rows_finite(gradients) * len(gradients)
+        wide = self.precision(gradients.dtype, size)
         first, *others = gradients
-        state = self.start(widened(first, copy=True))
+        state = self.start(first.to(wide, copy=True))
         for gradient in others:
-            state = self.fold(state, widened(gradient))
-        return self.finish([state], len(gradients)).updates[0].to(gradients.dtype)
+            state = self.fold(state, gradient.to(wide))
+        update = self.finish([state], len(gradients)).updates[0].to(gradients.dtype)
+        # dividing by a fraction of the components makes them so many times larger, at most
+        near = size * len(update) > torch.finfo(update.dtype).max
+        return checked_update(update) if near else update
 
 
 class GramianRule(Rule):
@@ -236,11 +249,10 @@ class GramianRule(Rule):
                 check_rows_finite(gradients)
                 raise beyond_precision(dtype=gradients.dtype)
             return update
-        check_rows_finite(gradients)
-        wide = gradients.dtype == torch.float64 and gradients.numel()
-        largest = gradients.abs().max().item() if wide else 1.0
-        gramian = gramian_of(gradients.unbind(0), scale=scale_of(largest)).cpu()
-        return weighted_sum(gradients.unbind(0), self.weights(gramian), out=update)
+        largest = check_rows_finite(gradients)
+        scale = scale_of(largest) if gradients.dtype == torch.float64 else 1.0
+        gramian = gramian_of(gradients.unbind(0), scale=scale).cpu()
+        return checked_update(weighted_sum(gradients.unbind(0), self.weights(gramian), out=update))
 
 
 class FunctionRule(Rule):
@@ -283,12 +295,6 @@ def as_rule(rule: Rule | RuleFunction) -> Rule:
     return FunctionRule(rule)
 
 
-def widened(gradient: Tensor, *, copy: bool = False) -> Tensor:
-    """The gradient in at least float32."""
-    dtype = torch.float32 if gradient.dtype in NARROW else gradient.dtype
-    return gradient.to(dtype, copy=copy)
-
-
 def beyond_precision(parameter: str | None = None, dtype: torch.dtype | None = None) -> Exception:
     """The error of finite gradients whose combination is not."""
     where = "" if parameter is None else f" at parameter {parameter}"
@@ -301,13 +307,23 @@ def beyond_precision(parameter: str | None = None, dtype: torch.dtype | None = N
     )
 
 
-def check_rows_finite(gradients: Float[Tensor, "domains params"]) -> None:
-    """Raise `NonFiniteError` naming the first domain and component that is NaN or infinite."""
+def checked_update(update: Float[Tensor, " params"]) -> Float[Tensor, " params"]:
+    """The update of finite gradients; raises `NonFiniteError` where it is not finite."""
+    if update.numel() and not torch.stack(torch.aminmax(update)).isfinite().all():
+        raise beyond_precision(dtype=update.dtype)
+    return update
+
+
+def check_rows_finite(gradients: Float[Tensor, "domains params"]) -> float:
+    """The size of the largest component.
+
+    Raises `NonFiniteError` naming the first domain and component that is NaN or infinite.
+    """
     if gradients.numel() == 0:
-        return
-    lowest, highest = torch.aminmax(gradients)
-    if torch.stack([lowest, highest]).isfinite().all():
-        return
+        return 0.0
+    extremes: list[float] = torch.stack(torch.aminmax(gradients)).tolist()
+    if all(map(isfinite, extremes)):
+        return max(map(abs, extremes))
     domain, component = (~gradients.isfinite()).nonzero()[0].tolist()
     raise NonFiniteError(
         f"the gradient of domain {domain} is {gradients[domain, component].item()} at component "

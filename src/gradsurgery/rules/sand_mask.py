@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from gradsurgery.hyperparameters import Hyperparameter
 from gradsurgery.kernels.network import Combination
-from gradsurgery.rules.and_mask import RESCALE, add_signs, signs_of
+from gradsurgery.rules.and_mask import RESCALE, add_signs, divide_by_mean, signs_of
 from gradsurgery.rules.base import ComponentwiseRule, Consensus, State, reduction
 from gradsurgery.rules.pieces import pieces
 
@@ -28,8 +28,9 @@ class SANDMask(ComponentwiseRule):
         DomainBed searches; with up to four domains all have to agree in sign.
     k: the steepness, above 0. Default 10, as in DomainBed.
     reduction: "mean", as published, or "sum".
-    rescale: divide the update of each parameter tensor by the mean of its m_n, as DomainBed does;
-        off, as in the formula. A matrix counts as one tensor.
+    rescale: divide the update of each parameter tensor by the mean of its m_n, however small, as
+        DomainBed does, whose code adds 1e-10 to the mean; off, as in the formula. A matrix counts
+        as one tensor.
 
     σ² is absolute: s times the gradients need s² times the k, also where a gradient scaler
     multiplies the losses. The agreement reported is the fraction of components with m_n > 0.
@@ -59,6 +60,10 @@ class SANDMask(ComponentwiseRule):
         divisor = 1 if self.values["reduction"] == "mean" else 1 / domains
         constants = float(divisor), float(self.values["tau"]), float(self.values["k"])
         return Combination("sand-mask", constants, rescale=self.values["rescale"])
+
+    @override
+    def precision(self, dtype: torch.dtype, size: float) -> torch.dtype:
+        return super().precision(dtype, 4 * size * size)  # of the squared deviations
 
     def start(self, gradient: Float[Tensor, " params"]) -> State:
         """Mean, squared deviations, sum of signs, and the number of domains seen."""
@@ -100,7 +105,7 @@ class SANDMask(ComponentwiseRule):
                 total += mask.sum(dtype=torch.float64)
                 count += (mask > 0).sum()
             if self.values["rescale"]:
-                mean.div_((total / max(mean.numel(), 1)).clamp_min(1e-10))
+                divide_by_mean(mean, total)
             updates.append(mean if self.values["reduction"] == "mean" else mean.mul_(domains))
             passing.append(torch.stack([count, zeros]))
         return Consensus(updates, *torch.stack(passing).unbind(1))

@@ -95,7 +95,16 @@ def mean_of_middle(
         sort_columns(copies, spare)
         middle = buffers[trim : len(gradients) - trim, : len(target)]
         torch.mean(middle, 0, out=target)
+        if len(middle) > 1:
+            _mend_overflows(target, middle)
     return update
+
+
+def _mend_overflows(means: Float[Tensor, " params"], rows: Float[Tensor, "_ params"]) -> None:
+    """Where a sum was beyond the precision, the sum of the rows' shares in its place."""
+    overflowed = means.isfinite().logical_not_()
+    if means.device.type != "cpu" or overflowed.any():  # elsewhere to ask would be to wait
+        means.copy_(torch.where(overflowed, rows.div_(len(rows)).sum(0), means))
 
 
 def sort_columns(rows: Sequence[Float[Tensor, " params"]], spare: Float[Tensor, " params"]) -> None:

@@ -66,6 +66,8 @@ def finished_record(run: SweepRun, folder: Path) -> Record | None:
 def tidy(run: SweepRun, folder: Path) -> None:
     """Remove what a process left that was killed between the record and the end of the run."""
     directory = folder / run.directory
+    if run.configuration.keep_checkpoint:
+        return
     if (directory / CHECKPOINT_FILE).exists() or any(directory.glob(".*")):
         with suppress(OutputError), claimed(directory):  # busy: another is just about to do so
             remove_checkpoint(directory)

@@ -21,9 +21,11 @@ from torch import Tensor
 from gradsurgery.atomic import atomic_file
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.document import Part, complaint
-from gradsurgery.documents.record import ConflictLog, Curves
+from gradsurgery.documents.record import ConflictLog, Curves, Record
 from gradsurgery.errors import GradsurgeryError, OutputError, one_line
+from gradsurgery.training.directory import check_same, is_longer
 from gradsurgery.training.learner import Learner
+from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 
 CHECKPOINT_FILE = "checkpoint.pt"
 _BEST_FILE = re.compile(r"best-\d+\.safetensors")
@@ -141,6 +143,39 @@ def load_checkpoint(directory: Path) -> Checkpoint | None:
         checkpoint.best = _load_best(best, checkpoint.best_digest)
     _remove_models(directory, keep=best)
     return checkpoint
+
+
+def continued(
+    configuration: RunConfiguration, directory: Path, report: ProgressCallback
+) -> Checkpoint | None:
+    """The checkpoint that the run goes on from; None where it begins, as `report` is told why.
+
+    One of the same run with fewer iterations does where that run up to there is the longer one's
+    beginning. Raises as `load_checkpoint`, and `ArgumentError` where it is of another run.
+    """
+    checkpoint = load_checkpoint(directory)
+    reason = "its last checkpoint was not kept (--keep-checkpoint)"
+    if checkpoint is not None:
+        longer = is_longer(configuration, checkpoint.configuration)
+        reason = _no_beginning(checkpoint)
+        if not longer or (reason and not (directory / Record.file_name).exists()):
+            check_same(configuration, checkpoint.configuration, directory)
+        if not longer or not reason:
+            return checkpoint
+        remove_checkpoint(directory)
+    if (directory / Record.file_name).exists():
+        line = f"the steps of the finished run are taken again: {reason}"
+        report(TrainingProgress("training", 0, configuration.iterations, note=line))
+    return None
+
+
+def _no_beginning(checkpoint: Checkpoint) -> str:
+    """Why a run of more iterations is another one from the start, or "" where it is not."""
+    if checkpoint.configuration.schedule != "constant":
+        return "the learning rate follows the number of iterations"
+    if checkpoint.step % checkpoint.configuration.validate_every:
+        return f"step {checkpoint.step} was validated as the last, and would not have been"
+    return ""
 
 
 def restore_learner(learner: Learner, checkpoint: Checkpoint, directory: Path) -> None:

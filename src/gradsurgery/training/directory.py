@@ -82,6 +82,12 @@ def check_same(
         )
 
 
+def is_longer(requested: RunConfiguration, found: RunConfiguration) -> bool:
+    """Whether what is requested is the run that was found, with more iterations."""
+    differing = requested.differences(found)
+    return set(differing) == {"iterations"} and requested.iterations > found.iterations
+
+
 def _locked(path: Path) -> int:
     """File descriptor that holds the lock on `path`, which is removed when it is let go.
 

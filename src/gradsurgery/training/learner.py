@@ -3,16 +3,15 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gradsurgery.algorithms import Algorithm, build_method
 from gradsurgery.algorithms.objectives import Batch
 from gradsurgery.backbones import Backbone, has_batch_norm
-from gradsurgery.data import ImageLoader, ImageSet, image_loader
+from gradsurgery.data import Augmentation, ImageLoader, ImageSet, image_loader
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.engine import BackwardResult
 from gradsurgery.errors import ArgumentError
@@ -23,6 +22,7 @@ from gradsurgery.training.device import (
     loss_scaler,
     stores_channels_last,
 )
+from gradsurgery.training.recipe import Freezing, LearningRate, changes_rate, frozen_names
 from gradsurgery.training.weight_average import WeightAverage
 
 
@@ -32,6 +32,10 @@ class Learner:
 
     generator: draws on the device; host_generator: on the processor, where they are one.
     channels_last: how weights and images lie in memory.
+    clip_norm: the largest norm of an update, None for any.
+    freezing: what is not trained.
+    rate: sets the learning rate of every step, None where it is constant.
+    augmentation: what becomes of training images, None for nothing.
     compiled_forward: what a training step calls in the place of the model's `forward`, if anything.
     """
 
@@ -46,6 +50,14 @@ class Learner:
     autocast: AutocastFactory
     channels_last: bool = False
     compiled_forward: Callable[..., Any] | None = None
+    clip_norm: float | None = None
+    freezing: Freezing | None = None
+    rate: LearningRate | None = None
+    augmentation: Augmentation | None = None
+
+    def frozen_at(self, step: int) -> bool:
+        """Whether anything is frozen at step `step`, counted from 1."""
+        return self.freezing is not None and self.freezing.holds(step)
 
     def take(self, batches: Sequence[Batch], step: int) -> BackwardResult:
         """Take step `step`, counted from 1, with the generators as they are."""
@@ -57,6 +69,7 @@ class Learner:
                 step=step,
                 scaler=self.scaler,
                 autocast=self.autocast,
+                clip_norm=self.clip_norm,
             )
 
     @contextmanager
@@ -126,19 +139,27 @@ def build_learner(
     channels_last = stores_channels_last(configuration, device, model)
     if channels_last:
         model.to(memory_format=torch.channels_last)
+    freezing = None
+    if configuration.freeze != "none":  # before the optimiser is built
+        names = frozen_names(backbone, configuration.freeze)
+        freezing = Freezing(model, names, configuration.freeze_steps)
+    optimizer = build_optimizer(model.parameters(), configuration)
     generator = torch.Generator(device)
     host_generator = generator if device.type == "cpu" else torch.Generator()
     return Learner(
         backbone=backbone,
-        optimizer=build_optimizer(model.parameters(), configuration),
+        optimizer=optimizer,
         scaler=loss_scaler(device, configuration.precision),
         algorithm=build_method(
             configuration.method,
             generator=generator,
             host_generator=host_generator,
-            make_optimizer=partial(build_optimizer, configuration=configuration),
+            make_optimizer=lambda parameters: build_optimizer(
+                parameters, configuration, rate=optimizer.param_groups[0]["lr"]
+            ),
             settings=method_settings(configuration.settings),
             batch_norm=configuration.batch_norm if has_batch_norm(model) else "frozen",
+            label_smoothing=configuration.label_smoothing,
         ),
         average=build_average(configuration, model),
         generator=generator,
@@ -147,7 +168,24 @@ def build_learner(
         autocast=autocast_factory(device, configuration.precision),
         channels_last=channels_last,
         compiled_forward=_compiled(model) if configuration.compile else None,
+        clip_norm=configuration.clip_norm,
+        freezing=freezing,
+        rate=_rate(optimizer, configuration, device),
+        augmentation=_augmentation(configuration),
     )
+
+
+def _rate(
+    optimizer: torch.optim.Optimizer, configuration: RunConfiguration, device: torch.device
+) -> LearningRate | None:
+    if not changes_rate(configuration):
+        return None
+    return LearningRate(optimizer, configuration, device)
+
+
+def _augmentation(configuration: RunConfiguration) -> Augmentation | None:
+    c = configuration
+    return None if c.augment == "none" else Augmentation(c.augment, size=c.image_size, seed=c.seed)
 
 
 def _compiled(model: nn.Module) -> Callable[..., Any]:
@@ -166,15 +204,21 @@ def _compiled(model: nn.Module) -> Callable[..., Any]:
 
 
 def build_optimizer(
-    parameters: Iterable[nn.Parameter], configuration: RunConfiguration
+    parameters: Iterable[nn.Parameter],
+    configuration: RunConfiguration,
+    *,
+    rate: float | Tensor | None = None,
 ) -> torch.optim.Optimizer:
     """Adam, AdamW or SGD with momentum 0.9, in torch's fused form.
 
     The fused form makes one pass over the parameters: ten times as fast as the default on a
     processor. Its state loads into the same form only.
+
+    rate: the learning rate, by default the run's full one.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    rate, decay = configuration.learning_rate, configuration.weight_decay
+    rate = configuration.learning_rate if rate is None else rate
+    decay = configuration.weight_decay
     match configuration.optimizer:
         case "adam":
             return torch.optim.Adam(trained, lr=rate, weight_decay=decay, fused=True)

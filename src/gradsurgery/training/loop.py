@@ -21,6 +21,7 @@ from gradsurgery.training.cuda_graph import GraphedSteps
 from gradsurgery.training.evaluation import Evaluation
 from gradsurgery.training.learner import Learner
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
+from gradsurgery.training.recipe import has_stopped
 from gradsurgery.training.step_log import StepClock, StepFigures, UnreadSteps
 
 Observer = Callable[[int, Backbone], None]
@@ -104,12 +105,16 @@ def run_steps(
 
     with _reproducible(learner.device):
         _show(learner, checkpoint.step, observe)
-        set_training_mode(learner.backbone.model, configuration.batch_norm)
+        _set_training(learner, configuration, checkpoint.step + 1)
         steps = _graphed(learner, checkpoint, report)
         clock.start()
         for step, fetched in prefetched(
-            partial(_fetch, loader, batches), checkpoint.step + 1, total
+            partial(_fetch, learner, loader, batches), checkpoint.step + 1, total
         ):
+            if has_stopped(configuration, checkpoint.curves.validation_accuracy):
+                break
+            if step == configuration.freeze_steps + 1:
+                _set_training(learner, configuration, step)
             try:
                 result = _step(steps, configuration, fetched, step, clock)
             except NonFiniteError as error:
@@ -136,15 +141,27 @@ def run_steps(
                 learner.average.validated(step, evaluation.loss)
                 _record(checkpoint, step, means, evaluation, learner)
                 means = _Means()
-                saving.validated(last=step == total)
+                stops = has_stopped(configuration, checkpoint.curves.validation_accuracy)
+                saving.validated(last=stops or step == total)
                 report(_progress(checkpoint, figures[-1], evaluation))
-                set_training_mode(learner.backbone.model, configuration.batch_norm)
+                _set_training(learner, configuration, step + 1)
             clock.start()
     return steps.outcome
 
 
-def _fetch(loader: ImageLoader, batches: Batches, position: int) -> Fetched:
-    return loader.fetch(batches.indices_at(position).reshape(-1))
+def _fetch(learner: Learner, loader: ImageLoader, batches: Batches, position: int) -> Fetched:
+    positions = batches.indices_at(position).reshape(-1)
+    augmentation = learner.augmentation
+    if augmentation is None:
+        return loader.fetch(positions)
+    return loader.fetch(positions, lambda pixels: augmentation(pixels, positions, position + 1))
+
+
+def _set_training(learner: Learner, configuration: RunConfiguration, step: int) -> None:
+    """Put the model in training mode, but for what step `step` does not train."""
+    set_training_mode(learner.backbone.model, configuration.batch_norm)
+    if learner.freezing is not None:
+        learner.freezing.apply(step)
 
 
 def _graphed(learner: Learner, checkpoint: Checkpoint, report: ProgressCallback) -> GraphedSteps:
@@ -169,6 +186,8 @@ def _step(
     _seed_dropout(learner.device, derive_seed(configuration.seed, "step", step))
     for generator in (learner.generator, learner.host_generator):
         generator.manual_seed(derive_seed(configuration.seed, "rule", step))
+    if learner.rate is not None:
+        learner.rate.set(step)
     size = configuration.batch_size
     try:
         images, labels = fetched()

@@ -12,24 +12,20 @@ from gradsurgery.algorithms import build_method, method_provenance
 from gradsurgery.algorithms.objectives import Fishr
 from gradsurgery.backbones import Backbone, build_backbone, check_batch_size
 from gradsurgery.data import (
-    Batches,
-    DomainBatches,
     ImageSet,
-    SingleDomainBatches,
     Source,
     Split,
-    draw_split,
     open_source,
     prepare,
 )
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Cost, Record
-from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.errors import ArgumentError
 from gradsurgery.training.averaging import average_values, method_settings
 from gradsurgery.training.checkpoint import (
     Checkpoint,
     CheckpointError,
-    load_checkpoint,
+    continued,
     remove_checkpoint,
     restore_learner,
 )
@@ -39,9 +35,10 @@ from gradsurgery.training.device import (
     reset_peak_memory,
     resolve_device,
 )
-from gradsurgery.training.directory import check_same, claimed
+from gradsurgery.training.directory import check_same, claimed, is_longer
 from gradsurgery.training.environment import describe_environment
 from gradsurgery.training.evaluation import evaluate
+from gradsurgery.training.images_used import ImagesUsed, check_weights
 from gradsurgery.training.learner import Learner, build_learner, build_optimizer
 from gradsurgery.training.loop import Observer, run_steps
 from gradsurgery.training.outcome import (
@@ -52,6 +49,7 @@ from gradsurgery.training.outcome import (
     save_model,
 )
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
+from gradsurgery.training.recipe import check_recipe, frozen_names
 
 
 def train(
@@ -65,8 +63,11 @@ def train(
 ) -> Record:
     """Train on every domain but the target, and test the best and the last model on all of them.
 
+    The target "none" holds out no domain: all are trained and validated on.
+
     The same call again continues a run that was interrupted, to the same record bit for bit on a
-    processor, and returns the record of one that is finished.
+    processor, and returns the record of one that is finished. With more iterations it gives such a
+    run more steps, to the record of a run that had them from the start.
 
     Args:
         configuration: the run's options.
@@ -91,20 +92,21 @@ def train(
         )
     report: ProgressCallback = progress or (lambda _: None)
     directory = Path(directory)
-    source = opened if opened is not None else open_source(configuration.data)
+    source = (
+        opened if opened is not None else open_source(configuration.data, **configuration.reading)
+    )
     check_run(configuration, source.name, source.domains)
     device = resolve_device(configuration.device)
-    if (directory / Record.file_name).exists():
-        return _finished(configuration, directory)
+    if (record := _finished(configuration, directory)) is not None:
+        return record
     with ExitStack() as stack:
         stack.enter_context(claimed(directory))
-        if (directory / Record.file_name).exists():
-            return _finished(configuration, directory)
+        if (record := _finished(configuration, directory)) is not None:
+            return record
         backbone = _backbone(configuration, source)
-        checkpoint = load_checkpoint(directory)
+        checkpoint = continued(configuration, directory, report)
         threads = configuration.threads
         if checkpoint is not None:
-            check_same(configuration, checkpoint.configuration, directory)
             threads = threads or checkpoint.configuration.threads
         threads = stack.enter_context(computing_with(threads, device, configuration.precision))
         here = {"device": str(device), "threads": threads}
@@ -121,7 +123,7 @@ def train(
             observe=observe,
         )
         record.save(directory)
-        remove_checkpoint(directory)
+        _tidy(record, directory)
         return record
 
 
@@ -141,13 +143,14 @@ def _backbone(configuration: RunConfiguration, source: Source | ImageSet) -> Bac
         domains=len(configuration.sources(source.domains)),
         image_size=configuration.image_size,
     )
+    frozen_names(backbone, configuration.freeze)  # raises where a name stands for nothing
     return backbone
 
 
 def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ...]) -> None:
     """Raise `ArgumentError` where the target, the method or its steps do not fit the data set."""
-    target, method = configuration.target, configuration.method
-    if target not in domains:
+    target, method = configuration.held_out(domains), configuration.method
+    if target is not None and target not in domains:
         raise ArgumentError(
             f"{name} has no domain {target!r}; its domains are {', '.join(domains)}"
         )
@@ -158,7 +161,10 @@ def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ..
         make_optimizer=partial(build_optimizer, configuration=configuration),
         settings=method_settings(configuration.settings),
         batch_norm=configuration.batch_norm,
+        label_smoothing=configuration.label_smoothing,
     )
+    check_recipe(configuration, algorithm)
+    check_weights(configuration, algorithm)
     if reason := algorithm.idle_reason(configuration.iterations):
         raise ArgumentError(reason)
     if configuration.compile and isinstance(getattr(algorithm, "objective", None), Fishr):
@@ -175,18 +181,29 @@ def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ..
     sources = len(configuration.sources(domains))
     least = algorithm.minimum_domains
     if sources < least:
+        beside = "" if target is None else f" beside the target {target!r}"
         raise ArgumentError(
-            f"{name} leaves {sources} source domain(s) beside the target {target!r} and {method} "
+            f"{name} leaves {sources} source domain(s){beside} and {method} "
             f"needs {least}; use a data set with more domains, or --method deep-all, which takes "
             "one"
         )
 
 
-def _finished(configuration: RunConfiguration, directory: Path) -> Record:
+def _finished(configuration: RunConfiguration, directory: Path) -> Record | None:
+    """The record of the run in `directory`; None where there is none, or one of fewer steps."""
+    if not (directory / Record.file_name).exists():
+        return None
     record = Record.load(directory)
+    if is_longer(configuration, record.configuration):
+        return None
     check_same(configuration, record.configuration, directory, "data")
-    remove_checkpoint(directory)  # where the process was killed just before it did
+    _tidy(record, directory)  # where the process was killed just before it did
     return record
+
+
+def _tidy(record: Record, directory: Path) -> None:
+    if not record.configuration.keep_checkpoint:
+        remove_checkpoint(directory)
 
 
 def prepare_images(
@@ -219,9 +236,11 @@ def _work(
 ) -> Record:
     """The steps that are left, then the tests."""
     reset_peak_memory(learner.device)
-    split = draw_split(images, seed=configuration.seed_of_split)
-    sources = configuration.sources(images.domains)
-    _check_split(split, sources, images.name)
+    used = ImagesUsed.of(configuration, images)
+    used.prepare(learner.algorithm, configuration, learner.device)
+    for line in used.notes(configuration.target):
+        report(TrainingProgress("images", len(images.label), len(images.label), note=line))
+    split = used.split
     if checkpoint is None:
         checkpoint = Checkpoint(
             configuration=configuration, data_digest=images.digest, split_digest=split.digest
@@ -230,6 +249,8 @@ def _work(
         split.save(directory)
     else:
         _go_on(learner, checkpoint, images, split, directory)
+        if configuration.iterations != checkpoint.configuration.iterations:
+            configuration.save(directory)
         checkpoint.configuration = configuration  # which may be worked on elsewhere by now
         report(TrainingProgress("resuming", checkpoint.step, configuration.iterations))
     loader = learner.loader(images)
@@ -237,13 +258,13 @@ def _work(
         evaluate,
         learner.judged,
         loader,
-        np.concatenate([split.validation[domain] for domain in sources]),
+        np.concatenate([split.validation[domain] for domain in used.sources]),
         autocast=learner.autocast,
     )
     cuda_graph = run_steps(
         learner,
         checkpoint,
-        _batches(configuration, images, split),
+        used.batches(configuration),
         loader,
         validate=validate,
         directory=directory,
@@ -255,7 +276,7 @@ def _work(
     save_model(learner.judged, configuration, images, result.best, directory)
     return Record(
         configuration=configuration,
-        data=describe_data(images),
+        data=describe_data(used),
         split=describe_split(split),
         model=describe_model(learner.backbone),
         curves=checkpoint.curves,
@@ -265,22 +286,11 @@ def _work(
         environment=describe_environment(learner.device),
         cost=Cost(
             seconds=checkpoint.seconds + time.perf_counter() - start,
-            seconds_per_step=checkpoint.step_seconds / configuration.iterations,
+            seconds_per_step=checkpoint.step_seconds / checkpoint.step,
             data_wait=checkpoint.data_wait,
             peak_memory_bytes=peak_memory_bytes(learner.device),
             cuda_graph=cuda_graph,
         ),
-    )
-
-
-def _batches(configuration: RunConfiguration, images: ImageSet, split: Split) -> Batches:
-    drawn = DomainBatches if configuration.batches == "multi" else SingleDomainBatches
-    return drawn(
-        images,
-        split.train,
-        domains=configuration.sources(images.domains),
-        batch_size=configuration.batch_size,
-        seed=configuration.seed,
     )
 
 
@@ -291,19 +301,6 @@ def _objects(
     places = (images.provenance, learner.backbone.provenance)
     found = method_provenance(configuration.method)
     return found + [place for place in places if place is not None]
-
-
-def _check_split(split: Split, sources: list[str], name: str) -> None:
-    """Every number of the record needs an image at least."""
-    sizes = split.sizes()
-    empty = [domain for domain, parts in sizes.items() if parts["test"] == 0]
-    if all(sizes[domain]["validation"] == 0 for domain in sources):
-        raise DataError(f"{name} is too small: no image is left for validation; add images")
-    if empty:
-        raise DataError(
-            f"{name} is too small: no image of {', '.join(empty)} is left for testing; "
-            "have 3 images or more of a class in every domain"
-        )
 
 
 def _go_on(

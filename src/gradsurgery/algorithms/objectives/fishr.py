@@ -6,7 +6,6 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from typing_extensions import override
 
 from gradsurgery.algorithms.forward import Forward
@@ -15,6 +14,7 @@ from gradsurgery.algorithms.objectives.base import (
     Batch,
     DomainLosses,
 )
+from gradsurgery.algorithms.risk import smoothed
 from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter
 
 
@@ -32,6 +32,7 @@ class Fishr(AnnealedObjective):
     """
 
     name: ClassVar[str] = "fishr"
+    smooths_labels: ClassVar[bool] = True
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
         Hyperparameter(
             "penalty",
@@ -54,7 +55,10 @@ class Fishr(AnnealedObjective):
         weight = self.weight(step)
         passes = forward.with_head_inputs([images for images, _ in batches])
         parts = [
-            (cross_entropy(z, labels), head_gradient_variance(features, z, labels))
+            (
+                self.risk(z, labels),
+                head_gradient_variance(features, z, labels, self.label_smoothing),
+            )
             for (features, z), (_, labels) in zip(passes, batches, strict=True)
         ]
         forward.values_of([risk for risk, _ in parts])
@@ -73,13 +77,15 @@ def head_gradient_variance(
     features: Float[Tensor, "batch features"],
     logits: Float[Tensor, "batch classes"],
     labels: Int[Tensor, " batch"],
+    label_smoothing: float = 0.0,
 ) -> Float[Tensor, " weights"]:
     """Variance over the batch of ∇CE in the last layer's weights and biases, flat.
 
-    Image n's gradient is δ_n a_nᵀ with δ_n = softmax(z_n) − onehot(y_n) and a_n its features (and
-    1 for the bias), so the variance is mean_n δ_n² a_n²ᵀ − (mean_n δ_n a_nᵀ)².
+    Image n's gradient is δ_n a_nᵀ with δ_n = softmax(z_n) − q_n, q_n being the one-hot or smoothed
+    target, and a_n its features (and 1 for the bias), so the variance is
+    mean_n δ_n² a_n²ᵀ − (mean_n δ_n a_nᵀ)².
     """
-    delta = logits.softmax(1) - torch.nn.functional.one_hot(labels, logits.shape[1])
+    delta = logits.softmax(1) - smoothed(labels, logits, label_smoothing)
     inputs = torch.cat([features, torch.ones_like(features[:, :1])], 1)
     mean = delta.T @ inputs / len(inputs)
     return (delta.square().T @ inputs.square() / len(inputs) - mean.square()).flatten()

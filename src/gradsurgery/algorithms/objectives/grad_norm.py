@@ -31,6 +31,8 @@ class GradNorm(Objective):
     """
 
     name: ClassVar[str] = "gradnorm"
+    smooths_labels: ClassVar[bool] = True
+    weighs_classes: ClassVar[bool] = True
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
         Hyperparameter("alpha", 1.5, "strength α of the pull to equal rates", source=_PAPER),
         Hyperparameter("learning_rate", 0.025, "step size of the weights", source=_PAPER),
@@ -39,7 +41,7 @@ class GradNorm(Objective):
 
     @override
     def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
-        risks = risks_of(forward, batches)  # the weights need the norms of all of them
+        risks = risks_of(self, forward, batches)  # the weights need the norms of all of them
         values = forward.values_of(risks)
         last = last_weight(forward.model)
         norms = torch.stack(

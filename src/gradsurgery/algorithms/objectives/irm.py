@@ -5,11 +5,11 @@ from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from typing_extensions import override
 
 from gradsurgery.algorithms.forward import Forward
 from gradsurgery.algorithms.objectives.base import AnnealedObjective, Batch, DomainLosses
+from gradsurgery.algorithms.risk import smoothed
 from gradsurgery.errors import ArgumentError
 from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter
 
@@ -27,6 +27,7 @@ class IRM(AnnealedObjective):
     """
 
     name: ClassVar[str] = "irm"
+    smooths_labels: ClassVar[bool] = True
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
         Hyperparameter(
             "penalty",
@@ -45,11 +46,14 @@ class IRM(AnnealedObjective):
         logits = forward([images for images, _ in batches])
         for _, labels in batches:
             z = next(logits)
-            yield cross_entropy(z, labels) + weight * invariance_penalty(z, labels)
+            risk = self.risk(z, labels)
+            yield risk + weight * invariance_penalty(z, labels, self.label_smoothing)
 
 
 def invariance_penalty(
-    logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]
+    logits: Float[Tensor, "batch classes"],
+    labels: Int[Tensor, " batch"],
+    label_smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
     """P_d: the product of the scale's gradients on the even and the odd images of the batch.
 
@@ -60,12 +64,24 @@ def invariance_penalty(
             "irm compares two halves of every domain's batch, found a batch of 1 image; use a "
             "batch size of at least 2"
         )
-    return scale_gradient(logits[0::2], labels[0::2]) * scale_gradient(logits[1::2], labels[1::2])
+    even, odd = (
+        scale_gradient(logits[start::2], labels[start::2], label_smoothing) for start in (0, 1)
+    )
+    return even * odd
 
 
 def scale_gradient(
-    logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]
+    logits: Float[Tensor, "batch classes"],
+    labels: Int[Tensor, " batch"],
+    label_smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """∂_s CE(s·z, y)|_{s=1} = mean_n (Σ_k softmax(z_n)_k z_nk − z_n,y_n)."""
+    """∂_s CE(s·z, y)|_{s=1} = mean_n (Σ_k softmax(z_n)_k z_nk − z_n,y_n).
+
+    With label smoothing Σ_k q_nk z_nk takes the place of z_n,y_n.
+    """
     expected = (logits.softmax(1) * logits).sum(1)
-    return (expected - logits.gather(1, labels[:, None]).squeeze(1)).mean()
+    if label_smoothing == 0:
+        target = logits.gather(1, labels[:, None]).squeeze(1)
+    else:
+        target = (smoothed(labels, logits, label_smoothing) * logits).sum(1)
+    return (expected - target).mean()

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from torch.nn.functional import cross_entropy
 from typing_extensions import override
 
 from gradsurgery.algorithms.forward import Forward
@@ -24,6 +23,8 @@ class Mixup(Objective):
     """
 
     name: ClassVar[str] = "mixup"
+    smooths_labels: ClassVar[bool] = True
+    weighs_classes: ClassVar[bool] = True
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
         Hyperparameter(
             "alpha", 0.2, "shape α of the Beta distribution of λ", open_low=True, source=DOMAINBED
@@ -45,10 +46,10 @@ class Mixup(Objective):
             share * batches[i][0] + (1 - share) * batches[j][0]
             for (i, j), share in zip(ring, shares, strict=True)
         ]
-        logits = forward(mixed)
+        logits = forward(mixed, of=ring)
         for (i, j), share in zip(ring, shares, strict=True):
             z = next(logits)
-            first, second = cross_entropy(z, batches[i][1]), cross_entropy(z, batches[j][1])
+            first, second = self.risk(z, batches[i][1]), self.risk(z, batches[j][1])
             yield share * first + (1 - share) * second
 
 

@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from typing_extensions import override
 
 from gradsurgery.algorithms.forward import Forward
@@ -26,6 +25,8 @@ class ERM(Objective):
     """
 
     name: ClassVar[str] = "erm"
+    smooths_labels: ClassVar[bool] = True
+    weighs_classes: ClassVar[bool] = True
 
     @override
     def stage(self, step: int) -> Any:
@@ -35,7 +36,7 @@ class ERM(Objective):
     def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
         logits = forward([images for images, _ in batches])
         for _, labels in batches:
-            yield cross_entropy(next(logits), labels)
+            yield self.risk(next(logits), labels)
 
 
 class VREx(AnnealedObjective):
@@ -50,6 +51,8 @@ class VREx(AnnealedObjective):
     """
 
     name: ClassVar[str] = "vrex"
+    smooths_labels: ClassVar[bool] = True
+    weighs_classes: ClassVar[bool] = True
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
         Hyperparameter(
             "penalty", 10.0, "weight of the risks' variance after annealing", source=DOMAINBED
@@ -62,7 +65,7 @@ class VREx(AnnealedObjective):
     @override
     def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
         weight = self.weight(step)
-        risks = risks_of(forward, batches)
+        risks = risks_of(self, forward, batches)
         mean = forward.values_of(risks).mean()
         while risks:
             risk = risks.pop(0)
@@ -81,6 +84,8 @@ class GroupDRO(Objective):
     """
 
     name: ClassVar[str] = "group-dro"
+    smooths_labels: ClassVar[bool] = True
+    weighs_classes: ClassVar[bool] = True
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
         Hyperparameter("eta", 0.01, "step size η of the domains' weights q", source=DOMAINBED),
     )
@@ -88,7 +93,7 @@ class GroupDRO(Objective):
 
     @override
     def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
-        risks = risks_of(forward, batches)  # q needs all of them before the first
+        risks = risks_of(self, forward, batches)  # q needs all of them before the first
         values = forward.values_of(risks)
         grown = self.remembered("q", torch.ones_like(values)).log() + self.values["eta"] * values
         self.state["q"] = q = grown.softmax(0)  # in logarithms, where no exp overflows
@@ -96,7 +101,7 @@ class GroupDRO(Objective):
             yield len(batches) * q[-len(risks)] * risks.pop(0)
 
 
-def risks_of(forward: Forward, batches: Sequence[Batch]) -> list[Tensor]:
-    """The domains' mean cross-entropies, all graphs alive."""
+def risks_of(objective: Objective, forward: Forward, batches: Sequence[Batch]) -> list[Tensor]:
+    """The domains' risks, all graphs alive."""
     logits = forward([images for images, _ in batches])
-    return [cross_entropy(z, y) for z, (_, y) in zip(logits, batches, strict=True)]
+    return [objective.risk(z, y) for z, (_, y) in zip(logits, batches, strict=True)]

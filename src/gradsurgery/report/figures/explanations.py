@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
-from gradsurgery.documents.explanation import Explanation
-from gradsurgery.gradients.attribution import ExplainedImage
+from gradsurgery.documents.explanation import Answer, Explanation
 from gradsurgery.report.figures.style import GREY, Drawing, new_figure, set_heading, styled, wrapped
 from gradsurgery.report.section import listed
 
@@ -17,12 +17,16 @@ _MOST_COLOURS = 20
 _NAMES = {"grad-cam": "Grad-CAM", "integrated-gradients": "Integrated gradients"}
 
 
+Explained = tuple[Answer, NDArray[np.uint8], NDArray[np.float32]]
+"""An answer, its image [height, width, 3], and how much each pixel speaks for it, in [0, 1]."""
+
+
 @styled()
-def draw_attributions(shown: Sequence[ExplainedImage], model: str, by: str) -> Drawing:
+def draw_attributions(shown: Sequence[Explained], model: str, by: str) -> Drawing:
     """Two rows a domain, the images and what their answers rest on; a column an image."""
-    rows: dict[str | None, list[ExplainedImage]] = {}
+    rows: dict[str | None, list[Explained]] = {}
     for each in shown:
-        rows.setdefault(each.answer.domain, []).append(each)
+        rows.setdefault(each[0].domain, []).append(each)
     columns = max(len(row) for row in rows.values())
     figure, axes = new_figure(
         0.9 + _INCHES * max(columns, 3), 0.6 + 2.25 * _INCHES * len(rows), 2 * len(rows), columns
@@ -51,11 +55,11 @@ def draw_attributions(shown: Sequence[ExplainedImage], model: str, by: str) -> D
     )
 
 
-def _draw_pair(above: Axes, below: Axes, shown: ExplainedImage) -> None:
-    answer = shown.answer
-    above.imshow(shown.pixels, interpolation="nearest")
-    below.imshow(shown.pixels.mean(2), cmap="gray", vmin=0, vmax=510, interpolation="nearest")
-    below.imshow(shown.attribution, cmap="inferno", alpha=0.55, vmin=0, vmax=1)
+def _draw_pair(above: Axes, below: Axes, shown: Explained) -> None:
+    answer, pixels, attribution = shown
+    above.imshow(pixels, interpolation="nearest")
+    below.imshow(pixels.mean(2), cmap="gray", vmin=0, vmax=510, interpolation="nearest")
+    below.imshow(attribution, cmap="inferno", alpha=0.55, vmin=0, vmax=1)
     known = answer.label is not None
     right = answer.label == answer.predicted
     said = f"{answer.predicted} {answer.probability:.0%}"

@@ -1,0 +1,144 @@
+"""`gradsurgery explain`: what a model's answers rest on."""
+
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from jaxtyping import Int64, UInt8
+
+from gradsurgery.cli import options as opt
+from gradsurgery.cli.live import displayed
+from gradsurgery.cli.show import print_sentences
+from gradsurgery.cli.train import continuable
+from gradsurgery.data import ImageSet, open_source
+from gradsurgery.data.formats import BadImageError
+from gradsurgery.deployment import TrainedModel, load_model
+from gradsurgery.deployment.pictures import Picture, listed_pictures
+from gradsurgery.documents.explanation import Explanation, ExplanationOptions
+from gradsurgery.documents.record import Record, SplitFile
+from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.gradients.attribution import ExplainedImage
+from gradsurgery.report.report import write_explanation
+from gradsurgery.studies.explanation import Subject, explain_domains, explain_pictures
+from gradsurgery.training.progress import TrainingProgress
+from gradsurgery.training.run import prepare_images
+
+Explained = tuple[Explanation, list[ExplainedImage]]
+_MOST = 60  # pictures on one figure
+
+
+@opt.takes_options_of(ExplanationOptions)
+def explain(
+    model: Annotated[str, opt.MODEL],
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[IMAGES...]",
+            help="Pictures, and folders of any depth. Without, the test images of the run whose "
+            "folder MODEL is.",
+        ),
+    ] = None,
+    *,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Where the run's data set lies now, if it was moved."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Default: the folder explanation in that of the model."),
+    ] = None,
+    backbone: opt.OwnBackboneOption = None,
+    device: opt.DeviceOption = "auto",
+    cache: opt.CacheOption = None,
+    options: dict[str, Any],
+) -> None:
+    """Show what a model's answers rest on, and what its features tell apart.
+
+    Of a run: right and wrong answers in every domain, explained by Grad-CAM or integrated
+    gradients, and a map of the test images' features. A report of the run shows them too.
+    """
+    chosen = ExplanationOptions(**options)
+    trained = load_model(model, backbone=backbone, device=device)
+    folder = out or trained.file.parent / "explanation"
+    with continuable():
+        if images:
+            explanation, shown = _of_pictures(trained, images, chosen)
+        else:
+            explanation, shown = _of_run(trained, chosen, data, cache)
+    print_sentences(write_explanation(explanation, shown, folder))
+
+
+def _of_pictures(
+    trained: TrainedModel, images: list[Path], options: ExplanationOptions
+) -> Explained:
+    pictures, _ = listed_pictures(images)
+    taken = list(islice(pictures, _MOST + 1))
+    if len(taken) > _MOST:
+        raise ArgumentError(
+            f"explain takes up to {_MOST} pictures at a time, found more; name fewer"
+        )
+    pixels = np.stack([_decoded(trained, picture) for picture in taken])
+    names = [Path(picture.name).name for picture in taken]
+    return explain_pictures(_subject(trained), torch.from_numpy(pixels), names, options)
+
+
+def _decoded(trained: TrainedModel, picture: Picture) -> UInt8[np.ndarray, "size size 3"]:
+    try:
+        return trained.preprocess.pixels(picture.content)
+    except BadImageError as error:
+        raise DataError(f"cannot decode {picture.name}: {error}; leave it out") from error
+
+
+def _of_run(
+    trained: TrainedModel, options: ExplanationOptions, data: str | None, cache: Path | None
+) -> Explained:
+    folder = trained.file.parent
+    if not (folder / Record.file_name).is_file():
+        raise ArgumentError(
+            f"{trained.file} lies beside no record of a run; name the pictures to explain"
+        )
+    record, split = Record.load(folder), SplitFile.load(folder)
+    configuration = record.configuration
+    with displayed("explanation", lines=False) as report:
+        source = open_source(data or configuration.data)
+        images = prepare_images(source, configuration, cache, report)
+        return explain_domains(
+            _subject(trained),
+            images,
+            _test_images(images, split),
+            options,
+            target=configuration.target,
+            progress=lambda done, total: report(TrainingProgress("testing", done, total)),
+        )
+
+
+def _test_images(images: ImageSet, split: SplitFile) -> Mapping[str, Int64[np.ndarray, " images"]]:
+    """Where the images that the run was tested on lie in the set, by domain."""
+    places = {identity: at for at, identity in enumerate(images.identities)}
+    named = {domain: parts["test"] for domain, parts in split.domains.items()}
+    for identity in (one for names in named.values() for one in names):
+        if identity not in places:
+            raise DataError(
+                f"{images.name} has no image {identity}, which the run was tested on; give the "
+                "data set it was trained on with --data"
+            )
+    return {
+        domain: np.array([places[one] for one in names], dtype=np.int64)
+        for domain, names in named.items()
+    }
+
+
+def _subject(trained: TrainedModel) -> Subject:
+    about = trained.about
+    held_out = f", {about.target} held out" if about.target else ""
+    return Subject(
+        f"{about.method}{held_out}",
+        trained.module,
+        trained.classes,
+        trained.preprocess.mean,
+        trained.preprocess.std,
+    )

@@ -1,0 +1,51 @@
+"""`gradsurgery explain` on a run, on pictures, and on what it cannot explain."""
+
+import pytest
+from PIL import Image
+
+from gradsurgery.documents.explanation import Explanation
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    from gradsurgery import RunConfiguration, train
+
+    folder = tmp_path_factory.mktemp("run")
+    options = {"data": "rotated-digits", "target": "75", "iterations": 2, "batch_size": 4}
+    train(RunConfiguration(**options, method="deep-all"), folder, cache=folder / "cache")
+    return folder
+
+
+def test_a_run_is_explained_on_its_test_images(run, command):
+    cache = str(run / "cache")
+    code, output, errors = command("explain", str(run), "--cache", cache, "--per-domain", "2")
+    assert code == 0, errors
+    found = Explanation.load(run / "explanation")
+    assert found.target == "75"
+    assert {answer.domain for answer in found.shown} == {"0", "15", "30", "45", "60", "75"}
+    assert f"of {len(found.places)} images" in " ".join(output.split())
+    for name in ("answers", "features"):
+        assert (run / "explanation" / f"explanation-{name}.svg").stat().st_size
+
+
+def test_pictures_are_explained(run, command, tmp_path):
+    Image.new("L", (20, 20), 128).save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    given = [str(run), str(tmp_path / "a.png"), "--out", str(out)]
+    code, output, errors = command("explain", *given, "--by", "integrated-gradients")
+    assert code == 0, errors
+    assert [answer.identity for answer in Explanation.load(out).shown] == ["a.png"]
+    assert "1 answer explained by integrated gradients from grey." in output
+
+
+def test_what_cannot_be_explained_is_named(run, command, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    code, _, errors = command("explain", str(run), str(tmp_path / "a.png"))
+    assert (code, "cannot decode" in errors) == (1, True)
+    alone = tmp_path / "model.safetensors"
+    alone.write_bytes((run / "model.safetensors").read_bytes())
+    code, _, errors = command("explain", str(alone))
+    assert "lies beside no record of a run; name the pictures to explain" in errors
+    cache = str(run / "cache")
+    code, _, errors = command("explain", str(run), "--cache", cache, "--data", "colored-digits")
+    assert (code, "which the run was tested on" in errors) == (1, True)
