@@ -1,6 +1,6 @@
 """The tables and the figure of `docs/evidence/fair-settings.md`, from the runs of its table.
 
-python benchmarks/fair_settings_tables.py [--figure docs/figures/fair-settings]
+python benchmarks/fair_settings_tables.py [--figure docs/figures/fair-settings.png]
 """
 
 import argparse
@@ -12,7 +12,7 @@ from fair_settings import SETTINGS, TABLE, Run, read
 from tabulate import tabulate
 
 from gradsurgery.data import open_source
-from gradsurgery.report.figures.style import method_styles, new_figure, save, styled
+from gradsurgery.report.figures.style import encoded, method_styles, new_figure, styled
 from gradsurgery.results.statistics import compare_paired
 
 BASELINE = "deep-all"
@@ -183,7 +183,7 @@ def selection_table(results: Results, rate: float | None = None) -> str:
 
 
 @styled()
-def draw(results: Sequence[Results], methods: Sequence[str], stem: Path) -> None:
+def draw(results: Sequence[Results], methods: Sequence[str], path: Path) -> None:
     """Mean curves over steps: accuracy on the target above, agreement over chance below."""
     figure, axes = new_figure(2.6 * len(results), 4.4, 2, len(results), share_y="row")
     styles = method_styles(methods)
@@ -209,7 +209,7 @@ def draw(results: Sequence[Results], methods: Sequence[str], stem: Path) -> None
     axes[0, 0].set_ylabel("accuracy on the target, %")
     axes[1, 0].set_ylabel("agreement over chance")
     axes[0, 0].legend(fontsize=7)
-    save(figure, stem)
+    path.write_bytes(encoded(figure, "png"))
 
 
 def main() -> None:
@@ -227,7 +227,8 @@ def main() -> None:
                 rate = results.beside[0].rate
                 print(f"\nat {rate:g}\n\n{selection_table(results, rate)}")
     if arguments.figure is not None:
-        drawn = [found[name] for name in ("coded-4", "coded-8", "coded-12", "rotated-mlp")]
+        shown_ones = ("coded-4", "coded-8", "coded-12", "rotated-mlp", "colored-mlp")
+        drawn = [found[name] for name in shown_ones if found[name].methods]
         draw(drawn, [BASELINE, "agr-sum", "agr-ema"], arguments.figure)
 
 
