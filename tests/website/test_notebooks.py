@@ -38,6 +38,9 @@ def test_it_runs(path, tmp_path, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the kernel's client, not of the notebook
         done = nbclient.NotebookClient(
-            read(path), timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+            read(path),
+            timeout=120,
+            kernel_name="python3",
+            resources={"metadata": {"path": tmp_path}},
         ).execute()
     assert all(cell.execution_count for cell in done.cells if cell.cell_type == "code")
