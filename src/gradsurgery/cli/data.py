@@ -59,7 +59,7 @@ def prepare(
 ) -> None:
     """Decode a data set into the cache, which training then reads."""
     source = open_source(data)
-    with _progress(len(source.listing.identities)) as advance:
+    with progress_bar(len(source.listing.identities)) as advance:
         images = decode(source, image_size, cache, workers, skip_bad, advance)
     _print_cache(images)
 
@@ -118,13 +118,13 @@ def _comparison(source: Source) -> str:
 
 
 @contextmanager
-def _progress(count: int) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(count: int, doing: str = "decoding") -> Iterator[Callable[[int, int], None]]:
     """A progress bar on a terminal, nothing elsewhere."""
     console = Console(stderr=True)
-    columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
     with bar:
-        task = bar.add_task("decoding", total=count)
+        task = bar.add_task(doing, total=count)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
