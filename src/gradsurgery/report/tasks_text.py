@@ -97,15 +97,22 @@ def _words(outcome: Outcome) -> str:
 
 
 def _cosines_table(study: TasksStudy, plain: pd.DataFrame) -> Table:
-    columns = ("within", "across", "expected", "negative")
-    rows = [
-        [grouping, *(_over_seeds(plain, grouping, name) for name in columns)]
-        for grouping in study.options.groupings
-        if (plain["grouping"] == grouping).any()
-    ]
+    rows = []
+    for grouping in study.options.groupings:
+        if not (of_grouping := plain[plain["grouping"] == grouping]).empty:
+            means = [_over_seeds(plain, grouping, name) for name in ("within", "across")]
+            spans = [
+                " to ".join(_number(of_grouping[f"{kind}.{end}"].mean()) for end in ("low", "high"))
+                for kind in ("within", "across")
+            ]
+            rest = [_over_seeds(plain, grouping, name) for name in ("expected", "negative")]
+            rows.append([grouping, means[0], spans[0], means[1], spans[1], *rest])
     return plain_table(
         "Cosines of the groups' gradients, over all steps measured",
-        ["grouping", "within a group", "across groups", "expected", "negative pairs"],
+        [
+            *("grouping", "within a group", "four fifths of these", "across groups"),
+            *("four fifths of these", "expected", "share of negative pairs"),
+        ],
         rows,
         notes=[
             "Mean ± standard deviation over the seeds. Expected: without the noise of the batches. "
@@ -118,7 +125,8 @@ def _layers_table(study: TasksStudy) -> Table:
     frame = layer_frame(study)
     rows = []
     for grouping in study.options.groupings:
-        of_grouping = frame[frame["grouping"] == grouping] if len(frame) else frame
+        plain = frame[frame["dial"].isna()] if len(frame) else frame
+        of_grouping = plain[plain["grouping"] == grouping] if len(plain) else plain
         for _, layer in of_grouping.groupby("place") if len(of_grouping) else ():
             means = layer[["within", "across", "expected", "negative"]].astype(float).mean()
             name = str(layer["name"].iloc[0])
