@@ -91,17 +91,17 @@ def test_what_is_left_out_is_shown_and_no_name_reaches_the_terminal_raw(tmp_path
             (root / domain / label).mkdir(parents=True)
             Image.new("RGB", (9, 9)).save(root / domain / label / "0.png")
             for i in range(4):
-                (root / domain / label / f"{i}.heic").write_bytes(b"x")
+                (root / domain / label / f"{i}.psd").write_bytes(b"x")
     output = run("info", str(root))
-    assert "16 files among the images are left out:" in output
-    assert "v1.0/cat/2.heic" not in output  # the first ten
-    assert r"art\x1b[31m/cat/0.heic: .heic is not read" in output
-    assert "and 6 more: .heic is not read (6)" in output
+    assert "16 files among the images, or classes, are left out:" in output
+    assert "v1.0/cat/2.psd" not in output  # the first ten
+    assert r"art\x1b[31m/cat/0.psd: .psd is not read" in output
+    assert "and 6 more: .psd is not read (6)" in output
     output += run("prepare", str(root), "--image-size", "8", "--cache", str(tmp_path / "c\x1b"))
     assert not {"\x1b", "\x9b"} & set(output)
     content = json.loads(run("info", str(root), "--json"))
     assert content["left_out"][0] == {
-        "file": r"art\x1b[31m/cat/0.heic",
-        "reason": ".heic is not read",
+        "file": r"art\x1b[31m/cat/0.psd",
+        "reason": ".psd is not read",
     }
     assert content["domains"] == [r"art\x1b[31m", "v1.0"]

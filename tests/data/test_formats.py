@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
-from gradsurgery.data import decode_image, open_source
-from gradsurgery.data import formats
+from gradsurgery.data import decode_image, formats, open_source
 from gradsurgery.data.formats import BadImageError, readable_suffixes
 from gradsurgery.errors import DataError
 

@@ -78,7 +78,9 @@ def test_other_names_of_columns(photos):
     path = write(photos, text(cells))
     source = open_source(path, columns={"path": "file", "label": "animal species"})
     check(source)
-    with pytest.raises(DataError, match=r"no column path, .*found file, animal species, domain.*--c"):
+    with pytest.raises(
+        DataError, match=r"no column path, .*found file, animal species, domain.*--c"
+    ):
         open_source(path)
 
 

@@ -81,7 +81,9 @@ def write(folder, **lists):
 
 
 def test_lists_of_files(images, tmp_path):
-    names = [f"{d}/{c}/{i}.png" for d in ("art", "photo") for c in ("cat", "dog") for i in range(10)]
+    names = [
+        f"{d}/{c}/{i}.png" for d in ("art", "photo") for c in ("cat", "dog") for i in range(10)
+    ]
     folder = write(
         tmp_path / "lists",
         train=["# a comment", "", *(n for n in names if n[-5] < "6")],
@@ -90,7 +92,9 @@ def test_lists_of_files(images, tmp_path):
     )
     found = split(images, split=folder)
     assert found.sizes()["art"] == {"train": 12, "validation": 4, "test": 4}
-    assert found.identities["photo"]["test"] == [n for n in names if n[:5] == "photo" and n[-5] > "7"]
+    assert found.identities["photo"]["test"] == [
+        n for n in names if n[:5] == "photo" and n[-5] > "7"
+    ]
     assert not found.unused
 
 
@@ -98,7 +102,9 @@ def test_the_lists_that_pacs_comes_with(images, tmp_path):
     """Training and validation divide a domain, and its test list has all of it."""
     lists = {}
     for domain in ("art", "photo"):
-        names = [f"{domain}/{c}/{i}.png {k}" for k, c in enumerate(("cat", "dog"), 1) for i in range(10)]
+        names = [
+            f"{domain}/{c}/{i}.png {k}" for k, c in enumerate(("cat", "dog"), 1) for i in range(10)
+        ]
         lists[f"{domain}_train_kfold"] = [name for name in names if "/9" not in name]
         lists[f"{domain}_crossval_kfold"] = [name for name in names if "/9" in name]
         lists[f"{domain}_test_kfold"] = names

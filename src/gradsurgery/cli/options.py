@@ -78,6 +78,14 @@ SeedsOption = Annotated[
     str | None,
     typer.Option("--seeds", help="A count (3, the default), a range (0-4) or a list (0,1,2)."),
 ]
+GridOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--grid",
+        metavar="NAME=V1,V2",
+        help="Values to try of an option or a hyperparameter, e.g. learning_rate=1e-5,1e-4.",
+    ),
+]
 TensorboardOption = Annotated[
     bool,
     typer.Option("--tensorboard", help="Write TensorBoard's event files into the run's folder."),

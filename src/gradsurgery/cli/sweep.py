@@ -42,14 +42,7 @@ def sweep(
     methods: opt.MethodsOption = None,
     targets: opt.TargetsOption = None,
     seeds: opt.SeedsOption = None,
-    grid: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--grid",
-            metavar="NAME=V1,V2",
-            help="Values to try of an option or a hyperparameter, e.g. learning_rate=1e-5,1e-4.",
-        ),
-    ] = None,
+    grid: opt.GridOption = None,
     leave_one_domain_out: Annotated[
         bool,
         typer.Option(
@@ -74,7 +67,7 @@ def sweep(
     """
     given = {"data": data or None, "methods": methods, "targets": targets, "seeds": seeds}
     parts = plan_parts(config, given, options)
-    parts["grid"] = _mapping(parts, "grid") | grid_from(grid)
+    parts["grid"] = mapping_of(parts, "grid") | grid_from(grid)
     if leave_one_domain_out:
         parts["leave_one_domain_out"] = True
     after = report_on if report else print_table
@@ -110,12 +103,12 @@ def plan_parts(path: Path | None, given: dict[str, Any], options: dict[str, Any]
     """The parts of a plan in a file, with those parts and options in their place that are given."""
     parts = {} if path is None else read_mapping(path, "plan")
     parts |= {name: value for name, value in given.items() if value is not None}
-    written = _mapping(parts, "options")
-    _mapping(written, "settings")  # raises where it is none
+    written = mapping_of(parts, "options")
+    mapping_of(written, "settings")  # raises where it is none
     return parts | {"options": opt.merged(written, options)}
 
 
-def _mapping(parts: dict[str, Any], name: str) -> dict[str, Any]:
+def mapping_of(parts: dict[str, Any], name: str) -> dict[str, Any]:
     """The mapping that is part `name` of a plan, empty where it is not given."""
     found = parts.get(name)
     if found is not None and not isinstance(found, dict):

@@ -64,7 +64,7 @@ def run_configuration(options: dict[str, Any]) -> RunConfiguration:
         source = open_source(asked.data, **asked.reading)
         raise ArgumentError(
             f"target is missing; give --target and one of the domains of {source.name}: "
-            f"{', '.join(source.domains)}"
+            f"{', '.join(source.domains)}, or none to train on all"
         )
     return RunConfiguration(**options)
 
@@ -75,6 +75,11 @@ def result_line(record: Record) -> str:
     model = f"best model, step {best.step}"
     if best.averaged_from is not None:
         model = f"average of steps {best.averaged_from} to {best.step}"
+    if best.target_accuracy is None or last.target_accuracy is None:
+        return (
+            f"trained on {', '.join(record.data.domains)}: validation accuracy "
+            f"{best.validation_accuracy:.1%} ({model}); no domain was held out"
+        )
     return (
         f"accuracy on {record.configuration.target} {best.target_accuracy:.1%} "
         f"({model}, validation {best.validation_accuracy:.1%}), "

@@ -8,6 +8,9 @@ from pydantic import field_validator
 from gradsurgery.documents.document import Choices
 from gradsurgery.documents.options import option
 
+NO_TARGET = "none"
+"""The target of a run that holds out no domain, where no domain is called so."""
+
 COLUMN_ROLES = ("path", "image", "label", "domain", "split")
 """What the columns of a table of images are for, and what they are called where nothing is said."""
 
@@ -46,7 +49,12 @@ class DataOptions(Choices):
         free=True,
         min_length=1,
     )
-    target: str = option("identity", "The domain that is held out.", free=True, min_length=1)
+    target: str = option(
+        "identity",
+        "The domain that is held out; none trains and validates on all.",
+        free=True,
+        min_length=1,
+    )
     layout: str = option(
         "condition",
         'What the paths of a folder\'s images say: "{domain}/{class}/{name}" (the default), '

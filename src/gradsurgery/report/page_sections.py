@@ -225,11 +225,13 @@ def repeat_command(configuration: RunConfiguration) -> str:
     All are written out, so that the command stays the same run when defaults change.
 
     >>> options = RunConfiguration(data="my pictures", target="photo")
-    >>> repeat_command(options)[:71]
-    "gradsurgery train 'my pictures' --target=photo --method=agr-sum --backb"
+    >>> repeat_command(options)[:64]
+    "gradsurgery train 'my pictures' --target=photo --method=agr-sum "
     """
     words = []
-    for name, value in configuration:
+    first = ("target", "method")
+    for name in (*first, *(name for name, _ in configuration if name not in first)):
+        value = getattr(configuration, name)
         flag = f"--{name.replace('_', '-')}"
         if name == "settings":
             words += [f"--set={setting}={each}" for setting, each in value.items()]

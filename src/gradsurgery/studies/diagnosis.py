@@ -67,7 +67,8 @@ def diagnose_run(
             "data set that it was trained on"
         )
     network = f"{configuration.backbone} trained by {configuration.method}, best model"
-    diagnosis = _begun(configuration, options, images, configuration.target, network)
+    target = configuration.held_out(images.domains)
+    diagnosis = _begun(configuration, options, images, target, network)
     backbone = _on_device(configuration, images, str(directory / MODEL_FILE), device)
     snapshot = diagnose_step(
         backbone, images, split, diagnosis.domains, options, step=record.result.best.step
@@ -97,7 +98,8 @@ def diagnose_training(
         f"{configuration.backbone} with weights {_weights(configuration)}, trained by "
         f"{configuration.method}"
     )
-    diagnosis = _begun(configuration, options, images, configuration.target, network)
+    target = configuration.held_out(images.domains)
+    diagnosis = _begun(configuration, options, images, target, network)
     if (directory / Diagnosis.file_name).exists():
         diagnosis = _continued(diagnosis, directory)
     missing = sorted(set(steps) - {snapshot.step for snapshot in diagnosis.snapshots})

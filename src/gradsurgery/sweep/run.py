@@ -239,7 +239,7 @@ def _prepare(
 
 def _result(record: Record) -> str:
     best = record.result.best
-    return (
-        f"accuracy on {record.configuration.target} {best.target_accuracy:.1%} "
-        f"(validation {best.validation_accuracy:.1%}, {record.cost.seconds:.1f} s)"
-    )
+    cost = f"validation {best.validation_accuracy:.1%}, {record.cost.seconds:.1f} s"
+    if best.target_accuracy is None:
+        return f"trained on all domains ({cost})"
+    return f"accuracy on {record.configuration.target} {best.target_accuracy:.1%} ({cost})"

@@ -45,24 +45,26 @@ def assess_models(
     or what the run's average has selected, which is validated here.
     """
     curves, domains = checkpoint.curves, loader.images.domains
-    target = checkpoint.configuration.target
-    total = 2 * len(domains)
+    target = checkpoint.configuration.held_out(domains)
+    classes, total = len(loader.images.classes), 2 * len(domains)
 
-    def accuracy_on(indices: Int64[np.ndarray, " chosen"]) -> float:
-        return evaluate(learner.judged, loader, indices, autocast=learner.autocast).accuracy
+    def tested_on(indices: Int64[np.ndarray, " chosen"]) -> Evaluation:
+        return evaluate(learner.judged, loader, indices, autocast=learner.autocast)
 
     def result(first: int, **about: Any) -> ModelResult:
         tested = {}
         for position, domain in enumerate(domains, start=first):
             report(TrainingProgress("testing", position, total))
             if len(split.test[domain]):  # a split of the user's own may have none of a source
-                tested[domain] = accuracy_on(split.test[domain])
+                tested[domain] = tested_on(split.test[domain])
         report(TrainingProgress("testing", first + len(domains), total))
-        held_back = split.validation[target]
+        nothing = np.empty(0, dtype=np.int64)
+        held_back = nothing if target is None else split.validation[target]
         return ModelResult(
-            target_accuracy=tested[target],
-            target_validation_accuracy=accuracy_on(held_back) if len(held_back) else None,
-            test_accuracy=tested,
+            target_accuracy=None if target is None else tested[target].accuracy,
+            target_validation_accuracy=tested_on(held_back).accuracy if len(held_back) else None,
+            test_accuracy={domain: found.accuracy for domain, found in tested.items()},
+            tests={domain: found.answers.tally(classes) for domain, found in tested.items()},
             **about,
         )
 
@@ -108,7 +110,7 @@ def save_model(
         precision=configuration.precision,
         data=images.name,
         domains=configuration.sources(images.domains),
-        target=configuration.target,
+        target=configuration.held_out(images.domains),
         method=configuration.method,
         average=configuration.average,
         seed=configuration.seed,

@@ -63,6 +63,8 @@ def train(
 ) -> Record:
     """Train on every domain but the target, and test the best and the last model on all of them.
 
+    The target "none" holds out no domain: all are trained and validated on.
+
     The same call again continues a run that was interrupted, to the same record bit for bit on a
     processor, and returns the record of one that is finished. With more iterations it gives such a
     run more steps, to the record of a run that had them from the start.
@@ -147,8 +149,8 @@ def _backbone(configuration: RunConfiguration, source: Source | ImageSet) -> Bac
 
 def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ...]) -> None:
     """Raise `ArgumentError` where the target, the method or its steps do not fit the data set."""
-    target, method = configuration.target, configuration.method
-    if target not in domains:
+    target, method = configuration.held_out(domains), configuration.method
+    if target is not None and target not in domains:
         raise ArgumentError(
             f"{name} has no domain {target!r}; its domains are {', '.join(domains)}"
         )
@@ -179,8 +181,9 @@ def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ..
     sources = len(configuration.sources(domains))
     least = algorithm.minimum_domains
     if sources < least:
+        beside = "" if target is None else f" beside the target {target!r}"
         raise ArgumentError(
-            f"{name} leaves {sources} source domain(s) beside the target {target!r} and {method} "
+            f"{name} leaves {sources} source domain(s){beside} and {method} "
             f"needs {least}; use a data set with more domains, or --method deep-all, which takes "
             "one"
         )
