@@ -29,7 +29,7 @@ def batches(classes=((0, 1), (1, 2))):
     """Images of two domains whose labels are among their `classes`."""
     draw = torch.Generator().manual_seed(3)
     return [
-        (torch.randn(6, 4, generator=draw), torch.tensor(own)[torch.arange(6) % len(own)])
+        (torch.randn(6, 4, 1, 1, generator=draw), torch.tensor(own)[torch.arange(6) % len(own)])
         for own in classes
     ]
 
@@ -43,31 +43,47 @@ def step(method, weights=None, lacking=None, model=None, data=None):
 
 def network(classes):
     torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, classes))
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, classes))
 
 
 LACKING = torch.tensor([[False, False, True], [True, False, False]])
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "fishr"])
 def test_a_class_that_all_lack_is_as_if_the_network_had_no_output_for_it(name):
     """Class 2 is out of reach of both domains: the others move as in a network of two classes."""
     data = batches(((0, 1), (0, 1)))
     large = network(3)
     small = network(2)
     with torch.no_grad():
-        small[0].load_state_dict(large[0].state_dict())
-        small[2].weight.copy_(large[2].weight[:2])
-        small[2].bias.copy_(large[2].bias[:2])
-    before = copy.deepcopy(large[2])
+        small[1].load_state_dict(large[1].state_dict())
+        small[3].weight.copy_(large[3].weight[:2])
+        small[3].bias.copy_(large[3].bias[:2])
+    before = copy.deepcopy(large[3])
     lacking = torch.tensor([[False, False, True]] * 2)
     _, found = step(built(name), lacking=lacking, model=large, data=data)
     _, expected = step(built(name), model=small, data=data)
     torch.testing.assert_close(found.losses, expected.losses)
-    torch.testing.assert_close(large[0].weight, small[0].weight)
-    torch.testing.assert_close(large[2].weight[:2], small[2].weight)
-    torch.testing.assert_close(large[2].weight[2], before.weight[2], rtol=0, atol=0)
-    torch.testing.assert_close(large[2].bias[2], before.bias[2], rtol=0, atol=0)
+    torch.testing.assert_close(large[1].weight, small[1].weight)
+    torch.testing.assert_close(large[3].weight[:2], small[3].weight)
+    torch.testing.assert_close(large[3].weight[2], before.weight[2], rtol=0, atol=0)
+    torch.testing.assert_close(large[3].bias[2], before.bias[2], rtol=0, atol=0)
+
+
+def test_fishrs_variances_are_zero_where_a_domain_has_no_say():
+    """Its penalty is a mean over the last layer's weights, of which the larger network has more."""
+    data = batches(((0, 1), (0, 1)))
+    large, small = network(3), network(2)
+    with torch.no_grad():
+        small[1].load_state_dict(large[1].state_dict())
+        small[3].weight.copy_(large[3].weight[:2])
+        small[3].bias.copy_(large[3].bias[:2])
+    lacking = torch.tensor([[False, False, True]] * 2)
+    risks = [cross_entropy(small(x), y).detach() for x, y in data]
+    _, found = step(built("fishr"), lacking=lacking, model=large, data=data)
+    _, expected = step(built("fishr"), model=small, data=data)
+    penalty = (expected.losses - torch.stack(risks)) * 2 / 3
+    torch.testing.assert_close(found.losses - torch.stack(risks), penalty)
 
 
 def test_each_domains_loss_is_over_the_classes_it_has():

@@ -33,7 +33,8 @@ def test_endings_that_are_read():
 
 @pytest.mark.parametrize("kind", ["JPEG", "AVIF", "JPEG2000", "PPM", "TIFF", "MPO", "WEBP", "GIF"])
 def test_every_format_gives_the_picture(kind):
-    found = decode_image(encoded(picture(), kind), 24).astype(int)
+    fine = {"quality": 95, "subsampling": 0} if kind in ("JPEG", "MPO") else {}
+    found = decode_image(encoded(picture(), kind, **fine), 24).astype(int)
     expected = np.asarray(picture().resize((24, 24), Image.Resampling.BILINEAR)).astype(int)
     assert np.abs(found - expected).mean() < 4
 

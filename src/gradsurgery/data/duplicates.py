@@ -167,7 +167,9 @@ def _close_pairs(looks: NDArray[np.uint64]) -> set[tuple[int, int]]:
 
 def _bits(numbers: NDArray[np.uint64]) -> NDArray[np.int64]:
     """How many bits of each number are set."""
-    bits: NDArray[np.int64] = np.unpackbits(numbers[:, None].view(np.uint8), axis=1).sum(1)
+    bits: NDArray[np.int64] = np.unpackbits(numbers[:, None].view(np.uint8), axis=1).sum(
+        1, dtype=np.int64
+    )
     return bits
 
 

@@ -59,24 +59,23 @@ def copies_sentences(copies: Copies, *, alike: bool = False, target: str = "") -
     what = "look like another image" if alike else "are one of several identical files"
     sentences = [f"{copies.images:,} images {what}."]
     if copies.of_target:
+        like = "like images that were trained on" if alike else "identical to images trained on"
         sentences.append(
-            f"{copies.of_target:,} test images of the target {target} "
-            f"{'look like' if alike else 'are identical to'} images that were trained on: on them "
-            "the accuracy says nothing of a domain that was never seen."
+            f"Test images of the target {target} {like}: {copies.of_target:,}; on them the "
+            "accuracy says nothing of a domain that was never seen."
         )
     for domains, count in copies.across_domains.items():
         sentences.append(f"The domains {domains} share {_pictures(count)}.")
     if copies.across_parts:
         sentences.append(
-            f"{_pictures(copies.across_parts)} trained on are validated or tested on too."
+            "Pictures that are trained on, and validated or tested on too: "
+            f"{copies.across_parts:,}."
         )
     if copies.across_classes:
-        sentences.append(
-            f"{_pictures(copies.across_classes)} have more than one class"
-            f"{'' if alike else ', of which one at least is wrong'}."
-        )
+        wrong = "" if alike else ", of which one at least is wrong"
+        sentences.append(f"Pictures with more than one class{wrong}: {copies.across_classes:,}.")
     sentences += [f"For example {' and '.join(names)}." for names in copies.examples[:3]]
-    return [sentence[0].upper() + sentence[1:] for sentence in sentences]
+    return sentences
 
 
 def copied_targets(records: Sequence[Record]) -> list[str]:
