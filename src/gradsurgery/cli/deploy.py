@@ -26,6 +26,7 @@ from gradsurgery.results.deployment import (
     Tried,
     candidates_of,
     choose,
+    classes_unseen,
     without_looking,
 )
 from gradsurgery.studies.diagnosis import diagnose_run
@@ -122,6 +123,7 @@ def _finish(
         candidates=candidates,
         chosen=chosen,
         without_it=without_looking(candidates, criterion, domains),
+        classes_unseen=classes_unseen(tried[chosen].records),
         directory=run.directory,
     )
     model = folder / MODEL_FOLDER

@@ -43,7 +43,7 @@ class Preparation:
 
     def __call__(self, picture: Any) -> Float[Tensor, "3 size size"]:
         """The picture as the network takes it; raises `BadImageError` where it is none."""
-        pixels = torch.from_numpy(self.pixels(picture)[None])
+        pixels = torch.from_numpy(self.pixels(picture)[None].copy())
         return normalize(pixels, self.mean, self.std)[0]
 
     def pixels(self, picture: Any) -> UInt8[np.ndarray, "size size 3"]:

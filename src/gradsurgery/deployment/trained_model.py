@@ -84,7 +84,7 @@ class TrainedModel:
             yield Predictions(
                 self.classes,
                 part.keys,
-                logits.softmax(dim=1).cpu().numpy(),
+                logits.double().softmax(dim=1).cpu().numpy(),
                 tuple(SkippedImage(name, reason) for name, reason in part.bad),
             )
 

@@ -1,6 +1,7 @@
 """What every file is that this software writes and reads again: JSON with a version."""
 
 import json
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -14,6 +15,8 @@ Kind = TypeVar("Kind", bound="Document")
 FILE_VERSION = 1
 """Of the files that a person may write too: a configuration, a plan."""
 
+_LISTED = 12
+"""Names that a message lists."""
 LARGEST = 1e100
 """Nothing that is measured here is larger, and sums of such numbers are finite."""
 _LARGEST_INTEGER = 2**63 - 1
@@ -102,7 +105,7 @@ class Document(Part):
                 f"{path} is a {cls.title} of version {found!r:.60}, expected {latest} or earlier; "
                 f"read it with the gradsurgery that wrote it or {cls.cure}"
             )
-        return dict(content)
+        return {**content, "version": found}
 
 
 class Choices(BaseModel):
@@ -130,8 +133,11 @@ class Choices(BaseModel):
         """The first complaint of pydantic."""
         first = error.errors()[0]
         if first["type"] == "extra_forbidden":
-            known = ", ".join(cls.model_fields)
-            return ArgumentError(f"unknown {cls.part} {first['loc'][0]!r}; there are {known}")
+            name = str(first["loc"][0])
+            known = get_close_matches(name, cls.model_fields) or list(cls.model_fields)
+            more = ", …" if len(known) > _LISTED else ""
+            listed = ", ".join(known[:_LISTED])
+            return ArgumentError(f"unknown {cls.part} {name!r}; there are {listed}{more}")
         cure = "; give one" if first["type"] == "missing" else ""
         return ArgumentError(f"{complaint(error)}{cure}")
 

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from gradsurgery.documents.configuration import RunDocument
 from gradsurgery.documents.document import LARGEST, Document, Part
+from gradsurgery.documents.tally import Tally
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -125,6 +126,8 @@ class ModelResult(Part):
 
     `target_validation_accuracy` is that on the target's validation images, which the oracle of
     model selection looks at and nothing else; None in records of runs that did not test it.
+    `tests` counts the test images of each domain by class and prediction; empty in records of
+    before it was.
     `averaged_from` is the first step of the mean that SWAD's model is, `step` its last; None for
     every other model.
     """
@@ -135,6 +138,7 @@ class ModelResult(Part):
     target_accuracy: Fraction | None
     target_validation_accuracy: Fraction | None = None
     test_accuracy: dict[str, Fraction]
+    tests: dict[str, Tally] = {}
 
 
 class Result(Part):
@@ -258,6 +262,10 @@ class Record(RunDocument):
         for domain in (configuration.held_out(domains), *configuration.without):
             if domain is not None and domain not in domains:
                 raise ValueError(f"configuration names the domain {domain!r}, expected {domains}")
+        for model in (self.result.best, self.result.last):
+            for domain, tally in model.tests.items():
+                if len(tally.confusion) != len(self.data.classes):
+                    raise ValueError(f"tests of {domain} are of {len(tally.confusion)} classes")
         return self
 
 

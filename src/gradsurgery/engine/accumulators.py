@@ -96,7 +96,7 @@ def accumulator_for(rule: Rule, parameters: Sequence[Tensor]) -> Accumulator:
             return network.WeighedGradients(rule, parameters)
         if isinstance(rule, ComponentwiseRule) and rule.combination(2) is not None:
             return network.CombinedGradients(rule, parameters)
-    kinds: list[tuple[type[Rule], type[Any]]] = [
+    kinds: list[tuple[Any, type[Any]]] = [
         (ComponentwiseRule, FoldedGradients),
         (GramianRule, StoredGradients),
         (RememberingRule, JudgedMatrix),

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from gradsurgery.errors import ArgumentError
 from gradsurgery.hyperparameters import Hyperparameter
-from gradsurgery.rules.base import reduction, widened
+from gradsurgery.rules.base import NARROW, reduction
 from gradsurgery.rules.pieces import pieces
 from gradsurgery.rules.remembering import RememberingRule, Verdict
 
@@ -86,14 +86,14 @@ class AgrEMA(RememberingRule):
         self, gradients: Float[Tensor, "domains params"], finite: Bool[Tensor, ""]
     ) -> Verdict:
         narrow, sums = gradients.dtype, self._sums_for(gradients)
-        gradients = widened(gradients)
+        gradients = _widened(gradients)
         update = torch.empty_like(gradients[0])
         agreeing, zero = torch.empty(2, len(update), dtype=torch.bool, device=update.device)
         bounds = []
         for rows, decayed, total, agrees, none in pieces(gradients, sums, update, agreeing, zero):
             torch.sum(rows, 0, out=total)
             rows.add_(decayed, alpha=self.values["beta"])  # the sums after this step
-            lowest, highest = torch.aminmax(rows, dim=0)
+            lowest, highest = rows.amin(0), rows.amax(0)
             torch.logical_or(lowest > 0, highest < 0, out=agrees)
             torch.logical_and(lowest == 0, highest == 0, out=none)
             total.masked_fill_(~(agrees | none), 0.0)  # zero agrees, as in equation 2
@@ -112,7 +112,7 @@ class AgrEMA(RememberingRule):
         """The sums after the step before, where the gradients are."""
         self.check_domains(len(gradients))
         if self._sums is None:
-            return widened(torch.zeros_like(gradients))
+            return _widened(torch.zeros_like(gradients))
         if self._sums.shape != gradients.shape:
             (domains, components), (found, size) = self._sums.shape, gradients.shape
             raise ArgumentError(
@@ -120,4 +120,9 @@ class AgrEMA(RememberingRule):
                 f"found gradients of {found} and {size}; build a new rule, or load_state_dict({{}})"
                 ", when domains or parameters change"
             )
-        return self._sums.to(gradients.device, widened(gradients[:0]).dtype)
+        return self._sums.to(gradients.device, _widened(gradients[:0]).dtype)
+
+
+def _widened(gradients: Tensor) -> Tensor:
+    """In at least float32."""
+    return gradients.float() if gradients.dtype in NARROW else gradients

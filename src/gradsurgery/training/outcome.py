@@ -45,23 +45,24 @@ def assess_models(
     """
     curves, domains = checkpoint.curves, loader.images.domains
     target = checkpoint.configuration.held_out(domains)
-    total = 2 * len(domains)
+    classes, total = len(loader.images.classes), 2 * len(domains)
 
-    def accuracy_on(indices: Int64[np.ndarray, " chosen"]) -> float:
-        return evaluate(learner.judged, loader, indices, autocast=learner.autocast).accuracy
+    def tested_on(indices: Int64[np.ndarray, " chosen"]) -> Evaluation:
+        return evaluate(learner.judged, loader, indices, autocast=learner.autocast)
 
     def result(first: int, **about: Any) -> ModelResult:
         tested = {}
         for position, domain in enumerate(domains, start=first):
             report(TrainingProgress("testing", position, total))
-            tested[domain] = accuracy_on(split.test[domain])
+            tested[domain] = tested_on(split.test[domain])
         report(TrainingProgress("testing", first + len(domains), total))
         nothing = np.empty(0, dtype=np.int64)
         held_back = nothing if target is None else split.validation[target]
         return ModelResult(
-            target_accuracy=None if target is None else tested[target],
-            target_validation_accuracy=accuracy_on(held_back) if len(held_back) else None,
-            test_accuracy=tested,
+            target_accuracy=None if target is None else tested[target].accuracy,
+            target_validation_accuracy=tested_on(held_back).accuracy if len(held_back) else None,
+            test_accuracy={domain: found.accuracy for domain, found in tested.items()},
+            tests={domain: found.answers.tally(classes) for domain, found in tested.items()},
             **about,
         )
 

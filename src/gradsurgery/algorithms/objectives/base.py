@@ -14,6 +14,7 @@ from gradsurgery.algorithms.risk import risk
 from gradsurgery.errors import ArgumentError
 from gradsurgery.hyperparameters import Hyperparameter, checked_values
 from gradsurgery.rules.base import forget
+from gradsurgery.rules.randomness import checked_generator
 
 # of any size each, hence no name for it
 Batch = tuple[Float[Tensor, "_ channels height width"], Int[Tensor, " _"]]
@@ -47,7 +48,7 @@ class Objective(ABC):
             cls.name = cls.__name__
 
     def __init__(self, *, generator: torch.Generator | None = None, **given: Any) -> None:
-        self.generator = generator or torch.Generator().manual_seed(0)
+        self.generator = checked_generator(generator) or torch.Generator().manual_seed(0)
         self.values = checked_values(self.name, self.hyperparameters, given)
         self.state: dict[str, Tensor] = {}
 

@@ -46,8 +46,8 @@ class IRM(AnnealedObjective):
         logits = forward([images for images, _ in batches])
         for _, labels in batches:
             z = next(logits)
-            penalty = invariance_penalty(z, labels, self.label_smoothing)
-            yield self.risk(z, labels) + weight * penalty
+            risk = self.risk(z, labels)
+            yield risk + weight * invariance_penalty(z, labels, self.label_smoothing)
 
 
 def invariance_penalty(
