@@ -64,9 +64,7 @@ def train(
     opened: Source | ImageSet | None = None,
     observe: Observer | None = None,
 ) -> Record:
-    """Train on every domain but the target, and test the best and the last model on all of them.
-
-    The target "none" holds out no domain: all are trained and validated on.
+    """Train on every domain but the target, if any, and test the best and the last model on all.
 
     The same call again continues a run that was interrupted, to the same record bit for bit on a
     processor, and returns the record of one that is finished. With more iterations it gives such a
@@ -162,8 +160,8 @@ def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ..
         make_optimizer=partial(build_optimizer, configuration=configuration),
         settings=method_settings(configuration.settings),
         batch_norm=configuration.batch_norm,
-        label_smoothing=configuration.label_smoothing,
     )
+    algorithm.smooth_labels(configuration.label_smoothing)
     check_recipe(configuration, algorithm)
     if reason := algorithm.idle_reason(configuration.iterations):
         raise ArgumentError(reason)
