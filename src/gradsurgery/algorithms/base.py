@@ -95,12 +95,15 @@ class Algorithm(ABC):
 
     minimum_domains: the least number of source domains that it makes sense with.
     has_one_update: whether its step is one of the optimiser on one update, which can be clipped.
-    label_smoothing: of the cross-entropies that it takes itself.
+    label_smoothing, class_weights: of the cross-entropies that it takes itself.
+    lacking: the classes that a source domain lacks, bool [domains, classes].
     """
 
     minimum_domains: int = 1
     has_one_update: ClassVar[bool] = True
     label_smoothing: float = 0.0
+    class_weights: Tensor | None = None
+    lacking: Tensor | None = None
 
     def __init_subclass__(cls) -> None:
         forget(cls, "stage", Algorithm, of=("take",))
@@ -126,6 +129,10 @@ class Algorithm(ABC):
         _check_parts(model, optimizer, step)
         batches = _checked_batches(batches)
         return self.take(Step(model, batches, optimizer, step, scaler, autocast, clip_norm))
+
+    def treat_classes(self, weights: Tensor | None, lacking: Tensor | None) -> None:
+        """Weigh the classes, [classes], and leave a domain without a say on those it lacks."""
+        self.class_weights, self.lacking = weights, lacking
 
     @abstractmethod
     def take(self, step: Step) -> BackwardResult:

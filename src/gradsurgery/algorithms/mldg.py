@@ -110,12 +110,12 @@ class MLDG(Algorithm):
         scaler: torch.amp.GradScaler | None,
     ) -> tuple[Tensor, Tensor, Gradients]:
         """L_i at θ, L_i + β L_j at θ', and the gradient of their sum as if θ' were θ."""
-        forward = Forward(step.model, step.autocast)
-        risk = self._risk(forward, step.batches[train])
+        forward = Forward(step.model, step.autocast, lacking=self.lacking)
+        risk = self._risk(forward, step.batches[train], train)
         gradients = gradients_of(risk, parameters, train, scaler)
         risk = risk.detach()  # and its graph goes, before that of the second is built
         with self._inner_step(parameters, gradients, scaler):
-            meta = self.values["beta"] * self._risk(forward, step.batches[test])
+            meta = self.values["beta"] * self._risk(forward, step.batches[test], test)
             added = gradients_of(meta, parameters, train, scaler)
         return risk, risk + meta.detach(), _sums(gradients, added)
 
@@ -127,9 +127,10 @@ class MLDG(Algorithm):
             )
         return made
 
-    def _risk(self, forward: Forward, batch: Batch) -> Tensor:
+    def _risk(self, forward: Forward, batch: Batch, domain: int) -> Tensor:
         images, labels = batch
-        return risk_of(next(forward([images])), labels, self.label_smoothing)
+        logits = next(forward([images], of=[(domain,)]))
+        return risk_of(logits, labels, self.label_smoothing, self.class_weights)
 
     @contextmanager
     def _inner_step(

@@ -14,8 +14,11 @@ def risk(
     logits: Float[Tensor, "batch classes"],
     labels: Int[Tensor, " batch"],
     label_smoothing: float = 0.0,
+    class_weights: Float[Tensor, " classes"] | None = None,
 ) -> Float[Tensor, ""]:
     """−mean_n Σ_k q_nk log softmax(z_n)_k with the targets q of `smoothed`.
+
+    With weights w of the classes the mean is Σ_n w_{y_n} … / Σ_n w_{y_n}.
 
     Raises `ArgumentError` for labels that are no class numbers. On an accelerator, which would have
     to be waited for, one beyond the classes is the device's own error.
@@ -26,7 +29,7 @@ def risk(
             f"labels are class numbers, a tensor of torch.int64, found {found}; give labels.long()"
         )
     try:
-        return cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        return cross_entropy(logits, labels, class_weights, label_smoothing=label_smoothing)
     except (IndexError, RuntimeError, ValueError) as error:
         raise _explained(error, logits, labels) from error
 

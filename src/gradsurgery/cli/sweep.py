@@ -11,7 +11,7 @@ from gradsurgery.cli.live import displayed, sweep_displayed
 from gradsurgery.cli.report import report as write_report
 from gradsurgery.cli.show import print_tables
 from gradsurgery.cli.train import continuable
-from gradsurgery.data import Source, open_source
+from gradsurgery.data import Source
 from gradsurgery.documents.document import read_mapping
 from gradsurgery.documents.plan import PLAN_PARTS, Plan, number_or_text
 from gradsurgery.documents.record import Record
@@ -21,7 +21,7 @@ from gradsurgery.sweep import Execution, run_sweep
 from gradsurgery.sweep.estimate import Estimate, estimate
 from gradsurgery.sweep.launcher import Launcher, Outcome
 from gradsurgery.sweep.local import LocalLauncher, visible_gpus, worker_count
-from gradsurgery.sweep.run import existing_records, planned
+from gradsurgery.sweep.run import existing_records, opened_sources, planned
 from gradsurgery.sweep.runs import configurations
 from gradsurgery.training import TrainingProgress
 from gradsurgery.training.directory import folder_name
@@ -146,7 +146,7 @@ def run_plan(
     if print_config:
         opt.print_yaml(plan.model_dump() | {"options": resolved_options(plan)})
         return
-    sources = {spec: open_source(spec) for spec in plan.data}
+    sources = opened_sources(plan)
     folder = out or Path("sweeps") / "+".join(
         folder_name(source.name) for source in sources.values()
     )

@@ -145,7 +145,11 @@ def load_model(
         module=module.to(where),
         classes=tuple(about.classes),
         preprocess=Preparation(
-            about.image_size, tuple(about.mean), tuple(about.std), about.resize_first
+            about.image_size,
+            tuple(about.mean),
+            tuple(about.std),
+            about.resize_first,
+            about.resize,
         ),
         about=about,
         device=where,

@@ -89,7 +89,7 @@ class RunConfiguration(TrainingOptions, DataOptions):
         filled.pop("passes", None)  # of version 0.1.0: how to compute the same
         if filled.get("backbone") in ("small-cnn", "small-mlp"):  # there are no weights for it
             filled.setdefault("weights", "none")
-        for name in ("data", "weights"):
+        for name in ("data", "weights", "split"):
             if isinstance(filled.get(name), os.PathLike):
                 filled[name] = os.fspath(filled[name])
         if isinstance(filled.get("data"), str):

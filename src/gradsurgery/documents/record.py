@@ -21,11 +21,32 @@ class SkippedFile(Part):
     reason: str
 
 
+class Copies(Part):
+    """Pictures that are there more than once: files that are identical, or images that look alike.
+
+    images: how many images are one of several.
+    across_classes: pictures with more than one class, of which one at least is wrong.
+    across_domains: pictures that two domains share, by "a and b".
+    across_parts: pictures that are trained on, and validated or tested on too.
+    of_target: the target's test images among these.
+    examples: identities of the images of some of them, the most telling first.
+    """
+
+    images: Count = 0
+    across_classes: Count = 0
+    across_domains: dict[str, Count] = {}
+    across_parts: Count = 0
+    of_target: Count = 0
+    examples: list[list[str]] = []
+
+
 class DataRecord(Part):
     """The image set: `images` counts the images of each domain.
 
     `class_images` counts those of each class, in the order of `classes`, by domain; `left_out` are
     the files beside the images that were not read. Both are empty in files of before they were.
+    `identical` and `alike` are the pictures that the run uses more than once; None where they were
+    not looked for.
     """
 
     name: str
@@ -36,6 +57,8 @@ class DataRecord(Part):
     class_images: dict[str, list[Count]] = {}
     skipped: list[SkippedFile]
     left_out: list[SkippedFile] = []
+    identical: Copies | None = None
+    alike: Copies | None = None
 
     @model_validator(mode="after")
     def _counts_every_class(self) -> "DataRecord":
@@ -57,10 +80,11 @@ class SplitSizes(Part):
 
 
 class SplitRecord(Part):
-    """The split and the seed it was drawn with."""
+    """The split and the seed it was drawn with; `unused` counts the images that are in no part."""
 
     digest: str
     seed: int
+    unused: Count = 0
     sizes: dict[str, SplitSizes]
 
 

@@ -23,6 +23,7 @@ from gradsurgery.documents.record import (
 )
 from gradsurgery.training.checkpoint import Checkpoint, save_weights
 from gradsurgery.training.evaluation import Evaluation, evaluate
+from gradsurgery.training.images_used import ImagesUsed
 from gradsurgery.training.learner import Learner
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 
@@ -54,7 +55,8 @@ def assess_models(
         tested = {}
         for position, domain in enumerate(domains, start=first):
             report(TrainingProgress("testing", position, total))
-            tested[domain] = tested_on(split.test[domain])
+            if len(split.test[domain]):  # a split of the user's own may have none of a source
+                tested[domain] = tested_on(split.test[domain])
         report(TrainingProgress("testing", first + len(domains), total))
         nothing = np.empty(0, dtype=np.int64)
         held_back = nothing if target is None else split.validation[target]
@@ -103,6 +105,7 @@ def save_model(
         std=list(backbone.std),
         image_size=images.size,
         resize_first=images.resize_first,
+        resize=images.resize,
         decoder=own,
         precision=configuration.precision,
         data=images.name,
@@ -119,8 +122,9 @@ def save_model(
     save_weights(backbone.model.state_dict(), directory / MODEL_FILE, metadata)
 
 
-def describe_data(images: ImageSet) -> DataRecord:
+def describe_data(used: ImagesUsed) -> DataRecord:
     """The record's part on the image set."""
+    images = used.images
     counts = dict(zip(images.domains, images.counts().tolist(), strict=True))
     skipped, left_out = (
         [SkippedFile(identity=file.identity, reason=file.reason) for file in files]
@@ -135,13 +139,15 @@ def describe_data(images: ImageSet) -> DataRecord:
         class_images=counts,
         skipped=skipped,
         left_out=left_out,
+        identical=used.identical,
+        alike=used.alike,
     )
 
 
 def describe_split(split: Split) -> SplitRecord:
     """The record's part on the split."""
     sizes = {domain: SplitSizes(**parts) for domain, parts in split.sizes().items()}
-    return SplitRecord(digest=split.digest, seed=split.seed, sizes=sizes)
+    return SplitRecord(digest=split.digest, seed=split.seed, unused=len(split.unused), sizes=sizes)
 
 
 def describe_model(backbone: Backbone) -> ModelRecord:

@@ -31,7 +31,8 @@ class Objective(ABC):
     random in it draws from `self.generator`, seeded with 0 where none is given.
 
     One that takes its cross-entropies from `self.risk` alone says so by `smooths_labels = True`,
-    and may then be trained with label smoothing.
+    and may then be trained with label smoothing; one whose losses are made of nothing else, by
+    `weighs_classes = True`, and may be trained with weights of the classes too.
     """
 
     name: ClassVar[str]
@@ -39,11 +40,14 @@ class Objective(ABC):
     minimum_domains: ClassVar[int] = 1
     state_names: ClassVar[tuple[str, ...]] = ()
     smooths_labels: ClassVar[bool] = False
+    weighs_classes: ClassVar[bool] = False
     label_smoothing: float = 0.0
+    class_weights: Tensor | None = None
 
     def __init_subclass__(cls) -> None:
         forget(cls, "stage", Objective, of=("losses", "weight"))
         forget(cls, "smooths_labels", Objective, of=("losses", "risk"))
+        forget(cls, "weighs_classes", Objective, of=("losses", "risk"))
         if not hasattr(cls, "name"):
             cls.name = cls.__name__
 
@@ -60,8 +64,8 @@ class Objective(ABC):
         """
 
     def risk(self, logits: Logits, labels: Int[Tensor, " batch"]) -> Tensor:
-        """The mean cross-entropy of a batch, with the run's label smoothing."""
-        return risk(logits, labels, self.label_smoothing)
+        """The mean cross-entropy of a batch, with the run's label smoothing and class weights."""
+        return risk(logits, labels, self.label_smoothing, self.class_weights)
 
     def stage(self, step: int) -> Any:
         """What of the step's number decides the formula of the losses; None where it may be all."""
