@@ -75,9 +75,8 @@ def train(
         cache: folder of the decoded images; None is the default one.
         opened: the data set where the caller has opened or prepared it already.
         observe: called as `observe(step, backbone)` before the first step (with 0) and after every
-            step, before anything is written of it; a run that is continued shows the step that it
-            goes on from once more. What it does to random numbers and to the model's mode is
-            undone.
+            step, before anything is written of it; a run that is continued shows the step it goes
+            on from once more. What it does to random numbers and to the model's mode is undone.
 
     Raises `ArgumentError`, `DataError` or `WeightsError` before any work where an option or the
     data is unusable; `OutputError` where the folder is not writable or in use; `CheckpointError`
