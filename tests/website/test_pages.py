@@ -68,16 +68,21 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
             exec(compile(text, page.name, "exec"), names)
         elif language == "yaml":
             assert Plan(**yaml.safe_load(text)).data
-            Path("plan.yaml").write_text(text, encoding="utf-8")
+            Path("plan.yaml").write_text(shortened(text), encoding="utf-8")
         elif language == "":
             call_commands(text)
     capsys.readouterr()
 
 
+def shortened(text: str) -> str:
+    """Two steps of one seed: what is tested is that it runs, not what comes out."""
+    text = re.sub(r"(iterations|validate[-_]every)(:? )\d+", r"\1\g<2>2", text)
+    return re.sub(r"(seeds:? )\d+", r"\g<1>1", text)
+
+
 def call_commands(text: str) -> None:
     for line in text.replace("\\\n", " ").splitlines():
-        short = re.sub(r"--(iterations|validate-every) \d+", r"--\1 2", line)
-        words = shlex.split(short, comments=True)
+        words = shlex.split(shortened(line), comments=True)
         if words[:1] == ["gradsurgery"] and not THEIRS.search(line):
             assert not app(words[1:], standalone_mode=False)
 
