@@ -4,10 +4,12 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import typer
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from gradsurgery.algorithms import OBJECTIVES
@@ -60,18 +62,40 @@ def test_python_examples_run(code):
     assert not torch.equal(model.weight, before)
 
 
-def test_the_saved_model_is_used_as_the_readme_says(tmp_path, monkeypatch):
+@pytest.fixture
+def shop(tmp_path, monkeypatch, capsys):
+    """A folder with shop_photos, and a run on them that is as short as can be."""
     monkeypatch.setenv("GRADSURGERY_CACHE", str(tmp_path / "cache"))
-    options = {"iterations": 2, "batch_size": 4, "image_size": 12, "device": "cpu"}
-    train(RunConfiguration(data="rotated-digits", target="75", **options), tmp_path)
     monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    for place in ("shop_a/cup", "shop_a/hat", "shop_b/cup", "shop_b/hat", "shop_c/cup"):
+        for name in (*(f"{place}/{i}.png" for i in range(4)), "shop_c/hat/1.png"):
+            path = Path("shop_photos", name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = random.integers(0, 256, (12, 15, 3), dtype=np.uint8)
+            for file in (path, Path("a.jpg"), Path("b.png")):
+                Image.fromarray(pixels).save(file)
+    for i in range(3):
+        Image.fromarray(pixels).save(f"shop_photos/shop_c/hat/{i}.png")
+    options = {"iterations": 1, "batch_size": 2, "image_size": 12, "device": "cpu"}
+    options |= {"backbone": "small-cnn", "weights": "none"}
+    run = Path("runs/shop_photos/shop_c/agr-sum/seed-0")
+    train(RunConfiguration(data="shop_photos", target="shop_c", **options), run)
+    return run
+
+
+def test_a_model_is_used_as_the_pages_say(shop, capsys):
     names: dict = {}
     for code in blocks("py"):
         exec(code, names)
-    saved = load_file(tmp_path / "model.safetensors")
-    state = names["model"].state_dict()
+    saved = load_file(shop / "model.safetensors")
+    state = names["model"].module.state_dict()
     assert all(torch.equal(state[key], value) for key, value in saved.items())
-    assert len(names["about"]["classes"]) == 10
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 4
+    assert set(eval(said[0])) <= {"cup", "hat"}
+    assert said[2] == "(2, 2)"
+    assert names["logits"].shape == (7, 2)
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))

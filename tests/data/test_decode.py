@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import transforms
 
 from gradsurgery.data import decode_image
-from gradsurgery.data.decode import BadImageError, readable_suffixes
+from gradsurgery.data.formats import BadImageError, readable_suffixes
 
 
 def encoded(image: Image.Image, kind: str = "png", **options) -> bytes:

@@ -98,6 +98,16 @@ def test_where_the_sources_and_the_target_say_the_opposite(written, told):
     )
 
 
+def test_only_the_largest_opposite_is_spelled_out(written, told):
+    for seed in range(7):
+        written("deep-all", seed=seed, best=0.5, validation=0.9)
+        written("agr-rand", seed=seed, best=0.6 + seed / 100, validation=0.8)
+        written("agr-sum", seed=seed, best=0.7 + seed / 100, validation=0.8)
+    said = next(sentence for sentence in told() if "learned what helps there" in sentence)
+    assert said.startswith("On pacs, agr-sum is 23.0 points above deep-all on sketch")
+    assert said.endswith("Target and sources also say the opposite of agr-rand on sketch.")
+
+
 def test_a_worse_method_that_validation_favours_is_named_as_such(written, told):
     for seed in range(6):
         written("deep-all", seed=seed, best=0.6 + seed / 50, validation=0.8)

@@ -24,7 +24,9 @@ SETTING = ["data", "domains", "bits", "noise", "share", "code_seed"]
 OPTIONS = ["iterations", "learning_rate", "weight_decay", "optimizer", "batch_size", "backbone"]
 OPTIONS += ["image_size", "validate_every", "target", "method", "seed"]
 STEPS = 50
-"""Of Deep-All before the diagnosis: what `gradsurgery diagnose DATA --target` does."""
+"""Of Deep-All on which the diagnosis looks: what `gradsurgery diagnose DATA --target` does."""
+LOOKED_AT = (0, 10, 50)
+"""Steps whose measurements are tried as predictors."""
 
 
 def setting_of(data: str) -> dict[str, object]:
@@ -73,7 +75,7 @@ def diagnose() -> None:
         )
         images = prepare(open_source(data), configuration.image_size)
         with tempfile.TemporaryDirectory() as folder:
-            options = DiagnosisOptions(batch_size=32, every=STEPS)
+            options = DiagnosisOptions(batch_size=32, every=10)
             seen = diagnose_training(configuration, options, images, Path(folder))
         for snapshot in seen.snapshots:
             cosines = np.array(snapshot.total.cosines, dtype=float)
@@ -109,11 +111,11 @@ def gains() -> pd.DataFrame:
 
 
 def evidence() -> pd.DataFrame:
-    """A row a setting and number of steps: the gain, its range, and what the diagnosis said."""
+    """A row a setting, number of steps and step of the diagnosis: the gain, and what that says."""
     keys = [*SETTING, "iterations"]
     gain = gains().groupby(keys)[["gain", "validation", "base"]].mean().reset_index()
     seen = pd.read_csv(HERE / "diagnoses.csv")
-    seen = seen[seen["step"] == STEPS].drop(columns="step")
+    seen = seen[seen["step"].isin(LOOKED_AT)].copy()
     seen["above chance"] = np.log(seen["agreeing"] / seen["chance"])
     seen["lost to the domains"] = seen["shuffled_agreeing"] - seen["agreeing"]
     seen["log ratio to shuffled"] = np.log(seen["shuffled_agreeing"] / seen["agreeing"])
@@ -172,11 +174,12 @@ def judged(gain: np.ndarray, said: np.ndarray, mean: np.ndarray) -> dict[str, st
 
 def predict() -> None:
     """Print how well each quantity predicts the gain of settings that it was not fitted to."""
-    table = evidence()
-    unseen = table["code_seed"] != 0
-    for steps, of_steps in table.groupby("iterations"):
-        known, other = of_steps[~unseen], of_steps[unseen]
-        print(f"\n{steps} steps: {len(known)} settings, {len(other)} unseen ones")
+    for (steps, step), table in evidence().groupby(["iterations", "step"]):
+        known, other = table[table["code_seed"] == 0], table[table["code_seed"] != 0]
+        print(
+            f"\ngain after {steps} steps, diagnosed after {step}: {len(known)} settings, "
+            f"{len(other)} unseen ones"
+        )
         rows = {}
         for name, columns in PREDICTORS.items():
             rows[name] = judged(*by_number_of_domains(known, columns))

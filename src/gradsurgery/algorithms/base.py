@@ -1,9 +1,10 @@
 """What one training step is: the domains' batches in, an optimiser step out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -94,12 +95,15 @@ class Algorithm(ABC):
 
     minimum_domains: the least number of source domains that it makes sense with.
     has_one_update: whether its step is one of the optimiser on one update, which can be clipped.
-    label_smoothing: of the cross-entropies that it takes itself.
+    label_smoothing, class_weights: of the cross-entropies that it takes itself.
+    lacking: the classes that a source domain lacks, bool [domains, classes].
     """
 
     minimum_domains: int = 1
     has_one_update: ClassVar[bool] = True
     label_smoothing: float = 0.0
+    class_weights: Tensor | None = None
+    lacking: Tensor | None = None
 
     def __init_subclass__(cls) -> None:
         forget(cls, "stage", Algorithm, of=("take",))
@@ -120,10 +124,15 @@ class Algorithm(ABC):
         `autocast` is entered around each forward pass. `clip_norm` is the largest norm of the
         update, all parameters together; a longer one is scaled down to it. Returns the domains'
         losses and what their gradients looked like. Raises `ArgumentError` for batches that are not
-        pairs of as many images as labels.
+        pairs of as many images as labels, and for what is no model, optimiser or number of a step.
         """
+        _check_parts(model, optimizer, step)
         batches = _checked_batches(batches)
         return self.take(Step(model, batches, optimizer, step, scaler, autocast, clip_norm))
+
+    def treat_classes(self, weights: Tensor | None, lacking: Tensor | None) -> None:
+        """Weigh the classes, [classes], and leave a domain without a say on those it lacks."""
+        self.class_weights, self.lacking = weights, lacking
 
     @abstractmethod
     def take(self, step: Step) -> BackwardResult:
@@ -158,7 +167,24 @@ class Algorithm(ABC):
             )
 
 
-def _checked_batches(batches: Sequence[Any]) -> Sequence[Batch]:
+def _check_parts(model: Any, optimizer: Any, step: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model is a torch.nn.Module, found a {type(model).__name__}")
+    if not hasattr(optimizer, "zero_grad"):
+        raise ArgumentError(
+            f"optimizer is a torch optimiser of the model's parameters, found a "
+            f"{type(optimizer).__name__}"
+        )
+    if not isinstance(step, Integral) or step < 1:
+        raise ArgumentError(f"step is counted from 1, found {step!r}; give the number of the step")
+
+
+def _checked_batches(batches: Any) -> Sequence[Batch]:
+    if not isinstance(batches, Sequence):
+        raise ArgumentError(
+            "batches are a list with one pair (images, labels) per source domain, found a "
+            f"{type(batches).__name__}"
+        )
     for domain, batch in enumerate(batches):
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             raise ArgumentError(
@@ -166,6 +192,12 @@ def _checked_batches(batches: Sequence[Any]) -> Sequence[Batch]:
                 f"{type(batch).__name__}"
             )
         images, labels = batch
+        for what, part in (("images", images), ("labels", labels)):
+            if not isinstance(part, Sized) or (isinstance(part, Tensor) and not part.ndim):
+                raise ArgumentError(
+                    f"the {what} of domain {domain} are a tensor with one row each, found "
+                    f"{'a single number' if isinstance(part, Tensor) else type(part).__name__}"
+                )
         if len(images) != len(labels):
             raise ArgumentError(
                 f"the batch of domain {domain} has {len(images)} images and {len(labels)} labels; "

@@ -52,7 +52,7 @@ class Combined(Algorithm):
         if self._averages:
             result = self._mean_backward(step)
         else:
-            forward = Forward(step.model, step.autocast, shared=self._shared)
+            forward = Forward(step.model, step.autocast, shared=self._shared, lacking=self.lacking)
             named = step.model.named_parameters()
             with closing(self._losses(forward, step)) as losses:
                 given = list(losses) if self._shared else losses
@@ -74,7 +74,7 @@ class Combined(Algorithm):
     def _mean_backward(self, step: Step) -> BackwardResult:
         """One pass over all images, and one backward pass of the mean loss."""
         seen: list[Tensor] = []
-        forward = Forward(step.model, step.autocast, shared=True)
+        forward = Forward(step.model, step.autocast, shared=True, lacking=self.lacking)
 
         def mean_loss() -> Iterator[Tensor]:
             losses = enumerate(self._losses(forward, step))
@@ -91,6 +91,11 @@ class Combined(Algorithm):
             check_losses(seen[0])  # raises for the domain whose loss it is
             raise non_finite(error, "the pooled domains", domain=None) from error
         return replace(result, losses=seen[0], checked=forward.values, pooled=True)
+
+    @override
+    def treat_classes(self, weights: Tensor | None, lacking: Tensor | None) -> None:
+        super().treat_classes(weights, lacking)
+        self.objective.class_weights = weights
 
     @override
     def stage(self, step: int) -> Any:

@@ -66,14 +66,15 @@ class Fish(Algorithm):
 
     def _inner_steps(self, step: Step) -> list[Tensor]:
         """One step of the optimiser on each domain; their losses."""
-        forward = Forward(step.model, step.autocast)
+        forward = Forward(step.model, step.autocast, lacking=self.lacking)
         generator, domains = self._generator, len(step.batches)
         order = torch.randperm(domains, generator=generator, device=generator.device).tolist()
         losses = [torch.empty(())] * domains
         for domain in order:
             images, labels = step.batches[domain]
             step.optimizer.zero_grad(set_to_none=True)
-            loss = risk(next(forward([images])), labels, self.label_smoothing)
+            logits = next(forward([images], of=[(domain,)]))
+            loss = risk(logits, labels, self.label_smoothing, self.class_weights)
             try:
                 named = step.model.named_parameters()
                 result = backward([loss], named, Sum(), scaler=step.scaler)

@@ -5,11 +5,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from gradsurgery.engine import check_losses
 from gradsurgery.errors import ArgumentError
+
+OUT_OF_REACH = -1e4
+"""A logit whose probability is 0, and whose product with it is 0 too."""
 
 Logits = Float[Tensor, "batch classes"]
 
@@ -19,6 +22,8 @@ class Forward:
 
     shared: one pass over the images of all domains, rather than one per domain at the moment its
         logits are asked for.
+    lacking: the classes that each domain lacks. Their logits are out of reach of its losses, which
+        are then those of a network with the other classes alone.
 
     `values` are the losses whose values an objective has asked for, None before.
     """
@@ -29,26 +34,52 @@ class Forward:
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         *,
         shared: bool = False,
+        lacking: Bool[Tensor, "domains classes"] | None = None,
     ) -> None:
         self.model = model
         self.shared = shared
         self.values: Tensor | None = None
         self._autocast = autocast
+        self._lacking = lacking
 
-    def __call__(self, images: Sequence[Tensor]) -> Iterator[Logits]:
-        """The logits of each domain's images, in order, in at least float32."""
+    def __call__(
+        self, images: Sequence[Tensor], of: Sequence[tuple[int, ...]] | None = None
+    ) -> Iterator[Logits]:
+        """The logits of each domain's images, in order, in at least float32.
+
+        of: the domains that each part of the images is of, where it is not one after the other.
+        """
         if not self.shared:
-            return (widened(self._pass(part)) for part in images)
-        logits = widened(self._pass(torch.cat(list(images))))
-        return iter(logits.split([len(part) for part in images]))
+            passes = (widened(self._pass(part)) for part in images)
+        else:
+            logits = widened(self._pass(torch.cat(list(images))))
+            passes = iter(logits.split([len(part) for part in images]))
+        domains = of or [(domain,) for domain in range(len(images))]
+        return (self._reached(z, part) for z, part in zip(passes, domains, strict=True))
 
     def with_head_inputs(self, images: Sequence[Tensor]) -> Iterator[tuple[Tensor, Logits]]:
         """The same, with what goes into the last linear layer: [batch, features]."""
         if not self.shared:
-            return (self._pass_to_head(part) for part in images)
-        sizes = [len(part) for part in images]
-        inputs, logits = self._pass_to_head(torch.cat(list(images)))
-        return zip(inputs.split(sizes), logits.split(sizes), strict=True)
+            passes = (self._pass_to_head(part) for part in images)
+        else:
+            sizes = [len(part) for part in images]
+            inputs, logits = self._pass_to_head(torch.cat(list(images)))
+            passes = (pair for pair in zip(inputs.split(sizes), logits.split(sizes), strict=True))
+        return ((inputs, self._reached(z, (d,))) for d, (inputs, z) in enumerate(passes))
+
+    def _reached(self, logits: Logits, domains: tuple[int, ...]) -> Logits:
+        """The logits, those of the classes that all of `domains` lack out of reach."""
+        if self._lacking is None:
+            return logits
+        if max(domains) >= len(self._lacking):
+            raise ArgumentError(
+                f"there are images of domain {max(domains)}, whose classes are not known; give "
+                "forward the images of every source domain, in order"
+            )
+        lacking = self._lacking[domains[0]]
+        for domain in domains[1:]:
+            lacking = lacking & self._lacking[domain]
+        return logits.masked_fill(lacking, OUT_OF_REACH)
 
     def values_of(self, losses: Sequence[Tensor]) -> Float[Tensor, " domains"]:
         """The domains' losses, detached, before what one is reaches the others.

@@ -27,6 +27,7 @@ from gradsurgery.rules import (
     unknown_rule,
 )
 from gradsurgery.rules.base import RuleFunction
+from gradsurgery.rules.randomness import checked_generator
 from gradsurgery.rules.torchjd import PREFIX
 
 Settings = Mapping[str, str | int | float]
@@ -238,7 +239,7 @@ def method(
             f"settings are of a method by name, found {', '.join(map(str, settings))} with "
             f"{type(name).__name__}; give them where you build it"
         )
-    generator = generator or torch.Generator().manual_seed(0)
+    generator = checked_generator(generator) or torch.Generator().manual_seed(0)
     if isinstance(name, Objective):
         return Combined(name, Mean() if rule is None else as_rule(rule), batch_norm=batch_norm)
     if not isinstance(name, str):
@@ -351,8 +352,11 @@ def _hyperparameters(owner: str) -> Sequence[Hyperparameter]:
     return known
 
 
-def _taken(given: Settings, owners: Iterable[str], method: str) -> dict[str, dict[str, Any]]:
+def _taken(given: Any, owners: Iterable[str], method: str) -> dict[str, dict[str, Any]]:
     """The settings by owner; an `ArgumentError` for one that belongs to none of them."""
+    if not isinstance(given, Mapping):
+        found = type(given).__name__
+        raise ArgumentError(f"settings are a dict, {{'irm.penalty': 10}} say, found a {found}")
     owned: dict[str, dict[str, Any]] = {owner: {} for owner in owners}
     for key, value in given.items():
         owner, _, name = key.rpartition(".")

@@ -22,11 +22,14 @@ from gradsurgery.engine import (
     gradients_of,
     write_update,
 )
+from gradsurgery.errors import ArgumentError
 from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter, checked_values
 from gradsurgery.rules import Rule
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Gradients = list[Tensor | None]
+
+_EXAMPLE = "give e.g. lambda parameters: torch.optim.Adam(parameters, lr=1e-4)"
 
 
 class MLDG(Algorithm):
@@ -59,6 +62,11 @@ class MLDG(Algorithm):
         make_optimizer: OptimizerFactory,
         **given: Any,
     ) -> None:
+        if not callable(make_optimizer):
+            raise ArgumentError(
+                f"make_optimizer is a function of the parameters, found a "
+                f"{type(make_optimizer).__name__}; {_EXAMPLE}"
+            )
         self.rule = rule
         self.values = checked_values(self.name, self.hyperparameters, given)
         self.minimum_domains = max(2, rule.minimum_domains)
@@ -102,18 +110,27 @@ class MLDG(Algorithm):
         scaler: torch.amp.GradScaler | None,
     ) -> tuple[Tensor, Tensor, Gradients]:
         """L_i at θ, L_i + β L_j at θ', and the gradient of their sum as if θ' were θ."""
-        forward = Forward(step.model, step.autocast)
-        risk = self._risk(forward, step.batches[train])
+        forward = Forward(step.model, step.autocast, lacking=self.lacking)
+        risk = self._risk(forward, step.batches[train], train)
         gradients = gradients_of(risk, parameters, train, scaler)
         risk = risk.detach()  # and its graph goes, before that of the second is built
         with self._inner_step(parameters, gradients, scaler):
-            meta = self.values["beta"] * self._risk(forward, step.batches[test])
+            meta = self.values["beta"] * self._risk(forward, step.batches[test], test)
             added = gradients_of(meta, parameters, train, scaler)
         return risk, risk + meta.detach(), _sums(gradients, added)
 
-    def _risk(self, forward: Forward, batch: Batch) -> Tensor:
+    def _fresh_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        made = self._make_optimizer(cast("list[nn.Parameter]", parameters))
+        if not isinstance(made, torch.optim.Optimizer):
+            raise ArgumentError(
+                f"make_optimizer gives a torch optimiser, found a {type(made).__name__}; {_EXAMPLE}"
+            )
+        return made
+
+    def _risk(self, forward: Forward, batch: Batch, domain: int) -> Tensor:
         images, labels = batch
-        return risk_of(next(forward([images])), labels, self.label_smoothing)
+        logits = next(forward([images], of=[(domain,)]))
+        return risk_of(logits, labels, self.label_smoothing, self.class_weights)
 
     @contextmanager
     def _inner_step(
@@ -132,7 +149,7 @@ class MLDG(Algorithm):
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     unscaled = gradient if gradient is None or scale == 1 else gradient / scale
                     parameter.grad = unscaled
-                self._make_optimizer(cast("list[nn.Parameter]", parameters)).step()
+                self._fresh_optimizer(parameters).step()
                 for parameter in parameters:
                     parameter.grad = None
             yield

@@ -60,7 +60,7 @@ def diagnose(
         opt.print_yaml(everything | given | measuring.model_dump())
         return
     device.keep_freed_memory()  # before torch allocates anything
-    source = open_source(given.get("data", configuration.data))
+    source = open_source(given.get("data", configuration.data), **configuration.reading)
     directory = out or run or Path("diagnosis") / folder_name(source.name)
     if run is not None:
         with displayed(str(run)) as report:

@@ -15,7 +15,7 @@ from gradsurgery.cli.live import displayed
 from gradsurgery.cli.show import print_sentences
 from gradsurgery.cli.train import continuable
 from gradsurgery.data import ImageSet, open_source
-from gradsurgery.data.decode import BadImageError
+from gradsurgery.data.formats import BadImageError
 from gradsurgery.deployment import TrainedModel, load_model
 from gradsurgery.deployment.pictures import Picture, listed_pictures
 from gradsurgery.documents.explanation import Explanation, ExplanationOptions

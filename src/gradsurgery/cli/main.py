@@ -3,6 +3,7 @@
 A command's module is imported when the command is called, so that `--help` is instant.
 """
 
+import os
 import sys
 import warnings
 from importlib import import_module
@@ -22,6 +23,7 @@ COMMANDS = {
     "sweep": "Run data sets x targets x methods x seeds, and write the report.",
     "compare": "Train every method on every target with every seed, and print the table.",
     "show": "Show what runs came to: one in detail, several as tables.",
+    "deploy": "Choose a method by leaving every domain out in turn, and train it on all of them.",
     "report": "Write tables, figures and a page about finished runs.",
     "select": "Choose hyperparameters among finished runs, by three criteria.",
     "similarity": "Measure the similarity of single images' gradients while a network trains.",
@@ -114,6 +116,9 @@ def _options(
 
 def run() -> None:
     """Entry point: an error that has a cure is one line and exit code 1, an interruption 130."""
+    # Before torch is imported: threads that wait for each other sleep. Spinning takes the time of
+    # those that are waited for, where a machine has other work. Results do not depend on it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # images that cannot be read are named
     try:
         app()

@@ -21,8 +21,8 @@ from gradsurgery.errors import ArgumentError
 DATA = typer.Argument(
     metavar="DATA",
     help="rotated-digits, colored-digits, coded-digits (also coded-digits:domains=8 …), pacs, "
-    "vlcs, office-home (also pacs:PATH …), hf://owner/name, a folder domain/class/image, "
-    "Parquet files, or package.module:Source.",
+    "vlcs, office-home (also pacs:PATH …), hf://owner/name, a folder domain/class/image, a table "
+    "of paths (CSV, TSV, JSONL), Parquet files, or package.module:Source.",
 )
 MODEL = typer.Argument(
     metavar="MODEL", help="A run's folder, a model.safetensors, or hf://owner/name."
@@ -77,6 +77,14 @@ TargetsOption = Annotated[
 SeedsOption = Annotated[
     str | None,
     typer.Option("--seeds", help="A count (3, the default), a range (0-4) or a list (0,1,2)."),
+]
+GridOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--grid",
+        metavar="NAME=V1,V2",
+        help="Values to try of an option or a hyperparameter, e.g. learning_rate=1e-5,1e-4.",
+    ),
 ]
 TensorboardOption = Annotated[
     bool,
@@ -190,6 +198,8 @@ def _parameter(kind: type[BaseModel], name: str) -> inspect.Parameter:
     flag, metavar, type_ = f"--{name.replace('_', '-')}", None, _plain_type(field.annotation)
     if name == "settings":
         flag, metavar, type_ = "--set", "NAME=VALUE", list[str]
+    elif type_ is dict:
+        metavar, type_ = "ROLE=NAME,…", str
     elif type_ is list:
         metavar, type_ = "DOMAIN", list[str]
     elif type_ is bool:

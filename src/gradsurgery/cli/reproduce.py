@@ -11,6 +11,7 @@ from gradsurgery.cli.report import open_examples
 from gradsurgery.cli.similarity import run_study
 from gradsurgery.cli.sweep import plan_parts, report_on, run_plan
 from gradsurgery.data import open_source
+from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.plan import names, parse_seeds
 from gradsurgery.report.figures.examples import draw_examples
 from gradsurgery.report.figures.style import save
@@ -121,7 +122,8 @@ def figure2(
     """Similarity of samples' gradients within and across domains, while Deep-All trains."""
     folder = out or Path("runs", "reproduce", "figure2")
     for spec in _specs(datasets):
-        source = open_source(spec)
+        asked = RunConfiguration(**{**options, "data": spec, "target": "any"})
+        source = open_source(spec, **asked.reading)
         held_out = source.domains if targets in (None, "all") else names(targets or "")
         if dry_run:
             runs = len(held_out) * len(parse_seeds(seeds or "3"))

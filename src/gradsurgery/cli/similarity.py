@@ -67,7 +67,7 @@ def run_study(
         )
         return
     device.keep_freed_memory()  # before torch allocates anything
-    source = open_source(first.data)
+    source = open_source(first.data, **first.reading)
     check_run(first, source.name, source.domains)
     directory = out or Path(
         "similarity", *map(folder_name, (source.name, first.target, first.method))

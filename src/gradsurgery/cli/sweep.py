@@ -11,7 +11,7 @@ from gradsurgery.cli.live import displayed, sweep_displayed
 from gradsurgery.cli.report import report as write_report
 from gradsurgery.cli.show import print_tables
 from gradsurgery.cli.train import continuable
-from gradsurgery.data import Source, open_source
+from gradsurgery.data import Source
 from gradsurgery.documents.document import read_mapping
 from gradsurgery.documents.plan import PLAN_PARTS, Plan, number_or_text
 from gradsurgery.documents.record import Record
@@ -21,7 +21,7 @@ from gradsurgery.sweep import Execution, run_sweep
 from gradsurgery.sweep.estimate import Estimate, estimate
 from gradsurgery.sweep.launcher import Launcher, Outcome
 from gradsurgery.sweep.local import LocalLauncher, visible_gpus, worker_count
-from gradsurgery.sweep.run import existing_records, planned
+from gradsurgery.sweep.run import existing_records, opened_sources, planned
 from gradsurgery.sweep.runs import configurations
 from gradsurgery.training import TrainingProgress
 from gradsurgery.training.directory import folder_name
@@ -42,14 +42,7 @@ def sweep(
     methods: opt.MethodsOption = None,
     targets: opt.TargetsOption = None,
     seeds: opt.SeedsOption = None,
-    grid: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--grid",
-            metavar="NAME=V1,V2",
-            help="Values to try of an option or a hyperparameter, e.g. learning_rate=1e-5,1e-4.",
-        ),
-    ] = None,
+    grid: opt.GridOption = None,
     leave_one_domain_out: Annotated[
         bool,
         typer.Option(
@@ -74,7 +67,7 @@ def sweep(
     """
     given = {"data": data or None, "methods": methods, "targets": targets, "seeds": seeds}
     parts = plan_parts(config, given, options)
-    parts["grid"] = _mapping(parts, "grid") | grid_from(grid)
+    parts["grid"] = mapping_of(parts, "grid") | grid_from(grid)
     if leave_one_domain_out:
         parts["leave_one_domain_out"] = True
     after = report_on if report else print_table
@@ -110,12 +103,12 @@ def plan_parts(path: Path | None, given: dict[str, Any], options: dict[str, Any]
     """The parts of a plan in a file, with those parts and options in their place that are given."""
     parts = {} if path is None else read_mapping(path, "plan")
     parts |= {name: value for name, value in given.items() if value is not None}
-    written = _mapping(parts, "options")
-    _mapping(written, "settings")  # raises where it is none
+    written = mapping_of(parts, "options")
+    mapping_of(written, "settings")  # raises where it is none
     return parts | {"options": opt.merged(written, options)}
 
 
-def _mapping(parts: dict[str, Any], name: str) -> dict[str, Any]:
+def mapping_of(parts: dict[str, Any], name: str) -> dict[str, Any]:
     """The mapping that is part `name` of a plan, empty where it is not given."""
     found = parts.get(name)
     if found is not None and not isinstance(found, dict):
@@ -153,7 +146,7 @@ def run_plan(
     if print_config:
         opt.print_yaml(plan.model_dump() | {"options": resolved_options(plan)})
         return
-    sources = {spec: open_source(spec) for spec in plan.data}
+    sources = opened_sources(plan)
     folder = out or Path("sweeps") / "+".join(
         folder_name(source.name) for source in sources.values()
     )

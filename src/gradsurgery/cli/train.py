@@ -43,7 +43,7 @@ def train(
         opt.print_yaml(configuration.model_dump())
         return
     device.keep_freed_memory()  # before torch allocates anything
-    source = open_source(configuration.data)
+    source = open_source(configuration.data, **configuration.reading)
     c = configuration
     place = *map(folder_name, (source.name, c.target, c.method)), f"seed-{c.seed}"
     directory = out or Path("runs", *place)
@@ -60,10 +60,11 @@ def train(
 def run_configuration(options: dict[str, Any]) -> RunConfiguration:
     """The configuration that the options make; an error for want of a target lists the domains."""
     if "target" not in options and isinstance(options.get("data"), str):
-        source = open_source(options["data"])
+        asked = RunConfiguration(**{**options, "target": "any"})
+        source = open_source(asked.data, **asked.reading)
         raise ArgumentError(
             f"target is missing; give --target and one of the domains of {source.name}: "
-            f"{', '.join(source.domains)}"
+            f"{', '.join(source.domains)}, or none to train on all"
         )
     return RunConfiguration(**options)
 
@@ -74,6 +75,11 @@ def result_line(record: Record) -> str:
     model = f"best model, step {best.step}"
     if best.averaged_from is not None:
         model = f"average of steps {best.averaged_from} to {best.step}"
+    if best.target_accuracy is None or last.target_accuracy is None:
+        return (
+            f"trained on {', '.join(record.data.domains)}: validation accuracy "
+            f"{best.validation_accuracy:.1%} ({model}); no domain was held out"
+        )
     return (
         f"accuracy on {record.configuration.target} {best.target_accuracy:.1%} "
         f"({model}, validation {best.validation_accuracy:.1%}), "

@@ -3,10 +3,12 @@
 from gradsurgery.data.augmentation import Augmentation
 from gradsurgery.data.batches import Batches, DomainBatches, SingleDomainBatches
 from gradsurgery.data.cache import cache_folder, cpus, prepare
-from gradsurgery.data.decode import BadImageError, decode_image, example_images
+from gradsurgery.data.decode import decode_image, example_images
+from gradsurgery.data.formats import BadImageError
 from gradsurgery.data.image_set import ImageSet
 from gradsurgery.data.loader import ImageLoader, image_loader
-from gradsurgery.data.open_source import BUILT_IN, open_source
+from gradsurgery.data.open_source import BUILT_IN, open_source, reopened
+from gradsurgery.data.own_split import split_of
 from gradsurgery.data.pixels import normalize
 from gradsurgery.data.preparation import Preparation
 from gradsurgery.data.presets import PRESETS, Preset
@@ -37,4 +39,6 @@ __all__ = [
     "normalize",
     "open_source",
     "prepare",
+    "reopened",
+    "split_of",
 ]

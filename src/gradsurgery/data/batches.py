@@ -22,6 +22,8 @@ class DomainBatches:
     indices: per domain, positions in `images`.
     domains: whose batches to draw, in this order.
     batch_size: images per domain, at least 1.
+    balanced: draw the classes of a domain in turn, each from an order of its own that depends on
+        (seed, domain, class, epoch); a batch then has as many images of each, to within one.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class DomainBatches:
         domains: Sequence[str],
         batch_size: int,
         seed: int,
+        balanced: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ArgumentError(f"batch size is {batch_size}, expected at least 1 image")
@@ -47,6 +50,7 @@ class DomainBatches:
         self.seed = seed
         self._indices = {domain: indices[domain] for domain in domains}
         self._orders: dict[str, tuple[int, NDArray[np.int64]]] = {}
+        self._of_classes = {d: self._by_class(d) for d in domains} if balanced else {}
 
     def domains_at(self, step: int) -> tuple[str, ...]:
         """Whose batches they are: one of every domain at any step."""
@@ -61,7 +65,33 @@ class DomainBatches:
             raise ArgumentError(f"step is {step}, expected 0 or more")
         return np.stack([self._dealt(domain, step) for domain in self.domains])
 
+    def _by_class(self, domain: str) -> list[tuple[str, NDArray[np.int64]]]:
+        """The domain's images of each class that it has."""
+        indices = self._indices[domain]
+        labels = self.images.label[indices]
+        return [
+            (self.images.classes[label], indices[labels == label]) for label in np.unique(labels)
+        ]
+
+    def _balanced(self, domain: str, step: int) -> NDArray[np.int64]:
+        classes = self._of_classes[domain]
+        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        batch = np.empty(self.batch_size, dtype=np.int64)
+        for number, (label, members) in enumerate(classes):
+            its = places % len(classes) == number
+            turns = places[its] // len(classes)
+            drawn = np.empty(len(turns), dtype=np.int64)
+            for epoch in np.unique(turns // len(members)).tolist():
+                generator = named_generator(self.seed, "balanced batches", domain, label, epoch)
+                order = members[torch.randperm(len(members), generator=generator).numpy()]
+                inside = turns // len(members) == epoch
+                drawn[inside] = order[turns[inside] % len(members)]
+            batch[its] = drawn
+        return batch
+
     def _dealt(self, domain: str, step: int) -> NDArray[np.int64]:
+        if self._of_classes:
+            return self._balanced(domain, step)
         count = len(self._indices[domain])
         places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         batch = np.empty(self.batch_size, dtype=np.int64)
@@ -103,7 +133,10 @@ class SingleDomainBatches:
         domains: Sequence[str],
         batch_size: int,
         seed: int,
+        balanced: bool = False,
     ) -> None:
+        if balanced:
+            raise ArgumentError("batches of a single domain are drawn as they come, not balanced")
         self._all = DomainBatches(
             images, indices, domains=domains, batch_size=batch_size, seed=seed
         )

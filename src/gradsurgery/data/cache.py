@@ -2,7 +2,8 @@
 
 A cache folder holds a folder per data set and size, named by the hash of its contents; `index`
 says which one belongs to a source whose files have not changed since, so that an opening need
-not read them; `locks` lets processes take turns.
+not read them; `places` which one belongs to the place that they lie in, where what they were before
+makes room for what they are now; `locks` lets processes take turns.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from gradsurgery.atomic import atomic_file, atomic_folder, output_error
-from gradsurgery.data.decode import BadImageError
+from gradsurgery.data.formats import BadImageError
 from gradsurgery.data.image_set import (
     FORMAT,
     ImageSet,
@@ -34,8 +36,9 @@ from gradsurgery.data.image_set import (
     sync_folder,
     write_meta,
 )
+from gradsurgery.data.selected import plain
 from gradsurgery.data.source import Source, check_complete, count_images
-from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.errors import ArgumentError, DataError, OutputError
 
 Progress = Callable[[int, int], None]
 IN_FLIGHT = 4
@@ -75,23 +78,31 @@ def prepare(  # noqa: PLR0917
         raise ArgumentError(f"image size is {size}, expected a number of pixels of at least 1")
     if workers is not None and workers < 1:
         raise ArgumentError(f"workers is {workers}, expected a number of threads of at least 1")
-    folder, decoder = cache_folder(cache), _own_decoder(source)
-    index = _index_path(folder, source, size, decoder)
+    complete = source.domains, source.classes, source.counts()
+    check_complete(source.name, *complete, gaps=source.gaps)
+    folder, decoder = cache_folder(cache), _own_decoder(plain(source))
+    index = _index_path(folder / "index", source.signature(), source, size, decoder)
+    place = _index_path(folder / "places", source.place(), source, size, decoder)
     digest = _indexed(index)
     images = read_image_set(folder / digest, digest, source) if digest else None
-    if images is None:
+    if images is None or not images.hashes:
         hashes = content_hashes(source)
         digest = content_digest(source, size, hashes, decoder)
         try:
             with _lock(folder, digest):
                 images = read_image_set(folder / digest, digest, source)
                 if images is None:
-                    decoding = _Decoding(source, size, hashes, skip_bad, progress)
+                    before = _indexed(place)
+                    earlier = read_image_set(folder / before, before, source) if before else None
+                    decoding = _Decoding(source, size, hashes, skip_bad, progress, earlier=earlier)
                     images = _write_images(folder, digest, decoding, workers or cpus())
+                elif not images.hashes:
+                    images = _with_hashes(images, source, hashes)
             if index is not None:
                 _write_index(folder, index, digest)
         except OSError as error:
             raise output_error(folder, error) from error
+    _take_place(folder, place, images.digest)
     if images.skipped and not skip_bad:
         first = images.skipped[0]
         raise bad_image(source, source.listing.identities.index(first.identity), first.reason)
@@ -145,12 +156,14 @@ def _remove_stale(cache: Path, own: str) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _index_path(cache: Path, source: Source, size: int, decoder: str | None) -> Path | None:
-    signature = source.signature()
-    if signature is None:
+def _index_path(
+    folder: Path, text: str | None, source: Source, size: int, decoder: str | None
+) -> Path | None:
+    if text is None:
         return None
-    key = json.dumps([FORMAT, size, source.resize_first, signature, *filter(None, [decoder])])
-    return cache / "index" / f"{hashlib.sha256(key.encode()).hexdigest()}.txt"
+    also = [decoder, None if source.resize == "squash" else source.resize]
+    key = json.dumps([FORMAT, size, source.resize_first, text, *filter(None, also)])
+    return folder / f"{hashlib.sha256(key.encode()).hexdigest()}.txt"
 
 
 def _indexed(path: Path | None) -> str | None:
@@ -170,6 +183,29 @@ def _write_index(cache: Path, path: Path, digest: str) -> None:
             file.write_text(digest, encoding="ascii")
 
 
+def _take_place(cache: Path, place: Path | None, digest: str) -> None:
+    """Note that these are the images of a place now; those that were there before are removed."""
+    before = _indexed(place)
+    if place is None or before == digest:
+        return
+    with suppress(OSError, OutputError, Timeout):  # where others' images may only be read
+        _write_index(cache, place, digest)
+        if before and before not in map(_indexed, place.parent.glob("*.txt")):
+            with _lock(cache, before, timeout=0.0):
+                shutil.rmtree(cache / before)
+
+
+def _with_hashes(images: ImageSet, source: Source, hashes: Sequence[bytes]) -> ImageSet:
+    """Decoded images of a folder in which the hashes of their files were not yet kept."""
+    positions = {name: i for i, name in enumerate(source.listing.identities)}
+    bad = {positions[image.identity]: image.reason for image in images.skipped}
+    if images.folder is not None:
+        with suppress(OutputError):
+            write_meta(images.folder, images.digest, images.size, source, bad=bad, hashes=hashes)
+    kept = tuple(hashes[positions[name]].hex() for name in images.identities)
+    return replace(images, hashes=kept)
+
+
 def cpus() -> int:
     """CPUs this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -178,7 +214,10 @@ def cpus() -> int:
 
 
 class _Decoding:
-    """Decodes the images of `source` at `size`, whose encoded bytes must have the `hashes`."""
+    """Decodes the images of `source` at `size`, whose encoded bytes must have the `hashes`.
+
+    earlier: the images that were there before, decoded alike: their pixels are copied.
+    """
 
     def __init__(
         self,
@@ -187,6 +226,8 @@ class _Decoding:
         hashes: Sequence[bytes],
         skip_bad: bool,
         progress: Progress | None,
+        *,
+        earlier: ImageSet | None,
     ) -> None:
         self.source = source
         self.size = size
@@ -194,6 +235,9 @@ class _Decoding:
         self.skip_bad = skip_bad
         self.progress = progress
         self.bad: dict[int, str] = {}
+        self._earlier = earlier
+        known = () if earlier is None else earlier.hashes
+        self._known = {bytes.fromhex(text): row for row, text in enumerate(known)}
         self._done = 0
 
     def write(self, folder: Path, digest: str, workers: int) -> None:
@@ -213,13 +257,14 @@ class _Decoding:
         if self.bad:
             listing, names = self.source.listing, (self.source.domains, self.source.classes)
             counts = count_images(*names, listing.domain[kept], listing.label[kept])
-            check_complete(f"{self.source.name} without {len(self.bad)} bad images", *names, counts)
+            without = f"{self.source.name} without {len(self.bad)} bad images"
+            check_complete(without, *names, counts, gaps=self.source.gaps)
             for to, position in enumerate(kept):
                 pixels[to] = pixels[position]
         pixels.flush()
         del pixels
         os.truncate(path, len(kept) * image)
-        write_meta(folder, digest, self.size, self.source, self.bad)
+        write_meta(folder, digest, self.size, self.source, bad=self.bad, hashes=self.hashes)
 
     def _fill(self, pixels: NDArray[np.uint8], workers: int) -> None:
         """Decode in threads, which Pillow lets run at once; look at results in storage order.
@@ -251,6 +296,10 @@ class _Decoding:
                 f"{self.source.location(position)} changed while it was read; repeat when nothing "
                 "else writes to the data set"
             )
+        row = self._known.get(self.hashes[position])
+        if self._earlier is not None and row is not None:
+            pixels[position] = self._earlier.images[row]
+            return position, None
         try:
             image = self.source.decode(position, content, self.size)
         except BadImageError as error:

@@ -1,59 +1,46 @@
 """Encoded images to RGB pixels."""
 
-from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradsurgery.data.formats import BadImageError, open_picture
 from gradsurgery.data.source import Source
+from gradsurgery.documents.data_options import Resize
 from gradsurgery.errors import DataError, one_line
 
 if TYPE_CHECKING:
     from PIL import Image
 
 WITH_ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
-PICTURE_FORMATS = frozenset({
-    "AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI",
-    "TGA", "TIFF", "WEBP",
-})  # fmt: skip
 
 
-class BadImageError(DataError):
-    """The bytes are no whole image; the message is the reason alone."""
-
-
-def readable_suffixes() -> frozenset[str]:
-    """The endings of the names of picture files that Pillow can read here, as ".jpg"."""
-    from PIL import Image, features
-
-    formats = set(PICTURE_FORMATS)
-    for name, feature in (("AVIF", "avif"), ("JPEG2000", "jpg_2000"), ("WEBP", "webp")):
-        if not features.check(feature):
-            formats.discard(name)
-    known = Image.registered_extensions()
-    # The pixels of a PFM file are floating-point numbers.
-    return frozenset(suffix for suffix in known if known[suffix] in formats and suffix != ".pfm")
-
-
-def decode_image(content: bytes, size: int, resize_first: int | None = None) -> NDArray[np.uint8]:
+def decode_image(
+    content: bytes, size: int, resize_first: int | None = None, resize: Resize = "squash"
+) -> NDArray[np.uint8]:
     """Decode an image and resize it to RGB, uint8 [size, size, 3].
 
-    The EXIF orientation is applied. Transparent pixels show white, as on a page. 16-bit gray is
-    scaled to 8 bits (v / 257, rounded). Resizing is Pillow's bilinear filter with antialiasing,
-    which is what torchvision's Resize does to a PIL image: first to `resize_first` where given,
-    then to `size`.
+    All that a file can ask for is done here, and in this order: the first picture of several is
+    taken; the EXIF orientation is applied; transparent pixels show white, as on a page; 16-bit gray
+    is scaled to 8 bits (v / 257, rounded); CMYK and other modes become RGB. Then the image is
+    resized, first to `resize_first` where given, then to `size`, by Pillow's bilinear filter with
+    antialiasing, which is what torchvision's Resize does to a PIL image.
+
+    resize: how an image that is not square becomes so: "squash" changes its proportions, "crop"
+        keeps its middle, "pad" keeps all of it between white margins.
 
     Raises `BadImageError` where the bytes are damaged, truncated or no image: nothing is guessed.
+    `DataError` where they need a package that is not installed.
     """
     from PIL import Image, UnidentifiedImageError
 
     if not content:
         raise BadImageError("it is empty (0 bytes)")
     try:
-        with Image.open(BytesIO(content)) as file:
-            return resized_rgb(file, _bit_depth(file, content), size, resize_first)
-    except BadImageError:
+        with open_picture(content) as file:
+            return resized_rgb(file, _bit_depth(file, content), size, resize_first, resize)
+    except DataError:
         raise
     except UnidentifiedImageError as error:
         raise BadImageError("it is not an image in a known format") from error
@@ -66,10 +53,14 @@ def decode_image(content: bytes, size: int, resize_first: int | None = None) -> 
 
 
 def resized_rgb(
-    image: "Image.Image", bit_depth: int, size: int, resize_first: int | None
+    image: "Image.Image",
+    bit_depth: int,
+    size: int,
+    resize_first: int | None = None,
+    resize: Resize = "squash",
 ) -> NDArray[np.uint8]:
     """What `decode_image` makes of an image that is open; `bit_depth` as in `to_rgb`."""
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     if image.format == "EPS":  # Pillow would run Ghostscript on it
         raise BadImageError("it is a PostScript program; save it as PNG")
@@ -77,8 +68,19 @@ def resized_rgb(
     image = to_rgb(ImageOps.exif_transpose(image), bit_depth)
     for side in (resize_first, size):
         if side is not None:
-            image = image.resize((side, side), Image.Resampling.BILINEAR)
+            image = _squared(image, side, resize)
     return np.asarray(image)
+
+
+def _squared(image: "Image.Image", side: int, resize: Resize) -> "Image.Image":
+    from PIL import Image, ImageOps
+
+    bilinear, square = Image.Resampling.BILINEAR, (side, side)
+    if image.width == image.height or resize == "squash":
+        return image.resize(square, bilinear)
+    if resize == "crop":
+        return ImageOps.fit(image, square, bilinear)
+    return ImageOps.pad(image, square, bilinear, color="white")
 
 
 def to_rgb(image: "Image.Image", bit_depth: int = 8) -> "Image.Image":

@@ -1,79 +1,79 @@
-"""Images in folders: domain/class/image."""
+"""Images in folders: domain/class/image, or as a layout says."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from typing_extensions import override
-
-from gradsurgery.data.decode import readable_suffixes
-from gradsurgery.data.source import SkippedImage, Source
+from gradsurgery.data.files import FilesSource, ImageFile
+from gradsurgery.data.formats import readable_suffixes, why_unread
+from gradsurgery.data.layout import Layout
+from gradsurgery.data.source import SkippedImage
 from gradsurgery.errors import DataError, printable
 
 FOLDER, IMAGE = "a folder", "an image"
 
 
-class FolderSource(Source):
+class FolderSource(FilesSource):
     """The images of a folder laid out as domain/class/image.
 
-    Images are the files whose names end as those of a format that Pillow reads. Other files of a
-    class and broken links are listed in `left_out`; hidden files count as absent. An image's
+    Images are the files whose names end as those of a format that can be read here. Other files of
+    a class and broken links are listed in `left_out`; hidden files count as absent. An image's
     identity does not depend on where the folder lies.
     """
 
     def __init__(self, root: Path) -> None:
-        found: list[tuple[tuple[str, ...], os.DirEntry[str]]] = []
+        files: list[ImageFile] = []
         left_out: list[SkippedImage] = []
         domains = []
         for above, entry, kind in _walk(root, (), readable_suffixes()):
             if kind == FOLDER:
                 domains += [] if above else [entry.name]
             elif kind == IMAGE:
-                found.append((above, entry))
+                files.append(ImageFile(Path(entry.path), above[0], above[1], entry.name))
             else:
                 left_out.append(
                     SkippedImage(printable("/".join((*above, entry.name))), printable(kind))
                 )
-        try:
-            super().__init__(
-                root.resolve().name or str(root.resolve()),
-                [above[0] for above, _ in found],
-                [above[1] for above, _ in found],
-                [entry.name for _, entry in found],
-                domain_order=domains,
-            )
-        except DataError as error:
-            if not left_out:
-                raise
-            first = f"{left_out[0].identity} ({left_out[0].reason})"
-            raise DataError(
-                f"{error}; files left out: {len(left_out)}, the first {first}"
-            ) from None
-        self.left_out = tuple(left_out)
-        self._paths = [Path(entry.path) for _, entry in found]
-        digest = hashlib.sha256(os.fsencode(root.resolve()))
-        for row in self.listing.rows:
-            stat = _stat(found[row][1])
-            text = f"\n{self._paths[row]}\0{stat.st_size}\0{stat.st_mtime_ns}"
-            digest.update(os.fsencode(text))
-        self._signature = f"folder/{digest.hexdigest()}"
+        super().__init__(root, files, left_out=left_out, domain_order=domains)
 
-    @override
-    def encoded(self) -> Iterator[bytes]:
-        for path in self._paths:
-            try:
-                yield path.read_bytes()
-            except OSError as error:
-                raise _unreadable(path, error) from error
 
-    @override
-    def signature(self) -> str:
-        return self._signature  # paths, sizes and times of modification
+class LayoutSource(FilesSource):
+    """The images of a folder whose paths say domain and class as `layout` describes.
 
-    @override
-    def location(self, position: int) -> str:
-        return str(self._paths[self.listing.rows[position]])
+    Files that are no images and images whose path says something else are listed in `left_out`;
+    hidden files and folders count as absent.
+    """
+
+    def __init__(self, root: Path, layout: str) -> None:
+        pattern = Layout(layout)
+        files: list[ImageFile] = []
+        left_out: list[SkippedImage] = []
+        for path, entry, kind in _walk_all(root, "", readable_suffixes(), set()):
+            if kind != IMAGE:
+                left_out.append(SkippedImage(printable(path), printable(kind)))
+            elif (said := pattern.read(path)) is None:
+                left_out.append(SkippedImage(printable(path), f"not as the layout {layout}"))
+            else:
+                files.append(ImageFile(Path(entry.path), *said))
+        super().__init__(root, files, reading=f"layout {layout!r} ", left_out=left_out)
+
+
+def _walk_all(
+    folder: Path, above: str, suffixes: frozenset[str], seen: set[str]
+) -> Iterator[tuple[str, os.DirEntry[str], str]]:
+    """Yield (path from the root, the entry, what it is) of every file, however deep.
+
+    A folder that links lead to twice is gone through once.
+    """
+    if (place := os.path.realpath(folder)) in seen:
+        return
+    seen.add(place)
+    for entry in _entries(folder):
+        kind = _kind(entry, suffixes)
+        if kind == FOLDER:
+            yield from _walk_all(Path(entry.path), f"{above}{entry.name}/", suffixes, seen)
+        else:
+            yield f"{above}{entry.name}", entry, kind
 
 
 def _walk(
@@ -126,17 +126,4 @@ def _kind(entry: os.DirEntry[str], suffixes: frozenset[str]) -> str:
     suffix = Path(entry.name).suffix.lower()
     if suffix in suffixes:
         return IMAGE
-    return f"{suffix} is not read" if suffix else "its name has no ending"
-
-
-def _stat(entry: os.DirEntry[str]) -> os.stat_result:
-    try:
-        return entry.stat()
-    except OSError as error:
-        raise _unreadable(Path(entry.path), error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(
-        f"cannot read {path}: {error.strerror}; check that it exists and that you may read it"
-    )
+    return why_unread(suffix)

@@ -3,14 +3,18 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from gradsurgery.data.selected import plain
 from gradsurgery.data.source import SkippedImage, Source, count_images
+from gradsurgery.documents.data_options import Resize
 from gradsurgery.documents.document import Document
 from gradsurgery.errors import DataError
 
@@ -34,6 +38,10 @@ class ImageSet:
     provenance: where the code of a source from another package comes from.
     resize_first: side to which images were resized before they were resized to `size`.
     decoder: the method that decoded them, None for `decode_image`.
+    resize: how images that were not square became so.
+    parts: each image's part of a split, in the words of the source; None where it says nothing.
+    hashes: the sha256 of each image's file, as hexadecimal digits; empty where it is not known.
+    gaps: whether a domain may lack classes.
     """
 
     name: str
@@ -51,6 +59,10 @@ class ImageSet:
     provenance: dict[str, str | None] | None = None
     resize_first: int | None = None
     decoder: str | None = None
+    resize: Resize = "squash"
+    parts: tuple[str | None, ...] | None = None
+    hashes: tuple[str, ...] = ()
+    gaps: bool = False
 
     def counts(self) -> NDArray[np.int64]:
         """Number of images of each domain (row) and class (column)."""
@@ -59,7 +71,7 @@ class ImageSet:
 
 def decoder_of(source: Source) -> str | None:
     """The method of its own that decodes the source's images, None for `decode_image`."""
-    method = type(source).decode
+    method = type(plain(source)).decode
     return None if method is Source.decode else f"{method.__module__}.{method.__qualname__}"
 
 
@@ -84,6 +96,8 @@ def content_digest(source: Source, size: int, hashes: list[bytes], decoder: str 
             for identity, content in zip(source.listing.identities, hashes, strict=True)
         ],
     }
+    if source.resize != "squash":
+        description["resize"] = source.resize
     if decoder is not None:
         description["decoder"] = decoder
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
@@ -115,9 +129,18 @@ class ImageSetFile(Document):
     domain: list[int]
     label: list[int]
     skipped: list[list[str]]
+    hashes: list[str] = Field(default_factory=list)
 
 
-def write_meta(folder: Path, digest: str, size: int, source: Source, bad: dict[int, str]) -> None:
+def write_meta(
+    folder: Path,
+    digest: str,
+    size: int,
+    source: Source,
+    *,
+    bad: dict[int, str],
+    hashes: Sequence[bytes],
+) -> None:
     """Describe the images of `folder`, of which those in `bad` are missing."""
     listing = source.listing
     kept = [i for i in range(len(listing.identities)) if i not in bad]
@@ -130,6 +153,7 @@ def write_meta(folder: Path, digest: str, size: int, source: Source, bad: dict[i
         domain=listing.domain[kept].tolist(),
         label=listing.label[kept].tolist(),
         skipped=[[listing.identities[i], reason] for i, reason in sorted(bad.items())],
+        hashes=[hashes[i].hex() for i in kept],
     ).save(folder)
 
 
@@ -156,12 +180,23 @@ def read_image_set(folder: Path, digest: str, source: Source) -> ImageSet | None
             folder,
             source.left_out,
             source.provenance,
-            source.resize_first,
-            decoder_of(source),
+            resize_first=source.resize_first,
+            decoder=decoder_of(source),
+            resize=source.resize,
+            parts=_parts_of(source, file.identities),
+            hashes=tuple(file.hashes) if len(file.hashes) == count else (),
+            gaps=source.gaps,
         )
     # Any of these means that the folder is missing or damaged: it is made anew.
     except (OSError, ValueError, DataError):
         return None
+
+
+def _parts_of(source: Source, identities: list[str]) -> tuple[str | None, ...] | None:
+    if source.parts is None:
+        return None
+    said = dict(zip(source.listing.identities, source.parts, strict=True))
+    return tuple(said.get(identity) for identity in identities)
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,17 +2,20 @@
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from gradsurgery.data.coded_digits import CodedDigits, CodedDigitsOptions
 from gradsurgery.data.digits import ColoredDigits, RotatedDigits
-from gradsurgery.data.folder import FolderSource
+from gradsurgery.data.folder import FolderSource, LayoutSource
 from gradsurgery.data.hub import HubSource
+from gradsurgery.data.manifest import SUFFIXES, ManifestSource
 from gradsurgery.data.parquet import ParquetSource, parquet_files
 from gradsurgery.data.presets import PRESETS, PresetSource
-from gradsurgery.data.source import Source
+from gradsurgery.data.selected import draws_itself, layers, plain, with_common_classes
+from gradsurgery.data.source import Source, check_complete
+from gradsurgery.documents.data_options import Classes, Resize
 from gradsurgery.doors import entry_names, is_door, load_object, provenance
 from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, one_line
 
@@ -23,35 +26,80 @@ BUILT_IN: dict[str, Callable[[], Source]] = {
 }
 
 
-def open_source(spec: str) -> Source:
+def open_source(
+    spec: str,
+    *,
+    layout: str = "",
+    columns: Mapping[str, str] | None = None,
+    classes: Classes = "same",
+    resize: Resize = "squash",
+) -> Source:
     """Open the data set that `spec` names; lists its images, decodes none.
 
     `spec` is "rotated-digits", "colored-digits" or "coded-digits" (built in; the last may be
     followed by parameters, as "coded-digits:domains=8,noise=0.2"); "pacs", "vlcs" or "office-home",
     alone (from the Hub) or followed by ":PATH"; "hf://owner/name"; the path of a folder laid out
-    as domain/class/image; the path of a Parquet file or of a folder of such files; or, where none
-    of these has the name, a source of your own: "package.module:Name" or an entry point in the
-    group `gradsurgery.sources`, that is a class or a function that gives a `Source` without
-    arguments. A local folder that is called like one of the names is given as "./pacs".
+    as domain/class/image; the path of a table of paths (CSV, TSV, JSONL), of a Parquet file or of a
+    folder of such files; or, where none of these has the name, a source of your own:
+    "package.module:Name" or an entry point in the group `gradsurgery.sources`, that is a class or a
+    function that gives a `Source` without arguments. A local folder that is called like one of the
+    names is given as "./pacs".
 
-    Raises `ArgumentError` for any other `spec`, `DataError` where the data set is not usable.
+    Args:
+        spec: the data set.
+        layout: what the paths of a folder's images say (`gradsurgery.data.layout.Layout`); ""
+            stands for domain/class/image.
+        columns: what the columns of a table are called, by what they are for: path (image in a
+            Parquet file), label, domain, split.
+        classes: where a domain lacks a class, "same" refuses the data set, "common" leaves out the
+            classes that not every domain has, and "all" takes it as it is.
+        resize: how images that are not square become so (`gradsurgery.data.decode_image`).
+
+    Raises `ArgumentError` for any other `spec` and for what does not go with it, `DataError` where
+    the data set is not usable.
 
     >>> open_source("rotated-digits").domains
     ('0', '15', '30', '45', '60', '75')
     """
+    columns = dict(columns or {})
+    source = _opened(spec, layout, columns)
+    if layout and not isinstance(plain(source), LayoutSource):
+        raise ArgumentError(f"{spec:.300} is no folder of images, and has no layout; leave it out")
+    if columns and not isinstance(plain(source), ManifestSource | ParquetSource):
+        raise ArgumentError(f"{spec:.300} is no table of images, and has no columns to name")
+    if resize != "squash" and draws_itself(source):
+        raise ArgumentError(
+            f"{source.name} decodes images by itself, always square; leave resize {resize} out"
+        )
+    if classes == "common":
+        source = with_common_classes(source)
+    source.gaps = classes == "all"
+    source.reading = {"layout": layout, "columns": columns, "classes": classes, "resize": resize}
+    for layer in layers(source):
+        layer.resize = resize
+    check_complete(source.name, source.domains, source.classes, source.counts(), gaps=source.gaps)
+    return source
+
+
+def reopened(source: Source, spec: str, reading: dict[str, Any]) -> Source:
+    """The data set `spec` as `reading` has it: `source`, where it has been read so."""
+    return source if source.reading in (None, reading) else open_source(spec, **reading)
+
+
+def _opened(spec: str, layout: str, columns: Mapping[str, str]) -> Source:
     if spec in BUILT_IN:
         return BUILT_IN[spec]()
     name, colon, place = spec.partition(":")
     if name == "coded-digits" and colon:
         return CodedDigits(CodedDigitsOptions.parsed(place))
     if name in PRESETS:
-        return _open_preset(name, place)
+        return _open_preset(name, place, layout, columns)
     if (is_door(spec) or spec in entry_names("source")) and not _exists(spec):
         return _open_own(spec)
-    return _open_place(spec)
+    return _open_place(spec, layout, columns)
 
 
-def _open_preset(name: str, place: str) -> Source:
+def _open_preset(name: str, place: str, layout: str, columns: Mapping[str, str]) -> Source:
     preset = PRESETS[name]
     if not place:
         if preset.hub is None:
@@ -60,7 +108,7 @@ def _open_preset(name: str, place: str) -> Source:
                 f"as {name}:PATH"
             )
         place = f"hf://{preset.hub}"
-    return PresetSource(preset, _open_place(place))
+    return PresetSource(preset, _open_place(place, layout, columns))
 
 
 def _open_own(name: str) -> Source:
@@ -101,7 +149,7 @@ def _builds_source(found: Any) -> bool:
     return issubclass(found, Source) if isinstance(found, type) else callable(found)
 
 
-def _open_place(place: str) -> Source:
+def _open_place(place: str, layout: str, columns: Mapping[str, str]) -> Source:
     if place.startswith("hf://"):
         repository = place.removeprefix("hf://")
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
@@ -113,13 +161,17 @@ def _open_place(place: str) -> Source:
             f"{_accepted()}"
         )
     path = Path(place).expanduser()
+    if path.is_dir() and layout:
+        return LayoutSource(path, layout)
     if path.is_dir():
-        return ParquetSource(path) if parquet_files(path) else FolderSource(path)
+        return ParquetSource(path, columns) if parquet_files(path) else FolderSource(path)
+    if path.suffix.lower() in SUFFIXES and path.is_file():
+        return ManifestSource(path, columns)
     if path.suffix.lower() != ".parquet" or not path.is_file():
         raise ArgumentError(
-            f"{place} is no folder and no Parquet file; accepted are: {_accepted()}"
+            f"{place} is no folder, no table and no Parquet file; accepted are: {_accepted()}"
         )
-    return ParquetSource(path)
+    return ParquetSource(path, columns)
 
 
 def _exists(place: str) -> bool:
@@ -134,6 +186,7 @@ def _accepted() -> str:
     own = "".join(f", {name}" for name in entry_names("source"))
     return (
         f"{', '.join(BUILT_IN)}{own}, {', '.join(PRESETS)} (or, say, pacs:PATH), hf://owner/name, "
-        "a folder domain/class/image, the path of Parquet files, or a source of your own "
+        "a folder domain/class/image, a table of paths (CSV, TSV, JSONL), Parquet files, or a "
+        "source of your own "
         "(package.module:Name)"
     )

@@ -1,7 +1,7 @@
 """Images in Parquet files, in the layout of Hugging Face `datasets`."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from gradsurgery.data.tables import (
     ROWS_AT_ONCE,
     TableSource,
     check_columns,
+    column_name,
     column_names,
     file_name,
     image_bytes,
@@ -28,40 +29,53 @@ class ParquetSource(TableSource):
     Columns: `image` (binary; or the path of a file, relative to the folder of the table; or a
     struct of bytes and path), `domain` and `label` (string, or integer with or without names).
     Names of integers are read from the schema's metadata key "huggingface"; integers without names
-    are called by their digits.
+    are called by their digits. A column `split` says which part an image belongs to.
+
+    columns: what these columns are called in the files, where that is not their own name.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, columns: Mapping[str, str] | None = None) -> None:
         self.files = parquet_files(root)
+        self.columns = dict(columns or {})
+        self._root = root
         domains: list[str] = []
         classes: list[str] = []
         names: list[str | None] = []
         declared: list[Sequence[str] | None] = []
+        parts: list[str | None] = []
         self._lengths: list[int] = []
         self._beside: list[Path] | None = []  # image files; None where it is not known which
         for path in self.files:
             with _readable(path):
-                labels = _read_labels(path)
+                labels = _read_labels(path, self.columns)
             self._lengths.append(len(labels["label"]))
             declared.append(labels["class names"])
             domains += labels["domain"]
             classes += labels["label"]
             names += [file_name(text) for text in labels["paths"]]
+            parts += labels["parts"]
             if labels["images"] == "paths" and self._beside is not None:
                 self._beside += [path.parent / text for text in labels["paths"] if text]
             elif labels["images"] == "unknown":
                 self._beside = None
         name = root.resolve().name.removesuffix(".parquet")
         super().__init__(name, domains, classes, names, order_of_classes(declared, set(classes)))
+        if any(parts):
+            self.parts = tuple(parts[row] for row in self.listing.rows)
+
+    @override
+    def place(self) -> str:
+        return f"parquet/{sorted(self.columns.items()) or ''}{self._root.resolve()}"
 
     @override
     def encoded(self) -> Iterator[bytes]:
         import pyarrow.parquet as pq
 
+        image = column_name(self.columns, "image")
         for path in self.files:
             row = 0
             with _readable(path), pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(ROWS_AT_ONCE, columns=["image"]):
+                for batch in file.iter_batches(ROWS_AT_ONCE, columns=[image]):
                     for value in batch.column(0).to_pylist():
                         yield image_bytes(value, path.parent, f"{path}, row {row}")
                         row += 1
@@ -113,37 +127,45 @@ def _readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read_labels(path: Path) -> dict[str, Any]:
-    """Domain, label and path of every row, and where the images are; reads no image."""
+def _read_labels(path: Path, columns: Mapping[str, str]) -> dict[str, Any]:
+    """Domain, label, path and part of every row, and where the images are; reads no image."""
     import pyarrow.parquet as pq
 
+    image, domain, label, split = (
+        column_name(columns, role) for role in ("image", "domain", "label", "split")
+    )
     with pq.ParquetFile(path) as file:
         schema = file.schema_arrow
-        check_columns(schema.names, str(path))
-        kind = image_kind(schema.field("image").type, str(path))
-        column = {"bytes": [], "paths": ["image"], "both": ["image.path"]}[kind]
-        table = file.read(columns=["domain", "label", *column])
-        stored = kind == "bytes" or (kind == "both" and _all_stored(file))
+        check_columns(schema.names, str(path), columns)
+        kind = image_kind(schema.field(image).type, str(path))
+        read = {"bytes": [], "paths": [image], "both": [f"{image}.path"]}[kind]
+        has_parts = [split] if split in schema.names else []
+        table = file.read(columns=[domain, label, *has_parts, *read])
+        stored = kind == "bytes" or (kind == "both" and _all_stored(file, image))
     paths: list[str | None] = [None] * table.num_rows
     if kind != "bytes":
-        cells = table["image"].to_pylist()
+        cells = table[image].to_pylist()
         paths = cells if kind == "paths" else [cell and cell["path"] for cell in cells]
-    names = _declared_names(schema.metadata, path)
+    names = _declared_names(schema.metadata, path, (domain, label))
+    parts: list[str | None] = [None] * table.num_rows
+    if has_parts:
+        parts = [None if each is None else str(each) for each in table[split].to_pylist()]
     return {
-        "domain": column_names(table["domain"].to_pylist(), names["domain"], "domain", str(path)),
-        "label": column_names(table["label"].to_pylist(), names["label"], "label", str(path)),
-        "class names": names["label"],
+        "domain": column_names(table[domain].to_pylist(), names[domain], domain, str(path)),
+        "label": column_names(table[label].to_pylist(), names[label], label, str(path)),
+        "class names": names[label],
         "paths": paths,
+        "parts": parts,
         "images": "stored" if stored else "paths" if kind == "paths" else "unknown",
     }
 
 
-def _all_stored(file: Any) -> bool:
+def _all_stored(file: Any, image: str) -> bool:
     """Whether the file's statistics say that every row holds the bytes of its image."""
     for group in range(file.metadata.num_row_groups):
         rows = file.metadata.row_group(group)
         for column in map(rows.column, range(rows.num_columns)):
-            if column.path_in_schema == "image.bytes":
+            if column.path_in_schema == f"{image}.bytes":
                 found = column.statistics
                 if found is None or found.null_count != 0:
                     return False
@@ -151,10 +173,10 @@ def _all_stored(file: Any) -> bool:
 
 
 def _declared_names(
-    metadata: dict[bytes, bytes] | None, path: Path
+    metadata: dict[bytes, bytes] | None, path: Path, columns: Sequence[str]
 ) -> dict[str, Sequence[str] | None]:
     """The names that `datasets` writes into the schema's metadata, None without any."""
-    found: dict[str, Sequence[str] | None] = {"domain": None, "label": None}
+    found: dict[str, Sequence[str] | None] = dict.fromkeys(columns)
     text = (metadata or {}).get(b"huggingface")
     try:
         features = json.loads(text).get("info", {}).get("features", {}) if text else {}

@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from gradsurgery.data.decode import BadImageError, decode_image, resized_rgb
+from gradsurgery.data.decode import decode_image, resized_rgb
+from gradsurgery.data.formats import BadImageError
 from gradsurgery.data.pixels import normalize
+from gradsurgery.documents.data_options import Resize
 from gradsurgery.errors import ArgumentError, one_line
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ class Preparation:
 
     size: side of the network's images, pixels. mean, std: of the channels, as in `normalize`.
     resize_first: side to which pictures are resized before, if at all.
+    resize: how pictures that are not square become so, as in `decode_image`.
 
     A picture is a path, the bytes of a file, a PIL image of any mode, an array uint8
     [height, width, 3] (RGB), [height, width, 4] (RGBA) or [height, width] (gray, also uint16), or
@@ -40,10 +43,11 @@ class Preparation:
     mean: Sequence[float]
     std: Sequence[float]
     resize_first: int | None = None
+    resize: Resize = "squash"
 
     def __call__(self, picture: Any) -> Float[Tensor, "3 size size"]:
         """The picture as the network takes it; raises `BadImageError` where it is none."""
-        pixels = torch.from_numpy(self.pixels(picture)[None])
+        pixels = torch.from_numpy(self.pixels(picture)[None].copy())
         return normalize(pixels, self.mean, self.std)[0]
 
     def pixels(self, picture: Any) -> UInt8[np.ndarray, "size size 3"]:
@@ -60,7 +64,7 @@ class Preparation:
             except (OSError, ValueError) as error:
                 raise BadImageError(f"it cannot be read: {one_line(error)}") from error
         if isinstance(picture, bytes):
-            return decode_image(picture, self.size, self.resize_first)
+            return decode_image(picture, self.size, self.resize_first, self.resize)
         if isinstance(picture, Tensor):
             picture = _channels_last(picture)
         if isinstance(picture, np.ndarray):
@@ -71,7 +75,9 @@ class Preparation:
                 "array uint8 [height, width, 3]"
             )
         try:
-            return resized_rgb(picture, _bit_depth(picture), self.size, self.resize_first)
+            return resized_rgb(
+                picture, _bit_depth(picture), self.size, self.resize_first, self.resize
+            )
         except BadImageError:
             raise
         except Exception as error:  # one that was opened and is damaged

@@ -85,7 +85,7 @@ class PresetSource(Source):
     resize_first = 227
 
     def __init__(self, preset: Preset, found: Source) -> None:
-        self._found = found
+        self.found = found
         domains = _rename(preset, "domain", found.domains)
         classes = _rename(preset, "class", found.classes)
         listing, stored = found.listing, found.positions  # in the order in which they are stored
@@ -102,20 +102,27 @@ class PresetSource(Source):
             class_order=preset.classes,
         )
         self.left_out = found.left_out
+        if found.parts is not None:
+            self.parts = tuple(found.parts[stored[row]] for row in self.listing.rows)
         check_counts(preset, self)
 
     @override
     def encoded(self) -> Iterator[bytes]:
-        return (content for _, content in self._found.contents())
+        return (content for _, content in self.found.contents())
 
     @override
     def signature(self) -> str | None:
-        found = self._found.signature()
+        found = self.found.signature()
+        return None if found is None else f"{self.name}/{found}"
+
+    @override
+    def place(self) -> str | None:
+        found = self.found.place()
         return None if found is None else f"{self.name}/{found}"
 
     @override
     def location(self, position: int) -> str:
-        return self._found.location(int(self._found.positions[self.listing.rows[position]]))
+        return self.found.location(int(self.found.positions[self.listing.rows[position]]))
 
 
 def matching_preset(source: Source) -> Preset | None:

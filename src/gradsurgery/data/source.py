@@ -4,10 +4,12 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradsurgery.documents.data_options import Resize
 from gradsurgery.errors import DataError, printable
 
 
@@ -56,16 +58,27 @@ class Source(ABC):
     domain_order, class_order: all domains and classes, in their order; without one, the names found
         are sorted.
 
-    Raises `DataError` for fewer than two domains, two images of one name, a domain without images,
-    or a class that a domain lacks: a network trained with that domain left out is tested on every
-    class.
+    Raises `DataError` for fewer than two domains, or two images of one name. A class that a domain
+    lacks is refused when the images are decoded, unless `gaps` says otherwise.
     """
 
     resize_first: int | None = None
     """Side in pixels to which images are resized before they are resized to the network's size."""
 
+    resize: Resize = "squash"
+    """How an image that is not square becomes so (`gradsurgery.data.decode_image`)."""
+
     left_out: tuple[SkippedImage, ...] = ()
     """Files that lie among the images and are not read."""
+
+    gaps: bool = False
+    """Whether a domain may lack classes, as with `open_source(…, classes="all")`."""
+
+    parts: tuple[str | None, ...] | None = None
+    """Where the source says so, each image's part of a split, in the source's words."""
+
+    reading: dict[str, Any] | None = None
+    """How `open_source` was told to read it; None for a source that it has not opened."""
 
     provenance: dict[str, str | None] | None = None
     """Where the code of a source from another package comes from (`gradsurgery.doors`)."""
@@ -140,6 +153,14 @@ class Source(ABC):
         """
         return None
 
+    def place(self) -> str | None:
+        """A text for where the images lie and how they are read, whatever they are at the moment.
+
+        Decoded images of what was there before make room for those of what is there now; None where
+        both are kept.
+        """
+        return None
+
     def location(self, position: int) -> str:
         """Where the user finds the image: a path, or a file and a row."""
         return self.listing.identities[position]
@@ -153,7 +174,7 @@ class Source(ABC):
         """
         from gradsurgery.data.decode import decode_image
 
-        return decode_image(content, size, self.resize_first)
+        return decode_image(content, size, self.resize_first, self.resize)
 
 
 def list_images(
@@ -192,7 +213,6 @@ def list_images(
     domains_and_classes = tuple(domains), tuple(classes)
     order = sorted(range(len(identities)), key=lambda i: (domain[i], label[i], identities[i]))
     rows = np.array(order, dtype=np.int64)
-    check_complete(name, *domains_and_classes, count_images(*domains_and_classes, domain, label))
     return Listing(
         *domains_and_classes,
         tuple(identities[row] for row in rows),
@@ -234,18 +254,23 @@ def count_images(
 
 
 def check_complete(
-    name: str, domains: Sequence[str], classes: Sequence[str], counts: NDArray[np.int64]
+    name: str,
+    domains: Sequence[str],
+    classes: Sequence[str],
+    counts: NDArray[np.int64],
+    *,
+    gaps: bool = False,
 ) -> None:
-    """Raise `DataError` for a domain without images or a class that a domain lacks."""
+    """Raise `DataError` for a domain without images or, without `gaps`, a class it lacks."""
     for domain, found in zip(domains, counts.sum(axis=1), strict=True):
         if found == 0:
             raise DataError(f"{name}: domain {domain} has no images; add some or remove it")
     missing = np.argwhere(counts == 0)
-    if len(missing):
+    if len(missing) and not gaps:
         domain, label = missing[0]
         more = f" (and {len(missing) - 1} more such gaps)" if len(missing) > 1 else ""
         raise DataError(
             f"{name}: class {classes[label]} has no image in domain {domains[domain]}, expected at "
-            f"least 1 image of each class in each domain{more}; add images or remove the class "
-            "from every domain"
+            f"least 1 image of each class in each domain{more}; add images, or choose --classes "
+            "common (without such classes) or all (with gaps)"
         )

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from gradsurgery.data.image_set import ImageSet
+from gradsurgery.data.parts import PARTS
 from gradsurgery.documents.record import SplitFile
 from gradsurgery.errors import ArgumentError
 from gradsurgery.seeds import named_generator
 
 Indices = NDArray[np.int64]
-PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,16 +27,22 @@ class Split:
     """Which images of each domain are for training, validation and test.
 
     train, validation, test: per domain, positions in the image set, in the order of identities.
-    digest: sha256 of the identities in every part.
     seed: what the split was drawn from.
+    identities: of the images in every part of every domain.
+    unused: identities of images in no part.
     """
 
     train: dict[str, Indices]
     validation: dict[str, Indices]
     test: dict[str, Indices]
-    digest: str
     seed: int
     identities: dict[str, dict[str, list[str]]]
+    unused: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the identities in every part."""
+        return hashlib.sha256(json.dumps(self.identities, sort_keys=True).encode()).hexdigest()
 
     def sizes(self) -> dict[str, dict[str, int]]:
         """Number of images of each domain and part."""
@@ -51,36 +57,51 @@ class Split:
 
 
 def draw_split(
-    images: ImageSet, seed: int = 0, fractions: Sequence[float] = (0.7, 0.1, 0.2)
+    images: ImageSet,
+    seed: int = 0,
+    fractions: Sequence[float] = (0.7, 0.1, 0.2),
+    *,
+    without: Collection[int] = (),
 ) -> Split:
     """Divide every domain's images at random, stratified by class.
 
     fractions: of training, validation and test images; they sum to 1.
+    without: positions of images that are in no part.
 
     Each class of each domain is divided by the method of the largest remainder (see
     `part_sizes`), with a generator of its own: a domain's split depends neither on the other
     domains nor on the order in which images are listed.
     """
     exact = check_fractions(fractions)
-    indices: dict[str, dict[str, Indices]] = {part: {} for part in PARTS}
+    parts: list[str | None] = [None] * len(images.identities)
     for d, domain in enumerate(images.domains):
-        drawn: dict[str, list[int]] = {part: [] for part in PARTS}
         for c, label in enumerate(images.classes):
             members = np.flatnonzero((images.domain == d) & (images.label == c)).tolist()
-            members.sort(key=images.identities.__getitem__)
+            members = sorted(set(members) - set(without), key=images.identities.__getitem__)
             generator = named_generator(seed, "split", domain, label)
             order = iter(torch.randperm(len(members), generator=generator).tolist())
             for part, size in zip(PARTS, part_sizes(len(members), exact), strict=True):
-                drawn[part] += [members[i] for i in itertools.islice(order, size)]
-        for part, chosen in drawn.items():
-            chosen.sort(key=images.identities.__getitem__)
+                for i in itertools.islice(order, size):
+                    parts[members[i]] = part
+    return as_split(images, parts, seed)
+
+
+def as_split(images: ImageSet, parts: Sequence[str | None], seed: int = 0) -> Split:
+    """The split that has each image in the part of its name; None stands for none of them."""
+    indices: dict[str, dict[str, Indices]] = {part: {} for part in PARTS}
+    domain_of = images.domain.tolist()
+    ordered = sorted(range(len(parts)), key=images.identities.__getitem__)
+    for d, domain in enumerate(images.domains):
+        members = [i for i in ordered if domain_of[i] == d]
+        for part in PARTS:
+            chosen = [i for i in members if parts[i] == part]
             indices[part][domain] = np.array(chosen, dtype=np.int64)
     identities = {
         domain: {part: [images.identities[i] for i in indices[part][domain]] for part in PARTS}
         for domain in images.domains
     }
-    digest = hashlib.sha256(json.dumps(identities, sort_keys=True).encode()).hexdigest()
-    return Split(**indices, digest=digest, seed=seed, identities=identities)
+    unused = tuple(images.identities[i] for i in ordered if parts[i] is None)
+    return Split(**indices, seed=seed, identities=identities, unused=unused)
 
 
 def part_sizes(count: int, fractions: tuple[Fraction, ...]) -> list[int]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,15 +64,29 @@ class TableSource(Source):
         return names
 
 
-def check_columns(found: Sequence[str], where: str) -> None:
-    """Raise `DataError` where a column is missing, or there are two of one name."""
-    missing = [column for column in COLUMNS if column not in found]
+def column_name(columns: Mapping[str, str], role: str) -> str:
+    """What the column for `role` is called."""
+    return columns.get(role, columns.get("path", role) if role == "image" else role)
+
+
+def check_columns(
+    found: Sequence[str], where: str, columns: Mapping[str, str] | None = None
+) -> None:
+    """Raise `DataError` where a column is missing, or there are two of one name.
+
+    columns: their names in the table, where those are not `COLUMNS`.
+    """
+    columns = columns or {}
+    also = ["split"] if "split" in columns else []
+    expected = [column_name(columns, role) for role in (*COLUMNS, *also)]
+    missing = [column for column in expected if column not in found]
     if missing:
         raise DataError(
             f"{where} has no column {' and no column '.join(missing)}, expected "
-            f"{', '.join(COLUMNS)}, found {', '.join(found) or 'none'}; rename the columns"
+            f"{', '.join(expected)}, found {', '.join(found) or 'none'}; rename the columns, or "
+            "say what they are called with --columns, as label=species"
         )
-    for column in COLUMNS:
+    for column in expected:
         if (times := list(found).count(column)) > 1:
             raise DataError(f"{where} has {times} columns {column}, expected one; rename the other")
 

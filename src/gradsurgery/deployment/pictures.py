@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from gradsurgery.data import SkippedImage
-from gradsurgery.data.decode import readable_suffixes
+from gradsurgery.data.formats import readable_suffixes
 from gradsurgery.errors import ArgumentError, DataError, printable
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float64
 
 from gradsurgery.data import SkippedImage
 
@@ -21,7 +21,7 @@ class Predictions:
 
     classes: tuple[str, ...]
     names: list[str]
-    probabilities: Float32[np.ndarray, "pictures classes"]
+    probabilities: Float64[np.ndarray, "pictures classes"]
     skipped: tuple[SkippedImage, ...] = ()
 
     @property
@@ -45,7 +45,7 @@ def joined(classes: tuple[str, ...], parts: Iterable[Predictions]) -> Prediction
     """The predictions of several batches as one."""
     names: list[str] = []
     skipped: list[SkippedImage] = []
-    rows = [np.empty((0, len(classes)), np.float32)]
+    rows = [np.empty((0, len(classes)), np.float64)]
     for part in parts:
         names += part.names
         skipped += part.skipped

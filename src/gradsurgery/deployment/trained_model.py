@@ -84,7 +84,7 @@ class TrainedModel:
             yield Predictions(
                 self.classes,
                 part.keys,
-                logits.softmax(dim=1).cpu().numpy(),
+                logits.double().softmax(dim=1).cpu().numpy(),
                 tuple(SkippedImage(name, reason) for name, reason in part.bad),
             )
 
@@ -145,7 +145,11 @@ def load_model(
         module=module.to(where),
         classes=tuple(about.classes),
         preprocess=Preparation(
-            about.image_size, tuple(about.mean), tuple(about.std), about.resize_first
+            about.image_size,
+            tuple(about.mean),
+            tuple(about.std),
+            about.resize_first,
+            about.resize,
         ),
         about=about,
         device=where,

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -10,7 +10,7 @@ from pydantic import model_validator
 
 from gradsurgery.atomic import atomic_file
 from gradsurgery.documents.built_in import built_in
-from gradsurgery.documents.data_options import DataOptions
+from gradsurgery.documents.data_options import NO_TARGET, DataOptions
 from gradsurgery.documents.document import FILE_VERSION, Document, read_mapping
 from gradsurgery.documents.options import Role, about_option, option
 from gradsurgery.documents.training_options import TrainingOptions
@@ -89,7 +89,7 @@ class RunConfiguration(TrainingOptions, DataOptions):
         filled.pop("passes", None)  # of version 0.1.0: how to compute the same
         if filled.get("backbone") in ("small-cnn", "small-mlp"):  # there are no weights for it
             filled.setdefault("weights", "none")
-        for name in ("data", "weights"):
+        for name in ("data", "weights", "split"):
             if isinstance(filled.get(name), os.PathLike):
                 filled[name] = os.fspath(filled[name])
         if isinstance(filled.get("data"), str):
@@ -109,6 +109,10 @@ class RunConfiguration(TrainingOptions, DataOptions):
     def seed_of_split(self) -> int:
         """The seed that the split is drawn from."""
         return self.seed if self.split_per_run else self.split_seed
+
+    def held_out(self, domains: Collection[str]) -> str | None:
+        """The target, None where all of `domains` are trained on."""
+        return None if self.target == NO_TARGET and self.target not in domains else self.target
 
     def sources(self, domains: Iterable[str]) -> list[str]:
         """Those of `domains` that are trained and validated on."""

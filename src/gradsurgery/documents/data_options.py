@@ -1,9 +1,42 @@
 """The options of a run on its images: which they are, how they are divided and prepared."""
 
+import re
+from typing import Any, Literal
+
 from pydantic import field_validator
 
 from gradsurgery.documents.document import Choices
 from gradsurgery.documents.options import option
+
+NO_TARGET = "none"
+"""The target of a run that holds out no domain, where no domain is called so."""
+
+COLUMN_ROLES = ("path", "image", "label", "domain", "split")
+"""What the columns of a table of images are for, and what they are called where nothing is said."""
+
+Classes = Literal["same", "common", "all"]
+Resize = Literal["squash", "crop", "pad"]
+ClassWeights = Literal["none", "balanced"]
+Balance = Literal["none", "classes"]
+
+
+def percentages(split: str) -> tuple[float, ...] | None:
+    """The percentages that "70/10/20" stands for, None where `split` names something else.
+
+    Raises `ValueError` where they divide nothing.
+
+    >>> percentages("80/10/10"), percentages("lists/fold1")
+    ((80.0, 10.0, 10.0), None)
+    """
+    if not re.fullmatch(r"[\d.]+(/[\d.]+)+", split) or split.startswith("."):
+        return None
+    parts = tuple(float(part) for part in split.split("/") if re.fullmatch(r"\d+\.?\d*", part))
+    if len(parts) != 3 or parts[0] <= 0 or abs(sum(parts) - 100) > 1e-6:
+        raise ValueError(
+            "divides into training (above 0), validation and test images by percentages that sum "
+            f"to 100, as 70/10/20, found {split!r:.60}"
+        )
+    return parts
 
 
 class DataOptions(Choices):
@@ -11,16 +44,63 @@ class DataOptions(Choices):
 
     data: str = option(
         "place",
-        'The data set: a built-in name, a folder, "hf://owner/name", "pacs", "pacs:PATH", or '
-        "package.module:Source.",
+        "The data set: a built-in name, a folder, a table of paths (CSV, TSV, JSONL), Parquet "
+        'files, "hf://owner/name", "pacs", "pacs:PATH", or package.module:Source.',
         free=True,
         min_length=1,
     )
-    target: str = option("identity", "The domain that is held out.", free=True, min_length=1)
+    target: str = option(
+        "identity",
+        "The domain that is held out; none trains and validates on all.",
+        free=True,
+        min_length=1,
+    )
+    layout: str = option(
+        "condition",
+        'What the paths of a folder\'s images say: "{domain}/{class}/{name}" (the default), '
+        '"{class}_{domain}_{id}.jpg", * for what is of no account, ** for folders.',
+        "",
+        free=True,
+        max_length=500,
+    )
+    columns: dict[str, str] = option(
+        "condition",
+        "Other names of a table's columns, as label=species,domain=camera; of path (image in "
+        "Parquet files), label, domain and split.",
+        {},
+        free=True,
+    )
+    classes: Classes = option(
+        "condition",
+        "Where a domain lacks a class: same (refuse the data set), common (leave out what not "
+        "every domain has), or all (a domain has no say on the classes that it lacks).",
+        "same",
+    )
+    drop_duplicates: bool = option(
+        "condition",
+        "Use one of several identical files, and none where their classes differ.",
+        False,
+        free=True,
+    )
     without: list[str] = option(
         "identity",
         "A source domain to leave out as well, of training and of validation.",
         [],
+    )
+    split: str = option(
+        "condition",
+        "Training, validation and test images: percentages (70/10/20, the paper's), column (the "
+        "table's column split), or a file or folder that lists them.",
+        "70/10/20",
+        free=True,
+        min_length=1,
+    )
+    test_on: Literal["test", "all"] = option(
+        "condition",
+        "The target's images that are tested on: its test part (the paper's), or all of them "
+        "(DomainBed's).",
+        "test",
+        free=True,
     )
     split_seed: int = option(
         "condition",
@@ -34,9 +114,63 @@ class DataOptions(Choices):
         "condition", "Draw the split from the run's own seed.", False, free=True
     )
     image_size: int = option("hyperparameter", "Height and width in pixels.", 224, ge=8, le=2048)
+    resize: Resize = option(
+        "hyperparameter",
+        "How images become square: squash (change their proportions), crop (keep the middle), or "
+        "pad (keep all of it between white margins).",
+        "squash",
+        free=True,
+    )
+    balance: Balance = option(
+        "hyperparameter",
+        "What is drawn equally often beside the domains, which always are: classes (within every "
+        "domain), or none.",
+        "none",
+        free=True,
+    )
+    class_weights: ClassWeights = option(
+        "hyperparameter",
+        "Weights of the classes in every domain's loss: none, or balanced (each as much as the "
+        "others, whatever its number of images).",
+        "none",
+        free=True,
+    )
     skip_bad: bool = option("incidental", "Leave out images that cannot be decoded.", False)
 
     @field_validator("without")
     @classmethod
     def _each_once(cls, value: list[str]) -> list[str]:
         return sorted(set(value))
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """A mapping, or "role=name,role=name"."""
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+        if not all(equals for _, equals, _ in pairs):
+            raise ValueError("names columns as label=species,domain=camera")
+        return {role.strip(): name.strip() for role, _, name in pairs}
+
+    @field_validator("columns")
+    @classmethod
+    def _known_roles(cls, value: dict[str, str]) -> dict[str, str]:
+        for role, name in value.items():
+            if role not in COLUMN_ROLES:
+                raise ValueError(f"knows {', '.join(COLUMN_ROLES)}, found {role!r:.60}")
+            if not name:
+                raise ValueError(f"has no name for {role}, as {role}=NAME")
+        return dict(sorted((role, name) for role, name in value.items() if role != name))
+
+    @field_validator("split")
+    @classmethod
+    def _a_split(cls, value: str) -> str:
+        percentages(value)
+        return value
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the data set is read: the arguments of `gradsurgery.open_source` beside its name."""
+        names = ("layout", "columns", "classes", "resize")
+        return {name: getattr(self, name) for name in names}

@@ -102,7 +102,7 @@ class Document(Part):
                 f"{path} is a {cls.title} of version {found!r:.60}, expected {latest} or earlier; "
                 f"read it with the gradsurgery that wrote it or {cls.cure}"
             )
-        return dict(content)
+        return {**content, "version": found}
 
 
 class Choices(BaseModel):

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, model_validator
 
 from gradsurgery.documents.configuration import Precision
+from gradsurgery.documents.data_options import Resize
 from gradsurgery.documents.document import Document
 
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -21,7 +22,7 @@ class ModelDescription(Document):
         and never imported.
     classes: their names, in the order of the logits.
     mean, std: of the red, green and blue channel, for `normalize`.
-    image_size, resize_first: sides in pixels, for `decode_image`.
+    image_size, resize_first: sides in pixels, for `decode_image`, as `resize` is.
     decoder: who decoded the training's images, None for `decode_image`.
     precision: of the forward passes in training and tests.
     data, domains: the data set, and those of its domains that the model was trained on.
@@ -46,6 +47,7 @@ class ModelDescription(Document):
     std: Triple
     image_size: Annotated[int, Field(ge=1, le=2048)]
     resize_first: Side | None = None
+    resize: Resize = "squash"
     decoder: str | None = None
     precision: Precision = "float32"
     data: str

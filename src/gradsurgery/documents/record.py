@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from gradsurgery.documents.configuration import RunDocument
 from gradsurgery.documents.document import LARGEST, Document, Part
+from gradsurgery.documents.tally import Tally
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -20,11 +21,32 @@ class SkippedFile(Part):
     reason: str
 
 
+class Copies(Part):
+    """Pictures that are there more than once: files that are identical, or images that look alike.
+
+    images: how many images are one of several.
+    across_classes: pictures with more than one class, of which one at least is wrong.
+    across_domains: pictures that two domains share, by "a and b".
+    across_parts: pictures that are trained on, and validated or tested on too.
+    of_target: the target's test images among these.
+    examples: identities of the images of some of them, the most telling first.
+    """
+
+    images: Count = 0
+    across_classes: Count = 0
+    across_domains: dict[str, Count] = {}
+    across_parts: Count = 0
+    of_target: Count = 0
+    examples: list[list[str]] = []
+
+
 class DataRecord(Part):
     """The image set: `images` counts the images of each domain.
 
     `class_images` counts those of each class, in the order of `classes`, by domain; `left_out` are
     the files beside the images that were not read. Both are empty in files of before they were.
+    `identical` and `alike` are the pictures that the run uses more than once; None where they were
+    not looked for.
     """
 
     name: str
@@ -35,6 +57,8 @@ class DataRecord(Part):
     class_images: dict[str, list[Count]] = {}
     skipped: list[SkippedFile]
     left_out: list[SkippedFile] = []
+    identical: Copies | None = None
+    alike: Copies | None = None
 
     @model_validator(mode="after")
     def _counts_every_class(self) -> "DataRecord":
@@ -56,10 +80,11 @@ class SplitSizes(Part):
 
 
 class SplitRecord(Part):
-    """The split and the seed it was drawn with."""
+    """The split and the seed it was drawn with; `unused` counts the images that are in no part."""
 
     digest: str
     seed: int
+    unused: Count = 0
     sizes: dict[str, SplitSizes]
 
 
@@ -120,10 +145,13 @@ class Curves(Part):
 
 
 class ModelResult(Part):
-    """Accuracies in [0, 1] of one model; `target_accuracy` is the target's test accuracy.
+    """Accuracies in [0, 1] of one model; `target_accuracy` is the target's test accuracy, None
+    where no domain was held out.
 
     `target_validation_accuracy` is that on the target's validation images, which the oracle of
     model selection looks at and nothing else; None in records of runs that did not test it.
+    `tests` counts the test images of each domain by class and prediction; empty in records of
+    before it was.
     `averaged_from` is the first step of the mean that SWAD's model is, `step` its last; None for
     every other model.
     """
@@ -131,9 +159,10 @@ class ModelResult(Part):
     step: Count
     averaged_from: Count | None = None
     validation_accuracy: Fraction
-    target_accuracy: Fraction
+    target_accuracy: Fraction | None
     target_validation_accuracy: Fraction | None = None
     test_accuracy: dict[str, Fraction]
+    tests: dict[str, Tally] = {}
 
 
 class Result(Part):
@@ -254,9 +283,13 @@ class Record(RunDocument):
     def _fits_its_domains(self) -> "Record":
         """The domains that the configuration names are the data set's."""
         domains, configuration = self.data.domains, self.configuration
-        for domain in (configuration.target, *configuration.without):
-            if domain not in domains:
+        for domain in (configuration.held_out(domains), *configuration.without):
+            if domain is not None and domain not in domains:
                 raise ValueError(f"configuration names the domain {domain!r}, expected {domains}")
+        for model in (self.result.best, self.result.last):
+            for domain, tally in model.tests.items():
+                if len(tally.confusion) != len(self.data.classes):
+                    raise ValueError(f"tests of {domain} are of {len(tally.confusion)} classes")
         return self
 
 

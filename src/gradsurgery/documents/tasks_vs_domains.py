@@ -16,6 +16,8 @@ domains: every group has the first task, group d on the images of domain d.
 dealt: every group has the first task, on images of the step that are dealt out at random.
 """
 
+GROUPINGS: tuple[Grouping, ...] = get_args(Grouping)
+
 TURNED: tuple[Grouping, ...] = ("tasks", "domains")
 """The groupings in which dials are turned, where a study has them."""
 
@@ -56,7 +58,7 @@ class TasksOptions(Choices):
         "equal steps between.",
     )
     groupings: list[Grouping] = Field(
-        list(get_args(Grouping)), min_length=1, description="tasks, tasks-apart, domains, dealt."
+        list(GROUPINGS), min_length=1, description="tasks, tasks-apart, domains, dealt."
     )
     rules: list[str] = Field(
         ["sum", "pcgrad", "agr-sum"],
@@ -199,7 +201,7 @@ class TasksStudy(Document):
         name: of the data set.
         domains: that were trained on where no dial is turned.
         tasks: their names; the first is that of the domains.
-        runs: in the order in which they were made.
+        runs: those with no dial turned first, then by dial, value and seed.
     """
 
     file_name: ClassVar[str] = "tasks-vs-domains.json"

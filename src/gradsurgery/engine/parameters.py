@@ -20,9 +20,16 @@ def trainable_parameters(
             f"parameters are tensors, found the module {type(parameters).__name__}; give "
             "model.parameters() or model.named_parameters()"
         )
+    if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
+        found = "a single one" if isinstance(parameters, Tensor) else type(parameters).__name__
+        raise ArgumentError(
+            f"parameters are several tensors, found {found}; give model.parameters(), or a list"
+        )
     named: dict[int, NamedParameter] = {}
     for position, item in enumerate(parameters):
-        name, parameter = item if isinstance(item, tuple) else (str(position), item)
+        name, parameter = str(position), item
+        if isinstance(item, tuple) and len(item) == 2:
+            name, parameter = item
         if not isinstance(parameter, Tensor):
             raise ArgumentError(
                 f"parameters are tensors or (name, tensor) pairs, found {type(parameter).__name__}"

@@ -16,7 +16,12 @@ from gradsurgery.engine.passes import checked_loss, refuse_reentrant
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.gradients.gradient_gram import block_of, grouped, layer_of
 from gradsurgery.gradients.model_state import unchanged
-from gradsurgery.gradients.one_by_one import SampleLoss, called_loss, failures_as
+from gradsurgery.gradients.one_by_one import (
+    SampleLoss,
+    called_loss,
+    check_model_and_loss,
+    failures_as,
+)
 
 _PIECE = 1 << 16  # components at a time, so that the temporaries stay in the cache
 _CANCELS = 1e-12  # of the squares' sum: a sum's square below it is rounding and nothing else
@@ -172,6 +177,11 @@ def domain_conflict(
     tensor([[ 1., -1.],
             [-1.,  1.]], dtype=torch.float64)
     """
+    check_model_and_loss(model, loss)
+    if not isinstance(batches, Iterable):
+        raise ArgumentError(
+            f"batches are one pair (x, y) per domain, found a {type(batches).__name__}; give a list"
+        )
     batches = list(batches)
     if len(batches) < 2:
         raise ArgumentError(f"a conflict is between 2 domains or more, found {len(batches)}")

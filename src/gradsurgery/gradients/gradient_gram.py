@@ -18,6 +18,7 @@ from gradsurgery.gradients.one_by_one import (
     SampleLoss,
     Samples,
     SinglePasses,
+    check_model_and_loss,
     sample_losses,
     stacked_grams,
 )
@@ -114,6 +115,7 @@ def gradient_gram(model: nn.Module, loss: SampleLoss, x: Tensor, y: Any) -> Grad
     tensor([[1., 2.],
             [2., 5.]], dtype=torch.float64)
     """
+    check_model_and_loss(model, loss)
     if not isinstance(x, Tensor) or not x.ndim or not len(x):
         found = f"shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ArgumentError(f"x is a tensor of at least one sample along its rows, found {found}")

@@ -33,6 +33,18 @@ class Samples(NamedTuple):
     y: Any
 
 
+def check_model_and_loss(model: Any, loss: Any) -> None:
+    """Raise `ArgumentError` unless they are a module and something that can be called."""
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model is a torch.nn.Module, found a {type(model).__name__}")
+    if not callable(loss) or isinstance(loss, type):
+        found = f"the class {loss.__name__}" if isinstance(loss, type) else type(loss).__name__
+        raise ArgumentError(
+            f"loss is called as loss(model(x), y), found {found}; give e.g. "
+            "torch.nn.CrossEntropyLoss()"
+        )
+
+
 def called_loss(loss: SampleLoss, output: Any, y: Any, whose: str) -> Any:
     """What `loss` gives; raises `ArgumentError`, in one line, where it fails."""
     with failures_as(

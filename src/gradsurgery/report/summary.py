@@ -22,7 +22,7 @@ def summarize(
     sentences = [_compared(tables), _complete(inventory, tables)]
     for table in tables:
         sentences += [*_averages(table), *_tests(table), *_misled(table)]
-        sentences.append(caution if (caution := built_in(table.data).caution) else "")
+        sentences.append(f"{caution}." if (caution := built_in(table.data).caution) else "")
     if ranking is not None and ranking.p is not None:
         sentences.append(_ranked(ranking, tables))
     return [sentence for sentence in sentences if sentence]
@@ -164,18 +164,25 @@ def _misled(table: ComparisonTable) -> list[str]:
     """Where a significant difference on a target has the other sign on the source domains."""
     column = f"{table.model}_validation_accuracy"
     validated = 100 * table.frame.groupby(["method", "target"])[column].mean()
-    sentences = []
+    found = []
     for target, method, test in table.comparisons():
         there = float(validated[method, target] - validated[table.baseline, target])
         if test.significant and there * test.difference < 0 and abs(there) >= _LEAST_POINTS:
-            better, worse = (method, table.baseline) if there < 0 else (table.baseline, method)
-            sentences.append(
-                f"On {table.name}, {better} is {abs(test.difference):.1f} points above {worse} on "
-                f"{target} and {abs(there):.1f} points below it on validation images of the source "
-                f"domains: {worse} has learned what helps there and not on {target}, and a choice "
-                f"between the two by validation would take {worse}."
-            )
-    return sentences
+            found.append((abs(test.difference), abs(there), method, target, there < 0))
+    if not found:
+        return []
+    (here, there, method, target, ahead), *others = sorted(found, reverse=True)
+    better, worse = (method, table.baseline) if ahead else (table.baseline, method)
+    sentence = (
+        f"On {table.name}, {better} is {here:.1f} points above {worse} on {target} and "
+        f"{there:.1f} points below it on validation images of the source domains: {worse} has "
+        f"learned what helps there and not on {target}, and a choice between the two by validation "
+        f"would take {worse}."
+    )
+    if others:
+        also = [f"{method} on {target}" for _, _, method, target, _ in others[:_MOST_NAMED]]
+        sentence += f" Target and sources also say the opposite of {listed(also)}."
+    return [sentence]
 
 
 def _named(tests: dict[tuple[str, str], PairedComparison]) -> str:

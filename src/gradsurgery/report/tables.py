@@ -268,18 +268,18 @@ def _markdown(table: Table) -> str:
     from tabulate import tabulate
 
     def shown(entry: Entry) -> str:
-        text = _markdown_text(entry.text)
-        return (f"**{text}**" if entry.strong else text) + _markdown_text(entry.marks, strip=False)
+        text = markdown_text(entry.text)
+        return (f"**{text}**" if entry.strong else text) + markdown_text(entry.marks, strip=False)
 
     text = tabulate(
         [map(shown, row) for row in rows_with_below(table)],
-        [_markdown_text(name) for name in table.columns],
+        [markdown_text(name) for name in table.columns],
         tablefmt="pipe",
         disable_numparse=True,
         colalign=["left" if i in table.left else "right" for i in range(len(table.columns))],
     )
-    title = [f"**{_markdown_text(table.caption)}**\n"] if table.caption else []
-    return "\n".join([*title, text, *(f"\n{_markdown_text(note)}" for note in table.notes)]) + "\n"
+    title = [f"**{markdown_text(table.caption)}**\n"] if table.caption else []
+    return "\n".join([*title, text, *(f"\n{markdown_text(note)}" for note in table.notes)]) + "\n"
 
 
 def _latex(table: Table) -> str:
@@ -304,7 +304,8 @@ def _latex(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _markdown_text(text: str, *, strip: bool = True) -> str:
+def markdown_text(text: str, *, strip: bool = True) -> str:
+    """The text as Markdown that shows it; `strip` leaves out spaces at its ends."""
     # An underscore within a word is no emphasis: art_painting stays readable in the source.
     escaped = re.sub(r"[\\`*|<>\[\]]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", printable(text))
     return " ".join(escaped.split()) if strip else escaped

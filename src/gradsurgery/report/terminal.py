@@ -110,8 +110,10 @@ def _results(record: Record) -> Table:
     rows = [
         ["step", *map(_steps, both)],
         ["validation", *(f"{model.validation_accuracy:.1%}" for model in both)],
-        [f"target {target}", *(f"{model.target_accuracy:.1%}" for model in both)],
     ]
+    accuracies = [model.target_accuracy for model in both]
+    if None not in accuracies:
+        rows.append([f"target {target}", *(f"{accuracy:.1%}" for accuracy in accuracies)])
     for source in record.data.domains:
         tested = [model.test_accuracy.get(source) for model in both]
         if source != target and None not in tested:

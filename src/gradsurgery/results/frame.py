@@ -116,7 +116,7 @@ def _row(path: Path, record: Record) -> dict[str, Any]:
         row |= {
             f"{name}_step": model.step,
             f"{name}_validation_accuracy": model.validation_accuracy,
-            f"{name}_target_accuracy": model.target_accuracy,
+            f"{name}_target_accuracy": nan if (t := model.target_accuracy) is None else t,
             f"{name}_target_validation_accuracy": nan if validated is None else validated,
             f"{name}_test_accuracy": model.test_accuracy,
             f"{name}_guessing": guesses(model, record),

@@ -59,7 +59,7 @@ def take_inventory(paths: Sequence[Path]) -> Inventory:
     A folder may hold studies of gradients and no runs where another holds runs. Raises `DataError`
     for paths without any run, and for what is no record, plan or failure.
     """
-    records = {path: Record.load(path) for path in record_files(paths)}
+    records = _comparable({path: Record.load(path) for path in record_files(paths)})
     folders = dict.fromkeys(p.resolve() for p in paths if (p / SweepPlan.file_name).is_file())
     plans = {folder: SweepPlan.load(folder) for folder in folders}
     planned = {
@@ -115,6 +115,21 @@ def study_files(paths: Sequence[Path]) -> list[Path]:
     folders = [path for path in paths if path.is_dir()]
     names = (*STUDIES, Explanation.file_name)
     return sorted({file for folder in folders for name in names for file in folder.rglob(name)})
+
+
+def _comparable(records: dict[Path, Record]) -> dict[Path, Record]:
+    """Those with a target: a run on all domains has nothing that methods are compared by."""
+    with_target = {
+        path: record
+        for path, record in records.items()
+        if record.configuration.held_out(record.data.domains) is not None
+    }
+    if not with_target:
+        raise DataError(
+            f"{next(iter(records))} and the others there hold out no domain, and there is nothing "
+            "to compare them by; gradsurgery show tells of one of them"
+        )
+    return with_target
 
 
 def _failure_files(paths: Sequence[Path]) -> list[Path]:

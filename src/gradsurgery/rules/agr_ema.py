@@ -93,7 +93,7 @@ class AgrEMA(RememberingRule):
         for rows, decayed, total, agrees, none in pieces(gradients, sums, update, agreeing, zero):
             torch.sum(rows, 0, out=total)
             rows.add_(decayed, alpha=self.values["beta"])  # the sums after this step
-            lowest, highest = torch.aminmax(rows, dim=0)
+            lowest, highest = rows.amin(0), rows.amax(0)
             torch.logical_or(lowest > 0, highest < 0, out=agrees)
             torch.logical_and(lowest == 0, highest == 0, out=none)
             total.masked_fill_(~(agrees | none), 0.0)  # zero agrees, as in equation 2

@@ -1,14 +1,28 @@
 """The generator of a random rule."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from gradsurgery.errors import ArgumentError
+
+
+def checked_generator(generator: Any) -> torch.Generator | None:
+    """The generator or None; raises `ArgumentError` for anything else."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ArgumentError(
+            f"generator is a torch.Generator, found a {type(generator).__name__}; give "
+            "torch.Generator().manual_seed(0)"
+        )
+    return generator
 
 
 class RandomSource:
     """Draws from the generator it is given, or from one of its own, seeded with 0."""
 
     def __init__(self, generator: torch.Generator | None) -> None:
-        self._generator = generator
+        self._generator = checked_generator(generator)
 
     def normal_like(self, tensor: Tensor) -> Tensor:
         """Draws from N(0, 1) in the shape, precision and place of `tensor`."""

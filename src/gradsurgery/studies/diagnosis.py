@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gradsurgery.backbones import Backbone, build_backbone
-from gradsurgery.data import ImageSet, draw_split
+from gradsurgery.data import ImageSet, split_of
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.diagnosis import (
     Diagnosis,
@@ -43,7 +43,7 @@ def diagnose_weights(
     network = f"{configuration.backbone} with weights {_weights(configuration)}"
     diagnosis = _begun(configuration, options, images, target, network)
     backbone = _on_device(configuration, images, configuration.weights, configuration.device)
-    split = draw_split(images, seed=configuration.seed_of_split)
+    split = split_of(configuration, images, configuration.seed_of_split)
     snapshot = diagnose_step(backbone, images, split, diagnosis.domains, options)
     return diagnosis.model_copy(update={"snapshots": [snapshot]})
 
@@ -60,14 +60,15 @@ def diagnose_run(
     """
     record = Record.load(directory / Record.file_name)
     configuration = record.configuration
-    split = draw_split(images, seed=record.split.seed)
+    split = split_of(record.configuration, images, record.split.seed)
     if (images.digest, split.digest) != (record.data.digest, record.split.digest):
         raise DataError(
             f"the run in {directory} was trained on other images than {images.name} has; give the "
             "data set that it was trained on"
         )
     network = f"{configuration.backbone} trained by {configuration.method}, best model"
-    diagnosis = _begun(configuration, options, images, configuration.target, network)
+    target = configuration.held_out(images.domains)
+    diagnosis = _begun(configuration, options, images, target, network)
     backbone = _on_device(configuration, images, str(directory / MODEL_FILE), device)
     snapshot = diagnose_step(
         backbone, images, split, diagnosis.domains, options, step=record.result.best.step
@@ -97,7 +98,8 @@ def diagnose_training(
         f"{configuration.backbone} with weights {_weights(configuration)}, trained by "
         f"{configuration.method}"
     )
-    diagnosis = _begun(configuration, options, images, configuration.target, network)
+    target = configuration.held_out(images.domains)
+    diagnosis = _begun(configuration, options, images, target, network)
     if (directory / Diagnosis.file_name).exists():
         diagnosis = _continued(diagnosis, directory)
     missing = sorted(set(steps) - {snapshot.step for snapshot in diagnosis.snapshots})
@@ -106,7 +108,7 @@ def diagnose_training(
             f"{directory} holds a finished run without its diagnosis at step {missing[0]}; delete "
             "the folder, or choose another one"
         )
-    split = draw_split(images, seed=configuration.seed_of_split)
+    split = split_of(configuration, images, configuration.seed_of_split)
 
     def measure(step: int, backbone: Backbone) -> None:
         snapshot = diagnose_step(backbone, images, split, diagnosis.domains, options, step=step)

@@ -134,7 +134,9 @@ class Groups:
         measured: those of another order, for a measurement.
         """
         drawn = (self._measured if measured else self._batches).indices_at(step)
-        if self.grouping in ("dealt", "tasks-apart"):
+        if self.grouping == "tasks":
+            return self._groups([drawn.flatten()] * self.count)
+        if self.grouping != "domains":
             generator = named_generator(self.seed, "dealt", step)
             order = torch.randperm(drawn.size, generator=generator).numpy()
             drawn = drawn.flatten()[order].reshape(drawn.shape)
@@ -143,16 +145,10 @@ class Groups:
     def whole(self, most: int) -> list[Group]:
         """Every group with all training images that it may be given, up to `most` a domain."""
         parts = [positions[:most] for positions in self._train]
-        return self._groups([np.concatenate(parts)] * self.count if self._mixed else parts)
+        mixed = self.grouping != "domains"
+        return self._groups([np.concatenate(parts)] * self.count if mixed else parts)
 
-    @property
-    def _mixed(self) -> bool:
-        """Whether a group has images of all domains."""
-        return self.grouping != "domains"
-
-    def _groups(self, parts: list[Positions]) -> list[Group]:
-        if self.grouping == "tasks":
-            parts = [np.concatenate(parts)] * self.count
+    def _groups(self, parts: Sequence[Positions]) -> list[Group]:
         tasks = [0] * self.count if self.one_task else range(self.count)
         return [Group(*each) for each in zip(range(self.count), tasks, parts, strict=True)]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from gradsurgery.backbones import Backbone
-from gradsurgery.data import ImageSet, draw_split
+from gradsurgery.data import ImageSet, split_of
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.similarity import (
@@ -104,7 +104,7 @@ def _measured_run(
             "delete the folder, or choose another one"
         )
     if missing:
-        pool = draw_split(images, seed=configuration.seed_of_split).train
+        pool = split_of(configuration, images, configuration.seed_of_split).train
         _check_feasible(pool, images, part)
 
         def measure(step: int, backbone: Backbone) -> None:

@@ -13,6 +13,8 @@ from torch import Tensor
 from gradsurgery.backbones import Backbone, build_backbone, set_training_mode
 from gradsurgery.data import ImageSet, Split, draw_split
 from gradsurgery.documents.tasks_vs_domains import (
+    DIALS,
+    GROUPINGS,
     TURNED,
     Grouping,
     Measured,
@@ -72,21 +74,17 @@ def study_tasks(
         images: the decoded data set.
         directory: receives the file.
         seeds: of the runs with no dial turned.
-        dials: values to run with each of `options.DIALS`, one dial at a time.
+        dials: values of each of `DIALS`, one turned at a time.
         dial_seeds: of these runs.
         device: "auto", "cpu" or "cuda".
         report: called after every step.
 
-    Raises `ArgumentError` where the data set has too few domains, the tasks do not fit it, or the
-    directory holds a study of other options; `NonFiniteError` where training diverges.
+    Raises `ArgumentError` where data, tasks or rules do not fit, or the directory holds a study of
+    other options; `NonFiniteError` where training diverges.
     """
-    dials = dials or {}
-    cells = list(planned(options, seeds, dials, dial_seeds))
+    cells = list(planned(options, seeds, dials := dials or {}, dial_seeds))
     sources = spread_sources(images, options)
-    for dial, values in dials.items():
-        for value in values:
-            turned = options.turned(dial, value)
-            find_tasks(images, turned.tasks[: turned.groups], spread_sources(images, turned))
+    _check(options, images, dials)
     tasks = find_tasks(images, options.tasks, sources)
     study = TasksStudy(
         options=options,
@@ -104,21 +102,39 @@ def study_tasks(
         done = {run.cell for run in study.runs}
         missing = [cell for cell in cells if tuple(cell) not in done]
         split = draw_split(images)
-        steps, all_steps = 0, len(missing) * options.iterations
-        for cell in missing:
+        all_steps = len(missing) * options.iterations
+        for made, cell in enumerate(missing):
+            before = StudyProgress(
+                len(cells) - len(missing) + made, len(cells), made * options.iterations, all_steps
+            )
 
-            def stepped(step: int, at: int = steps) -> None:
+            def stepped(step: int, before: StudyProgress = before) -> None:
                 if report is not None:
-                    progress = StudyProgress(len(study.runs), len(cells), at + step, all_steps)
-                    report(progress)
+                    report(before._replace(steps=before.steps + step))
 
             run = run_cell(cell, options, images, split, device=device, stepped=stepped)
             study.runs.append(run)
+            study.runs.sort(key=_order)
             study.save(directory)
-            steps += options.iterations
             if report is not None:
-                report(StudyProgress(len(study.runs), len(cells), steps, all_steps, run))
+                steps = before.steps + options.iterations
+                report(before._replace(runs=before.runs + 1, steps=steps, ended=run))
     return study
+
+
+def _check(options: TasksOptions, images: ImageSet, dials: dict[str, list[float]]) -> None:
+    """Raise `ArgumentError` for a rule or a dial's value that there is not."""
+    for rule in options.rules:
+        build_rule(rule, {})
+    for dial, values in dials.items():
+        for value in values:
+            spread_sources(images, options.turned(dial, value))
+
+
+def _order(run: TasksRun) -> tuple[int, float, int, int, str]:
+    """The place of a run in the file, whenever it was made."""
+    dial = -1 if run.dial is None else DIALS.index(run.dial)
+    return dial, run.value or 0.0, run.seed, GROUPINGS.index(run.grouping), run.rule
 
 
 def planned(
@@ -269,13 +285,40 @@ def _rounded(value: float) -> float:
 
 
 def _continued(wanted: TasksStudy, directory: Path) -> TasksStudy:
-    """The study in `directory`, which must have the same options; it may get more runs."""
+    """The study in `directory`, with what `wanted` adds to its groupings, seeds and dials.
+
+    All other options must be the same.
+    """
     found = TasksStudy.load(directory)
-    for name in ("options", "name", "domains", "tasks"):
-        here, there = getattr(wanted, name), getattr(found, name)
-        if here != there:
+    groupings = [
+        each
+        for each in GROUPINGS
+        if each in wanted.options.groupings or each in found.options.groupings
+    ]
+    both = wanted.model_copy(
+        update={
+            "options": wanted.options.model_copy(update={"groupings": groupings}),
+            "seeds": sorted({*wanted.seeds, *found.seeds}),
+            "dial_seeds": sorted({*wanted.dial_seeds, *found.dial_seeds}),
+            "dials": {
+                dial: sorted({*wanted.dials.get(dial, []), *found.dials.get(dial, [])})
+                for dial in DIALS
+                if dial in wanted.dials or dial in found.dials
+            },
+            "runs": found.runs,
+        }
+    )
+    there = found.options.model_copy(update={"groupings": groupings})
+    for name in TasksOptions.model_fields:
+        mine, theirs = getattr(both.options, name), getattr(there, name)
+        if mine != theirs:
             raise ArgumentError(
-                f"{directory} holds a study with other options ({name}: {there!r:.200} there, "
-                f"{here!r:.200} here); choose another output folder, or delete this one"
+                f"{directory} holds a study with other options ({name}: {theirs!r:.200} there, "
+                f"{mine!r:.200} here); choose another output folder, or delete this one"
             )
-    return wanted.model_copy(update={"runs": found.runs})
+    if (found.name, found.domains) != (both.name, both.domains):
+        raise ArgumentError(
+            f"{directory} holds a study of {found.name} with the domains "
+            f"{', '.join(found.domains)}; choose another output folder, or delete this one"
+        )
+    return both

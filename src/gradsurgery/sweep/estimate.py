@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gradsurgery.backbones import Backbone
-from gradsurgery.data import ImageSet, Source, draw_split, image_loader, prepare
+from gradsurgery.data import ImageSet, Source, image_loader, prepare, reopened, split_of
 from gradsurgery.documents.configuration import RunConfiguration, costly_options
 from gradsurgery.documents.record import Record
 from gradsurgery.sweep.run import Execution
@@ -84,9 +84,14 @@ def _kind(run: SweepRun) -> str:
 def _timed_cost(run: SweepRun, sources: Mapping[str, Source], execution: Execution) -> float:
     """Seconds of a run: its steps, its validations, its tests."""
     c = run.configuration
-    images = prepare(sources[c.data], size=c.image_size, cache=execution.cache, skip_bad=c.skip_bad)
+    images = prepare(
+        reopened(sources[c.data], c.data, c.reading),
+        size=c.image_size,
+        cache=execution.cache,
+        skip_bad=c.skip_bad,
+    )
     step, an_image = _timed_step_and_image(c, images)
-    split = draw_split(images, seed=c.seed_of_split).sizes()
+    split = split_of(c, images, c.seed_of_split).sizes()
     validated = sum(split[domain]["validation"] for domain in c.sources(images.domains))
     tested = 2 * sum(parts["test"] for parts in split.values())
     validations = -(-c.iterations // c.validate_every)

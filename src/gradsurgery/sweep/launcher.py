@@ -85,7 +85,7 @@ class Launcher(AbstractContextManager["Launcher"]):
         """
 
 
-_images: dict[tuple[str, int, bool, str | None], ImageSet] = {}
+_images: dict[tuple[str, str, int, bool, str | None], ImageSet] = {}
 """Decoded images, which a process keeps for its next run."""
 
 
@@ -97,10 +97,10 @@ def work(task: Task, report: ProgressCallback) -> Outcome:
     directory = Path(task.directory)
     try:
         c = RunConfiguration(**task.options)
-        key = (c.data, c.image_size, c.skip_bad, task.cache)
+        key = (c.data, str(c.reading), c.image_size, c.skip_bad, task.cache)
         if key not in _images:
             cache = None if task.cache is None else Path(task.cache)
-            _images[key] = prepare_images(open_source(c.data), c, cache, report)
+            _images[key] = prepare_images(open_source(c.data, **c.reading), c, cache, report)
         with ExitStack() as stack:
             if task.tensorboard:
                 report = stack.enter_context(event_log(directory, report))

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradsurgery.data import Source, prepare
+from gradsurgery.data import Source, open_source, prepare, reopened
+from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.plan import Failure, Plan
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import GradsurgeryError, OutputError
@@ -31,6 +32,16 @@ class Execution:
     cache: Path | None = None
     retries: int = 0
     tensorboard: bool = False
+
+
+def opened_sources(plan: Plan) -> dict[str, Source]:
+    """The data sets of `plan`, read as its options say; raises as `open_source` does."""
+    opened = {}
+    for spec in plan.data:
+        asked = {name: value for name, value in plan.options.items() if name not in plan.grid}
+        c = RunConfiguration(**{**asked, "data": spec, "target": "any", "settings": {}})
+        opened[spec] = open_source(spec, **c.reading)
+    return opened
 
 
 def planned(plan: Plan, sources: Mapping[str, Source]) -> list[SweepRun]:
@@ -211,20 +222,24 @@ def _prepare(
     prepared: Callable[[int, int], None] | None,
 ) -> None:
     """Decode what the runs need once, before workers ask for it."""
-    needed = {
-        (run.configuration.data, run.configuration.image_size, run.configuration.skip_bad)
-        for run in runs
-        if run.directory not in records
-    }
-    for data, size, skip_bad in sorted(needed):
+    needed = {}
+    for run in runs:
+        if run.directory not in records:
+            c = run.configuration
+            needed[c.data, c.image_size, c.skip_bad, str(c.reading)] = c
+    for _, c in sorted(needed.items()):
         prepare(
-            sources[data], size=size, cache=execution.cache, skip_bad=skip_bad, progress=prepared
+            reopened(sources[c.data], c.data, c.reading),
+            size=c.image_size,
+            cache=execution.cache,
+            skip_bad=c.skip_bad,
+            progress=prepared,
         )
 
 
 def _result(record: Record) -> str:
     best = record.result.best
-    return (
-        f"accuracy on {record.configuration.target} {best.target_accuracy:.1%} "
-        f"(validation {best.validation_accuracy:.1%}, {record.cost.seconds:.1f} s)"
-    )
+    cost = f"validation {best.validation_accuracy:.1%}, {record.cost.seconds:.1f} s"
+    if best.target_accuracy is None:
+        return f"trained on all domains ({cost})"
+    return f"accuracy on {record.configuration.target} {best.target_accuracy:.1%} ({cost})"

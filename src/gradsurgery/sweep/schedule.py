@@ -113,9 +113,10 @@ class SweepProgress:
         self.found += before
         self.done += not before
         self._seconds.append(record.cost.seconds)
-        if not run.configuration.without:
-            cell, accuracy = (run.data, run.configuration.target), record.result.best
-            found = (accuracy.target_accuracy, run.configuration.method)
+        accuracy = record.result.best.target_accuracy
+        if accuracy is not None and not run.configuration.without:
+            cell = (run.data, run.configuration.target)
+            found = (accuracy, run.configuration.method)
             self.best[cell] = max(self.best.get(cell, found), found, key=lambda each: each[0])
 
     def seconds_left(self) -> float | None:

@@ -23,6 +23,7 @@ from gradsurgery.documents.record import (
 )
 from gradsurgery.training.checkpoint import Checkpoint, save_weights
 from gradsurgery.training.evaluation import Evaluation, evaluate
+from gradsurgery.training.images_used import ImagesUsed
 from gradsurgery.training.learner import Learner
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 
@@ -44,23 +45,26 @@ def assess_models(
     or what the run's average has selected, which is validated here.
     """
     curves, domains = checkpoint.curves, loader.images.domains
-    target = checkpoint.configuration.target
-    total = 2 * len(domains)
+    target = checkpoint.configuration.held_out(domains)
+    classes, total = len(loader.images.classes), 2 * len(domains)
 
-    def accuracy_on(indices: Int64[np.ndarray, " chosen"]) -> float:
-        return evaluate(learner.judged, loader, indices, autocast=learner.autocast).accuracy
+    def tested_on(indices: Int64[np.ndarray, " chosen"]) -> Evaluation:
+        return evaluate(learner.judged, loader, indices, autocast=learner.autocast)
 
     def result(first: int, **about: Any) -> ModelResult:
         tested = {}
         for position, domain in enumerate(domains, start=first):
             report(TrainingProgress("testing", position, total))
-            tested[domain] = accuracy_on(split.test[domain])
+            if len(split.test[domain]):  # a split of the user's own may have none of a source
+                tested[domain] = tested_on(split.test[domain])
         report(TrainingProgress("testing", first + len(domains), total))
-        held_back = split.validation[target]
+        nothing = np.empty(0, dtype=np.int64)
+        held_back = nothing if target is None else split.validation[target]
         return ModelResult(
-            target_accuracy=tested[target],
-            target_validation_accuracy=accuracy_on(held_back) if len(held_back) else None,
-            test_accuracy=tested,
+            target_accuracy=None if target is None else tested[target].accuracy,
+            target_validation_accuracy=tested_on(held_back).accuracy if len(held_back) else None,
+            test_accuracy={domain: found.accuracy for domain, found in tested.items()},
+            tests={domain: found.answers.tally(classes) for domain, found in tested.items()},
             **about,
         )
 
@@ -101,11 +105,12 @@ def save_model(
         std=list(backbone.std),
         image_size=images.size,
         resize_first=images.resize_first,
+        resize=images.resize,
         decoder=own,
         precision=configuration.precision,
         data=images.name,
         domains=configuration.sources(images.domains),
-        target=configuration.target,
+        target=configuration.held_out(images.domains),
         method=configuration.method,
         average=configuration.average,
         seed=configuration.seed,
@@ -117,8 +122,9 @@ def save_model(
     save_weights(backbone.model.state_dict(), directory / MODEL_FILE, metadata)
 
 
-def describe_data(images: ImageSet) -> DataRecord:
+def describe_data(used: ImagesUsed) -> DataRecord:
     """The record's part on the image set."""
+    images = used.images
     counts = dict(zip(images.domains, images.counts().tolist(), strict=True))
     skipped, left_out = (
         [SkippedFile(identity=file.identity, reason=file.reason) for file in files]
@@ -133,13 +139,15 @@ def describe_data(images: ImageSet) -> DataRecord:
         class_images=counts,
         skipped=skipped,
         left_out=left_out,
+        identical=used.identical,
+        alike=used.alike,
     )
 
 
 def describe_split(split: Split) -> SplitRecord:
     """The record's part on the split."""
     sizes = {domain: SplitSizes(**parts) for domain, parts in split.sizes().items()}
-    return SplitRecord(digest=split.digest, seed=split.seed, sizes=sizes)
+    return SplitRecord(digest=split.digest, seed=split.seed, unused=len(split.unused), sizes=sizes)
 
 
 def describe_model(backbone: Backbone) -> ModelRecord:

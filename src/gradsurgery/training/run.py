@@ -12,19 +12,15 @@ from gradsurgery.algorithms import build_method, method_provenance
 from gradsurgery.algorithms.objectives import Fishr
 from gradsurgery.backbones import Backbone, build_backbone, check_batch_size
 from gradsurgery.data import (
-    Batches,
-    DomainBatches,
     ImageSet,
-    SingleDomainBatches,
     Source,
     Split,
-    draw_split,
     open_source,
     prepare,
 )
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Cost, Record
-from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.errors import ArgumentError
 from gradsurgery.training.averaging import average_values, method_settings
 from gradsurgery.training.checkpoint import (
     Checkpoint,
@@ -42,6 +38,7 @@ from gradsurgery.training.device import (
 from gradsurgery.training.directory import check_same, claimed, is_longer
 from gradsurgery.training.environment import describe_environment
 from gradsurgery.training.evaluation import evaluate
+from gradsurgery.training.images_used import ImagesUsed, check_weights
 from gradsurgery.training.learner import Learner, build_learner, build_optimizer
 from gradsurgery.training.loop import Observer, run_steps
 from gradsurgery.training.outcome import (
@@ -65,6 +62,8 @@ def train(
     observe: Observer | None = None,
 ) -> Record:
     """Train on every domain but the target, and test the best and the last model on all of them.
+
+    The target "none" holds out no domain: all are trained and validated on.
 
     The same call again continues a run that was interrupted, to the same record bit for bit on a
     processor, and returns the record of one that is finished. With more iterations it gives such a
@@ -93,7 +92,9 @@ def train(
         )
     report: ProgressCallback = progress or (lambda _: None)
     directory = Path(directory)
-    source = opened if opened is not None else open_source(configuration.data)
+    source = (
+        opened if opened is not None else open_source(configuration.data, **configuration.reading)
+    )
     check_run(configuration, source.name, source.domains)
     device = resolve_device(configuration.device)
     if (record := _finished(configuration, directory)) is not None:
@@ -148,8 +149,8 @@ def _backbone(configuration: RunConfiguration, source: Source | ImageSet) -> Bac
 
 def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ...]) -> None:
     """Raise `ArgumentError` where the target, the method or its steps do not fit the data set."""
-    target, method = configuration.target, configuration.method
-    if target not in domains:
+    target, method = configuration.held_out(domains), configuration.method
+    if target is not None and target not in domains:
         raise ArgumentError(
             f"{name} has no domain {target!r}; its domains are {', '.join(domains)}"
         )
@@ -163,6 +164,7 @@ def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ..
         label_smoothing=configuration.label_smoothing,
     )
     check_recipe(configuration, algorithm)
+    check_weights(configuration, algorithm)
     if reason := algorithm.idle_reason(configuration.iterations):
         raise ArgumentError(reason)
     if configuration.compile and isinstance(getattr(algorithm, "objective", None), Fishr):
@@ -179,8 +181,9 @@ def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ..
     sources = len(configuration.sources(domains))
     least = algorithm.minimum_domains
     if sources < least:
+        beside = "" if target is None else f" beside the target {target!r}"
         raise ArgumentError(
-            f"{name} leaves {sources} source domain(s) beside the target {target!r} and {method} "
+            f"{name} leaves {sources} source domain(s){beside} and {method} "
             f"needs {least}; use a data set with more domains, or --method deep-all, which takes "
             "one"
         )
@@ -233,9 +236,11 @@ def _work(
 ) -> Record:
     """The steps that are left, then the tests."""
     reset_peak_memory(learner.device)
-    split = draw_split(images, seed=configuration.seed_of_split)
-    sources = configuration.sources(images.domains)
-    _check_split(split, sources, images.name)
+    used = ImagesUsed.of(configuration, images)
+    used.prepare(learner.algorithm, configuration, learner.device)
+    for line in used.notes(configuration.target):
+        report(TrainingProgress("images", len(images.label), len(images.label), note=line))
+    split = used.split
     if checkpoint is None:
         checkpoint = Checkpoint(
             configuration=configuration, data_digest=images.digest, split_digest=split.digest
@@ -253,13 +258,13 @@ def _work(
         evaluate,
         learner.judged,
         loader,
-        np.concatenate([split.validation[domain] for domain in sources]),
+        np.concatenate([split.validation[domain] for domain in used.sources]),
         autocast=learner.autocast,
     )
     cuda_graph = run_steps(
         learner,
         checkpoint,
-        _batches(configuration, images, split),
+        used.batches(configuration),
         loader,
         validate=validate,
         directory=directory,
@@ -271,7 +276,7 @@ def _work(
     save_model(learner.judged, configuration, images, result.best, directory)
     return Record(
         configuration=configuration,
-        data=describe_data(images),
+        data=describe_data(used),
         split=describe_split(split),
         model=describe_model(learner.backbone),
         curves=checkpoint.curves,
@@ -289,17 +294,6 @@ def _work(
     )
 
 
-def _batches(configuration: RunConfiguration, images: ImageSet, split: Split) -> Batches:
-    drawn = DomainBatches if configuration.batches == "multi" else SingleDomainBatches
-    return drawn(
-        images,
-        split.train,
-        domains=configuration.sources(images.domains),
-        batch_size=configuration.batch_size,
-        seed=configuration.seed,
-    )
-
-
 def _objects(
     configuration: RunConfiguration, images: ImageSet, learner: Learner
 ) -> list[dict[str, str | None]]:
@@ -307,19 +301,6 @@ def _objects(
     places = (images.provenance, learner.backbone.provenance)
     found = method_provenance(configuration.method)
     return found + [place for place in places if place is not None]
-
-
-def _check_split(split: Split, sources: list[str], name: str) -> None:
-    """Every number of the record needs an image at least."""
-    sizes = split.sizes()
-    empty = [domain for domain, parts in sizes.items() if parts["test"] == 0]
-    if all(sizes[domain]["validation"] == 0 for domain in sources):
-        raise DataError(f"{name} is too small: no image is left for validation; add images")
-    if empty:
-        raise DataError(
-            f"{name} is too small: no image of {', '.join(empty)} is left for testing; "
-            "have 3 images or more of a class in every domain"
-        )
 
 
 def _go_on(

@@ -14,6 +14,7 @@ from gradsurgery.algorithms.risk import risk
 from gradsurgery.errors import ArgumentError
 from gradsurgery.hyperparameters import Hyperparameter, checked_values
 from gradsurgery.rules.base import forget
+from gradsurgery.rules.randomness import checked_generator
 
 # of any size each, hence no name for it
 Batch = tuple[Float[Tensor, "_ channels height width"], Int[Tensor, " _"]]
@@ -30,7 +31,8 @@ class Objective(ABC):
     random in it draws from `self.generator`, seeded with 0 where none is given.
 
     One that takes its cross-entropies from `self.risk` alone says so by `smooths_labels = True`,
-    and may then be trained with label smoothing.
+    and may then be trained with label smoothing; one whose losses are made of nothing else, by
+    `weighs_classes = True`, and may be trained with weights of the classes too.
     """
 
     name: ClassVar[str]
@@ -38,16 +40,19 @@ class Objective(ABC):
     minimum_domains: ClassVar[int] = 1
     state_names: ClassVar[tuple[str, ...]] = ()
     smooths_labels: ClassVar[bool] = False
+    weighs_classes: ClassVar[bool] = False
     label_smoothing: float = 0.0
+    class_weights: Tensor | None = None
 
     def __init_subclass__(cls) -> None:
         forget(cls, "stage", Objective, of=("losses", "weight"))
         forget(cls, "smooths_labels", Objective, of=("losses", "risk"))
+        forget(cls, "weighs_classes", Objective, of=("losses", "risk"))
         if not hasattr(cls, "name"):
             cls.name = cls.__name__
 
     def __init__(self, *, generator: torch.Generator | None = None, **given: Any) -> None:
-        self.generator = generator or torch.Generator().manual_seed(0)
+        self.generator = checked_generator(generator) or torch.Generator().manual_seed(0)
         self.values = checked_values(self.name, self.hyperparameters, given)
         self.state: dict[str, Tensor] = {}
 
@@ -59,8 +64,8 @@ class Objective(ABC):
         """
 
     def risk(self, logits: Logits, labels: Int[Tensor, " batch"]) -> Tensor:
-        """The mean cross-entropy of a batch, with the run's label smoothing."""
-        return risk(logits, labels, self.label_smoothing)
+        """The mean cross-entropy of a batch, with the run's label smoothing and class weights."""
+        return risk(logits, labels, self.label_smoothing, self.class_weights)
 
     def stage(self, step: int) -> Any:
         """What of the step's number decides the formula of the losses; None where it may be all."""

@@ -85,7 +85,7 @@ def head_gradient_variance(
     target, and a_n its features (and 1 for the bias), so the variance is
     mean_n δ_n² a_n²ᵀ − (mean_n δ_n a_nᵀ)².
     """
-    delta = logits.softmax(1) - smoothed(labels, logits.shape[1], label_smoothing)
+    delta = logits.softmax(1) - smoothed(labels, logits, label_smoothing)
     inputs = torch.cat([features, torch.ones_like(features[:, :1])], 1)
     mean = delta.T @ inputs / len(inputs)
     return (delta.square().T @ inputs.square() / len(inputs) - mean.square()).flatten()

@@ -32,6 +32,7 @@ class GradNorm(Objective):
 
     name: ClassVar[str] = "gradnorm"
     smooths_labels: ClassVar[bool] = True
+    weighs_classes: ClassVar[bool] = True
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
         Hyperparameter("alpha", 1.5, "strength α of the pull to equal rates", source=_PAPER),
         Hyperparameter("learning_rate", 0.025, "step size of the weights", source=_PAPER),

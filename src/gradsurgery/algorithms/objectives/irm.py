@@ -46,8 +46,8 @@ class IRM(AnnealedObjective):
         logits = forward([images for images, _ in batches])
         for _, labels in batches:
             z = next(logits)
-            penalty = invariance_penalty(z, labels, self.label_smoothing)
-            yield self.risk(z, labels) + weight * penalty
+            risk = self.risk(z, labels)
+            yield risk + weight * invariance_penalty(z, labels, self.label_smoothing)
 
 
 def invariance_penalty(
@@ -83,5 +83,5 @@ def scale_gradient(
     if label_smoothing == 0:
         target = logits.gather(1, labels[:, None]).squeeze(1)
     else:
-        target = (smoothed(labels, logits.shape[1], label_smoothing) * logits).sum(1)
+        target = (smoothed(labels, logits, label_smoothing) * logits).sum(1)
     return (expected - target).mean()

@@ -24,6 +24,7 @@ class Mixup(Objective):
 
     name: ClassVar[str] = "mixup"
     smooths_labels: ClassVar[bool] = True
+    weighs_classes: ClassVar[bool] = True
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
         Hyperparameter(
             "alpha", 0.2, "shape α of the Beta distribution of λ", open_low=True, source=DOMAINBED
@@ -45,7 +46,7 @@ class Mixup(Objective):
             share * batches[i][0] + (1 - share) * batches[j][0]
             for (i, j), share in zip(ring, shares, strict=True)
         ]
-        logits = forward(mixed)
+        logits = forward(mixed, of=ring)
         for (i, j), share in zip(ring, shares, strict=True):
             z = next(logits)
             first, second = self.risk(z, batches[i][1]), self.risk(z, batches[j][1])

@@ -26,6 +26,7 @@ class ERM(Objective):
 
     name: ClassVar[str] = "erm"
     smooths_labels: ClassVar[bool] = True
+    weighs_classes: ClassVar[bool] = True
 
     @override
     def stage(self, step: int) -> Any:
@@ -51,6 +52,7 @@ class VREx(AnnealedObjective):
 
     name: ClassVar[str] = "vrex"
     smooths_labels: ClassVar[bool] = True
+    weighs_classes: ClassVar[bool] = True
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
         Hyperparameter(
             "penalty", 10.0, "weight of the risks' variance after annealing", source=DOMAINBED
@@ -83,6 +85,7 @@ class GroupDRO(Objective):
 
     name: ClassVar[str] = "group-dro"
     smooths_labels: ClassVar[bool] = True
+    weighs_classes: ClassVar[bool] = True
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
         Hyperparameter("eta", 0.01, "step size η of the domains' weights q", source=DOMAINBED),
     )

@@ -1,0 +1,167 @@
+"""`gradsurgery deploy`: from a data set to a model for domains that nobody has seen yet."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from gradsurgery.atomic import atomic_file
+from gradsurgery.cli import options as opt
+from gradsurgery.cli.live import displayed
+from gradsurgery.cli.report import make_report
+from gradsurgery.cli.sweep import grid_from, mapping_of, plan_parts, run_plan
+from gradsurgery.data import Source, open_source
+from gradsurgery.documents.data_options import NO_TARGET
+from gradsurgery.documents.deployment import Deployment
+from gradsurgery.documents.diagnosis import Diagnosis, DiagnosisOptions
+from gradsurgery.documents.plan import PLAN_PARTS, Plan
+from gradsurgery.documents.record import Record
+from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.report.model_card import candidates_table, expectation, model_card
+from gradsurgery.report.terminal import OnTerminal
+from gradsurgery.results import take_inventory
+from gradsurgery.results.deployment import (
+    Tried,
+    candidates_of,
+    choose,
+    without_looking,
+)
+from gradsurgery.studies.diagnosis import diagnose_run
+from gradsurgery.sweep.run import planned
+from gradsurgery.sweep.runs import SweepRun
+from gradsurgery.training import train
+from gradsurgery.training.directory import folder_name
+from gradsurgery.training.outcome import MODEL_FILE
+from gradsurgery.training.run import prepare_images
+
+MODEL_FOLDER = "model"
+_ATTAINABLE = Literal["leave-one-domain-out", "training-domain"]
+
+
+@opt.takes_launch_options
+@opt.takes_plan_options
+def deploy(
+    data: Annotated[str | None, opt.DATA] = None,
+    *,
+    config: opt.ConfigOption = None,
+    print_config: opt.PrintConfigOption = False,
+    methods: opt.MethodsOption = None,
+    seeds: opt.SeedsOption = None,
+    grid: opt.GridOption = None,
+    criterion: Annotated[
+        _ATTAINABLE,
+        typer.Option(
+            "--criterion",
+            help="Choose by the accuracy on the domains left out, or on the validation images of "
+            "the others.",
+        ),
+    ] = "leave-one-domain-out",
+    out: Annotated[Path | None, typer.Option("--out", help="Default: deployments/<data>.")] = None,
+    dry_run: opt.DryRunOption = False,
+    launch: opt.LaunchOptions,
+    options: dict[str, Any],
+) -> None:
+    """Choose a method by leaving every domain out in turn, and train it on all of them.
+
+    Writes a sweep with its report, and the folder model: the model file, its card README.md and
+    deployment.json. The same command again goes on where it ended, however it ended.
+    """
+    given = {"data": data and [data], "methods": methods, "seeds": seeds}
+    parts = plan_parts(config, given, options)
+    parts["grid"] = mapping_of(parts, "grid") | grid_from(grid)
+    for name, value in (("targets", "all"), ("leave_one_domain_out", False)):
+        if parts.setdefault(name, value) != value:
+            raise ArgumentError(f"{name} is not for a deployment, which leaves out every domain")
+    plan = Plan(**parts)
+    if len(plan.data) != 1:
+        raise ArgumentError(f"a deployment is of one data set, found {', '.join(plan.data)}")
+    source = open_source(plan.data[0])
+    if NO_TARGET in source.domains:
+        raise ArgumentError(
+            f"{source.name} has a domain called {NO_TARGET!r}, the word for leaving none out; "
+            "rename it"
+        )
+    folder = out or Path("deployments") / folder_name(source.name)
+    run_plan(
+        parts,
+        folder,
+        launch,
+        after=lambda folder: _finish(plan, source, folder, criterion, launch.cache),
+        dry_run=dry_run,
+        print_config=print_config,
+    )
+
+
+def _finish(
+    plan: Plan, source: Source, folder: Path, criterion: _ATTAINABLE, cache: Path | None
+) -> None:
+    """Choose, train on all domains, and write and print what came of it."""
+    tried = candidates_of(take_inventory([folder]))
+    candidates = [each.candidate for each in tried]
+    domains = list(source.domains)
+    chosen = choose(candidates, criterion, domains)
+    if chosen is None:
+        raise DataError(
+            f"no candidate in {folder} has all of its runs (the first lacks "
+            f"{candidates[0].lacks}); repeat the same command"
+        )
+    run = _final_run(plan, source, tried[chosen])
+    directory = folder / run.directory
+    with displayed("on all domains") as report:
+        record = train(run.configuration, directory, report, cache, opened=source)
+        conflict = _conflict(source, directory, record, cache)
+    deployment = Deployment(
+        data=record.data.name,
+        data_digest=record.data.digest,
+        domains=record.data.domains,
+        classes=record.data.classes,
+        criterion=criterion,
+        seeds=sorted({r.configuration.seed for r in tried[chosen].records}),
+        candidates=candidates,
+        chosen=chosen,
+        without_it=without_looking(candidates, criterion, domains),
+        directory=run.directory,
+    )
+    model = folder / MODEL_FOLDER
+    model.mkdir(exist_ok=True)
+    with atomic_file(model / MODEL_FILE) as temporary:
+        shutil.copyfile(directory / MODEL_FILE, temporary)
+    with atomic_file(model / "README.md") as temporary:
+        temporary.write_text(model_card(deployment, record, conflict), encoding="utf-8")
+    deployment.save(model)
+    page = make_report([folder]).page
+    Console().print(OnTerminal([candidates_table(deployment), expectation(deployment)]))
+    print(f"model and card: {model}")
+    print(f"report: {page}")
+
+
+def _final_run(plan: Plan, source: Source, chosen: Tried) -> SweepRun:
+    """The chosen candidate's run on all domains, with the first seed."""
+    options = chosen.configuration.model_dump(exclude=set(PLAN_PARTS))
+    options |= {name: plan.options[name] for name in ("device",) if name in plan.options}
+    final = Plan(
+        data=plan.data,
+        targets=[NO_TARGET],
+        methods=[chosen.configuration.method],
+        seeds=plan.seeds[:1],
+        options=options,
+    )
+    (run,) = planned(final, {plan.data[0]: source})
+    return run
+
+
+def _conflict(
+    source: Source, directory: Path, record: Record, cache: Path | None
+) -> Diagnosis | None:
+    """Where the domains conflict in the model; measured once. None of a single domain."""
+    if len(record.data.domains) < 2:
+        return None
+    if (directory / Diagnosis.file_name).exists():
+        return Diagnosis.load(directory)
+    images = prepare_images(source, record.configuration, cache, lambda _: None)
+    device = record.configuration.device
+    conflict = diagnose_run(directory, DiagnosisOptions.model_validate({}), images, device)
+    conflict.save(directory)
+    return conflict

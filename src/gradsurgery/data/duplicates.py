@@ -1,0 +1,211 @@
+"""Images that are in a data set more than once: identical files, and pictures that look alike."""
+
+import hashlib
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradsurgery.data.image_set import ImageSet
+from gradsurgery.data.splits import Split
+from gradsurgery.documents.document import Document
+from gradsurgery.documents.record import Copies
+from gradsurgery.errors import DataError, OutputError
+
+NEAR = 4
+"""Of the 64 bits of a perceptual hash, how many differ at most between pictures that look alike."""
+LEAST_SIDE = 32
+"""Pixels of a side below which pictures of any kind look alike."""
+_EXAMPLES = 10
+
+Groups = list[list[int]]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where images are: positions of their domains and classes, and the parts they are used in.
+
+    part: per image "train", "validation", "test" or "" (not used); None where there is no split.
+    """
+
+    domains: Sequence[str]
+    identities: Sequence[str]
+    domain: NDArray[np.int64]
+    label: NDArray[np.int64]
+    part: Sequence[str] | None = None
+
+
+def identical_files(hashes: Sequence[Any]) -> Groups:
+    """The positions of each file that is there more than once; the groups by their first."""
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for position, found in enumerate(hashes):
+        groups[found].append(position)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def file_hashes(images: ImageSet) -> Sequence[Any]:
+    """What tells the files of `images` apart; of a set whose files are not known, its pixels."""
+    if images.hashes:
+        return images.hashes
+    return [hashlib.sha256(pixels.tobytes()).digest() for pixels in images.images]
+
+
+def dropped(images: ImageSet) -> frozenset[int]:
+    """Positions of the images that `drop_duplicates` leaves out.
+
+    Of identical files the first in the order of domain, class and name stays; where their classes
+    differ none does, since nobody knows which is right.
+    """
+    groups = identical_files(file_hashes(images))
+    contradictory = [len({int(images.label[i]) for i in group}) > 1 for group in groups]
+    return frozenset(
+        position
+        for group, all_go in zip(groups, contradictory, strict=True)
+        for position in (group if all_go else group[1:])
+    )
+
+
+def copies_among(groups: Iterable[Sequence[int]], places: Places) -> Copies:
+    """What groups of images that are the same picture mean for training and testing on them."""
+    found = Copies()
+    shared: dict[tuple[int, int], int] = defaultdict(int)
+    telling: list[tuple[int, list[str]]] = []
+    for group in groups:
+        domains = sorted({int(places.domain[i]) for i in group})
+        classes = {int(places.label[i]) for i in group}
+        parts = {places.part[i] for i in group} - {""} if places.part is not None else set()
+        found.images += len(group)
+        found.across_classes += len(classes) > 1
+        found.across_parts += "train" in parts and len(parts) > 1
+        for number, first in enumerate(domains):
+            for second in domains[number + 1 :]:
+                shared[first, second] += 1
+        weight = 2 * (len(classes) > 1) + (len(domains) > 1)
+        telling.append((-weight, [places.identities[i] for i in group]))
+    found.across_domains = {
+        f"{places.domains[a]} and {places.domains[b]}": n for (a, b), n in sorted(shared.items())
+    }
+    telling.sort()
+    found.examples = [names[:4] for _, names in telling[:_EXAMPLES]]
+    return found
+
+
+def perceptual_hash(pixels: NDArray[np.uint8]) -> int:
+    """64 bits that hardly change with size, brightness and compression (imagehash's `phash`)."""
+    import imagehash
+    from PIL import Image
+
+    bits = imagehash.phash(Image.fromarray(pixels)).hash
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def alike(looks: Sequence[int], hashes: Sequence[Any]) -> Iterator[tuple[int, int]]:
+    """Yield the pairs of positions that look alike and are not the same file.
+
+    looks: their perceptual hashes. Of several files with the same hash the first stands for all,
+    but for a pair with the second, so that a thousand blank pages are no million of pairs.
+    """
+    standing: dict[int, dict[Any, int]] = defaultdict(dict)
+    for position, look in enumerate(looks):
+        standing[look].setdefault(hashes[position], position)
+    firsts = {}
+    for look, files in standing.items():
+        firsts[look], *others = files.values()
+        yield from ((firsts[look], other) for other in others)
+    unique = np.array(sorted(standing), dtype=np.uint64)
+    for first, second in sorted(_close_pairs(unique)):
+        a, b = firsts[int(unique[first])], firsts[int(unique[second])]
+        if hashes[a] != hashes[b]:
+            yield min(a, b), max(a, b)
+
+
+def _close_pairs(looks: NDArray[np.uint64]) -> set[tuple[int, int]]:
+    """The pairs of positions whose bits differ in `NEAR` places or fewer.
+
+    Of NEAR + 1 pieces of the bits one at least is equal then: only such are compared.
+    """
+    found: set[tuple[int, int]] = set()
+    edges = [64 * piece // (NEAR + 1) for piece in range(NEAR + 2)]
+    for low, high in itertools.pairwise(edges):
+        pieces = (looks >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
+        order = np.argsort(pieces, kind="stable")
+        starts = np.flatnonzero(np.diff(pieces[order])) + 1
+        for members in np.split(order, starts):
+            for number, member in enumerate(members[:-1]):
+                others = members[number + 1 :]
+                differing = _bits(looks[others] ^ looks[member])
+                found.update(
+                    (int(min(member, other)), int(max(member, other)))
+                    for other in others[differing <= NEAR]
+                )
+    return found
+
+
+def _bits(numbers: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """How many bits of each number are set."""
+    bits: NDArray[np.int64] = np.unpackbits(numbers[:, None].view(np.uint8), axis=1).sum(1)
+    return bits
+
+
+class LooksFile(Document):
+    """The perceptual hashes of a folder of decoded images, in their order."""
+
+    file_name: ClassVar[str] = "looks.json"
+    title: ClassVar[str] = "list of perceptual hashes"
+    cure: ClassVar[str] = "delete it"
+
+    looks: list[str]
+
+
+def looks_of(images: ImageSet) -> list[int] | None:
+    """The perceptual hashes of `images`, kept beside them; None where they are too small."""
+    if images.size < LEAST_SIDE:
+        return None
+    if images.folder is not None:
+        with suppress(DataError):
+            written = LooksFile.load(images.folder).looks
+            if len(written) == len(images.identities):
+                return [int(look, 16) for look in written]
+    looks = [perceptual_hash(pixels) for pixels in images.images]
+    if images.folder is not None:
+        with suppress(OutputError):  # a cache that others may only read
+            LooksFile(looks=[f"{look:016x}" for look in looks]).save(images.folder)
+    return looks
+
+
+def copies_in_run(
+    images: ImageSet, split: Split, sources: Sequence[str], target: str
+) -> tuple[Copies, Copies | None]:
+    """The pictures that a run uses more than once: identical files, and images that look alike.
+
+    The latter is None for images too small to tell. Used are the training and validation images of
+    the sources, and all test images.
+    """
+    part = [""] * len(images.identities)
+    for name, of_domains in (("test", images.domains), ("validation", sources), ("train", sources)):
+        for domain in of_domains:
+            for position in getattr(split, name)[domain].tolist():
+                part[position] = name
+    places = Places(images.domains, images.identities, images.domain, images.label, part)
+    of_target = images.domains.index(target)
+    hashes = file_hashes(images)
+    looks = looks_of(images)
+
+    def used(groups: Iterable[Sequence[int]]) -> Groups:
+        left = ([i for i in group if part[i]] for group in groups)
+        return [group for group in left if len(group) > 1]
+
+    def copies(groups: Groups) -> Copies:
+        found = copies_among(groups, places)
+        learned = [group for group in groups if any(part[i] == "train" for i in group)]
+        tested = {i for group in learned for i in group if part[i] == "test"}
+        found.of_target = sum(int(images.domain[i]) == of_target for i in tested)
+        return found
+
+    identical = copies(used(identical_files(hashes)))
+    return identical, None if looks is None else copies(used(alike(looks, hashes)))

@@ -1,0 +1,180 @@
+"""Tables of paths: CSV, TSV and JSONL with the columns path, label, domain, and perhaps split."""
+
+import codecs
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gradsurgery.data.files import FilesSource, ImageFile
+from gradsurgery.errors import DataError, one_line, printable
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+NEEDED = ("path", "label", "domain")
+_ENCODINGS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+Row = dict[str, str]
+
+
+class ManifestSource(FilesSource):
+    """The images that a table names, one a row.
+
+    Paths are relative to the table's folder, or absolute. CSV is separated by commas, semicolons or
+    tabs, whichever its first line has; encodings are UTF-8, and UTF-16 with its mark.
+
+    columns: what the columns path, label, domain and split are called in the table, where that is
+        not their own name.
+
+    Raises `DataError`, one line, for a table that cannot be read, a column that is missing, an
+    empty value, a file that does not exist or is named twice.
+    """
+
+    def __init__(self, path: Path, columns: Mapping[str, str]) -> None:
+        self.table = path
+        names = {role: columns.get(role, role) for role in (*NEEDED, "split")}
+        files: list[ImageFile] = []
+        seen: dict[Path, tuple[int, Row]] = {}
+        missing: list[str] = []
+        for line, cells in _rows(path, names, set(columns)):
+            row = {role: self._cell(line, cells, name, role) for role, name in names.items()}
+            file = _located(path.parent, row["path"])
+            place = f"line {line}: {printable(row['path'])}"
+            if file is None:
+                missing.append(place)
+                continue
+            if (before := seen.setdefault(file, (line, row))) != (line, row):
+                raise self._repeated(line, row, *before)
+            files.append(
+                ImageFile(file, row["domain"], row["label"], row["path"], row["split"] or None)
+            )
+        if missing:
+            more = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
+            raise DataError(
+                f"{path}, {missing[0]} is no file{more}; paths are relative to "
+                f"{path.parent.absolute()}; mend them, or remove the rows"
+            )
+        if not files:
+            raise DataError(f"{path} has no rows; give one for each image")
+        super().__init__(path, files, reading=f"table {sorted(columns.items())} ")
+        self.name = printable(path.stem)
+
+    def _cell(self, line: int, cells: Row, name: str, role: str) -> str:
+        value = cells.get(name, "").strip()
+        if not value and role != "split":
+            raise DataError(
+                f"{self.table}, line {line}: {name} is empty, expected the image's {role}; fill it "
+                "in, or remove the row"
+            )
+        return value
+
+    def _repeated(self, line: int, row: Row, first: int, before: Row) -> DataError:
+        changed = [role for role in row if row[role] != before[role] and role != "path"]
+        as_well = ""
+        if changed:
+            role = changed[0]
+            as_well = f", with the {role} {row[role]!r:.60} instead of {before[role]!r:.60}"
+        return DataError(
+            f"{self.table}, line {line} names {printable(row['path'])} again, as line {first} does"
+            f"{as_well}; remove one of them"
+        )
+
+
+def _located(folder: Path, text: str) -> Path | None:
+    """The file that a cell names, with Windows' separators where there is none as it is written."""
+    for spelled in dict.fromkeys((text, text.replace("\\", "/"))):
+        path = folder / spelled
+        try:
+            if path.is_file():
+                return path
+        except (OSError, ValueError):  # too long, a NUL in it
+            continue
+    return None
+
+
+def _rows(path: Path, names: Mapping[str, str], renamed: set[str]) -> Iterator[tuple[int, Row]]:
+    """Yield (the line it begins in, its cells by column) of every row that is not blank."""
+    text = _text(path)
+    rows = _json_rows if path.suffix.lower() in (".jsonl", ".ndjson") else _separated_rows
+    for number, (line, cells) in enumerate(rows(path, text)):
+        if number == 0:
+            wanted = [names[role] for role in names if role in NEEDED or role in renamed]
+            _check_columns(path, list(cells), wanted)
+        if any(cells.values()):
+            yield line, cells
+
+
+def _check_columns(path: Path, found: list[str], wanted: list[str]) -> None:
+    for name in wanted:
+        if name not in found:
+            raise DataError(
+                f"{path} has no column {name}, expected {', '.join(wanted)}, found "
+                f"{', '.join(map(printable, found)) or 'none'}; rename it, or say what it is "
+                "called with --columns, as label=species"
+            )
+
+
+def _text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; check the file") from error
+    encoding = next((e for mark, e in _ENCODINGS.items() if content.startswith(mark)), "utf-8")
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path}, line {line} is not in {encoding.upper().removesuffix('-SIG')}; save the "
+            "table as UTF-8"
+        ) from error
+
+
+def _separated_rows(path: Path, text: str) -> Iterator[tuple[int, Row]]:
+    header = text.partition("\n")[0]
+    separator = max(",;\t", key=header.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        if twice := sorted({name for name in names if name and names.count(name) > 1}):
+            raise DataError(f"{path} has two columns {twice[0]}, expected one; rename the other")
+        yield 1, dict.fromkeys(names, "")  # the columns, also of a table without rows
+        line = reader.line_num + 1
+        for cells in reader:
+            if cells and len(cells) != len(names):
+                raise DataError(
+                    f"{path}, line {line} has {len(cells)} cells, expected {len(names)} as its "
+                    "first line; quote a cell that has a separator in it"
+                )
+            yield line, dict(zip(names, cells, strict=False))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}; mend the row") from error
+
+
+def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Row]]:
+    for line, written in enumerate(text.split("\n"), start=1):
+        if not written.strip():
+            continue
+        try:
+            cells: Any = json.loads(written)
+        except (ValueError, RecursionError) as error:
+            reason = one_line(error)
+            raise DataError(f"{path}, line {line} is not JSON: {reason}; mend the row") from error
+        if not isinstance(cells, dict):
+            raise DataError(f'{path}, line {line} is no object; write {{"path": …}} a line')
+        yield (
+            line,
+            {
+                name: value
+                if isinstance(value, str)
+                else ""
+                if value is None
+                else json.dumps(value)
+                for name, value in cells.items()
+            },
+        )

@@ -1,0 +1,153 @@
+"""What one pass over images counts: every figure of a classifier follows from it."""
+
+import math
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy as np
+from jaxtyping import Float32, Int64
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from gradsurgery.documents.document import LARGEST, Part
+
+BINS = 15
+"""Of confidence, of equal width from 0 to 1; one more has what is exactly 1, as in torchmetrics."""
+
+_Counts = Annotated[str, Field(pattern=r"^(\d{1,15}:\d{1,15}( \d{1,15}:\d{1,15})*)?$")]
+_Bin = Annotated[str, Field(pattern=r"^\d{1,2} \d{1,15} \d{1,15} [\d.e+-]{1,30}$")]
+
+
+class Tally(Part):
+    """Images by their class, the class predicted and the confidence in it.
+
+    confusion: for each class, in their order, its images by the class predicted:
+        "0:41 2:3" are 41 images taken for the first class and 3 for the third.
+    calibration: for each bin of confidence that has images "bin images correct confidence": its
+        number from 0, how many there are, how many of them are right, the mean confidence.
+    log_loss, log_loss_deviation: mean and standard deviation of the images' cross-entropy (nats).
+        None, as `calibration` is empty, where a prediction is not finite.
+
+    >>> Tally(confusion=["0:41 2:3", "1:5", ""]).matrix().tolist()
+    [[41, 0, 3], [0, 5, 0], [0, 0, 0]]
+    """
+
+    confusion: list[_Counts]
+    calibration: list[_Bin] = []
+    log_loss: float | None = None
+    log_loss_deviation: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        label: Int64[np.ndarray, " images"],
+        predicted: Int64[np.ndarray, " images"],
+        confidence: Float32[np.ndarray, " images"],
+        loss: NDArray[np.floating],
+        classes: int,
+    ) -> "Tally":
+        """Count images.
+
+        label, predicted: positions of classes, of which there are `classes`.
+        confidence: the probability of the class predicted, from 0 to 1.
+        loss: the cross-entropy of each image.
+        """
+        rows: list[list[str]] = [[] for _ in range(classes)]
+        pairs, counts = np.unique(label * classes + predicted, return_counts=True)
+        for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
+            rows[pair // classes].append(f"{pair % classes}:{count}")
+        tally = cls(confusion=[" ".join(row) for row in rows])
+        losses = loss.astype(np.float64)
+        finite = bool(np.isfinite(confidence).all() and (np.abs(losses) <= LARGEST).all())
+        if len(label) and finite:
+            tally.calibration = _binned(confidence, label == predicted)
+            tally.log_loss = float(losses.mean())
+            tally.log_loss_deviation = float(losses.std())
+        return tally
+
+    @classmethod
+    def merged(cls, tallies: Sequence["Tally"]) -> "Tally":
+        """The tally of all the images of several with the same classes."""
+        matrix = sum(tally.matrix() for tally in tallies)
+        confusion = [
+            " ".join(f"{column}:{row[column]}" for column in np.flatnonzero(row).tolist())
+            for row in np.asarray(matrix)
+        ]
+        whole = cls(confusion=confusion)
+        counted = [tally for tally in tallies if tally.images]
+        if not counted or any(tally.log_loss is None for tally in counted):
+            return whole
+        bins = sum(tally.bins() for tally in counted)
+        whole.calibration = _written(np.asarray(bins))
+        weights = np.array([tally.images for tally in counted], dtype=np.float64)
+        means = np.array([tally.log_loss for tally in counted], dtype=np.float64)
+        spreads = np.array([tally.log_loss_deviation or 0.0 for tally in counted])
+        mean = float(weights @ means / weights.sum())
+        square = float(weights @ (spreads**2 + (means - mean) ** 2) / weights.sum())
+        whole.log_loss, whole.log_loss_deviation = mean, math.sqrt(square)
+        return whole
+
+    def matrix(self) -> Int64[np.ndarray, "classes classes"]:
+        """The confusion matrix: images by their class (row) and the class predicted (column)."""
+        matrix = np.zeros((len(self.confusion), len(self.confusion)), dtype=np.int64)
+        for label, row in enumerate(self.confusion):
+            for pair in row.split():
+                predicted, _, count = pair.partition(":")
+                matrix[label, int(predicted)] = int(count)
+        return matrix
+
+    def bins(self) -> NDArray[np.float64]:
+        """For each of the 16 bins: images, right ones among them, the sum of their confidence."""
+        bins = np.zeros((BINS + 1, 3))
+        for line in self.calibration:
+            position, images, correct, confidence = line.split()
+            bins[int(position)] = int(images), int(correct), int(images) * float(confidence)
+        return bins
+
+    @property
+    def images(self) -> int:
+        """How many there are."""
+        return int(self.matrix().sum())
+
+    @property
+    def accuracy(self) -> float:
+        """The fraction of the images that is right; NaN of none."""
+        matrix = self.matrix()
+        return float(matrix.trace() / matrix.sum()) if matrix.sum() else math.nan
+
+    @model_validator(mode="after")
+    def _is_of_its_classes(self) -> "Tally":
+        classes = len(self.confusion)
+        for row in self.confusion:
+            for pair in row.split():
+                if int(pair.partition(":")[0]) >= classes:
+                    raise ValueError(f"confusion has {pair!r}, expected a class below {classes}")
+        for line in self.calibration:
+            position, images, correct, confidence = line.split()
+            sensible = int(position) <= BINS and int(correct) <= int(images)
+            try:
+                sensible = sensible and 0 <= float(confidence) <= 1
+            except ValueError:
+                sensible = False
+            if not sensible:
+                raise ValueError(
+                    f"calibration has {line!r}, expected bin images correct confidence"
+                )
+        return self
+
+
+def _binned(confidence: Float32[np.ndarray, " images"], correct: NDArray[np.bool_]) -> list[str]:
+    edges = np.linspace(0, 1, BINS + 1, dtype=np.float32)
+    position = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, BINS)
+    bins = np.zeros((BINS + 1, 3))
+    for column, values in enumerate((np.ones(len(correct)), correct, confidence)):
+        bins[:, column] = np.bincount(position, weights=values, minlength=BINS + 1)
+    return _written(bins)
+
+
+def _written(bins: NDArray[np.float64]) -> list[str]:
+    return [
+        f"{position} {images:.0f} {correct:.0f} {min(confidence / images, 1.0):.9g}"
+        for position, (images, correct, confidence) in enumerate(bins.tolist())
+        if images
+    ]

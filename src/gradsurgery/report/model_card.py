@@ -1,0 +1,273 @@
+"""The card of a deployed model: Markdown with the metadata that the Hugging Face Hub reads."""
+
+import math
+from collections.abc import Iterator
+from statistics import stdev
+from typing import Any
+
+import yaml
+
+from gradsurgery.documents.deployment import Deployment
+from gradsurgery.documents.diagnosis import Diagnosis
+from gradsurgery.documents.record import Record
+from gradsurgery.documents.selection import CRITERIA
+from gradsurgery.errors import printable
+from gradsurgery.report.diagnosis_text import diagnosis_sentences
+from gradsurgery.report.section import (
+    Block,
+    Listing,
+    Section,
+    Table,
+    Text,
+    counted,
+    plain_table,
+    value_text,
+)
+from gradsurgery.report.section import listed as spoken
+from gradsurgery.report.tables import markdown_text, to_markdown
+
+_WEAKEST = 10
+"""Classes that the card names."""
+
+
+def model_card(deployment: Deployment, record: Record, conflict: Diagnosis | None) -> str:
+    """README.md of the model: what to expect of it on a new domain comes first.
+
+    record: of the run on all domains. conflict: of its model's domains, None where not measured.
+    """
+    parts = [
+        Section("expect", "What to expect on a domain it has not seen", [*_expected(deployment)]),
+        Section("classes", "Weak classes", [*_classes(deployment)]),
+        Section("conflict", "Where its domains conflict", [*_conflict(conflict)]),
+        Section("known", "On the domains that it was trained on", [*_known(record)]),
+        Section("training", "Data and training", [*_training(deployment, record)]),
+        Section("candidates", "What it was chosen among", [*_candidates(deployment)]),
+    ]
+    metadata = yaml.safe_dump(_metadata(deployment, record), sort_keys=False, allow_unicode=True)
+    title = f"# {markdown_text(deployment.data)}: {len(deployment.classes)} classes, trained on "
+    title += counted(len(deployment.domains), "domain")
+    written = [_written(part) for part in parts if part.blocks]
+    return "\n".join([f"---\n{metadata}---", title, "", _USE, *written])
+
+
+def _written(section: Section) -> str:
+    """The section in Markdown, block by block; what users have named means nothing in it."""
+    parts = [f"## {section.title}\n"]
+    for block in section.blocks:
+        if isinstance(block, Table):
+            parts.append(to_markdown([block]))
+        elif isinstance(block, Listing):
+            parts.append("".join(f"- {markdown_text(item)}\n" for item in block.items))
+        elif isinstance(block, Text):
+            parts.append(f"{markdown_text(block.text)}\n")
+    return "\n".join(parts)
+
+
+_USE = """```python
+import gradsurgery as gs
+
+model = gs.load_model("model.safetensors")  # or the folder that this file is in
+predictions = model.predict(["a.jpg", "b.png"])
+```
+"""
+
+
+def _metadata(deployment: Deployment, record: Record) -> dict[str, Any]:
+    """What the Hub reads: https://huggingface.co/docs/hub/model-cards."""
+    name = _line(deployment.data)
+    accuracy = {
+        "type": "accuracy",
+        "name": "accuracy on a domain left out, mean over the domains",
+        "value": round(_mean(_by_domain(deployment)), 4),
+    }
+    on = record.configuration.data.removeprefix("hf://")
+    from_hub = record.configuration.data.startswith("hf://")
+    return {
+        "library_name": "gradsurgery",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "domain-generalization", deployment.candidate.method],
+        **({"datasets": [on]} if from_hub else {}),
+        "metrics": ["accuracy"],
+        "model-index": [
+            {
+                "name": f"{name} {deployment.candidate.method}",
+                "results": [
+                    {
+                        "task": {"type": "image-classification"},
+                        "dataset": {"type": on if from_hub else "images", "name": name},
+                        "metrics": [accuracy],
+                    }
+                ],
+            }
+        ],
+    }
+
+
+def _by_domain(deployment: Deployment) -> list[float]:
+    return [_mean(deployment.candidate.unseen[domain]) for domain in deployment.domains]
+
+
+def expectation(deployment: Deployment) -> Text:
+    """What accuracy to expect on a new domain, in words."""
+    means, count = _by_domain(deployment), len(deployment.domains)
+    return Text(
+        f"Expect {_percent(_mean(means))} of the images of a domain that it was not trained on to "
+        f"be recognised: {_percent(min(means))} on the worst of {count} domains left out in turn, "
+        f"{_percent(max(means))} on the best."
+    )
+
+
+def _expected(deployment: Deployment) -> Iterator[Block]:
+    means, domains = _by_domain(deployment), deployment.domains
+    mean = _mean(means)
+    yield expectation(deployment)
+    yield Text(
+        f"Each domain was left out of training for {counted(len(deployment.seeds), 'seed')}; this "
+        "model was trained on all of them, with the same method and settings."
+    )
+    if (interval := _prediction(means)) is not None:
+        yield Text(
+            f"If a new domain is to these {len(domains)} as they are to each other, its accuracy "
+            f"lies between {_percent(interval[0])} and {_percent(interval[1])} with a probability "
+            "of 95 % (Student's prediction interval). So few domains say little about the next; "
+            "one that is unlike all of them may do worse. Label some of its images, and measure: "
+            "gradsurgery evaluate."
+        )
+    rows = []
+    for domain in domains:
+        runs = deployment.candidate.unseen[domain]
+        spread = f" ± {100 * stdev(runs):.1f}" if len(runs) > 1 else ""
+        chosen = deployment.without_it.get(domain)
+        rows.append([domain, f"{100 * _mean(runs):.1f}{spread}", _number(chosen)])
+    rows.append(["mean", f"{100 * mean:.1f}", _number(_mean([*deployment.without_it.values()]))])
+    columns = ["left out", "accuracy (%)", "chosen without it (%)"]
+    several = len(deployment.candidates) > 1
+    shown = 3 if several else 2
+    yield plain_table("", columns[:shown], [row[:shown] for row in rows])
+    if several:
+        yield Text(
+            "The second column is what the candidate has that the other domains' runs choose: it "
+            "is not too high for having been chosen, as the first is a little."
+        )
+
+
+def _prediction(means: list[float]) -> tuple[float, float] | None:
+    """x̄ ± t s √(1 + 1/D), cut off at 0 and 1; None of one domain."""
+    count = len(means)
+    if count < 2:
+        return None
+    from scipy.special import stdtrit
+
+    margin = float(stdtrit(count - 1, 0.975)) * stdev(means) * math.sqrt(1 + 1 / count)
+    return max(0.0, _mean(means) - margin), min(1.0, _mean(means) + margin)
+
+
+def _classes(deployment: Deployment) -> Iterator[Block]:
+    """The classes that are recognised least in domains left out."""
+    seen = [each for each in deployment.classes_unseen if each.images]
+    if not seen:
+        return
+    weakest = sorted(seen, key=lambda each: each.recognised / each.images)[:_WEAKEST]
+    yield plain_table(
+        "Of the test images of domains left out, over all runs of the chosen candidate",
+        ["class", "images", "recognised (%)", "times predicted"],
+        [
+            [c.name, f"{c.images:,}", f"{100 * c.recognised / c.images:.1f}", f"{c.predicted:,}"]
+            for c in weakest
+        ],
+    )
+    if never := [each.name for each in seen if not each.predicted]:
+        yield Text(f"Never predicted of such an image: {spoken(map(_line, never))}.")
+
+
+def _conflict(conflict: Diagnosis | None) -> Iterator[Block]:
+    if conflict is not None:
+        yield Listing(diagnosis_sentences(conflict))
+
+
+def _known(record: Record) -> Iterator[Block]:
+    best = record.result.best
+    yield Text(
+        "Test images of the domains that it knows, which it has not seen. On a new domain it does "
+        "worse, as above."
+    )
+    yield plain_table(
+        "",
+        ["domain", "accuracy (%)", "test images"],
+        [
+            [domain, f"{100 * accuracy:.1f}", f"{record.split.sizes[domain].test:,}"]
+            for domain, accuracy in best.test_accuracy.items()
+        ],
+    )
+
+
+def _training(deployment: Deployment, record: Record) -> Iterator[Block]:
+    c, sizes = record.configuration, record.split.sizes.values()
+    trained, validated = sum(s.train for s in sizes), sum(s.validation for s in sizes)
+    yield Listing(
+        [
+            f"Data: {_line(deployment.data)}, {sum(record.data.images.values()):,} images (digest "
+            f"{deployment.data_digest[:12]}); domains {spoken(map(_line, deployment.domains))}; "
+            f"classes {spoken(map(_line, deployment.classes))}.",
+            f"Trained on {trained:,} images of all domains; the model of the highest accuracy on "
+            f"{validated:,} validation images of them, step {record.result.best.step} of "
+            f"{record.result.last.step}.",
+            f"Network: {c.backbone}, {'pretrained' if record.model.pretrained else 'from scratch'},"
+            f" {record.model.parameters:,} parameters, images of {c.image_size} pixels.",
+        ]
+    )
+    options = deployment.candidate.options
+    rows = [[name.replace("_", " "), value_text(value)] for name, value in options.items()]
+    method = [["method", c.method], ["seed", str(c.seed)]]
+    yield plain_table("What is not the default", ["option", "value"], [*method, *rows])
+
+
+def _candidates(deployment: Deployment) -> Iterator[Block]:
+    if len(deployment.candidates) < 2:
+        return
+    yield Text(
+        f"By {deployment.criterion}: {CRITERIA[deployment.criterion].score}."
+        if deployment.criterion != "leave-one-domain-out"
+        else "By leave-one-domain-out: the accuracy on each domain of the best model trained "
+        "without it, averaged."
+    )
+    yield candidates_table(deployment)
+
+
+def candidates_table(deployment: Deployment) -> Table:
+    """Every candidate, how it scores, and which was chosen."""
+    every = {name for each in deployment.candidates for name in each.options}
+    varied = [
+        name
+        for name in sorted(every)
+        if len({repr(each.options.get(name)) for each in deployment.candidates}) > 1
+    ]
+    rows = []
+    for position, each in enumerate(deployment.candidates):
+        values = [f"{name}={value_text(each.options.get(name))}" for name in varied]
+        if each.lacks:
+            scores = ["–", "–", f"lacks {each.lacks}"]
+        else:
+            unseen = each.score("leave-one-domain-out", deployment.domains)
+            validation = each.score("training-domain", deployment.domains)
+            mark = "chosen" if position == deployment.chosen else ""
+            scores = [f"{100 * unseen:.1f}", f"{100 * validation:.1f}", mark]
+        rows.append([" ".join([each.method, *values]), *scores])
+    return plain_table("", ["candidate", "left out (%)", "validation (%)", ""], rows)
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.0f} %"
+
+
+def _number(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def _line(text: str) -> str:
+    """A name on one line."""
+    return " ".join(printable(text).split())

@@ -1,0 +1,116 @@
+"""Which method and settings to use on a new domain, from runs that left each known one out."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.deployment import DeploymentCandidate
+from gradsurgery.documents.record import Record
+from gradsurgery.documents.selection import CriterionName
+from gradsurgery.errors import DataError
+from gradsurgery.results.inventory import Inventory
+
+_TIE = 1e-12  # rounding errors of mean accuracies are smaller, differences of them larger
+_DECIDED = ("target", "seed", "without", "method", "data")
+
+
+class Tried(NamedTuple):
+    """A candidate and the records of its runs."""
+
+    candidate: DeploymentCandidate
+    records: list[Record]
+
+    @property
+    def configuration(self) -> RunConfiguration:
+        """The options of one of its runs."""
+        return self.records[0].configuration
+
+
+def candidates_of(inventory: Inventory) -> list[Tried]:
+    """The methods with their settings among the runs that leave out one domain, in plan order.
+
+    Raises `DataError` where the runs are of several data sets.
+    """
+    order = {folder: place for place, folder in enumerate(inventory.planned or {})}
+
+    def place(file: Path) -> float:
+        return order.get(file.parent.resolve(), math.inf)
+
+    grouped: dict[str, list[Record]] = {}
+    for file in sorted(inventory.records, key=place):
+        record = inventory.records[file]
+        if not record.configuration.without:
+            options = _options(record.configuration)
+            key = json.dumps([record.configuration.method, options], sort_keys=True)
+            grouped.setdefault(key, []).append(record)
+    records = [record for each in grouped.values() for record in each]
+    if len({record.data.digest for record in records}) > 1:
+        raise DataError("the runs are of different images; give the runs of one data set")
+    seeds = sorted({record.configuration.seed for record in records})
+    return [Tried(_candidate(each, seeds), each) for each in grouped.values()]
+
+
+def choose(
+    candidates: Sequence[DeploymentCandidate], criterion: CriterionName, domains: Sequence[str]
+) -> int | None:
+    """The position of the candidate with the highest score over the runs that leave out `domains`.
+
+    Of equal ones the first; None where every candidate lacks a run.
+    """
+    scores = {
+        position: candidate.score(criterion, domains)
+        for position, candidate in enumerate(candidates)
+        if not candidate.lacks
+    }
+    if not scores:
+        return None
+    return min(place for place, score in scores.items() if score >= max(scores.values()) - _TIE)
+
+
+def without_looking(
+    candidates: Sequence[DeploymentCandidate], criterion: CriterionName, domains: Sequence[str]
+) -> dict[str, float]:
+    """By domain, the accuracy on it of the candidate chosen by the runs that leave out the others.
+
+    The choice has not seen the accuracy, which therefore is not too high for having been chosen.
+    For one domain alone there are no other runs, and for one candidate there is no choice.
+    """
+    found = {}
+    for domain in domains:
+        others = [other for other in domains if other != domain] or [domain]
+        chosen = choose(candidates, criterion, others)
+        if chosen is not None:
+            accuracies = candidates[chosen].unseen[domain]
+            found[domain] = math.fsum(accuracies) / len(accuracies)
+    return found
+
+
+def _options(configuration: RunConfiguration) -> dict[str, object]:
+    """What a candidate is beside its method."""
+    options = configuration.departures()
+    return {name: value for name, value in options.items() if name not in _DECIDED}
+
+
+def _candidate(records: Sequence[Record], seeds: Sequence[int]) -> DeploymentCandidate:
+    first = records[0].configuration
+    of = {(r.configuration.target, r.configuration.seed): r.result.best for r in records}
+    domains = records[0].data.domains
+    missing = [f"{d} seed {s}" for d in domains for s in seeds if (d, s) not in of]
+    unseen: dict[str, list[float]] = {domain: [] for domain in domains}
+    validation: dict[str, list[float]] = {domain: [] for domain in domains}
+    for domain in domains:
+        for seed in seeds:
+            result = of.get((domain, seed))
+            if result is not None and result.target_accuracy is not None:
+                unseen[domain].append(result.target_accuracy)
+                validation[domain].append(result.validation_accuracy)
+    return DeploymentCandidate(
+        method=first.method,
+        options=_options(first),
+        unseen=unseen,
+        validation=validation,
+        lacks=", ".join(missing),
+    )

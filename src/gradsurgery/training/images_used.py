@@ -1,0 +1,193 @@
+"""What a run makes of its data set: the split, the weight of classes, and what to be told of."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from gradsurgery.algorithms import Algorithm, Fish
+from gradsurgery.algorithms.mldg import MLDG
+from gradsurgery.data import Batches, DomainBatches, ImageSet, SingleDomainBatches, Split, split_of
+from gradsurgery.data.duplicates import copies_in_run
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.record import Copies
+from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.rules import AgrEMA, ANDMask, SANDMask
+from gradsurgery.rules.agr_sum import AgreementRule
+
+
+@dataclass(frozen=True)
+class ImagesUsed:
+    """The images of a run and what it makes of them.
+
+    sources: the domains that are trained and validated on.
+    identical, alike: the pictures that are used more than once.
+    """
+
+    images: ImageSet
+    split: Split
+    sources: list[str]
+    identical: Copies
+    alike: Copies | None
+
+    @classmethod
+    def of(cls, configuration: RunConfiguration, images: ImageSet) -> "ImagesUsed":
+        """What a run uses of `images`; raises `DataError` where that is too little."""
+        split = split_of(configuration, images, configuration.seed_of_split)
+        sources = configuration.sources(images.domains)
+        _check_split(split, sources, configuration.target, images.name)
+        copies = copies_in_run(images, split, sources, configuration.target)
+        return cls(images, split, sources, *copies)
+
+    def batches(self, configuration: RunConfiguration) -> Batches:
+        """The batches of the run's steps."""
+        drawn = DomainBatches if configuration.batches == "multi" else SingleDomainBatches
+        return drawn(
+            self.images,
+            self.split.train,
+            domains=self.sources,
+            batch_size=configuration.batch_size,
+            seed=configuration.seed,
+            balanced=configuration.balance == "classes",
+        )
+
+    def prepare(
+        self, algorithm: Algorithm, configuration: RunConfiguration, device: torch.device
+    ) -> None:
+        """Tell the algorithm of the classes' weights and gaps.
+
+        Raises `ArgumentError` where it cannot do with them.
+        """
+        lacking = self._lacking()
+        if lacking.any():
+            self._check_gaps(algorithm, configuration, lacking)
+        weights = None
+        if configuration.class_weights == "balanced":
+            weights = balanced_weights(self._learned_of_classes()).to(device)
+        gaps = lacking.to(device) if lacking.any() else None
+        algorithm.treat_classes(weights, gaps)
+
+    def notes(self, target: str) -> Iterator[str]:
+        """Lines for whoever watches the run."""
+        tested, copied = len(self.split.test[target]), self.identical.of_target
+        if copied:
+            yield (
+                f"{copied} of the {tested} test images of {target} are identical to images that "
+                "are trained on: the accuracy says little of a domain that was never seen; see "
+                "gradsurgery data info, and --drop-duplicates"
+            )
+        elif self.identical.across_parts:
+            yield (
+                f"{_pictures(self.identical.across_parts)} trained on as well as validated or "
+                "tested on; see gradsurgery data info, and --drop-duplicates"
+            )
+        if self.identical.across_classes:
+            yield (
+                f"{_pictures(self.identical.across_classes)} in the data set under two classes, as "
+                f"{' and '.join(self.identical.examples[0][:2])}"
+            )
+        if self.alike is not None and self.alike.of_target:
+            yield (
+                f"{self.alike.of_target} of the {tested} test images of {target} look like images "
+                "that are trained on; look at them with gradsurgery data info"
+            )
+        unlearned = (self._learned_of_classes() == 0).nonzero()[0].tolist()
+        if unlearned:
+            names = ", ".join(self.images.classes[label] for label in unlearned)
+            yield f"no source domain has training images of {names}: that is not learned"
+        if self.split.unused:
+            yield (
+                f"{len(self.split.unused)} images are in no part of the split and not used, the "
+                f"first {self.split.unused[0]}"
+            )
+
+    def _counts(self) -> np.ndarray:
+        """Training images of each source domain (row) and class (column)."""
+        classes = len(self.images.classes)
+        return np.stack(
+            [
+                np.bincount(self.images.label[self.split.train[domain]], minlength=classes)
+                for domain in self.sources
+            ]
+        )
+
+    def _learned_of_classes(self) -> np.ndarray:
+        of_classes: np.ndarray = self._counts().sum(axis=0)
+        return of_classes
+
+    def _lacking(self) -> Bool[Tensor, "domains classes"]:
+        """The classes that a source domain has no image of, whatever its part.
+
+        A class that none of them has is like any other: there is nothing to learn it from.
+        """
+        listed = self.images.counts()[[self.images.domains.index(d) for d in self.sources]]
+        lacking = torch.from_numpy(listed == 0)
+        return lacking & ~lacking.all(0)
+
+    def _check_gaps(
+        self, algorithm: Algorithm, configuration: RunConfiguration, lacking: Tensor
+    ) -> None:
+        domain, label = lacking.nonzero()[0].tolist()
+        gap = f"class {self.images.classes[label]}, which domain {self.sources[domain]} lacks"
+        rule = getattr(algorithm, "rule", None)
+        reason = ""
+        if isinstance(rule, AgreementRule | AgrEMA | ANDMask | SANDMask):
+            reason = (
+                f"{configuration.method} moves a weight only where all domains have a say on it: "
+                f"{gap}, would not be learned; choose --classes common, or another rule"
+            )
+        elif configuration.label_smoothing:
+            reason = f"label smoothing would raise {gap}; choose --classes common, or leave it out"
+        elif configuration.batches == "single":
+            reason = f"batches single is for domains with the same classes, found {gap}"
+        if reason:
+            raise ArgumentError(reason)
+
+
+def check_weights(configuration: RunConfiguration, algorithm: Algorithm) -> None:
+    """Raise `ArgumentError` where options on classes mean nothing with the method."""
+    c = configuration
+    objective = getattr(algorithm, "objective", None)
+    weighs = isinstance(algorithm, Fish | MLDG) or getattr(objective, "weighs_classes", False)
+    if c.class_weights != "none" and not weighs:
+        raise ArgumentError(
+            f"{c.method} has losses that weights of the classes do not reach; leave class_weights "
+            "out, or balance the batches by --balance classes"
+        )
+    if c.balance != "none" and c.batches == "single":
+        raise ArgumentError("batches single draws images as they come; leave balance out")
+
+
+def balanced_weights(counts: np.ndarray) -> Tensor:
+    """w_c = n / (K n_c) of the K classes that have images, 1 for the others.
+
+    Source: King & Zeng, "Logistic Regression in Rare Events Data", 2001; as `class_weight` of
+    scikit-learn.
+    """
+    there = counts > 0
+    weights = np.ones(len(counts))
+    weights[there] = counts.sum() / (there.sum() * counts[there])
+    return torch.from_numpy(weights.astype(np.float32))
+
+
+def _pictures(count: int) -> str:
+    return "a picture is" if count == 1 else f"{count} pictures are"
+
+
+def _check_split(split: Split, sources: Sequence[str], target: str, name: str) -> None:
+    """Every number of the record needs an image at least."""
+    sizes = split.sizes()
+    if all(sizes[domain]["validation"] == 0 for domain in sources):
+        raise DataError(f"{name} is too small: no image is left for validation; add images")
+    if not sizes[target]["test"]:
+        raise DataError(
+            f"{name} is too small: no image of {target} is left for testing; have 3 images or more "
+            "of a class in every domain, or test on all images of the target with --test-on all"
+        )
+    if untrained := [domain for domain in sources if sizes[domain]["train"] == 0]:
+        raise DataError(
+            f"{name}: no image of domain {untrained[0]} is for training; mend the split"
+        )

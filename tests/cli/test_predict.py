@@ -1,0 +1,90 @@
+"""The command predict."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gradsurgery.deployment.trained_model import TrainedModel
+
+
+@pytest.fixture
+def model(command, tmp_path: Path) -> str:
+    random = np.random.default_rng(0)
+    for domain in ("a", "b", "c"):
+        for c, label in enumerate(("dark", "light")):
+            folder = tmp_path / "photos" / domain / label
+            folder.mkdir(parents=True)
+            for i in range(6):
+                pixels = random.integers(0, 120, (9, 9, 3)) + 130 * c
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+    options = ["--backbone", "small-cnn", "--weights", "none", "--image-size", "8"]
+    options += ["--iterations", "2", "--batch-size", "4", "--device", "cpu", "--out", "run"]
+    assert command("train", "photos", "--target", "c", *options)[0] == 0
+    return "run"
+
+
+def test_pictures_of_a_folder_are_printed_with_their_classes(command, model):
+    code, out, err = command("predict", model, "photos/c", "--top", "2")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) == 12
+    assert lines[0].startswith("photos/c/dark/0.png  ")
+    assert lines[0].count("%") == 2
+
+
+def test_what_cannot_be_decoded_is_named_and_the_rest_goes_on(command, model, tmp_path):
+    (tmp_path / "photos" / "c" / "dark" / "2.png").write_bytes(b"no picture")
+    (tmp_path / "photos" / "c" / "notes.txt").touch()
+    code, out, err = command("predict", model, "photos/c", "absent.png", "--out", "p.csv")
+    assert code == 0
+    assert "11 predictions: p.csv" in out
+    assert "photos/c/dark/2.png: it is not an image in a known format" in err
+    assert "absent.png: it cannot be read: No such file" in err
+    assert "photos/c/notes.txt: .txt is not read" in err
+    rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
+    assert [row["image"] for row in rows if row["error"]] == ["photos/c/dark/2.png", "absent.png"]
+
+
+@pytest.mark.parametrize("out", ["p.csv", "p.parquet"])
+def test_an_interrupted_command_goes_on_where_it_was(command, model, monkeypatch, out, tmp_path):
+    command("predict", model, "photos", "--out", f"whole-{out}", "--batch-size", "5")
+    taken = []
+
+    def interrupted(self, *about, plain=TrainedModel.stream, **options):
+        for part in plain(self, *about, **options):
+            if len(taken) == 3:
+                raise KeyboardInterrupt
+            taken.append(part)
+            yield part
+
+    monkeypatch.setattr(TrainedModel, "stream", interrupted)
+    code, _, err = command("predict", model, "photos", "--out", out, "--batch-size", "5")
+    assert (code, err) == (130, "interrupted; repeat the same command to continue\n")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    code, said, err = command("predict", model, "photos", "--out", out, "--batch-size", "5")
+    assert (code, err) == (0, "15 pictures had their row before\n")
+    assert said == f"21 predictions: {out}\n"
+    assert Path(out).read_bytes() == Path(f"whole-{out}").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["absent", "photos"], "there is no model absent: no such file"),
+        (["photos", "photos"], "there is no model photos/model.safetensors"),
+        (["run/record.json", "photos"], "is no whole model file"),
+        (["run", "photos", "--out", "p.txt"], "must end in .csv or .parquet"),
+        (["run", "photos", "--device", "tpu"], "device 'tpu' cannot be used"),
+        (["run", "empty"], "empty holds no picture"),
+        (["run", "run/record.json"], "none of 1 pictures can be decoded"),
+    ],
+)
+def test_an_error_is_one_line(command, model, tmp_path, arguments, words):
+    (tmp_path / "empty").mkdir()
+    code, out, err = command("predict", *arguments)
+    assert (code, out) == (1, "")
+    assert words in err.splitlines()[-1]

@@ -1,0 +1,166 @@
+"""What the library's functions say of arguments that mean nothing: one line, with the cure.
+
+They are called in a process of their own, in which annotations are not checked: `said_of_all`.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import gradsurgery as gs
+
+MODEL = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+BATCHES = [(torch.ones(2, 3, 2, 2), torch.tensor([0, 1])) for _ in range(2)]
+LABELS = BATCHES[0][1]
+LOSS = nn.CrossEntropyLoss()
+METHODS = ["deep-all", "agr-sum", "irm", "mixup", "fish", "mldg", "fishr", "group-dro", "gradnorm"]
+
+
+def labelled(labels):
+    return [(images, labels) for images, _ in BATCHES]
+
+
+def stepped(name="agr-sum", model=MODEL, batches=BATCHES, optimizer=None, step=1, **options):
+    optimizer = torch.optim.SGD(MODEL.parameters(), lr=0.1) if optimizer is None else optimizer
+    if name == "mldg":
+        options = {"make_optimizer": torch.optim.Adam} | options
+    return gs.method(name, **options).step(model, batches, optimizer, step=step)
+
+
+def backward(parameters, losses=None):
+    losses = [(MODEL(x) ** 2).sum() for x, _ in BATCHES] if losses is None else losses
+    return gs.backward(losses, parameters, gs.AgrSum())
+
+
+CALLS = {
+    "parameters: None": (lambda: backward(None), "parameters are several tensors, found NoneType"),
+    "parameters: a number": (lambda: backward(3), "several tensors, found int"),
+    "parameters: one tensor": (
+        lambda: backward(MODEL[1].weight),
+        "several tensors, found a single one; give model.parameters",
+    ),
+    "parameters: triples": (
+        lambda: backward([("a", MODEL[1].weight, 1)]),
+        "pairs, found tuple at position 0",
+    ),
+    "generator: a dict": (lambda: gs.AgrRand(generator={}), "is a torch.Generator, found a dict"),
+    "generator: of a method": (
+        lambda: gs.method("mixup", generator={}),
+        "is a torch.Generator, found a dict",
+    ),
+    "generator: of an objective": (
+        lambda: gs.algorithms.OBJECTIVES["irm"](generator=5),
+        "is a torch.Generator, found a int",
+    ),
+    "batches: None": (
+        lambda: gs.domain_conflict(MODEL, LOSS, None),
+        r"pair \(x, y\) per domain, found a NoneType; give a list",
+    ),
+    "model: None": (
+        lambda: gs.domain_conflict(None, LOSS, BATCHES),
+        "model is a torch.nn.Module, found a NoneType",
+    ),
+    "loss: a class": (
+        lambda: gs.domain_conflict(MODEL, nn.CrossEntropyLoss, BATCHES),
+        "found the class CrossEntropyLoss; give e.g. torch.nn.CrossEntropyLoss()",
+    ),
+    "loss: None": (
+        lambda: gs.gradient_gram(MODEL, None, *BATCHES[0]),
+        r"called as loss\(model\(x\), y\), found NoneType",
+    ),
+    "make_optimizer: a number": (
+        lambda: gs.method("mldg", make_optimizer=5),
+        "function of the parameters, found a int",
+    ),
+    "make_optimizer: gives nothing": (
+        lambda: stepped("mldg", make_optimizer=lambda parameters: None),
+        "gives a torch optimiser, found a NoneType",
+    ),
+    "settings: a number": (
+        lambda: gs.method("irm", settings=5),
+        "settings are a dict, .* say, found a int",
+    ),
+    "step: None": (lambda: stepped(step=None), "counted from 1, found None"),
+    "step: 0": (lambda: stepped(step=0), "counted from 1, found 0"),
+    "step: -1": (lambda: stepped("irm", step=-1), "counted from 1, found -1"),
+    "step: a half": (lambda: stepped(step=1.5), r"counted from 1, found 1\.5"),
+    "step's model": (lambda: stepped(model=None), "model is a torch.nn.Module, found a NoneType"),
+    "step's optimizer": (lambda: stepped(optimizer=5), "torch optimiser .* found a int"),
+    "step's batches": (
+        lambda: stepped(batches=None),
+        "one pair .* per source domain, found a None",
+    ),
+    "labels: a list": (
+        lambda: stepped(batches=[(BATCHES[0][0], [0, 1])] * 2),
+        "torch.int64, found a list",
+    ),
+    **{
+        f"labels: {dtype}, {name}": (
+            lambda dtype=dtype, name=name: stepped(name, batches=labelled(LABELS.to(dtype))),
+            f"found {dtype}; give labels.long",
+        )
+        for dtype in (torch.int32, torch.float32, torch.bool)
+        for name in METHODS
+    },
+    **{
+        f"labels: beyond, {name}": (
+            lambda name=name: stepped(name, batches=labelled(LABELS + 4)),
+            "label 4 is none of the classes 0 to 1",
+        )
+        for name in METHODS
+    },
+    "labels: below": (
+        lambda: stepped(batches=labelled(LABELS - 1)),
+        "label -1 is none of the classes 0 to 1",
+    ),
+    "labels: one-hot": (
+        lambda: stepped(batches=labelled(torch.eye(2).long())),
+        r"found shape \[2, 2\] for logits of shape \[2, 2\]",
+    ),
+    "labels: None": (
+        lambda: stepped(batches=[(BATCHES[0][0], None)] * 2),
+        "labels of domain 0 are a tensor with one row each, found NoneType",
+    ),
+    "labels: one number": (
+        lambda: stepped(batches=[BATCHES[0], (BATCHES[0][0], torch.tensor(1))]),
+        "labels of domain 1 are a tensor with one row each, found a single number",
+    ),
+}
+
+
+def said_of_all():
+    """What each call raises, by its name."""
+    said = {}
+    for name, (function, _) in CALLS.items():
+        try:
+            function()
+        except Exception as error:
+            said[name] = type(error).__name__, str(error)
+    return said
+
+
+@pytest.fixture(scope="module")
+def said():
+    this = "import json; from tests.test_arguments import *; print(json.dumps(said_of_all()))"
+    done = subprocess.run(
+        [sys.executable, "-c", this],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_arguments_that_mean_nothing_get_one_line(call, said):
+    kind, message = said[call]
+    assert kind == "ArgumentError", message
+    assert re.search(CALLS[call][1], message), message
+    assert "\n" not in message

@@ -1,0 +1,112 @@
+"""A finished run that is given more iterations."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradsurgery.data import ImageSet
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.record import Record
+from gradsurgery.errors import ArgumentError
+from gradsurgery.training import TrainingProgress, train
+
+Configure = Callable[..., RunConfiguration]
+Outcome = Callable[[Record, Path], tuple[dict[str, Any], bytes]]
+RUN_FILES = {"configuration.json", "model.safetensors", "record.json", "split.json"}
+
+
+def noted(notes: list[str], steps: list[int]) -> Callable[[TrainingProgress], None]:
+    def report(progress: TrainingProgress) -> None:
+        if progress.note:
+            notes.append(progress.note)
+        elif progress.stage == "training":
+            steps.append(progress.done)
+
+    return report
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "agr-rand", "average": "ema", "warmup": 3},
+        {"method": "group-dro", "average": "swad", "optimizer": "sgd"},
+    ],
+    ids=lambda options: options["method"],
+)
+def test_a_kept_checkpoint_goes_on_to_the_record_of_a_longer_run(
+    options: dict[str, Any],
+    tmp_path: Path,
+    images: ImageSet,
+    configured: Configure,
+    outcome: Outcome,
+) -> None:
+    options |= {"keep_checkpoint": True}
+    whole = train(configured(iterations=16, **options), tmp_path / "whole", opened=images)
+    train(configured(iterations=8, **options), tmp_path / "parts", opened=images)
+    assert (tmp_path / "parts" / "checkpoint.pt").exists()
+    notes: list[str] = []
+    steps: list[int] = []
+    longer = configured(iterations=16, **options)
+    record = train(longer, tmp_path / "parts", noted(notes, steps), opened=images)
+    assert outcome(record, tmp_path / "parts") == outcome(whole, tmp_path / "whole")
+    assert RunConfiguration.load(tmp_path / "parts").iterations == 16
+    assert not notes
+    assert min(steps) == 9
+    assert train(longer, tmp_path / "parts", opened=images) == record
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, "its last checkpoint was not kept"),
+        ({"keep_checkpoint": True, "schedule": "cosine"}, "the learning rate follows"),
+        ({"keep_checkpoint": True, "validate_every": 3}, "step 8 was validated as the last"),
+    ],
+)
+def test_where_the_steps_are_others_they_are_taken_again(
+    options: dict[str, Any],
+    reason: str,
+    tmp_path: Path,
+    images: ImageSet,
+    configured: Configure,
+    outcome: Outcome,
+) -> None:
+    whole = train(configured(iterations=12, **options), tmp_path / "whole", opened=images)
+    train(configured(iterations=8, **options), tmp_path / "parts", opened=images)
+    notes: list[str] = []
+    steps: list[int] = []
+    longer = configured(iterations=12, **options)
+    record = train(longer, tmp_path / "parts", noted(notes, steps), opened=images)
+    assert len(notes) == 1
+    assert reason in notes[0]
+    assert min(steps) == 1
+    assert outcome(record, tmp_path / "parts") == outcome(whole, tmp_path / "whole")
+
+
+def test_a_run_of_fewer_steps_or_of_another_option_is_another_run(
+    tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    train(configured(iterations=8), tmp_path, opened=images)
+    for options in ({"iterations": 4}, {"iterations": 12, "seed": 1}):
+        with pytest.raises(ArgumentError, match="holds a run with other options"):
+            train(configured(**options), tmp_path, opened=images)
+
+
+def test_the_checkpoint_goes_where_it_is_not_asked_for(
+    tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    train(configured(iterations=4), tmp_path, opened=images)
+    assert {path.name for path in tmp_path.iterdir()} == RUN_FILES
+
+
+def test_a_run_that_stopped_early_stays_stopped_with_more_iterations(
+    tmp_path: Path, images: ImageSet, configured: Configure, outcome: Outcome
+) -> None:
+    still = {"learning_rate": 1e-12, "patience": 1, "keep_checkpoint": True, "method": "deep-all"}
+    whole = train(configured(iterations=40, **still), tmp_path / "whole", opened=images)
+    train(configured(iterations=20, **still), tmp_path / "parts", opened=images)
+    record = train(configured(iterations=40, **still), tmp_path / "parts", opened=images)
+    assert record.result.last.step == 8
+    assert outcome(record, tmp_path / "parts") == outcome(whole, tmp_path / "whole")
