@@ -4,18 +4,15 @@ from gradsurgery.algorithms.base import Algorithm, Step
 from gradsurgery.algorithms.combined import Combined
 from gradsurgery.algorithms.fish import Fish
 from gradsurgery.algorithms.methods import (
-    METHODS,
-    OTHER_METHODS,
-    MethodInfo,
     build_method,
     hyperparameter_names,
     method,
-    method_parts,
     method_provenance,
     settings_listing,
     settings_of,
 )
 from gradsurgery.algorithms.mldg import MLDG
+from gradsurgery.algorithms.names import METHODS, OTHER_METHODS, MethodInfo, method_parts
 from gradsurgery.algorithms.objectives import OBJECTIVES, Batch, Objective
 
 __all__ = [

@@ -1,8 +1,8 @@
-"""Methods by name: the eight of the paper, and any objective+rule."""
+"""Methods from their names, with their hyperparameters."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from inspect import isabstract
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -11,8 +11,14 @@ from gradsurgery.algorithms.base import Algorithm
 from gradsurgery.algorithms.combined import BatchNorm, Combined
 from gradsurgery.algorithms.fish import Fish
 from gradsurgery.algorithms.mldg import MLDG, OptimizerFactory
+from gradsurgery.algorithms.names import (
+    MethodParts,
+    is_built_in,
+    is_foreign,
+    method_parts,
+)
 from gradsurgery.algorithms.objectives import ERM, OBJECTIVES, Objective
-from gradsurgery.doors import Kind, entry_names, is_door, load_object, provenance
+from gradsurgery.doors import Kind, entry_names, load_object, provenance
 from gradsurgery.errors import ArgumentError
 from gradsurgery.hyperparameters import Hyperparameter, Setting, check_names
 from gradsurgery.rules import (
@@ -23,107 +29,12 @@ from gradsurgery.rules import (
     as_rule,
     build_rule,
     fits_a_rule,
-    is_rule_name,
-    unknown_rule,
 )
 from gradsurgery.rules.base import RuleFunction
 from gradsurgery.rules.randomness import checked_generator
 from gradsurgery.rules.torchjd import PREFIX
 
 Settings = Mapping[str, str | int | float]
-
-
-class MethodParts(NamedTuple):
-    """What a method's name stands for."""
-
-    objective: str
-    rule: str
-
-
-class MethodInfo(NamedTuple):
-    """A method as users see it."""
-
-    name: str
-    parts: str
-    summary: str
-    source: str
-
-
-_MANSILLA = "Mansilla et al. 2021"
-
-METHODS: dict[str, MethodInfo] = {
-    info.name: info
-    for info in (
-        MethodInfo("deep-all", "erm+mean", "one gradient of the pooled domains", _MANSILLA),
-        MethodInfo("agr-sum", "erm+agr-sum", "sum where domains agree in sign, else 0", _MANSILLA),
-        MethodInfo("agr-rand", "erm+agr-rand", "the same, noise where they conflict", _MANSILLA),
-        MethodInfo("pcgrad", "erm+pcgrad", "project conflicting gradients", "Yu et al. 2020"),
-        MethodInfo("irm", "irm+mean", "penalise what is not invariant", "Arjovsky et al. 2019"),
-        MethodInfo("mldg", "mldg+mean", "a step on one domain helps another", "Li et al. 2018"),
-        MethodInfo("mixup", "mixup+mean", "mix images of two domains", "Yan et al. 2020"),
-        MethodInfo("group-dro", "group-dro+mean", "weigh the worst domain", "Sagawa et al. 2020"),
-    )
-}
-"""The methods of the paper's Table 1. `OTHER_METHODS` are the field's other ones."""
-
-OTHER_METHODS: dict[str, MethodInfo] = {
-    info.name: info
-    for info in (
-        MethodInfo("vrex", "vrex+mean", "penalise unequal risks", "Krueger et al. 2021"),
-        MethodInfo("fishr", "fishr+mean", "match gradient variances", "Rame et al. 2022"),
-        MethodInfo("fish", "fish", "match gradients by steps in turn", "Shi et al. 2022"),
-        MethodInfo("gradnorm", "gradnorm+mean", "equalise training rates", "Chen et al. 2018"),
-        MethodInfo("agr-ema", "erm+agr-ema", "agr-sum judged on running means", "this project"),
-        MethodInfo("gradvac", "erm+gradvac", "raise low cosines", "Wang et al. 2021"),
-        MethodInfo("cagrad", "erm+cagrad", "near the mean, help the worst", "Liu et al. 2021"),
-        MethodInfo("mgda", "erm+mgda", "shortest convex combination", "Sener & Koltun 2018"),
-        MethodInfo("and-mask", "erm+and-mask", "keep what τ agree on", "Parascandolo et al. 2021"),
-        MethodInfo("sand-mask", "erm+sand-mask", "a smooth AND-mask", "Shahtalebi et al. 2021"),
-        MethodInfo("graddrop", "erm+graddrop", "keep one sign, at random", "Chen et al. 2020"),
-        MethodInfo("median", "erm+median", "median of each component", "Yin et al. 2018"),
-        MethodInfo("trimmed-mean", "erm+trimmed-mean", "mean without extremes", "Yin et al. 2018"),
-    )
-}
-
-
-def method_parts(name: str) -> MethodParts | None:
-    """The objective and the rule that `name` stands for; None for fish, which has neither.
-
-    A name is one of the lists above, `objective+rule`, an objective alone (with the rule `mean`)
-    or a rule alone (with the objective `erm`). Each may also be `package.module:Name`, or a name
-    that an installed package registers. Nothing is imported to find out; one `package.module:Name`
-    alone is taken for a rule here, and may turn out to be an objective when the method is built.
-
-    Raises `ArgumentError` for any other name.
-    """
-    if name == Fish.name:
-        return None
-    if name in METHODS:
-        name = METHODS[name].parts
-    objective, plus, combining = name.partition("+")
-    if not plus:
-        if _is_objective_name(name) and not _is_foreign(name):
-            return MethodParts(name, "mean")
-        objective, combining = "erm", name
-    if objective == Fish.name:
-        raise ArgumentError(
-            f"{name!r}: fish takes its steps one after the other, so there are no domain gradients "
-            "at one point for a rule to combine; use fish alone"
-        )
-    if not plus and not is_rule_name(name):
-        known = ", ".join([*METHODS, *OTHER_METHODS])
-        raise ArgumentError(
-            f"unknown method {name!r}; the methods are {known}, objective+rule, and "
-            "package.module:Name"
-        )
-    if not _is_objective_name(objective):
-        known = ", ".join([*OBJECTIVES, MLDG.name, *entry_names("objective")])
-        raise ArgumentError(
-            f"unknown objective {objective!r}; there are {known}, and package.module:Name"
-        )
-    if not is_rule_name(combining):
-        raise unknown_rule(combining)
-    return MethodParts(objective, combining)
 
 
 def build_method(
@@ -286,16 +197,16 @@ def method_provenance(name: str) -> list[dict[str, str | None]]:
     """
     found: list[Any] = []
     parts = _resolved(name)
-    if parts is not None and not _is_built_in(parts.objective):
+    if parts is not None and not is_built_in(parts.objective):
         found.append(_objective_class(parts.objective))
-    if parts is not None and not _is_built_in(parts.rule):
+    if parts is not None and not is_built_in(parts.rule):
         found.append(load_object(parts.rule, "rule", fits=fits_a_rule, expected=EXPECTED))
     return [provenance(part) for part in found]
 
 
 def _resolved(name: str) -> MethodParts | None:
     """As `method_parts`, with an object alone imported to tell a rule from an objective."""
-    if _is_foreign(name):
+    if is_foreign(name):
         found = load_object(
             name,
             "rule",
@@ -305,24 +216,6 @@ def _resolved(name: str) -> MethodParts | None:
         if _fits_an_objective(found):
             return MethodParts(name, "mean")
     return method_parts(name)
-
-
-def _is_foreign(name: str) -> bool:
-    """Whether it is somebody's `package.module:Name`."""
-    return is_door(name) and not name.startswith(PREFIX)
-
-
-def _is_built_in(part: str) -> bool:
-    return part in {**OBJECTIVES, **RULES, MLDG.name: MLDG} or part.startswith(PREFIX)
-
-
-def _is_objective_name(name: str) -> bool:
-    return (
-        name in OBJECTIVES
-        or name == MLDG.name
-        or _is_foreign(name)
-        or name in entry_names("objective")
-    )
 
 
 def _fits_an_objective(found: Any) -> bool:

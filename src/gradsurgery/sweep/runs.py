@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gradsurgery.algorithms.methods import METHODS, settings_of
+from gradsurgery.algorithms.methods import settings_of
+from gradsurgery.algorithms.names import METHODS
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.plan import Plan, Value, number_or_text
 from gradsurgery.errors import ArgumentError
