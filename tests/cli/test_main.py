@@ -1,5 +1,6 @@
 """How errors leave the command: one line, which names the code of somebody that failed."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gradsurgery import doors
+from gradsurgery.cli import main
 
 Command = Callable[..., tuple[int, str, str]]
 SHORT = ["--iterations", "2", "--validate-every", "1", "--batch-size", "4", "--device", "cpu"]
@@ -136,3 +138,16 @@ def test_a_usage_error_is_that_of_the_command_line(arguments: list[str], command
     code, _, err = command(*arguments)
     assert code == 2
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_sleep_unless_somebody_says_otherwise(
+    before: str | None, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if before is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", before)
+    found: list[str] = []
+    monkeypatch.setattr(main, "app", lambda: found.append(os.environ["OMP_WAIT_POLICY"]))
+    main.run()
+    assert found == [after]
