@@ -43,12 +43,13 @@ def printed(command: Command, *arguments: str) -> dict[str, Any]:
         ),
         (
             ["diagnose", "rotated-digits", "--target", "75", "--by-layer", *RUN],
-            {*RunConfiguration.model_fields, *DiagnosisOptions.model_fields} - {"threads"},
+            {*RunConfiguration.model_fields, *DiagnosisOptions.model_fields}
+            - {"threads", "clip_norm"},
         ),
         (
             ["diagnose", "rotated-digits", "--seed", "4"],
             {*RunConfiguration.model_fields, *DiagnosisOptions.model_fields}
-            - {"threads", "target"},
+            - {"threads", "clip_norm", "target"},
         ),
         (
             ["sweep", "rotated-digits", "--targets", "75,0", "--threads", "2", *RUN],
@@ -96,7 +97,7 @@ def test_without_a_target_the_domains_are_listed(name: str, command: Command) ->
     assert (code, out) == (1, "")
     assert err == (
         "error: target is missing; give --target and one of the domains of rotated-digits: "
-        "0, 15, 30, 45, 60, 75\n"
+        "0, 15, 30, 45, 60, 75, or none to train on all\n"
     )
     assert command(name)[2] == "error: data is missing; give one\n"
 

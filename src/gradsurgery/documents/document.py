@@ -17,6 +17,7 @@ Kind = TypeVar("Kind", bound="Document")
 FILE_VERSION = 1
 """Of the files that a person may write too: a configuration, a plan."""
 
+"""Names that a message lists."""
 LARGEST = 1e100
 """Nothing that is measured here is larger, and sums of such numbers are finite."""
 _LARGEST_INTEGER = 2**63 - 1
