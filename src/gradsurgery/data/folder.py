@@ -143,7 +143,8 @@ def _kind(entry: os.DirEntry[str], suffixes: frozenset[str]) -> str:
         if entry.is_dir():
             return FOLDER
         if not entry.is_file():
-            return "a broken link" if entry.is_symlink() else "no file"
+            broken = entry.is_symlink() and not Path(entry.path).exists()
+            return "a broken link" if broken else "not a regular file"
     except OSError:  # a link that leads back to itself
         return "a broken link"
     suffix = Path(entry.name).suffix.lower()

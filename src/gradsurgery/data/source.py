@@ -37,6 +37,14 @@ class SkippedImage:
     reason: str
 
 
+def naming_left_out(error: DataError, left_out: Sequence[SkippedImage]) -> DataError:
+    """The error with a word of the files that were left out, which may be the reason for it."""
+    if not left_out:
+        return error
+    first = f"{left_out[0].identity} ({left_out[0].reason})"
+    return DataError(f"{error}; files left out: {len(left_out)}, the first {first}")
+
+
 class Source(ABC):
     """A set of images of several domains over the same classes, not yet decoded.
 
