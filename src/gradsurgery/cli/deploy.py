@@ -12,7 +12,7 @@ from gradsurgery.cli import options as opt
 from gradsurgery.cli.live import displayed
 from gradsurgery.cli.report import make_report
 from gradsurgery.cli.sweep import grid_from, mapping_of, plan_parts, run_plan
-from gradsurgery.data import Source, open_source
+from gradsurgery.data import Source
 from gradsurgery.documents.data_options import NO_TARGET
 from gradsurgery.documents.deployment import Deployment
 from gradsurgery.documents.diagnosis import Diagnosis, DiagnosisOptions
@@ -29,7 +29,7 @@ from gradsurgery.results.deployment import (
     without_looking,
 )
 from gradsurgery.studies.diagnosis import diagnose_run
-from gradsurgery.sweep.run import planned
+from gradsurgery.sweep.run import opened_sources, planned
 from gradsurgery.sweep.runs import SweepRun
 from gradsurgery.training import train
 from gradsurgery.training.directory import folder_name
@@ -77,7 +77,7 @@ def deploy(
     plan = Plan(**parts)
     if len(plan.data) != 1:
         raise ArgumentError(f"a deployment is of one data set, found {', '.join(plan.data)}")
-    source = open_source(plan.data[0])
+    (source,) = opened_sources(plan).values()
     if NO_TARGET in source.domains:
         raise ArgumentError(
             f"{source.name} has a domain called {NO_TARGET!r}, the word for leaving none out; "
