@@ -59,6 +59,8 @@ def other_values(name, value):
         return [not value]
     if get_origin(annotation) is list:
         return [["-90%", "a, b", "Käse \"x\" '$y'"]]
+    if name == "columns":
+        return [{"domain": "a, b", "label": 'Käse = "x"', "split": "'$y' z"}]
     if get_origin(annotation) is dict:
         return [{"irm.penalty": 1e-7, "some.word": "true", "mypackage:My.name": 2.0}]
     if annotation is str:

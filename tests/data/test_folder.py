@@ -104,6 +104,8 @@ def test_what_is_not_read_is_listed(make_folder, tmp_path):
     for name in ("gone.png", "art/gone", "art/cat/gone.png", "art/cat/loop.png"):
         (root / name).symlink_to(root / name if "loop" in name else root / "nowhere")
     (root / "README.md").write_text("not among the images")
+    (root / "art/cat/zeros.png").symlink_to("/dev/zero")
+    os.mkfifo(root / "art/cat/pipe.png")
     source = open_source(str(root))
     assert source.counts().tolist() == [[3, 3], [3, 3]]
     assert {file.identity: file.reason for file in source.left_out} == {
@@ -114,6 +116,8 @@ def test_what_is_not_read_is_listed(make_folder, tmp_path):
         "art/gone": "a broken link",
         "art/cat/gone.png": "a broken link",
         "art/cat/loop.png": "a broken link",
+        "art/cat/zeros.png": "not a regular file",
+        "art/cat/pipe.png": "not a regular file",
     }
     assert prepare(source, 8, tmp_path / "cache").left_out == source.left_out
 

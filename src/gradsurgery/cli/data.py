@@ -68,7 +68,7 @@ def info(
     source = open_source(data, **reading(data, layout, columns, classes))
     found = None
     if not quick:
-        with _progress(len(source.listing.identities), "looking at images") as advance:
+        with progress_bar(len(source.listing.identities), "looking at images") as advance:
             found = inspect_images(source, cpus(), advance)
     summary = summarize(source, found)
     if as_json:
@@ -98,7 +98,7 @@ def prepare(
 ) -> None:
     """Decode a data set into the cache, which training then reads."""
     source = open_source(data, **reading(data, layout, columns, classes, resize))
-    with _progress(len(source.listing.identities), "decoding") as advance:
+    with progress_bar(len(source.listing.identities), "decoding") as advance:
         images = decode(source, image_size, cache, workers, skip_bad, advance)
     _print_cache(images)
 
@@ -265,13 +265,13 @@ def _comparison(source: Source) -> str:
 
 
 @contextmanager
-def _progress(count: int, what: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(count: int, doing: str = "decoding") -> Iterator[Callable[[int, int], None]]:
     """A progress bar on a terminal, nothing elsewhere."""
     console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
     with bar:
-        task = bar.add_task(what, total=count)
+        task = bar.add_task(doing, total=count)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 

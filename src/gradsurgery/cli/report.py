@@ -65,7 +65,7 @@ def make_report(
         tell("reading records")
         inventory = take_inventory(folders)
         images, notes = [], []
-        asked = dict.fromkeys(examples or (), {})
+        asked: dict[str, dict[str, Any]] = {spec: {} for spec in examples or ()}
         specs = recorded_data(inventory.records.values()) if examples is None else asked
         for spec, reading in specs.items():
             try:

@@ -159,6 +159,8 @@ def _open_place(place: str, layout: str, columns: Mapping[str, str]) -> Source:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
             raise ArgumentError(f"{place} is no data set of the Hub, expected hf://owner/name")
         return HubSource(repository)
+    if not place:
+        raise ArgumentError(f"the name of the data set is empty; accepted are: {_accepted()}")
     if not _exists(place):
         raise ArgumentError(
             f"no data set '{place:.300}': no such folder or file, nor a known name; accepted are: "
