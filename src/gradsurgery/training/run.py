@@ -89,9 +89,7 @@ def train(
         )
     report: ProgressCallback = progress or (lambda _: None)
     directory = Path(directory)
-    source = (
-        opened if opened is not None else open_source(configuration.data, **configuration.reading)
-    )
+    source = opened or open_source(configuration.data, **configuration.reading)
     check_run(configuration, source.name, source.domains)
     device = resolve_device(configuration.device)
     if (record := _finished(configuration, directory)) is not None:
@@ -106,8 +104,7 @@ def train(
         if checkpoint is not None:
             threads = threads or checkpoint.configuration.threads
         threads = stack.enter_context(computing_with(threads, device, configuration.precision))
-        here = {"device": str(device), "threads": threads}
-        configuration = configuration.model_copy(update=here)
+        configuration = configuration.model_copy(update={"device": str(device), "threads": threads})
         images = prepare_images(source, configuration, cache, report)
         learner = build_learner(configuration, backbone, device)
         record = _work(
