@@ -67,9 +67,9 @@ SETTINGS = {
     "coded-12": _coded(12, 0.25),
     "coded-8-deep": _coded(8, 0.2, "deep-mlp"),
     "coded-8-long": _coded(8, 0.2, steps=3000),
+    "colored-mlp": Setting("colored-digits", "-90%", "mlp", 14, 400),
     "rotated-mlp": Setting("rotated-digits", "75", "mlp", 14, 600),
-    "rotated": Setting("rotated-digits", "75", "small-cnn", 14, 400, batch=24),
-    "colored": Setting("colored-digits", "-90%", "small-cnn", 14, 200, batch=24, every=10),
+    "rotated": Setting("rotated-digits", "75", "small-cnn", 14, 300, batch=24),
 }
 
 
@@ -108,11 +108,12 @@ class Data(NamedTuple):
 
     @classmethod
     def of(cls, setting: Setting, seed: int, cache: Path | None) -> "Data":
-        """The set of that seed; perceptrons see the mean of the colours of gray images."""
+        """The set of that seed; perceptrons see gray images once, not three times."""
         images = prepare(open_source(setting.data.format(seed=seed)), setting.size, cache)
         pixels = torch.tensor(images.images).permute(0, 3, 1, 2) / 127.5 - 1
         if setting.network in WIDTHS:
-            pixels = pixels[:, :1].flatten(1)
+            gray = bool((pixels == pixels[:, :1]).all())
+            pixels = pixels[:, : 1 if gray else 3]
         return cls(images, pixels.contiguous(), torch.from_numpy(images.label))
 
 
@@ -149,14 +150,15 @@ class Job(NamedTuple):
         return DomainBatches(images, drawn, domains=self.sources, batch_size=size, seed=seed)
 
 
-def network(setting: Setting, classes: int, seed: int) -> nn.Module:
+def network(setting: Setting, data: Data, seed: int) -> nn.Module:
     """The network with the weights of that seed."""
+    classes = len(data.images.classes)
     if setting.network not in WIDTHS:
         return build_backbone(setting.network, classes=classes, weights="none", seed=seed).model
-    widths = [setting.size**2, *WIDTHS[setting.network]]
+    widths = [data.pixels[0].numel(), *WIDTHS[setting.network]]
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "network"))
-        layers: list[nn.Module] = []
+        layers: list[nn.Module] = [nn.Flatten()]
         for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), nn.ReLU()]
         return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
@@ -175,7 +177,7 @@ Curve = dict[str, list[float]]
 def one_by_one(setting: Setting, method: str, job: Job) -> Curve:
     """Train by `gs.method`, as everybody does."""
     data, batches = job.data, job.batches(setting.batch)
-    model = network(setting, len(data.images.classes), job.seed)
+    model = network(setting, data, job.seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=job.rate, fused=True)
     name, options = parts_of(method)
     settings = {f"{name}.{key}": value for key, value in options.items()}
@@ -203,8 +205,7 @@ def together(setting: Setting, method: str, jobs: list[Job]) -> list[Curve]:
     The domains' gradients of all runs come from one call; each run has a rule of its own, and Adam
     is written out, so that every run has its learning rate.
     """
-    classes = len(jobs[0].data.images.classes)
-    models = [network(setting, classes, job.seed) for job in jobs]
+    models = [network(setting, job.data, job.seed) for job in jobs]
     base, flat = models[0], torch.stack([flattened(model) for model in models]).detach()
     batches = [job.batches(setting.batch) for job in jobs]
     tested = [job.tested() for job in jobs]

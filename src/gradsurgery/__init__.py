@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradsurgery.algorithms import Objective, method
-    from gradsurgery.data import Source
+    from gradsurgery.data import Source, open_source
     from gradsurgery.deployment import Predictions, TrainedModel, load_model
     from gradsurgery.documents.configuration import RunConfiguration
     from gradsurgery.documents.record import Record
@@ -80,6 +80,7 @@ __all__ = [
     "gradient_gram",
     "load_model",
     "method",
+    "open_source",
     "rule",
     "train",
 ]
@@ -91,6 +92,7 @@ _HOMES = {
     "Objective": "gradsurgery.algorithms",
     "method": "gradsurgery.algorithms",
     "Source": "gradsurgery.data",
+    "open_source": "gradsurgery.data",
     "RunConfiguration": "gradsurgery.documents.configuration",
     "Record": "gradsurgery.documents.record",
     "train": "gradsurgery.training",

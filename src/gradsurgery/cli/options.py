@@ -2,9 +2,10 @@
 
 import functools
 import inspect
+import sys
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -12,11 +13,12 @@ import typer
 import yaml
 from pydantic import BaseModel
 
-from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.configuration import RunConfiguration, known_options
 from gradsurgery.documents.document import read_mapping
 from gradsurgery.documents.plan import PLAN_PARTS
 from gradsurgery.documents.selection import CriterionName, Model
-from gradsurgery.errors import ArgumentError
+from gradsurgery.doors import is_door
+from gradsurgery.errors import ArgumentError, printable
 
 DATA = typer.Argument(
     metavar="DATA",
@@ -293,9 +295,15 @@ def merged(written: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return written | given | ({"settings": settings | given["settings"]} if both else {})
 
 
-def configured(config: Path | None, given: dict[str, Any]) -> dict[str, Any]:
-    """The options in a file, with those in their place that a command was given."""
-    return merged({} if config is None else read_mapping(config, "configuration"), given)
+def configured(
+    config: Path | None, given: dict[str, Any], also: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The options in a file, with those in their place that a command was given.
+
+    also: names in the file of what is no option of a run.
+    """
+    known = [*also, *known_options()]
+    return merged({} if config is None else read_mapping(config, "configuration", known), given)
 
 
 def parted(options: dict[str, Any], kind: type[BaseModel]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -306,5 +314,25 @@ def parted(options: dict[str, Any], kind: type[BaseModel]) -> tuple[dict[str, An
 
 
 def print_yaml(content: dict[str, Any]) -> None:
-    """Print options as YAML, in their order."""
+    """Print options as YAML, in their order, and name the code of somebody that they name.
+
+    What only reads never imports: whether there is such code is for a run to find out.
+    """
     print(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), end="")
+    if names := dict.fromkeys(_foreign_names(content)):
+        print(
+            f"note: {printable(', '.join(names))} is not imported here, and not checked; a run "
+            "imports it",
+            file=sys.stderr,
+        )
+
+
+def _foreign_names(content: dict[str, Any]) -> Iterator[str]:
+    """The names of the form package.module:Name in a configuration or a plan."""
+    for key, value in content.items():
+        if isinstance(value, dict) and key != "settings":
+            yield from _foreign_names(value)
+        elif key in ("method", "methods", "backbone", "data"):
+            texts = value if isinstance(value, list) else [value]
+            parts = [part for text in texts for part in str(text).split("+")]
+            yield from (part for part in parts if is_door(part) and not part.startswith("torchjd:"))

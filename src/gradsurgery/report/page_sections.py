@@ -16,6 +16,7 @@ from gradsurgery.documents.explanation import Explanation
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA
 from gradsurgery.documents.similarity import SimilarityStudy
+from gradsurgery.report.data_text import recorded_sentences
 from gradsurgery.report.diagnosis_text import diagnosis_section
 from gradsurgery.report.explanation_text import explanation_section
 from gradsurgery.report.page import embedded, render_page
@@ -177,7 +178,7 @@ def absent_section(inventory: Inventory) -> Section:
 
 def configuration_section(records: Sequence[Record]) -> Section:
     """The data, and the options and environment that all runs share or differ in."""
-    blocks: list[Block] = [_data_table(records)]
+    blocks: list[Block] = [_data_table(records), *map(Text, recorded_sentences(records))]
     parts: dict[str, list[dict[str, Any]]] = {
         "Options": [record.configuration.model_dump(exclude=_KEYS) for record in records],
         "Environment": [dict(record.environment) for record in records],
@@ -224,17 +225,22 @@ def repeat_command(configuration: RunConfiguration) -> str:
     All are written out, so that the command stays the same run when defaults change.
 
     >>> options = RunConfiguration(data="my pictures", target="photo")
-    >>> repeat_command(options)[:71]
-    "gradsurgery train 'my pictures' --target=photo --method=agr-sum --backb"
+    >>> repeat_command(options)[:64]
+    "gradsurgery train 'my pictures' --target=photo --method=agr-sum "
     """
     words = []
-    for name, value in configuration:
+    first = ("target", "method")
+    for name in (*first, *(name for name, _ in configuration if name not in first)):
+        value = getattr(configuration, name)
         flag = f"--{name.replace('_', '-')}"
         if name == "settings":
             words += [f"--set={setting}={each}" for setting, each in value.items()]
+        elif isinstance(value, dict):
+            pairs = ",".join(f"{role}={each}" for role, each in value.items())
+            words += [f"{flag}={pairs}"] if pairs else []
         elif isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
-        elif name != "data" and value is not None:
+        elif name != "data" and value not in (None, ""):
             words += [f"{flag}={each}" for each in (value if isinstance(value, list) else [value])]
     data = configuration.data
     words = [*words, "--", data] if data.startswith("-") else [data, *words]

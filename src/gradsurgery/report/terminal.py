@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import ModelResult, Record
 from gradsurgery.errors import printable
+from gradsurgery.report.data_text import recorded_sentences
 from gradsurgery.report.section import Entry, Table, Text, plain_table, value_text
 from gradsurgery.report.tables import rows_with_below
 
@@ -87,6 +88,7 @@ def run_blocks(record: Record) -> list[Text | Table]:
     texts = [f"cost: {', '.join(filter(None, parts))}"]
     if record.data.skipped:
         texts.append(f"images left out: {len(record.data.skipped)}")
+    texts += recorded_sentences([record])
     return [*blocks, *map(Text, texts)]
 
 

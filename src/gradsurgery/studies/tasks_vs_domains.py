@@ -97,6 +97,8 @@ def study_tasks(
         runs=[],
     )
     with claimed(directory):
+        for leftover in directory.glob(f".{TasksStudy.file_name}.*.tmp"):  # of a killed process
+            leftover.unlink(missing_ok=True)
         if (directory / TasksStudy.file_name).exists():
             study = _continued(study, directory)
         done = {run.cell for run in study.runs}

@@ -74,10 +74,12 @@ class ImagesUsed:
         """Lines for whoever watches the run."""
         tested, copied = len(self.split.test[target]), self.identical.of_target
         if copied:
+            meaning = ""
+            if 2 * copied >= tested:
+                meaning = ": THE ACCURACY SAYS NOTHING OF A DOMAIN THAT WAS NEVER SEEN"
             yield (
                 f"{copied} of the {tested} test images of {target} are identical to images that "
-                "are trained on: the accuracy says little of a domain that was never seen; see "
-                "gradsurgery data info, and --drop-duplicates"
+                f"are trained on{meaning}; see gradsurgery data info, and --drop-duplicates"
             )
         elif self.identical.across_parts:
             yield (
@@ -86,7 +88,7 @@ class ImagesUsed:
             )
         if self.identical.across_classes:
             yield (
-                f"{_pictures(self.identical.across_classes)} in the data set under two classes, as "
+                f"{_pictures(self.identical.across_classes)} used under two classes, as "
                 f"{' and '.join(self.identical.examples[0][:2])}"
             )
         if self.alike is not None and self.alike.of_target:

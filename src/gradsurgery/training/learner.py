@@ -146,21 +146,22 @@ def build_learner(
     optimizer = build_optimizer(model.parameters(), configuration)
     generator = torch.Generator(device)
     host_generator = generator if device.type == "cpu" else torch.Generator()
+    algorithm = build_method(
+        configuration.method,
+        generator=generator,
+        host_generator=host_generator,
+        make_optimizer=lambda parameters: build_optimizer(
+            parameters, configuration, rate=optimizer.param_groups[0]["lr"]
+        ),
+        settings=method_settings(configuration.settings),
+        batch_norm=configuration.batch_norm if has_batch_norm(model) else "frozen",
+    )
+    algorithm.smooth_labels(configuration.label_smoothing)
     return Learner(
         backbone=backbone,
         optimizer=optimizer,
         scaler=loss_scaler(device, configuration.precision),
-        algorithm=build_method(
-            configuration.method,
-            generator=generator,
-            host_generator=host_generator,
-            make_optimizer=lambda parameters: build_optimizer(
-                parameters, configuration, rate=optimizer.param_groups[0]["lr"]
-            ),
-            settings=method_settings(configuration.settings),
-            batch_norm=configuration.batch_norm if has_batch_norm(model) else "frozen",
-            label_smoothing=configuration.label_smoothing,
-        ),
+        algorithm=algorithm,
         average=build_average(configuration, model),
         generator=generator,
         host_generator=host_generator,
