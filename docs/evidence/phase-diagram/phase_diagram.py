@@ -105,7 +105,7 @@ def gains() -> pd.DataFrame:
     one, other = (runs[runs["method"] == method] for method in ("agr-sum", "deep-all"))
     pairs = one.merge(other, on=about, suffixes=("", "_base"))
     for name, column in (("gain", "best_target"), ("validation", "best_validation")):
-        pairs[name] = 100 * (pairs[column] - pairs[f"{column}_base"])
+        pairs[name] = (100 * (pairs[column] - pairs[f"{column}_base"])).round(4)
     pairs["base"] = 100 * pairs["best_target_base"]
     return pairs[[*about, "gain", "validation", "base"]]
 
