@@ -1,5 +1,7 @@
 """The sections of a report's page, and the page put together from them."""
 
+import csv
+import io
 import os
 import re
 import shlex
@@ -238,8 +240,7 @@ def repeat_command(configuration: RunConfiguration) -> str:
         if name == "settings":
             words += [f"--set={setting}={each}" for setting, each in value.items()]
         elif isinstance(value, dict):
-            pairs = ",".join(f"{role}={each}" for role, each in value.items())
-            words += [f"{flag}={pairs}"] if pairs else []
+            words += [f"{flag}={_one_row(value)}"] if value else []
         elif isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
         elif name != "data" and value not in (None, ""):
@@ -247,6 +248,13 @@ def repeat_command(configuration: RunConfiguration) -> str:
     data = configuration.data
     words = [*words, "--", data] if data.startswith("-") else [data, *words]
     return shlex.join(["gradsurgery", "train", *words])
+
+
+def _one_row(named: Mapping[str, str]) -> str:
+    """As "role=name,role=name", quoted as in a CSV file."""
+    row = io.StringIO()
+    csv.writer(row, lineterminator="").writerow([f"{role}={name}" for role, name in named.items()])
+    return row.getvalue()
 
 
 def relative_link(path: Path, folder: Path) -> str:
