@@ -1,6 +1,10 @@
 """How errors leave the command: one line, which names the code of somebody that failed."""
 
+<<<<<<< HEAD
+import os
+=======
 import re
+>>>>>>> main
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gradsurgery import doors
+from gradsurgery.cli import main
 
 Command = Callable[..., tuple[int, str, str]]
 SHORT = ["--iterations", "2", "--validate-every", "1", "--batch-size", "4", "--device", "cpu"]
@@ -160,5 +165,22 @@ def test_what_cannot_be_typed_is_one_line_with_the_cure(
 def test_a_command_without_anything_shows_what_there_is(command: Command) -> None:
     code, out, err = command()
     assert code == 2
+<<<<<<< HEAD
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_sleep_unless_somebody_says_otherwise(
+    before: str | None, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if before is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", before)
+    found: list[str] = []
+    monkeypatch.setattr(main, "app", lambda: found.append(os.environ["OMP_WAIT_POLICY"]))
+    main.run()
+    assert found == [after]
+=======
     assert "sweep" in out + err
     assert command("--version")[0] == command("show", "--help")[0] == 0
+>>>>>>> main

@@ -89,8 +89,16 @@ GridOption = Annotated[
     ),
 ]
 TensorboardOption = Annotated[
-    bool,
-    typer.Option("--tensorboard", help="Write TensorBoard's event files into the run's folder."),
+    bool, typer.Option("--tensorboard", help="The same as --logger tensorboard.")
+]
+LoggerOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--logger",
+        metavar="NAME",
+        help="Send the run's figures to tensorboard (files in the run's folder), wandb, mlflow or "
+        "package.module:Name, too. May be given several times.",
+    ),
 ]
 DryRunOption = Annotated[
     bool,
@@ -138,6 +146,7 @@ class LaunchOptions(NamedTuple):
         int, typer.Option("--retries", min=0, help="How often a run that fails is tried again.")
     ] = 0
     tensorboard: TensorboardOption = False
+    logger: LoggerOption = None
     cache: CacheOption = None
 
 
@@ -187,6 +196,16 @@ def takes_launch_options(command: Command) -> Command:
         )
     ]
     return _with_options(command, declared, "launch", lambda given: LaunchOptions(**given))
+
+
+def loggers(names: list[str] | None, tensorboard: bool) -> tuple[str, ...]:
+    """The loggers that were asked for, each once; raises where one is not to be had."""
+    from gradsurgery.training.loggers import logger_class
+
+    asked = tuple(dict.fromkeys([*(names or ()), *(["tensorboard"] if tensorboard else [])]))
+    for name in asked:
+        logger_class(name).check_installed()
+    return asked
 
 
 def _parameter(kind: type[BaseModel], name: str) -> inspect.Parameter:

@@ -154,7 +154,9 @@ def run_plan(
     folder = out or Path("sweeps") / "+".join(
         folder_name(source.name) for source in sources.values()
     )
-    execution = Execution(options.cache, options.retries, options.tensorboard)
+    execution = Execution(
+        options.cache, options.retries, opt.loggers(options.logger, options.tensorboard)
+    )
     if dry_run:
         print_estimate(plan, sources, folder, execution, options)
         return

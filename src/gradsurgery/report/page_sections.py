@@ -18,6 +18,7 @@ from gradsurgery.documents.explanation import Explanation
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA
 from gradsurgery.documents.similarity import SimilarityStudy
+from gradsurgery.report.classification_text import recalls_section
 from gradsurgery.report.data_text import recorded_sentences
 from gradsurgery.report.diagnosis_text import diagnosis_section
 from gradsurgery.report.explanation_text import explanation_section
@@ -93,6 +94,7 @@ def assemble(
         results += [comparison_table(table, paper=paper), drawn]
     sections = [
         Section("results", "Results", results),
+        recalls_section(list(inventory.records.values())),
         Section("batches", "Batches of several domains and of one", figures["batches"]),
         statistics_section(tables, figures["ranks"]),
         Section("curves", "Learning curves", figures["curves"]),

@@ -21,7 +21,7 @@ from gradsurgery.training.cuda_graph import GraphedSteps
 from gradsurgery.training.evaluation import Evaluation
 from gradsurgery.training.learner import Learner
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
-from gradsurgery.training.recipe import has_stopped
+from gradsurgery.training.recipe import has_stopped, rate_factor
 from gradsurgery.training.step_log import StepClock, StepFigures, UnreadSteps
 
 Observer = Callable[[int, Backbone], None]
@@ -224,15 +224,18 @@ def _seed_dropout(device: torch.device, seed: int) -> None:
 def _progress(
     checkpoint: Checkpoint, figures: StepFigures, evaluation: Evaluation | None = None
 ) -> TrainingProgress:
+    c = checkpoint.configuration
     return TrainingProgress(
         "training",
         figures.step,
-        checkpoint.configuration.iterations,
+        c.iterations,
         figures.loss,
         figures.agreeing,
         None if evaluation is None else evaluation.loss,
         None if evaluation is None else evaluation.accuracy,
         checkpoint.data_wait,
+        figures.cosine,
+        c.learning_rate * rate_factor(c, figures.step),
     )
 
 
