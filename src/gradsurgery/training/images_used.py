@@ -72,11 +72,7 @@ class ImagesUsed:
         algorithm.treat_classes(weights, gaps)
 
     def notes(self, target: str | None) -> Iterator[str]:
-<<<<<<< HEAD
-        """Lines for whoever watches the run."""
-=======
         """Lines for whoever watches the run; `target` is the domain held out, if any."""
->>>>>>> main
         tested = 0 if target is None else len(self.split.test[target])
         copied = self.identical.of_target
         if copied:
