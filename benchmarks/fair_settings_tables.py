@@ -134,10 +134,11 @@ def shown(values: Iterable[float]) -> str:
 def settings_table(results: Results) -> str:
     """A method a row: at one rate and early, at one rate and late, and each at its own."""
     rates = sorted({run.rate for run in results.runs})
+    common = max(rates, key=lambda rate: sum(bool(results.of(m, rate)) for m in results.methods))
     rows = []
     for method in results.methods:
         row = [f"`{method}`"]
-        equal = results.of(method, rates[0])
+        equal = results.of(method, common)
         quarter = lambda run, _: len(run.curves["target"]) // 4 - 1  # noqa: E731
         for choice in (quarter, last):
             values = taken(equal, choice)
@@ -149,10 +150,24 @@ def settings_table(results: Results) -> str:
         row.append(str(len(values)))
         rows.append(row)
     steps = SETTINGS[results.setting].steps
-    first = f"{rates[0]:g}"
-    names = ["method", f"at {first}, {steps // 4} steps", f"{steps} steps", "own rate"]
+    names = ["method", f"at {common:g}, {steps // 4} steps", f"{steps} steps", "own rate"]
     names += ["validation", "target", "over Deep-All", "over Agr-Sum", "seeds"]
     return tabulate(rows, names, tablefmt="github", disable_numparse=True)
+
+
+def rates_table(results: Results) -> str:
+    """A method a row, a learning rate a column: target (validation) by source validation."""
+    rates = sorted({run.rate for run in results.runs})
+    rows = []
+    for method in results.methods:
+        row = [f"`{method}`"]
+        for rate in rates:
+            runs = results.of(method, rate)
+            values = taken(runs, by_validation).values()
+            seen = [100 * max(run.curves["validation"]) for run in runs]
+            row.append(f"{fmean(values):.1f} ({fmean(seen):.1f})" if runs else "–")
+        rows.append(row)
+    return tabulate(rows, ["method", *(f"{rate:g}" for rate in rates)], tablefmt="github")
 
 
 def selection_table(results: Results, rate: float | None = None) -> str:
@@ -180,6 +195,42 @@ def selection_table(results: Results, rate: float | None = None) -> str:
     names = ["method", "rate", *CHOICES]
     names.insert(names.index("agreement at chance") + 1, "reached")
     return tabulate(rows, names, tablefmt="github", disable_numparse=True)
+
+
+def search_table(results: Results) -> str:
+    """A method a row: rate and step are chosen together, seed by seed, in three ways."""
+    rows = []
+    for method in results.methods:
+        beside = [other for other in results.beside if other.method == method]
+        found: dict[str, list[float]] = {
+            "source validation": [],
+            "one source out": [],
+            "target": [],
+        }
+        chosen: list[float] = []
+        for seed in sorted({other.seed for other in beside}):
+            rates = sorted({other.rate for other in beside if other.seed == seed})
+            runs = [r for r in results.runs if (r.method, r.seed) == (method, seed)]
+            offered = [run for run in runs if run.rate in rates]
+            around = {r: [o for o in beside if (o.seed, o.rate) == (seed, r)] for r in rates}
+            merits = {
+                "source validation": lambda run, at: run.curves["validation"][at],
+                "one source out": lambda run, at, a=around: fmean(
+                    other.curves["target"][at] for other in a[run.rate]
+                ),
+                "target": lambda run, at: run.curves["target"][at],
+            }
+            for name, merit in merits.items():
+                pairs = [(run, at) for run in offered for at in range(len(run.curves["target"]))]
+                run, at = max(pairs, key=lambda pair, merit=merit: merit(*pair))
+                found[name].append(100 * run.curves["target"][at])
+                if name == "one source out":
+                    chosen.append(run.rate)
+        if chosen:
+            rows.append([f"`{method}`", *(shown(values) for values in found.values())])
+            rows[-1] += [", ".join(f"{rate:g}" for rate in chosen)]
+    names = ["method", "source validation", "leave one source out", "target (oracle)"]
+    return tabulate(rows, [*names, "rates of leave one out"], tablefmt="github")
 
 
 @styled()
@@ -222,10 +273,11 @@ def main() -> None:
     found = {name: Results(name, runs) for name in SETTINGS}
     for name, results in found.items():
         if BASELINE in results.methods:
-            print(f"\n{name}\n\n{settings_table(results)}\n\n{selection_table(results)}")
+            print(f"\n{name}\n")
+            print(settings_table(results), rates_table(results), sep="\n\n", end="\n\n")
+            print(selection_table(results))
             if results.beside:
-                rate = results.beside[0].rate
-                print(f"\nat {rate:g}\n\n{selection_table(results, rate)}")
+                print(f"\nrate and step together\n\n{search_table(results)}")
     if arguments.figure is not None:
         shown_ones = ("coded-4", "coded-8", "coded-12", "rotated-mlp", "colored-mlp")
         drawn = [found[name] for name in shown_ones if found[name].methods]

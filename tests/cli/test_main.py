@@ -1,5 +1,6 @@
 """How errors leave the command: one line, which names the code of somebody that failed."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gradsurgery import doors
+from gradsurgery.cli import main
 
 Command = Callable[..., tuple[int, str, str]]
 SHORT = ["--iterations", "2", "--validate-every", "1", "--batch-size", "4", "--device", "cpu"]
@@ -162,3 +164,17 @@ def test_a_command_without_anything_shows_what_there_is(command: Command) -> Non
     assert code == 2
     assert "sweep" in out + err
     assert command("--version")[0] == command("show", "--help")[0] == 0
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_sleep_unless_somebody_says_otherwise(
+    before: str | None, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if before is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", before)
+    found: list[str] = []
+    monkeypatch.setattr(main, "app", lambda **_: found.append(os.environ["OMP_WAIT_POLICY"]))
+    with pytest.raises(SystemExit):
+        main.run()
+    assert found == [after]

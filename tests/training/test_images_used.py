@@ -191,3 +191,14 @@ def test_what_a_model_file_says_of_resizing(root):
     source = open_source(str(root), classes="common", resize="crop")
     expected = source.decode(0, picture.read_bytes(), 32)
     assert np.array_equal(model.preprocess.pixels(picture), expected)
+
+
+def test_without_a_target_all_domains_are_used(root):
+    shutil.copy(root / "a/cat/0.png", root / "c/cat/x.png")
+    notes = []
+    record, _ = run(root, notes, target="none", classes="common")
+    assert record.result.best.target_accuracy is None
+    assert record.data.identical.of_target == 0
+    assert record.data.identical.across_domains == {"a and c": 1}
+    gap, _ = run(root, target="none", classes="all", method="pcgrad", test_on="all")
+    assert gap.result.best.test_accuracy.keys() == {"a", "b", "c"}

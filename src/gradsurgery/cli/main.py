@@ -21,6 +21,7 @@ from gradsurgery.errors import GradsurgeryError
 COMMANDS = {
     "train": "Train on every domain but the target, and test on the target.",
     "predict": "Classify pictures with a trained model.",
+    "export": "Write a trained model for another runtime, or to the Hub.",
     "evaluate": "Say how right a trained model is on a data set, and how far to trust it.",
     "sweep": "Run data sets x targets x methods x seeds, and write the report.",
     "compare": "Train every method on every target with every seed, and print the table.",

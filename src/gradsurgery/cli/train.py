@@ -16,7 +16,7 @@ from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError
 from gradsurgery.training import device
 from gradsurgery.training import train as train_run
-from gradsurgery.training.directory import folder_name
+from gradsurgery.training.directory import folder_name, is_longer
 from gradsurgery.training.loggers import logged
 
 
@@ -48,7 +48,7 @@ def train(
     c = configuration
     place = *map(folder_name, (source.name, c.target, c.method)), f"seed-{c.seed}"
     directory = out or Path("runs", *place)
-    finished = (directory / Record.file_name).exists()
+    finished = _is_finished(configuration, directory)
     names = opt.loggers(logger, tensorboard)
     with (
         continuable(),
@@ -61,6 +61,13 @@ def train(
         print("this run was finished before")
     print(result_line(record))
     print(f"record: {directory / Record.file_name}")
+
+
+def _is_finished(configuration: RunConfiguration, directory: Path) -> bool:
+    """Whether the run's record is there, rather than that of one with fewer steps."""
+    if not (directory / Record.file_name).exists():
+        return False
+    return not is_longer(configuration, Record.load(directory).configuration)
 
 
 def run_configuration(options: dict[str, Any]) -> RunConfiguration:

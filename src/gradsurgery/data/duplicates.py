@@ -200,7 +200,7 @@ def looks_of(images: ImageSet) -> list[bytes] | None:
 
 
 def copies_in_run(
-    images: ImageSet, split: Split, sources: Sequence[str], target: str
+    images: ImageSet, split: Split, sources: Sequence[str], target: str | None
 ) -> tuple[Copies, Copies | None]:
     """The pictures that a run uses more than once: identical files, and images that look alike.
 
@@ -213,7 +213,7 @@ def copies_in_run(
             for position in getattr(split, name)[domain].tolist():
                 part[position] = name
     places = Places(images.domains, images.identities, images.domain, images.label, part)
-    of_target = images.domains.index(target)
+    of_target = -1 if target is None else images.domains.index(target)
     hashes = file_hashes(images)
     looks = looks_of(images)
 

@@ -1,11 +1,23 @@
 """Figures of a classifier in tables: by domain, by class, and its confusion matrix."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from gradsurgery.documents.evaluation import EvaluationFile
-from gradsurgery.documents.record import Record
+from gradsurgery.documents.record import ModelResult, Record
 from gradsurgery.documents.tally import Tally
-from gradsurgery.report.section import Block, Listing, Section, Table, counted, listed, plain_table
+from gradsurgery.report.section import (
+    Block,
+    Details,
+    Listing,
+    Section,
+    Table,
+    counted,
+    listed,
+    plain_table,
+)
 from gradsurgery.results.classification import INTERVALS, Assessment, Estimate, assess
 
 NONE = "–"
@@ -115,7 +127,7 @@ def confusion_table(tally: Tally, classes: Sequence[str]) -> Table:
 
 def recall_table(record: Record) -> Table | None:
     """A run's recall of each class, by domain, of the best and the last model; None without any."""
-    models = (record.result.best, record.result.last)
+    models = _models(record)
     domains = [d for d in record.data.domains if all(d in model.tests for model in models)]
     if not domains:
         return None
@@ -142,6 +154,68 @@ def never_predicted(record: Record) -> list[str]:
         for name, n, p in zip(record.data.classes, images, predicted, strict=True)
         if n and not p
     ]
+
+
+def recalls_section(records: Sequence[Record]) -> Section:
+    """The recall of each class on the held-out domains, a table a data set and method.
+
+    Records of before tests were counted by class are left out.
+    """
+    groups: dict[tuple[str, str], dict[str, list[Record]]] = {}
+    for record in records:
+        target = record.configuration.held_out(record.data.domains)
+        if target is not None and all(target in m.tests for m in _models(record)):
+            of_method = groups.setdefault((record.data.name, record.configuration.method), {})
+            of_method.setdefault(target, []).append(record)
+    blocks: list[Block] = [Listing(sentences)] if (sentences := _never(groups)) else []
+    for (data, method), by_target in groups.items():
+        classes = next(iter(by_target.values()))[0].data.classes
+        columns = [_mean_recalls(runs, target, classes) for target, runs in by_target.items()]
+        rows = [[name, *row] for name, *row in zip(classes, *columns, strict=True)]
+        caption = f"{data}, {method}: recall (%) of each class on each held-out domain"
+        notes = ["Of the best / the last model, the mean over the runs."]
+        table = plain_table(caption, ["class", *by_target], rows, notes=notes)
+        blocks.append(Details(caption, [table]) if len(rows) > MOST_CLASSES else table)
+    return Section("classes", "Classes", blocks)
+
+
+Groups = Mapping[tuple[str, str], Mapping[str, Sequence[Record]]]
+
+
+def _never(groups: Groups) -> list[str]:
+    """A sentence for every data set, method and domain with classes that runs never predict."""
+    sentences = []
+    for (data, method), by_target in groups.items():
+        for target, runs in by_target.items():
+            missed = Counter(name for record in runs for name in never_predicted(record))
+            if missed:
+                named = [
+                    f"{name} (in {n} of {counted(len(runs), 'run')})" for name, n in missed.items()
+                ]
+                sentences.append(f"{data}, {method}: never predicted on {target}: {listed(named)}.")
+    return sentences
+
+
+def _mean_recalls(runs: Sequence[Record], target: str, classes: Sequence[str]) -> list[str]:
+    """For each class "best / last", in per cent; a dash where the domain has no image of it."""
+    means = []
+    for position in range(2):
+        matrices = [_models(run)[position].tests[target].matrix() for run in runs]
+        images = np.array([matrix.sum(axis=1) for matrix in matrices])
+        right = np.array([matrix.diagonal() for matrix in matrices])
+        fractions = np.where(images > 0, right / np.maximum(images, 1), np.nan)
+        there = np.maximum((images > 0).sum(axis=0), 1)
+        means.append(
+            np.where((images > 0).any(axis=0), np.nansum(fractions, axis=0) / there, np.nan)
+        )
+    return [
+        NONE if np.isnan(best) else f"{100 * best:.1f} / {100 * last:.1f}"
+        for best, last, _ in zip(*means, classes, strict=True)
+    ]
+
+
+def _models(record: Record) -> tuple[ModelResult, ModelResult]:
+    return record.result.best, record.result.last
 
 
 def whole_tally(evaluation: EvaluationFile) -> Tally:

@@ -1,5 +1,7 @@
 """The sections of a report's page, and the page put together from them."""
 
+import csv
+import io
 import os
 import re
 import shlex
@@ -16,6 +18,7 @@ from gradsurgery.documents.explanation import Explanation
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA
 from gradsurgery.documents.similarity import SimilarityStudy
+from gradsurgery.report.classification_text import recalls_section
 from gradsurgery.report.data_text import recorded_sentences
 from gradsurgery.report.diagnosis_text import diagnosis_section
 from gradsurgery.report.explanation_text import explanation_section
@@ -91,6 +94,7 @@ def assemble(
         results += [comparison_table(table, paper=paper), drawn]
     sections = [
         Section("results", "Results", results),
+        recalls_section(list(inventory.records.values())),
         Section("batches", "Batches of several domains and of one", figures["batches"]),
         statistics_section(tables, figures["ranks"]),
         Section("curves", "Learning curves", figures["curves"]),
@@ -236,8 +240,7 @@ def repeat_command(configuration: RunConfiguration) -> str:
         if name == "settings":
             words += [f"--set={setting}={each}" for setting, each in value.items()]
         elif isinstance(value, dict):
-            pairs = ",".join(f"{role}={each}" for role, each in value.items())
-            words += [f"{flag}={pairs}"] if pairs else []
+            words += [f"{flag}={_one_row(value)}"] if value else []
         elif isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
         elif name != "data" and value not in (None, ""):
@@ -245,6 +248,13 @@ def repeat_command(configuration: RunConfiguration) -> str:
     data = configuration.data
     words = [*words, "--", data] if data.startswith("-") else [data, *words]
     return shlex.join(["gradsurgery", "train", *words])
+
+
+def _one_row(named: Mapping[str, str]) -> str:
+    """As "role=name,role=name", quoted as in a CSV file."""
+    row = io.StringIO()
+    csv.writer(row, lineterminator="").writerow([f"{role}={name}" for role, name in named.items()])
+    return row.getvalue()
 
 
 def relative_link(path: Path, folder: Path) -> str:

@@ -38,8 +38,9 @@ class ImagesUsed:
         """What a run uses of `images`; raises `DataError` where that is too little."""
         split = split_of(configuration, images, configuration.seed_of_split)
         sources = configuration.sources(images.domains)
-        _check_split(split, sources, configuration.target, images.name)
-        copies = copies_in_run(images, split, sources, configuration.target)
+        target = configuration.held_out(images.domains)
+        _check_split(split, sources, target, images.name)
+        copies = copies_in_run(images, split, sources, target)
         return cls(images, split, sources, *copies)
 
     def batches(self, configuration: RunConfiguration) -> Batches:
@@ -70,9 +71,10 @@ class ImagesUsed:
         gaps = lacking.to(device) if lacking.any() else None
         algorithm.treat_classes(weights, gaps)
 
-    def notes(self, target: str) -> Iterator[str]:
-        """Lines for whoever watches the run."""
-        tested, copied = len(self.split.test[target]), self.identical.of_target
+    def notes(self, target: str | None) -> Iterator[str]:
+        """Lines for whoever watches the run; `target` is the domain held out, if any."""
+        tested = 0 if target is None else len(self.split.test[target])
+        copied = self.identical.of_target
         if copied:
             meaning = ""
             if 2 * copied >= tested:
@@ -179,12 +181,12 @@ def _pictures(count: int) -> str:
     return "a picture is" if count == 1 else f"{count} pictures are"
 
 
-def _check_split(split: Split, sources: Sequence[str], target: str, name: str) -> None:
+def _check_split(split: Split, sources: Sequence[str], target: str | None, name: str) -> None:
     """Every number of the record needs an image at least."""
     sizes = split.sizes()
     if all(sizes[domain]["validation"] == 0 for domain in sources):
         raise DataError(f"{name} is too small: no image is left for validation; add images")
-    if not sizes[target]["test"]:
+    if target is not None and not sizes[target]["test"]:
         raise DataError(
             f"{name} is too small: no image of {target} is left for testing; have 3 images or more "
             "of a class in every domain, or test on all images of the target with --test-on all"

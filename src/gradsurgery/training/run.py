@@ -232,7 +232,7 @@ def _work(
     reset_peak_memory(learner.device)
     used = ImagesUsed.of(configuration, images)
     used.prepare(learner.algorithm, configuration, learner.device)
-    for line in used.notes(configuration.target):
+    for line in used.notes(configuration.held_out(images.domains)):
         report(TrainingProgress("images", len(images.label), len(images.label), note=line))
     split = used.split
     if checkpoint is None:

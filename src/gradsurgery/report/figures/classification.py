@@ -24,7 +24,7 @@ def confusion_figure(tally: Tally, classes: Sequence[str], title: str) -> Figure
     rows = [
         f"{wrapped(name, 18, 1)} ({n:.0f})" for name, n in zip(classes, images.flat, strict=True)
     ]
-    columns = [wrapped(name, 9, 2) for name in classes]
+    columns = [wrapped(name, 12, 2) for name in classes]
     small = len(classes) > _MOST_NUMBERS
     figure, axes = heat_map(
         values, rows, columns, wrapped(title, 60, 2), form="" if small else "{:.0f}"
