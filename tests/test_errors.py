@@ -48,3 +48,8 @@ def test_of_a_message_of_any_length_beginning_and_end_are_kept():
 def test_what_other_libraries_say_is_one_line(error, line):
     assert one_line(error) == line
     assert len(one_line(ValueError("x" * 500))) == 200
+
+
+def test_of_a_long_name_the_middle_is_left_out_and_the_rest_of_the_message_stays():
+    error = ArgumentError(f"cannot read {'a' * 150}/{'b' * 150}: no such file; look for it")
+    assert str(error) == f"cannot read {'a' * 54} … {'b' * 25}: no such file; look for it"

@@ -1,4 +1,4 @@
-"""Pages that are made at build time: of the command line, of the docstrings, of files elsewhere."""
+"""Pages made at build time: the command line, docstrings, notebooks, files outside of docs/."""
 
 import re
 import sys
@@ -9,7 +9,7 @@ from mkdocs.structure.files import File
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from website import interface, terminal  # noqa: E402
+from website import interface, notebooks, terminal
 
 ROOT = Path(__file__).parent.parent
 ELSEWHERE = {
@@ -23,7 +23,7 @@ ELSEWHERE = {
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages, and what the pages load."""
     made = {name: (ROOT / place).read_text("utf-8") for name, place in ELSEWHERE.items()}
-    made |= interface.pages() | {"commands.md": terminal.page()}
+    made |= interface.pages() | notebooks.pages() | {"commands.md": terminal.page()}
     for name, content in made.items():
         files.append(File.generated(config, name, content=content))
     for asset in sorted((ROOT / "website" / "assets").iterdir()):

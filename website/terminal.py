@@ -27,7 +27,7 @@ def page() -> str:
 
 
 def _described(command: Any, called: str, parent: Any) -> Iterator[str]:
-    context = type(parent)(command, info_name=called.split()[-1], parent=parent)
+    context = type(parent)(command, info_name=called.rsplit(maxsplit=1)[-1], parent=parent)
     yield f"## {called}"
     yield _prose(command.help or COMMANDS[called.split()[1]])
     if hasattr(command, "list_commands"):

@@ -9,7 +9,8 @@ _UNPRINTABLE = re.compile(
 )
 
 
-_LONGEST = 2000  # characters
+_LONGEST = 600  # characters of a message
+_LONG_WORD = re.compile(r"\S{201,}")  # no path that anybody typed
 
 
 def printable(text: str) -> str:
@@ -47,13 +48,19 @@ def one_line(error: BaseException) -> str:
 class GradsurgeryError(Exception):
     """Base of every error with a cure; the command line prints it as one line and exits 1.
 
-    Of a message that would fill a screen (a name in it may be of any length) the middle is left
+    Of a name of any length in it, and of a message that would fill a screen, the middle is left
     out: what is wrong stands at its beginning, and the cure at its end.
     """
 
     def __init__(self, message: str) -> None:
-        text = printable(message)
-        super().__init__(text if len(text) <= _LONGEST else f"{text[:1400]} … {text[-500:]}")
+        text = _LONG_WORD.sub(lambda word: _without_middle(word[0], 80), printable(message))
+        super().__init__(_without_middle(text, _LONGEST))
+
+
+def _without_middle(text: str, length: int) -> str:
+    """The text, of which so many characters stay where it is longer, more of the beginning."""
+    end = length // 3
+    return text if len(text) <= length else f"{text[: length - end]} … {text[-end:]}"
 
 
 class ArgumentError(GradsurgeryError, ValueError):

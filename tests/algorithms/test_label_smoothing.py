@@ -95,9 +95,9 @@ def test_methods_train_on_smoothed_labels(name: str) -> None:
         name,
         generator=torch.Generator().manual_seed(0),
         make_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0),
-        label_smoothing=EPSILON,
         settings={"mldg.beta": 0.0} if name == "mldg" else {},
     )
+    algorithm.smooth_labels(EPSILON)
     risks = torch.stack([soft_cross_entropy(model(x), y) for x, y in batches()]).detach()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     result = algorithm.step(model, batches(), optimizer, step=1)
@@ -127,9 +127,10 @@ def test_an_objective_that_smoothing_does_not_reach_is_refused(name: str) -> Non
         "make_optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
     }
     place = f"{__name__}:{name}+mean"
-    build_method(place, **options)
+    algorithm = build_method(place, **options)
+    algorithm.smooth_labels(0.0)
     with pytest.raises(ArgumentError, match="takes its cross-entropies by itself"):
-        build_method(place, label_smoothing=0.1, **options)
+        algorithm.smooth_labels(0.1)
 
 
 def test_an_update_whose_norm_is_beyond_float32_is_no_update_of_zeros() -> None:

@@ -48,6 +48,13 @@ def test_torchvision_wins_a_name_both_have_and_timm_has_its_own_spelling():
     assert len(names) == len(set(names))
 
 
+def test_a_model_file_may_name_every_network_that_is_not_anybodys_own_code():
+    from gradsurgery.backbones.networks import library_has
+
+    assert all(map(library_has, ("small-cnn", "small-mlp", "resnet18", "test_vit")))
+    assert not library_has("package.module:network")
+
+
 def test_weights_come_from_the_seed_alone_and_leave_the_global_state():
     torch.manual_seed(1)
     before = torch.get_rng_state()

@@ -91,17 +91,86 @@ def test_what_is_left_out_is_shown_and_no_name_reaches_the_terminal_raw(tmp_path
             (root / domain / label).mkdir(parents=True)
             Image.new("RGB", (9, 9)).save(root / domain / label / "0.png")
             for i in range(4):
-                (root / domain / label / f"{i}.heic").write_bytes(b"x")
+                (root / domain / label / f"{i}.psd").write_bytes(b"x")
     output = run("info", str(root))
-    assert "16 files among the images are left out:" in output
-    assert "v1.0/cat/2.heic" not in output  # the first ten
-    assert r"art\x1b[31m/cat/0.heic: .heic is not read" in output
-    assert "and 6 more: .heic is not read (6)" in output
+    assert "16 files among the images, or classes, are left out:" in output
+    assert "v1.0/cat/2.psd" not in output  # the first ten
+    assert r"art\x1b[31m/cat/0.psd: .psd is not read" in output
+    assert "and 6 more: .psd is not read (6)" in output
     output += run("prepare", str(root), "--image-size", "8", "--cache", str(tmp_path / "c\x1b"))
     assert not {"\x1b", "\x9b"} & set(output)
     content = json.loads(run("info", str(root), "--json"))
     assert content["left_out"][0] == {
-        "file": r"art\x1b[31m/cat/0.heic",
-        "reason": ".heic is not read",
+        "file": r"art\x1b[31m/cat/0.psd",
+        "reason": ".psd is not read",
     }
     assert content["domains"] == [r"art\x1b[31m", "v1.0"]
+
+
+def picture(path, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.effect_noise((24, 16), 50 + seed).save(path)
+
+
+@pytest.fixture
+def doubtful(tmp_path):
+    """a and b with cats and dogs; b lacks cows, and has a copy of a's first cat as a dog."""
+    for number, name in enumerate(("a/cat/0", "a/cow/0", "a/dog/0", "b/cat/0", "b/dog/0")):
+        picture(tmp_path / f"set/{name}.png", number)
+    (tmp_path / "set/b/dog/x.png").write_bytes((tmp_path / "set/a/cat/0.png").read_bytes())
+    (tmp_path / "set/b/dog/bad.png").write_bytes(b"no image")
+    return tmp_path / "set"
+
+
+def test_info_shows_gaps_copies_and_bad_images_and_never_refuses(doubtful):
+    output = run("info", str(doubtful))
+    assert "Domain b has no image of cow." in output
+    assert "--classes common" in output
+    assert "2 images are one of several identical files." in output
+    assert "The domains a and b share 1 picture." in output
+    assert "Pictures with more than one class, of which one at least is wrong: 1." in output
+    assert "For example a/cat/0.png and b/dog/x.png." in output
+    assert "1 images cannot be decoded" in output
+    quick = run("info", str(doubtful), "--quick")
+    assert "no image of cow" in quick
+    assert "identical" not in quick
+    content = json.loads(run("info", str(doubtful), "--json"))
+    assert content["gaps"] == [{"domain": "b", "class": "cow"}]
+    assert content["identical"]["across_domains"] == {"a and b": 1}
+    assert [file["file"] for file in content["bad"]] == ["b/dog/bad.png"]
+    common = json.loads(run("info", str(doubtful), "--classes", "common", "--json"))
+    assert common["classes"] == ["cat", "dog"]
+    assert common["left_out"] == [{"file": "class cow", "reason": "1 image, none in b"}]
+
+
+def test_info_of_a_table_and_of_a_layout(doubtful):
+    (doubtful / "b/dog/bad.png").unlink()
+    lines = ["file;what;where"]
+    for path in sorted(doubtful.rglob("*.png")):
+        lines.append(f"{path.relative_to(doubtful)};{path.parts[-2]};{path.parts[-3]}")
+    table = doubtful / "t.csv"
+    table.write_text("\r\n".join(lines))
+    columns = "path=file,label=what,domain=where"
+    content = json.loads(run("info", str(table), "--columns", columns, "--json"))
+    assert content["images"] == 6
+    turned = run("info", str(doubtful), "--layout", "{class}/{domain}/{name}", "--json", "--quick")
+    assert json.loads(turned)["domains"] == ["cat", "cow", "dog"]
+
+
+def test_the_cache_is_listed_and_pruned(doubtful, tmp_path):
+    cache = str(tmp_path / "cache")
+    assert "0 decoded data sets, 0.0 MB" in run("cache", "list", "--cache", cache)
+    for size in ("8", "16"):
+        run("prepare", str(doubtful), "--image-size", size, "--classes", "all", "--skip-bad",
+            "--cache", cache)  # fmt: skip
+    listed = run("cache", "list", "--cache", cache)
+    assert "2 decoded data sets" in listed
+    assert "a, b" in listed
+    assert "removed 0 of 2" in run("cache", "prune", "--cache", cache)
+    folder = min(path.name for path in (tmp_path / "cache").iterdir() if len(path.name) == 64)
+    named = ("cache", "prune", folder[:12], "--cache", cache)
+    assert "would remove 1 of 2" in run(*named, "--dry-run")
+    assert "removed 1 of 2" in run(*named)
+    assert "removed 1 of 1" in run("cache", "prune", "--unused", "0", "--cache", cache)
+    result = runner.invoke(app, ["cache", "prune", "abc", "--cache", cache])
+    assert "no decoded data set 'abc'" in str(result.exception)

@@ -1,5 +1,7 @@
 """How errors leave the command: one line, which names the code of somebody that failed."""
 
+import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gradsurgery import doors
+from gradsurgery.cli import main
 
 Command = Callable[..., tuple[int, str, str]]
 SHORT = ["--iterations", "2", "--validate-every", "1", "--batch-size", "4", "--device", "cpu"]
@@ -128,11 +131,50 @@ def test_an_error_of_our_own_is_not_blamed_on_anybody(
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["train", "--nonsense"], ["nonsense"], ["sweep", "--retries", "-1"]],
-    ids=" ".join,
+    ("arguments", "line"),
+    [
+        ("train --sed 3", "there is no option --sed, but --seed; see gradsurgery train --help"),
+        ("train --xyz", "there is no option --xyz; see gradsurgery train --help"),
+        (
+            "train digits --seed x",
+            "--seed: must be a valid integer, .*, found 'x'; see gradsurgery",
+        ),
+        ("train digits --seed", "Option '--seed' requires an argument; see gradsurgery train --h"),
+        ("train a b c", r"Got unexpected extra argument\(s\) \(b c\); see gradsurgery train --he"),
+        ("swep", "there is no command 'swep'; there is sweep; see gradsurgery --help"),
+        ("xyz", "there is no command 'xyz'; there is train, .* data; see gradsurgery --help"),
+        ("sweep --retries -1", "--retries: must be greater than or equal to 0, found '-1'; see"),
+        ("show", r"PATH is missing, of gradsurgery show .*PATH.*; see gradsurgery show --help"),
+        ("show --model worst x", "--model: 'worst' is not one of 'best', 'last'; see gradsurgery"),
+        ("data info", "DATA is missing, of gradsurgery data info .*; see gradsurgery data info"),
+        (f"train --seed {'9x' * 1000}", "--seed: must be a valid .*, found '9x9x.*; see grads"),
+    ],
 )
-def test_a_usage_error_is_that_of_the_command_line(arguments: list[str], command: Command) -> None:
-    code, _, err = command(*arguments)
+def test_what_cannot_be_typed_is_one_line_with_the_cure(
+    arguments: str, line: str, command: Command
+) -> None:
+    code, out, err = command(*arguments.split())
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert re.match(f"error: {line}", err), err
+    assert len(err) <= 330
+
+
+def test_a_command_without_anything_shows_what_there_is(command: Command) -> None:
+    code, out, err = command()
     assert code == 2
-    assert "Traceback" not in err
+    assert "sweep" in out + err
+    assert command("--version")[0] == command("show", "--help")[0] == 0
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_sleep_unless_somebody_says_otherwise(
+    before: str | None, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if before is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", before)
+    found: list[str] = []
+    monkeypatch.setattr(main, "app", lambda **_: found.append(os.environ["OMP_WAIT_POLICY"]))
+    with pytest.raises(SystemExit):
+        main.run()
+    assert found == [after]

@@ -43,12 +43,13 @@ def printed(command: Command, *arguments: str) -> dict[str, Any]:
         ),
         (
             ["diagnose", "rotated-digits", "--target", "75", "--by-layer", *RUN],
-            {*RunConfiguration.model_fields, *DiagnosisOptions.model_fields} - {"threads"},
+            {*RunConfiguration.model_fields, *DiagnosisOptions.model_fields}
+            - {"threads", "clip_norm"},
         ),
         (
             ["diagnose", "rotated-digits", "--seed", "4"],
             {*RunConfiguration.model_fields, *DiagnosisOptions.model_fields}
-            - {"threads", "target"},
+            - {"threads", "clip_norm", "target"},
         ),
         (
             ["sweep", "rotated-digits", "--targets", "75,0", "--threads", "2", *RUN],
@@ -96,6 +97,49 @@ def test_without_a_target_the_domains_are_listed(name: str, command: Command) ->
     assert (code, out) == (1, "")
     assert err == (
         "error: target is missing; give --target and one of the domains of rotated-digits: "
-        "0, 15, 30, 45, 60, 75\n"
+        "0, 15, 30, 45, 60, 75, or none to train on all\n"
     )
     assert command(name)[2] == "error: data is missing; give one\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["train", "--target", "75", "--backbone", "os:getcwd"], "os:getcwd"),
+        (["train", "--target", "75", "--method", "irm+os:system"], "os:system"),
+        (["train", "--target", "a:b", "--method", "irm+torchjd:UPGrad"], ""),
+        (
+            ["compare", "--methods", "nowhere:F,mgda", "--backbone", "nowhere:B"],
+            "nowhere:F, nowhere:B",
+        ),
+    ],
+)
+def test_code_of_somebody_is_named_and_not_imported(
+    arguments: list[str], names: str, command: Command
+) -> None:
+    code, _, err = command(arguments[0], "rotated-digits", *arguments[1:], "--print-config")
+    note = f"note: {names} is not imported here, and not checked; a run imports it\n"
+    assert (code, err) == (0, note if names else "")
+
+
+@pytest.mark.parametrize(
+    ("command_name", "content", "words"),
+    [
+        ("train", "lerning_rate: 1", "name in C'lerning_rate'; there is learning_rate"),
+        ("diagnose", "betch_size: 1", "name in C'betch_size'; there is batch_size"),
+        ("similarity", "sed: 1", "name in C'sed'; there is seed or seeds"),
+        ("sweep", "metods: [mgda]", "name in the plan c.yaml: 'metods'; there is methods"),
+        ("compare", "options: {lr: 1}", "option in the plan c.yaml: 'lr'; there is"),
+        ("train", f"{'q' * 500}: 1", "name in C'qqq"),
+    ],
+)  # fmt: skip
+def test_an_unknown_name_in_a_file_names_the_file_and_the_closest(
+    command_name: str, content: str, words: str, command: Command
+) -> None:
+    Path("c.yaml").write_text(content)
+    code, _, err = command(command_name, "rotated-digits", "--config", "c.yaml", "--print-config")
+    assert code == 1
+    words = words.replace(" in C", " in the configuration c.yaml: ")
+    assert err.startswith(f"error: unknown {words}")
+    assert len(err) <= 330
+    assert err.count("\n") == 1

@@ -59,6 +59,8 @@ def other_values(name, value):
         return [not value]
     if get_origin(annotation) is list:
         return [["-90%", "a, b", "Käse \"x\" '$y'"]]
+    if name == "columns":
+        return [{"domain": "a, b", "label": 'Käse = "x"', "split": "'$y' z"}]
     if get_origin(annotation) is dict:
         return [{"irm.penalty": 1e-7, "some.word": "true", "mypackage:My.name": 2.0}]
     if annotation is str:
@@ -110,7 +112,7 @@ def test_only_data_that_is_at_hand_is_opened_for_examples(tmp_path):
     (tmp_path / "pictures").mkdir()
     here = ["rotated-digits", f"pacs:{tmp_path}", str(tmp_path / "pictures")]
     away = ["pacs", "hf://owner/name", "pacs:hf://owner/name", str(tmp_path / "gone")]
-    assert recorded_data([record_of(data) for data in [*here, *away, here[0]]]) == here
+    assert list(recorded_data([record_of(data) for data in [*here, *away, here[0]]])) == here
 
 
 def test_examples_of_a_folder_of_pictures(runs, tmp_path):

@@ -145,7 +145,7 @@ def test_parameters_at_their_defaults_are_not_in_the_name():
         ("domains=some", "valid integer"),
         ("noise=nan", "finite"),
         ("share=1.5", "less than or equal to 1"),
-        ("colour=red", "unknown parameter of coded-digits 'colour'; there are domains, bits"),
+        ("colour=red", "unknown parameter of coded-digits 'colour'; there"),
         ("domains", "takes NAME=VALUE"),
         ("domains=4,domains=8", "each once"),
         ("domains=4,", "takes NAME=VALUE"),

@@ -1,4 +1,5 @@
 import struct
+import warnings
 import zlib
 from contextlib import suppress
 from io import BytesIO
@@ -212,3 +213,17 @@ def test_other_formats_that_pillow_reads(kind):
 def test_endings_of_readable_files():
     assert {".jpg", ".jfif", ".png", ".avif", ".jp2", ".ppm", ".mpo"} <= readable_suffixes()
     assert not {".eps", ".pdf", ".h5", ".txt", ".mpg", ".db", ""} & readable_suffixes()
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "group4"])
+def test_a_damaged_tiff_writes_nothing_to_the_terminal(compression, capfd):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    buffer = BytesIO()
+    Image.fromarray(pixels).convert("1").save(buffer, "TIFF", compression=compression)
+    content = bytearray(buffer.getvalue())
+    for place in range(len(content)):
+        content[place] ^= 85
+        with suppress(BadImageError), warnings.catch_warnings(action="ignore"):
+            decode_image(bytes(content), 8)
+        content[place] ^= 85
+    assert capfd.readouterr() == ("", "")

@@ -97,23 +97,37 @@ def test_an_unknown_spec_lists_what_is_accepted(spec, monkeypatch, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("spec", ["", "coded-digits:"])
+def test_an_empty_name_is_not_the_folder_one_is_in(spec, make_folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(make_folder(tmp_path / "set"))
+    if not spec:
+        with pytest.raises(ArgumentError, match="the name of the data set is empty; accepted are"):
+            open_source(spec)
+    else:
+        assert open_source(spec).name != "set"
+
+
 def test_what_is_not_read_is_listed(make_folder, tmp_path):
     root = make_folder(tmp_path / "set")
-    for name in ("a.heic", "b.xyz", "nameless", ".hidden.heic"):
+    for name in ("a.psd", "b.xyz", "nameless", ".hidden.psd"):
         (root / "art/cat" / name).write_bytes(b"x")
     for name in ("gone.png", "art/gone", "art/cat/gone.png", "art/cat/loop.png"):
         (root / name).symlink_to(root / name if "loop" in name else root / "nowhere")
     (root / "README.md").write_text("not among the images")
+    (root / "art/cat/zeros.png").symlink_to("/dev/zero")
+    os.mkfifo(root / "art/cat/pipe.png")
     source = open_source(str(root))
     assert source.counts().tolist() == [[3, 3], [3, 3]]
     assert {file.identity: file.reason for file in source.left_out} == {
-        "art/cat/a.heic": ".heic is not read",
+        "art/cat/a.psd": ".psd is not read",
         "art/cat/b.xyz": ".xyz is not read",
         "art/cat/nameless": "its name has no ending",
         "gone.png": "a broken link",
         "art/gone": "a broken link",
         "art/cat/gone.png": "a broken link",
         "art/cat/loop.png": "a broken link",
+        "art/cat/zeros.png": "not a regular file",
+        "art/cat/pipe.png": "not a regular file",
     }
     assert prepare(source, 8, tmp_path / "cache").left_out == source.left_out
 
@@ -121,9 +135,9 @@ def test_what_is_not_read_is_listed(make_folder, tmp_path):
 def test_a_class_of_files_that_are_not_read_names_them(make_folder, tmp_path):
     root = make_folder(tmp_path / "set")
     for i in range(3):
-        (root / f"photo/dog/{i}.png").rename(root / f"photo/dog/{i}.heic")
+        (root / f"photo/dog/{i}.png").rename(root / f"photo/dog/{i}.psd")
     with pytest.raises(
-        DataError, match=r"class dog has no image in .* left out: 3, .*0\.heic \(\.heic is not read"
+        DataError, match=r"class dog has no image in .* left out: 3, .*0\.psd \(\.psd is not read"
     ):
         open_source(str(root))
 

@@ -191,7 +191,7 @@ def test_a_folder_of_that_name_wins(package, make_folder, tmp_path, spec):
 
 def test_anything_of_that_name_keeps_code_from_being_imported(package, tmp_path):
     os.mkfifo(tmp_path / f"{package}:Photos")
-    with pytest.raises(ArgumentError, match="no folder and no Parquet file"):
+    with pytest.raises(ArgumentError, match="no folder, no table and no Parquet file"):
         open_source(f"{package}:Photos")
     assert package not in sys.modules
 

@@ -1,3 +1,4 @@
+import base64
 import logging
 import random
 
@@ -307,3 +308,13 @@ def test_damaged_bytes_of_a_table_are_one_line(rows, write_parquet, tmp_path, pl
         complaint = str(error)
     assert printable(complaint) == complaint
     assert len(complaint) < 1000
+
+
+def test_a_column_of_base64_text_is_not_quoted_whole(rows, write_parquet, tmp_path):
+    encoded = base64.b64encode(bytes(900)).decode()
+    rows = [(encoded, domain, label) for _, domain, label in rows]
+    write_parquet(tmp_path / "table.parquet", rows)
+    words = r"row 0: column image holds text of 1200 characters, 'A{20}'…, .* base64, decode it"
+    with pytest.raises(DataError, match=words) as caught:
+        prepare(open_source(str(tmp_path / "table.parquet")), 8, tmp_path / "cache")
+    assert len(str(caught.value).replace(str(tmp_path), "")) < 330

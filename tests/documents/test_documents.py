@@ -166,7 +166,7 @@ def test_the_place_of_a_run_is_no_difference() -> None:
     here = RunConfiguration(data="pacs:here", target="sketch", device="cpu", threads=1)
     there = RunConfiguration(data="pacs:there", target="sketch", device="cuda", threads=8, seed=1)
     assert here.differences(there) == {"seed": (0, 1)}
-    computing = ["device", "channels_last", "compile", "cuda_graph", "threads"]
+    computing = ["device", "channels_last", "compile", "cuda_graph", "threads", "keep_checkpoint"]
     assert options_of("place") == ["data", *computing]
 
 

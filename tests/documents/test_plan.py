@@ -59,8 +59,8 @@ grid:
     ("parts", "words"),
     [
         ({}, "data is missing; give one"),
-        ({"data": []}, "data List should have at least 1 item"),
-        ({"data": ["a"], "method": ["x"]}, "unknown part of a plan 'method'; there are data"),
+        ({"data": []}, "data must have at least 1 item"),
+        ({"data": ["a"], "method": ["x"]}, "unknown part of a plan 'method'; there is methods"),
         ({"data": ["a"], "seeds": "x"}, "seeds must be a count"),
         ({"data": ["a"], "options": {"seed": 1}}, "seed has a place of its own in the plan, seeds"),
         ({"data": ["a"], "options": {"without": ["x"]}}, "in the plan, leave_one_domain_out"),

@@ -1,4 +1,6 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,3 +64,45 @@ def test_a_file_that_is_no_record_is_one_error(tmp_path: Path, content: bytes) -
     with pytest.raises(DataError, match=r"is not JSON|is no record of a run") as caught:
         Record.load(path)
     assert "\n" not in str(caught.value)
+
+
+def changed(content: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
+    """The content with another value at a place such as "data.domains"."""
+    *outer, last = place.split(".")
+    part = content
+    for name in outer:
+        part = part[name]
+    part[last] = value
+    return content
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ("result.best.step", 10_000, r"result\.best\.step is none of the .* found 10000"),
+        ("result.best.step", 0, r"result\.best\.step is none of the .* found 0"),
+        ("result.last.step", 10_000, r"result\.last\.step is none of the .* found 10000"),
+        ("result.best.averaged_from", 10_000, r"result\.best\.step is none of the"),
+        ("data.domains", ["a", "b", "a"], "data domains has 'a' twice"),
+        ("data.classes", ["x", "x"], "data classes has 'x' twice"),
+    ],
+)
+def test_a_record_of_what_cannot_be_is_one_error(
+    tmp_path: Path, place: str, value: Any, words: str
+) -> None:
+    path = next(Path(__file__).parent.glob("version1/runs/**/record.json"))
+    content = changed(json.loads(path.read_text()), place, value)
+    (tmp_path / "record.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=words) as caught:
+        Record.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_steps_of_validations_increase(tmp_path: Path) -> None:
+    path = next(Path(__file__).parent.glob("version1/runs/**/record.json"))
+    content = json.loads(path.read_text())
+    steps = content["curves"]["step"]
+    content["curves"]["step"] = [steps[0]] * len(steps)
+    (tmp_path / "record.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"curves\.step does not increase"):
+        Record.load(tmp_path)

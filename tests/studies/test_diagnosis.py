@@ -28,6 +28,7 @@ from gradsurgery.studies.diagnosis import (
     diagnose_weights,
     logged_conflict,
 )
+from gradsurgery.studies.observer import check_every_step
 from gradsurgery.studies.snapshot import Seen, diagnose_step, snapshot_of
 from gradsurgery.training import TrainingProgress, train
 from tests.studies.image_sets import image_set
@@ -326,3 +327,9 @@ def test_tables_as_markdown() -> None:
     assert "| a | 1.00 | 0.00 | 0.00 | 50 % |" in text
     assert "| l0 | 2 | 50 % | 100 % | 50 % | 50 % |" in text
     assert text.endswith("| 3 | 25 % | – |\n")  # nothing is known of step 6
+
+
+def test_a_run_that_may_end_early_is_not_measured_to_its_end(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="needs all of them, found patience 2; leave it out"):
+        check_every_step(RunConfiguration(data="d", target="t", patience=2))
+    check_every_step(RunConfiguration(data="d", target="t"))

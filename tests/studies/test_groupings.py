@@ -58,6 +58,7 @@ def test_digits_have_their_tasks(digits: ImageSet) -> None:
         ("colour", "unknown task 'colour'; there are class, domain, parity"),
         ("parity", "the task 'parity' asks for the class '1', and made has c0, c1, c2"),
         ("all=c0|c1|c2", "the task 'all' has one label alone"),
+        ("class=c0", "two tasks are called 'class'"),
         ("none=", "the task 'none' asks for the class ''"),
     ],
 )
@@ -86,7 +87,9 @@ def test_the_groups_of_a_step_have_the_same_images() -> None:
 def test_all_training_images_of_a_group() -> None:
     assert [len(group.positions) for group in groups("domains").whole(100)] == [21, 21, 21]
     assert [len(group.positions) for group in groups("dealt").whole(100)] == [63, 63, 63]
-    assert [len(group.positions) for group in groups("tasks").whole(5)] == [15, 15, 15]
+    some = groups("tasks").whole(6)
+    assert [len(group.positions) for group in some] == [18, 18, 18]
+    assert np.bincount(IMAGES.label[some[0].positions]).tolist() == [6, 6, 6]  # of all classes
 
 
 def test_a_group_that_is_told_wrong_labels() -> None:

@@ -180,7 +180,9 @@ def test_a_study_that_was_interrupted_goes_on_to_the_same_file(
         studied("parts", report=stop)
     assert len(TasksStudy.load(tmp_path / "parts").runs) == 3
     assert (seen[-1].all_runs, seen[-1].steps, seen[-1].all_steps) == (8, 9, 24)
+    (tmp_path / "parts" / ".tasks-vs-domains.json.77.tmp").write_text("of a killed process")
     assert studied("parts") == whole
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == [TasksStudy.file_name]
     file = TasksStudy.file_name
     assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     more = studied("parts", seeds=[1], dials={}, dial_seeds=[])

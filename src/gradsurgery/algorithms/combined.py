@@ -93,6 +93,15 @@ class Combined(Algorithm):
         return replace(result, losses=seen[0], checked=forward.values, pooled=True)
 
     @override
+    def smooth_labels(self, label_smoothing: float) -> None:
+        if label_smoothing and not self.objective.smooths_labels:
+            raise ArgumentError(
+                f"{self.objective.name} takes its cross-entropies by itself, where label smoothing "
+                "cannot reach; take them from self.risk and set smooths_labels, or leave it out"
+            )
+        self.objective.label_smoothing = label_smoothing
+
+    @override
     def treat_classes(self, weights: Tensor | None, lacking: Tensor | None) -> None:
         super().treat_classes(weights, lacking)
         self.objective.class_weights = weights

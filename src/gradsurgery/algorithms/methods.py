@@ -46,7 +46,6 @@ def build_method(
     batch_norm: BatchNorm = "frozen",
     rule: Rule | None = None,
     host_generator: torch.Generator | None = None,
-    label_smoothing: float = 0.0,
 ) -> Algorithm:
     """The algorithm of the method `name`, with the code that it names imported.
 
@@ -58,11 +57,9 @@ def build_method(
         owner as the method's name has it: {"mypackage.rules:MyRule.strength": 2}.
     batch_norm: what the network's batch normalisation is to see of the domains, as `Combined` says.
     rule: instead of the mean, where the name is of an objective alone.
-    label_smoothing: ε of the cross-entropies that the losses are made of, in [0, 1).
 
-    Raises `ArgumentError` for an unknown name or hyperparameter, a value out of range, "pooled"
-    with a method that needs passes of its own, or label smoothing with an objective that takes its
-    cross-entropies by itself.
+    Raises `ArgumentError` for an unknown name or hyperparameter, a value out of range, or "pooled"
+    with a method that needs passes of its own.
     """
     parts = _resolved(name)
     if rule is not None and ("+" in name or parts is None or parts.rule != Mean.name):
@@ -75,27 +72,15 @@ def build_method(
     owned = _taken(settings or {}, parts or (Fish.name,), name)
     drawing = host_generator or generator
     if parts is None:
-        return _smoothing(Fish(drawing, **owned[Fish.name]), label_smoothing)
+        return Fish(drawing, **owned[Fish.name])
     combining = rule or build_rule(parts.rule, owned[parts.rule], generator)
     options = owned[parts.objective]
     if parts.objective == MLDG.name:
-        mldg = MLDG(combining, drawing, make_optimizer, **options)
-        return _smoothing(mldg, label_smoothing)
+        return MLDG(combining, drawing, make_optimizer, **options)
     kind = _objective_class(parts.objective)
     check_names(parts.objective, [h.name for h in kind.hyperparameters], options)
     objective = kind(generator=drawing, **options)
-    if label_smoothing and not kind.smooths_labels:
-        raise ArgumentError(
-            f"{parts.objective} takes its cross-entropies by itself, where label smoothing cannot "
-            "reach; take them from self.risk and set smooths_labels, or leave the smoothing out"
-        )
-    objective.label_smoothing = label_smoothing
     return Combined(objective, combining, batch_norm=batch_norm)
-
-
-def _smoothing(algorithm: Algorithm, label_smoothing: float) -> Algorithm:
-    algorithm.label_smoothing = label_smoothing
-    return algorithm
 
 
 def method(

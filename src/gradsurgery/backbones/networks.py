@@ -18,6 +18,7 @@ from gradsurgery.errors import ArgumentError, one_line
 Triple = tuple[float, float, float]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
+OURS = ("small-cnn", "small-mlp")
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,13 @@ def backbone_names() -> list[str]:
 
     ours = _torchvision_names()
     theirs = [f"timm/{name}" if name in ours else name for name in list_models()]
-    known = ["small-cnn", "small-mlp", *ours, *theirs]
+    known = [*OURS, *ours, *theirs]
     return [*known, *(name for name in entry_names("backbone") if name not in known)]
 
 
 def library_has(name: str) -> bool:
     """Whether `name` is torchvision's, timm's or ours, so that no code from elsewhere is run."""
-    if name == "small-cnn" or name in _torchvision_names():
+    if name in OURS or name in _torchvision_names():
         return True
     from timm import is_model
 

@@ -19,36 +19,75 @@ from rich.progress import (
 from rich.table import Table
 
 from gradsurgery.cli import options as opt
-from gradsurgery.data import ImageSet, SkippedImage, Source, open_source
+from gradsurgery.data import ImageSet, SkippedImage, Source, cache_folder, cpus, open_source
 from gradsurgery.data import prepare as decode
+from gradsurgery.data.cached_sets import cached_sets, remove_cached
+from gradsurgery.data.inspection import Inspection, inspect_images
 from gradsurgery.data.presets import differing_counts, matching_preset
-from gradsurgery.errors import printable
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.errors import ArgumentError, printable
+from gradsurgery.report.data_text import copies_sentences, gap_sentences, imbalance_sentences
 
 app = typer.Typer(help="Look at a data set, or decode it ahead of time.", no_args_is_help=True)
+cache_app = typer.Typer(help="The decoded data sets on this machine.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
 
 SKIPPED_SHOWN = 10
+
+
+def described(name: str) -> str | None:
+    """What the option `name` of a run means."""
+    return RunConfiguration.model_fields[name].description
+
+
+LayoutOption = Annotated[str, typer.Option("--layout", help=described("layout"))]
+ColumnsOption = Annotated[
+    str, typer.Option("--columns", metavar="ROLE=NAME,…", help=described("columns"))
+]
+ClassesOption = Annotated[str, typer.Option("--classes", help=described("classes"))]
 
 
 @app.command()
 def info(
     data: Annotated[str, opt.DATA],
+    *,
+    layout: LayoutOption = "",
+    columns: ColumnsOption = "",
+    classes: ClassesOption = "all",
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Count alone: do not read the images and compare them."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Count a data set's images by domain and class."""
-    source = open_source(data)
-    summary = summarize(source)
+    """Count a data set's images by domain and class, and look for what makes it doubtful.
+
+    Gaps and imbalance between domains and classes, files that are not read, images that cannot be
+    decoded, identical files, and images that look alike.
+    """
+    source = open_source(data, **reading(data, layout, columns, classes))
+    found = None
+    if not quick:
+        with progress_bar(len(source.listing.identities), "looking at images") as advance:
+            found = inspect_images(source, cpus(), advance)
+    summary = summarize(source, found)
     if as_json:
         typer.echo(json.dumps(summary, indent=1))
     else:
-        _print_table(source, summary)
+        _print_table(source, summary, found)
 
 
 @app.command()
 def prepare(
     data: Annotated[str, opt.DATA],
+    *,
     image_size: Annotated[
         int, typer.Option(min=1, help="Side of the square images, in pixels.")
     ] = 224,
+    layout: LayoutOption = "",
+    columns: ColumnsOption = "",
+    classes: ClassesOption = "same",
+    resize: Annotated[str, typer.Option("--resize", help=described("resize"))] = "squash",
     cache: opt.CacheOption = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that decode [default: one a CPU].")
@@ -58,14 +97,89 @@ def prepare(
     ] = False,
 ) -> None:
     """Decode a data set into the cache, which training then reads."""
-    source = open_source(data)
-    with _progress(len(source.listing.identities)) as advance:
+    source = open_source(data, **reading(data, layout, columns, classes, resize))
+    with progress_bar(len(source.listing.identities), "decoding") as advance:
         images = decode(source, image_size, cache, workers, skip_bad, advance)
     _print_cache(images)
 
 
-def summarize(source: Source) -> dict[str, Any]:
-    """Counts of a source, and whether they are the paper's."""
+def reading(data: str, layout: str, columns: str, classes: str, resize: str = "squash") -> Any:
+    """How a data set is read, checked as the options of a run are."""
+    options: dict[str, Any] = {
+        "layout": layout,
+        "columns": columns,
+        "classes": classes,
+        "resize": resize,
+    }
+    return RunConfiguration(data=data, target="any", **options).reading
+
+
+@cache_app.command("list")
+def list_cached(cache: opt.CacheOption = None) -> None:
+    """List the decoded data sets, the one that was used last first."""
+    folder = cache_folder(cache)
+    found = cached_sets(folder)
+    table = Table("folder", "pixels", "images", "MB", "days unused", "domains")
+    for each in found:
+        table.add_row(
+            each.folder.name[:12],
+            str(each.size or "damaged"),
+            f"{each.images:,}",
+            f"{each.bytes / 1e6:,.1f}",
+            f"{each.days_unused:.1f}",
+            escape(", ".join(each.domains)),
+        )
+    console = Console(highlight=False, soft_wrap=True)
+    if found:
+        Console().print(table)
+    total = sum(each.bytes for each in found)
+    console.print(
+        f"{len(found)} decoded data sets, {total / 1e6:,.1f} MB, in "
+        f"{escape(printable(str(folder)))}"
+    )
+
+
+@cache_app.command("prune")
+def prune_cached(
+    unused: Annotated[
+        float, typer.Option("--unused", min=0, help="Days for which nobody has used it.")
+    ] = 30.0,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FOLDER]...", help="The folders that begin so, whatever their age."
+        ),
+    ] = None,
+    cache: opt.CacheOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")
+    ] = False,
+) -> None:
+    """Remove decoded data sets that nobody has used for a month; training decodes them again."""
+    folder = cache_folder(cache)
+    found = cached_sets(folder)
+    for name in names or ():
+        if not any(each.folder.name.startswith(name) for each in found):
+            raise ArgumentError(f"{folder} has no decoded data set {name!r}; see data cache list")
+    chosen = [
+        each
+        for each in found
+        if (
+            any(each.folder.name.startswith(name) for name in names)
+            if names
+            else each.days_unused >= unused
+        )
+    ]
+    removed = [each for each in chosen if dry_run or remove_cached(folder, each)]
+    freed = sum(each.bytes for each in removed)
+    print(
+        f"{'would remove' if dry_run else 'removed'} {len(removed)} of {len(found)} decoded data "
+        f"sets, {freed / 1e6:,.1f} MB"
+    )
+
+
+def summarize(source: Source, found: Inspection | None = None) -> dict[str, Any]:
+    """Counts of a source, whether they are the paper's, and what reading the images has shown."""
     preset = matching_preset(source)
     counts = source.counts()
     return {
@@ -79,11 +193,29 @@ def summarize(source: Source) -> dict[str, Any]:
         },
         "preset": preset.name if preset else None,
         "paper_counts": not differing_counts(preset, source) if preset else None,
-        "left_out": [{"file": file.identity, "reason": file.reason} for file in source.left_out],
+        "gaps": [
+            {"domain": domain, "class": label}
+            for domain, numbers in counted(source).items()
+            for label, n in zip(source.classes, numbers, strict=True)
+            if n == 0
+        ],
+        "left_out": _as_json(source.left_out),
+        "bad": None if found is None else _as_json(found.bad),
+        "identical": None if found is None else found.identical.model_dump(),
+        "alike": None if found is None or found.alike is None else found.alike.model_dump(),
     }
 
 
-def _print_table(source: Source, summary: dict[str, Any]) -> None:
+def counted(source: Source) -> dict[str, list[int]]:
+    """The number of images of each class, by domain."""
+    return dict(zip(source.domains, source.counts().tolist(), strict=True))
+
+
+def _as_json(files: Sequence[SkippedImage]) -> list[dict[str, str]]:
+    return [{"file": file.identity, "reason": file.reason} for file in files]
+
+
+def _print_table(source: Source, summary: dict[str, Any], found: Inspection | None) -> None:
     table = Table(title=escape(source.name), show_footer=True)
     counts = source.counts()
     table.add_column("class", footer="total")
@@ -91,7 +223,8 @@ def _print_table(source: Source, summary: dict[str, Any]) -> None:
         table.add_column(escape(domain), footer=f"{total:,}", justify="right")
     table.add_column("total", footer=f"{counts.sum():,}", justify="right")
     for label, column in zip(source.classes, counts.T, strict=True):
-        table.add_row(escape(label), *(f"{n:,}" for n in column), f"{column.sum():,}")
+        numbers = (f"{n:,}" if n else "[bold red]0[/]" for n in column)
+        table.add_row(escape(label), *numbers, f"{column.sum():,}")
     console = Console()
     console.print(table)
     console.print(
@@ -100,7 +233,21 @@ def _print_table(source: Source, summary: dict[str, Any]) -> None:
         highlight=False,
     )
     console.print(_comparison(source), highlight=False, soft_wrap=True)
-    _print_skipped(source.left_out, "files among the images are left out")
+    counts_of = counted(source), source.classes
+    sentences = [*gap_sentences(*counts_of), *imbalance_sentences(*counts_of)]
+    if any(0 in numbers for numbers in counts_of[0].values()):
+        sentences.append(
+            "Train with --classes common (without such classes) or --classes all (with gaps)."
+        )
+    if found is not None:
+        sentences += copies_sentences(found.identical)
+        if found.alike is not None:
+            sentences += copies_sentences(found.alike, alike=True)
+    for sentence in sentences:
+        console.print(escape(printable(sentence)), highlight=False, soft_wrap=True)
+    _print_skipped(source.left_out, "files among the images, or classes, are left out")
+    if found is not None:
+        _print_skipped(found.bad, "images cannot be decoded (train with --skip-bad)")
 
 
 def _comparison(source: Source) -> str:
@@ -118,13 +265,13 @@ def _comparison(source: Source) -> str:
 
 
 @contextmanager
-def _progress(count: int) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(count: int, doing: str = "decoding") -> Iterator[Callable[[int, int], None]]:
     """A progress bar on a terminal, nothing elsewhere."""
     console = Console(stderr=True)
-    columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
     with bar:
-        task = bar.add_task("decoding", total=count)
+        task = bar.add_task(doing, total=count)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 

@@ -12,7 +12,7 @@ from gradsurgery.cli import options as opt
 from gradsurgery.cli.live import displayed
 from gradsurgery.cli.report import make_report
 from gradsurgery.cli.sweep import grid_from, mapping_of, plan_parts, run_plan
-from gradsurgery.data import Source, open_source
+from gradsurgery.data import Source, reopened
 from gradsurgery.documents.data_options import NO_TARGET
 from gradsurgery.documents.deployment import Deployment
 from gradsurgery.documents.diagnosis import Diagnosis, DiagnosisOptions
@@ -26,10 +26,11 @@ from gradsurgery.results.deployment import (
     Tried,
     candidates_of,
     choose,
+    classes_unseen,
     without_looking,
 )
 from gradsurgery.studies.diagnosis import diagnose_run
-from gradsurgery.sweep.run import planned
+from gradsurgery.sweep.run import opened_sources, planned
 from gradsurgery.sweep.runs import SweepRun
 from gradsurgery.training import train
 from gradsurgery.training.directory import folder_name
@@ -77,7 +78,7 @@ def deploy(
     plan = Plan(**parts)
     if len(plan.data) != 1:
         raise ArgumentError(f"a deployment is of one data set, found {', '.join(plan.data)}")
-    source = open_source(plan.data[0])
+    (source,) = opened_sources(plan).values()
     if NO_TARGET in source.domains:
         raise ArgumentError(
             f"{source.name} has a domain called {NO_TARGET!r}, the word for leaving none out; "
@@ -109,6 +110,7 @@ def _finish(
         )
     run = _final_run(plan, source, tried[chosen])
     directory = folder / run.directory
+    source = reopened(source, run.configuration.data, run.configuration.reading)
     with displayed("on all domains") as report:
         record = train(run.configuration, directory, report, cache, opened=source)
         conflict = _conflict(source, directory, record, cache)
@@ -122,6 +124,7 @@ def _finish(
         candidates=candidates,
         chosen=chosen,
         without_it=without_looking(candidates, criterion, domains),
+        classes_unseen=classes_unseen(tried[chosen].records),
         directory=run.directory,
     )
     model = folder / MODEL_FOLDER

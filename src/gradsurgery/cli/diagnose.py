@@ -46,7 +46,9 @@ def diagnose(
     they are. It measures --batch-size training images per domain (32 where not given), in
     evaluation mode.
     """
-    measured, given = opt.parted(opt.configured(config, options), DiagnosisOptions)
+    measured, given = opt.parted(
+        opt.configured(config, options, DiagnosisOptions.model_fields), DiagnosisOptions
+    )
     if run is not None:
         configuration = _recorded(run, given)
         sizes = {"batch_size": configuration.batch_size, "seed": 0} | given

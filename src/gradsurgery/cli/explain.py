@@ -104,7 +104,7 @@ def _of_run(
     record, split = Record.load(folder), SplitFile.load(folder)
     configuration = record.configuration
     with displayed("explanation", lines=False) as report:
-        source = open_source(data or configuration.data)
+        source = open_source(data or configuration.data, **configuration.reading)
         images = prepare_images(source, configuration, cache, report)
         return explain_domains(
             _subject(trained),

@@ -14,12 +14,15 @@ from typer.core import TyperCommand, TyperGroup
 from typing_extensions import override
 
 from gradsurgery import __version__
+from gradsurgery.cli.usage import PROGRAM, usage_line
 from gradsurgery.doors import fault_of
 from gradsurgery.errors import GradsurgeryError
 
 COMMANDS = {
     "train": "Train on every domain but the target, and test on the target.",
     "predict": "Classify pictures with a trained model.",
+    "export": "Write a trained model for another runtime, or to the Hub.",
+    "evaluate": "Say how right a trained model is on a data set, and how far to trust it.",
     "sweep": "Run data sets x targets x methods x seeds, and write the report.",
     "compare": "Train every method on every target with every seed, and print the table.",
     "show": "Show what runs came to: one in detail, several as tables.",
@@ -115,13 +118,25 @@ def _options(
 
 
 def run() -> None:
-    """Entry point: an error that has a cure is one line and exit code 1, an interruption 130."""
+    """Entry point: an error that has a cure is one line and exit code 1, an interruption 130.
+
+    What cannot be typed is one line too, and exit code 2.
+    """
     # Before torch is imported: threads that wait for each other sleep. Spinning takes the time of
     # those that are waited for, where a machine has other work. Results do not depend on it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # images that cannot be read are named
     try:
-        app()
+        code = app(standalone_mode=False, prog_name=PROGRAM)
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            print(f"error: {usage_line(error, list(COMMANDS), sys.argv[1:])}", file=sys.stderr)
+        sys.exit(2)
+    except typer.Abort:
+        print("aborted", file=sys.stderr)
+        sys.exit(1)
     except GradsurgeryError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
@@ -132,3 +147,4 @@ def run() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -2,9 +2,10 @@
 
 import functools
 import inspect
+import sys
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -12,11 +13,12 @@ import typer
 import yaml
 from pydantic import BaseModel
 
-from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.configuration import RunConfiguration, known_options
 from gradsurgery.documents.document import read_mapping
 from gradsurgery.documents.plan import PLAN_PARTS
 from gradsurgery.documents.selection import CriterionName, Model
-from gradsurgery.errors import ArgumentError
+from gradsurgery.doors import is_door
+from gradsurgery.errors import ArgumentError, printable
 
 DATA = typer.Argument(
     metavar="DATA",
@@ -87,8 +89,16 @@ GridOption = Annotated[
     ),
 ]
 TensorboardOption = Annotated[
-    bool,
-    typer.Option("--tensorboard", help="Write TensorBoard's event files into the run's folder."),
+    bool, typer.Option("--tensorboard", help="The same as --logger tensorboard.")
+]
+LoggerOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--logger",
+        metavar="NAME",
+        help="Send the run's figures to tensorboard (files in the run's folder), wandb, mlflow or "
+        "package.module:Name, too. May be given several times.",
+    ),
 ]
 DryRunOption = Annotated[
     bool,
@@ -136,6 +146,7 @@ class LaunchOptions(NamedTuple):
         int, typer.Option("--retries", min=0, help="How often a run that fails is tried again.")
     ] = 0
     tensorboard: TensorboardOption = False
+    logger: LoggerOption = None
     cache: CacheOption = None
 
 
@@ -185,6 +196,16 @@ def takes_launch_options(command: Command) -> Command:
         )
     ]
     return _with_options(command, declared, "launch", lambda given: LaunchOptions(**given))
+
+
+def loggers(names: list[str] | None, tensorboard: bool) -> tuple[str, ...]:
+    """The loggers that were asked for, each once; raises where one is not to be had."""
+    from gradsurgery.training.loggers import logger_class
+
+    asked = tuple(dict.fromkeys([*(names or ()), *(["tensorboard"] if tensorboard else [])]))
+    for name in asked:
+        logger_class(name).check_installed()
+    return asked
 
 
 def _parameter(kind: type[BaseModel], name: str) -> inspect.Parameter:
@@ -274,9 +295,15 @@ def merged(written: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return written | given | ({"settings": settings | given["settings"]} if both else {})
 
 
-def configured(config: Path | None, given: dict[str, Any]) -> dict[str, Any]:
-    """The options in a file, with those in their place that a command was given."""
-    return merged({} if config is None else read_mapping(config, "configuration"), given)
+def configured(
+    config: Path | None, given: dict[str, Any], also: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The options in a file, with those in their place that a command was given.
+
+    also: names in the file of what is no option of a run.
+    """
+    known = [*also, *known_options()]
+    return merged({} if config is None else read_mapping(config, "configuration", known), given)
 
 
 def parted(options: dict[str, Any], kind: type[BaseModel]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -287,5 +314,25 @@ def parted(options: dict[str, Any], kind: type[BaseModel]) -> tuple[dict[str, An
 
 
 def print_yaml(content: dict[str, Any]) -> None:
-    """Print options as YAML, in their order."""
+    """Print options as YAML, in their order, and name the code of somebody that they name.
+
+    What only reads never imports: whether there is such code is for a run to find out.
+    """
     print(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), end="")
+    if names := dict.fromkeys(_foreign_names(content)):
+        print(
+            f"note: {printable(', '.join(names))} is not imported here, and not checked; a run "
+            "imports it",
+            file=sys.stderr,
+        )
+
+
+def _foreign_names(content: dict[str, Any]) -> Iterator[str]:
+    """The names of the form package.module:Name in a configuration or a plan."""
+    for key, value in content.items():
+        if isinstance(value, dict) and key != "settings":
+            yield from _foreign_names(value)
+        elif key in ("method", "methods", "backbone", "data"):
+            texts = value if isinstance(value, list) else [value]
+            parts = [part for text in texts for part in str(text).split("+")]
+            yield from (part for part in parts if is_door(part) and not part.startswith("torchjd:"))

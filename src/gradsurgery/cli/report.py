@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -65,10 +65,11 @@ def make_report(
         tell("reading records")
         inventory = take_inventory(folders)
         images, notes = [], []
-        specs = recorded_data(inventory.records.values()) if examples is None else examples
-        for spec in specs:
+        asked: dict[str, dict[str, Any]] = {spec: {} for spec in examples or ()}
+        specs = recorded_data(inventory.records.values()) if examples is None else asked
+        for spec, reading in specs.items():
             try:
-                images.append(open_examples(spec))
+                images.append(open_examples(spec, **reading))
             except (GradsurgeryError, OSError) as error:
                 if examples is not None:
                     raise
@@ -77,23 +78,23 @@ def make_report(
         return write_report(inventory, out, options, tell)
 
 
-def recorded_data(records: Iterable[Record]) -> list[str]:
-    """The data sets of the records that can be opened without asking the network."""
-    found: dict[str, None] = {}
+def recorded_data(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
+    """The data sets of the records that can be opened without asking the network, and how."""
+    found: dict[str, dict[str, Any]] = {}
     for record in records:
         spec = record.configuration.data
         preset, colon, place = spec.partition(":")
         here = place if colon and preset in PRESETS else spec
         if preset in BUILT_IN or Path(here).expanduser().exists():
-            found[spec] = None
-    return list(found)
+            found[spec] = record.configuration.reading
+    return found
 
 
-def open_examples(spec: str, size: int = 112) -> "Examples":
+def open_examples(spec: str, *, size: int = 112, **reading: Any) -> "Examples":
     """An image of every class and domain; raises as `open_source` does."""
     from gradsurgery.report.figures.examples import Examples  # takes matplotlib
 
-    source = open_source(spec)
+    source = open_source(spec, **reading)
     images = example_images(source, size)
     return Examples(source.name, source.classes, source.domains, images)
 

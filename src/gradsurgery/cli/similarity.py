@@ -37,7 +37,7 @@ def similarity(
     Writes the paper's figure 2: pairs of images within a domain against pairs across domains, all
     of one class at a time. The same command again goes on where it was interrupted.
     """
-    chosen = opt.configured(config, options)
+    chosen = opt.configured(config, options, ["seeds", *SimilarityOptions.model_fields])
     written = chosen.pop("seeds", "3")
     run_study(chosen, seeds or str(written), out, cache, print_config=print_config)
 

@@ -12,7 +12,8 @@ from gradsurgery.cli.report import report as write_report
 from gradsurgery.cli.show import print_tables
 from gradsurgery.cli.train import continuable
 from gradsurgery.data import Source
-from gradsurgery.documents.document import read_mapping
+from gradsurgery.documents.configuration import known_options
+from gradsurgery.documents.document import read_mapping, unknown_name
 from gradsurgery.documents.plan import PLAN_PARTS, Plan, number_or_text
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, WeightsError
@@ -101,9 +102,12 @@ def compare(
 
 def plan_parts(path: Path | None, given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """The parts of a plan in a file, with those parts and options in their place that are given."""
-    parts = {} if path is None else read_mapping(path, "plan")
+    parts = {} if path is None else read_mapping(path, "plan", list(Plan.model_fields))
     parts |= {name: value for name, value in given.items() if value is not None}
     written = mapping_of(parts, "options")
+    for name in written if path is not None else ():
+        if name not in known_options():
+            raise unknown_name(f"option in the plan {path}:", name, known_options())
     mapping_of(written, "settings")  # raises where it is none
     return parts | {"options": opt.merged(written, options)}
 
@@ -150,7 +154,9 @@ def run_plan(
     folder = out or Path("sweeps") / "+".join(
         folder_name(source.name) for source in sources.values()
     )
-    execution = Execution(options.cache, options.retries, options.tensorboard)
+    execution = Execution(
+        options.cache, options.retries, opt.loggers(options.logger, options.tensorboard)
+    )
     if dry_run:
         print_estimate(plan, sources, folder, execution, options)
         return

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +16,8 @@ from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError
 from gradsurgery.training import device
 from gradsurgery.training import train as train_run
-from gradsurgery.training.directory import folder_name
-from gradsurgery.training.tensorboard import event_log
+from gradsurgery.training.directory import folder_name, is_longer
+from gradsurgery.training.loggers import logged
 
 
 @opt.takes_run_options()
@@ -31,6 +31,7 @@ def train(
     ] = None,
     cache: opt.CacheOption = None,
     tensorboard: opt.TensorboardOption = False,
+    logger: opt.LoggerOption = None,
     options: dict[str, Any],
 ) -> None:
     """Train on every domain but the target, and test on the target.
@@ -47,14 +48,26 @@ def train(
     c = configuration
     place = *map(folder_name, (source.name, c.target, c.method)), f"seed-{c.seed}"
     directory = out or Path("runs", *place)
-    finished = (directory / Record.file_name).exists()
-    with continuable(), displayed(configuration.method) as shown, ExitStack() as stack:
-        report = stack.enter_context(event_log(directory, shown)) if tensorboard else shown
-        record = train_run(configuration, directory, report, cache, opened=source)
+    finished = _is_finished(configuration, directory)
+    names = opt.loggers(logger, tensorboard)
+    with (
+        continuable(),
+        displayed(c.method) as shown,
+        logged(names, directory, c, shown) as log,
+    ):
+        record = train_run(c, directory, log, cache, opened=source)
+        log.finished(record)
     if finished:
         print("this run was finished before")
     print(result_line(record))
     print(f"record: {directory / Record.file_name}")
+
+
+def _is_finished(configuration: RunConfiguration, directory: Path) -> bool:
+    """Whether the run's record is there, rather than that of one with fewer steps."""
+    if not (directory / Record.file_name).exists():
+        return False
+    return not is_longer(configuration, Record.load(directory).configuration)
 
 
 def run_configuration(options: dict[str, Any]) -> RunConfiguration:

@@ -103,6 +103,8 @@ def prepare(  # noqa: PLR0917
         except OSError as error:
             raise output_error(folder, error) from error
     _take_place(folder, place, images.digest)
+    with suppress(OSError):  # where others' images may only be read
+        os.utime(folder / images.digest)  # what `data cache` takes for its last use
     if images.skipped and not skip_bad:
         first = images.skipped[0]
         raise bad_image(source, source.listing.identities.index(first.identity), first.reason)

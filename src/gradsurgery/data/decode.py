@@ -1,5 +1,6 @@
 """Encoded images to RGB pixels."""
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,6 +38,7 @@ def decode_image(
 
     if not content:
         raise BadImageError("it is empty (0 bytes)")
+    _silence_libtiff()
     try:
         with open_picture(content) as file:
             return resized_rgb(file, _bit_depth(file, content), size, resize_first, resize)
@@ -50,6 +52,27 @@ def decode_image(
     # Pillow's decoders raise exceptions of any class on damaged bytes.
     except Exception as error:
         raise BadImageError(f"it is damaged: {one_line(error)}") from error
+
+
+@cache
+def _silence_libtiff() -> None:
+    """Keep the lines from the terminal that the C library writes about damaged TIFF files.
+
+    Pillow has no setting for that. What it raises for them is the reason that is given; where the
+    library cannot be reached through it, the lines stay.
+    """
+    import ctypes
+
+    from PIL import _imaging
+
+    try:
+        library = ctypes.CDLL(_imaging.__file__)
+        for kind in ("Error", "Warning"):
+            handler = getattr(library, f"TIFFSet{kind}Handler")
+            handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+            handler(None)
+    except (OSError, AttributeError):
+        return
 
 
 def resized_rgb(

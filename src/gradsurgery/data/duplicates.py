@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+from base64 import b64decode, b64encode
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -19,9 +20,12 @@ from gradsurgery.errors import DataError, OutputError
 
 NEAR = 4
 """Of the 64 bits of a perceptual hash, how many differ at most between pictures that look alike."""
+CORRELATED = 0.97
+"""The correlation of 16x16 gray values from which on pictures look alike."""
 LEAST_SIDE = 32
 """Pixels of a side below which pictures of any kind look alike."""
 _EXAMPLES = 10
+_GRAY = 16
 
 Groups = list[list[int]]
 
@@ -95,33 +99,48 @@ def copies_among(groups: Iterable[Sequence[int]], places: Places) -> Copies:
     return found
 
 
-def perceptual_hash(pixels: NDArray[np.uint8]) -> int:
-    """64 bits that hardly change with size, brightness and compression (imagehash's `phash`)."""
+def look_of(pixels: NDArray[np.uint8]) -> bytes:
+    """What an image looks like, in 264 bytes: its perceptual hash, and it in 16x16 gray values.
+
+    The hash is imagehash's `phash`, which hardly changes with size, brightness and compression.
+    """
     import imagehash
     from PIL import Image
 
-    bits = imagehash.phash(Image.fromarray(pixels)).hash
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+    image = Image.fromarray(pixels)
+    gray = image.convert("L").resize((_GRAY, _GRAY), Image.Resampling.BILINEAR)
+    return np.packbits(imagehash.phash(image).hash).tobytes() + gray.tobytes()
 
 
-def alike(looks: Sequence[int], hashes: Sequence[Any]) -> Iterator[tuple[int, int]]:
+def alike(looks: Sequence[bytes], hashes: Sequence[Any]) -> Iterator[tuple[int, int]]:
     """Yield the pairs of positions that look alike and are not the same file.
 
-    looks: their perceptual hashes. Of several files with the same hash the first stands for all,
-    but for a pair with the second, so that a thousand blank pages are no million of pairs.
+    The perceptual hashes differ in `NEAR` bits or fewer, and the gray values have a correlation of
+    `CORRELATED` or more: the hash alone takes one line drawing for another.
+
+    looks: of `look_of`. Of several files with the same hash the first stands for all, but for a
+    pair with each of the others, so that a thousand similar pages are no million of pairs.
     """
-    standing: dict[int, dict[Any, int]] = defaultdict(dict)
+    standing: dict[bytes, dict[Any, int]] = defaultdict(dict)
     for position, look in enumerate(looks):
-        standing[look].setdefault(hashes[position], position)
-    firsts = {}
-    for look, files in standing.items():
-        firsts[look], *others = files.values()
-        yield from ((firsts[look], other) for other in others)
-    unique = np.array(sorted(standing), dtype=np.uint64)
-    for first, second in sorted(_close_pairs(unique)):
-        a, b = firsts[int(unique[first])], firsts[int(unique[second])]
-        if hashes[a] != hashes[b]:
+        standing[look[:8]].setdefault(hashes[position], position)
+    firsts = []
+    for files in standing.values():
+        first, *others = files.values()
+        firsts.append(first)
+        yield from ((first, other) for other in others if _correlated(looks[first], looks[other]))
+    numbers = np.array([int.from_bytes(look, "big") for look in standing], dtype=np.uint64)
+    for one, two in sorted(_close_pairs(numbers)):
+        a, b = firsts[one], firsts[two]
+        if hashes[a] != hashes[b] and _correlated(looks[a], looks[b]):
             yield min(a, b), max(a, b)
+
+
+def _correlated(first: bytes, second: bytes) -> bool:
+    a, b = (np.frombuffer(look, np.uint8, offset=8).astype(np.float64) for look in (first, second))
+    a, b = a - a.mean(), b - b.mean()
+    size = float(np.sqrt((a @ a) * (b @ b)))
+    return bool(a @ b >= CORRELATED * size)
 
 
 def _close_pairs(looks: NDArray[np.uint64]) -> set[tuple[int, int]]:
@@ -148,38 +167,40 @@ def _close_pairs(looks: NDArray[np.uint64]) -> set[tuple[int, int]]:
 
 def _bits(numbers: NDArray[np.uint64]) -> NDArray[np.int64]:
     """How many bits of each number are set."""
-    bits: NDArray[np.int64] = np.unpackbits(numbers[:, None].view(np.uint8), axis=1).sum(1)
+    bits: NDArray[np.int64] = np.unpackbits(numbers[:, None].view(np.uint8), axis=1).sum(
+        1, dtype=np.int64
+    )
     return bits
 
 
 class LooksFile(Document):
-    """The perceptual hashes of a folder of decoded images, in their order."""
+    """What the images of a folder look like, in their order, in base 64."""
 
     file_name: ClassVar[str] = "looks.json"
-    title: ClassVar[str] = "list of perceptual hashes"
+    title: ClassVar[str] = "list of what images look like"
     cure: ClassVar[str] = "delete it"
 
     looks: list[str]
 
 
-def looks_of(images: ImageSet) -> list[int] | None:
-    """The perceptual hashes of `images`, kept beside them; None where they are too small."""
+def looks_of(images: ImageSet) -> list[bytes] | None:
+    """What `images` look like, kept beside them; None where they are too small to tell."""
     if images.size < LEAST_SIDE:
         return None
     if images.folder is not None:
-        with suppress(DataError):
+        with suppress(DataError, ValueError):
             written = LooksFile.load(images.folder).looks
             if len(written) == len(images.identities):
-                return [int(look, 16) for look in written]
-    looks = [perceptual_hash(pixels) for pixels in images.images]
+                return [b64decode(look) for look in written]
+    looks = [look_of(pixels) for pixels in images.images]
     if images.folder is not None:
         with suppress(OutputError):  # a cache that others may only read
-            LooksFile(looks=[f"{look:016x}" for look in looks]).save(images.folder)
+            LooksFile(looks=[b64encode(look).decode() for look in looks]).save(images.folder)
     return looks
 
 
 def copies_in_run(
-    images: ImageSet, split: Split, sources: Sequence[str], target: str
+    images: ImageSet, split: Split, sources: Sequence[str], target: str | None
 ) -> tuple[Copies, Copies | None]:
     """The pictures that a run uses more than once: identical files, and images that look alike.
 
@@ -192,7 +213,7 @@ def copies_in_run(
             for position in getattr(split, name)[domain].tolist():
                 part[position] = name
     places = Places(images.domains, images.identities, images.domain, images.label, part)
-    of_target = images.domains.index(target)
+    of_target = -1 if target is None else images.domains.index(target)
     hashes = file_hashes(images)
     looks = looks_of(images)
 

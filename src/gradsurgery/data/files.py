@@ -8,7 +8,7 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from gradsurgery.data.source import SkippedImage, Source
+from gradsurgery.data.source import SkippedImage, Source, naming_left_out
 from gradsurgery.errors import DataError
 
 
@@ -54,12 +54,7 @@ class FilesSource(Source):
                 domain_order=domain_order,
             )
         except DataError as error:
-            if not left_out:
-                raise
-            first = f"{left_out[0].identity} ({left_out[0].reason})"
-            raise DataError(
-                f"{error}; files left out: {len(left_out)}, the first {first}"
-            ) from None
+            raise naming_left_out(error, self.left_out) from None
         self._paths = [file.path for file in files]
         self._signature = self._stated()
         if any(file.part for file in files):

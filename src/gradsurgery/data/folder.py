@@ -37,6 +37,29 @@ class FolderSource(FilesSource):
         super().__init__(root, files, left_out=left_out, domain_order=domains)
 
 
+class OneDomainSource(FilesSource):
+    """The images of a folder laid out as class/image, all of the domain `domain`: to evaluate on.
+
+    What else lies there is as for `FolderSource`, or listed in `left_out`.
+    """
+
+    fewest_domains = 1
+
+    def __init__(self, root: Path, domain: str) -> None:
+        files: list[ImageFile] = []
+        left_out: list[SkippedImage] = []
+        for path, entry, kind in _walk_all(root, "", readable_suffixes(), set()):
+            label, _, name = path.partition("/")
+            if kind == IMAGE and name and "/" not in name:
+                files.append(ImageFile(Path(entry.path), domain, label, name))
+            else:
+                why = "it does not lie in class/image" if kind == IMAGE else kind
+                left_out.append(SkippedImage(printable(path), printable(why)))
+        if not files:
+            raise DataError(f"{root} holds no image in class/image; name a folder of that layout")
+        super().__init__(root, files, left_out=left_out)
+
+
 class LayoutSource(FilesSource):
     """The images of a folder whose paths say domain and class as `layout` describes.
 
@@ -120,7 +143,8 @@ def _kind(entry: os.DirEntry[str], suffixes: frozenset[str]) -> str:
         if entry.is_dir():
             return FOLDER
         if not entry.is_file():
-            return "a broken link" if entry.is_symlink() else "no file"
+            broken = entry.is_symlink() and not Path(entry.path).exists()
+            return "a broken link" if broken else "not a regular file"
     except OSError:  # a link that leads back to itself
         return "a broken link"
     suffix = Path(entry.name).suffix.lower()

@@ -69,7 +69,8 @@ class Layout:
 
     def _said(self, match: re.Match[str], path: str) -> Said:
         domain, label, name = (
-            "/".join(match[group] for group in groups) for groups in self._groups.values()
+            "/".join(match[group] for group in self._groups[field])
+            for field in ("domain", "class", "name")
         )
         # Where folders alone say domain and class, a name is unique in them.
         return Said(domain, label, name if self._plain else path)

@@ -14,7 +14,7 @@ from gradsurgery.data.manifest import SUFFIXES, ManifestSource
 from gradsurgery.data.parquet import ParquetSource, parquet_files
 from gradsurgery.data.presets import PRESETS, PresetSource
 from gradsurgery.data.selected import draws_itself, layers, plain, with_common_classes
-from gradsurgery.data.source import Source, check_complete
+from gradsurgery.data.source import Source, check_complete, naming_left_out
 from gradsurgery.documents.data_options import Classes, Resize
 from gradsurgery.doors import entry_names, is_door, load_object, provenance
 from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, one_line
@@ -77,7 +77,11 @@ def open_source(
     source.reading = {"layout": layout, "columns": columns, "classes": classes, "resize": resize}
     for layer in layers(source):
         layer.resize = resize
-    check_complete(source.name, source.domains, source.classes, source.counts(), gaps=source.gaps)
+    try:
+        counts = source.counts()
+        check_complete(source.name, source.domains, source.classes, counts, gaps=source.gaps)
+    except DataError as error:
+        raise naming_left_out(error, source.left_out) from None
     return source
 
 
@@ -155,10 +159,11 @@ def _open_place(place: str, layout: str, columns: Mapping[str, str]) -> Source:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
             raise ArgumentError(f"{place} is no data set of the Hub, expected hf://owner/name")
         return HubSource(repository)
+    if not place:
+        raise ArgumentError(f"the name of the data set is empty; accepted are: {_accepted()}")
     if not _exists(place):
         raise ArgumentError(
-            f"no data set '{place:.300}': no such folder or file, nor a known name; accepted are: "
-            f"{_accepted()}"
+            f"no data set '{place:.60}', nor a folder or file; accepted are: {_accepted()}"
         )
     path = Path(place).expanduser()
     if path.is_dir() and layout:

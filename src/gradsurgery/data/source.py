@@ -37,6 +37,14 @@ class SkippedImage:
     reason: str
 
 
+def naming_left_out(error: DataError, left_out: Sequence[SkippedImage]) -> DataError:
+    """The error with a word of the files that were left out, which may be the reason for it."""
+    if not left_out:
+        return error
+    first = f"{left_out[0].identity} ({left_out[0].reason})"
+    return DataError(f"{error}; files left out: {len(left_out)}, the first {first}")
+
+
 class Source(ABC):
     """A set of images of several domains over the same classes, not yet decoded.
 
@@ -61,6 +69,9 @@ class Source(ABC):
     Raises `DataError` for fewer than two domains, or two images of one name. A class that a domain
     lacks is refused when the images are decoded, unless `gaps` says otherwise.
     """
+
+    fewest_domains = 2
+    """A model that is trained needs two; one that is evaluated, one."""
 
     resize_first: int | None = None
     """Side in pixels to which images are resized before they are resized to the network's size."""
@@ -101,6 +112,7 @@ class Source(ABC):
             files,
             domain_order=domain_order,
             class_order=class_order,
+            fewest_domains=self.fewest_domains,
         )
         self.positions = np.argsort(self.listing.rows)
         """The position in the listing of each image, in storage order."""
@@ -185,6 +197,7 @@ def list_images(
     *,
     domain_order: Sequence[str] | None,
     class_order: Sequence[str] | None,
+    fewest_domains: int = 2,
 ) -> Listing:
     """Order the images of a source; see `Source` for the arguments and what is raised."""
     if not len(domains_of) == len(classes_of) == len(files):
@@ -195,7 +208,7 @@ def list_images(
     domains_of, classes_of = list(map(printable, domains_of)), list(map(printable, classes_of))
     domains = _names(name, "domain", domains_of, domain_order)
     classes = _names(name, "class", classes_of, class_order)
-    if len(domains) < 2:
+    if len(domains) < fewest_domains:
         raise DataError(
             f"{name}: found {len(domains)} domains ({', '.join(domains) or 'none'}), "
             "expected at least 2; give each domain a folder of its own, or a name in the column "

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("image", "domain", "label")
 ROWS_AT_ONCE = 64
+_LONGEST_PATH = 1024  # characters
 
 
 class TableSource(Source):
@@ -175,6 +176,11 @@ def image_bytes(value: Any, folder: Path, place: str) -> bytes:
     path: str | None = value.get("path")
     if content is not None or not path:
         return content or b""
+    if len(path) > _LONGEST_PATH:
+        raise DataError(
+            f"{place}: column image holds text of {len(path)} characters, {path[:20]!r}…, expected "
+            "the path of a file; where it is base64, decode it and store the bytes"
+        )
     try:
         return (folder / path).read_bytes()
     except (OSError, ValueError) as error:

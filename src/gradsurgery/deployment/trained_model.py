@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gradsurgery.backbones import OwnBackbone, rebuild
 from gradsurgery.data import Preparation, SkippedImage, cpus, normalize
+from gradsurgery.deployment.hub import PREFIX, downloaded
 from gradsurgery.deployment.model_file import open_model_file
 from gradsurgery.deployment.pictures import Picture, listed_pictures
 from gradsurgery.deployment.pipeline import prepared
@@ -111,9 +112,10 @@ class TrainedModel:
 def load_model(
     place: str | Path, *, backbone: OwnBackbone | None = None, device: str = "auto"
 ) -> TrainedModel:
-    """The trained model of a run's folder or of a `model.safetensors`, ready to predict.
+    """The trained model of a run's folder, a `model.safetensors` or the Hub, ready to predict.
 
-    place: the folder or the file. It is read as data: nothing in it is run or imported.
+    place: the folder, the file, or "hf://owner/name" (also "hf://owner/name@revision"). It is read
+        as data: nothing in it is run or imported.
     backbone: for a network of your own, the function or the module (or `package.module:name`).
     device: auto (cuda where there is one, else cpu), cpu or cuda.
 
@@ -124,7 +126,8 @@ def load_model(
         model.predict(["a.jpg", "b.png"]).labels
     """
     where = resolve_device(device)
-    file = open_model_file(Path(place))
+    text = str(place)
+    file = open_model_file(downloaded(text) if text.startswith(PREFIX) else Path(place))
     about = file.description
     module = rebuild(
         about.backbone,

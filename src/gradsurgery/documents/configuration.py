@@ -86,7 +86,8 @@ class RunConfiguration(TrainingOptions, DataOptions):
         if not isinstance(options, dict):
             return options
         filled = {**built_in(str(options.get("data"))).options, **options}
-        filled.pop("passes", None)  # of version 0.1.0: how to compute the same
+        for name in _FORMER:
+            filled.pop(name, None)
         if filled.get("backbone") in ("small-cnn", "small-mlp"):  # there are no weights for it
             filled.setdefault("weights", "none")
         for name in ("data", "weights", "split"):
@@ -148,13 +149,22 @@ class RunConfiguration(TrainingOptions, DataOptions):
         Raises `ArgumentError`.
         """
         path = path / cls.file_name if path.is_dir() else path
-        return cls(**read_mapping(path, "configuration"))
+        return cls(**read_mapping(path, "configuration", known_options()))
 
     def save(self, folder: Path) -> None:
         """Write `configuration.json`, which `--config` takes; raises `OutputError`."""
         content = {"version": FILE_VERSION, **self.model_dump(mode="json")}
         with atomic_file(folder / self.file_name) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+_FORMER = ("passes",)
+"""Options of version 0.1.0 that say how to compute the same, and are read past."""
+
+
+def known_options() -> list[str]:
+    """The names that a file of options may have, those of earlier versions at the end."""
+    return [*RunConfiguration.model_fields, *_FORMER]
 
 
 class RunDocument(Document):

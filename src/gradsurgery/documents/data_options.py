@@ -1,5 +1,6 @@
 """The options of a run on its images: which they are, how they are divided and prepared."""
 
+import csv
 import re
 from typing import Any, Literal
 
@@ -145,10 +146,11 @@ class DataOptions(Choices):
     @field_validator("columns", mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
-        """A mapping, or "role=name,role=name"."""
+        """A mapping, or "role=name,role=name"; a name with a comma is quoted as in a CSV file."""
         if not isinstance(value, str):
             return value
-        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+        cells = next(csv.reader([value], skipinitialspace=True), [])
+        pairs = [pair.partition("=") for pair in cells if pair.strip()]
         if not all(equals for _, equals, _ in pairs):
             raise ValueError("names columns as label=species,domain=camera")
         return {role.strip(): name.strip() for role, _, name in pairs}

@@ -1,6 +1,9 @@
 """What every file is that this software writes and reads again: JSON with a version."""
 
 import json
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -14,9 +17,11 @@ Kind = TypeVar("Kind", bound="Document")
 FILE_VERSION = 1
 """Of the files that a person may write too: a configuration, a plan."""
 
+"""Names that a message lists."""
 LARGEST = 1e100
 """Nothing that is measured here is larger, and sums of such numbers are finite."""
 _LARGEST_INTEGER = 2**63 - 1
+_FEW = 140  # characters of names that a message lists
 
 
 class Part(BaseModel):
@@ -130,10 +135,18 @@ class Choices(BaseModel):
         """The first complaint of pydantic."""
         first = error.errors()[0]
         if first["type"] == "extra_forbidden":
-            known = ", ".join(cls.model_fields)
-            return ArgumentError(f"unknown {cls.part} {first['loc'][0]!r}; there are {known}")
+            return unknown_name(cls.part, str(first["loc"][0]), list(cls.model_fields))
         cure = "; give one" if first["type"] == "missing" else ""
         return ArgumentError(f"{complaint(error)}{cure}")
+
+
+def unknown_name(what: str, name: str, known: Sequence[str]) -> ArgumentError:
+    """The error of a name that is none of those known: the closest, or all if they are few."""
+    close = get_close_matches(name, known, n=2)
+    listed = " or ".join(close) or ", ".join(known)
+    if not close and len(listed) > _FEW:
+        listed = f"{listed[:_FEW].rpartition(',')[0]}, …: --print-config prints them all"
+    return ArgumentError(f"unknown {what} {name!r:.80}; there is {listed}")
 
 
 def complaint(error: ValidationError) -> str:
@@ -142,7 +155,8 @@ def complaint(error: ValidationError) -> str:
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
         return f"{where} is missing"
-    expected = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    expected = first["msg"].removeprefix("Value error, ")
+    expected = re.sub("^(Input|String|List|Dictionary) should ", "must ", expected)
     said = ", found " in expected or isinstance(first["input"], dict)
     found = "" if said else f", found {first['input']!r:.80}"
     return f"{where} {expected}{found}".strip()
@@ -180,11 +194,12 @@ def _not_ascii(*texts: Any) -> str:
     return "".join(text for text in texts if isinstance(text, str) and not text.isascii())
 
 
-def read_mapping(path: Path, what: str) -> dict[str, Any]:
+def read_mapping(path: Path, what: str, known: Sequence[str] | None = None) -> dict[str, Any]:
     """What a YAML or JSON file says by name: the options of a run, or the parts of a plan.
 
-    Raises `ArgumentError`, calling it `what`, where it cannot be read, is no mapping by name, or of
-    a later version; what is in it is not checked.
+    Raises `ArgumentError`, calling it `what`, where it cannot be read, is no mapping by name, of a
+    later version, or has a name in it that is not among those `known`, where given; its values
+    are not checked.
     """
     import yaml
 
@@ -201,4 +216,7 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
             f"the {what} {path} is of version {version!r:.60}, expected {FILE_VERSION}; "
             "read it with the gradsurgery that wrote it"
         )
+    for name in content:
+        if known is not None and name not in known:
+            raise unknown_name(f"name in the {what} {path}:", name, known)
     return dict(content)

@@ -1,6 +1,7 @@
 """What a run leaves behind: `record.json` once it is finished, and `split.json`."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
@@ -59,6 +60,14 @@ class DataRecord(Part):
     left_out: list[SkippedFile] = []
     identical: Copies | None = None
     alike: Copies | None = None
+
+    @model_validator(mode="after")
+    def _names_each_once(self) -> "DataRecord":
+        for what, names in (("domains", self.domains), ("classes", self.classes)):
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise ValueError(f"{what} has {twice!r:.80} twice, expected each once")
+        return self
 
     @model_validator(mode="after")
     def _counts_every_class(self) -> "DataRecord":
@@ -290,6 +299,22 @@ class Record(RunDocument):
             for domain, tally in model.tests.items():
                 if len(tally.confusion) != len(self.data.classes):
                     raise ValueError(f"tests of {domain} are of {len(tally.confusion)} classes")
+        return self
+
+    @model_validator(mode="after")
+    def _of_its_steps(self) -> "Record":
+        """Every model is of a step that was validated, or the mean of steps up to one."""
+        steps, result = self.curves.step, self.result
+        if any(later <= earlier for earlier, later in pairwise(steps)):
+            raise ValueError("curves.step does not increase from one validation to the next")
+        for name, model in (("best", result.best), ("last", result.last)):
+            first = model.averaged_from
+            known = model.step in steps if first is None else first <= model.step <= max(steps)
+            if steps and not known:
+                raise ValueError(
+                    f"result.{name}.step is none of the {len(steps)} steps that were validated, up "
+                    f"to {max(steps)}, found {model.step}"
+                )
         return self
 
 

@@ -109,7 +109,8 @@ class LayerCosines(Part):
         components: how many there are.
         within: of two batches of one group.
         across: of two groups in one step.
-        expected: the same of what the gradients are expected to be, without the noise of batches.
+        expected: the same of what the gradients are expected to be, without the noise of batches;
+            an estimate, which may leave [-1, 1].
         negative: share of the pairs of two groups in one step whose inner product is negative.
     """
 

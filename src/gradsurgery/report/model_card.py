@@ -25,6 +25,7 @@ from gradsurgery.report.section import (
 )
 from gradsurgery.report.section import listed as spoken
 from gradsurgery.report.tables import markdown_text, to_markdown
+from gradsurgery.results.frame import guesses
 
 _WEAKEST = 10
 """Classes that the card names."""
@@ -187,6 +188,12 @@ def _conflict(conflict: Diagnosis | None) -> Iterator[Block]:
 
 def _known(record: Record) -> Iterator[Block]:
     best = record.result.best
+    if guesses(best, record):
+        yield Text(
+            "Its accuracy on the validation images is hardly above that of naming the largest "
+            "class of all: it has not learned yet. Give it more iterations, or a higher learning "
+            "rate."
+        )
     yield Text(
         "Test images of the domains that it knows, which it has not seen. On a new domain it does "
         "worse, as above."

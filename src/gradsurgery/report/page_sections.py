@@ -1,5 +1,7 @@
 """The sections of a report's page, and the page put together from them."""
 
+import csv
+import io
 import os
 import re
 import shlex
@@ -16,6 +18,8 @@ from gradsurgery.documents.explanation import Explanation
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA
 from gradsurgery.documents.similarity import SimilarityStudy
+from gradsurgery.report.classification_text import recalls_section
+from gradsurgery.report.data_text import recorded_sentences
 from gradsurgery.report.diagnosis_text import diagnosis_section
 from gradsurgery.report.explanation_text import explanation_section
 from gradsurgery.report.page import embedded, render_page
@@ -90,6 +94,7 @@ def assemble(
         results += [comparison_table(table, paper=paper), drawn]
     sections = [
         Section("results", "Results", results),
+        recalls_section(list(inventory.records.values())),
         Section("batches", "Batches of several domains and of one", figures["batches"]),
         statistics_section(tables, figures["ranks"]),
         Section("curves", "Learning curves", figures["curves"]),
@@ -177,7 +182,7 @@ def absent_section(inventory: Inventory) -> Section:
 
 def configuration_section(records: Sequence[Record]) -> Section:
     """The data, and the options and environment that all runs share or differ in."""
-    blocks: list[Block] = [_data_table(records)]
+    blocks: list[Block] = [_data_table(records), *map(Text, recorded_sentences(records))]
     parts: dict[str, list[dict[str, Any]]] = {
         "Options": [record.configuration.model_dump(exclude=_KEYS) for record in records],
         "Environment": [dict(record.environment) for record in records],
@@ -224,21 +229,32 @@ def repeat_command(configuration: RunConfiguration) -> str:
     All are written out, so that the command stays the same run when defaults change.
 
     >>> options = RunConfiguration(data="my pictures", target="photo")
-    >>> repeat_command(options)[:71]
-    "gradsurgery train 'my pictures' --target=photo --method=agr-sum --backb"
+    >>> repeat_command(options)[:64]
+    "gradsurgery train 'my pictures' --target=photo --method=agr-sum "
     """
     words = []
-    for name, value in configuration:
+    first = ("target", "method")
+    for name in (*first, *(name for name, _ in configuration if name not in first)):
+        value = getattr(configuration, name)
         flag = f"--{name.replace('_', '-')}"
         if name == "settings":
             words += [f"--set={setting}={each}" for setting, each in value.items()]
+        elif isinstance(value, dict):
+            words += [f"{flag}={_one_row(value)}"] if value else []
         elif isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
-        elif name != "data" and value is not None:
+        elif name != "data" and value not in (None, ""):
             words += [f"{flag}={each}" for each in (value if isinstance(value, list) else [value])]
     data = configuration.data
     words = [*words, "--", data] if data.startswith("-") else [data, *words]
     return shlex.join(["gradsurgery", "train", *words])
+
+
+def _one_row(named: Mapping[str, str]) -> str:
+    """As "role=name,role=name", quoted as in a CSV file."""
+    row = io.StringIO()
+    csv.writer(row, lineterminator="").writerow([f"{role}={name}" for role, name in named.items()])
+    return row.getvalue()
 
 
 def relative_link(path: Path, folder: Path) -> str:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from gradsurgery.atomic import atomic_file
 from gradsurgery.documents.diagnosis import Diagnosis
+from gradsurgery.documents.evaluation import EvaluationFile
 from gradsurgery.documents.explanation import Explanation
 from gradsurgery.documents.selection import Model, ReportFiles
 from gradsurgery.documents.similarity import SimilarityStudy
 from gradsurgery.errors import ArgumentError
-from gradsurgery.report.section import Figure, Table
+from gradsurgery.report.section import Figure, Table, listed
 from gradsurgery.report.tables import (
     candidates_table,
     choices_table,
@@ -155,6 +156,22 @@ def write_diagnosis(diagnosis: Diagnosis, directory: Path) -> list[str]:
     for name, figure in conflict_figures(diagnosis).items():
         save(figure, directory / name)
     return [*diagnosis_sentences(diagnosis), f"tables and figures: {directory}"]
+
+
+def write_evaluation(evaluation: EvaluationFile, directory: Path) -> None:
+    """Write `evaluation.json`, tables and figures into `directory`; raises `OutputError`."""
+    from gradsurgery.report.classification_text import evaluation_section, whole_tally
+    from gradsurgery.report.figures.classification import confusion_figure, reliability_figure
+    from gradsurgery.report.figures.style import save
+
+    evaluation.save(directory)
+    _write(directory / "evaluation.md", section_markdown(evaluation_section(evaluation)))
+    tally = whole_tally(evaluation)
+    title = f"{evaluation.data}, {listed(evaluation.domains)}"
+    figure = confusion_figure(tally, evaluation.classes, title)
+    save(figure, directory / "evaluation-confusion")
+    if tally.calibration:
+        save(reliability_figure(tally, title), directory / "evaluation-reliability")
 
 
 def write_similarity(study: SimilarityStudy, directory: Path) -> list[str]:

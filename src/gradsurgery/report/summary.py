@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from gradsurgery.documents.built_in import built_in
+from gradsurgery.report.data_text import copied_targets
 from gradsurgery.report.section import counted, listed
 from gradsurgery.report.tables import p_text
 from gradsurgery.results.inventory import Inventory
@@ -23,6 +24,7 @@ def summarize(
     for table in tables:
         sentences += [*_averages(table), *_tests(table), *_misled(table)]
         sentences.append(f"{caution}." if (caution := built_in(table.data).caution) else "")
+    sentences += copied_targets(list(inventory.records.values()))
     if ranking is not None and ranking.p is not None:
         sentences.append(_ranked(ranking, tables))
     return [sentence for sentence in sentences if sentence]

@@ -72,9 +72,10 @@ def tasks_sentences(study: TasksStudy) -> list[str]:
         of_grouping = plain[plain["grouping"] == grouping]
         if of_grouping.empty:
             continue
+        expected, negative = of_grouping["expected"].median(), of_grouping["negative"].mean()
         sentences.append(
-            f"{grouping}: expected cosine across groups {_number(of_grouping['expected'].mean())}, "
-            f"{_percent(of_grouping['negative'].mean())} of the pairs negative."
+            f"{grouping}: expected cosine across groups {_number(expected)}, {_percent(negative)} "
+            "of the pairs negative."
         )
         for rule in o.rules[1:]:
             compared = [
@@ -97,19 +98,28 @@ def _words(outcome: Outcome) -> str:
 
 
 def _cosines_table(study: TasksStudy, plain: pd.DataFrame) -> Table:
-    columns = ("within", "across", "expected", "negative")
-    rows = [
-        [grouping, *(_over_seeds(plain, grouping, name) for name in columns)]
-        for grouping in study.options.groupings
-        if (plain["grouping"] == grouping).any()
-    ]
+    rows = []
+    for grouping in study.options.groupings:
+        if not (of_grouping := plain[plain["grouping"] == grouping]).empty:
+            means = [_over_seeds(plain, grouping, name) for name in ("within", "across")]
+            spans = [
+                " to ".join(_number(of_grouping[f"{kind}.{end}"].mean()) for end in ("low", "high"))
+                for kind in ("within", "across")
+            ]
+            expected = _number(of_grouping["expected"].median())
+            negative = _over_seeds(plain, grouping, "negative")
+            rows.append([grouping, means[0], spans[0], means[1], spans[1], expected, negative])
     return plain_table(
         "Cosines of the groups' gradients, over all steps measured",
-        ["grouping", "within a group", "across groups", "expected", "negative pairs"],
+        [
+            *("grouping", "within a group", "four fifths of these", "across groups"),
+            *("four fifths of these", "expected", "share of negative pairs"),
+        ],
         rows,
         notes=[
-            "Mean ± standard deviation over the seeds. Expected: without the noise of the batches. "
-            "All parameters that the groups share count."
+            "Mean ± standard deviation over the seeds. Expected: without the noise of the batches, "
+            "the median, since it is a ratio of two estimates. All parameters that the groups "
+            "share count."
         ],
     )
 
@@ -118,11 +128,14 @@ def _layers_table(study: TasksStudy) -> Table:
     frame = layer_frame(study)
     rows = []
     for grouping in study.options.groupings:
-        of_grouping = frame[frame["grouping"] == grouping] if len(frame) else frame
+        plain = frame[frame["dial"].isna()] if len(frame) else frame
+        of_grouping = plain[plain["grouping"] == grouping] if len(plain) else plain
         for _, layer in of_grouping.groupby("place") if len(of_grouping) else ():
-            means = layer[["within", "across", "expected", "negative"]].astype(float).mean()
+            means = layer[["within", "across", "negative"]].astype(float).mean()
+            expected = float(layer["expected"].astype(float).median())
             name = str(layer["name"].iloc[0])
-            rows.append([grouping, name, *(_number(value) for value in means)])
+            values = (means["within"], means["across"], expected, means["negative"])
+            rows.append([grouping, name, *map(_number, values)])
     return plain_table(
         "The same by layers",
         ["grouping", "layers", "within", "across", "expected", "negative pairs"],
@@ -241,7 +254,7 @@ def _dial_row(frame: pd.DataFrame, found: Sequence[Outcome], grouping: str) -> l
             )
     cosine = frame["pcgrad.cosine"].mean() if "pcgrad.cosine" in frame else math.nan
     return [
-        _number(frame["expected"].mean()),
+        _number(frame["expected"].median()),
         _percent(frame["negative"].mean()),
         _number(cosine, 3),
         *differences,

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import ModelResult, Record
 from gradsurgery.errors import printable
-from gradsurgery.report.section import Entry, Table, Text, plain_table, value_text
+from gradsurgery.report.classification_text import never_predicted, recall_table
+from gradsurgery.report.data_text import recorded_sentences
+from gradsurgery.report.section import Entry, Table, Text, listed, plain_table, value_text
 from gradsurgery.report.tables import rows_with_below
 
 if TYPE_CHECKING:
@@ -83,10 +85,14 @@ def run_blocks(record: Record) -> list[Text | Table]:
         f"{cost.peak_memory_bytes / 2**20:.0f} MiB peak memory",
         str(record.environment.get("device") or ""),
     ]
-    blocks = [about, _results(record), _curves(record)]
+    recalls = recall_table(record)
+    blocks = [about, _results(record), *([recalls] if recalls else []), _curves(record)]
     texts = [f"cost: {', '.join(filter(None, parts))}"]
+    if missed := never_predicted(record):
+        texts.append(f"never predicted on {record.configuration.target}: {listed(missed)}")
     if record.data.skipped:
         texts.append(f"images left out: {len(record.data.skipped)}")
+    texts += recorded_sentences([record])
     return [*blocks, *map(Text, texts)]
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.deployment import DeploymentCandidate
+from gradsurgery.documents.deployment import ClassRecall, DeploymentCandidate
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CriterionName
+from gradsurgery.documents.tally import Tally
 from gradsurgery.errors import DataError
 from gradsurgery.results.inventory import Inventory
 
@@ -34,7 +35,7 @@ def candidates_of(inventory: Inventory) -> list[Tried]:
 
     Raises `DataError` where the runs are of several data sets.
     """
-    order = {folder: place for place, folder in enumerate(inventory.planned or {})}
+    order = {folder: float(i) for i, folder in enumerate(inventory.planned or {})}
 
     def place(file: Path) -> float:
         return order.get(file.parent.resolve(), math.inf)
@@ -86,6 +87,27 @@ def without_looking(
             accuracies = candidates[chosen].unseen[domain]
             found[domain] = math.fsum(accuracies) / len(accuracies)
     return found
+
+
+def classes_unseen(records: Sequence[Record]) -> list[ClassRecall]:
+    """How the best models do on the classes of the domains that were left out, over all records.
+
+    Empty where a record does not count its answers by class.
+    """
+    classes = records[0].data.classes
+    tests = [record.result.best.tests.get(record.configuration.target) for record in records]
+    if not all(tests):
+        return []
+    confusion = Tally.merged([test for test in tests if test]).matrix()
+    return [
+        ClassRecall(
+            name=name,
+            images=int(confusion[i].sum()),
+            recognised=int(confusion[i, i]),
+            predicted=int(confusion[:, i].sum()),
+        )
+        for i, name in enumerate(classes)
+    ]
 
 
 def _options(configuration: RunConfiguration) -> dict[str, object]:

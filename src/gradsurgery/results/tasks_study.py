@@ -17,7 +17,8 @@ OUTCOMES = ("loss", "held_out", "unseen")
 def gradient_frame(study: TasksStudy) -> pd.DataFrame:
     """A row a measurement: grouping, dial, value, seed, step and what was measured.
 
-    `within`, `across`, `expected` and `negative` are those of the parameters that groups share. For
+    `within`, `across`, `expected` and `negative` are those of the parameters that groups share, and
+    `within.low` to `within.high` four fifths of the pairs (and so `across.low` to `.high`). For
     each rule R but the sum there are `R.length`, `R.cosine`, `R.removed`, `R.alike` and `R.bend`,
     the curvature along what R takes away by that along the sum.
     """
@@ -26,6 +27,10 @@ def gradient_frame(study: TasksStudy) -> pd.DataFrame:
         for measured in run.measured:
             row = _about(run) | {"step": measured.step}
             row |= measured.shared.model_dump(exclude={"name", "components"})
+            for kind in ("within", "across"):
+                deciles = getattr(measured, f"{kind}_deciles")
+                low, _, high = deciles or (None,) * 3
+                row |= {f"{kind}.low": low, f"{kind}.high": high}
             for effect in measured.effects:
                 for name in ("length", "cosine", "removed", "alike"):
                     row[f"{effect.rule}.{name}"] = getattr(effect, name)

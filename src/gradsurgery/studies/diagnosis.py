@@ -15,7 +15,7 @@ from gradsurgery.documents.diagnosis import (
 from gradsurgery.documents.record import ConflictLog, Record
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.gradients.gradient_gram import block_of
-from gradsurgery.studies.observer import StepObserver
+from gradsurgery.studies.observer import StepObserver, check_every_step
 from gradsurgery.studies.snapshot import diagnose_step
 from gradsurgery.training import train
 from gradsurgery.training.device import resolve_device
@@ -92,6 +92,7 @@ def diagnose_training(
     Raises `ArgumentError` where `directory` holds a diagnosis of other options, and what `train`
     raises.
     """
+    check_every_step(configuration)
     total = configuration.iterations
     steps = sorted({*range(0, total + 1, options.every), total})
     network = (

@@ -54,9 +54,11 @@ def find_tasks(images: ImageSet, names: Sequence[str], sources: Sequence[str]) -
     images would have one label.
     """
     found = [_task(images, name, sources) for name in names]
-    for task in found:
+    for place, task in enumerate(found):
         if task.size < 2:
             raise ArgumentError(f"the task {task.name!r} has one label alone; leave it out")
+        if task.name in [other.name for other in found[:place]]:
+            raise ArgumentError(f"two tasks are called {task.name!r}; give them names of their own")
     return found
 
 
@@ -144,7 +146,7 @@ class Groups:
 
     def whole(self, most: int) -> list[Group]:
         """Every group with all training images that it may be given, up to `most` a domain."""
-        parts = [positions[:most] for positions in self._train]
+        parts = [spread(positions, most) for positions in self._train]
         mixed = self.grouping != "domains"
         return self._groups([np.concatenate(parts)] * self.count if mixed else parts)
 
@@ -182,6 +184,14 @@ class Groups:
         moved = (labels + 1 + (group.number - 1) % (task.size - 1)) % task.size
         told: Positions = np.where(self._wrong[group.number][group.positions], moved, labels)
         return told
+
+
+def spread(positions: Positions, most: int) -> Int64[np.ndarray, " chosen"]:
+    """Up to `most` of the positions, evenly spread over them: they are in order of class."""
+    count = min(len(positions), most)
+    places = np.linspace(0, max(len(positions) - 1, 0), count).round().astype(int)
+    chosen: Int64[np.ndarray, " chosen"] = positions[places]
+    return chosen
 
 
 def normalized(

@@ -4,7 +4,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from gradsurgery.backbones import Backbone
-from gradsurgery.errors import DataError
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.errors import ArgumentError, DataError
+
+
+def check_every_step(configuration: RunConfiguration) -> None:
+    """Raise `ArgumentError` for a run that may end before its last step is measured."""
+    if configuration.patience:
+        raise ArgumentError(
+            "what is measured up to the last step needs all of them, found patience "
+            f"{configuration.patience}; leave it out"
+        )
 
 
 class StepObserver:

@@ -23,7 +23,7 @@ from gradsurgery.gradients.similarity import (
     sample_cosines,
     within_and_across,
 )
-from gradsurgery.studies.observer import StepObserver
+from gradsurgery.studies.observer import StepObserver, check_every_step
 from gradsurgery.training import train
 from gradsurgery.training.progress import ProgressCallback
 
@@ -55,6 +55,7 @@ def study_similarity(
     Source: Mansilla et al. 2021, figure 2.
     """
     first = configurations[0]
+    check_every_step(first)
     for other in configurations[1:]:
         if different := sorted(set(first.differences(other)) - {"seed"}):
             raise ArgumentError(

@@ -26,7 +26,14 @@ from gradsurgery.engine import backward
 from gradsurgery.errors import ArgumentError
 from gradsurgery.rules import build_rule
 from gradsurgery.seeds import named_generator
-from gradsurgery.studies.groupings import Groups, Task, all_logits, find_tasks, parameters_in_order
+from gradsurgery.studies.groupings import (
+    Groups,
+    Task,
+    all_logits,
+    find_tasks,
+    parameters_in_order,
+    spread,
+)
 from gradsurgery.studies.removals import Surgery, measure
 from gradsurgery.training.device import resolve_device
 from gradsurgery.training.directory import claimed
@@ -97,6 +104,8 @@ def study_tasks(
         runs=[],
     )
     with claimed(directory):
+        for leftover in directory.glob(f".{TasksStudy.file_name}.*.tmp"):  # of a killed process
+            leftover.unlink(missing_ok=True)
         if (directory / TasksStudy.file_name).exists():
             study = _continued(study, directory)
         done = {run.cell for run in study.runs}
@@ -235,14 +244,13 @@ def run_cell(
         backward(list(shown) if cell.grouping == "tasks" else shown, named, surgery)
         optimizer.step()
         stepped(step + 1)
-    held_out = np.concatenate([split.test[domain][: turned.evaluated] for domain in sources])
-    target = images.domains.index(turned.target)
-    unseen = np.flatnonzero(images.domain == target)[:: _every(images, target, turned.evaluated)]
+    held_out = [spread(split.test[domain], turned.evaluated) for domain in sources]
+    target = np.flatnonzero(images.domain == images.domains.index(turned.target))
     return TasksRun(
         **cell._asdict(),
         losses=losses,
-        held_out=accuracies(backbone, groups, held_out),
-        unseen=accuracies(backbone, groups, unseen),
+        held_out=accuracies(backbone, groups, np.concatenate(held_out)),
+        unseen=accuracies(backbone, groups, spread(target, turned.evaluated)),
         measured=measured,
     )
 
@@ -273,11 +281,6 @@ def accuracies(
             right = groups.logits_of(number, logits).argmax(1).numpy() == labels
             found[task.name] = _rounded(float(right.mean()))
     return found
-
-
-def _every(images: ImageSet, target: int, most: int) -> int:
-    """Every how many of the target's images leave `most` or fewer; they are in order of class."""
-    return max(1, -(-int((images.domain == target).sum()) // most))
 
 
 def _rounded(value: float) -> float:

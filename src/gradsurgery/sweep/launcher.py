@@ -3,7 +3,7 @@
 import os
 import traceback
 from abc import abstractmethod
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGTERM
@@ -17,9 +17,9 @@ from gradsurgery.doors import fault_of
 from gradsurgery.errors import GradsurgeryError, one_line
 from gradsurgery.training import TrainingProgress, train
 from gradsurgery.training.directory import BusyError
+from gradsurgery.training.loggers import logged
 from gradsurgery.training.progress import ProgressCallback
 from gradsurgery.training.run import prepare_images
-from gradsurgery.training.tensorboard import event_log
 
 ASKED_TO_END = 128 + SIGTERM
 """The exit code of a worker that was asked to end."""
@@ -33,7 +33,7 @@ class Task:
     folder: the sweep's, absolute.
     directory: where it leaves its record, absolute.
     cache: folder of the decoded images; None is the default one.
-    tensorboard: whether to write event files.
+    loggers: names of what its figures go to.
     working_directory: whose commit the record names.
     """
 
@@ -41,7 +41,7 @@ class Task:
     folder: str
     directory: str
     cache: str | None
-    tensorboard: bool
+    loggers: tuple[str, ...]
     working_directory: str
 
 
@@ -101,10 +101,8 @@ def work(task: Task, report: ProgressCallback) -> Outcome:
         if key not in _images:
             cache = None if task.cache is None else Path(task.cache)
             _images[key] = prepare_images(open_source(c.data, **c.reading), c, cache, report)
-        with ExitStack() as stack:
-            if task.tensorboard:
-                report = stack.enter_context(event_log(directory, report))
-            train(c, directory, report, opened=_images[key])
+        with logged(task.loggers, directory, c, report) as log:
+            log.finished(train(c, directory, log, opened=_images[key]))
     except BusyError as error:
         return Outcome("busy", str(error))
     except GradsurgeryError as error:

@@ -26,12 +26,12 @@ class Execution:
 
     cache: folder of the decoded images; None is the default one.
     retries: how often a run that fails is tried again.
-    tensorboard: whether runs write event files.
+    loggers: names of what the figures of runs go to.
     """
 
     cache: Path | None = None
     retries: int = 0
-    tensorboard: bool = False
+    loggers: tuple[str, ...] = ()
 
 
 def opened_sources(plan: Plan) -> dict[str, Source]:
@@ -209,7 +209,7 @@ class _Sweep:
             folder=str(self.folder),
             directory=str(self.folder / run.directory),
             cache=None if self.execution.cache is None else str(self.execution.cache.absolute()),
-            tensorboard=self.execution.tensorboard,
+            loggers=self.execution.loggers,
             working_directory=str(Path.cwd()),
         )
 

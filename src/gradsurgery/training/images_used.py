@@ -38,8 +38,9 @@ class ImagesUsed:
         """What a run uses of `images`; raises `DataError` where that is too little."""
         split = split_of(configuration, images, configuration.seed_of_split)
         sources = configuration.sources(images.domains)
-        _check_split(split, sources, configuration.target, images.name)
-        copies = copies_in_run(images, split, sources, configuration.target)
+        target = configuration.held_out(images.domains)
+        _check_split(split, sources, target, images.name)
+        copies = copies_in_run(images, split, sources, target)
         return cls(images, split, sources, *copies)
 
     def batches(self, configuration: RunConfiguration) -> Batches:
@@ -70,14 +71,17 @@ class ImagesUsed:
         gaps = lacking.to(device) if lacking.any() else None
         algorithm.treat_classes(weights, gaps)
 
-    def notes(self, target: str) -> Iterator[str]:
-        """Lines for whoever watches the run."""
-        tested, copied = len(self.split.test[target]), self.identical.of_target
+    def notes(self, target: str | None) -> Iterator[str]:
+        """Lines for whoever watches the run; `target` is the domain held out, if any."""
+        tested = 0 if target is None else len(self.split.test[target])
+        copied = self.identical.of_target
         if copied:
+            meaning = ""
+            if 2 * copied >= tested:
+                meaning = ": THE ACCURACY SAYS NOTHING OF A DOMAIN THAT WAS NEVER SEEN"
             yield (
                 f"{copied} of the {tested} test images of {target} are identical to images that "
-                "are trained on: the accuracy says little of a domain that was never seen; see "
-                "gradsurgery data info, and --drop-duplicates"
+                f"are trained on{meaning}; see gradsurgery data info, and --drop-duplicates"
             )
         elif self.identical.across_parts:
             yield (
@@ -86,7 +90,7 @@ class ImagesUsed:
             )
         if self.identical.across_classes:
             yield (
-                f"{_pictures(self.identical.across_classes)} in the data set under two classes, as "
+                f"{_pictures(self.identical.across_classes)} used under two classes, as "
                 f"{' and '.join(self.identical.examples[0][:2])}"
             )
         if self.alike is not None and self.alike.of_target:
@@ -177,12 +181,12 @@ def _pictures(count: int) -> str:
     return "a picture is" if count == 1 else f"{count} pictures are"
 
 
-def _check_split(split: Split, sources: Sequence[str], target: str, name: str) -> None:
+def _check_split(split: Split, sources: Sequence[str], target: str | None, name: str) -> None:
     """Every number of the record needs an image at least."""
     sizes = split.sizes()
     if all(sizes[domain]["validation"] == 0 for domain in sources):
         raise DataError(f"{name} is too small: no image is left for validation; add images")
-    if not sizes[target]["test"]:
+    if target is not None and not sizes[target]["test"]:
         raise DataError(
             f"{name} is too small: no image of {target} is left for testing; have 3 images or more "
             "of a class in every domain, or test on all images of the target with --test-on all"

@@ -1,5 +1,6 @@
 """The parts of a run that change with every step."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -122,9 +123,13 @@ class Learner:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a state."""
+        """Go back to a state; raises `ValueError` where the optimiser's is of another optimiser."""
         self.backbone.model.load_state_dict(state["model"])
+        options = [_options_of(group) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        if [_options_of(group) for group in self.optimizer.param_groups] != options:
+            raise ValueError("its optimiser has other options")
+        check_optimizer_state(self.optimizer)
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
         self.algorithm.load_state_dict(state["algorithm"])
@@ -146,21 +151,22 @@ def build_learner(
     optimizer = build_optimizer(model.parameters(), configuration)
     generator = torch.Generator(device)
     host_generator = generator if device.type == "cpu" else torch.Generator()
+    algorithm = build_method(
+        configuration.method,
+        generator=generator,
+        host_generator=host_generator,
+        make_optimizer=lambda parameters: build_optimizer(
+            parameters, configuration, rate=optimizer.param_groups[0]["lr"]
+        ),
+        settings=method_settings(configuration.settings),
+        batch_norm=configuration.batch_norm if has_batch_norm(model) else "frozen",
+    )
+    algorithm.smooth_labels(configuration.label_smoothing)
     return Learner(
         backbone=backbone,
         optimizer=optimizer,
         scaler=loss_scaler(device, configuration.precision),
-        algorithm=build_method(
-            configuration.method,
-            generator=generator,
-            host_generator=host_generator,
-            make_optimizer=lambda parameters: build_optimizer(
-                parameters, configuration, rate=optimizer.param_groups[0]["lr"]
-            ),
-            settings=method_settings(configuration.settings),
-            batch_norm=configuration.batch_norm if has_batch_norm(model) else "frozen",
-            label_smoothing=configuration.label_smoothing,
-        ),
+        algorithm=algorithm,
         average=build_average(configuration, model),
         generator=generator,
         host_generator=host_generator,
@@ -173,6 +179,30 @@ def build_learner(
         rate=_rate(optimizer, configuration, device),
         augmentation=_augmentation(configuration),
     )
+
+
+def _options_of(group: dict[str, Any]) -> dict[str, tuple[type, Any]]:
+    """The options of a group of parameters but for the rate, which may change, with their types."""
+    names = group.keys() - {"params", "lr"}
+    return {name: (type(group[name]), group[name]) for name in names}
+
+
+def check_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
+    """Raise `ValueError` where a state does not fit its parameter: fused steps do not look."""
+    kinds = {
+        tuple(sorted((name, value is None) for name, value in state.items()))
+        for state in optimizer.state.values()
+    }
+    if len(kinds) > 1:
+        raise ValueError("its optimiser's states are not of one kind")
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            shape = torch.Size() if name == "step" else parameter.shape
+            if value is not None and (not isinstance(value, Tensor) or value.shape != shape):
+                raise ValueError(f"its optimiser's {name} does not fit its parameter")
+    for group in optimizer.param_groups:
+        if not isinstance(group["lr"], float | Tensor) or not math.isfinite(group["lr"]):
+            raise ValueError("its learning rate is no finite number")
 
 
 def _rate(

@@ -21,7 +21,7 @@ from gradsurgery.training.cuda_graph import GraphedSteps
 from gradsurgery.training.evaluation import Evaluation
 from gradsurgery.training.learner import Learner
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
-from gradsurgery.training.recipe import has_stopped
+from gradsurgery.training.recipe import has_stopped, rate_factor
 from gradsurgery.training.step_log import StepClock, StepFigures, UnreadSteps
 
 Observer = Callable[[int, Backbone], None]
@@ -108,13 +108,7 @@ def run_steps(
         _set_training(learner, configuration, checkpoint.step + 1)
         steps = _graphed(learner, checkpoint, report)
         clock.start()
-        for step, fetched in prefetched(
-            partial(_fetch, learner, loader, batches), checkpoint.step + 1, total
-        ):
-            if has_stopped(configuration, checkpoint.curves.validation_accuracy):
-                break
-            if step == configuration.freeze_steps + 1:
-                _set_training(learner, configuration, step)
+        for step, fetched in _coming(learner, checkpoint, batches, loader):
             try:
                 result = _step(steps, configuration, fetched, step, clock)
             except NonFiniteError as error:
@@ -141,12 +135,26 @@ def run_steps(
                 learner.average.validated(step, evaluation.loss)
                 _record(checkpoint, step, means, evaluation, learner)
                 means = _Means()
-                stops = has_stopped(configuration, checkpoint.curves.validation_accuracy)
-                saving.validated(last=stops or step == total)
+                saving.validated(last=_stops(checkpoint) or step == total)
                 report(_progress(checkpoint, figures[-1], evaluation))
                 _set_training(learner, configuration, step + 1)
             clock.start()
     return steps.outcome
+
+
+def _coming(
+    learner: Learner, checkpoint: Checkpoint, batches: Batches, loader: ImageLoader
+) -> Iterator[tuple[int, Fetched]]:
+    """The steps that are left, with their images, up to the one after which the run stops."""
+    at, total = partial(_fetch, learner, loader, batches), checkpoint.configuration.iterations
+    for step, fetched in prefetched(at, checkpoint.step + 1, total):
+        if _stops(checkpoint):
+            return
+        yield step, fetched
+
+
+def _stops(checkpoint: Checkpoint) -> bool:
+    return has_stopped(checkpoint.configuration, checkpoint.curves.validation_accuracy)
 
 
 def _fetch(learner: Learner, loader: ImageLoader, batches: Batches, position: int) -> Fetched:
@@ -183,6 +191,8 @@ def _step(
 ) -> BackwardResult:
     """One optimiser step; all that is random in it comes from the run's seed and `step`."""
     learner = steps.learner
+    if step == configuration.freeze_steps + 1:
+        _set_training(learner, configuration, step)
     _seed_dropout(learner.device, derive_seed(configuration.seed, "step", step))
     for generator in (learner.generator, learner.host_generator):
         generator.manual_seed(derive_seed(configuration.seed, "rule", step))
@@ -214,15 +224,18 @@ def _seed_dropout(device: torch.device, seed: int) -> None:
 def _progress(
     checkpoint: Checkpoint, figures: StepFigures, evaluation: Evaluation | None = None
 ) -> TrainingProgress:
+    c = checkpoint.configuration
     return TrainingProgress(
         "training",
         figures.step,
-        checkpoint.configuration.iterations,
+        c.iterations,
         figures.loss,
         figures.agreeing,
         None if evaluation is None else evaluation.loss,
         None if evaluation is None else evaluation.accuracy,
         checkpoint.data_wait,
+        figures.cosine,
+        c.learning_rate * rate_factor(c, figures.step),
     )
 
 

@@ -18,6 +18,8 @@ class TrainingProgress:
         agreeing: fraction of the components on which the domains agree at this step.
         validation_loss: at this step, where it was validated.
         validation_accuracy: at this step, where it was validated.
+        cosine: mean over the pairs of domains at this step.
+        learning_rate: of this step.
         data_wait: fraction of the time of the steps so far that passed without images to compute
             on.
         note: a line for whoever watches.
@@ -31,6 +33,8 @@ class TrainingProgress:
     validation_loss: float | None = None
     validation_accuracy: float | None = None
     data_wait: float | None = None
+    cosine: float | None = None
+    learning_rate: float | None = None
     note: str | None = None
 
 

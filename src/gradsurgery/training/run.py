@@ -61,9 +61,7 @@ def train(
     opened: Source | ImageSet | None = None,
     observe: Observer | None = None,
 ) -> Record:
-    """Train on every domain but the target, and test the best and the last model on all of them.
-
-    The target "none" holds out no domain: all are trained and validated on.
+    """Train on every domain but the target, if any, and test the best and the last model on all.
 
     The same call again continues a run that was interrupted, to the same record bit for bit on a
     processor, and returns the record of one that is finished. With more iterations it gives such a
@@ -77,9 +75,8 @@ def train(
         cache: folder of the decoded images; None is the default one.
         opened: the data set where the caller has opened or prepared it already.
         observe: called as `observe(step, backbone)` before the first step (with 0) and after every
-            step, before anything is written of it; a run that is continued shows the step that it
-            goes on from once more. What it does to random numbers and to the model's mode is
-            undone.
+            step, before anything is written of it; a run that is continued shows the step it goes
+            on from once more. What it does to random numbers and to the model's mode is undone.
 
     Raises `ArgumentError`, `DataError` or `WeightsError` before any work where an option or the
     data is unusable; `OutputError` where the folder is not writable or in use; `CheckpointError`
@@ -92,9 +89,7 @@ def train(
         )
     report: ProgressCallback = progress or (lambda _: None)
     directory = Path(directory)
-    source = (
-        opened if opened is not None else open_source(configuration.data, **configuration.reading)
-    )
+    source = opened or open_source(configuration.data, **configuration.reading)
     check_run(configuration, source.name, source.domains)
     device = resolve_device(configuration.device)
     if (record := _finished(configuration, directory)) is not None:
@@ -109,8 +104,7 @@ def train(
         if checkpoint is not None:
             threads = threads or checkpoint.configuration.threads
         threads = stack.enter_context(computing_with(threads, device, configuration.precision))
-        here = {"device": str(device), "threads": threads}
-        configuration = configuration.model_copy(update=here)
+        configuration = configuration.model_copy(update={"device": str(device), "threads": threads})
         images = prepare_images(source, configuration, cache, report)
         learner = build_learner(configuration, backbone, device)
         record = _work(
@@ -161,8 +155,8 @@ def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ..
         make_optimizer=partial(build_optimizer, configuration=configuration),
         settings=method_settings(configuration.settings),
         batch_norm=configuration.batch_norm,
-        label_smoothing=configuration.label_smoothing,
     )
+    algorithm.smooth_labels(configuration.label_smoothing)
     check_recipe(configuration, algorithm)
     check_weights(configuration, algorithm)
     if reason := algorithm.idle_reason(configuration.iterations):
@@ -238,7 +232,7 @@ def _work(
     reset_peak_memory(learner.device)
     used = ImagesUsed.of(configuration, images)
     used.prepare(learner.algorithm, configuration, learner.device)
-    for line in used.notes(configuration.target):
+    for line in used.notes(configuration.held_out(images.domains)):
         report(TrainingProgress("images", len(images.label), len(images.label), note=line))
     split = used.split
     if checkpoint is None:

@@ -41,7 +41,7 @@ def cosine_figure(diagnosis: Diagnosis) -> Figure:
     domains = [wrapped(domain, 12) for domain in diagnosis.domains]
     values = _array(diagnosis.snapshots[-1].total.cosines)
     title, how = "cosine similarity of the domains' gradients", (DIVERGING, -1.0, 1.0)
-    figure, _ = _heat_map(values, domains, domains, title, form="{:z.2f}", colors=how, height=_CELL)
+    figure, _ = heat_map(values, domains, domains, title, form="{:z.2f}", colors=how, height=_CELL)
     return figure
 
 
@@ -56,7 +56,7 @@ def layer_figure(diagnosis: Diagnosis) -> Figure:
     against = [f"{wrapped(domain, 12)}\nagainst\nthe rest" for domain in diagnosis.domains]
     values = 100 * _array([[group.agreeing, *group.against_rest] for group in groups])
     names = [wrapped(group.name, 26, 2) for group in groups]
-    figure, axes = _heat_map(values, names, ["agree", *against], "components (%)")
+    figure, axes = heat_map(values, names, ["agree", *against], "components (%)")
     axes.axhline(len(groups) - 1.5, color="white", linewidth=2.5)
     axes.axvline(0.5, color="white", linewidth=2.5)
     return figure
@@ -97,7 +97,7 @@ def _over_steps(
 ) -> Figure:
     """A row a group of layers, a column a step; a line parts the first `groups` from the rest."""
     labels = [wrapped(name, 26, 2) for name in rows]
-    figure, axes = _heat_map(100 * fractions, labels, [str(step) for step in steps], title)
+    figure, axes = heat_map(100 * fractions, labels, [str(step) for step in steps], title)
     axes.axhline(groups - 0.5, color="white", linewidth=2.5)
     axes.set_xlabel("training step")
     axes.xaxis.set_label_position("top")
@@ -108,7 +108,7 @@ def _array(values: Sequence[Numbers]) -> Values:
     return np.array([[np.nan if v is None else v for v in row] for row in values], dtype=np.float64)
 
 
-def _heat_map(
+def heat_map(
     values: Values,
     rows: Sequence[str],
     columns: Sequence[str],

@@ -30,7 +30,11 @@ STYLES = {
 
 @styled()
 def draw_tasks(study: TasksStudy) -> Figure:
-    """Six panels: the gradients' conflict, what the rules do to the sum, and the outcome."""
+    """Six panels: the gradients' conflict, what the rules do to the sum, and the outcome.
+
+    Lines are medians over the seeds, bands their quartiles; the differences are means with their
+    95 % intervals.
+    """
     figure, grid = new_figure(7.6, 4.6, 2, 3)
     gradients = gradient_frame(study)
     gradients = gradients[gradients["dial"].isna()]
@@ -65,14 +69,12 @@ def _draw_over_steps(
         if column not in frame:
             continue
         steps = frame[frame["grouping"] == grouping].groupby("step")[column]
-        mean, std = steps.mean().dropna() * factor, steps.std(ddof=1) * factor
-        if mean.empty:
+        middle = steps.median().dropna() * factor
+        if middle.empty:
             continue
-        axes.plot(mean.index, mean, color=style.color, ls=style.line, marker=style.marker, ms=3)
-        spread = std.reindex(mean.index).fillna(0)
-        axes.fill_between(
-            mean.index, mean - spread, mean + spread, color=style.color, alpha=0.13, linewidth=0
-        )
+        axes.plot(middle.index, middle, color=style.color, ls=style.line, marker=style.marker, ms=3)
+        low, high = (steps.quantile(q).reindex(middle.index) * factor for q in (0.25, 0.75))
+        axes.fill_between(middle.index, low, high, color=style.color, alpha=0.13, linewidth=0)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     axes.set_xlabel("step")
 

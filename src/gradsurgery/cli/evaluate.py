@@ -1,0 +1,101 @@
+"""`gradsurgery evaluate`: a trained model on images whose classes are known."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from gradsurgery.cli import options as opt
+from gradsurgery.cli.data import progress_bar, reading
+from gradsurgery.cli.show import print_sentences
+from gradsurgery.cli.train import continuable
+from gradsurgery.data import Source, open_source
+from gradsurgery.data.folder import OneDomainSource
+from gradsurgery.deployment import load_model
+from gradsurgery.deployment.evaluation import evaluate_model
+from gradsurgery.documents.evaluation import EvaluatedPart
+from gradsurgery.documents.plan import names as listed_names
+from gradsurgery.errors import ArgumentError
+from gradsurgery.report.classification_text import evaluation_sentences, evaluation_tables
+from gradsurgery.report.report import write_evaluation
+from gradsurgery.report.terminal import OnTerminal
+from gradsurgery.training.directory import folder_name
+
+
+def evaluate(
+    model: Annotated[str, opt.MODEL],
+    data: Annotated[str, opt.DATA],
+    *,
+    domains: Annotated[
+        str | None,
+        typer.Option("--domains", help="Of the data, separated by commas. Default: all."),
+    ] = None,
+    part: Annotated[
+        EvaluatedPart,
+        typer.Option("--part", help="Of the split of the model's run, whose folder MODEL is."),
+    ] = "all",
+    as_domain: Annotated[
+        str | None,
+        typer.Option("--as-domain", help="DATA is a folder class/image, of a domain called so."),
+    ] = None,
+    layout: Annotated[
+        str, typer.Option("--layout", help="What the paths of a folder say, as for train.")
+    ] = "",
+    columns: Annotated[
+        str,
+        typer.Option(
+            "--columns",
+            metavar="ROLE=NAME,…",
+            help="Other names of a table's columns, as for train.",
+        ),
+    ] = "",
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder. Default: evaluation/<data>.")
+    ] = None,
+    backbone: opt.OwnBackboneOption = None,
+    device: opt.DeviceOption = "auto",
+    batch_size: opt.PictureBatchOption = 128,
+    workers: opt.WorkersOption = None,
+) -> None:
+    """Say how right the model is on a data set: by domain, by class, and how far to trust it.
+
+    Images of classes that the model does not know are counted apart. Tables and figures are
+    written into a folder.
+    """
+    trained = load_model(model, backbone=backbone, device=device)
+    source = _opened(data, layout, columns, as_domain)
+    with continuable(), progress_bar(len(source.listing.identities), "evaluating") as tell:
+        evaluation = evaluate_model(
+            trained,
+            source,
+            domains=None if domains is None else listed_names(domains),
+            part=part,
+            skip_bad=skip_bad,
+            batch_size=batch_size,
+            workers=workers,
+            progress=tell,
+        )
+    directory = out or Path("evaluation", folder_name(source.name))
+    write_evaluation(evaluation, directory)
+    print_sentences(evaluation_sentences(evaluation))
+    print()
+    Console().print(OnTerminal(evaluation_tables(evaluation)))
+    if source.left_out:
+        print(f"{len(source.left_out):,} files of {source.name} are no images", file=sys.stderr)
+    print(f"tables and figures: {directory}")
+
+
+def _opened(data: str, layout: str, columns: str, as_domain: str | None) -> Source:
+    if as_domain is None:
+        return open_source(data, **reading(data, layout, columns, "all"))
+    if layout or columns:
+        raise ArgumentError("--as-domain takes a folder class/image; leave layout and columns out")
+    root = Path(data).expanduser()
+    if not root.is_dir():
+        raise ArgumentError(f"--as-domain takes a folder class/image, found {data!r}")
+    return OneDomainSource(root, as_domain)

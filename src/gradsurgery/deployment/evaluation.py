@@ -1,0 +1,188 @@
+"""A trained model on images whose classes are known."""
+
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+
+from gradsurgery.backbones.weights import file_digest
+from gradsurgery.data import Source, cpus
+from gradsurgery.data.selected import draws_itself
+from gradsurgery.deployment.pipeline import Job, prepared
+from gradsurgery.deployment.trained_model import BATCH, TrainedModel
+from gradsurgery.documents.evaluation import DomainEvaluation, EvaluatedPart, EvaluationFile
+from gradsurgery.documents.record import SkippedFile, SplitFile
+from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.training.evaluation import Answers
+
+
+def evaluate_model(
+    model: TrainedModel,
+    source: Source,
+    *,
+    domains: Collection[str] | None = None,
+    part: EvaluatedPart = "all",
+    skip_bad: bool = False,
+    batch_size: int = BATCH,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> EvaluationFile:
+    """What the model says of the images of a source, prepared as in its training.
+
+    Classes are matched by name; images of a class that the model does not know are counted apart.
+
+    Args:
+        model: from `load_model`.
+        source: from `open_source`, with classes "all" where domains lack classes.
+        domains: those to look at; None is all.
+        part: of the split that lies beside the model file, for the data that it was trained on.
+        skip_bad: leave out images that cannot be decoded, and list them.
+        batch_size: images that the network is given at a time.
+        workers: threads that decode; one a processor by default.
+        progress: called with (images done, images in all).
+
+    Raises `ArgumentError` for a domain or a part that is not there, `DataError` for an image that
+    cannot be decoded (without `skip_bad`) and where there is none of a class that the model knows.
+    """
+    listing = source.listing
+    chosen = list(source.domains) if domains is None else list(domains)
+    if unknown := [domain for domain in chosen if domain not in source.domains]:
+        raise ArgumentError(
+            f"{source.name} has no domain {unknown[0]!r}; its domains are "
+            f"{', '.join(source.domains)}"
+        )
+    split = _split_of(model, source)
+    wanted = _wanted(model, source, split, chosen, part)
+    known = {name: position for position, name in enumerate(model.classes)}
+    labels = np.array([known.get(name, -1) for name in source.classes])[listing.label]
+    counted = {i for i in wanted if labels[i] >= 0}
+    if not counted:
+        raise DataError(
+            f"none of the {len(wanted)} images of {source.name} is of a class that the model "
+            f"knows ({', '.join(model.classes):.300}); give the data other class names"
+        )
+    answers = {domain: Answers() for domain in chosen}
+    skipped: list[SkippedFile] = []
+    jobs = _jobs(model, source, counted)
+    done = 0
+    for batch in prepared(jobs, model.preprocess.size, batch_size, workers or cpus()):
+        for position, reason in batch.bad:
+            if not skip_bad:
+                raise DataError(
+                    f"cannot decode {source.location(position)}: {reason}; replace it, or leave "
+                    "such images out with --skip-bad (skip_bad=True)"
+                )
+            skipped.append(SkippedFile(identity=listing.identities[position], reason=reason))
+        logits = model.logits(torch.from_numpy(batch.pixels)).cpu()
+        keys = np.array(batch.keys, dtype=np.int64)
+        for domain in np.unique(listing.domain[keys]).tolist():
+            rows = np.flatnonzero(listing.domain[keys] == domain)
+            truth = torch.from_numpy(labels[keys[rows]])
+            answers[source.domains[domain]].add(logits[torch.from_numpy(rows)], truth)
+        done += len(batch.keys) + len(batch.bad)
+        progress(done, len(counted))
+    about = model.about
+    seen = None if split is None else _trained_on(split, model)
+    return EvaluationFile(
+        model=str(model.file),
+        model_digest=file_digest(model.file)[:16],
+        classes=list(model.classes),
+        trained_data=about.data,
+        trained_on=about.domains,
+        target=about.target,
+        data=source.name,
+        part=part,
+        domains={
+            domain: DomainEvaluation(
+                tally=answers[domain].tally(len(model.classes)),
+                unknown=_unknown(source, wanted, labels, domain),
+                seen=_seen(source, counted, seen, domain),
+            )
+            for domain in chosen
+        },
+        skipped=skipped,
+    )
+
+
+def _split_of(model: TrainedModel, source: Source) -> SplitFile | None:
+    """The split that the model was trained with, where it lies beside it and is of the source."""
+    folder = model.file.parent
+    if source.name != model.about.data or not (folder / SplitFile.file_name).exists():
+        return None
+    split = SplitFile.load(folder)
+    return split if set(source.listing.identities) & _identities(split, "train") else None
+
+
+def _identities(split: SplitFile, part: str) -> set[str]:
+    return {name for parts in split.domains.values() for name in parts.get(part, ())}
+
+
+def _trained_on(split: SplitFile, model: TrainedModel) -> set[str]:
+    """The training images of the domains that were trained on: the others' were not used."""
+    stated = model.about.domains
+    used = {d for d in split.domains if d in stated} if stated else set(split.domains)
+    used.discard(model.about.target or "")
+    return {name for domain in used for name in split.domains[domain].get("train", ())}
+
+
+def _wanted(
+    model: TrainedModel,
+    source: Source,
+    split: SplitFile | None,
+    domains: list[str],
+    part: EvaluatedPart,
+) -> list[int]:
+    """Positions of the images of the domains and the part."""
+    listing = source.listing
+    of_domains = [
+        i for i in range(len(listing.label)) if source.domains[listing.domain[i]] in domains
+    ]
+    if part == "all":
+        return of_domains
+    if split is None:
+        raise ArgumentError(
+            f"there is no split of {source.name} beside {model.file}; give the run's folder and "
+            "the data that it was trained on, or leave --part out"
+        )
+    members = {name for domain in domains for name in split.domains.get(domain, {}).get(part, ())}
+    chosen = [i for i in of_domains if listing.identities[i] in members]
+    if len(chosen) < len(members):
+        absent = min(members - {listing.identities[i] for i in chosen})
+        raise DataError(
+            f"{source.name} lacks {len(members) - len(chosen)} images of the run's split, the "
+            f"first {absent}; give the data that the run was trained on, or leave --part out"
+        )
+    if not chosen:
+        raise DataError(f"the run's split has no {part} images of {', '.join(domains)}")
+    return chosen
+
+
+def _jobs(model: TrainedModel, source: Source, counted: set[int]) -> Iterator[Job[int]]:
+    own, size = draws_itself(source), model.preprocess.size
+    for position, content in source.contents():
+        if position in counted:
+            if own:
+                yield position, partial(source.decode, position, content, size)
+            else:
+                yield position, partial(model.preprocess.pixels, content)
+
+
+def _unknown(source: Source, wanted: list[int], labels: np.ndarray, domain: str) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for i in wanted:
+        if labels[i] < 0 and source.domains[source.listing.domain[i]] == domain:
+            name = source.classes[source.listing.label[i]]
+            counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def _seen(source: Source, counted: set[int], seen: set[str] | None, domain: str) -> int | None:
+    if seen is None:
+        return None
+    listing = source.listing
+    return sum(
+        listing.identities[i] in seen
+        for i in counted
+        if source.domains[listing.domain[i]] == domain
+    )

@@ -1,0 +1,132 @@
+"""From a data set to a deployed model."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import gradsurgery as gs
+from gradsurgery.cli import deploy
+from gradsurgery.documents.deployment import Deployment
+from gradsurgery.documents.record import Record
+from gradsurgery.report.report import Report
+
+Command = Callable[..., tuple[int, str, str]]
+SHORT = [
+    *["--backbone", "small-cnn", "--image-size", "8", "--iterations", "4", "--batch-size", "2"],
+    *["--validate-every", "2", "--device", "cpu", "--workers", "1", "--seeds", "1"],
+]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three domains, two classes, five images each."""
+    folder = tmp_path_factory.mktemp("photos")
+    numbers = np.random.default_rng(0)
+    for domain in ("left", "middle", "right"):
+        for name, low in (("dark", 0), ("light", 128)):
+            place = folder / domain / name
+            place.mkdir(parents=True)
+            for i in range(5):
+                pixels = numbers.integers(low, low + 128, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(place / f"{i}.png")
+    return folder
+
+
+def test_a_folder_becomes_a_model_with_its_card(
+    command: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["deploy", str(photos), "--methods", "deep-all,agr-sum", "--out", "mine", *SHORT]
+    code, out, err = command(*arguments)
+    assert code == 0, err
+    assert "model and card: mine/model" in out
+    deployment = Deployment.load(tmp_path / "mine" / "model")
+    assert [each.method for each in deployment.candidates] == ["deep-all", "agr-sum"]
+    final = tmp_path / "mine" / deployment.directory
+    record = Record.load(final)
+    assert record.configuration.target == "none"
+    assert record.configuration.method == deployment.candidate.method
+    assert record.result.best.target_accuracy is None
+    assert set(record.result.best.test_accuracy) == {"left", "middle", "right"}
+    scores = [
+        each.score("leave-one-domain-out", deployment.domains) for each in deployment.candidates
+    ]
+    assert scores[deployment.chosen] == max(scores)
+    for target, accuracies in deployment.candidate.unseen.items():
+        runs = (tmp_path / "mine" / "photos0" / target).rglob("record.json")
+        found = [Record.load(path) for path in runs]
+        assert accuracies == [
+            r.result.best.target_accuracy
+            for r in found
+            if r.configuration.method == deployment.candidate.method
+        ]
+    saved = tmp_path / "mine" / "model" / "model.safetensors"
+    assert saved.read_bytes() == (final / "model.safetensors").read_bytes()
+    model = gs.load_model(tmp_path / "mine" / "model")
+    assert model.classes == ("dark", "light")
+    assert model.about.target is None
+    assert model.about.domains == ["left", "middle", "right"]
+    assert len(model.predict(photos / "left" / "dark" / "0.png").names) == 1
+    monkeypatch.setattr(deploy, "make_report", lambda _: Report(Path("report.html"), []))
+    check_repeated(command, arguments, tmp_path / "mine", final)
+
+
+def check_repeated(command: Command, arguments: list[str], folder: Path, final: Path) -> None:
+    """Whatever is lost at the end is made again, to the same bytes, and nothing else is."""
+    kept = {path: path.read_bytes() for path in folder.rglob("record.json")}
+    card = (folder / "model" / "README.md").read_bytes()
+    shutil.rmtree(folder / "model")
+    (final / "record.json").unlink()  # as if the process had died in that run
+    code, _, err = command(*arguments)
+    assert code == 0, err
+    assert (folder / "model" / "README.md").read_bytes() == card
+    (final / "record.json").read_bytes()
+    del kept[final / "record.json"]
+    assert all(path.read_bytes() == content for path, content in kept.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config", "plan.yaml"], "targets is not for a deployment"),
+        (["--criterion", "oracle"], "oracle"),
+        (["--augment", "warp"], "augment must be 'none', 'flip'"),
+    ],
+)
+def test_what_cannot_be_deployed_is_refused(
+    arguments: list[str], words: str, command: Command, photos: Path
+) -> None:
+    Path("plan.yaml").write_text(json.dumps({"targets": ["left"]}))
+    code, _, err = command("deploy", str(photos), *arguments)
+    assert code != 0
+    assert words in err
+    assert not Path("deployments").exists()
+
+
+def test_a_domain_called_none_is_a_domain(command: Command, photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "named")
+    (tmp_path / "named" / "left").rename(tmp_path / "named" / "none")
+    code, _, err = command("deploy", "named")
+    assert code == 1
+    assert "has a domain called 'none'" in err
+    arguments = ["train", "named", "--target", "none", "--out", "run", *SHORT[:10]]
+    code, out, err = command(*arguments, "--device", "cpu")
+    assert code == 0, err
+    assert "accuracy on none" in out
+
+
+def test_training_on_all_domains_says_so(command: Command, photos: Path) -> None:
+    arguments = ["train", str(photos), "--target", "none", "--method", "deep-all", "--out", "run"]
+    code, out, err = command(*arguments, *SHORT[:10], "--device", "cpu")
+    assert code == 0, err
+    assert "trained on left, middle, right: validation accuracy" in out
+    assert "no domain was held out" in out
+    assert Record.load(Path("run")).result.last.target_accuracy is None
+    code, out, err = command("show", "run")
+    assert code == 0, err
+    assert "test middle" in out
+    assert "target none" not in out

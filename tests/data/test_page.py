@@ -1,0 +1,18 @@
+"""The code of docs/data.md runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+CODE = re.findall(r"^```python3\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("code", CODE)
+def test_the_code_of_the_page_runs(code):
+    exec(code, {})
+
+
+def test_the_page_has_code():
+    assert CODE

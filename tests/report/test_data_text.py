@@ -1,0 +1,67 @@
+"""What is said of a data set."""
+
+from gradsurgery.documents.record import Copies, Record, SplitSizes
+from gradsurgery.report.data_text import (
+    copied_targets,
+    copies_sentences,
+    gap_sentences,
+    imbalance_sentences,
+    recorded_sentences,
+)
+
+CLASSES = ["cat", "dog", "cow"]
+
+
+def test_gaps():
+    assert gap_sentences({"a": [1, 2, 3]}, CLASSES) == []
+    assert gap_sentences({"a": [1, 0, 0], "b": [0, 0, 0]}, CLASSES) == [
+        "Domain a has no image of dog, cow.",
+        "Domain b has no images.",
+    ]
+    many = [f"c{i}" for i in range(13)]
+    assert gap_sentences({"a": [1, *[0] * 12]}, many)[0].endswith("c10 and 2 more classes.")
+
+
+def test_imbalance_from_three_times_on():
+    assert imbalance_sentences({"a": [29, 10, 15], "b": [10, 10, 10]}, CLASSES) == []
+    assert imbalance_sentences({"a": [30, 10, 20], "b": [9, 5, 6]}, CLASSES) == [
+        "The domains are uneven: a has 60 images, b 20, 3.0 times fewer."
+    ]
+    assert imbalance_sentences({"a": [0, 0, 0]}, CLASSES) == []
+
+
+def test_copies():
+    assert copies_sentences(Copies()) == []
+    found = Copies(
+        images=5,
+        across_classes=1,
+        across_domains={"a and b": 2},
+        across_parts=2,
+        of_target=1,
+        examples=[["a/cat/1", "b/dog/1"]],
+    )
+    assert copies_sentences(found, target="b") == [
+        "5 images are one of several identical files.",
+        "Test images of the target b identical to images trained on: 1; on them the accuracy says "
+        "nothing of a domain that was never seen.",
+        "The domains a and b share 2 pictures.",
+        "Pictures that are trained on, and validated or tested on too: 2.",
+        "Pictures with more than one class, of which one at least is wrong: 1.",
+        "For example a/cat/1 and b/dog/1.",
+    ]
+    assert "look like another image" in copies_sentences(found, alike=True)[0]
+
+
+def test_a_copied_target_is_said_once(written):
+    plain = Record.load(written("agr-sum").parent)
+    assert copied_targets([plain]) == []
+    assert recorded_sentences([plain]) == recorded_sentences([plain, plain])
+    target = plain.configuration.target
+    tested = 7
+    plain.split.sizes[target] = SplitSizes(train=20, validation=3, test=tested)
+    copied = plain.model_copy(deep=True)
+    copied.data.identical = Copies(images=9, of_target=(tested + 1) // 2)
+    (sentence,) = copied_targets([plain, copied, copied])
+    assert sentence.startswith(f"ATTENTION: {(tested + 1) // 2} of the {tested} test images of")
+    copied.data.identical.of_target = (tested + 1) // 2 - 1
+    assert copied_targets([copied]) == []

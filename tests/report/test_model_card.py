@@ -1,0 +1,104 @@
+"""The card of a deployed model, as the Hub reads it and as a person does."""
+
+import math
+import statistics
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from scipy import stats
+
+from gradsurgery.documents.deployment import ClassRecall, Deployment, DeploymentCandidate
+from gradsurgery.documents.record import Record
+from gradsurgery.report.model_card import model_card
+
+DOMAINS = ["art_painting", "photo", "sketch"]
+UNSEEN = {"art_painting": [0.5, 0.7], "photo": [0.9, 0.9], "sketch": [0.4, 0.2]}
+
+
+def deployment(**changes: Any) -> Deployment:
+    chosen = DeploymentCandidate(
+        method="agr-sum",
+        options={"learning_rate": 1e-4},
+        unseen=UNSEEN,
+        validation={domain: [0.8, 0.8] for domain in DOMAINS},
+    )
+    other = chosen.model_copy(update={"method": "deep-all", "lacks": "photo seed 1"})
+    usual: dict[str, Any] = {
+        "data": "pacs",
+        "data_digest": "0123456789abcdef",
+        "domains": DOMAINS,
+        "classes": ["dog", "cat"],
+        "criterion": "leave-one-domain-out",
+        "seeds": [0, 1],
+        "candidates": [chosen, other],
+        "chosen": 0,
+        "without_it": {"art_painting": 0.6, "photo": 0.8, "sketch": 0.3},
+        "classes_unseen": [
+            ClassRecall(name="dog", images=8, recognised=6, predicted=10),
+            ClassRecall(name="cat", images=4, recognised=0, predicted=0),
+        ],
+        "directory": "pacs/none/agr-sum/seed-0",
+    }
+    return Deployment(**usual | changes)
+
+
+@pytest.fixture
+def everything(record: dict[str, Any]) -> Record:
+    """The record of a run on all domains."""
+    record["configuration"]["target"] = "none"
+    sizes = {"train": 14, "validation": 2, "test": 4}
+    record["split"]["sizes"] = dict.fromkeys(DOMAINS, sizes)
+    for model in record["result"].values():
+        model["target_accuracy"] = None
+    return Record.model_validate(record)
+
+
+def test_the_hub_reads_its_metadata(everything: Record) -> None:
+    data = ModelCard(model_card(deployment(), everything, None)).data
+    assert data.library_name == "gradsurgery"
+    assert data.pipeline_tag == "image-classification"
+    (result,) = data.eval_results
+    assert (result.metric_type, result.dataset_name) == ("accuracy", "pacs")
+    assert result.metric_value == pytest.approx(0.6)  # (0.6 + 0.9 + 0.3) / 3
+
+
+def test_it_says_what_to_expect_with_the_interval_of_scipy(everything: Record) -> None:
+    card = model_card(deployment(), everything, None)
+    means = [0.6, 0.9, 0.3]
+    assert "Expect 60 % of the images" in card
+    assert "30 % on the worst of 3 domains left out in turn, 90 % on the best" in card
+    low, high = stats.t.interval(
+        0.95, 2, loc=0.6, scale=statistics.stdev(means) * math.sqrt(1 + 1 / 3)
+    )
+    assert low < 0
+    assert high > 1  # three domains say next to nothing: from 0 to 1
+    assert "lies between 0 % and 100 %" in card
+    (row,) = [line for line in card.splitlines() if line.startswith("| art_painting")][:1]
+    assert "60.0 ± 14.1" in row  # 50 and 70
+    assert "| mean" in card
+    assert "56.7" in card  # of what is chosen without looking
+
+
+def test_it_names_weak_classes_and_those_that_are_never_predicted(everything: Record) -> None:
+    card = model_card(deployment(), everything, None)
+    assert card.index("| cat") < card.index("| dog")
+    assert "75.0" in card
+    assert "Never predicted of such an image: cat." in card
+
+
+def test_names_of_users_mean_nothing_in_it(everything: Record) -> None:
+    name = "a|b <script> **x**\n# y"
+    recalls = [ClassRecall(name=name, images=1, recognised=0, predicted=0)]
+    card = model_card(deployment(data=name, classes_unseen=recalls), everything, None)
+    text = ModelCard(card).text
+    assert "<script>" not in text.replace("\\<", "")
+    assert not [line for line in text.splitlines() if line.startswith("# y")]
+    assert ModelCard(card).data.eval_results[0].metric_value == pytest.approx(0.6)
+
+
+def test_a_candidate_that_lacks_runs_is_listed_as_such(everything: Record) -> None:
+    card = model_card(deployment(), everything, None)
+    assert "lacks photo seed 1" in card
+    alone = deployment(candidates=deployment().candidates[:1])
+    assert "What it was chosen among" not in model_card(alone, everything, None)

@@ -1,0 +1,72 @@
+"""The stored tables are whole, and what the pages show of them is drawn from them."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+FOLDER = Path(__file__).parent.parent / "docs" / "evidence" / "phase-diagram"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("phase_diagram", FOLDER / "phase_diagram.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_run_of_the_phase_diagram_has_its_pair(script):
+    runs = pd.read_csv(FOLDER / "runs.csv")
+    assert len(script.gains()) * 2 == len(runs)
+    known = runs[runs["code_seed"] == 0]
+    settings = known.groupby(["domains", "share", "noise", "iterations"])["seed"].nunique()
+    assert len(settings) == 3 * 3 * 3 * 2
+    assert settings.nunique() == 1
+
+
+def test_a_gain_is_the_difference_of_two_runs_with_one_seed(script):
+    runs = pd.read_csv(FOLDER / "runs.csv")
+    gains = script.gains()
+    one = gains.iloc[0]
+    same = (
+        runs[["data", "target", "iterations", "seed"]]
+        == one[["data", "target", "iterations", "seed"]]
+    ).all(axis=1)
+    pair = runs[same].set_index("method")["best_target"]
+    assert one["gain"] == pytest.approx(100 * (pair["agr-sum"] - pair["deep-all"]))
+
+
+def test_the_figure_is_drawn_from_the_stored_table(script, tmp_path):
+    script.figure(tmp_path)
+    drawn, stored = (
+        np.asarray(Image.open(folder / "phase-diagram.png").convert("L"), dtype=float)
+        for folder in (tmp_path, FOLDER)
+    )
+    assert drawn.shape == stored.shape  # glyphs differ a little between releases of matplotlib
+    assert np.abs(drawn - stored).mean() < 2
+
+
+def test_what_is_fitted_is_a_straight_line(script):
+    table = pd.DataFrame({"x": [0.0, 1.0, 2.0], "gain": [1.0, 3.0, 5.0]})
+    said = script.fitted(table, pd.DataFrame({"x": [10.0]}), ["x"])
+    np.testing.assert_allclose(said, [21])
+
+
+def test_a_prediction_is_judged_against_the_mean(script):
+    gain, mean = np.array([1.0, 2.0, 3.0]), np.full(3, 2.0)
+    assert script.judged(gain, gain, mean) == "+1.00 (+1.00)"
+    # squared errors 0 + 0 + 4 against 1 + 0 + 1, and the same order
+    assert script.judged(gain, np.array([1.0, 2.0, 5.0]), mean) == "−1.00 (+1.00)"
+    assert script.judged(gain, gain[::-1], mean) == "−3.00 (−1.00)"  # 4 + 0 + 4 against 2
+
+
+def test_no_setting_judges_itself(script):
+    table = pd.DataFrame({"domains": [3, 3, 6], "x": [0.0, 1.0, 5.0], "gain": [0.0, 1.0, 9.0]})
+    gain, said, mean = script.by_number_of_domains(table, ["x"])
+    np.testing.assert_allclose(gain, [0, 1, 9])
+    np.testing.assert_allclose(mean, [9, 9, 0.5])
+    assert said[2] == pytest.approx(5)  # the line through (0, 0) and (1, 1)

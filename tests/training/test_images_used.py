@@ -1,0 +1,204 @@
+"""What a run makes of its data set, from its options to its record."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gradsurgery.data import open_source
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.plan import Plan
+from gradsurgery.documents.record import Record
+from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.report.page_sections import repeat_command
+from gradsurgery.sweep.run import opened_sources, planned
+from gradsurgery.training import train
+
+
+@pytest.fixture
+def root(tmp_path):
+    """a, b and c with ten cats, cows and dogs each; b has no cow."""
+    random = np.random.default_rng(0)
+    for domain in "abc":
+        for label in ("cat", "cow", "dog"):
+            folder = tmp_path / "set" / domain / label
+            folder.mkdir(parents=True)
+            for i in range(10):
+                pixels = random.integers(0, 256, (20, 26, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    shutil.rmtree(tmp_path / "set/b/cow")
+    return tmp_path / "set"
+
+
+def run(root, notes=None, target="c", **options):
+    configuration = RunConfiguration(
+        **{
+            "data": str(root),
+            "target": target,
+            "backbone": "small-cnn",
+            "iterations": 2,
+            "batch_size": 4,
+            "image_size": 32,
+            "device": "cpu",
+            "threads": 1,
+            "method": "deep-all",
+            **options,
+        }
+    )
+    report = None if notes is None else lambda p: notes.append(p.note) if p.note else None
+    folder = root.parent / "runs" / str(len(list(root.parent.glob("runs/*"))))
+    return train(configuration, folder, report, root.parent / "cache"), folder
+
+
+def test_gaps_are_refused_left_out_or_trained_around(root):
+    with pytest.raises(DataError, match="cow has no image in domain b"):
+        run(root)
+    record, folder = run(root, classes="common")
+    assert record.data.classes == ["cat", "dog"]
+    assert [file.identity for file in record.data.left_out] == ["class cow"]
+    record, _ = run(root, classes="all")
+    assert record.data.classes == ["cat", "cow", "dog"]
+    assert record.data.class_images["b"] == [10, 0, 10]
+    assert record.split.sizes["c"].test == 6
+    assert Record.load(folder).configuration.classes == "common"
+
+
+@pytest.mark.parametrize("method", ["agr-sum", "agr-rand", "erm+and-mask", "erm+sand-mask"])
+def test_rules_that_need_a_say_of_all_domains_refuse_a_gap(root, method):
+    with pytest.raises(
+        ArgumentError, match="class cow, which domain b lacks, would not be learned"
+    ):
+        run(root, classes="all", method=method)
+
+
+def test_a_gap_of_the_target_is_no_gap_in_training(root):
+    record, _ = run(root, classes="all", method="agr-sum", target="b")
+    assert record.result.last.test_accuracy.keys() == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_smoothing": 0.1}, "label smoothing would raise class cow"),
+        ({"batches": "single"}, "batches single is for domains with the same classes"),
+    ],
+)
+def test_what_does_not_go_with_a_gap(root, options, message):
+    with pytest.raises(ArgumentError, match=message):
+        run(root, classes="all", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "irm", "class_weights": "balanced"}, "irm has losses that weights"),
+        ({"batches": "single", "balance": "classes"}, "leave balance out"),
+        ({"split": "80/10/5"}, "sum to 100"),
+        ({"layout": "{domain}/{name}"}, "does not say the class"),
+    ],
+)
+def test_options_that_mean_nothing_together(root, options, message):
+    with pytest.raises(ArgumentError, match=message):
+        run(root, classes="common", **options)
+
+
+def test_a_copy_of_a_source_as_target_is_said_loudly(root):
+    shutil.rmtree(root / "c")
+    shutil.copytree(root / "a", root / "c")
+    notes = []
+    record, _ = run(root, notes, classes="common", test_on="all")
+    assert record.data.identical.of_target == 14  # 70 % of the 20 of two classes
+    assert record.data.identical.across_domains == {"a and c": 20}
+    assert notes[0].startswith("14 of the 20 test images of c are identical to images that are")
+    assert "THE ACCURACY SAYS NOTHING" in notes[0]
+    with pytest.raises(DataError, match="no image of c is left for testing"):
+        run(root, classes="common", test_on="all", drop_duplicates=True)
+
+
+def test_contradictory_copies_and_images_in_no_part_are_said(root):
+    shutil.copy(root / "a/cat/0.png", root / "a/dog/x.png")
+    notes = []
+    run(root, notes, classes="common")
+    assert "a picture is used under two classes, as a/cat/0.png and a/dog/x.png" in notes
+    notes.clear()
+    record, _ = run(root, notes, classes="common", drop_duplicates=True)
+    assert record.split.unused == 2
+    assert any(note.startswith("2 images are in no part of the split") for note in notes)
+
+
+def test_a_class_that_only_the_target_has_is_said(root):
+    shutil.rmtree(root / "a/cow")
+    notes = []
+    record, _ = run(root, notes, classes="all")
+    assert notes == ["no source domain has training images of cow: that is not learned"]
+    assert record.data.class_images["a"] == [10, 0, 10]
+
+
+def test_test_images_of_a_source_may_be_missing(root):
+    record, _ = run(root, classes="common", split="80/20/0", test_on="all")
+    assert record.result.best.test_accuracy.keys() == {"c"}
+    assert record.split.sizes["c"].test == 20
+    with pytest.raises(DataError, match="no image of c is left for testing"):
+        run(root, classes="common", split="80/20/0")
+
+
+def test_balance_and_weights_change_the_run_and_are_continued(root):
+    plain, balanced, weighted = (
+        run(root, classes="all", **options)[0].curves.train_loss
+        for options in ({}, {"balance": "classes"}, {"class_weights": "balanced"})
+    )
+    assert plain != balanced
+    again = run(root, classes="all", balance="classes")[0]
+    assert again.curves.train_loss == balanced
+    assert len(weighted) == 1
+
+
+def test_a_plan_reads_its_data_as_its_options_say(root, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in root.rglob("*.png"):
+        shutil.copy(path, flat / f"{path.parts[-2]}-{path.parts[-3]}-{path.stem}.png")
+    options = {"layout": "{class}-{domain}-{id}.png", "classes": "common"}
+    plan = Plan(data=[str(flat)], methods=["deep-all"], seeds=[0], options=options)
+    sources = opened_sources(plan)
+    assert sources[str(flat)].classes == ("cat", "dog")
+    runs = planned(plan, sources)
+    assert {run.configuration.target for run in runs} == {"a", "b", "c"}
+    assert all(run.configuration.layout == options["layout"] for run in runs)
+    other = plan.model_copy(update={"options": {**options, "classes": "all"}})
+    elsewhere = {run.directory for run in planned(other, opened_sources(other))}
+    assert not elsewhere & {run.directory for run in runs}
+
+
+def test_the_command_of_a_run_repeats_how_its_data_is_read():
+    configuration = RunConfiguration(
+        data="t.csv", target="c", columns="label=the species,domain=camera", split="column"
+    )
+    command = repeat_command(configuration)
+    assert "'--columns=domain=camera,label=the species'" in command
+    assert "--split=column" in command
+    assert "--layout" not in command
+
+
+def test_what_a_model_file_says_of_resizing(root):
+    from gradsurgery import load_model
+
+    _, folder = run(root, classes="common", resize="crop")
+    model = load_model(folder)
+    assert model.about.resize == "crop"
+    picture = root / "c/cat/0.png"
+    source = open_source(str(root), classes="common", resize="crop")
+    expected = source.decode(0, picture.read_bytes(), 32)
+    assert np.array_equal(model.preprocess.pixels(picture), expected)
+
+
+def test_without_a_target_all_domains_are_used(root):
+    shutil.copy(root / "a/cat/0.png", root / "c/cat/x.png")
+    notes = []
+    record, _ = run(root, notes, target="none", classes="common")
+    assert record.result.best.target_accuracy is None
+    assert record.data.identical.of_target == 0
+    assert record.data.identical.across_domains == {"a and c": 1}
+    gap, _ = run(root, target="none", classes="all", method="pcgrad", test_on="all")
+    assert gap.result.best.test_accuracy.keys() == {"a", "b", "c"}
