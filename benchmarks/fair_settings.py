@@ -3,11 +3,9 @@
 `run` trains small networks on the built-in sets and appends one row a run to a table: the method,
 its learning rate, the seed, and, at every so many steps, source validation accuracy and loss, the
 fraction of components that agree, and accuracy on a domain never seen (all of its images).
-`table` and `figure` make of that table what `docs/evidence/fair-settings.md` shows.
+`fair_settings_tables.py` makes of that table what `docs/evidence/fair-settings.md` shows.
 
     python benchmarks/fair_settings.py run coded-8 agr-sum,agr-ema --seeds 0-9 --rates 1e-3
-    python benchmarks/fair_settings.py table
-    python benchmarks/fair_settings.py figure
 """
 
 import argparse

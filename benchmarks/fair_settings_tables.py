@@ -149,8 +149,9 @@ def settings_table(results: Results) -> str:
         row += ["" if method == o else results.over(o, values) for o in (BASELINE, "agr-sum")]
         row.append(str(len(values)))
         rows.append(row)
-    steps = SETTINGS[results.setting].steps
-    names = ["method", f"at {common:g}, {steps // 4} steps", f"{steps} steps", "own rate"]
+    setting = SETTINGS[results.setting]
+    steps, early = setting.steps, setting.steps // setting.every // 4 * setting.every
+    names = ["method", f"at {common:g}, {early} steps", f"{steps} steps", "own rate"]
     names += ["validation", "target", "over Deep-All", "over Agr-Sum", "seeds"]
     return tabulate(rows, names, tablefmt="github", disable_numparse=True)
 
