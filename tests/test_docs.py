@@ -99,10 +99,11 @@ def test_a_model_is_used_as_the_pages_say(shop, capsys):
     state = names["model"].module.state_dict()
     assert all(torch.equal(state[key], value) for key, value in saved.items())
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 4
+    assert len(said) == 5
     assert set(eval(said[0])) <= {"cup", "hat"}
     assert said[2] == "(2, 2)"
     assert names["logits"].shape == (7, 2)
+    assert names["evaluation"].domains["shop_c"].tally.images == 7
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))
