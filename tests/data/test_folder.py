@@ -97,6 +97,16 @@ def test_an_unknown_spec_lists_what_is_accepted(spec, monkeypatch, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("spec", ["", "coded-digits:"])
+def test_an_empty_name_is_not_the_folder_one_is_in(spec, make_folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(make_folder(tmp_path / "set"))
+    if not spec:
+        with pytest.raises(ArgumentError, match="the name of the data set is empty; accepted are"):
+            open_source(spec)
+    else:
+        assert open_source(spec).name != "set"
+
+
 def test_what_is_not_read_is_listed(make_folder, tmp_path):
     root = make_folder(tmp_path / "set")
     for name in ("a.psd", "b.xyz", "nameless", ".hidden.psd"):

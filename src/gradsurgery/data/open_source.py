@@ -163,8 +163,7 @@ def _open_place(place: str, layout: str, columns: Mapping[str, str]) -> Source:
         raise ArgumentError(f"the name of the data set is empty; accepted are: {_accepted()}")
     if not _exists(place):
         raise ArgumentError(
-            f"no data set '{place:.300}': no such folder or file, nor a known name; accepted are: "
-            f"{_accepted()}"
+            f"no data set '{place:.60}', nor a folder or file; accepted are: {_accepted()}"
         )
     path = Path(place).expanduser()
     if path.is_dir() and layout:
