@@ -3,16 +3,15 @@
 `run` trains small networks on the built-in sets and appends one row a run to a table: the method,
 its learning rate, the seed, and, at every so many steps, source validation accuracy and loss, the
 fraction of components that agree, and accuracy on a domain never seen (all of its images).
-`table` and `figure` make of that table what `docs/evidence/fair-settings.md` shows.
+`fair_settings_tables.py` makes of that table what `docs/evidence/fair-settings.md` shows.
 
     python benchmarks/fair_settings.py run coded-8 agr-sum,agr-ema --seeds 0-9 --rates 1e-3
-    python benchmarks/fair_settings.py table
-    python benchmarks/fair_settings.py figure
 """
 
 import argparse
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,30 +72,21 @@ SETTINGS = {
 }
 
 
-class Counted(gs.AgrEMA):
-    """Of each domain's sign a count that goes up or down by 1 and stays within ±limit: few bits."""
-
-    limit = 8
-
-    @override
-    def judge(self, gradients: Tensor, finite: Tensor) -> Verdict:
-        counts = (self._sums_for(gradients) + gradients.sign()).clamp_(-self.limit, self.limit)
-        self._sums = counts
-        agrees = (counts > 0).all(0) | (counts < 0).all(0)
-        return Verdict(gradients.sum(0) * agrees, agrees, (counts == 0).all(0), finite)
-
-
 class Narrow(gs.AgrEMA):
     """The sums kept in bfloat16."""
 
     @override
     def judge(self, gradients: Tensor, finite: Tensor) -> Verdict:
         verdict = super().judge(gradients, finite)
-        self._sums = self._sums.bfloat16().float()
+        self._memory = self._memory.bfloat16().float()
         return verdict
 
 
-STATES = {"counted": Counted, "narrow": Narrow}
+STATES: dict[str, Callable[..., gs.Rule]] = {
+    "counted": partial(gs.AgrEMA, memory="counts"),
+    "narrow": Narrow,
+}
+"""What agr-ema may remember instead: a count of signs, and sums of 16 bits."""
 
 
 class Data(NamedTuple):
@@ -269,7 +259,7 @@ class Combining:
         name, options = parts_of(method.removeprefix("mask:"))
         generator = named_generator(seed, "method")
         if name in STATES:
-            self.rule: gs.Rule = STATES[name](**options)
+            self.rule = STATES[name](**options)
         else:
             self.rule = gs.rule(
                 {"deep-all": "mean"}.get(name, name), generator=generator, **options

@@ -12,7 +12,7 @@ from fair_settings import SETTINGS, TABLE, Run, read
 from tabulate import tabulate
 
 from gradsurgery.data import open_source
-from gradsurgery.report.figures.style import encoded, method_styles, new_figure, styled
+from gradsurgery.report.figures.style import encoded, new_figure, styled
 from gradsurgery.results.statistics import compare_paired
 
 BASELINE = "deep-all"
@@ -149,8 +149,9 @@ def settings_table(results: Results) -> str:
         row += ["" if method == o else results.over(o, values) for o in (BASELINE, "agr-sum")]
         row.append(str(len(values)))
         rows.append(row)
-    steps = SETTINGS[results.setting].steps
-    names = ["method", f"at {common:g}, {steps // 4} steps", f"{steps} steps", "own rate"]
+    setting = SETTINGS[results.setting]
+    steps, early = setting.steps, setting.steps // setting.every // 4 * setting.every
+    names = ["method", f"at {common:g}, {early} steps", f"{steps} steps", "own rate"]
     names += ["validation", "target", "over Deep-All", "over Agr-Sum", "seeds"]
     return tabulate(rows, names, tablefmt="github", disable_numparse=True)
 
@@ -237,7 +238,7 @@ def search_table(results: Results) -> str:
 def draw(results: Sequence[Results], methods: Sequence[str], path: Path) -> None:
     """Mean curves over steps: accuracy on the target above, agreement over chance below."""
     figure, axes = new_figure(2.6 * len(results), 4.4, 2, len(results), share_y="row")
-    styles = method_styles(methods)
+    colors = dict(zip(methods, ("#1a1a1a", "#0072b2", "#d55e00"), strict=True))
     for column, each in enumerate(results):
         chance = 2.0 ** (1 - sources_of(each.setting))
         for method in methods:
@@ -245,21 +246,21 @@ def draw(results: Sequence[Results], methods: Sequence[str], path: Path) -> None
             if not runs:
                 continue
             steps = [runs[0].every * (i + 1) for i in range(len(runs[0].curves["target"]))]
-            style = {"color": styles[method].color, "linestyle": styles[method].line}
-            label = f"{method}"
+            label = f"{method}, {runs[0].rate:g}"
             for row, name in enumerate(("target", "agreeing")):
                 curves = zip(*(run.curves[name] for run in runs), strict=True)
                 means = [fmean(values) for values in curves]
                 scaled = [100 * m if row == 0 else m / chance for m in means]
                 if min(means) >= 0:
-                    axes[row, column].plot(steps, scaled, label=label, **style)
+                    axes[row, column].plot(steps, scaled, label=label, color=colors[method])
         axes[0, column].set_title(each.setting)
         axes[1, column].set_yscale("log")
+        axes[1, column].yaxis.set_major_formatter("{x:g}")
+        axes[0, column].legend(fontsize=6)
         axes[1, column].axhline(1, color="#595959", linewidth=0.8)
         axes[1, column].set_xlabel("step")
     axes[0, 0].set_ylabel("accuracy on the target, %")
     axes[1, 0].set_ylabel("agreement over chance")
-    axes[0, 0].legend(fontsize=7)
     path.write_bytes(encoded(figure, "png"))
 
 

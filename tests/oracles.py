@@ -55,9 +55,26 @@ def agr_ema(steps: list[Matrix], beta: float) -> tuple[list[float], list[bool], 
         ]
         for domain in range(len(last))
     ]
-    agrees = agreement(means)
+    agrees = [
+        agree and column[0] != 0
+        for agree, column in zip(agreement(means), zip(*means, strict=True), strict=True)
+    ]
     columns = zip(*last, strict=True)
     return [sum(c) if a else 0.0 for c, a in zip(columns, agrees, strict=True)], agrees, means
+
+
+def agr_ema_counts(steps: list[Matrix], limit: int) -> tuple[list[float], Matrix]:
+    """The last step's update where signs are counted, and the counts that decide it."""
+    counts = [[0] * len(steps[0][0]) for _ in steps[0]]
+    for step in steps:
+        for domain, row in enumerate(step):
+            for n, value in enumerate(row):
+                counts[domain][n] = max(-limit, min(limit, counts[domain][n] + sign(value)))
+    update = []
+    for n, column in enumerate(zip(*steps[-1], strict=True)):
+        signs = {sign(row[n]) for row in counts}
+        update.append(sum(column) if signs in ({1}, {-1}) else 0.0)
+    return update, counts
 
 
 def agr_rand_sigma(gradients: Matrix) -> float:

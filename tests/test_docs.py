@@ -47,19 +47,25 @@ def test_commands_have_the_options_they_are_shown_with(command):
     assert parsed.info_name in command
 
 
+class OfImages(torch.nn.Linear):
+    def forward(self, images):
+        return super().forward(images.flatten(1))
+
+
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_examples_run(code):
-    model = torch.nn.Linear(3, 2)
+    model = OfImages(3, 2)
+    labels = torch.zeros(4).long()
     names = {
         "model": model,
         "criterion": torch.nn.CrossEntropyLoss(),
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
         "torch": torch,
-        "domain_batches": [(torch.full((4, 3), d), torch.zeros(4).long()) for d in (1.0, 2.0)],
+        "domain_batches": [(torch.full((4, 3, 1, 1), d), labels) for d in (1.0, 2.0)],
     }
     before = model.weight.detach().clone()
     exec(code, names)
-    trains = "optimizer.step" in code
+    trains = "optimizer" in code
     assert torch.equal(model.weight, before) is not trains
 
 
@@ -93,10 +99,11 @@ def test_a_model_is_used_as_the_pages_say(shop, capsys):
     state = names["model"].module.state_dict()
     assert all(torch.equal(state[key], value) for key, value in saved.items())
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 4
+    assert len(said) == 5
     assert set(eval(said[0])) <= {"cup", "hat"}
     assert said[2] == "(2, 2)"
     assert names["logits"].shape == (7, 2)
+    assert names["evaluation"].domains["shop_c"].tally.images == 7
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))

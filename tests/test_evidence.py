@@ -58,9 +58,10 @@ def test_what_is_fitted_is_a_straight_line(script):
 
 def test_a_prediction_is_judged_against_the_mean(script):
     gain, mean = np.array([1.0, 2.0, 3.0]), np.full(3, 2.0)
-    assert script.judged(gain, gain, mean) == {"R²": "+1.00", "error": "0.0", "rank": "+1.00"}
-    # squared errors 0 + 0 + 4 against 1 + 0 + 1
-    assert script.judged(gain, np.array([1.0, 2.0, 5.0]), mean)["R²"] == "-1.00"
+    assert script.judged(gain, gain, mean) == "+1.00 (+1.00)"
+    # squared errors 0 + 0 + 4 against 1 + 0 + 1, and the same order
+    assert script.judged(gain, np.array([1.0, 2.0, 5.0]), mean) == "−1.00 (+1.00)"
+    assert script.judged(gain, gain[::-1], mean) == "−3.00 (−1.00)"  # 4 + 0 + 4 against 2
 
 
 def test_no_setting_judges_itself(script):

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from gradsurgery.algorithms import Objective, method
     from gradsurgery.data import Source, open_source
     from gradsurgery.deployment import Predictions, TrainedModel, load_model
+    from gradsurgery.deployment.evaluation import evaluate_model
+    from gradsurgery.deployment.export import export_model
     from gradsurgery.documents.configuration import RunConfiguration
     from gradsurgery.documents.record import Record
     from gradsurgery.engine import BackwardResult, backward
@@ -77,6 +79,8 @@ __all__ = [
     "as_aggregator",
     "backward",
     "domain_conflict",
+    "evaluate_model",
+    "export_model",
     "gradient_gram",
     "load_model",
     "method",
@@ -99,6 +103,8 @@ _HOMES = {
     "Predictions": "gradsurgery.deployment",
     "TrainedModel": "gradsurgery.deployment",
     "load_model": "gradsurgery.deployment",
+    "evaluate_model": "gradsurgery.deployment.evaluation",
+    "export_model": "gradsurgery.deployment.export",
     "Conflict": "gradsurgery.gradients.conflict",
     "domain_conflict": "gradsurgery.gradients.conflict",
     "GradientGram": "gradsurgery.gradients.gradient_gram",

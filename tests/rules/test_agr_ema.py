@@ -47,6 +47,39 @@ def test_without_a_memory_it_is_agr_sum(history):
         assert torch.equal(gs.AgrEMA(beta=beta)(history[0]), gs.AgrSum()(history[0]))
 
 
+@given(histories(), st.sampled_from([1, 2, 8]))
+def test_signs_are_counted_within_the_limit(history, limit):
+    rule = gs.AgrEMA(memory="counts", limit=limit)
+    for step in range(1, len(history) + 1):
+        update = rule(history[step - 1])
+        expected, counts = oracles.agr_ema_counts(history[:step].tolist(), limit)
+        torch.testing.assert_close(update, torch.tensor(expected).double())
+        assert rule.state_dict()["counts"].dtype == torch.int8
+        assert rule.state_dict()["counts"].tolist() == counts
+    assert torch.equal(gs.AgrEMA(memory="counts")(history[0]), gs.AgrSum()(history[0]))
+
+
+def test_counts_know_no_scale_and_survive_a_scaler_and_a_file():
+    model, rule = Linear(), gs.AgrEMA(memory="counts")
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    gs.backward(model.losses(GOOD, ()), model.named_parameters(), rule, scaler=scaler)
+    counts = rule.state_dict()["counts"]
+    assert torch.equal(counts, GOOD.sign().to(torch.int8))
+    model.zero_grad()
+    losses = list(model.losses(GOOD, ()))
+    losses[1] = losses[1] + Poisoned.apply(model.weights[0])
+    gs.backward(losses, model.named_parameters(), rule, scaler=scaler)
+    assert all(weight.grad.isnan().all() for weight in model.weights)
+    assert torch.equal(rule.state_dict()["counts"], counts)
+    other = gs.AgrEMA(memory="counts")
+    other.load_state_dict({"counts": counts})
+    assert torch.equal(other(-GOOD), rule(-GOOD))
+    with pytest.raises(ArgumentError, match="memory means has the key 'sums', found 'counts'"):
+        gs.AgrEMA().load_state_dict({"counts": counts})
+    with pytest.raises(ArgumentError, match=r"counts of agr-ema are int8 \[domains, params\]"):
+        other.load_state_dict({"counts": counts.float()})
+
+
 def test_batch_noise_in_the_decision_shrinks_as_derived():
     """P(Φ_n = 1) = p^D + (1 − p)^D with p = P(N(0, 1) < (μ/σ) √((1 + β)/(1 − β)))."""
     beta, domains, size, signal = 0.8, 3, 40_000, 0.3
@@ -60,6 +93,18 @@ def test_batch_noise_in_the_decision_shrinks_as_derived():
         expected = p**domains + (1 - p) ** domains
         error = math.sqrt(expected * (1 - expected) / size)
         assert kept.double().mean().item() == pytest.approx(expected, abs=5 * error)
+
+
+class Poisoned(torch.autograd.Function):
+    """A sum whose gradient is infinite."""
+
+    @staticmethod
+    def forward(ctx, weight):
+        return weight.sum()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.full((3,), math.inf)
 
 
 class Linear(nn.Module):
@@ -124,6 +169,19 @@ def test_the_engine_remembers_what_domains_do_not_reach(steps, beta):
 
 
 @pytest.mark.usefixtures("accelerator")
+def test_counts_on_an_accelerator_are_those_on_the_processor(monkeypatch):
+    draws = torch.Generator().manual_seed(0)
+    rules = gs.AgrEMA(memory="counts", limit=2), gs.AgrEMA(memory="counts", limit=2)
+    for _ in range(5):
+        model, rows = Linear(), torch.randint(-3, 4, (3, 9), generator=draws).float()
+        gs.backward(model.losses(rows, ()), model.parameters(), rules[0])
+        found = torch.cat([weight.grad for weight in model.weights])
+        with monkeypatch.context() as patch:
+            patch.setattr("gradsurgery.kernels.network.DEVICES", set())
+            assert torch.equal(rules[1](rows), found)
+
+
+@pytest.mark.usefixtures("accelerator")
 @pytest.mark.parametrize("seed", range(4))
 def test_the_engine_on_an_accelerator_too(seed):
     draws = torch.Generator().manual_seed(seed)
@@ -157,15 +215,6 @@ def test_a_step_that_is_not_finite_is_not_remembered(bad):
 
 @pytest.mark.usefixtures("accelerator")
 def test_an_accelerator_is_not_waited_for_and_remembers_no_bad_step():
-    class Poisoned(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, weight):
-            return weight.sum()
-
-        @staticmethod
-        def backward(ctx, gradient):
-            return torch.full((3,), math.inf)
-
     model, rule, before = after_a_step()
     model.zero_grad()
     losses = list(model.losses(GOOD, ()))
@@ -224,7 +273,7 @@ def test_other_domains_or_parameters_are_refused():
     rule = gs.AgrEMA()
     rule(torch.ones(3, 5))
     for other in (torch.ones(2, 5), torch.ones(3, 4)):
-        found = rf"3 domains and 5 components, found gradients of {len(other)} and {len(other[0])}"
+        found = rf"3 domains and 5 components, found gradients of {len(other)} and {len(other[0])};"
         with pytest.raises(ArgumentError, match=found):
             rule(other)
     rule.load_state_dict({})

@@ -51,6 +51,7 @@ def call_commands(text: str) -> None:
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(shortened(line), comments=True)
         if words[:1] == ["gradsurgery"] and not THEIRS.search(line):
+            words += ["--dry-run"] if words[1] == "deploy" else []  # many runs, tested elsewhere
             assert not app(words[1:], standalone_mode=False)
 
 

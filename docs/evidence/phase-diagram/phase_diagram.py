@@ -105,7 +105,7 @@ def gains() -> pd.DataFrame:
     one, other = (runs[runs["method"] == method] for method in ("agr-sum", "deep-all"))
     pairs = one.merge(other, on=about, suffixes=("", "_base"))
     for name, column in (("gain", "best_target"), ("validation", "best_validation")):
-        pairs[name] = 100 * (pairs[column] - pairs[f"{column}_base"])
+        pairs[name] = (100 * (pairs[column] - pairs[f"{column}_base"])).round(4)
     pairs["base"] = 100 * pairs["best_target_base"]
     return pairs[[*about, "gain", "validation", "base"]]
 
@@ -163,45 +163,49 @@ def by_number_of_domains(
     return gain, said, mean
 
 
-def judged(gain: np.ndarray, said: np.ndarray, mean: np.ndarray) -> dict[str, str]:
-    """How good predictions are, where the `mean` of the other settings is the alternative."""
+def judged(gain: np.ndarray, said: np.ndarray, mean: np.ndarray) -> str:
+    """R² of predictions against the `mean` of the other settings, and the rank correlation.
+
+    An R² of 0 or less is no better than that mean.
+    """
     from scipy.stats import spearmanr
 
     better = 1 - ((gain - said) ** 2).sum() / ((gain - mean) ** 2).sum()
-    return {
-        "R²": f"{better:+.2f}",
-        "error": f"{np.abs(gain - said).mean():.1f}",
-        "rank": f"{spearmanr(gain, said).statistic:+.2f}",
-    }
+    return f"{better:+z.2f} ({spearmanr(gain, said).statistic:+z.2f})".replace("-", "−")
 
 
 def predict() -> None:
     """Print how well each quantity predicts the gain of settings that it was not fitted to.
 
-    "unseen" are other settings with other codes, "elsewhere" the sets that were not made for it:
-    what is said of their gains, beside these.
+    As Markdown, a table for each step of the diagnosis. "unseen" are other settings with other
+    codes; what is said of sets that were not made for it is by the fit to the largest number of
+    steps, their gain in the head of the column.
     """
     everything = evidence()
-    for (steps, step), table in everything.groupby(["iterations", "step"]):
-        known, unseen = table[table["code_seed"] == 0], table[table["code_seed"] > 0]
-        if known.empty:
-            continue
-        there = everything[everything["code_seed"].isna() & (everything["step"] == step)]
-        print(f"\ngain after {steps} steps, diagnosed after {step}")
-        print(f"{len(known)} settings: {known['gain'].mean():+.1f} ± {known['gain'].std():.1f}")
+    for step, of_step in everything.groupby("step"):
+        elsewhere = of_step[of_step["code_seed"].isna()]
         rows = {}
         for name, columns in PREDICTORS.items():
-            rows[name] = judged(*by_number_of_domains(known, columns))
-            if len(unseen):
-                gain, mean = unseen["gain"].to_numpy(), np.full(len(unseen), known["gain"].mean())
-                of_unseen = judged(gain, fitted(known, unseen, columns), mean)
-                rows[name] |= {f"{key}, unseen": value for key, value in of_unseen.items()}
-            if not there[columns].isna().to_numpy().any():
-                for gain, said, (data, target) in zip(
-                    there["gain"], fitted(known, there, columns), there[SET].to_numpy(), strict=True
-                ):
-                    rows[name][f"{data} {target} ({gain:+.0f})"] = f"{said:+.0f}"
-        print(pd.DataFrame(rows).T.fillna("–").to_string())
+            rows[name] = {}
+            for steps, table in of_step[of_step["code_seed"] >= 0].groupby("iterations"):
+                known, unseen = table[table["code_seed"] == 0], table[table["code_seed"] > 0]
+                rows[name][f"{steps} steps"] = judged(*by_number_of_domains(known, columns))
+                mean = np.full(len(unseen), known["gain"].mean())
+                said = fitted(known, unseen, columns)
+                rows[name][f"{steps}, unseen"] = judged(unseen["gain"].to_numpy(), said, mean)
+            for (_, there), said in zip(
+                elsewhere.iterrows(), fitted(known, elsewhere, columns), strict=True
+            ):
+                head = f"{there['data']} {there['target']} ({there['gain']:+z.0f})"
+                rows[name][head.replace("(-", "(−")] = (
+                    "–" if np.isnan(said) else f"{said:+z.0f}".replace("-", "−")
+                )
+        print(f"\nDiagnosed after {step} steps: R² (rank correlation)\n")
+        heads = list(next(iter(rows.values())))
+        print("| what the diagnosis says |", *(f"{head} |" for head in heads))
+        print("|---|" + "--:|" * len(heads))
+        for name, row in rows.items():
+            print(f"| {name} |", *(f"{row[head]} |" for head in heads))
 
 
 def figure(folder: Path = HERE) -> None:

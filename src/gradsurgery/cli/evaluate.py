@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from gradsurgery.cli import options as opt
-from gradsurgery.cli.data import progress_bar
+from gradsurgery.cli.data import progress_bar, reading
 from gradsurgery.cli.show import print_sentences
 from gradsurgery.cli.train import continuable
 from gradsurgery.data import Source, open_source
@@ -43,6 +43,14 @@ def evaluate(
     layout: Annotated[
         str, typer.Option("--layout", help="What the paths of a folder say, as for train.")
     ] = "",
+    columns: Annotated[
+        str,
+        typer.Option(
+            "--columns",
+            metavar="ROLE=NAME,…",
+            help="Other names of a table's columns, as for train.",
+        ),
+    ] = "",
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")
     ] = False,
@@ -60,7 +68,7 @@ def evaluate(
     written into a folder.
     """
     trained = load_model(model, backbone=backbone, device=device)
-    source = _opened(data, layout, as_domain)
+    source = _opened(data, layout, columns, as_domain)
     with continuable(), progress_bar(len(source.listing.identities), "evaluating") as tell:
         evaluation = evaluate_model(
             trained,
@@ -82,11 +90,11 @@ def evaluate(
     print(f"tables and figures: {directory}")
 
 
-def _opened(data: str, layout: str, as_domain: str | None) -> Source:
+def _opened(data: str, layout: str, columns: str, as_domain: str | None) -> Source:
     if as_domain is None:
-        return open_source(data, layout=layout, classes="all")
-    if layout:
-        raise ArgumentError("--as-domain and --layout exclude each other; give one of them")
+        return open_source(data, **reading(data, layout, columns, "all"))
+    if layout or columns:
+        raise ArgumentError("--as-domain takes a folder class/image; leave layout and columns out")
     root = Path(data).expanduser()
     if not root.is_dir():
         raise ArgumentError(f"--as-domain takes a folder class/image, found {data!r}")

@@ -16,6 +16,7 @@ from gradsurgery.data.duplicates import (
 from gradsurgery.data.formats import BadImageError
 from gradsurgery.data.selected import draws_itself
 from gradsurgery.data.source import SkippedImage, Source
+from gradsurgery.data.splits import part_name
 from gradsurgery.documents.record import Copies
 from gradsurgery.errors import DataError
 
@@ -93,8 +94,6 @@ def inspect_images(
 
 def _parts(source: Source) -> list[str] | None:
     """The parts of the source's own split; None where it has none in words that are known."""
-    from gradsurgery.data.parts import part_name
-
     if source.parts is None:
         return None
     try:

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gradsurgery.data.image_set import ImageSet
-from gradsurgery.data.parts import PARTS, part_name
-from gradsurgery.data.splits import Split, as_split, draw_split
+from gradsurgery.data.splits import PARTS, Split, as_split, draw_split, part_name
 from gradsurgery.documents.data_options import DataOptions, percentages
 from gradsurgery.documents.record import SplitFile
 from gradsurgery.errors import ArgumentError, DataError, printable

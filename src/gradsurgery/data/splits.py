@@ -14,12 +14,20 @@ import torch
 from numpy.typing import NDArray
 
 from gradsurgery.data.image_set import ImageSet
-from gradsurgery.data.parts import PARTS
 from gradsurgery.documents.record import SplitFile
-from gradsurgery.errors import ArgumentError
+from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.seeds import named_generator
 
 Indices = NDArray[np.int64]
+PARTS = ("train", "validation", "test")
+_OTHER_NAMES = {
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "crossval": "validation",
+    "testing": "test",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +35,8 @@ class Split:
     """Which images of each domain are for training, validation and test.
 
     train, validation, test: per domain, positions in the image set, in the order of identities.
+    digest: sha256 of the identities in every part; where all images of a target are tested on, of
+        the split without that, which all targets share.
     seed: what the split was drawn from.
     identities: of the images in every part of every domain.
     unused: identities of images in no part.
@@ -35,14 +45,10 @@ class Split:
     train: dict[str, Indices]
     validation: dict[str, Indices]
     test: dict[str, Indices]
+    digest: str
     seed: int
     identities: dict[str, dict[str, list[str]]]
     unused: tuple[str, ...] = ()
-
-    @property
-    def digest(self) -> str:
-        """The sha256 of the identities in every part."""
-        return hashlib.sha256(json.dumps(self.identities, sort_keys=True).encode()).hexdigest()
 
     def sizes(self) -> dict[str, dict[str, int]]:
         """Number of images of each domain and part."""
@@ -101,7 +107,8 @@ def as_split(images: ImageSet, parts: Sequence[str | None], seed: int = 0) -> Sp
         for domain in images.domains
     }
     unused = tuple(images.identities[i] for i in ordered if parts[i] is None)
-    return Split(**indices, seed=seed, identities=identities, unused=unused)
+    digest = hashlib.sha256(json.dumps(identities, sort_keys=True).encode()).hexdigest()
+    return Split(**indices, digest=digest, seed=seed, identities=identities, unused=unused)
 
 
 def part_sizes(count: int, fractions: tuple[Fraction, ...]) -> list[int]:
@@ -138,3 +145,14 @@ def check_fractions(fractions: Sequence[float]) -> tuple[Fraction, ...]:
         )
     exact = [Fraction(f).limit_denominator(10**9) for f in fractions]
     return tuple(f / sum(exact) for f in exact)
+
+
+def part_name(text: str, where: str) -> str:
+    """The part that `text` means; raises `DataError` for what is none."""
+    plain = text.strip().lower()
+    part = _OTHER_NAMES.get(plain, plain)
+    if part not in PARTS:
+        raise DataError(
+            f"{where}: the split is {text!r:.60}, expected train, validation (val) or test; mend it"
+        )
+    return part

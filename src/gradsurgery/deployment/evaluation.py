@@ -83,7 +83,7 @@ def evaluate_model(
         done += len(batch.keys) + len(batch.bad)
         progress(done, len(counted))
     about = model.about
-    seen = None if split is None else _identities(split, "train")
+    seen = None if split is None else _trained_on(split, model)
     return EvaluationFile(
         model=str(model.file),
         model_digest=file_digest(model.file)[:16],
@@ -116,6 +116,14 @@ def _split_of(model: TrainedModel, source: Source) -> SplitFile | None:
 
 def _identities(split: SplitFile, part: str) -> set[str]:
     return {name for parts in split.domains.values() for name in parts.get(part, ())}
+
+
+def _trained_on(split: SplitFile, model: TrainedModel) -> set[str]:
+    """The training images of the domains that were trained on: the others' were not used."""
+    stated = model.about.domains
+    used = {d for d in split.domains if d in stated} if stated else set(split.domains)
+    used.discard(model.about.target or "")
+    return {name for domain in used for name in split.domains[domain].get("train", ())}
 
 
 def _wanted(

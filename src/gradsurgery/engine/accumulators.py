@@ -308,10 +308,12 @@ class JudgedMatrix(GradientMatrix):
     def finish(self, domains: int, *, poison: bool) -> Update:
         if not self._reached:
             return Update([None] * len(self._parameters))
-        finite = torch.ones((), dtype=torch.bool, device=self._matrix.device)
+        finite = torch.tensor(self.first_non_finite() is None, device=self._matrix.device)
         verdict = self._judge(self._matrix[:domains], finite)
-        if not verdict.sound:
+        if not verdict.sound and not poison:
             raise beyond_precision(dtype=self._matrix.dtype)
+        if not verdict.sound:  # a loss scaler is there to skip the step
+            verdict.update.fill_(torch.nan)
         return self._judged(verdict)
 
 

@@ -278,11 +278,11 @@ def _seen(evaluation: EvaluationFile) -> list[str]:
 
 
 def _role(evaluation: EvaluationFile, domain: str) -> str:
-    """Whether a domain was trained on."""
-    if domain == _ALL or evaluation.trained_on is None:
+    """Whether a domain was trained on; of another data set's nothing is known but their names."""
+    if evaluation.trained_on is None or evaluation.data != evaluation.trained_data:
         return NONE
-    if evaluation.data != evaluation.trained_data:
-        return "no"
+    if domain == _ALL:
+        return NONE
     return "yes" if domain in evaluation.trained_on else "no"
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import PurePath
 from statistics import stdev
 from typing import Any
 
@@ -225,6 +226,7 @@ def _training(deployment: Deployment, record: Record) -> Iterator[Block]:
     )
     options = deployment.candidate.options
     rows = [[name.replace("_", " "), value_text(value)] for name, value in options.items()]
+    rows = [[name, PurePath(text).name if name == "weights" else text] for name, text in rows]
     method = [["method", c.method], ["seed", str(c.seed)]]
     yield plain_table("What is not the default", ["option", "value"], [*method, *rows])
 

@@ -1,0 +1,67 @@
+"""The commands evaluate and export."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def model(command, tmp_path: Path) -> str:
+    random = np.random.default_rng(0)
+    for domain in ("a", "b", "c"):
+        for c, label in enumerate(("dark", "light")):
+            folder = tmp_path / "photos" / domain / label
+            folder.mkdir(parents=True)
+            for i in range(6):
+                pixels = random.integers(0, 120, (9, 9, 3)) + 130 * c
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+    options = ["--backbone", "small-cnn", "--weights", "none", "--image-size", "8"]
+    options += ["--iterations", "2", "--batch-size", "4", "--device", "cpu", "--out", "run"]
+    assert command("train", "photos", "--target", "c", *options)[0] == 0
+    return "run"
+
+
+def test_a_model_is_evaluated_on_data(command, model, tmp_path):
+    code, out, err = command("evaluate", model, "photos", "--domains", "c", "--part", "test")
+    assert (code, err) == (0, "")
+    shown = command("show", "run")[1]
+    (line,) = (line for line in shown.splitlines() if line.startswith("target c"))
+    assert f"{line.split()[2].rstrip('%')} % [" in out.splitlines()[0]  # of the best model
+    assert "It was trained on a and b of photos; c was held out." in out
+    assert "Images by class (rows) and prediction" in out
+    assert (tmp_path / "evaluation" / "photos" / "evaluation-confusion.png").exists()
+
+
+def test_a_folder_of_one_domain_is_evaluated(command, model):
+    code, out, _ = command("evaluate", model, "photos/c", "--as-domain", "new", "--out", "here")
+    assert code == 0
+    assert "of 12 images right" in out.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["evaluate", "run", "photos", "--domains", "z"], "has no domain 'z'"),
+        (["evaluate", "run", "absent"], "no data set 'absent'"),
+        (["evaluate", "run", "photos/c"], "class/image"),
+        (["evaluate", "run", "run", "--as-domain", "x"], "holds no image in class/image"),
+        (["export", "run"], "give --format"),
+        (["export", "run", "--format", "onnx", "--out", "a.pt"], "must end in .onnx"),
+        (["export", "run", "--push", "someone/name"], "expected hf://owner/name"),
+    ],
+)
+def test_an_error_is_one_line(command, model, arguments, words):
+    code, out, err = command(*arguments)
+    assert (code, out) == (1, "")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:`torch.jit:FutureWarning")
+def test_a_model_is_exported(command, model, tmp_path):
+    code, out, _ = command("export", model, "--format", "torchscript")
+    assert code == 0
+    assert out.startswith("model.pt: logits differ from the model's by ")
+    assert (tmp_path / "model.json").exists()

@@ -1,0 +1,126 @@
+"""What evaluation counts, against predicting the files one by one."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gradsurgery as gs
+from gradsurgery.data import open_source
+from gradsurgery.data.folder import OneDomainSource
+from gradsurgery.deployment.evaluation import evaluate_model
+from gradsurgery.documents.evaluation import EvaluationFile
+from gradsurgery.errors import ArgumentError, DataError
+
+
+@pytest.fixture(scope="module")
+def model(trained) -> gs.TrainedModel:
+    return gs.load_model(trained.folder)
+
+
+def opened(place: Path):
+    return open_source(str(place), classes="all")
+
+
+def matrix_by_hand(model, files: list[Path]) -> np.ndarray:
+    matrix = np.zeros((3, 3), int)
+    for file, label in zip(files, model.predict(files).labels, strict=True):
+        matrix[model.classes.index(file.parent.name), model.classes.index(label)] += 1
+    return matrix
+
+
+def test_every_image_is_counted_by_class_and_prediction(trained, model):
+    evaluation = evaluate_model(model, opened(trained.data), batch_size=9)
+    assert list(evaluation.domains) == ["shop_a", "shop_b", "shop_c", "shop_d"]
+    for domain, found in evaluation.domains.items():
+        files = sorted((trained.data / domain).rglob("*.*"))
+        assert (found.tally.matrix() == matrix_by_hand(model, files)).all()
+        trained_on = [] if domain == "shop_d" else trained.files("train", domain)
+        assert found.seen == len(trained_on)
+    assert (evaluation.trained_on, evaluation.target) == (["shop_a", "shop_b", "shop_c"], "shop_d")
+
+
+def test_the_test_part_has_the_accuracies_and_the_tallies_of_the_record(trained, model):
+    evaluation = evaluate_model(model, opened(trained.data), part="test")
+    best = trained.record.result.best
+    for domain, found in evaluation.domains.items():
+        assert found.tally.accuracy == best.test_accuracy[domain]
+        assert found.tally.confusion == best.tests[domain].confusion
+        assert found.tally.log_loss == pytest.approx(best.tests[domain].log_loss, rel=1e-5)
+        assert found.seen == 0
+
+
+def test_a_record_s_recalls_sum_up_to_its_accuracy(trained):
+    for result in (trained.record.result.best, trained.record.result.last):
+        assert set(result.tests) == set(result.test_accuracy)
+        for domain, tally in result.tests.items():
+            matrix = tally.matrix()
+            assert matrix.sum() == trained.record.split.sizes[domain].test
+            assert matrix.trace() / matrix.sum() == result.test_accuracy[domain]
+
+
+def test_classes_that_the_model_does_not_know_are_counted_apart(trained, model, tmp_path):
+    data = shutil.copytree(trained.data, tmp_path / "photos")
+    (data / "shop_a" / "dog").rename(data / "shop_a" / "Dog")
+    shutil.rmtree(data / "shop_b" / "cat")
+    evaluation = evaluate_model(model, opened(data))
+    assert evaluation.domains["shop_a"].unknown == {"Dog": 14}
+    files = sorted((data / "shop_a" / "bird").iterdir()) + sorted(
+        (data / "shop_a" / "cat").iterdir()
+    )
+    expected = matrix_by_hand(model, files)
+    assert (evaluation.domains["shop_a"].tally.matrix() == expected).all()
+    assert evaluation.domains["shop_b"].tally.matrix()[1].sum() == 0
+
+
+def test_a_folder_of_one_domain(trained, model):
+    source = OneDomainSource(trained.data / "shop_d", "shop_d")
+    found = evaluate_model(model, source)
+    files = sorted((trained.data / "shop_d").rglob("*.*"))
+    assert (found.domains["shop_d"].tally.matrix() == matrix_by_hand(model, files)).all()
+
+
+def test_an_image_that_cannot_be_decoded_is_an_error_or_is_listed(trained, model, tmp_path):
+    data = shutil.copytree(trained.data, tmp_path / "photos")
+    (data / "shop_a" / "cat" / "00.png").write_bytes(b"none")
+    with pytest.raises(DataError, match=r"cannot decode .*shop_a/cat/00\.png.*--skip-bad"):
+        evaluate_model(model, opened(data))
+    found = evaluate_model(model, opened(data), skip_bad=True)
+    assert [file.identity for file in found.skipped] == ["shop_a/cat/00.png"]
+    assert found.domains["shop_a"].tally.images == 41
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"domains": ["shop_e"]}, "no domain 'shop_e'; its domains are shop_a"),
+        ({"part": "validation"}, "there is no split of other"),
+    ],
+)
+def test_what_is_not_there_is_named(trained, model, tmp_path, options, words):
+    data = shutil.copytree(trained.data, tmp_path / "other")
+    with pytest.raises(ArgumentError, match=words):
+        evaluate_model(model, opened(data), **options)
+
+
+def test_a_split_of_images_that_are_gone_is_an_error(trained, model, tmp_path):
+    data = shutil.copytree(trained.data, tmp_path / "photos")
+    identity = trained.files("test", "shop_d")[0].relative_to(trained.data)
+    (data / identity).unlink()
+    with pytest.raises(DataError, match=f"lacks 1 images of the run's split, the first {identity}"):
+        evaluate_model(model, opened(data), part="test")
+
+
+def test_data_without_a_class_of_the_model_is_an_error(trained, model, tmp_path):
+    data = shutil.copytree(trained.data, tmp_path / "photos")
+    for folder in data.glob("*/*"):
+        folder.rename(folder.with_name(folder.name.upper()))
+    with pytest.raises(DataError, match="none of the 168 images of photos is of a class"):
+        evaluate_model(model, opened(data))
+
+
+def test_the_document_is_read_as_it_was_written(trained, model, tmp_path):
+    evaluation = evaluate_model(model, opened(trained.data), domains=["shop_d"])
+    evaluation.save(tmp_path)
+    assert EvaluationFile.load(tmp_path) == evaluation

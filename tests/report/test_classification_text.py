@@ -1,0 +1,125 @@
+"""Sentences, tables and figures of a classifier, from counts that are worked out by hand."""
+
+from pathlib import Path
+
+import pytest
+
+from gradsurgery.documents.evaluation import DomainEvaluation, EvaluationFile
+from gradsurgery.documents.record import Record
+from gradsurgery.documents.tally import Tally
+from gradsurgery.report import classification_text as text
+from gradsurgery.report.figures.classification import confusion_figure, reliability_figure
+from gradsurgery.report.report import write_evaluation
+
+RECORD = Path(__file__).parent.parent / "documents" / "version1" / "runs" / "a" / "record.json"
+SURE = Tally(confusion=["0:9 1:1", "1:5", ""], calibration=["14 15 14 0.98"], log_loss=0.25)
+POOR = Tally(confusion=["0:1 1:3", "0:1", "0:5"])
+
+
+def evaluation(**changed) -> EvaluationFile:
+    domains = {"art": DomainEvaluation(tally=SURE), "photo": DomainEvaluation(tally=POOR)}
+    about = {"model": "run/model.safetensors", "model_digest": "0", "classes": ["a", "b", "c"]}
+    about |= {"trained_data": "shop", "trained_on": ["art"], "target": "photo", "data": "shop"}
+    return EvaluationFile(**about | {"domains": domains} | changed)
+
+
+def told(**changed) -> str:
+    return " ".join(text.evaluation_sentences(evaluation(**changed)))
+
+
+def test_what_came_out_is_said_with_the_worst_domain():
+    said = told()
+    assert "60.0 % [40.7, 76.6] of 25 images right" in said  # 15 of 25, Wilson
+    assert "Worst domain: photo, 10.0 % [1.8, 40.4]." in said
+    assert "It was trained on art of shop; photo was held out." in said
+    assert "Never predicted on photo: c." in said
+    assert "Of art most images may have been trained on" in said
+
+
+def test_what_was_trained_on_and_is_unknown_is_said():
+    seen = DomainEvaluation(tally=SURE, seen=7, unknown={"d": 2, "e": 1})
+    said = told(domains={"art": seen})
+    assert "7 images of these were trained on" in said
+    assert "in art: 3 images, d (2) and e (1)" in said
+    assert "does not say which domains" in told(trained_on=None)
+
+
+def test_tables_have_the_figures_of_every_domain_and_class():
+    domains, confidence, classes, confusion = text.evaluation_tables(evaluation())
+    assert [row[0].text for row in domains.rows] == ["art", "photo", "all domains"]
+    assert domains.rows[0][2].text.startswith("93.3 [")
+    assert [row[1].text for row in confidence.rows] == ["yes", "no", "–"]
+    assert classes.rows[0][3].text.startswith("71.4 [")  # 10 of 14
+    assert classes.rows[2][3].text.startswith("0.0 [")
+    assert classes.rows[2][4].text == "–"
+    assert [entry.text for entry in confusion.rows[0]] == ["a", "10", "4", "–"]
+
+
+def test_a_domain_without_an_image_of_a_known_class_has_no_figures():
+    empty = DomainEvaluation(tally=Tally(confusion=["", "", ""]), unknown={"z": 4})
+    domains = {"art": DomainEvaluation(tally=SURE), "none": empty}
+    tables = text.evaluation_tables(evaluation(domains=domains))
+    assert [row[0].text for row in tables[0].rows] == ["art"]
+
+
+@pytest.fixture
+def record() -> Record:
+    record = Record.load(RECORD)
+    classes = len(record.data.classes)
+    rows = [f"{k}:3 0:1" if k else "0:4" for k in range(classes)]
+    rows[-1] = "0:5"
+    for model, last in ((record.result.best, rows[-1]), (record.result.last, f"{classes - 1}:5")):
+        tally = Tally(confusion=[*rows[:-1], last])
+        model.tests = dict.fromkeys(record.data.domains, tally)
+    return record
+
+
+def test_a_run_s_recalls_are_those_of_both_models(record):
+    table = text.recall_table(record)
+    assert [row[1].text for row in table.rows[:2]] == ["100.0 / 100.0", "75.0 / 75.0"]
+    assert table.rows[-1][1].text == "0.0 / 100.0"
+    assert table.columns[-1].endswith("(held out)") or "(held out)" in " ".join(table.columns)
+    assert text.never_predicted(record) == [record.data.classes[-1]]
+
+
+def test_the_report_has_the_mean_recall_over_the_runs(record):
+    other = record.model_copy(deep=True)
+    other.result.best.tests = dict(other.result.last.tests)
+    section = text.recalls_section([record, other])
+    listing, table = section.blocks
+    target = record.configuration.target
+    assert f"never predicted on {target}" in listing.items[0]
+    assert "in 1 of 2 runs" in listing.items[0]
+    assert table.rows[-1][1].text == "50.0 / 100.0"
+
+
+def test_a_record_of_before_has_no_recalls():
+    record = Record.load(RECORD)
+    assert text.recall_table(record) is None
+    assert text.never_predicted(record) == []
+    assert text.recalls_section([record]).blocks == []
+
+
+def test_figures_and_tables_are_written(tmp_path):
+    write_evaluation(evaluation(), tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "evaluation.json",
+        "evaluation.md",
+        "evaluation-confusion.png",
+        "evaluation-confusion.svg",
+    }  # calibration is not known of one of the domains
+    assert "Worst domain: photo" in (tmp_path / "evaluation.md").read_text()
+    write_evaluation(evaluation(domains={"art": DomainEvaluation(tally=SURE)}), tmp_path / "art")
+    assert (tmp_path / "art" / "evaluation-reliability.svg").exists()
+
+
+def test_the_picture_of_the_matrix_has_the_per_cent_of_each_class():
+    figure = confusion_figure(SURE, ["a", "b", "c"], "shop")
+    texts = [each.get_text() for each in figure.axes[0].texts]
+    assert texts == ["90", "10", "–", "–", "100", "–", "–", "–", "–"]
+
+
+def test_the_diagram_has_accuracy_over_confidence():
+    figure = reliability_figure(SURE, "shop")
+    points = figure.axes[0].lines[1].get_xydata()
+    assert points[0].tolist() == pytest.approx([0.98, 14 / 15])
