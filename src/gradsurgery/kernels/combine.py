@@ -3,7 +3,8 @@
 The kernel goes once over the gradients of a few domains. What it has after them is either stored,
 for the domains that follow, or becomes the update. On the way it counts, tensor by tensor, what
 agrees and what is zero in every domain, and notes where a gradient was not finite; the update is
-NaN there.
+NaN there. A mean that the precision holds is right where its sum is beyond it, up to four domains;
+of more the running total is stored, and one that ends beyond the precision is noted as not finite.
 """
 
 from collections.abc import Sequence
