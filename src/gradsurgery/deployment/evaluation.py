@@ -9,7 +9,7 @@ import torch
 from gradsurgery.backbones.weights import file_digest
 from gradsurgery.data import Source, cpus
 from gradsurgery.data.selected import draws_itself
-from gradsurgery.deployment.pipeline import Job, prepared
+from gradsurgery.deployment.pipeline import Job, Prepared, prepared
 from gradsurgery.deployment.trained_model import BATCH, TrainedModel
 from gradsurgery.documents.evaluation import DomainEvaluation, EvaluatedPart, EvaluationFile
 from gradsurgery.documents.record import SkippedFile, SplitFile
@@ -64,23 +64,15 @@ def evaluate_model(
         )
     answers = {domain: Answers() for domain in chosen}
     skipped: list[SkippedFile] = []
-    jobs = _jobs(model, source, counted)
-    done = 0
-    for batch in prepared(jobs, model.preprocess.size, batch_size, workers or cpus()):
-        for position, reason in batch.bad:
-            if not skip_bad:
-                raise DataError(
-                    f"cannot decode {source.location(position)}: {reason}; replace it, or leave "
-                    "such images out with --skip-bad (skip_bad=True)"
-                )
-            skipped.append(SkippedFile(identity=listing.identities[position], reason=reason))
-        logits = model.logits(torch.from_numpy(batch.pixels)).cpu()
-        keys = np.array(batch.keys, dtype=np.int64)
-        for domain in np.unique(listing.domain[keys]).tolist():
-            rows = np.flatnonzero(listing.domain[keys] == domain)
-            truth = torch.from_numpy(labels[keys[rows]])
-            answers[source.domains[domain]].add(logits[torch.from_numpy(rows)], truth)
-        done += len(batch.keys) + len(batch.bad)
+    batches = prepared(
+        _jobs(model, source, counted), model.preprocess.size, batch_size, workers or cpus()
+    )
+    for batch in batches:
+        if batch.bad and not skip_bad:
+            raise _undecoded(source, *batch.bad[0])
+        skipped += [SkippedFile(identity=listing.identities[i], reason=why) for i, why in batch.bad]
+        _answer(model, source, batch, labels, answers)
+        done = len(skipped) + sum(each.count for each in answers.values())
         progress(done, len(counted))
     about = model.about
     seen = None if split is None else _trained_on(split, model)
@@ -102,6 +94,30 @@ def evaluate_model(
             for domain in chosen
         },
         skipped=skipped,
+    )
+
+
+def _answer(
+    model: TrainedModel,
+    source: Source,
+    batch: Prepared[int],
+    labels: np.ndarray,
+    answers: dict[str, Answers],
+) -> None:
+    """Add what the model says of a batch to the answers of each image's domain."""
+    logits = model.logits(torch.from_numpy(batch.pixels)).cpu()
+    keys = np.array(batch.keys, dtype=np.int64)
+    domains = source.listing.domain[keys]
+    for domain in np.unique(domains).tolist():
+        rows = np.flatnonzero(domains == domain)
+        truth = torch.from_numpy(labels[keys[rows]])
+        answers[source.domains[domain]].add(logits[torch.from_numpy(rows)], truth)
+
+
+def _undecoded(source: Source, position: int, reason: str) -> DataError:
+    return DataError(
+        f"cannot decode {source.location(position)}: {reason}; replace it, or leave such images "
+        "out with --skip-bad (skip_bad=True)"
     )
 
 

@@ -29,6 +29,11 @@ class Answers:
         losses = functional.cross_entropy(logits, labels, reduction="none")
         self._parts.append((labels, predicted, confidence, losses))
 
+    @property
+    def count(self) -> int:
+        """How many images they are of."""
+        return sum(len(labels) for labels, *_ in self._parts)
+
     def tally(self, classes: int) -> Tally:
         """Everything counted."""
         if not self._parts:
