@@ -46,22 +46,14 @@ def evaluate_model(
     cannot be decoded (without `skip_bad`) and where there is none of a class that the model knows.
     """
     listing = source.listing
-    chosen = list(source.domains) if domains is None else list(domains)
-    if unknown := [domain for domain in chosen if domain not in source.domains]:
-        raise ArgumentError(
-            f"{source.name} has no domain {unknown[0]!r}; its domains are "
-            f"{', '.join(source.domains)}"
-        )
+    chosen = _chosen(source, domains)
     split = _split_of(model, source)
     wanted = _wanted(model, source, split, chosen, part)
     known = {name: position for position, name in enumerate(model.classes)}
     labels = np.array([known.get(name, -1) for name in source.classes])[listing.label]
     counted = {i for i in wanted if labels[i] >= 0}
     if not counted:
-        raise DataError(
-            f"none of the {len(wanted)} images of {source.name} is of a class that the model "
-            f"knows ({', '.join(model.classes):.300}); give the data other class names"
-        )
+        raise _unknown_classes(model, source, len(wanted))
     answers = {domain: Answers() for domain in chosen}
     skipped: list[SkippedFile] = []
     batches = prepared(
@@ -94,6 +86,23 @@ def evaluate_model(
             for domain in chosen
         },
         skipped=skipped,
+    )
+
+
+def _chosen(source: Source, domains: Collection[str] | None) -> list[str]:
+    chosen = list(source.domains) if domains is None else list(domains)
+    if unknown := [domain for domain in chosen if domain not in source.domains]:
+        raise ArgumentError(
+            f"{source.name} has no domain {unknown[0]!r}; its domains are "
+            f"{', '.join(source.domains)}"
+        )
+    return chosen
+
+
+def _unknown_classes(model: TrainedModel, source: Source, images: int) -> DataError:
+    return DataError(
+        f"none of the {images} images of {source.name} is of a class that the model knows "
+        f"({', '.join(model.classes):.300}); give the data other class names"
     )
 
 
