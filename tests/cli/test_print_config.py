@@ -129,7 +129,7 @@ def test_code_of_somebody_is_named_and_not_imported(
         ("diagnose", "betch_size: 1", "name in C'betch_size'; there is batch_size"),
         ("similarity", "sed: 1", "name in C'sed'; there is seed or seeds"),
         ("sweep", "metods: [mgda]", "name in the plan c.yaml: 'metods'; there is methods"),
-        ("compare", "options: {lr: 1}", "option in the plan c.yaml: 'lr'; there is"),
+        ("compare", "options: {lr: 1}", "option in the plan c.yaml: 'lr'; there are"),
         ("train", f"{'q' * 500}: 1", "name in C'qqq"),
     ],
 )  # fmt: skip

@@ -144,9 +144,10 @@ def unknown_name(what: str, name: str, known: Sequence[str]) -> ArgumentError:
     """The error of a name that is none of those known: the closest, or all if they are few."""
     close = get_close_matches(name, known, n=2)
     listed = " or ".join(close) or ", ".join(known)
+    verb = "is" if close or len(known) == 1 else "are"
     if not close and len(listed) > _FEW:
         listed = f"{listed[:_FEW].rpartition(',')[0]}, …: --print-config prints them all"
-    return ArgumentError(f"unknown {what} {name!r:.80}; there is {listed}")
+    return ArgumentError(f"unknown {what} {name!r:.80}; there {verb} {listed}")
 
 
 def complaint(error: ValidationError) -> str:
