@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gradsurgery.documents.tasks_vs_domains import TasksOptions
+
 Command = Callable[..., tuple[int, str, str]]
 SHORT = ["study", "tasks-vs-domains", "rotated-digits", "--target", "75", "--iterations", "2"]
 SHORT += ["--image-size", "12", "--groups", "2", "--batch-size", "4", "--repeats", "2"]
@@ -65,3 +67,10 @@ def test_errors_are_one_line(
     assert err.splitlines()[-1].startswith("error: ")
     assert words in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_coded_digits_have_defaults_of_their_own():
+    options = TasksOptions(data="coded-digits:domains=6")
+    assert (options.target, options.image_size) == ("random", 16)
+    assert TasksOptions(data="coded-digits", target="code-1").target == "code-1"
+    assert (TasksOptions().target, TasksOptions().image_size) == ("75", 10)

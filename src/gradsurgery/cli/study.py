@@ -52,7 +52,9 @@ def tasks_vs_domains(
     measure_at: Annotated[
         str | None, typer.Option("--measure-at", help=_help("measure_at"))
     ] = None,
-    seeds: opt.SeedsOption = "20",
+    seeds: Annotated[
+        str, typer.Option("--seeds", help="A count, a range (0-4) or a list (0,1,2).")
+    ] = "20",
     dial: Annotated[
         list[str] | None,
         typer.Option(
@@ -89,17 +91,17 @@ def tasks_vs_domains(
     studied = TasksOptions(**chosen)
     dials = dict(_dial(text) for text in dial or [])
     devices.keep_freed_memory()  # before torch allocates anything
-    source = open_source(studied.data)
+    source = open_source(studied.data, classes=studied.classes)
     directory = out or Path("tasks-vs-domains", folder_name(source.name))
     from gradsurgery.studies.tasks_vs_domains import study_tasks
 
     with continuable(), _displayed() as report:
-        images = prepare(source, studied.image_size, cache)
+        images = prepare(source, studied.image_size, cache, skip_bad=studied.skip_bad)
         study = study_tasks(
             studied,
             images,
             directory,
-            seeds=parse_seeds(seeds or "20"),
+            seeds=parse_seeds(seeds),
             dials=dials,
             dial_seeds=parse_seeds(dial_seeds) if dials else [],
             device=device,

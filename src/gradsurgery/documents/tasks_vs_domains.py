@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from gradsurgery.documents.document import Choices, Document, Part
 from gradsurgery.errors import ArgumentError
@@ -32,14 +32,16 @@ class TasksOptions(Choices):
     part = "option"
 
     data: str = Field("rotated-digits", description="The data set.")
-    target: str = Field("75", description="The domain that is not trained on.")
+    target: str = Field(
+        "75", description="The domain that is not trained on. Default: 75, of coded digits random."
+    )
     tasks: list[str] = Field(
         ["class", "parity", "size", "domain", "loop"],
         min_length=1,
         description="class, domain, parity, size, loop, animal, or NAME=CLASS|CLASS: is it one of "
         "these? The first is that of the domains.",
     )
-    groups: int = Field(4, ge=2, description="Source domains, and tasks.")
+    groups: int = Field(4, ge=2, description="Source domains, and tasks (default: 4).")
     batch_size: int = Field(12, ge=1, description="Images per source domain and step.")
     noise: float = Field(
         0.0, ge=0, description="Length of the noise added to a gradient, by that of the gradient."
@@ -67,7 +69,9 @@ class TasksOptions(Choices):
     )
     backbone: str = Field("small-cnn", description="As of a run.")
     weights: str = Field("none", description="As of a run: default, none, or a file.")
-    image_size: int = Field(10, ge=4, description="Side of the images in pixels.")
+    image_size: int = Field(
+        10, ge=4, description="Side of the images in pixels. Default: 10, of coded digits 16."
+    )
     iterations: int = Field(150, ge=1, description="Training steps.")
     learning_rate: float = Field(3e-3, gt=0, description="Of Adam.")
     measure_at: list[int] = Field(
@@ -77,6 +81,20 @@ class TasksOptions(Choices):
     evaluated: int = Field(
         400, ge=1, description="At most so many images of a domain make a loss or an accuracy."
     )
+    classes: Literal["same", "common"] = Field(
+        "same",
+        description="Where a domain lacks a class: same (refuse the data set), or common (leave "
+        "out what not every domain has).",
+    )
+    skip_bad: bool = Field(False, description="Leave out images that cannot be decoded.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, options: Any) -> Any:
+        """Coded digits have a domain that is meant as the target, and no room in fewer pixels."""
+        if isinstance(options, dict) and str(options.get("data")).startswith("coded-digits"):
+            return {"target": "random", "image_size": 16, **options}
+        return options
 
     @field_validator("tasks", "groupings", "rules")
     @classmethod
