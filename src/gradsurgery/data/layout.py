@@ -69,9 +69,11 @@ class Layout:
 
     def _said(self, match: re.Match[str], path: str) -> Said:
         domain, label, name = (
-            "/".join(match[group] for group in self._groups[field])
+            "/".join(match[group] or "" for group in self._groups[field])
             for field in ("domain", "class", "name")
         )
+        if not domain or not label:  # a group that need not be there
+            raise DataError(f"the layout {self.pattern!r:.200} finds no domain or class in {path}")
         # Where folders alone say domain and class, a name is unique in them.
         return Said(domain, label, name if self._plain else path)
 
@@ -110,7 +112,7 @@ class Layout:
     def _compiled(self, expression: str) -> re.Pattern[str]:
         try:
             return re.compile(expression)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ArgumentError(
                 f"the layout {self.pattern!r:.200} is no regular expression: {error}"
             ) from error

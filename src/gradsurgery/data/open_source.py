@@ -1,6 +1,7 @@
 """One argument names a data set."""
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ BUILT_IN: dict[str, Callable[[], Source]] = {
 
 
 def open_source(
-    spec: str,
+    spec: str | os.PathLike[str],
     *,
     layout: str = "",
     columns: Mapping[str, str] | None = None,
@@ -61,6 +62,10 @@ def open_source(
     >>> open_source("rotated-digits").domains
     ('0', '15', '30', '45', '60', '75')
     """
+    spec = _text("the data set", os.fspath(spec) if isinstance(spec, os.PathLike) else spec)
+    layout = _text("the layout", layout)
+    if not isinstance(columns, Mapping | None):
+        raise ArgumentError(f"columns are a mapping of names, found {columns!r:.80}")
     columns = dict(columns or {})
     source = _opened(spec, layout, columns)
     if layout and not isinstance(plain(source), LayoutSource):
@@ -88,6 +93,12 @@ def open_source(
 def reopened(source: Source, spec: str, reading: dict[str, Any]) -> Source:
     """The data set `spec` as `reading` has it: `source`, where it has been read so."""
     return source if source.reading in (None, reading) else open_source(spec, **reading)
+
+
+def _text(what: str, found: Any) -> str:
+    if not isinstance(found, str):
+        raise ArgumentError(f"{what} is text, found {found!r:.80}")
+    return found
 
 
 def _opened(spec: str, layout: str, columns: Mapping[str, str]) -> Source:
@@ -156,7 +167,7 @@ def _builds_source(found: Any) -> bool:
 def _open_place(place: str, layout: str, columns: Mapping[str, str]) -> Source:
     if place.startswith("hf://"):
         repository = place.removeprefix("hf://")
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository):
             raise ArgumentError(f"{place} is no data set of the Hub, expected hf://owner/name")
         return HubSource(repository)
     if not place:

@@ -161,8 +161,8 @@ def order_of_classes(declared: Sequence[Sequence[str] | None], found: set[str]) 
     first = declared[0] if declared else None
     if first is not None and all(names == first for names in declared) and found <= set(first):
         return list(first)
-    if all(name.isdecimal() for name in found):
-        return sorted(found, key=int)
+    if all(name.isascii() and name.isdecimal() for name in found):  # of any length
+        return sorted(found, key=lambda name: (len(name.lstrip("0")), name.lstrip("0"), name))
     return sorted(found)
 
 
@@ -182,6 +182,8 @@ def image_bytes(value: Any, folder: Path, place: str) -> bytes:
             "the path of a file; where it is base64, decode it and store the bytes"
         )
     try:
+        if (folder / path).exists() and not (folder / path).is_file():  # a device has no end
+            raise ValueError("it is not a regular file")
         return (folder / path).read_bytes()
     except (OSError, ValueError) as error:
         raise DataError(

@@ -149,7 +149,10 @@ class DataOptions(Choices):
         """A mapping, or "role=name,role=name"; a name with a comma is quoted as in a CSV file."""
         if not isinstance(value, str):
             return value
-        cells = next(csv.reader([value], skipinitialspace=True), [])
+        try:
+            cells = next(csv.reader([value], skipinitialspace=True), [])
+        except csv.Error as error:  # a line break, a name beyond all measure
+            raise ValueError(f"is no list of names: {error}") from error
         pairs = [pair.partition("=") for pair in cells if pair.strip()]
         if not all(equals for _, equals, _ in pairs):
             raise ValueError("names columns as label=species,domain=camera")

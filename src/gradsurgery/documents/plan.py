@@ -204,7 +204,10 @@ def names(text: str) -> list[str]:
     >>> names('photo, "Käse, x",photo')
     ['photo', 'Käse, x']
     """
-    row = next(csv.reader([text], skipinitialspace=True), [])
+    try:
+        row = next(csv.reader([text], skipinitialspace=True), [])
+    except csv.Error as error:  # a line break, a name beyond all measure
+        raise ArgumentError(f"{text!r:.80} is no list of names: {error}") from error
     return list(dict.fromkeys(name.strip() for name in row if name.strip()))
 
 

@@ -116,6 +116,8 @@ def build_rule(
     name: str, options: Mapping[str, Any], generator: torch.Generator | None = None
 ) -> Rule:
     """As `rule`, with options from anywhere, also as text."""
+    if not isinstance(name, str):
+        raise ArgumentError(f"a rule is named by text, as 'agr-sum', found {name!r:.80}")
     if name.startswith(torchjd.PREFIX):
         return torchjd.aggregator_rule(name.removeprefix(torchjd.PREFIX), options, generator)
     if not is_rule_name(name):
