@@ -61,8 +61,11 @@ def test_a_sweep_ends_with_its_table_and_the_path_of_its_report(
         (["nowhere"], "no data set 'nowhere'"),
         (["rotated-digits", "--grid", "learning_rate"], "--grid takes NAME=V1,V2"),
         (["rotated-digits", "--grid", "lr=1"], "unknown option 'lr'"),
-        (["rotated-digits", "--threads", "0"], "--threads is at least 1"),
-        (["rotated-digits", "--threads", "0", "--launcher", "ray"], "--threads is at least 1"),
+        (["rotated-digits", "--threads", "0"], "threads must be greater than or equal"),
+        (
+            ["rotated-digits", "--threads", "0", "--launcher", "ray"],
+            "threads must be greater than or equal",
+        ),
     ],
 )
 def test_what_a_sweep_cannot_do_is_one_line(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gradsurgery import __version__
+from gradsurgery import RunConfiguration, __version__
 
 # whoever started the tests may ignore SIGINT, which child processes inherit
 ENTRY = (
@@ -87,6 +87,12 @@ def test_every_option_reaches_the_configuration(command: Command, tmp_path: Path
         "split-seed": 4,
         "threads": 1,
         "log-conflict": 2,
+        "augment": "flip",
+        "label-smoothing": 0.125,
+        "clip-norm": 2.0,
+        "schedule": "cosine",
+        "warmup": 1,
+        "test-on": "all",
     }
     given = [part for key, value in options.items() for part in (f"--{key}", str(value))]
     flags = ["--split-per-run", "--skip-bad", "--out", "here", "--without", "0"]
@@ -101,7 +107,8 @@ def test_every_option_reaches_the_configuration(command: Command, tmp_path: Path
     expected["settings"]["swad.overfit_patience"] = 4
     # a compiled network takes seconds to begin: tests/training/test_device.py
     flags_of = {"split_per_run": True, "skip_bad": True, "compile": False}
-    assert recorded == {**expected, **flags_of}
+    defaults = RunConfiguration(data="rotated-digits", target="75").model_dump(mode="json")
+    assert recorded == {**defaults, **expected, **flags_of}
 
 
 @pytest.mark.parametrize(

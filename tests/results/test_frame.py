@@ -49,6 +49,12 @@ def test_what_is_compared_follows_the_roles_of_the_options(written, tmp_path):
         "batches": "single",
         "split_seed": 0,
         "split_per_run": False,
+        "layout": "",
+        "columns": {},
+        "classes": "same",
+        "drop_duplicates": False,
+        "split": "70/10/20",
+        "test_on": "test",
         "data_digest": "d1",
         "split_digest": "s1",
     }

@@ -10,8 +10,8 @@ from gradsurgery.backbones import Backbone, build_backbone
 from gradsurgery.data import ImageSet, SingleDomainBatches, draw_split
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import NonFiniteError
+from gradsurgery.training import images_used, train
 from gradsurgery.training import run as run_module
-from gradsurgery.training import train
 
 Configure = Callable[..., RunConfiguration]
 SOURCES = ("0", "15", "30", "45", "60")
@@ -37,7 +37,7 @@ def test_a_run_trains_on_one_domain_at_a_time_as_its_record_says(
             seen.append(self.domains_at(step))
             return super().indices_at(step)
 
-    monkeypatch.setattr(run_module, "SingleDomainBatches", Noted)
+    monkeypatch.setattr(images_used, "SingleDomainBatches", Noted)
     record = train(configured(batches="single", method=method), tmp_path, opened=images)
     assert record.configuration.batches == "single"
     assert seen == [drawn(images).domains_at(step) for step in range(12)]
