@@ -94,7 +94,7 @@ def assemble(
         results += [comparison_table(table, paper=paper), drawn]
     sections = [
         Section("results", "Results", results),
-        recalls_section(list(inventory.records.values())),
+        recalls_section(tables, inventory.records),
         Section("batches", "Batches of several domains and of one", figures["batches"]),
         statistics_section(tables, figures["ranks"]),
         Section("curves", "Learning curves", figures["curves"]),
