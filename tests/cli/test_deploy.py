@@ -154,3 +154,16 @@ def test_images_that_are_in_two_domains_are_told_of(
         assert each.identical == record.data.identical.of_target > 0
     card = (tmp_path / "mine" / "model" / "README.md").read_text()
     assert card.count("ATTENTION") == " ".join(out.split()).count("ATTENTION: of the") == 2
+
+
+def test_classes_left_out_are_named(command: Command, photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "gap")
+    for domain in ("left", "middle"):
+        shutil.copytree(photos / domain / "dark", tmp_path / "gap" / domain / "cow")
+    arguments = ["train", "gap", "--target", "left", "--classes", "common", "--out", "run"]
+    code, _, err = command(*arguments, *SHORT[:10], "--device", "cpu")
+    assert code == 0, err
+    assert "left out, for not every domain has them: cow (10 images, none in right)" in err
+    code, out, err = command("show", "run")
+    assert code == 0, err
+    assert "Classes left out, for not every domain has them: cow" in " ".join(out.split())

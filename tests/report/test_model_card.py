@@ -14,7 +14,7 @@ from gradsurgery.documents.deployment import (
     Deployment,
     DeploymentCandidate,
 )
-from gradsurgery.documents.record import Record
+from gradsurgery.documents.record import Record, SkippedFile
 from gradsurgery.report.model_card import model_card
 
 DOMAINS = ["art_painting", "photo", "sketch"]
@@ -102,6 +102,13 @@ def test_it_says_which_accuracies_rest_on_images_trained_on(everything: Record) 
     assert "too high" in first
     assert "of the 1 test image of sketch, 1 is identical to images" in second
     assert "SAYS NOTHING" in second
+
+
+def test_it_names_the_classes_left_out(everything: Record) -> None:
+    assert "left out, for" not in model_card(deployment(), everything, None)
+    everything.data.left_out = [SkippedFile(identity="class cow", reason="1 image, none in photo")]
+    card = model_card(deployment(), everything, None)
+    assert "Classes left out, for not every domain has them: cow (1 image, none in photo)." in card
 
 
 def test_names_of_users_mean_nothing_in_it(everything: Record) -> None:

@@ -13,6 +13,7 @@ from gradsurgery.documents.diagnosis import Diagnosis
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA
 from gradsurgery.errors import printable
+from gradsurgery.report.data_text import left_out_sentences
 from gradsurgery.report.diagnosis_text import diagnosis_sentences
 from gradsurgery.report.section import (
     Block,
@@ -241,6 +242,7 @@ def _training(deployment: Deployment, record: Record) -> Iterator[Block]:
             f"Data: {_line(deployment.data)}, {sum(record.data.images.values()):,} images (digest "
             f"{deployment.data_digest[:12]}); domains {spoken(map(_line, deployment.domains))}; "
             f"classes {spoken(map(_line, deployment.classes))}.",
+            *map(_line, left_out_sentences(record.data)),
             f"Trained on {trained:,} images of all domains; the model of the highest accuracy on "
             f"{validated:,} validation images of them, step {record.result.best.step} of "
             f"{record.result.last.step}.",
