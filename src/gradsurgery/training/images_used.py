@@ -81,12 +81,12 @@ class ImagesUsed:
         tested = 0 if target is None else len(self.split.test[target])
         copied = self.identical.of_target
         if copied:
-            meaning = ""
+            meaning, are = "", "is" if copied == 1 else "are"
             if 2 * copied >= tested:
                 meaning = ": THE ACCURACY SAYS NOTHING OF A DOMAIN THAT WAS NEVER SEEN"
             yield (
-                f"{copied} of the {tested} test images of {target} are identical to images that "
-                f"are trained on{meaning}; see gradsurgery data info, and --drop-duplicates"
+                f"{copied} of the {tested} test images of {target} {are} identical to images "
+                f"that are trained on{meaning}; see gradsurgery data info, and --drop-duplicates"
             )
         elif self.identical.across_parts:
             yield (
