@@ -80,7 +80,7 @@ def test_prepare_names_bad_images(tmp_path):
     result = runner.invoke(app, arguments)
     assert isinstance(result.exception, DataError)
     output = run(*arguments, "--skip-bad")
-    assert "1 images skipped" in output
+    assert "1 image skipped" in output
     assert "art/cat/1.png: it is not an image" in output
 
 
@@ -93,7 +93,7 @@ def test_what_is_left_out_is_shown_and_no_name_reaches_the_terminal_raw(tmp_path
             for i in range(4):
                 (root / domain / label / f"{i}.psd").write_bytes(b"x")
     output = run("info", str(root))
-    assert "16 files among the images, or classes, are left out:" in output
+    assert "16 files among the images are left out:" in output
     assert "v1.0/cat/2.psd" not in output  # the first ten
     assert r"art\x1b[31m/cat/0.psd: .psd is not read" in output
     assert "and 6 more: .psd is not read (6)" in output
@@ -130,7 +130,7 @@ def test_info_shows_gaps_copies_and_bad_images_and_never_refuses(doubtful):
     assert "The domains a and b share 1 picture." in output
     assert "Pictures with more than one class, of which one at least is wrong: 1." in output
     assert "For example a/cat/0.png and b/dog/x.png." in output
-    assert "1 images cannot be decoded" in output
+    assert "1 image cannot be decoded" in output
     quick = run("info", str(doubtful), "--quick")
     assert "no image of cow" in quick
     assert "identical" not in quick

@@ -130,3 +130,40 @@ def test_training_on_all_domains_says_so(command: Command, photos: Path) -> None
     assert code == 0, err
     assert "test middle" in out
     assert "target none" not in out
+
+
+def test_images_that_are_in_two_domains_are_told_of(
+    command: Command, photos: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photos, tmp_path / "copied")
+    shutil.rmtree(tmp_path / "copied" / "right")
+    for name in ("dark", "light"):
+        for picture in (photos / "left" / name).iterdir():
+            shutil.copy(picture, tmp_path / "copied" / "middle" / name / picture.name)
+    code, out, err = command("deploy", "copied", "--methods", "deep-all", "--out", "mine", *SHORT)
+    assert code == 0, err
+    deployment = Deployment.load(tmp_path / "mine" / "model")
+    assert [each.domain for each in deployment.copied] == ["left", "middle"]
+    for each in deployment.copied:
+        (record,) = [
+            Record.load(path)
+            for path in (tmp_path / "mine").rglob("record.json")
+            if f"/{each.domain}/" in path.as_posix()
+        ]
+        assert record.data.identical is not None
+        assert each.identical == record.data.identical.of_target > 0
+    card = (tmp_path / "mine" / "model" / "README.md").read_text()
+    assert card.count("ATTENTION") == " ".join(out.split()).count("ATTENTION: of the") == 2
+
+
+def test_classes_left_out_are_named(command: Command, photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "gap")
+    for domain in ("left", "middle"):
+        shutil.copytree(photos / domain / "dark", tmp_path / "gap" / domain / "cow")
+    arguments = ["train", "gap", "--target", "left", "--classes", "common", "--out", "run"]
+    code, _, err = command(*arguments, *SHORT[:10], "--device", "cpu")
+    assert code == 0, err
+    assert "left out, for not every domain has them: cow (10 images, none in right)" in err
+    code, out, err = command("show", "run")
+    assert code == 0, err
+    assert "Classes left out, for not every domain has them: cow" in " ".join(out.split())

@@ -80,7 +80,7 @@ def test_an_interrupted_command_goes_on_where_it_was(command, model, monkeypatch
         (["run", "photos", "--out", "p.txt"], "must end in .csv or .parquet"),
         (["run", "photos", "--device", "tpu"], "device 'tpu' cannot be used"),
         (["run", "empty"], "empty holds no picture"),
-        (["run", "run/record.json"], "none of 1 pictures can be decoded"),
+        (["run", "run/record.json"], "none of 1 picture can be decoded"),
     ],
 )
 def test_an_error_is_one_line(command, model, tmp_path, arguments, words):

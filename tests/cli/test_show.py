@@ -65,7 +65,7 @@ def test_one_record_in_detail(invoke, folder):
     assert ["validation", "accuracy", "0.500", "0.750", "▁█"] in lines
     assert ["train", "loss", "–", "1.250", "▁"] in lines
     assert "cost: 12.5 s, 125.0 ms a step, 1024 MiB peak memory, cpu" in result.stdout
-    assert "images left out: 1" in result.stdout
+    assert "images left out, not decoded: 1" in result.stdout
 
 
 def test_how_a_run_averaged_and_drew_is_told(invoke, folder):

@@ -1,5 +1,6 @@
 """Sentences, tables and figures of a classifier, from counts that are worked out by hand."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ from gradsurgery.documents.tally import Tally
 from gradsurgery.report import classification_text as text
 from gradsurgery.report.figures.classification import confusion_figure, reliability_figure
 from gradsurgery.report.report import write_evaluation
+from gradsurgery.report.section import Block
+from gradsurgery.results.frame import runs_frame
+from gradsurgery.results.tables import compare_runs
 
 RECORD = Path(__file__).parent.parent / "documents" / "version1" / "runs" / "a" / "record.json"
 SURE = Tally(confusion=["0:9 1:1", "1:5", ""], calibration=["14 15 14 0.98"], log_loss=0.25)
@@ -62,6 +66,11 @@ def test_a_domain_without_an_image_of_a_known_class_has_no_figures():
     assert [row[0].text for row in tables[0].rows] == ["art"]
 
 
+def recalls_of(*found: Record) -> Sequence[Block]:
+    records = {Path(f"{i}/record.json"): record for i, record in enumerate(found)}
+    return text.recalls_section(compare_runs(runs_frame(records)), records).blocks
+
+
 @pytest.fixture
 def record() -> Record:
     record = Record.load(RECORD)
@@ -85,19 +94,35 @@ def test_a_run_s_recalls_are_those_of_both_models(record):
 def test_the_report_has_the_mean_recall_over_the_runs(record):
     other = record.model_copy(deep=True)
     other.result.best.tests = dict(other.result.last.tests)
-    section = text.recalls_section([record, other])
-    listing, table = section.blocks
+    other.configuration = other.configuration.model_copy(update={"seed": 99})
+    listing, table = recalls_of(record, other)
     target = record.configuration.target
     assert f"never predicted on {target}" in listing.items[0]
     assert "in 1 of 2 runs" in listing.items[0]
     assert table.rows[-1][1].text == "50.0 / 100.0"
 
 
+def test_runs_with_other_classes_are_in_a_table_of_their_own(record):
+    fewer = record.model_copy(deep=True)
+    fewer.configuration = fewer.configuration.model_copy(update={"classes": "common"})
+    fewer.data.digest = "0" * 64
+    fewer.data.classes = record.data.classes[:2]
+    fewer.data.class_images = {}
+    for model in (fewer.result.best, fewer.result.last):
+        model.tests = dict.fromkeys(fewer.data.domains, Tally(confusion=["0:4", "0:1 1:1"]))
+    *_, common, whole = recalls_of(record, fewer)
+    assert [row[0].text for row in whole.rows] == record.data.classes
+    assert "classes common" in common.caption
+    shown = [[entry.text for entry in row] for row in common.rows]
+    first, second = record.data.classes[:2]
+    assert shown == [[first, "100.0 / 100.0"], [second, "50.0 / 50.0"]]
+
+
 def test_a_record_of_before_has_no_recalls():
     record = Record.load(RECORD)
     assert text.recall_table(record) is None
     assert text.never_predicted(record) == []
-    assert text.recalls_section([record]).blocks == []
+    assert recalls_of(record) == []
 
 
 def test_figures_and_tables_are_written(tmp_path):

@@ -1,6 +1,6 @@
 """What is said of a data set."""
 
-from gradsurgery.documents.record import Copies, Record, SplitSizes
+from gradsurgery.documents.record import Copies, Record, SkippedFile, SplitSizes
 from gradsurgery.report.data_text import (
     copied_targets,
     copies_sentences,
@@ -65,3 +65,21 @@ def test_a_copied_target_is_said_once(written):
     assert sentence.startswith(f"ATTENTION: {(tested + 1) // 2} of the {tested} test images of")
     copied.data.identical.of_target = (tested + 1) // 2 - 1
     assert copied_targets([copied]) == []
+
+
+def test_one_is_not_several():
+    (sentence,) = copies_sentences(Copies(images=1))
+    assert sentence == "1 image is one of several identical files."
+
+
+def test_classes_left_out_are_named_and_files_are_none(written):
+    record = Record.load(written("agr-sum").parent)
+    assert not any("Classes left out" in sentence for sentence in recorded_sentences([record]))
+    record.data.left_out = [
+        SkippedFile(identity="class cow", reason="4 images, none in photo"),
+        SkippedFile(identity="class notes.txt", reason=".txt is not read"),
+    ]
+    (said,) = [each for each in recorded_sentences([record]) if "Classes left out" in each]
+    assert said.endswith(
+        "Classes left out, for not every domain has them: cow (4 images, none in photo)."
+    )

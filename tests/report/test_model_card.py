@@ -8,8 +8,13 @@ import pytest
 from huggingface_hub import ModelCard
 from scipy import stats
 
-from gradsurgery.documents.deployment import ClassRecall, Deployment, DeploymentCandidate
-from gradsurgery.documents.record import Record
+from gradsurgery.documents.deployment import (
+    ClassRecall,
+    CopiedTests,
+    Deployment,
+    DeploymentCandidate,
+)
+from gradsurgery.documents.record import Record, SkippedFile
 from gradsurgery.report.model_card import model_card
 
 DOMAINS = ["art_painting", "photo", "sketch"]
@@ -85,6 +90,25 @@ def test_it_names_weak_classes_and_those_that_are_never_predicted(everything: Re
     assert card.index("| cat") < card.index("| dog")
     assert "75.0" in card
     assert "Never predicted of such an image: cat." in card
+
+
+def test_it_says_which_accuracies_rest_on_images_trained_on(everything: Record) -> None:
+    few = CopiedTests(domain="photo", images=10, identical=2, alike=1)
+    most = CopiedTests(domain="sketch", images=1, identical=1)
+    assert "ATTENTION" not in model_card(deployment(), everything, None)
+    card = model_card(deployment(copied=[few, most]), everything, None)
+    first, second = [line for line in card.splitlines() if "ATTENTION" in line]
+    assert "of the 10 test images of photo, 2 are identical to and 1 is like images" in first
+    assert "too high" in first
+    assert "of the 1 test image of sketch, 1 is identical to images" in second
+    assert "SAYS NOTHING" in second
+
+
+def test_it_names_the_classes_left_out(everything: Record) -> None:
+    assert "left out, for" not in model_card(deployment(), everything, None)
+    everything.data.left_out = [SkippedFile(identity="class cow", reason="1 image, none in photo")]
+    card = model_card(deployment(), everything, None)
+    assert "Classes left out, for not every domain has them: cow (1 image, none in photo)." in card
 
 
 def test_names_of_users_mean_nothing_in_it(everything: Record) -> None:

@@ -25,6 +25,7 @@ from gradsurgery.data.cached_sets import cached_sets, remove_cached
 from gradsurgery.data.inspection import Inspection, inspect_images
 from gradsurgery.data.presets import differing_counts, matching_preset
 from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.data_options import left_out_classes
 from gradsurgery.errors import ArgumentError, printable
 from gradsurgery.report.data_text import copies_sentences, gap_sentences, imbalance_sentences
 
@@ -245,9 +246,11 @@ def _print_table(source: Source, summary: dict[str, Any], found: Inspection | No
             sentences += copies_sentences(found.alike, alike=True)
     for sentence in sentences:
         console.print(escape(printable(sentence)), highlight=False, soft_wrap=True)
-    _print_skipped(source.left_out, "files among the images, or classes, are left out")
+    _print_left_out(source.left_out)
     if found is not None:
-        _print_skipped(found.bad, "images cannot be decoded (train with --skip-bad)")
+        _print_skipped(
+            found.bad, "image cannot", "images cannot", "be decoded (train with --skip-bad)"
+        )
 
 
 def _comparison(source: Source) -> str:
@@ -281,14 +284,23 @@ def _print_cache(images: ImageSet) -> None:
         f"{len(images.identities):,} images of {images.size}x{images.size} pixels, "
         f"{images.images.nbytes / 1e6:,.1f} MB, in {escape(printable(str(images.folder)))}"
     )
-    _print_skipped(images.skipped, "images skipped")
-    _print_skipped(images.left_out, "files among the images are left out")
+    _print_skipped(images.skipped, "image", "images", "skipped")
+    _print_left_out(images.left_out)
 
 
-def _print_skipped(files: Sequence[SkippedImage], title: str) -> None:
+def _print_left_out(left_out: Sequence[SkippedImage]) -> None:
+    """The files that are no images, and the classes that were not asked for."""
+    found = left_out_classes((each.identity, each.reason) for each in left_out)
+    classes = [each for each in left_out if each.identity.removeprefix("class ") in found]
+    files = [each for each in left_out if each not in classes]
+    _print_skipped(files, "file among the images is", "files among the images are", "left out")
+    _print_skipped(classes, "class is", "classes are", "left out")
+
+
+def _print_skipped(files: Sequence[SkippedImage], one: str, several: str, what: str) -> None:
     console = Console(highlight=False, soft_wrap=True, markup=False)
     if files:
-        console.print(f"{len(files):,} {title}:")
+        console.print(f"{len(files):,} {one if len(files) == 1 else several} {what}:")
     for file in files[:SKIPPED_SHOWN]:
         console.print(f"  {printable(file.identity)}: {printable(file.reason)}")
     if len(files) > SKIPPED_SHOWN:

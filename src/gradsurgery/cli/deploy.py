@@ -19,7 +19,13 @@ from gradsurgery.documents.diagnosis import Diagnosis, DiagnosisOptions
 from gradsurgery.documents.plan import PLAN_PARTS, Plan
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError
-from gradsurgery.report.model_card import candidates_table, expectation, model_card
+from gradsurgery.report.model_card import (
+    candidates_table,
+    copied_sentences,
+    expectation,
+    model_card,
+)
+from gradsurgery.report.section import Text
 from gradsurgery.report.terminal import OnTerminal
 from gradsurgery.results import take_inventory
 from gradsurgery.results.deployment import (
@@ -27,6 +33,7 @@ from gradsurgery.results.deployment import (
     candidates_of,
     choose,
     classes_unseen,
+    copied_tests,
     without_looking,
 )
 from gradsurgery.studies.diagnosis import diagnose_run
@@ -125,6 +132,7 @@ def _finish(
         chosen=chosen,
         without_it=without_looking(candidates, criterion, domains),
         classes_unseen=classes_unseen(tried[chosen].records),
+        copied=copied_tests([each for candidate in tried for each in candidate.records]),
         directory=run.directory,
     )
     model = folder / MODEL_FOLDER
@@ -135,7 +143,8 @@ def _finish(
         temporary.write_text(model_card(deployment, record, conflict), encoding="utf-8")
     deployment.save(model)
     page = make_report([folder]).page
-    Console().print(OnTerminal([candidates_table(deployment), expectation(deployment)]))
+    told = [expectation(deployment), *map(Text, copied_sentences(deployment))]
+    Console().print(OnTerminal([candidates_table(deployment), *told]))
     print(f"model and card: {model}")
     print(f"report: {page}")
 

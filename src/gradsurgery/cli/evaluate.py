@@ -20,6 +20,7 @@ from gradsurgery.documents.plan import names as listed_names
 from gradsurgery.errors import ArgumentError
 from gradsurgery.report.classification_text import evaluation_sentences, evaluation_tables
 from gradsurgery.report.report import write_evaluation
+from gradsurgery.report.section import counted
 from gradsurgery.report.terminal import OnTerminal
 from gradsurgery.training.directory import folder_name
 
@@ -86,7 +87,8 @@ def evaluate(
     print()
     Console().print(OnTerminal(evaluation_tables(evaluation)))
     if source.left_out:
-        print(f"{len(source.left_out):,} files of {source.name} are no images", file=sys.stderr)
+        files = counted(len(source.left_out), "file", "is something else than an image")
+        print(f"left out of {source.name}: {files}", file=sys.stderr)
     print(f"tables and figures: {directory}")
 
 

@@ -17,6 +17,7 @@ from gradsurgery.deployment import Predictions, load_model
 from gradsurgery.deployment.pictures import listed_pictures
 from gradsurgery.deployment.predictions_file import predictions_file
 from gradsurgery.errors import DataError
+from gradsurgery.report.section import counted
 
 _NAMED = 20  # pictures that could not be decoded, and other files
 
@@ -67,13 +68,18 @@ def predict(
             skipped += [f"{image.identity}: {image.reason}" for image in part.skipped]
             tell(count + len(skipped))
     if before:
-        print(f"{before:,} pictures had their row before", file=sys.stderr)
+        print(
+            f"{counted(before, 'picture')} had {'its' if before == 1 else 'their'} row before",
+            file=sys.stderr,
+        )
     _name(skipped, "cannot be decoded")
-    _name([f"{file.identity}: {file.reason}" for file in left_out], "are no pictures")
+    _name(
+        [f"{file.identity}: {file.reason}" for file in left_out], "is something else than a picture"
+    )
     if out is not None:
-        print(f"{count:,} predictions: {out}")
+        print(f"{counted(count, 'prediction')}: {out}")
     if skipped and not count and not before:
-        raise DataError(f"none of {len(skipped)} pictures can be decoded")
+        raise DataError(f"none of {counted(len(skipped), 'picture')} can be decoded")
 
 
 def _print_rows(predictions: Predictions, top: int) -> None:
@@ -85,7 +91,7 @@ def _print_rows(predictions: Predictions, top: int) -> None:
 def _name(files: list[str], what: str) -> None:
     """Say which files were not classified, and why."""
     if files:
-        print(f"{len(files):,} files {what}:", file=sys.stderr)
+        print(f"{counted(len(files), 'file', what)}:", file=sys.stderr)
     for line in files[:_NAMED]:
         print(f"  {line}", file=sys.stderr)
     if len(files) > _NAMED:

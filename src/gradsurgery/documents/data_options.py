@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import field_validator
@@ -179,3 +180,16 @@ class DataOptions(Choices):
         """How the data set is read: the arguments of `gradsurgery.open_source` beside its name."""
         names = ("layout", "columns", "classes", "resize")
         return {name: getattr(self, name) for name in names}
+
+
+def left_out_classes(entries: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Why `--classes common` left out each class, from what is said to be left out, and why.
+
+    >>> left_out_classes([("class cow", "4 images, none in art"), ("a/class x.txt", "no image")])
+    {'cow': '4 images, none in art'}
+    """
+    return {
+        name.removeprefix("class "): why
+        for name, why in entries
+        if name.startswith("class ") and re.match(r"\d+ images?, none in ", why)
+    }

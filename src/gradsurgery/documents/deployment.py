@@ -50,6 +50,19 @@ class ClassRecall(Part):
     predicted: Count
 
 
+class CopiedTests(Part):
+    """Of the test images of a domain left out, those that its runs trained on all the same.
+
+    identical: whose file is one that was trained on; alike: that look like one. Of several seeds'
+    splits, those of the one with most.
+    """
+
+    domain: str
+    images: Count
+    identical: Count
+    alike: Count = 0
+
+
 class Deployment(Document):
     """What was chosen for use on a new domain, and what it rests on.
 
@@ -63,6 +76,7 @@ class Deployment(Document):
             criterion chooses when the runs that leave it out are not looked at.
         classes_unseen: how the chosen candidate does on the classes of domains left out, over all
             of its runs; empty where the records do not say.
+        copied: for every domain left out with test images that were trained on, how many.
         directory: of the run on all domains, relative to the deployment's.
     """
 
@@ -80,6 +94,7 @@ class Deployment(Document):
     chosen: Count
     without_it: dict[str, Fraction]
     classes_unseen: list[ClassRecall] = []
+    copied: list[CopiedTests] = []
     directory: str
 
     @property

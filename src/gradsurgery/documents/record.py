@@ -45,7 +45,8 @@ class DataRecord(Part):
     """The image set: `images` counts the images of each domain.
 
     `class_images` counts those of each class, in the order of `classes`, by domain; `left_out` are
-    the files beside the images that were not read. Both are empty in files of before they were.
+    the files beside the images that were not read, and the classes that were not used. Both are
+    empty in files of before they were.
     `identical` and `alike` are the pictures that the run uses more than once; None where they were
     not looked for.
     """

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from gradsurgery.report.section import (
     plain_table,
 )
 from gradsurgery.results.classification import INTERVALS, Assessment, Estimate, assess
+from gradsurgery.results.frame import Records
+from gradsurgery.results.tables import ComparisonTable
 
 NONE = "–"
 MOST_CLASSES = 20
@@ -156,43 +159,48 @@ def never_predicted(record: Record) -> list[str]:
     ]
 
 
-def recalls_section(records: Sequence[Record]) -> Section:
-    """The recall of each class on the held-out domains, a table a data set and method.
+def recalls_section(tables: Sequence[ComparisonTable], records: Records) -> Section:
+    """The recall of each class on the held-out domains, for each table and method one of its own.
 
-    Records of before tests were counted by class are left out.
+    Runs that no table compares are not in one here. Records of before tests were counted by class
+    are left out.
     """
-    groups: dict[tuple[str, str], dict[str, list[Record]]] = {}
-    for record in records:
-        target = record.configuration.held_out(record.data.domains)
-        if target is not None and all(target in m.tests for m in _models(record)):
-            of_method = groups.setdefault((record.data.name, record.configuration.method), {})
-            of_method.setdefault(target, []).append(record)
+    groups: Groups = {}
+    for place, table in enumerate(tables):
+        for method, file in zip(table.frame["method"], table.frame["record"], strict=True):
+            record = records[Path(file)]
+            target = record.configuration.held_out(record.data.domains)
+            if target is not None and all(target in m.tests for m in _models(record)):
+                about = f"{table.name}, {method}"
+                of_method = groups.setdefault((place, about, tuple(record.data.classes)), {})
+                of_method.setdefault(target, []).append(record)
     blocks: list[Block] = [Listing(sentences)] if (sentences := _never(groups)) else []
-    for (data, method), by_target in groups.items():
-        classes = next(iter(by_target.values()))[0].data.classes
+    for (_, about, classes), by_target in groups.items():
         columns = [_mean_recalls(runs, target, classes) for target, runs in by_target.items()]
         rows = [[name, *row] for name, *row in zip(classes, *columns, strict=True)]
-        caption = f"{data}, {method}: recall (%) of each class on each held-out domain"
+        caption = f"{about}: recall (%) of each class on each held-out domain"
         notes = ["Of the best / the last model, the mean over the runs."]
-        table = plain_table(caption, ["class", *by_target], rows, notes=notes)
-        blocks.append(Details(caption, [table]) if len(rows) > MOST_CLASSES else table)
+        table_of_it = plain_table(caption, ["class", *by_target], rows, notes=notes)
+        many = len(rows) > MOST_CLASSES
+        blocks.append(Details(caption, [table_of_it]) if many else table_of_it)
     return Section("classes", "Classes", blocks)
 
 
-Groups = Mapping[tuple[str, str], Mapping[str, Sequence[Record]]]
+Groups = dict[tuple[int, str, tuple[str, ...]], dict[str, list[Record]]]
+"""Records by target, of each table's place, name with the method, and classes."""
 
 
 def _never(groups: Groups) -> list[str]:
-    """A sentence for every data set, method and domain with classes that runs never predict."""
+    """A sentence for every table, method and domain with classes that runs never predict."""
     sentences = []
-    for (data, method), by_target in groups.items():
+    for (_, about, _), by_target in groups.items():
         for target, runs in by_target.items():
             missed = Counter(name for record in runs for name in never_predicted(record))
             if missed:
                 named = [
                     f"{name} (in {n} of {counted(len(runs), 'run')})" for name, n in missed.items()
                 ]
-                sentences.append(f"{data}, {method}: never predicted on {target}: {listed(named)}.")
+                sentences.append(f"{about}: never predicted on {target}: {listed(named)}.")
     return sentences
 
 

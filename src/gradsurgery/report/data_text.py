@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from gradsurgery.documents.record import Copies, Record
+from gradsurgery.documents.data_options import left_out_classes
+from gradsurgery.documents.record import Copies, DataRecord, Record
+from gradsurgery.report.section import counted, listed
 
 _UNEVEN = 3.0
 """From how many times as many images on the largest class or domain is worth a word."""
@@ -49,6 +51,15 @@ def imbalance_sentences(counts: Mapping[str, Sequence[int]], classes: Sequence[s
     return sentences
 
 
+def left_out_sentences(data: DataRecord) -> list[str]:
+    """Which classes were left out as some domain lacks them, in a sentence, if any."""
+    found = left_out_classes((each.identity, each.reason) for each in data.left_out)
+    if not found:
+        return []
+    classes = listed(f"{label} ({why})" for label, why in found.items())
+    return [f"Classes left out, for not every domain has them: {classes}."]
+
+
 def copies_sentences(copies: Copies, *, alike: bool = False, target: str = "") -> list[str]:
     """What pictures that occur more than once mean; empty where there are none.
 
@@ -56,8 +67,8 @@ def copies_sentences(copies: Copies, *, alike: bool = False, target: str = "") -
     """
     if not copies.images:
         return []
-    what = "look like another image" if alike else "are one of several identical files"
-    sentences = [f"{copies.images:,} images {what}."]
+    what = "looks like another image" if alike else "is one of several identical files"
+    sentences = [f"{counted(copies.images, 'image', what)}."]
     if copies.of_target:
         like = "like images that were trained on" if alike else "identical to images trained on"
         sentences.append(
@@ -65,7 +76,7 @@ def copies_sentences(copies: Copies, *, alike: bool = False, target: str = "") -
             "accuracy says nothing of a domain that was never seen."
         )
     for domains, count in copies.across_domains.items():
-        sentences.append(f"The domains {domains} share {_pictures(count)}.")
+        sentences.append(f"The domains {domains} share {counted(count, 'picture')}.")
     if copies.across_parts:
         sentences.append(
             "Pictures that are trained on, and validated or tested on too: "
@@ -98,18 +109,15 @@ def recorded_sentences(records: Sequence[Record]) -> list[str]:
     sentences: dict[str, None] = {}
     for record in records:
         data, target = record.data, record.configuration.target
-        found = [*gap_sentences(data.class_images, data.classes)]
+        found = [*left_out_sentences(data), *gap_sentences(data.class_images, data.classes)]
         if data.class_images:
             found += imbalance_sentences(data.class_images, data.classes)
         for copies, alike in ((data.identical, False), (data.alike, True)):
             if copies is not None:
                 found += copies_sentences(copies, alike=alike, target=target)
         if record.split.unused:
-            found.append(f"{record.split.unused:,} images are in no part of the split.")
+            unused = counted(record.split.unused, "image", "is in no part of the split")
+            found.append(f"{unused}.")
         about = f"{data.name}, {target} held out: "
         sentences.update(dict.fromkeys(about + sentence for sentence in found))
     return list(sentences)
-
-
-def _pictures(count: int) -> str:
-    return f"{count:,} picture{'' if count == 1 else 's'}"

@@ -13,6 +13,7 @@ from gradsurgery.documents.diagnosis import Diagnosis
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA
 from gradsurgery.errors import printable
+from gradsurgery.report.data_text import left_out_sentences
 from gradsurgery.report.diagnosis_text import diagnosis_sentences
 from gradsurgery.report.section import (
     Block,
@@ -119,10 +120,34 @@ def expectation(deployment: Deployment) -> Text:
     )
 
 
+def copied_sentences(deployment: Deployment) -> list[str]:
+    """A sentence for every domain left out whose accuracy rests on images that were trained on."""
+    sentences = []
+    for each in deployment.copied:
+        counts = {"identical to": each.identical, "like": each.alike}
+        those = spoken(
+            f"{count:,} {'is' if count == 1 else 'are'} {how}"
+            for how, count in counts.items()
+            if count
+        )
+        meaning = "the accuracy on it is too high for a domain that was never seen"
+        if 2 * (each.identical + each.alike) >= each.images:
+            meaning = "THE ACCURACY ON IT SAYS NOTHING OF A DOMAIN THAT WAS NEVER SEEN"
+        cure = "; see gradsurgery data info, and --drop-duplicates" if each.identical else ""
+        sentences.append(
+            f"ATTENTION: of the {counted(each.images, 'test image')} of {_line(each.domain)}, "
+            f"{those} images of other domains that were trained on when it was left out: "
+            f"{meaning}{cure}."
+        )
+    return sentences
+
+
 def _expected(deployment: Deployment) -> Iterator[Block]:
     means, domains = _by_domain(deployment), deployment.domains
     mean = _mean(means)
     yield expectation(deployment)
+    if copied := copied_sentences(deployment):
+        yield Listing(copied)
     yield Text(
         f"Each domain was left out of training for {counted(len(deployment.seeds), 'seed')}; this "
         "model was trained on all of them, with the same method and settings."
@@ -217,6 +242,7 @@ def _training(deployment: Deployment, record: Record) -> Iterator[Block]:
             f"Data: {_line(deployment.data)}, {sum(record.data.images.values()):,} images (digest "
             f"{deployment.data_digest[:12]}); domains {spoken(map(_line, deployment.domains))}; "
             f"classes {spoken(map(_line, deployment.classes))}.",
+            *map(_line, left_out_sentences(record.data)),
             f"Trained on {trained:,} images of all domains; the model of the highest accuracy on "
             f"{validated:,} validation images of them, step {record.result.best.step} of "
             f"{record.result.last.step}.",

@@ -94,7 +94,7 @@ def assemble(
         results += [comparison_table(table, paper=paper), drawn]
     sections = [
         Section("results", "Results", results),
-        recalls_section(list(inventory.records.values())),
+        recalls_section(tables, inventory.records),
         Section("batches", "Batches of several domains and of one", figures["batches"]),
         statistics_section(tables, figures["ranks"]),
         Section("curves", "Learning curves", figures["curves"]),
@@ -324,7 +324,7 @@ def _data_table(records: Sequence[Record]) -> Table:
         images = f"{sum(data.images.values()):,}"
         skipped = str(len(data.skipped))
         rows[key] = [data.name, domains, str(len(data.classes)), images, skipped, data.digest[:12]]
-    columns = ["data", "domains (images)", "classes", "images", "left out", "digest", "split"]
+    columns = ["data", "domains (images)", "classes", "images", "not decoded", "digest", "split"]
     texts = [
         [*line, next(iter(of)) if len(of) == 1 else f"{len(of)} splits"]
         for line, of in zip(rows.values(), splits.values(), strict=True)

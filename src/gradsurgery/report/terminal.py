@@ -91,7 +91,7 @@ def run_blocks(record: Record) -> list[Text | Table]:
     if missed := never_predicted(record):
         texts.append(f"never predicted on {record.configuration.target}: {listed(missed)}")
     if record.data.skipped:
-        texts.append(f"images left out: {len(record.data.skipped)}")
+        texts.append(f"images left out, not decoded: {len(record.data.skipped)}")
     texts += recorded_sentences([record])
     return [*blocks, *map(Text, texts)]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.deployment import ClassRecall, DeploymentCandidate
+from gradsurgery.documents.deployment import ClassRecall, CopiedTests, DeploymentCandidate
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CriterionName
 from gradsurgery.documents.tally import Tally
@@ -108,6 +108,22 @@ def classes_unseen(records: Sequence[Record]) -> list[ClassRecall]:
         )
         for i, name in enumerate(classes)
     ]
+
+
+def copied_tests(records: Sequence[Record]) -> list[CopiedTests]:
+    """For every domain left out with test images that were trained on, how many, in data order."""
+    found: dict[str, CopiedTests] = {}
+    for record in records:
+        target = record.configuration.held_out(record.data.domains)
+        counts = [c.of_target if c else 0 for c in (record.data.identical, record.data.alike)]
+        if target is None or not any(counts):
+            continue
+        tests = record.split.sizes[target].test
+        each = CopiedTests(domain=target, images=tests, identical=counts[0], alike=counts[1])
+        most = found.setdefault(target, each)
+        if (each.identical, each.alike) > (most.identical, most.alike):
+            found[target] = each
+    return [found[domain] for domain in records[0].data.domains if domain in found]
 
 
 def _options(configuration: RunConfiguration) -> dict[str, object]:

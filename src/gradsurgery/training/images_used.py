@@ -13,6 +13,7 @@ from gradsurgery.algorithms.mldg import MLDG
 from gradsurgery.data import Batches, DomainBatches, ImageSet, SingleDomainBatches, Split, split_of
 from gradsurgery.data.duplicates import copies_in_run
 from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.data_options import left_out_classes
 from gradsurgery.documents.record import Copies
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.rules import AgrEMA, ANDMask, SANDMask
@@ -73,15 +74,19 @@ class ImagesUsed:
 
     def notes(self, target: str | None) -> Iterator[str]:
         """Lines for whoever watches the run; `target` is the domain held out, if any."""
+        left_out = left_out_classes((each.identity, each.reason) for each in self.images.left_out)
+        if left_out:
+            classes = "; ".join(f"{label} ({why})" for label, why in left_out.items())
+            yield f"left out, for not every domain has them: {classes}"
         tested = 0 if target is None else len(self.split.test[target])
         copied = self.identical.of_target
         if copied:
-            meaning = ""
+            meaning, are = "", "is" if copied == 1 else "are"
             if 2 * copied >= tested:
                 meaning = ": THE ACCURACY SAYS NOTHING OF A DOMAIN THAT WAS NEVER SEEN"
             yield (
-                f"{copied} of the {tested} test images of {target} are identical to images that "
-                f"are trained on{meaning}; see gradsurgery data info, and --drop-duplicates"
+                f"{copied} of the {tested} test images of {target} {are} identical to images "
+                f"that are trained on{meaning}; see gradsurgery data info, and --drop-duplicates"
             )
         elif self.identical.across_parts:
             yield (
@@ -103,8 +108,10 @@ class ImagesUsed:
             names = ", ".join(self.images.classes[label] for label in unlearned)
             yield f"no source domain has training images of {names}: that is not learned"
         if self.split.unused:
+            unused = len(self.split.unused)
             yield (
-                f"{len(self.split.unused)} images are in no part of the split and not used, the "
+                f"{unused} {'image is' if unused == 1 else 'images are'} in no part of the split "
+                "and not used, the "
                 f"first {self.split.unused[0]}"
             )
 
