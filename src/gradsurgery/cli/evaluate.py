@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -95,7 +96,7 @@ def evaluate(
 
 
 def _default_folder(
-    evaluation: EvaluationFile, trained: TrainedModel, domains: str | None, reads: list[object]
+    evaluation: EvaluationFile, trained: TrainedModel, domains: str | None, reads: Sequence[object]
 ) -> Path:
     """Says of what model and images it is; other options than these have another folder."""
     about, part = trained.about, evaluation.part
