@@ -38,10 +38,24 @@ def test_pictures_are_explained(run, command, tmp_path):
     assert "1 answer explained by integrated gradients from grey." in output
 
 
+def test_a_broken_picture_is_named_and_the_others_explained(run, command, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"no picture")
+    (folder / "notes.txt").touch()
+    Image.new("L", (20, 20), 128).save(folder / "b.png")
+    out = tmp_path / "out"
+    code, _, errors = command("explain", str(run), str(folder), "--out", str(out))
+    assert code == 0, errors
+    assert f"{folder / 'a.png'}: it is not an image in a known format" in errors
+    assert f"{folder / 'notes.txt'}: .txt is not read" in errors
+    assert [answer.identity for answer in Explanation.load(out).shown] == ["b.png"]
+
+
 def test_what_cannot_be_explained_is_named(run, command, tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
     code, _, errors = command("explain", str(run), str(tmp_path / "a.png"))
-    assert (code, "cannot decode" in errors) == (1, True)
+    assert (code, "none of 1 pictures can be decoded" in errors) == (1, True)
     alone = tmp_path / "model.safetensors"
     alone.write_bytes((run / "model.safetensors").read_bytes())
     code, _, errors = command("explain", str(alone))

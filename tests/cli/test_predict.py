@@ -38,14 +38,23 @@ def test_pictures_of_a_folder_are_printed_with_their_classes(command, model):
 def test_what_cannot_be_decoded_is_named_and_the_rest_goes_on(command, model, tmp_path):
     (tmp_path / "photos" / "c" / "dark" / "2.png").write_bytes(b"no picture")
     (tmp_path / "photos" / "c" / "notes.txt").touch()
-    code, out, err = command("predict", model, "photos/c", "absent.png", "--out", "p.csv")
+    code, out, err = command("predict", model, "photos/c", "--out", "p.csv")
     assert code == 0
     assert "11 predictions: p.csv" in out
     assert "photos/c/dark/2.png: it is not an image in a known format" in err
-    assert "absent.png: it cannot be read: No such file" in err
     assert "photos/c/notes.txt: .txt is not read" in err
     rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
-    assert [row["image"] for row in rows if row["error"]] == ["photos/c/dark/2.png", "absent.png"]
+    assert [row["image"] for row in rows if row["error"]] == ["photos/c/dark/2.png"]
+
+
+@pytest.mark.parametrize("name", ["predict", "explain"])
+def test_a_path_that_is_not_there_is_an_error_before_anything_is_done(
+    command, model, tmp_path, name
+):
+    code, out, err = command(name, model, "photos/c", "nothere", "--out", "p.csv")
+    assert (code, out) == (1, "")
+    assert err == ("error: there is no such file or folder: nothere; check how it is spelled\n")
+    assert not (tmp_path / "p.csv").exists()
 
 
 @pytest.mark.parametrize("out", ["p.csv", "p.parquet"])

@@ -230,3 +230,15 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
     assert done.stderr.splitlines()[-1].startswith("error: cannot write run/")
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert left == {"configuration.json", "split.json"}
+
+
+def test_a_wrong_backbone_is_named_before_the_options_of_a_run_that_is_there(
+    cache: Path, command: Command
+) -> None:
+    given = ["train", "rotated-digits", "--target", "75", *SHORT, "--out", "run"]
+    assert command(*given)[0] == 0
+    code, _, err = command(*given, "--backbone", "small-cn")
+    assert code == 1
+    assert err.startswith("error: there is no backbone 'small-cn'; did you mean small-cnn")
+    code, _, err = command(*given, "--backbone", "small-mlp")
+    assert (code, "holds a run with other options (backbone" in err) == (1, True)

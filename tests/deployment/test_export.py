@@ -50,7 +50,7 @@ def test_every_format_says_what_the_model_says_of_any_number(trained, model, for
         for count in (1, 3, len(files)):
             logits = torch.from_numpy(run(path, images[:count]))
             assert np.allclose(logits.softmax(1), expected[:count], atol=1e-5)
-        about = json.loads(path.with_suffix(".json").read_text())
+        about = json.loads(path.with_name(f"{name}.json").read_text())
         assert about["classes"] == ["bird", "cat", "dog"]
 
 

@@ -1,6 +1,9 @@
 """`gradsurgery evaluate`: a trained model on images whose classes are known."""
 
+import hashlib
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,11 +16,11 @@ from gradsurgery.cli.show import print_sentences
 from gradsurgery.cli.train import continuable
 from gradsurgery.data import Source, open_source
 from gradsurgery.data.folder import OneDomainSource
-from gradsurgery.deployment import load_model
+from gradsurgery.deployment import TrainedModel, load_model
 from gradsurgery.deployment.evaluation import evaluate_model
-from gradsurgery.documents.evaluation import EvaluatedPart
+from gradsurgery.documents.evaluation import EvaluatedPart, EvaluationFile
 from gradsurgery.documents.plan import names as listed_names
-from gradsurgery.errors import ArgumentError
+from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.report.classification_text import evaluation_sentences, evaluation_tables
 from gradsurgery.report.report import write_evaluation
 from gradsurgery.report.section import counted
@@ -56,7 +59,8 @@ def evaluate(
         bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder. Default: evaluation/<data>.")
+        Path | None,
+        typer.Option("--out", help="Folder. Default: one in evaluation/<data> of these options."),
     ] = None,
     backbone: opt.OwnBackboneOption = None,
     device: opt.DeviceOption = "auto",
@@ -81,7 +85,8 @@ def evaluate(
             workers=workers,
             progress=tell,
         )
-    directory = out or Path("evaluation", folder_name(source.name))
+    reads = [str(Path(data).absolute()), layout, columns, as_domain, skip_bad]
+    directory = out or _default_folder(evaluation, trained, domains, reads)
     write_evaluation(evaluation, directory)
     print_sentences(evaluation_sentences(evaluation))
     print()
@@ -92,12 +97,38 @@ def evaluate(
     print(f"tables and figures: {directory}")
 
 
+def _default_folder(
+    evaluation: EvaluationFile, trained: TrainedModel, domains: str | None, reads: Sequence[object]
+) -> Path:
+    """Says of what model and images it is; other options than these have another folder."""
+    about, part = trained.about, evaluation.part
+    said = [about.method, about.target or "", f"seed-{about.seed}", part if part != "all" else ""]
+    chosen = sorted(evaluation.domains) if domains is not None else []
+    options = json.dumps([evaluation.model_digest, part, chosen, *reads])
+    digest = hashlib.sha256(options.encode()).hexdigest()[:8]
+    name = "-".join([*filter(None, said), *chosen])
+    return Path("evaluation", folder_name(evaluation.data), f"{folder_name(name)}-{digest}")
+
+
 def _opened(data: str, layout: str, columns: str, as_domain: str | None) -> Source:
     if as_domain is None:
-        return open_source(data, **reading(data, layout, columns, "all"))
+        try:
+            return open_source(data, **reading(data, layout, columns, "all"))
+        except DataError as error:
+            if layout or columns or not _is_one_domain(Path(data).expanduser()):
+                raise
+            raise DataError(f"{error}, or call it one domain: --as-domain NAME") from error
     if layout or columns:
         raise ArgumentError("--as-domain takes a folder class/image; leave layout and columns out")
     root = Path(data).expanduser()
     if not root.is_dir():
         raise ArgumentError(f"--as-domain takes a folder class/image, found {data!r}")
     return OneDomainSource(root, as_domain)
+
+
+def _is_one_domain(folder: Path) -> bool:
+    """Whether images lie in it as class/image."""
+    try:
+        return folder.is_dir() and bool(OneDomainSource(folder, "any").listing.identities)
+    except DataError:
+        return False

@@ -8,16 +8,17 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.live import displayed
+from gradsurgery.cli.predict import name_files
 from gradsurgery.cli.show import print_sentences
 from gradsurgery.cli.train import continuable
 from gradsurgery.data import ImageSet, open_source
 from gradsurgery.data.formats import BadImageError
 from gradsurgery.deployment import TrainedModel, load_model
-from gradsurgery.deployment.pictures import Picture, listed_pictures
+from gradsurgery.deployment.pictures import check_named, listed_pictures
 from gradsurgery.documents.explanation import Explanation, ExplanationOptions
 from gradsurgery.documents.record import Record, SplitFile
 from gradsurgery.errors import ArgumentError, DataError
@@ -62,6 +63,7 @@ def explain(
     gradients, and a map of the test images' features. A report of the run shows them too.
     """
     chosen = ExplanationOptions(**options)
+    check_named(images or [])
     trained = load_model(model, backbone=backbone, device=device)
     folder = out or trained.file.parent / "explanation"
     with continuable():
@@ -75,22 +77,27 @@ def explain(
 def _of_pictures(
     trained: TrainedModel, images: list[Path], options: ExplanationOptions
 ) -> Explained:
-    pictures, _ = listed_pictures(images)
+    pictures, left_out = listed_pictures(images)
     taken = list(islice(pictures, _MOST + 1))
     if len(taken) > _MOST:
         raise ArgumentError(
             f"explain takes up to {_MOST} pictures at a time, found more; name fewer"
         )
-    pixels = np.stack([_decoded(trained, picture) for picture in taken])
-    names = [Path(picture.name).name for picture in taken]
-    return explain_pictures(_subject(trained), torch.from_numpy(pixels), names, options)
-
-
-def _decoded(trained: TrainedModel, picture: Picture) -> UInt8[np.ndarray, "size size 3"]:
-    try:
-        return trained.preprocess.pixels(picture.content)
-    except BadImageError as error:
-        raise DataError(f"cannot decode {picture.name}: {error}; leave it out") from error
+    names, decoded, skipped = [], [], []
+    for picture in taken:
+        try:
+            decoded.append(trained.preprocess.pixels(picture.content))
+            names.append(Path(picture.name).name)
+        except BadImageError as error:
+            skipped.append(f"{picture.name}: {error}")
+    name_files(skipped, "cannot be decoded")
+    name_files(
+        [f"{file.identity}: {file.reason}" for file in left_out], "is something else than a picture"
+    )
+    if not decoded:
+        raise DataError(f"none of {len(skipped)} pictures can be decoded")
+    pixels = torch.from_numpy(np.stack(decoded))
+    return explain_pictures(_subject(trained), pixels, names, options)
 
 
 def _of_run(
@@ -98,8 +105,9 @@ def _of_run(
 ) -> Explained:
     folder = trained.file.parent
     if not (folder / Record.file_name).is_file():
+        known = f"give its run's folder, {run}, or " if (run := trained.run_folder) else ""
         raise ArgumentError(
-            f"{trained.file} lies beside no record of a run; name the pictures to explain"
+            f"{trained.file} lies beside no record of a run; {known}name the pictures to explain"
         )
     record, split = Record.load(folder), SplitFile.load(folder)
     configuration = record.configuration

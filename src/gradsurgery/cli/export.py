@@ -7,7 +7,13 @@ import typer
 
 from gradsurgery.cli import options as opt
 from gradsurgery.deployment import load_model
-from gradsurgery.deployment.export import SUFFIXES, Format, Normalization, export_model
+from gradsurgery.deployment.export import (
+    SUFFIXES,
+    Format,
+    Normalization,
+    description_file,
+    export_model,
+)
 from gradsurgery.deployment.hub import push as upload
 from gradsurgery.errors import ArgumentError
 
@@ -19,14 +25,18 @@ def export(
         Format | None, typer.Option("--format", help="Of the file. With --push: none.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Default: model.onnx, .pt2 or .pt.")
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Default: model.onnx, .pt2 or .pt. Its description is beside it: model.onnx.json.",
+        ),
     ] = None,
     normalization: Annotated[
         Normalization,
         typer.Option(
             "--normalization",
-            help="inside: the input is uint8 [batch, size, size, 3], as images are decoded; "
-            "beside: it is float32 [batch, 3, size, size], normalised.",
+            help="inside: the input is uint8 (batch, size, size, 3), as images are decoded; "
+            "beside: it is float32 (batch, 3, size, size), normalised.",
         ),
     ] = "inside",
     push: Annotated[
@@ -49,6 +59,6 @@ def export(
             raise ArgumentError(f"cannot write {path}: its name must end in {SUFFIXES[form]}")
         difference = export_model(trained, path, form, normalization)
         print(f"{path}: logits differ from the model's by {difference:.1g} at most")
-        written = (path, path.with_suffix(".json"))
+        written = (path, description_file(path))
     if push is not None:
         print(f"uploaded: {upload(trained.file, push, written)}")

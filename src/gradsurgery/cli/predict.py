@@ -14,7 +14,7 @@ from gradsurgery.backbones.weights import file_digest
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.train import continuable
 from gradsurgery.deployment import Predictions, load_model
-from gradsurgery.deployment.pictures import listed_pictures
+from gradsurgery.deployment.pictures import check_named, listed_pictures
 from gradsurgery.deployment.predictions_file import predictions_file
 from gradsurgery.errors import DataError
 from gradsurgery.report.section import counted
@@ -46,6 +46,7 @@ def predict(
     Pictures that cannot be decoded are named, and the others classified; the exit code is 0 where
     any was. With --out the same command goes on with a file that an interruption left behind.
     """
+    check_named(images)
     trained = load_model(model, backbone=backbone, device=device)
     for note in trained.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -72,8 +73,8 @@ def predict(
             f"{counted(before, 'picture')} had {'its' if before == 1 else 'their'} row before",
             file=sys.stderr,
         )
-    _name(skipped, "cannot be decoded")
-    _name(
+    name_files(skipped, "cannot be decoded")
+    name_files(
         [f"{file.identity}: {file.reason}" for file in left_out], "is something else than a picture"
     )
     if out is not None:
@@ -88,8 +89,8 @@ def _print_rows(predictions: Predictions, top: int) -> None:
         sys.stdout.write(f"{name}  {said}\n")
 
 
-def _name(files: list[str], what: str) -> None:
-    """Say which files were not classified, and why."""
+def name_files(files: list[str], what: str) -> None:
+    """Say which files were left out, and why."""
     if files:
         print(f"{counted(len(files), 'file', what)}:", file=sys.stderr)
     for line in files[:_NAMED]:

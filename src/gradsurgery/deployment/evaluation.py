@@ -166,9 +166,11 @@ def _wanted(
     if part == "all":
         return of_domains
     if split is None:
+        run = model.run_folder
+        known = "" if run in (None, model.file.parent) else f", {run},"
         raise ArgumentError(
-            f"there is no split of {source.name} beside {model.file}; give the run's folder and "
-            "the data that it was trained on, or leave --part out"
+            f"there is no split of {source.name} beside {model.file}; give the run's folder{known} "
+            "and the data that it was trained on, or leave --part out"
         )
     members = {name for domain in domains for name in split.domains.get(domain, {}).get(part, ())}
     chosen = [i for i in of_domains if listing.identities[i] in members]

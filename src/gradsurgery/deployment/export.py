@@ -1,6 +1,7 @@
 """A trained model in the form of another runtime, which is run before it is called done."""
 
 import copy
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from gradsurgery.atomic import atomic_file
+from gradsurgery.backbones.weights import file_digest
 from gradsurgery.deployment.trained_model import TrainedModel
 from gradsurgery.errors import ArgumentError, GradsurgeryError, MissingPackageError, one_line
 
@@ -22,6 +24,7 @@ Runtime = Callable[[Tensor], np.ndarray]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch-export": ".pt2", "torchscript": ".pt"}
 TOLERANCE = 1e-4
 """Of the logits, absolute, or relative to the largest where that is above 1."""
+_DIGEST = "model_digest"  # in the description: the sha256 of the model file
 _BATCHES = (1, 2, 7)  # images that the runtime is given at a time, to see that it takes any number
 
 
@@ -55,7 +58,8 @@ def export_model(
     Args:
         model: from `load_model`; the export computes in float32.
         path: the file. Its description (classes, sizes, mean, std) is JSON beside it, with the
-            ending `.json`, and in the metadata of an ONNX file.
+            name `<file>.json`, and in the metadata of an ONNX file. A file that is there of the
+            same model is replaced.
         form: onnx, torch-export (`torch.export.load`) or torchscript (`torch.jit.load`).
         normalization: inside: the input `images` is uint8 [batch, size, size, 3], what
             `model.preprocess.pixels` gives of a picture; beside: it is float32
@@ -64,9 +68,11 @@ def export_model(
 
     Returns the largest difference of a logit on random images, at most 1e-4 (relative where logits
     are above 1). Raises `ArgumentError` where the network has an operator that the format lacks,
-    or needs a batch of one size; `MissingPackageError` without the packages; nothing is left
-    behind then.
+    or needs a batch of one size, and where another model's file is at `path`;
+    `MissingPackageError` without the packages; nothing is left behind then.
     """
+    digest = file_digest(model.file)
+    _check_replaceable(path, digest)
     network = copy.deepcopy(model.module).cpu().eval()
     if normalization == "inside":
         network = Exported(network, model.about.mean, model.about.std).eval()
@@ -84,10 +90,31 @@ def export_model(
                 "another format or backbone"
             ) from error
         difference = _compared(network, run, images, form)
-    description = path.with_suffix(".json")
-    with atomic_file(description) as temporary:
-        temporary.write_text(model.about.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    about = model.about.model_dump(mode="json") | {_DIGEST: digest}
+    with atomic_file(description_file(path)) as temporary:
+        temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return difference
+
+
+def description_file(path: Path) -> Path:
+    """Where the description of the exported file at `path` lies."""
+    return path.with_name(f"{path.name}.json")
+
+
+def _check_replaceable(path: Path, digest: str) -> None:
+    """Raise `ArgumentError` where a file is at `path` that is not of the model of that digest."""
+    if not path.exists():
+        return
+    try:
+        content = json.loads(description_file(path).read_text(encoding="utf-8"))
+        found, name = content.get(_DIGEST), f"{content['method']}, seed {content['seed']}"
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        found, name = None, "without a description"
+    if found != digest:
+        raise ArgumentError(
+            f"{path} is there, of another model ({name}); give another name with --out, or delete "
+            "it"
+        )
 
 
 def _images(model: TrainedModel, normalization: Normalization, count: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The pictures that a person names: files, folders of any depth, or objects in memory."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,16 @@ class Picture(NamedTuple):
 
     name: str
     content: Any
+
+
+def check_named(paths: Sequence[Path]) -> None:
+    """Raise `ArgumentError` where a path that a person named is not there."""
+    if absent := [path for path in paths if not path.exists()]:
+        others = f" (nor {len(absent) - 1} more of those named)" if absent[1:] else ""
+        raise ArgumentError(
+            f"there is no such file or folder: {printable(str(absent[0]))}{others}; check how it "
+            "is spelled"
+        )
 
 
 def listed_pictures(given: Any) -> tuple[Iterator[Picture], list[SkippedImage]]:

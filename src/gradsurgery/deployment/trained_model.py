@@ -18,7 +18,9 @@ from gradsurgery.deployment.model_file import open_model_file
 from gradsurgery.deployment.pictures import Picture, listed_pictures
 from gradsurgery.deployment.pipeline import prepared
 from gradsurgery.deployment.predictions import Predictions, joined
+from gradsurgery.documents.deployment import Deployment
 from gradsurgery.documents.model_description import ModelDescription
+from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.training.device import autocast_factory, float32_products, resolve_device
 
@@ -45,6 +47,14 @@ class TrainedModel:
     device: torch.device
     file: Path
     notes: tuple[str, ...] = ()
+
+    @property
+    def run_folder(self) -> Path | None:
+        """Where the record of its run lies: beside it, or where `deployment.json` says; or None."""
+        folder = self.file.parent
+        if not (folder / Record.file_name).is_file() and (folder / Deployment.file_name).is_file():
+            folder = folder.parent / Deployment.load(folder).directory
+        return folder if (folder / Record.file_name).is_file() else None
 
     def predict(
         self,

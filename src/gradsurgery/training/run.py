@@ -11,6 +11,7 @@ import torch
 from gradsurgery.algorithms import build_method, method_provenance
 from gradsurgery.algorithms.objectives import Fishr
 from gradsurgery.backbones import Backbone, build_backbone, check_batch_size
+from gradsurgery.backbones.networks import find_network
 from gradsurgery.data import (
     ImageSet,
     Source,
@@ -190,6 +191,8 @@ def _finished(configuration: RunConfiguration, directory: Path) -> Record | None
     record = Record.load(directory)
     if is_longer(configuration, record.configuration):
         return None
+    if (name := configuration.backbone) != record.configuration.backbone:
+        find_network(name, len(record.data.classes), configuration.image_size)  # is it there?
     check_same(configuration, record.configuration, directory, "data")
     _tidy(record, directory)  # where the process was killed just before it did
     return record
