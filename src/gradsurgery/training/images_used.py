@@ -74,19 +74,15 @@ class ImagesUsed:
 
     def notes(self, target: str | None) -> Iterator[str]:
         """Lines for whoever watches the run; `target` is the domain held out, if any."""
-        left_out = left_out_classes((each.identity, each.reason) for each in self.images.left_out)
-        if left_out:
-            classes = "; ".join(f"{label} ({why})" for label, why in left_out.items())
-            yield f"left out, for not every domain has them: {classes}"
         tested = 0 if target is None else len(self.split.test[target])
         copied = self.identical.of_target
         if copied:
-            meaning = ""
+            meaning, are = "", "is" if copied == 1 else "are"
             if 2 * copied >= tested:
                 meaning = ": THE ACCURACY SAYS NOTHING OF A DOMAIN THAT WAS NEVER SEEN"
             yield (
-                f"{copied} of the {tested} test images of {target} are identical to images that "
-                f"are trained on{meaning}; see gradsurgery data info, and --drop-duplicates"
+                f"{copied} of the {tested} test images of {target} {are} identical to images "
+                f"that are trained on{meaning}; see gradsurgery data info, and --drop-duplicates"
             )
         elif self.identical.across_parts:
             yield (
@@ -114,6 +110,10 @@ class ImagesUsed:
                 "and not used, the "
                 f"first {self.split.unused[0]}"
             )
+        left_out = left_out_classes((each.identity, each.reason) for each in self.images.left_out)
+        if left_out:
+            classes = "; ".join(f"{label} ({why})" for label, why in left_out.items())
+            yield f"left out, for not every domain has them: {classes}"
 
     def _counts(self) -> np.ndarray:
         """Training images of each source domain (row) and class (column)."""
