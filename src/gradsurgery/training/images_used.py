@@ -74,10 +74,6 @@ class ImagesUsed:
 
     def notes(self, target: str | None) -> Iterator[str]:
         """Lines for whoever watches the run; `target` is the domain held out, if any."""
-        left_out = left_out_classes((each.identity, each.reason) for each in self.images.left_out)
-        if left_out:
-            classes = "; ".join(f"{label} ({why})" for label, why in left_out.items())
-            yield f"left out, for not every domain has them: {classes}"
         tested = 0 if target is None else len(self.split.test[target])
         copied = self.identical.of_target
         if copied:
@@ -114,6 +110,10 @@ class ImagesUsed:
                 "and not used, the "
                 f"first {self.split.unused[0]}"
             )
+        left_out = left_out_classes((each.identity, each.reason) for each in self.images.left_out)
+        if left_out:
+            classes = "; ".join(f"{label} ({why})" for label, why in left_out.items())
+            yield f"left out, for not every domain has them: {classes}"
 
     def _counts(self) -> np.ndarray:
         """Training images of each source domain (row) and class (column)."""
