@@ -87,3 +87,13 @@ def test_a_path_object_is_a_data_set(tmp_path):
             (tmp_path / domain / label).mkdir(parents=True)
             Image.new("L", (4, 4)).save(tmp_path / domain / label / "0.png")
     assert open_source(Path(tmp_path)).domains == ("a", "b")
+
+
+def test_a_device_is_no_document_and_no_picture(tmp_path):
+    from gradsurgery.data import BadImageError, Preparation
+    from gradsurgery.documents.record import Record
+
+    with pytest.raises(DataError, match="/dev/zero is not a regular file; name a record of a run"):
+        Record.load(Path("/dev/zero"))
+    with pytest.raises(BadImageError, match="it is not a regular file"):
+        Preparation(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)).pixels("/dev/zero")

@@ -15,6 +15,11 @@ State = dict[str, Tensor]
 
 def file_digest(path: Path) -> str:
     """The sha256 of a weights file; raises `WeightsError` where it cannot be read."""
+    if path.exists() and not path.is_file():  # a device has no end
+        raise WeightsError(
+            f"cannot read the weights file {path}: it is not a regular file; give 'default', "
+            "'none' or a .pth, .pt or .safetensors file"
+        )
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -37,7 +37,10 @@ DeviceOption = Annotated[
     str, typer.Option("--device", help="auto (cuda where there is one, else cpu), cpu or cuda.")
 ]
 PictureBatchOption = Annotated[
-    int, typer.Option("--batch-size", min=1, help="Pictures that the network is given at a time.")
+    int,
+    typer.Option(
+        "--batch-size", min=1, max=10_000, help="Pictures that the network is given at a time."
+    ),
 ]
 WorkersOption = Annotated[
     int | None,

@@ -60,6 +60,8 @@ class Preparation:
 
         if isinstance(picture, str | Path):
             try:
+                if Path(picture).exists() and not Path(picture).is_file():  # a device has no end
+                    raise BadImageError("it is not a regular file")
                 picture = Path(picture).read_bytes()
             except (OSError, ValueError) as error:
                 raise BadImageError(f"it cannot be read: {one_line(error)}") from error

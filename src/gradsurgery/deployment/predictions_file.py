@@ -143,7 +143,7 @@ def _parquet_to_csv(source: Path, path: Path) -> None:
 
     try:
         table = pq.read_table(source).to_pydict()
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, OverflowError, ValueError, pa.ArrowException) as error:
         raise DataError(
             f"{source} is no Parquet file of predictions; name another file, or delete it"
         ) from error

@@ -26,6 +26,8 @@ from gradsurgery.training.device import autocast_factory, float32_products, reso
 
 BATCH = 128
 """Pictures at a time, as in the tests of a run."""
+MOST = 10_000
+"""Pictures at a time, and threads, at most: memory is taken for all of them at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,10 +87,9 @@ class TrainedModel:
         self, pictures: Iterable[Picture], *, batch_size: int = BATCH, workers: int | None = None
     ) -> Iterator[Predictions]:
         """As `predict`, batch by batch: for any number of pictures, which are read as they come."""
-        if batch_size < 1 or (workers is not None and workers < 1):
-            raise ArgumentError(
-                f"batch_size is {batch_size} and workers {workers}, expected 1 or more"
-            )
+        for what, number in (("batch_size", batch_size), ("workers", workers or 1)):
+            if not isinstance(number, int) or not 1 <= number <= MOST:
+                raise ArgumentError(f"{what} is a whole number from 1 to {MOST}, found {number!r}")
         jobs = ((name, partial(self.preprocess.pixels, content)) for name, content in pictures)
         for part in prepared(jobs, self.preprocess.size, batch_size, workers or cpus()):
             logits = self.logits(torch.from_numpy(part.pixels))

@@ -54,6 +54,8 @@ class Document(Part):
         cannot be read, is cut off, is something else or of a later version.
         """
         path = path / cls.file_name if path.is_dir() else path
+        if path.exists() and not path.is_file():  # a device has no end
+            raise DataError(f"{path} is not a regular file; name a {cls.title}")
         try:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
