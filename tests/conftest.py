@@ -24,7 +24,7 @@ from gradsurgery.kernels import network  # noqa: E402
 
 # Other processes share the machine: a slow example is no error.
 hypothesis.settings.register_profile(
-    "default", deadline=None, max_examples=60, derandomize="CI" in os.environ
+    "default", deadline=None, max_examples=30, derandomize="CI" in os.environ
 )
 hypothesis.settings.load_profile("default")
 

@@ -16,7 +16,7 @@ pytestmark = [
     # numpy's, which the interpreter computes with
     pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|overflow):RuntimeWarning"),
 ]
-SETTINGS = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=12)
+SETTINGS = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=6)
 
 COMPONENTWISE = {
     "sum": gs.Sum,
@@ -138,7 +138,7 @@ def test_rules_of_gramian_and_matrix(name, drawn):
         torch.testing.assert_close(found.gramian, expected.gramian, rtol=1e-12, atol=1e-12)
 
 
-@settings(SETTINGS, max_examples=6)
+@settings(SETTINGS, max_examples=4)
 @given(networks(), st.integers(0, 8), st.integers(0, 3), st.sampled_from([math.nan, math.inf]))
 def test_what_is_not_finite_is_named_and_spoils_the_update(drawn, domain, position, value):
     parameters, gradients = drawn
@@ -198,7 +198,7 @@ def test_graddrop_keeps_one_sign_with_the_probability_of_its_purity():
 
 
 @pytest.mark.parametrize("rule", [gs.PCGrad, gs.GradVac, lambda: gs.GradVac(target=0.3)])
-@settings(SETTINGS, max_examples=6)
+@settings(SETTINGS, max_examples=4)
 @given(networks())
 def test_projections_equal_those_on_the_processor_in_the_same_order(rule, drawn):
     parameters, gradients = drawn
