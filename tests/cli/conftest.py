@@ -4,7 +4,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from gradsurgery.cli.main import run
 
@@ -36,3 +38,20 @@ def command(
         return int(caught.value.code or 0), shown.out, shown.err
 
     return call
+
+
+@pytest.fixture
+def model(command: Command, tmp_path: Path) -> str:
+    """The folder of a short run on photos/, noise that is dark or light in three domains."""
+    random = np.random.default_rng(0)
+    for domain in ("a", "b", "c"):
+        for c, label in enumerate(("dark", "light")):
+            folder = tmp_path / "photos" / domain / label
+            folder.mkdir(parents=True)
+            for i in range(6):
+                pixels = random.integers(0, 120, (9, 9, 3)) + 130 * c
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+    options = ["--backbone", "small-cnn", "--weights", "none", "--image-size", "8"]
+    options += ["--iterations", "2", "--batch-size", "4", "--device", "cpu", "--out", "run"]
+    assert command("train", "photos", "--target", "c", *options)[0] == 0
+    return "run"

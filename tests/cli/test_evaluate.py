@@ -1,28 +1,8 @@
 """The commands evaluate and export."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
-from PIL import Image
 
 from gradsurgery.documents.evaluation import EvaluationFile
-
-
-@pytest.fixture
-def model(command, tmp_path: Path) -> str:
-    random = np.random.default_rng(0)
-    for domain in ("a", "b", "c"):
-        for c, label in enumerate(("dark", "light")):
-            folder = tmp_path / "photos" / domain / label
-            folder.mkdir(parents=True)
-            for i in range(6):
-                pixels = random.integers(0, 120, (9, 9, 3)) + 130 * c
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
-    options = ["--backbone", "small-cnn", "--weights", "none", "--image-size", "8"]
-    options += ["--iterations", "2", "--batch-size", "4", "--device", "cpu", "--out", "run"]
-    assert command("train", "photos", "--target", "c", *options)[0] == 0
-    return "run"
 
 
 def test_a_model_is_evaluated_on_data(command, model, tmp_path):

@@ -3,27 +3,9 @@
 import csv
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from gradsurgery.deployment.trained_model import TrainedModel
-
-
-@pytest.fixture
-def model(command, tmp_path: Path) -> str:
-    random = np.random.default_rng(0)
-    for domain in ("a", "b", "c"):
-        for c, label in enumerate(("dark", "light")):
-            folder = tmp_path / "photos" / domain / label
-            folder.mkdir(parents=True)
-            for i in range(6):
-                pixels = random.integers(0, 120, (9, 9, 3)) + 130 * c
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
-    options = ["--backbone", "small-cnn", "--weights", "none", "--image-size", "8"]
-    options += ["--iterations", "2", "--batch-size", "4", "--device", "cpu", "--out", "run"]
-    assert command("train", "photos", "--target", "c", *options)[0] == 0
-    return "run"
 
 
 def test_pictures_of_a_folder_are_printed_with_their_classes(command, model):
