@@ -156,17 +156,21 @@ def test_damaged_bytes_never_escape_as_another_error(place, value):
         assert decode_image(bytes(content), 8).shape == (8, 8, 3)
 
 
-def png(depth: int, kind: int, rows: list[bytes], clear: bytes) -> bytes:
-    """A PNG by hand, 2 pixels wide: `kind` 0 is gray, 2 RGB; `clear` is its tRNS chunk."""
+def png(depth: int, kind: int, rows: list[bytes], clear: bytes, size=None) -> bytes:
+    """A PNG by hand, 2 pixels wide, or of a `size` that it says.
+
+    `kind` 0 is gray, 2 RGB, 4 and 6 these with alpha; `clear` is its tRNS chunk.
+    """
 
     def chunk(name: bytes, content: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(name + content))
         return struct.pack(">I", len(content)) + name + content + checksum
 
-    header = struct.pack(">IIBBBBB", 2, len(rows), depth, kind, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", *(size or (2, len(rows))), depth, kind, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
     chunks = ((b"IHDR", header), (b"tRNS", clear), (b"IDAT", pixels), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
+    used = (each for each in chunks if each != (b"tRNS", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in used)
 
 
 @pytest.mark.parametrize(
@@ -227,3 +231,59 @@ def test_a_damaged_tiff_writes_nothing_to_the_terminal(compression, capfd):
             decode_image(bytes(content), 8)
         content[place] ^= 85
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    ("depth", "kind", "bytes_a_pixel"),
+    [(8, 4, 8), (16, 4, 8), (8, 6, 8)],  # gray with alpha, twice; RGBA
+)
+def test_a_picture_that_would_take_too_much_memory_is_refused_unread(depth, kind, bytes_a_pixel):
+    content = png(depth, kind, [b"\0" * 8], b"", size=(13_000, 13_000))
+    expected = rf"too large: 13000 x 13000 pixels of {bytes_a_pixel} bytes .*at most 1 GiB"
+    with pytest.raises(BadImageError, match=expected):
+        decode_image(content, 8)
+    with pytest.raises(BadImageError, match="at most 1 GiB and 100000 pixels a side"):
+        decode_image(png(8, 0, [b"\0"], b"", size=(1, 100_001)), 8)
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("L", {"transparency": 3}),
+        ("1", {"transparency": 0}),
+        ("I;16", {}),
+        ("I;16", {"transparency": 70}),
+        ("LA", {}),
+        ("P", {"transparency": 2}),
+        ("RGB", {"transparency": (0, 0, 0)}),
+        ("RGBA", {}),
+    ],
+)
+def test_a_picture_converted_in_tiles_is_the_one_converted_at_once(mode, options, monkeypatch):
+    rng = np.random.default_rng(0)
+    if mode == "I;16":
+        image = Image.fromarray(rng.integers(0, 90, (23, 17), dtype=np.uint16))
+    else:
+        colours = Image.fromarray(rng.integers(0, 5, (23, 17, 4), dtype=np.uint8), "RGBA")
+        image = colours.convert("RGB").convert(mode) if options else colours.convert(mode)
+    content = encoded(image, **options)
+    at_once = decode_image(content, 23)
+    monkeypatch.setattr("gradsurgery.data.decode.TILE", 5)
+    assert np.array_equal(decode_image(content, 23), at_once)
+
+
+def test_a_palette_or_an_end_that_is_missing_is_noticed():
+    pixels = Image.fromarray(np.arange(1, 65, dtype=np.uint8).reshape(8, 8))
+    pcx = encoded(pixels.convert("P"), "pcx")
+    jpeg_2000 = encoded(Image.new("RGB", (1, 1), (200, 10, 60)), "jpeg2000")
+    assert decode_image(jpeg_2000, 1).tolist() == [[[200, 10, 60]]]
+    for content in (pcx[:-1], pcx[:-300], jpeg_2000[:-2]):
+        with pytest.raises(BadImageError, match="truncated"):
+            decode_image(content, 8)
+
+
+def test_a_line_keeps_a_pixel_of_its_width_between_the_margins():
+    padded = decode_image(encoded(Image.new("RGB", (1, 99), (200, 10, 60))), 9, resize="pad")
+    assert (padded[:, 4] == [200, 10, 60]).all()
+    assert (np.delete(padded, 4, axis=1) == 255).all()

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from gradsurgery.data.formats import BadImageError, open_picture
+from gradsurgery.data.formats import (
+    BadImageError,
+    bytes_to_decode,
+    check_memory,
+    check_whole,
+    open_picture,
+    pixel_bytes,
+)
 from gradsurgery.data.source import Source
 from gradsurgery.documents.data_options import Resize
 from gradsurgery.errors import DataError, one_line
@@ -15,6 +22,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 WITH_ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+TILE = 2048
+"""Side of what is converted at a time: some conversions take 30 bytes a pixel on their way."""
 
 
 def decode_image(
@@ -31,8 +40,9 @@ def decode_image(
     resize: how an image that is not square becomes so: "squash" changes its proportions, "crop"
         keeps its middle, "pad" keeps all of it between white margins.
 
-    Raises `BadImageError` where the bytes are damaged, truncated or no image: nothing is guessed.
-    `DataError` where they need a package that is not installed.
+    Raises `BadImageError` where the bytes are damaged, truncated or no image, and where decoding
+    would take more than 1 GiB: nothing is guessed. A changed byte in a format without checksums
+    (BMP, PPM, PCX, …) is not noticed. `DataError` where a package is needed that is not installed.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -41,6 +51,7 @@ def decode_image(
     _silence_libtiff()
     try:
         with open_picture(content) as file:
+            check_whole(file, content)
             return resized_rgb(file, _bit_depth(file, content), size, resize_first, resize)
     except DataError:
         raise
@@ -83,16 +94,25 @@ def resized_rgb(
     resize: Resize = "squash",
 ) -> NDArray[np.uint8]:
     """What `decode_image` makes of an image that is open; `bit_depth` as in `to_rgb`."""
-    from PIL import ImageOps
-
     if image.format == "EPS":  # Pillow would run Ghostscript on it
         raise BadImageError("it is a PostScript program; save it as PNG")
+    check_memory(image.size, bytes_to_decode(image))
     image.load()
-    image = to_rgb(ImageOps.exif_transpose(image), bit_depth)
+    image = to_rgb(_turned(image), bit_depth)
     for side in (resize_first, size):
         if side is not None:
             image = _squared(image, side, resize)
     return np.asarray(image)
+
+
+def _turned(image: "Image.Image") -> "Image.Image":
+    """The image with its EXIF orientation applied; the same object where there is nothing to do."""
+    from PIL import ExifTags, ImageOps
+
+    if image.getexif().get(ExifTags.Base.Orientation) not in range(2, 9):
+        return image
+    check_memory(image.size, 2 * pixel_bytes(image))
+    return ImageOps.exif_transpose(image)
 
 
 def _squared(image: "Image.Image", side: int, resize: Resize) -> "Image.Image":
@@ -103,11 +123,32 @@ def _squared(image: "Image.Image", side: int, resize: Resize) -> "Image.Image":
         return image.resize(square, bilinear)
     if resize == "crop":
         return ImageOps.fit(image, square, bilinear)
+    if side < max(image.size) / min(image.size):  # Pillow would round its narrow side to nothing
+        narrow = (side, 1) if image.width > image.height else (1, side)
+        image = image.resize(narrow, bilinear)
     return ImageOps.pad(image, square, bilinear, color="white")
 
 
 def to_rgb(image: "Image.Image", bit_depth: int = 8) -> "Image.Image":
-    """Convert an image of any mode to RGB; `bit_depth` is that of the file, where it is a PNG."""
+    """Convert an image of any mode to RGB; `bit_depth` is that of the file, where it is a PNG.
+
+    One that is RGB is returned as it is. Raises `BadImageError` for pixels that have no colour.
+    """
+    from PIL import Image
+
+    if image.mode == "RGB" and image.info.get("transparency") is None:
+        return image
+    if max(image.size) <= TILE:
+        return _tile_to_rgb(image, bit_depth)
+    whole = Image.new("RGB", image.size)
+    for left in range(0, image.width, TILE):
+        for top in range(0, image.height, TILE):
+            box = left, top, min(left + TILE, image.width), min(top + TILE, image.height)
+            whole.paste(_tile_to_rgb(image.crop(box), bit_depth), box)
+    return whole
+
+
+def _tile_to_rgb(image: "Image.Image", bit_depth: int) -> "Image.Image":
     from PIL import Image
 
     clear = image.info.get("transparency")
@@ -122,6 +163,7 @@ def to_rgb(image: "Image.Image", bit_depth: int = 8) -> "Image.Image":
     elif image.mode in WITH_ALPHA or clear is not None:
         if image.mode == "L" and clear is not None and bit_depth < 8:
             # Pillow scales the pixels of 2 and 4 bits to 255, and leaves this value as it is.
+            image = image.copy()
             image.info["transparency"] = clear * 255 // (2**bit_depth - 1)
         elif image.mode == "RGB" and bit_depth == 16:  # it has cut off what tells colours apart
             raise BadImageError(

@@ -26,8 +26,52 @@ EXTRAS = {
 _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
 
 
+_MOST_MEMORY = 2**30
+"""Bytes that decoding one picture may take; several are decoded at once."""
+_LONGEST_SIDE = 100_000
+_TO_LOAD = {"AVIF": 16, "GIF": 8, "HEIF": 16, "JPEG2000": 20, "WEBP": 16}
+"""Bytes that the readers of these formats take for a pixel beside those they return, measured."""
+
+
 class BadImageError(DataError):
     """The bytes are no whole image; the message is the reason alone."""
+
+
+def pixel_bytes(image: "Image.Image") -> int:
+    """Bytes that Pillow keeps a pixel of this image in."""
+    narrow = {"1": 1, "L": 1, "P": 1}
+    return 2 if image.mode.startswith("I;16") else narrow.get(image.mode, 4)
+
+
+def bytes_to_decode(image: "Image.Image") -> int:
+    """Bytes a pixel that are taken until an opened image is there in RGB."""
+    taken = _TO_LOAD.get(image.format or "", 0)
+    if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
+        taken = 6  # the coefficients of all of it
+    is_rgb = image.mode == "RGB" and image.info.get("transparency") is None
+    return pixel_bytes(image) + (taken if is_rgb else max(taken, 4))
+
+
+def check_memory(size: tuple[int, int], bytes_a_pixel: int) -> None:
+    """Raise `BadImageError` where a picture of this width and height would take too much memory."""
+    width, height = size
+    if width * height * bytes_a_pixel > _MOST_MEMORY or max(size) > _LONGEST_SIDE:
+        raise BadImageError(
+            f"it is too large: {width} x {height} pixels of {bytes_a_pixel} bytes while it is "
+            f"decoded, at most {_MOST_MEMORY // 2**30} GiB and {_LONGEST_SIDE} pixels a side; make "
+            "it smaller"
+        )
+
+
+def check_whole(image: "Image.Image", content: bytes) -> None:
+    """Raise `BadImageError` where an end is missing that Pillow's readers do without."""
+    cut_off = False
+    if image.format == "JPEG2000":  # in its code this pair of bytes is nothing but the end
+        cut_off = b"\xff\xd9" not in content[content.find(b"\xff\x4f\xff\x51") :]
+    elif image.format == "PCX" and content[1:4] == b"\x05\x01\x08" and content[65] == 1:
+        cut_off = content[-769:-768] != b"\x0c"  # the palette of 256 colours
+    if cut_off:
+        raise BadImageError("it is damaged: image file is truncated")
 
 
 def readable_suffixes() -> frozenset[str]:
@@ -60,8 +104,10 @@ def open_picture(content: bytes) -> "Image.Image":
     from PIL import Image
 
     if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS:
-        heif: Any = _package("pillow_heif", "heic")
-        opened: Image.Image = heif.open_heif(BytesIO(content)).to_pillow()
+        reader: Any = _package("pillow_heif", "heic")
+        heif = reader.open_heif(BytesIO(content))
+        check_memory(heif.size, 4 + _TO_LOAD["HEIF"])
+        opened: Image.Image = heif.to_pillow()
         opened.info.pop("exif", None)  # which it has applied
         return opened
     if content[128:132] == b"DICM":
@@ -93,6 +139,8 @@ def _dicom_pixels(content: bytes) -> NDArray[np.uint8]:
     data = pydicom.dcmread(BytesIO(content))
     if "PixelData" not in data:
         raise BadImageError("it is a DICOM file without pixels")
+    channels = int(data.get("SamplesPerPixel", 1))
+    check_memory((int(data.Columns), int(data.Rows)), 8 * channels if channels > 1 else 40)
     pixels = pixel_array(data, index=0)  # colours as RGB
     if pixels.ndim == 3:
         if pixels.dtype != np.uint8:
