@@ -11,6 +11,7 @@ from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.diagnosis import DiagnosisOptions
 from gradsurgery.documents.plan import Plan
 from gradsurgery.documents.similarity import SimilarityOptions
+from gradsurgery.errors import printable
 
 Command = Callable[..., tuple[int, str, str]]
 RUN = ["--iterations", "7", "--set", "ema.decay=0.5", "--average", "ema"]
@@ -143,3 +144,12 @@ def test_an_unknown_name_in_a_file_names_the_file_and_the_closest(
     assert err.startswith(f"error: unknown {words}")
     assert len(err) <= 330
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["photos \u202egpj.exe", "\u2066a\u2069", "a\x1b[31mb", "a\x85b"])
+def test_marks_that_turn_what_follows_are_escaped(name: str, command: Command) -> None:
+    arguments = ["train", "rotated-digits", "--target", "75", "--backbone", name, "--print-config"]
+    code, out, err = command(*arguments)
+    assert code == 0, err
+    assert all(printable(line) == line for line in out.split("\n"))
+    assert yaml.safe_load(out)["backbone"] == name

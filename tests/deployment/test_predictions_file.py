@@ -118,3 +118,20 @@ def test_the_ending_says_the_form(tmp_path):
 def test_a_place_that_cannot_be_written_is_one_line():
     with pytest.raises(OutputError, match="cannot write"):
         write(Path("/proc/predictions.csv"), FIRST)
+
+
+def test_a_failure_before_the_first_row_leaves_no_file(path):
+    for _ in range(2):
+        with pytest.raises(DataError, match="not finite"), predictions_file(path, 2, MODEL):
+            raise DataError("logits that are not finite")
+        assert list(path.parent.iterdir()) == []
+    with pytest.raises(DataError), predictions_file(path, 2, MODEL) as file:
+        file.add(FIRST)
+        raise DataError("after a row")
+    assert len(list(path.parent.iterdir())) == 1  # which is gone on with
+    assert write(path, SECOND) == {"a.png", 'b "c".png', "x.png"}
+    written = rows(path)
+    with pytest.raises(DataError), predictions_file(path, 2, MODEL):
+        raise DataError("nothing was added")
+    assert list(path.parent.iterdir()) == [path]
+    assert rows(path) == written

@@ -361,6 +361,25 @@ def test_dropout_as_accelerators_compute_it():
         assert diagonal(model, x) == (x * mask * 4).square().flatten().tolist()
 
 
+def test_random_numbers_of_a_coarser_type_do_not_coarsen_the_check():
+    """A sample alone is normalised with another ε: by 1e-6 of it, its gradient is another."""
+    torch.manual_seed(0)
+    norm = nn.LayerNorm(3).double()
+    linear = nn.Linear(3, 3).double()
+
+    class Halved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.norm = linear, norm
+
+        def forward(self, x):
+            return self.norm(self.linear(x) / len(x)) * torch.rand(len(x), 1)
+
+    x = torch.randn(2, 3, dtype=torch.float64)
+    with pytest.raises(ArgumentError, match="see each other"):
+        gs.gradient_gram(Halved(), lambda z, _: z[:, 0], x, x)
+
+
 def test_the_size_of_the_batch_beside_dropout():
     model = Mixing(lambda x: x / len(x)).train()
     with pytest.raises(ArgumentError, match="see each other"):

@@ -321,7 +321,10 @@ def print_yaml(content: dict[str, Any]) -> None:
 
     What only reads never imports: whether there is such code is for a run to find out.
     """
-    print(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), end="")
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    if any(printable(line) != line for line in text.split("\n")):  # a mark that turns what follows
+        text = yaml.safe_dump(content, sort_keys=False)
+    print(text, end="")
     if names := dict.fromkeys(_foreign_names(content)):
         print(
             f"note: {printable(', '.join(names))} is not imported here, and not checked; a run "

@@ -23,12 +23,13 @@ class PredictionsFile:
     file grows row by row. What becomes a Parquet file does so beside it, as a CSV file that ends in
     `.part`, and is turned into it in the end.
 
-    done: the pictures that have a row.
+    done: the pictures that have a row. has_grown: whether one was added.
     """
 
     def __init__(self, path: Path, file: IO[str], columns: list[str], model: str) -> None:
         self.path = path
         self.done: set[str] = set()
+        self.has_grown = False
         self._file = file
         self._columns = columns
         self._model = model
@@ -51,6 +52,7 @@ class PredictionsFile:
     def _write(self, name: str, cells: list[str], error: str) -> None:
         if name not in self.done:
             self.done.add(name)
+            self.has_grown = True
             self._writer.writerow([name, *cells, error, self._model])
 
     def _go_on(self) -> None:
@@ -97,6 +99,7 @@ def predictions_file(path: Path, top: int, model: str) -> Iterator[PredictionsFi
         columns += [f"class{suffix}", f"probability{suffix}"]
     columns += ["error", "model"]
     growing = path if path.suffix == ".csv" else path.with_name(f"{path.name}.part")
+    is_new = not growing.exists()
     if growing != path and path.exists() and not growing.exists():
         _parquet_to_csv(path, growing)
     try:
@@ -111,7 +114,12 @@ def predictions_file(path: Path, top: int, model: str) -> Iterator[PredictionsFi
                 raise DataError(
                     f"{growing} is no CSV file ({error}); name another file, or delete it"
                 ) from error
-            yield found
+            try:
+                yield found
+            except BaseException:
+                if is_new and not found.has_grown:  # nothing is lost
+                    growing.unlink(missing_ok=True)
+                raise
     except BlockingIOError as error:
         raise OutputError(
             f"another process is writing {growing}; wait for it to end, or name another file"

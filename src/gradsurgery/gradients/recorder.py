@@ -198,16 +198,16 @@ class Recorder(TorchFunctionMode):
         kwargs: Mapping[str, Any],
         result: Any,
     ) -> None:
-        found = list(_tensors([result]))
-        self._dtypes.update(one.dtype for one in found if one.dtype.is_floating_point)
+        found, given = list(_tensors([result])), list(_tensors([*args, *kwargs.values()]))
+        if given:  # what is made of no tensor, as random numbers are, is rounded nowhere
+            self._dtypes.update(one.dtype for one in found if one.dtype.is_floating_point)
         if _is_in_functorch() or function in _HOOKS:
             self.gradient_lost = True
         if self.gradient_lost or function in _ONLY_SHAPES:
             return
         lost = function in _TO_PYTHON or any(not one.requires_grad for one in found)
         self.gradient_lost = lost and any(
-            one.requires_grad and id(one) not in self.parameters
-            for one in _tensors([*args, *kwargs.values()])
+            one.requires_grad and id(one) not in self.parameters for one in given
         )
 
     def _receive(self, tap: Tap, gradient: Tensor) -> None:
