@@ -1,6 +1,7 @@
 """Errors a user can mend. Each message names what, where, expected, found and the cure."""
 
 import re
+from typing import Any
 
 # Control characters, marks and overrides of the direction of writing, line separators, and the
 # halves of characters that stand for bytes of a file's name that are no UTF-8.
@@ -11,6 +12,12 @@ _UNPRINTABLE = re.compile(
 
 _LONGEST = 600  # characters of a message
 _LONG_WORD = re.compile(r"\S{201,}")  # no path that anybody typed
+
+
+def check_kind(what: str, found: Any, kind: Any, expected: str) -> None:
+    """Raise `ArgumentError` unless an argument is of this kind, in words; True is no number."""
+    if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
+        raise ArgumentError(f"{what} is {expected}, found a {type(found).__name__}")
 
 
 def printable(text: str) -> str:

@@ -177,7 +177,7 @@ class Algorithm(ABC):
 def _check_parts(model: Any, optimizer: Any, step: Any) -> None:
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a torch.nn.Module, found a {type(model).__name__}")
-    if not hasattr(optimizer, "zero_grad"):
+    if not hasattr(optimizer, "zero_grad") or not hasattr(optimizer, "step"):
         raise ArgumentError(
             f"optimizer is a torch optimiser of the model's parameters, found a "
             f"{type(optimizer).__name__}"

@@ -69,7 +69,7 @@ def build_method(
             f"{name} needs passes of its own, found batch_norm 'pooled'; use 'frozen' or "
             "'per-domain'"
         )
-    owned = _taken(settings or {}, parts or (Fish.name,), name)
+    owned = _taken({} if settings is None else settings, parts or (Fish.name,), name)
     drawing = host_generator or generator
     if parts is None:
         return Fish(drawing, **owned[Fish.name])
@@ -126,11 +126,11 @@ def method(
             "lambda parameters: torch.optim.Adam(parameters, lr=1e-4)"
         )
 
-    if batch_norm not in get_args(BatchNorm):
+    if not isinstance(batch_norm, str) or batch_norm not in get_args(BatchNorm):
         raise ArgumentError(
-            f"batch_norm must be {', '.join(get_args(BatchNorm))}, found {batch_norm!r}"
+            f"batch_norm must be {', '.join(get_args(BatchNorm))}, found {batch_norm!r:.80}"
         )
-    if settings and not isinstance(name, str):
+    if not isinstance(name, str) and settings:
         raise ArgumentError(
             f"settings are of a method by name, found {', '.join(map(str, settings))} with "
             f"{type(name).__name__}; give them where you build it"
@@ -147,7 +147,7 @@ def method(
     return build_method(
         name,
         generator=generator,
-        make_optimizer=make_optimizer or missing,
+        make_optimizer=missing if make_optimizer is None else make_optimizer,
         settings=settings,
         batch_norm=batch_norm,
         rule=None if rule is None else as_rule(rule),

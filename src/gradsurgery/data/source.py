@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradsurgery.documents.data_options import Resize
-from gradsurgery.errors import DataError, printable
+from gradsurgery.errors import ArgumentError, DataError, check_kind, printable
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ class Source(ABC):
         domain_order: Sequence[str] | None = None,
         class_order: Sequence[str] | None = None,
     ) -> None:
+        check_kind("name", name, str, "the data set's name")
         self.name = printable(name)
         self.listing = list_images(
             self.name,
@@ -143,7 +144,13 @@ class Source(ABC):
     def contents(self) -> Iterator[tuple[int, bytes]]:
         """Yield (position in the listing, encoded image) of every image, in storage order."""
         count = 0
-        for content in self.encoded():
+        contents = self.encoded()
+        if not isinstance(contents, Iterable):
+            raise DataError(
+                f"{self.name}: `encoded` gives a {type(contents).__name__}; let it yield the bytes "
+                "of each image file"
+            )
+        for content in contents:
             if count < len(self.positions):
                 if not isinstance(content, bytes):
                     raise DataError(
@@ -200,6 +207,8 @@ def list_images(
     fewest_domains: int = 2,
 ) -> Listing:
     """Order the images of a source; see `Source` for the arguments and what is raised."""
+    for what, names in (("domains_of", domains_of), ("classes_of", classes_of), ("files", files)):
+        _check_texts(what, names)
     if not len(domains_of) == len(classes_of) == len(files):
         raise DataError(
             f"{name} lists {len(domains_of)} domains, {len(classes_of)} classes and {len(files)} "
@@ -235,10 +244,20 @@ def list_images(
     )
 
 
+def _check_texts(what: str, names: Any) -> None:
+    is_array = isinstance(names, np.ndarray) or hasattr(names, "to_list")  # as of pandas
+    if isinstance(names, str | bytes) or not (isinstance(names, Sequence) or is_array):
+        raise ArgumentError(f"{what} are a list of names, found a {type(names).__name__}")
+    for place, name in enumerate(names):
+        check_kind(f"{what}[{place}]", name, str, "a name")
+
+
 def _names(
     name: str, kind: str, found: Sequence[str], order: Sequence[str] | None
 ) -> dict[str, int]:
     """The position of each name."""
+    if order is not None:
+        _check_texts(f"{kind}_order", order)
     ordered = sorted(set(found)) if order is None else list(map(printable, order))
     positions = {text: i for i, text in enumerate(ordered)}
     if len(positions) < len(ordered):

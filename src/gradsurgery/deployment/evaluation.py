@@ -10,10 +10,10 @@ from gradsurgery.backbones.weights import file_digest
 from gradsurgery.data import Source, cpus
 from gradsurgery.data.selected import draws_itself
 from gradsurgery.deployment.pipeline import Job, Prepared, prepared
-from gradsurgery.deployment.trained_model import BATCH, TrainedModel
+from gradsurgery.deployment.trained_model import BATCH, TrainedModel, check_count
 from gradsurgery.documents.evaluation import DomainEvaluation, EvaluatedPart, EvaluationFile
 from gradsurgery.documents.record import SkippedFile, SplitFile
-from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.errors import ArgumentError, DataError, check_kind
 from gradsurgery.training.evaluation import Answers
 
 
@@ -45,6 +45,8 @@ def evaluate_model(
     Raises `ArgumentError` for a domain or a part that is not there, `DataError` for an image that
     cannot be decoded (without `skip_bad`) and where there is none of a class that the model knows.
     """
+    workers = cpus() if workers is None else workers
+    _check(model, source, batch_size, workers)
     listing = source.listing
     chosen = _chosen(source, domains)
     split = _split_of(model, source)
@@ -56,9 +58,8 @@ def evaluate_model(
         raise _unknown_classes(model, source, len(wanted))
     answers = {domain: Answers() for domain in chosen}
     skipped: list[SkippedFile] = []
-    batches = prepared(
-        _jobs(model, source, counted), model.preprocess.size, batch_size, workers or cpus()
-    )
+    jobs = _jobs(model, source, counted)
+    batches = prepared(jobs, model.preprocess.size, batch_size, workers)
     for batch in batches:
         if batch.bad and not skip_bad:
             raise _undecoded(source, *batch.bad[0])
@@ -87,6 +88,13 @@ def evaluate_model(
         },
         skipped=skipped,
     )
+
+
+def _check(model: TrainedModel, source: Source, batch_size: int, workers: int) -> None:
+    check_kind("model", model, TrainedModel, "what gradsurgery.load_model gives")
+    check_kind("source", source, Source, "what gradsurgery.open_source gives")
+    check_count("batch_size", batch_size)
+    check_count("workers", workers)
 
 
 def _chosen(source: Source, domains: Collection[str] | None) -> list[str]:

@@ -15,7 +15,13 @@ from typing_extensions import override
 from gradsurgery.atomic import atomic_file
 from gradsurgery.backbones.weights import file_digest
 from gradsurgery.deployment.trained_model import TrainedModel
-from gradsurgery.errors import ArgumentError, GradsurgeryError, MissingPackageError, one_line
+from gradsurgery.errors import (
+    ArgumentError,
+    GradsurgeryError,
+    MissingPackageError,
+    check_kind,
+    one_line,
+)
 
 Format = Literal["onnx", "torch-export", "torchscript"]
 Normalization = Literal["inside", "beside"]
@@ -71,6 +77,10 @@ def export_model(
     or needs a batch of one size, and where another model's file is at `path`;
     `MissingPackageError` without the packages; nothing is left behind then.
     """
+    check_kind("model", model, TrainedModel, "what gradsurgery.load_model gives")
+    check_kind("path", path, Path, "a pathlib.Path")
+    if form not in _EXPORTERS:
+        raise ArgumentError(f"form is {', '.join(_EXPORTERS)}, found {form!r:.80}")
     digest = file_digest(model.file)
     _check_replaceable(path, digest)
     network = copy.deepcopy(model.module).cpu().eval()

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from gradsurgery.data import SkippedImage
+from gradsurgery.errors import check_kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,7 @@ class Predictions:
 
     def top(self, count: int) -> list[list[tuple[str, float]]]:
         """The `count` most probable classes of each picture with their probabilities."""
+        check_kind("count", count, int, "a whole number of classes")
         order = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :count]
         return [
             [(self.classes[i], float(row[i])) for i in best]

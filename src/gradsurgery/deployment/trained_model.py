@@ -21,7 +21,7 @@ from gradsurgery.deployment.predictions import Predictions, joined
 from gradsurgery.documents.deployment import Deployment
 from gradsurgery.documents.model_description import ModelDescription
 from gradsurgery.documents.record import Record
-from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.errors import ArgumentError, DataError, check_kind
 from gradsurgery.training.device import autocast_factory, float32_products, resolve_device
 
 BATCH = 128
@@ -77,6 +77,7 @@ class TrainedModel:
         Raises `DataError` for the first picture that cannot be decoded (without `skip_bad`) and
         where a logit is not finite, `ArgumentError` for what is no picture.
         """
+        check_kind("skip_bad", skip_bad, bool, "True or False")
         for note in self.notes:
             warnings.warn(note, stacklevel=2)
         pictures, _ = listed_pictures(images)
@@ -87,9 +88,9 @@ class TrainedModel:
         self, pictures: Iterable[Picture], *, batch_size: int = BATCH, workers: int | None = None
     ) -> Iterator[Predictions]:
         """As `predict`, batch by batch: for any number of pictures, which are read as they come."""
-        for what, number in (("batch_size", batch_size), ("workers", workers or 1)):
-            if not isinstance(number, int) or not 1 <= number <= MOST:
-                raise ArgumentError(f"{what} is a whole number from 1 to {MOST}, found {number!r}")
+        check_count("batch_size", batch_size)
+        if workers is not None:
+            check_count("workers", workers)
         jobs = ((name, partial(self.preprocess.pixels, content)) for name, content in pictures)
         for part in prepared(jobs, self.preprocess.size, batch_size, workers or cpus()):
             logits = self.logits(torch.from_numpy(part.pixels))
@@ -106,6 +107,13 @@ class TrainedModel:
 
         Raises `DataError` where one is not finite.
         """
+        size = self.preprocess.size
+        check_kind("pixels", pixels, Tensor, f"a tensor uint8 [batch, {size}, {size}, 3]")
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
+            raise ArgumentError(
+                f"pixels are uint8 [batch, {size}, {size}, 3], found {pixels.dtype} "
+                f"{list(pixels.shape)}; decode pictures with `preprocess.pixels`"
+            )
         if not len(pixels):
             return torch.empty(0, len(self.classes), device=self.device)
         images = normalize(pixels.to(self.device), self.preprocess.mean, self.preprocess.std)
@@ -118,6 +126,12 @@ class TrainedModel:
                 "training diverged: train it again"
             )
         return logits
+
+
+def check_count(what: str, number: Any) -> None:
+    """Raise `ArgumentError` unless it is a number of pictures or threads that memory is for."""
+    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= MOST:
+        raise ArgumentError(f"{what} is a whole number from 1 to {MOST}, found {number!r:.80}")
 
 
 def load_model(
@@ -136,6 +150,7 @@ def load_model(
         model = gs.load_model("runs/photos/shop_c/agr-sum/seed-0")
         model.predict(["a.jpg", "b.png"]).labels
     """
+    check_kind("place", place, (str, Path), "a run's folder, a model.safetensors or hf://…")
     where = resolve_device(device)
     text = str(place)
     file = open_model_file(downloaded(text) if text.startswith(PREFIX) else Path(place))

@@ -13,7 +13,7 @@ from gradsurgery.engine.accumulator import Accumulator, Update
 from gradsurgery.engine.accumulators import accumulator_for, not_finite_update
 from gradsurgery.engine.parameters import NamedParameter, trainable_parameters
 from gradsurgery.engine.passes import DomainLoss, DomainPasses, Scaler
-from gradsurgery.errors import ArgumentError, NonFiniteError
+from gradsurgery.errors import ArgumentError, NonFiniteError, check_kind
 from gradsurgery.rules.base import Rule, RuleFunction, as_rule, beyond_precision
 from gradsurgery.rules.gramian import cosines_of
 
@@ -198,6 +198,7 @@ def write_update(
     _check_single_process()
     rule = as_rule(rule)
     named = trainable_parameters(parameters)
+    check_kind("scaler", scaler, torch.amp.GradScaler | None, "a torch.amp.GradScaler")
     if scaler is not None and not scaler.is_enabled():
         scaler = None
     if scaler is not None and not rule.scale_equivariant:

@@ -178,7 +178,7 @@ def domain_conflict(
             [-1.,  1.]], dtype=torch.float64)
     """
     check_model_and_loss(model, loss)
-    if not isinstance(batches, Iterable):
+    if not isinstance(batches, Iterable) or isinstance(batches, Tensor):
         raise ArgumentError(
             f"batches are one pair (x, y) per domain, found a {type(batches).__name__}; give a list"
         )

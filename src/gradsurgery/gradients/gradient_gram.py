@@ -19,6 +19,7 @@ from gradsurgery.gradients.one_by_one import (
     Samples,
     SinglePasses,
     check_model_and_loss,
+    failures_as,
     sample_losses,
     stacked_grams,
 )
@@ -159,7 +160,8 @@ def _parameter_grams(
     model, loss, x, y = samples
     recorder = Recorder(parameters, len(x))
     with recorder:
-        output = model(recorder.watched(x))
+        with failures_as(f"{type(model).__name__} does not run on x, {x.dtype} {list(x.shape)}"):
+            output = model(recorder.watched(x))
         losses = sample_losses(loss, output, y, len(x))
     if not losses.requires_grad:
         raise ArgumentError(

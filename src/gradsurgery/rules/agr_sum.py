@@ -80,9 +80,9 @@ class AgrSum(AgreementRule):
 
     def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
         """The update for stored gradients, in one pass over them."""
+        self.check_matrix(gradients)
         if gradients.dtype in NARROW or gradients.device.type != "cpu":
             return super().__call__(gradients)
-        self.check_matrix(gradients)
         gradients = gradients.detach()
         update = torch.empty_like(gradients[0])
         if not agreement_sum(gradients, out=update):

@@ -21,6 +21,8 @@ State = tuple[Tensor, ...]
 NARROW = (torch.float16, torch.bfloat16)
 """Gradients of these precisions are summed in float32: float16 ends at 65,504."""
 
+_PRECISIONS = (*NARROW, torch.float32, torch.float64)
+
 RuleFunction = Callable[[Tensor], Tensor]
 
 
@@ -120,10 +122,13 @@ class Rule(ABC):
                 f"{self.name} expects a dense tensor of shape [domains, params], found {found}; "
                 "stack one flat row per domain"
             )
-        if gradients.ndim != 2 or not gradients.is_floating_point():
+        is_known = gradients.dtype in _PRECISIONS and gradients.device.type != "meta"
+        if gradients.ndim != 2 or not is_known:
+            meta = " on the device meta" if gradients.is_meta else ""
             raise ArgumentError(
-                f"{self.name} expects floating point gradients of shape [domains, params], found "
-                f"{gradients.dtype} of shape {list(gradients.shape)}; stack one flat row per domain"
+                f"{self.name} expects floating point gradients of shape [domains, params], of 16, 32 "
+                f"or 64 bits, found {gradients.dtype} of shape {list(gradients.shape)}{meta}; "
+                "stack one flat row per domain"
             )
         self.check_domains(len(gradients))
 

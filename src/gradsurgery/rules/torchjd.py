@@ -5,14 +5,14 @@ package, imported when one of these functions is called.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradsurgery.errors import ArgumentError, MissingPackageError
+from gradsurgery.errors import ArgumentError, MissingPackageError, check_kind
 from gradsurgery.hyperparameters import check_names
 from gradsurgery.rules.base import GramianRule, Rule, check_rows_finite
 
@@ -41,6 +41,7 @@ class AggregatorRule(Rule):
     def __init__(
         self, aggregator: "Aggregator", *, generator: torch.Generator | None = None
     ) -> None:
+        check_kind("aggregator", aggregator, Callable, "one of torchjd.aggregation")
         self.name = PREFIX + type(aggregator).__name__
         self.aggregator = aggregator
         super().__init__(generator=generator)
@@ -105,6 +106,7 @@ def as_aggregator(rule: Rule) -> "Aggregator":
     >>> as_aggregator(AgrSum())(torch.tensor([[1.0, -2.0], [3.0, 4.0]]))
     tensor([4., 0.])
     """
+    check_kind("rule", rule, Rule, "a Rule, as gradsurgery.AgrSum()")
     _import()
     from torchjd.aggregation import Aggregator, GramianWeightedAggregator, Weighting
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from gradsurgery.documents.configuration import Precision, RunConfiguration
-from gradsurgery.errors import ArgumentError
+from gradsurgery.errors import ArgumentError, check_kind
 
 AutocastFactory = Callable[[], AbstractContextManager[Any]]
 
@@ -29,6 +29,7 @@ def resolve_device(name: str) -> torch.device:
 
     Raises `ArgumentError` where torch knows no such device or this machine has none.
     """
+    check_kind("device", name, str, "auto, cpu or cuda")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
