@@ -59,8 +59,7 @@ def evaluate_model(
     answers = {domain: Answers() for domain in chosen}
     skipped: list[SkippedFile] = []
     jobs = _jobs(model, source, counted)
-    batches = prepared(jobs, model.preprocess.size, batch_size, workers)
-    for batch in batches:
+    for batch in prepared(jobs, model.preprocess.size, batch_size, workers):
         if batch.bad and not skip_bad:
             raise _undecoded(source, *batch.bad[0])
         skipped += [SkippedFile(identity=listing.identities[i], reason=why) for i, why in batch.bad]

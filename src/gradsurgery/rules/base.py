@@ -126,8 +126,8 @@ class Rule(ABC):
         if gradients.ndim != 2 or not is_known:
             meta = " on the device meta" if gradients.is_meta else ""
             raise ArgumentError(
-                f"{self.name} expects floating point gradients of shape [domains, params], of 16, 32 "
-                f"or 64 bits, found {gradients.dtype} of shape {list(gradients.shape)}{meta}; "
+                f"{self.name} expects floating point gradients of shape [domains, params], of 16, "
+                f"32 or 64 bits, found {gradients.dtype} of shape {list(gradients.shape)}{meta}; "
                 "stack one flat row per domain"
             )
         self.check_domains(len(gradients))
