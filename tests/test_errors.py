@@ -53,3 +53,11 @@ def test_what_other_libraries_say_is_one_line(error, line):
 def test_of_a_long_name_the_middle_is_left_out_and_the_rest_of_the_message_stays():
     error = ArgumentError(f"cannot read {'a' * 150}/{'b' * 150}: no such file; look for it")
     assert str(error) == f"cannot read {'a' * 54} … {'b' * 25}: no such file; look for it"
+
+
+def test_of_a_long_quotation_the_middle_is_left_out_and_nothing_between_apostrophes():
+    prose = "torch's words, " + 30 * "which are many, " + "and a user's"
+    name = " ".join(["long"] * 90)
+    error = str(ArgumentError(f"unknown rule '{name}'; there are sum and mean"))
+    assert error == f"unknown rule '{name[:53]} … {name[-25:]}'; there are sum and mean"
+    assert str(ArgumentError(prose)) == prose

@@ -12,6 +12,7 @@ _UNPRINTABLE = re.compile(
 
 _LONGEST = 600  # characters of a message
 _LONG_WORD = re.compile(r"\S{201,}")  # no path that anybody typed
+_LONG_QUOTE = re.compile(r"(?<!\w)'[^']{101,}'(?!\w)")  # apostrophes follow a letter
 
 
 def check_kind(what: str, found: Any, kind: Any, expected: str) -> None:
@@ -60,7 +61,9 @@ class GradsurgeryError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        text = _LONG_WORD.sub(lambda word: _without_middle(word[0], 80), printable(message))
+        text = printable(message)
+        for long in (_LONG_QUOTE, _LONG_WORD):
+            text = long.sub(lambda found: _without_middle(found[0], 80), text)
         super().__init__(_without_middle(text, _LONGEST))
 
 

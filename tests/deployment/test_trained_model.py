@@ -13,7 +13,8 @@ from torchvision.datasets import ImageFolder
 import gradsurgery as gs
 from gradsurgery.backbones import SmallCNN
 from gradsurgery.data import open_source, prepare
-from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.deployment.trained_model import check_count
+from gradsurgery.errors import ArgumentError, DataError, WeightsError
 
 MEAN = STD = 0.5
 
@@ -149,3 +150,16 @@ def test_metadata_is_json_that_says_all_that_prediction_needs(trained):
 def test_a_folder_without_a_model_says_so(tmp_path: Path):
     with pytest.raises(gs.GradsurgeryError, match=r"no model .*the run is not finished"):
         gs.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "long name " * 100])
+def test_a_name_that_is_too_long_for_a_file_is_one_short_line(name):
+    with pytest.raises(WeightsError, match="File name too long; give a run's folder") as caught:
+        gs.load_model(name)
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize("number", [True, 0, 2.5, "8", None, 10**9])
+def test_what_is_no_number_of_pictures_is_refused(number):
+    with pytest.raises(ArgumentError, match="batch_size is a whole number from 1 to 10000"):
+        check_count("batch_size", number)

@@ -34,8 +34,12 @@ def open_model_file(place: Path) -> ModelFile:
 
     Raises `DataError` or `WeightsError`, one line, where it is none, damaged or of a later version.
     """
-    path = place / ModelDescription.file_name if place.is_dir() else place
-    if not path.exists():
+    try:
+        path = place / ModelDescription.file_name if place.is_dir() else place
+        found = path.exists()
+    except (OSError, ValueError) as error:  # a name that is too long
+        raise WeightsError(f"cannot read {str(place)!r}: {one_line(error)}; {_CURE}") from error
+    if not found:
         there = "the run is not finished, or it is no run" if place.is_dir() else "no such file"
         raise WeightsError(f"there is no model {path}: {there}; {_CURE}")
     metadata, shapes = _header(path)
@@ -45,8 +49,8 @@ def open_model_file(place: Path) -> ModelFile:
             f"{_CURE}"
         )
     description = ModelDescription.parsed(metadata[ModelDescription.key], path)
-    found = ModelFile(path, description, shapes, partial(_tensors, path))
-    return _completed(found) if description.version < 2 else found
+    file = ModelFile(path, description, shapes, partial(_tensors, path))
+    return _completed(file) if description.version < 2 else file
 
 
 def _header(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
