@@ -79,7 +79,7 @@ def export_model(
     """
     check_kind("model", model, TrainedModel, "what gradsurgery.load_model gives")
     check_kind("path", path, Path, "a pathlib.Path")
-    if form not in _EXPORTERS:
+    if not isinstance(form, str) or form not in _EXPORTERS:
         raise ArgumentError(f"form is {', '.join(_EXPORTERS)}, found {form!r:.80}")
     digest = file_digest(model.file)
     _check_replaceable(path, digest)
