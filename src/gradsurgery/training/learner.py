@@ -16,7 +16,7 @@ from gradsurgery.data import Augmentation, ImageLoader, ImageSet, image_loader
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.engine import BackwardResult
 from gradsurgery.errors import ArgumentError
-from gradsurgery.training.averaging import build_average, method_settings
+from gradsurgery.training.averaging import WeightAverage, build_average, method_settings
 from gradsurgery.training.device import (
     AutocastFactory,
     autocast_factory,
@@ -24,7 +24,6 @@ from gradsurgery.training.device import (
     stores_channels_last,
 )
 from gradsurgery.training.recipe import Freezing, LearningRate, changes_rate, frozen_names
-from gradsurgery.training.weight_average import WeightAverage
 
 
 @dataclass
