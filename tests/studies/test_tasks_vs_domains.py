@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,11 @@ def test_a_study_that_was_interrupted_goes_on_to_the_same_file(
     assert [path.name for path in (tmp_path / "parts").iterdir()] == [TasksStudy.file_name]
     file = TasksStudy.file_name
     assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    study = json.loads((tmp_path / "whole" / file).read_text())
+    (tmp_path / "whole" / file).write_text(json.dumps(study | {"version": 1}))
+    of_before = TasksStudy.load(tmp_path / "whole")  # its batches shared no image: measured anew
+    assert [run.rule for run in of_before.runs] == ["pcgrad"] * 4
+    assert studied("whole") == whole
     more = studied("parts", seeds=[1], dials={}, dial_seeds=[])
     assert (more.seeds, more.dials, len(more.runs)) == ([0, 1], {"noise": [1.0]}, 12)
     assert [run for run in more.runs if run.seed != 1] == whole.runs

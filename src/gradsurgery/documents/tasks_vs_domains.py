@@ -227,6 +227,7 @@ class TasksStudy(Document):
     title: ClassVar[str] = "study of tasks against domains"
     cure: ClassVar[str] = "delete it"
 
+    version: int = 2
     options: TasksOptions
     seeds: list[int]
     dials: dict[str, list[float]] = {}
@@ -235,3 +236,15 @@ class TasksStudy(Document):
     domains: list[str]
     tasks: list[str]
     runs: list[TasksRun]
+
+    @classmethod
+    def upgraded(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Without the runs that version 1 measured, in batches that shared no image.
+
+        The same command makes them anew.
+        """
+        if content["version"] > 1 or not isinstance(content.get("runs"), list):
+            return content
+        measured = [isinstance(run, dict) and run.get("measured") for run in content["runs"]]
+        kept = [run for run, was in zip(content["runs"], measured, strict=True) if not was]
+        return content | {"version": 2, "runs": kept}
