@@ -218,6 +218,7 @@ class TasksStudy(Document):
         dials: values by dial.
         dial_seeds: of the runs with a dial turned.
         name: of the data set.
+        digest: of its images: another release of a set may have others.
         domains: that were trained on where no dial is turned.
         tasks: their names; the first is that of the domains.
         runs: those with no dial turned first, then by dial, value and seed.
@@ -233,18 +234,15 @@ class TasksStudy(Document):
     dials: dict[str, list[float]] = {}
     dial_seeds: list[int] = []
     name: str
+    digest: str
     domains: list[str]
     tasks: list[str]
     runs: list[TasksRun]
 
     @classmethod
     def upgraded(cls, content: dict[str, Any]) -> dict[str, Any]:
-        """Without the runs that version 1 measured, in batches that shared no image.
+        """Without the runs of version 1, whose measurements had batches that shared no image.
 
-        The same command makes them anew.
+        It did not say which images they were of either; the same command makes them anew.
         """
-        if content["version"] > 1 or not isinstance(content.get("runs"), list):
-            return content
-        measured = [isinstance(run, dict) and run.get("measured") for run in content["runs"]]
-        kept = [run for run, was in zip(content["runs"], measured, strict=True) if not was]
-        return content | {"version": 2, "runs": kept}
+        return content if content["version"] > 1 else content | {"digest": "", "runs": []}

@@ -99,6 +99,7 @@ def study_tasks(
         dials=dials,
         dial_seeds=list(dial_seeds),
         name=images.name,
+        digest=images.digest,
         domains=sources,
         tasks=[task.name for task in tasks],
         runs=[],
@@ -323,5 +324,10 @@ def _continued(wanted: TasksStudy, directory: Path) -> TasksStudy:
         raise ArgumentError(
             f"{directory} holds a study of {found.name} with the domains "
             f"{', '.join(found.domains)}; choose another output folder, or delete this one"
+        )
+    if found.runs and found.digest != both.digest:
+        raise ArgumentError(
+            f"{directory} holds a study of other images than {both.name} has now; choose another "
+            "output folder, or delete this one"
         )
     return both
