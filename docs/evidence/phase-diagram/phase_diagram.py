@@ -240,6 +240,8 @@ def elsewhere(folders: list[Path]) -> None:
     from gradsurgery.documents.diagnosis import Diagnosis
 
     paths = sorted(path for folder in folders for path in folder.rglob(Diagnosis.file_name))
+    if not paths:
+        raise SystemExit("no diagnosis.json there; make one by gradsurgery diagnose DATA --target …")
     found = [Diagnosis.load(path) for path in paths]
     about = [{"data": s.data, "target": s.target, "domains": len(s.domains)} for s in found]
     rows = [a | row for a, seen in zip(about, found, strict=True) for row in rows_of(seen)]
