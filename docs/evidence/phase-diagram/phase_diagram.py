@@ -241,7 +241,7 @@ def elsewhere(folders: list[Path]) -> None:
 
     paths = sorted(path for folder in folders for path in folder.rglob(Diagnosis.file_name))
     if not paths:
-        raise SystemExit("no diagnosis.json there; make one by gradsurgery diagnose DATA --target …")
+        raise SystemExit("no diagnosis.json there; gradsurgery diagnose DATA --target … makes one")
     found = [Diagnosis.load(path) for path in paths]
     about = [{"data": s.data, "target": s.target, "domains": len(s.domains)} for s in found]
     rows = [a | row for a, seen in zip(about, found, strict=True) for row in rows_of(seen)]
