@@ -92,7 +92,6 @@ def study_tasks(
     cells = list(planned(options, seeds, dials := dials or {}, dial_seeds))
     sources = spread_sources(images, options)
     _check(options, images, dials)
-    tasks = find_tasks(images, options.tasks, sources)
     study = TasksStudy(
         options=options,
         seeds=list(seeds),
@@ -101,7 +100,7 @@ def study_tasks(
         name=images.name,
         digest=images.digest,
         domains=sources,
-        tasks=[task.name for task in tasks],
+        tasks=[task.name for task in find_tasks(images, options.tasks, sources)],
         runs=[],
     )
     with claimed(directory):
