@@ -10,10 +10,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from gradsurgery.cli.report import make_report, recorded_data, status_line
+from gradsurgery.cli import report
+from gradsurgery.cli.report import make_report, recorded_data
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
 from gradsurgery.report.page_sections import repeat_command
+from gradsurgery.report.report import Report
+from gradsurgery.results import Inventory
 from gradsurgery.training import train
 from tests.results.records import RECORD
 
@@ -138,13 +141,18 @@ def test_data_that_cannot_be_opened_is_an_error_only_if_asked_for(command, runs,
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_progress_is_for_terminals_and_leaves_nothing(terminal, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
-    with status_line() as tell:
+def test_progress_is_for_terminals_and_leaves_nothing(terminal, tmp_path, monkeypatch, capsys):
+    def write_report(inventory, out, options, tell):
         tell("drawing figure3")
+        return Report(tmp_path, [])
+
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(report, "take_inventory", lambda _: Inventory((), {}, None, False, {}))
+    monkeypatch.setattr(report, "write_report", write_report)
+    make_report([tmp_path])
     shown = capsys.readouterr().err
     assert ("drawing figure3" in shown) is terminal
-    assert shown.endswith("\r\x1b[K" if terminal else "")
+    assert shown.endswith("\x1b[2K" if terminal else "")
 
 
 def test_the_command_of_the_page_repeats_the_run(command, tmp_path):

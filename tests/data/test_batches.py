@@ -93,7 +93,7 @@ def single_of(counts: dict[str, int], batch_size: int, seed: int = 0) -> SingleD
     )  # fmt: skip
     indices = {d: np.flatnonzero(domain == i) for i, d in enumerate(counts)}
     return SingleDomainBatches(
-        images, indices, domains=list(counts), batch_size=batch_size, seed=seed
+        DomainBatches(images, indices, domains=list(counts), batch_size=batch_size, seed=seed)
     )
 
 

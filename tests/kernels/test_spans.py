@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradsurgery.kernels.spans import in_spans
+from gradsurgery.kernels.compiled import in_spans
 
 
 @given(st.integers(0, 1000), st.integers(1, 200), st.integers(1, 5), st.integers(1, 6))

@@ -9,7 +9,7 @@ from gradsurgery.documents.evaluation import DomainEvaluation, EvaluationFile
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.tally import Tally
 from gradsurgery.report import classification_text as text
-from gradsurgery.report.figures.classification import confusion_figure, reliability_figure
+from gradsurgery.report.figures.heat_maps import confusion_figure, reliability_figure
 from gradsurgery.report.report import write_evaluation
 from gradsurgery.report.section import Block
 from gradsurgery.results.frame import runs_frame

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gradsurgery.errors import ArgumentError
-from gradsurgery.results.wilcoxon import doubled_midranks, least_p, signed_ranks
+from gradsurgery.results.statistics import doubled_midranks, least_p, signed_ranks
 
 
 def enumerated(differences):

@@ -18,12 +18,12 @@ from gradsurgery.training import outcome as outcome_module
 from gradsurgery.training import run as run_module
 from gradsurgery.training.averaging import (
     ExponentialAverage,
+    NoAverage,
     average_settings,
     average_values,
     method_settings,
 )
 from gradsurgery.training.evaluation import Evaluation
-from gradsurgery.training.weight_average import NoAverage
 
 Configure = Callable[..., RunConfiguration]
 Outcome = Callable[[Record, Path], tuple[dict[str, Any], bytes]]

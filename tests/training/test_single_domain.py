@@ -7,7 +7,7 @@ import pytest
 from torch import Tensor
 
 from gradsurgery.backbones import Backbone, build_backbone
-from gradsurgery.data import ImageSet, SingleDomainBatches, draw_split
+from gradsurgery.data import DomainBatches, ImageSet, SingleDomainBatches, draw_split
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import NonFiniteError
 from gradsurgery.training import images_used, train
@@ -19,7 +19,8 @@ SOURCES = ("0", "15", "30", "45", "60")
 
 def drawn(images: ImageSet, seed: int = 0) -> SingleDomainBatches:
     indices = draw_split(images, seed=0).train
-    return SingleDomainBatches(images, indices, domains=SOURCES, batch_size=8, seed=seed)
+    batches = DomainBatches(images, indices, domains=SOURCES, batch_size=8, seed=seed)
+    return SingleDomainBatches(batches)
 
 
 @pytest.mark.parametrize("method", ["deep-all", "agr-sum"])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from gradsurgery.training.swad import Swad, Valley, find_valley
+from gradsurgery.training.averaging import Swad, Valley, find_valley
 
 DEFAULTS: dict[str, Any] = {"optimum_patience": 3, "overfit_patience": 6, "tolerance_rate": 1.3}
 # Whole numbers, so that ties are frequent and sums exact.

@@ -7,8 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from gradsurgery.algorithms.base import Algorithm, Step, non_finite
-from gradsurgery.algorithms.forward import Forward
-from gradsurgery.algorithms.risk import risk
+from gradsurgery.algorithms.forward import Forward, risk
 from gradsurgery.engine import BackwardResult, backward
 from gradsurgery.errors import NonFiniteError
 from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter, checked_values

@@ -11,25 +11,12 @@ from gradsurgery.algorithms.base import Algorithm
 from gradsurgery.algorithms.combined import BatchNorm, Combined
 from gradsurgery.algorithms.fish import Fish
 from gradsurgery.algorithms.mldg import MLDG, OptimizerFactory
-from gradsurgery.algorithms.names import (
-    MethodParts,
-    is_built_in,
-    is_foreign,
-    method_parts,
-)
+from gradsurgery.algorithms.names import MethodParts, is_built_in, is_foreign, method_parts
 from gradsurgery.algorithms.objectives import ERM, OBJECTIVES, Objective
 from gradsurgery.doors import Kind, entry_names, load_object, provenance
 from gradsurgery.errors import ArgumentError
 from gradsurgery.hyperparameters import Hyperparameter, Setting, check_names
-from gradsurgery.rules import (
-    EXPECTED,
-    RULES,
-    Mean,
-    Rule,
-    as_rule,
-    build_rule,
-    fits_a_rule,
-)
+from gradsurgery.rules import EXPECTED, RULES, Mean, Rule, as_rule, build_rule, fits_a_rule
 from gradsurgery.rules.base import RuleFunction
 from gradsurgery.rules.randomness import checked_generator
 from gradsurgery.rules.torchjd import PREFIX

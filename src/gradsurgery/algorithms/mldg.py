@@ -12,16 +12,10 @@ from typing_extensions import override
 from gradsurgery.algorithms.base import Algorithm, Step
 from gradsurgery.algorithms.combined import joined_states, split_states
 from gradsurgery.algorithms.forward import Forward
+from gradsurgery.algorithms.forward import risk as risk_of
 from gradsurgery.algorithms.objectives import Batch
 from gradsurgery.algorithms.objectives.mixup import random_ring
-from gradsurgery.algorithms.risk import risk as risk_of
-from gradsurgery.engine import (
-    Accumulator,
-    BackwardResult,
-    check_losses,
-    gradients_of,
-    write_update,
-)
+from gradsurgery.engine import Accumulator, BackwardResult, check_losses, gradients_of, write_update
 from gradsurgery.errors import ArgumentError
 from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter, checked_values
 from gradsurgery.rules import Rule

@@ -7,11 +7,7 @@ from gradsurgery.algorithms.mldg import MLDG
 from gradsurgery.algorithms.objectives import OBJECTIVES
 from gradsurgery.doors import entry_names, is_door
 from gradsurgery.errors import ArgumentError
-from gradsurgery.rules import (
-    RULES,
-    is_rule_name,
-    unknown_rule,
-)
+from gradsurgery.rules import RULES, is_rule_name, unknown_rule
 from gradsurgery.rules.torchjd import PREFIX
 
 

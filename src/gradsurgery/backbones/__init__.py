@@ -4,6 +4,7 @@ from gradsurgery.backbones.batch_norm import (
     batch_norm_layers,
     check_batch_size,
     has_batch_norm,
+    keeping_modes,
     set_training_mode,
 )
 from gradsurgery.backbones.build import Backbone, build_backbone
@@ -19,6 +20,7 @@ __all__ = [
     "build_backbone",
     "check_batch_size",
     "has_batch_norm",
+    "keeping_modes",
     "rebuild",
     "set_training_mode",
 ]

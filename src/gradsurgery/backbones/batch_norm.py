@@ -1,6 +1,7 @@
 """Batch normalisation when every domain has a forward pass of its own."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -64,15 +65,23 @@ def check_batch_size(
                 "normalise by; use a batch size of 2 or more, or batch_norm 'frozen'"
             )
 
-    modes = [(layer, layer.training) for layer in model.modules()]
     hooks = [layer.register_forward_pre_hook(look) for layer in batch_norm_layers(model)]
     device = next(model.parameters()).device
     try:
-        with torch.no_grad():
+        with keeping_modes(model), torch.no_grad():
             model.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def keeping_modes(model: nn.Module) -> Iterator[None]:
+    """Inside, layers may be put in another mode; afterwards each is in the mode it was in."""
+    modes = [(layer, layer.training) for layer in model.modules()]
+    try:
+        yield
+    finally:
         for layer, training in modes:
             layer.training = training
 

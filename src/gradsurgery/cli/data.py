@@ -9,13 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from gradsurgery.cli import options as opt
@@ -46,6 +40,7 @@ ColumnsOption = Annotated[
     str, typer.Option("--columns", metavar="ROLE=NAME,…", help=described("columns"))
 ]
 ClassesOption = Annotated[str, typer.Option("--classes", help=described("classes"))]
+SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help=described("skip_bad"))]
 
 
 @app.command()
@@ -93,9 +88,7 @@ def prepare(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that decode [default: one a CPU].")
     ] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")
-    ] = False,
+    skip_bad: SkipBadOption = False,
 ) -> None:
     """Decode a data set into the cache, which training then reads."""
     source = open_source(data, **reading(data, layout, columns, classes, resize))

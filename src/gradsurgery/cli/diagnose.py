@@ -24,7 +24,7 @@ from gradsurgery.training.run import check_run, prepare_images
 _SHORT_RUN = 50  # steps
 
 
-@opt.takes_run_options(DiagnosisOptions)
+@opt.takes_options_of(DiagnosisOptions, RunConfiguration)
 def diagnose(
     *,
     run: Annotated[

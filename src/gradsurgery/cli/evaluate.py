@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from gradsurgery.cli import options as opt
-from gradsurgery.cli.data import progress_bar, reading
+from gradsurgery.cli.data import ColumnsOption, LayoutOption, SkipBadOption, progress_bar, reading
 from gradsurgery.cli.show import print_sentences
 from gradsurgery.cli.train import continuable
 from gradsurgery.data import Source, open_source
@@ -44,20 +44,9 @@ def evaluate(
         str | None,
         typer.Option("--as-domain", help="DATA is a folder class/image, of a domain called so."),
     ] = None,
-    layout: Annotated[
-        str, typer.Option("--layout", help="What the paths of a folder say, as for train.")
-    ] = "",
-    columns: Annotated[
-        str,
-        typer.Option(
-            "--columns",
-            metavar="ROLE=NAME,…",
-            help="Other names of a table's columns, as for train.",
-        ),
-    ] = "",
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")
-    ] = False,
+    layout: LayoutOption = "",
+    columns: ColumnsOption = "",
+    skip_bad: SkipBadOption = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder. Default: one in evaluation/<data> of these options."),

@@ -156,37 +156,27 @@ class LaunchOptions(NamedTuple):
 Command = Callable[..., None]
 
 
-def takes_run_options(
-    also: type[BaseModel] | None = None, *, without: Iterable[str] = ()
+def takes_options_of(
+    *kinds: type[BaseModel], without: Iterable[str] = ()
 ) -> Callable[[Command], Command]:
-    """The command with the options of a run beside its own, and those of `also`, but `without`.
+    """The command with the fields of these kinds as options beside its own, but `without`.
 
     It is called with those that were given as `options`, a dictionary of fields; one that was not
-    given takes its default.
+    given takes its default. Of a field that two kinds have, the last one's is the option.
     """
     apart = set(without)
-    kinds: list[type[BaseModel]] = [*([] if also is None else [also]), RunConfiguration]
     declared = {
         name: _parameter(kind, name)
         for kind in kinds
         for name in kind.model_fields
         if name not in apart
     }
-    return lambda command: _with_options(command, declared.values(), "options", _gathered)
-
-
-def takes_options_of(
-    kind: type[BaseModel], *, without: Iterable[str] = ()
-) -> Callable[[Command], Command]:
-    """The command with the fields of `kind` as options, but `without`, as `options`."""
-    apart = set(without)
-    declared = [_parameter(kind, name) for name in kind.model_fields if name not in apart]
-    return lambda command: _with_options(command, declared, "options", _given)
+    return lambda command: _with_options(command, declared.values(), "options", _given)
 
 
 def takes_plan_options(command: Command) -> Command:
     """The command with the options of a run that a plan does not decide, as `options`."""
-    return takes_run_options(without=PLAN_PARTS)(command)
+    return takes_options_of(RunConfiguration, without=PLAN_PARTS)(command)
 
 
 def takes_launch_options(command: Command) -> Command:
@@ -246,13 +236,9 @@ def _plain_type(annotation: Any) -> Any:
     return str if origin is typing.Literal else origin or annotation
 
 
-def _gathered(given: dict[str, Any]) -> dict[str, Any]:
-    settings = settings_from(given.pop("settings"))
-    return _given(given) | ({"settings": settings} if settings else {})
-
-
 def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value not in (None, [], ())}
+    given = {name: value for name, value in options.items() if value not in (None, [], ())}
+    return given | ({"settings": settings_from(given["settings"])} if "settings" in given else {})
 
 
 def _with_options(

@@ -1,13 +1,12 @@
 """`gradsurgery report`: tables, figures and a page from the records of many runs."""
 
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.show import print_comparisons
@@ -61,8 +60,7 @@ def make_report(
 
     examples: data sets to show images of; None takes those of the records that are at hand.
     """
-    with status_line() as tell:
-        tell("reading records")
+    with Console(stderr=True).status("reading records") as status:
         inventory = take_inventory(folders)
         images, notes = [], []
         asked: dict[str, dict[str, Any]] = {spec: {} for spec in examples or ()}
@@ -75,7 +73,7 @@ def make_report(
                     raise
                 notes.append(f"No example images of {spec} are shown: {one_line(error)}.")
         options = replace(options or ReportOptions(), examples=images, notes=notes)
-        return write_report(inventory, out, options, tell)
+        return write_report(inventory, out, options, status.update)
 
 
 def recorded_data(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
@@ -97,19 +95,3 @@ def open_examples(spec: str, *, size: int = 112, **reading: Any) -> "Examples":
     source = open_source(spec, **reading)
     images = example_images(source, size)
     return Examples(source.name, source.classes, source.domains, images)
-
-
-@contextmanager
-def status_line() -> Iterator[Callable[[str], None]]:
-    """Yield what shows a line on standard error in place of the one before, on terminals alone."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-
-    def tell(text: str) -> None:
-        print(f"\r\x1b[K{text}…", end="", file=sys.stderr, flush=True)
-
-    try:
-        yield tell
-    finally:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ from gradsurgery.cli.live import displayed
 from gradsurgery.cli.show import print_sentences
 from gradsurgery.cli.train import continuable, run_configuration
 from gradsurgery.data import open_source
+from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.plan import parse_seeds
 from gradsurgery.documents.similarity import SimilarityOptions
 from gradsurgery.report.report import write_similarity
@@ -19,7 +20,7 @@ from gradsurgery.training.directory import folder_name
 from gradsurgery.training.run import check_run, prepare_images
 
 
-@opt.takes_run_options(SimilarityOptions, without=["seed"])
+@opt.takes_options_of(SimilarityOptions, RunConfiguration, without=["seed"])
 def similarity(
     *,
     seeds: opt.SeedsOption = None,

@@ -68,7 +68,7 @@ def tasks_vs_domains(
         Path | None,
         typer.Option("--from", help="Folder of a finished study: write its tables and figures."),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    device: opt.DeviceOption = "auto",
     out: Annotated[
         Path | None, typer.Option("--out", help="Default: tasks-vs-domains/<data>.")
     ] = None,

@@ -20,7 +20,7 @@ from gradsurgery.training.directory import folder_name, is_longer
 from gradsurgery.training.loggers import logged
 
 
-@opt.takes_run_options()
+@opt.takes_options_of(RunConfiguration)
 def train(
     *,
     config: opt.ConfigOption = None,

@@ -48,6 +48,7 @@ class DomainBatches:
         self.domains = tuple(domains)
         self.batch_size = batch_size
         self.seed = seed
+        self.balanced = balanced
         self._indices = {domain: indices[domain] for domain in domains}
         self._orders: dict[str, tuple[int, NDArray[np.int64]]] = {}
         self._of_classes = {d: self._by_class(d) for d in domains} if balanced else {}
@@ -122,24 +123,13 @@ class SingleDomainBatches:
     has D times the batch size; a smaller domain is dealt out again from the start. The choice and
     the order depend on (seed, step) alone. The control of the paper's figure 4.
 
-    The arguments are those of `DomainBatches`.
+    batches: those of all domains, which say whose images, how many and from which seed.
     """
 
-    def __init__(
-        self,
-        images: ImageSet,
-        indices: Mapping[str, NDArray[np.int64]],
-        *,
-        domains: Sequence[str],
-        batch_size: int,
-        seed: int,
-        balanced: bool = False,
-    ) -> None:
-        if balanced:
+    def __init__(self, batches: DomainBatches) -> None:
+        if batches.balanced:
             raise ArgumentError("batches of a single domain are drawn as they come, not balanced")
-        self._all = DomainBatches(
-            images, indices, domains=domains, batch_size=batch_size, seed=seed
-        )
+        self._all = batches
 
     def domains_at(self, step: int) -> tuple[str, ...]:
         """Whose batches they are: the chosen domain's, D times."""

@@ -89,7 +89,7 @@ def prepare(  # noqa: PLR0917
         hashes = content_hashes(source)
         digest = content_digest(source, size, hashes, decoder)
         try:
-            with _lock(folder, digest):
+            with folder_lock(folder, digest):
                 images = read_image_set(folder / digest, digest, source)
                 if images is None:
                     before = _indexed(place)
@@ -142,7 +142,7 @@ def _write_images(cache: Path, digest: str, decoding: "_Decoding", workers: int)
     return images
 
 
-def _lock(cache: Path, name: str, timeout: float = -1.0) -> FileLock:
+def folder_lock(cache: Path, name: str, timeout: float = -1.0) -> FileLock:
     """The lock of the folder or index called `name`; the system frees that of a dead process."""
     path = cache / "locks" / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def _remove_stale(cache: Path, own: str) -> None:
     """Remove what killed processes left behind; `own` is the folder whose lock the caller holds."""
     for temporary in cache.glob(".*.tmp"):
         digest = temporary.name.split(".")[1]
-        held = nullcontext() if digest == own else _lock(cache, digest, timeout=0.0)
+        held = nullcontext() if digest == own else folder_lock(cache, digest, timeout=0.0)
         with suppress(Timeout), held:  # it times out where somebody is writing
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -178,7 +178,7 @@ def _indexed(path: Path | None) -> str | None:
 
 
 def _write_index(cache: Path, path: Path, digest: str) -> None:
-    with _lock(cache, "index"):
+    with folder_lock(cache, "index"):
         for temporary in path.parent.glob(".*.tmp"):
             temporary.unlink()
         with atomic_file(path) as file:
@@ -193,7 +193,7 @@ def _take_place(cache: Path, place: Path | None, digest: str) -> None:
     with suppress(OSError, OutputError, Timeout):  # where others' images may only be read
         _write_index(cache, place, digest)
         if before and before not in map(_indexed, place.parent.glob("*.txt")):
-            with _lock(cache, before, timeout=0.0):
+            with folder_lock(cache, before, timeout=0.0):
                 shutil.rmtree(cache / before)
 
 

@@ -6,8 +6,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from gradsurgery.data.cache import folder_lock
 from gradsurgery.data.image_set import ImageSetFile
 from gradsurgery.errors import DataError, OutputError
 
@@ -59,10 +60,8 @@ def remove_cached(cache: Path, chosen: CachedSet) -> bool:
 
     Raises `OutputError` where it cannot be removed.
     """
-    lock = cache / "locks" / f"{chosen.folder.name}.lock"
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock, timeout=0.0):
+        with folder_lock(cache, chosen.folder.name, timeout=0.0):
             shutil.rmtree(chosen.folder)
     except Timeout:
         return False

@@ -6,13 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from gradsurgery.data.duplicates import (
-    Places,
-    alike,
-    copies_among,
-    identical_files,
-    look_of,
-)
+from gradsurgery.data.duplicates import Places, alike, copies_among, identical_files, look_of
 from gradsurgery.data.formats import BadImageError
 from gradsurgery.data.selected import draws_itself
 from gradsurgery.data.source import SkippedImage, Source

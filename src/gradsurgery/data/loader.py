@@ -19,13 +19,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from gradsurgery.data.image_set import ImageSet
-from gradsurgery.data.pixels import (
-    gather,
-    gather_into,
-    gather_normalized,
-    lookup_table,
-    normalize,
-)
+from gradsurgery.data.pixels import gather, gather_into, gather_normalized, lookup_table, normalize
 
 SHARE = 0.4
 """Of the device's free memory, what decoded sets may take."""

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from gradsurgery.errors import ArgumentError
 from gradsurgery.kernels import library, network
-from gradsurgery.kernels.compiled import look_up_rgb
-from gradsurgery.kernels.spans import in_spans
+from gradsurgery.kernels.compiled import in_spans, look_up_rgb
 
 PIECE = 20_000
 """Pixels that are worth a thread, and whose three channels are gone through in the cache."""

@@ -150,11 +150,7 @@ class DataOptions(Choices):
         """A mapping, or "role=name,role=name"; a name with a comma is quoted as in a CSV file."""
         if not isinstance(value, str):
             return value
-        try:
-            cells = next(csv.reader([value], skipinitialspace=True), [])
-        except csv.Error as error:  # a line break, a name beyond all measure
-            raise ValueError(f"is no list of names: {error}") from error
-        pairs = [pair.partition("=") for pair in cells if pair.strip()]
+        pairs = [pair.partition("=") for pair in listed_names(value)]
         if not all(equals for _, equals, _ in pairs):
             raise ValueError("names columns as label=species,domain=camera")
         return {role.strip(): name.strip() for role, _, name in pairs}
@@ -180,6 +176,15 @@ class DataOptions(Choices):
         """How the data set is read: the arguments of `gradsurgery.open_source` beside its name."""
         names = ("layout", "columns", "classes", "resize")
         return {name: getattr(self, name) for name in names}
+
+
+def listed_names(text: str) -> list[str]:
+    """Names separated by commas; raises `ValueError` where they are none."""
+    try:
+        row = next(csv.reader([text], skipinitialspace=True), [])
+    except csv.Error as error:  # a line break, a name beyond all measure
+        raise ValueError(f"is no list of names: {error}") from error
+    return [name.strip() for name in row if name.strip()]
 
 
 def left_out_classes(entries: Iterable[tuple[str, str]]) -> dict[str, str]:

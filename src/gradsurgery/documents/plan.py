@@ -1,6 +1,5 @@
 """What a sweep is to run, and the files that say so in its folder."""
 
-import csv
 import re
 from pathlib import PurePosixPath
 from typing import Any, ClassVar, Literal
@@ -8,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from gradsurgery.documents.configuration import RunDocument, options_of, without_slash
+from gradsurgery.documents.data_options import listed_names
 from gradsurgery.documents.document import Choices, Document, Part
 from gradsurgery.errors import ArgumentError
 
@@ -205,10 +205,9 @@ def names(text: str) -> list[str]:
     ['photo', 'Käse, x']
     """
     try:
-        row = next(csv.reader([text], skipinitialspace=True), [])
-    except csv.Error as error:  # a line break, a name beyond all measure
-        raise ArgumentError(f"{text!r:.80} is no list of names: {error}") from error
-    return list(dict.fromkeys(name.strip() for name in row if name.strip()))
+        return list(dict.fromkeys(listed_names(text)))
+    except ValueError as error:
+        raise ArgumentError(f"{text!r:.80} {error}") from error
 
 
 def parse_seeds(text: str) -> list[int]:

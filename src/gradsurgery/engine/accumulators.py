@@ -300,16 +300,14 @@ class GradientMatrix(SingleGradients):
 class JudgedMatrix(GradientMatrix):
     """For rules with a memory of every component: the matrix of the whole network."""
 
-    def __init__(self, rule: RememberingRule, parameters: Sequence[Tensor]) -> None:
-        super().__init__(rule, parameters)
-        self._judge = rule.judge
+    _rule: RememberingRule
 
     @override
     def finish(self, domains: int, *, poison: bool) -> Update:
         if not self._reached:
             return Update([None] * len(self._parameters))
         finite = torch.tensor(self.first_non_finite() is None, device=self._matrix.device)
-        verdict = self._judge(self._matrix[:domains], finite)
+        verdict = self._rule.judge(self._matrix[:domains], finite)
         if not verdict.sound and not poison:
             raise beyond_precision(dtype=self._matrix.dtype)
         if not verdict.sound:  # a loss scaler is there to skip the step

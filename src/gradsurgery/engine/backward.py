@@ -216,8 +216,8 @@ def write_update(
         deferred = defer_check and not accumulator.at_once
         if not deferred:
             check_losses(losses)
-            if scaler is None:
-                _check_gradients(accumulator, named)
+            if scaler is None and (where := accumulator.first_non_finite()) is not None:
+                raise _not_finite(where[0], named[where[1]][0])
         update = accumulator.finish(len(values), poison=scaler is not None)
         result = BackwardResult(losses, update, [name for name, _ in named])
         if not deferred and scaler is None:
@@ -275,12 +275,6 @@ def check_losses(losses: Float[Tensor, " domains"]) -> None:
                 " lower the learning rate or look at that domain's images",
                 domain=domain,
             )
-
-
-def _check_gradients(accumulator: Accumulator, named: list[NamedParameter]) -> None:
-    if (where := accumulator.first_non_finite()) is not None:
-        domain, position = where
-        raise _not_finite(domain, named[position][0])
 
 
 def _check_update(update: Update, size: float, named: list[NamedParameter]) -> None:

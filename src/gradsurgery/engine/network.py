@@ -168,16 +168,14 @@ class NetworkMatrix(GradientMatrix):
 class NetworkVerdict(NetworkMatrix):
     """For rules with a memory of every component: the same matrix, which is not waited for."""
 
-    def __init__(self, rule: RememberingRule, parameters: Sequence[Tensor]) -> None:
-        super().__init__(rule, parameters)
-        self._judge = rule.judge
+    _rule: RememberingRule
 
     @override
     def finish(self, domains: int, *, poison: bool) -> Update:
         if not self._reached:
             return Update([None] * len(self._parameters))
         flags = torch.stack(self._flags)
-        verdict = self._judge(self._matrix[:domains], ~flags.any())
+        verdict = self._rule.judge(self._matrix[:domains], ~flags.any())
         nan = torch.full_like(verdict.update, torch.nan)
         shown = verdict._replace(update=torch.where(verdict.sound, verdict.update, nan))
         return self._judged(shown)._replace(flags=flags, found=(~verdict.sound).float())

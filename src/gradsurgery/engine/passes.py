@@ -47,7 +47,9 @@ class DomainPasses:
         at_once = self._accumulator.at_once
         with _reporting(self._parameters, self._on_gradient, all_of_them=at_once):
             while (domain := next(domains, _END)) is not _END:
-                self._begin(at_once=at_once and isinstance(domain, Tensor))
+                # during the pass, unless further micro-batches add to them
+                self._at_once = at_once and isinstance(domain, Tensor)
+                self._awaited = set(range(len(self._parameters)))
                 parts = _parts(domain, len(values))
                 del domain  # nothing may keep this graph alive while the next one is built
                 total = None
@@ -63,11 +65,6 @@ class DomainPasses:
                 self._end()
                 values.append(total)
         return values
-
-    def _begin(self, *, at_once: bool) -> None:
-        """Gradients are taken during the pass, unless further micro-batches add to them."""
-        self._at_once = at_once
-        self._awaited = set(range(len(self._parameters)))
 
     def _on_gradient(self, position: int, parameter: Tensor) -> None:
         _refuse_cleared(position, parameter)

@@ -13,12 +13,7 @@ from gradsurgery.gradients.draws import Draws
 from gradsurgery.gradients.layers.layer_call import PIECE, Gram, inner_products
 from gradsurgery.gradients.model_state import ModelState
 from gradsurgery.gradients.recorder import Recorder, Tap
-from gradsurgery.gradients.verification import (
-    Piece,
-    are_near,
-    refuse_mixed,
-    verified_backward,
-)
+from gradsurgery.gradients.verification import Piece, are_near, refuse_mixed, verified_backward
 
 SampleLoss = Callable[[Any, Any], Tensor]
 _STACKED = 4 * PIECE

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import CrossEntropyLoss
 
-from gradsurgery.backbones import Backbone
+from gradsurgery.backbones import Backbone, keeping_modes
 from gradsurgery.data import ImageSet, normalize
 from gradsurgery.data.pixels import gather
 from gradsurgery.gradients.gradient_gram import gradient_gram
@@ -135,10 +135,6 @@ def labelled_images(
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Inside, no dropout, and batch normalisation by running statistics; then as it was before."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with keeping_modes(model):
+        model.eval()
         yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -15,13 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradsurgery.kernels.combine_programs import (
-    TILE,
-    TYPES,
-    WARPS,
-    combine_program,
-    noise_program,
-)
+from gradsurgery.kernels.combine_programs import TILE, TYPES, WARPS, combine_program, noise_program
 from gradsurgery.kernels.network import (
     BLOCK,
     ROWS,

@@ -4,7 +4,10 @@
 """
 
 import ctypes
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from threading import Thread
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,10 +15,46 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from gradsurgery.kernels import INTEGER, POINTER, function
-from gradsurgery.kernels.spans import LEAST, in_spans
 
-# As in gramian.c.
-_BLOCK = 256
+Result = TypeVar("Result")
+
+LEAST = 1 << 17
+"""Components of a gradient that are worth a thread."""
+_BLOCK = 256  # as in gramian.c
+
+
+def in_spans(
+    length: int, call: Callable[[int, int], Result], *, least: int = LEAST, multiple: int = 1
+) -> list[Result]:
+    """The results of `call(begin, end)` on spans of 0 … length, at least one, in their order.
+
+    For functions that release Python's lock: compiled ones, and NumPy's. Each thread goes through
+    its span at its own pace, so that a core that is busy elsewhere does not hold up every
+    operation. The threads are new ones: a pool would not survive a fork.
+
+    least: a shorter span is not worth a thread.
+    multiple: every span but the last is a multiple of it.
+    """
+    count = max(min(torch.get_num_threads(), math.ceil(length / least)), 1)
+    bounds = [length * part // count // multiple * multiple for part in range(count)] + [length]
+    results: dict[int, Result] = {}
+    errors: list[BaseException] = []
+
+    def work(part: int) -> None:
+        try:
+            results[part] = call(bounds[part], bounds[part + 1])
+        except BaseException as error:  # raised again by the caller's thread
+            errors.append(error)
+
+    others = [Thread(target=work, args=(part,)) for part in range(1, count)]
+    for thread in others:
+        thread.start()
+    work(0)
+    for thread in others:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return [results[part] for part in range(count)]
 
 
 def agreement_sum(
@@ -24,7 +63,7 @@ def agreement_sum(
     """Write equation 3 into `out`; False where a NaN or an Inf turned up (or a sum overflowed)."""
     call = function(name, (POINTER, INTEGER, INTEGER, POINTER, INTEGER, INTEGER), INTEGER)
     pointers = gradients.data_ptr(), gradients.stride(0), len(gradients), out.data_ptr()
-    return all(in_spans(len(out), lambda begin, end: call(*pointers, begin, end), least=LEAST))
+    return all(in_spans(len(out), lambda begin, end: call(*pointers, begin, end)))
 
 
 def fold_agreement(
@@ -33,7 +72,7 @@ def fold_agreement(
     """Add `gradient` to `total` where the signs are equal, and set NaN where they are not."""
     call = function(name, (POINTER, POINTER, INTEGER, INTEGER))
     pointers = total.data_ptr(), gradient.data_ptr()
-    in_spans(len(total), lambda begin, end: call(*pointers, begin, end), least=LEAST)
+    in_spans(len(total), lambda begin, end: call(*pointers, begin, end))
 
 
 def resolve_marks(name: str, total: Float[Tensor, " params"]) -> tuple[int, int]:
@@ -46,7 +85,7 @@ def resolve_marks(name: str, total: Float[Tensor, " params"]) -> tuple[int, int]
         agreeing = int(call(pointer, ctypes.addressof(zeros), begin, end))
         return agreeing, zeros.value
 
-    counts = in_spans(len(total), part, least=LEAST)
+    counts = in_spans(len(total), part)
     return sum(agreeing for agreeing, _ in counts), sum(zeros for _, zeros in counts)
 
 
@@ -63,7 +102,7 @@ def gramian(
         call(pointers, domains, wide.data_ptr(), total.data_ptr(), begin, end)
         return total
 
-    upper = torch.stack(in_spans(len(rows[0]), part, least=LEAST)).sum(0)
+    upper = torch.stack(in_spans(len(rows[0]), part)).sum(0)
     return upper + upper.triu(1).T
 
 
@@ -74,7 +113,7 @@ def weighted_sum(
     call = function(name, (POINTER, POINTER, INTEGER, POINTER, INTEGER, INTEGER))
     pointers, factors = _pointers(rows), weights.double().contiguous()
     given = pointers, factors.data_ptr(), len(rows), out.data_ptr()
-    in_spans(len(out), lambda begin, end: call(*given, begin, end), least=LEAST)
+    in_spans(len(out), lambda begin, end: call(*given, begin, end))
 
 
 def _pointers(rows: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:

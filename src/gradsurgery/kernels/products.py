@@ -13,13 +13,7 @@ from torch import Tensor
 
 from gradsurgery.kernels.combine import constants_of
 from gradsurgery.kernels.combine_programs import TILE, TYPES, WARPS
-from gradsurgery.kernels.network import (
-    BLOCK,
-    Rows,
-    launch,
-    layout_of,
-    table_of,
-)
+from gradsurgery.kernels.network import BLOCK, Rows, launch, layout_of, table_of
 from gradsurgery.kernels.products_programs import (
     gather_program,
     gramian_program,

@@ -130,16 +130,12 @@ def confusion_table(tally: Tally, classes: Sequence[str]) -> Table:
 
 def recall_table(record: Record) -> Table | None:
     """A run's recall of each class, by domain, of the best and the last model; None without any."""
-    models = _models(record)
-    domains = [d for d in record.data.domains if all(d in model.tests for model in models)]
+    domains = [d for d in record.data.domains if all(d in m.tests for m in _models(record))]
     if not domains:
         return None
-    target = record.configuration.held_out(record.data.domains)
-    recalls = {domain: _recalls([m.tests[domain] for m in models]) for domain in domains}
-    rows = [
-        [name, *(" / ".join(column[k] for column in recalls[domain]) for domain in domains)]
-        for k, name in enumerate(record.data.classes)
-    ]
+    target, classes = record.configuration.held_out(record.data.domains), record.data.classes
+    columns = [_mean_recalls([record], domain) for domain in domains]
+    rows = [[name, *row] for name, *row in zip(classes, *columns, strict=True)]
     heads = [f"{domain} (held out)" if domain == target else domain for domain in domains]
     return plain_table("Recall (%) of each class, best / last model", ["class", *heads], rows)
 
@@ -176,7 +172,7 @@ def recalls_section(tables: Sequence[ComparisonTable], records: Records) -> Sect
                 of_method.setdefault(target, []).append(record)
     blocks: list[Block] = [Listing(sentences)] if (sentences := _never(groups)) else []
     for (_, about, classes), by_target in groups.items():
-        columns = [_mean_recalls(runs, target, classes) for target, runs in by_target.items()]
+        columns = [_mean_recalls(runs, target) for target, runs in by_target.items()]
         rows = [[name, *row] for name, *row in zip(classes, *columns, strict=True)]
         caption = f"{about}: recall (%) of each class on each held-out domain"
         notes = ["Of the best / the last model, the mean over the runs."]
@@ -204,7 +200,7 @@ def _never(groups: Groups) -> list[str]:
     return sentences
 
 
-def _mean_recalls(runs: Sequence[Record], target: str, classes: Sequence[str]) -> list[str]:
+def _mean_recalls(runs: Sequence[Record], target: str) -> list[str]:
     """For each class "best / last", in per cent; a dash where the domain has no image of it."""
     means = []
     for position in range(2):
@@ -218,7 +214,7 @@ def _mean_recalls(runs: Sequence[Record], target: str, classes: Sequence[str]) -
         )
     return [
         NONE if np.isnan(best) else f"{100 * best:.1f} / {100 * last:.1f}"
-        for best, last, _ in zip(*means, classes, strict=True)
+        for best, last in zip(*means, strict=True)
     ]
 
 
@@ -243,17 +239,6 @@ def _assessed(evaluation: EvaluationFile) -> Mapping[str, Assessment]:
     }
 
 
-def _recalls(tallies: Sequence[Tally]) -> list[list[str]]:
-    columns = []
-    for tally in tallies:
-        matrix = tally.matrix()
-        images = matrix.sum(axis=1)
-        columns.append(
-            [f"{100 * matrix[k, k] / n:.1f}" if n else NONE for k, n in enumerate(images.tolist())]
-        )
-    return columns
-
-
 def _trained(evaluation: EvaluationFile) -> str:
     if evaluation.trained_on is None:
         return f"The model file does not say which domains of {evaluation.trained_data} it is from."
@@ -268,14 +253,8 @@ def _seen(evaluation: EvaluationFile) -> list[str]:
     counts = [domain.seen for domain in evaluation.domains.values()]
     if None not in counts:
         seen = sum(count or 0 for count in counts)
-        return (
-            []
-            if not seen
-            else [
-                f"{counted(seen, 'image')} of these {'was' if seen == 1 else 'were'} trained on: "
-                "their accuracy says nothing of new images."
-            ]
-        )
+        trained = f"{counted(seen, 'image')} of these {'was' if seen == 1 else 'were'} trained on"
+        return [f"{trained}: their accuracy says nothing of new images."] if seen else []
     shared = [d for d in evaluation.domains if _role(evaluation, d) == "yes"]
     if not shared:
         return []

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from pathlib import PurePath
-from statistics import stdev
+from statistics import fmean, stdev
 from typing import Any
 
 import yaml
@@ -81,7 +81,7 @@ def _metadata(deployment: Deployment, record: Record) -> dict[str, Any]:
     accuracy = {
         "type": "accuracy",
         "name": "accuracy on a domain left out, mean over the domains",
-        "value": round(_mean(_by_domain(deployment)), 4),
+        "value": round(fmean(_by_domain(deployment)), 4),
     }
     on = record.configuration.data.removeprefix("hf://")
     from_hub = record.configuration.data.startswith("hf://")
@@ -107,14 +107,14 @@ def _metadata(deployment: Deployment, record: Record) -> dict[str, Any]:
 
 
 def _by_domain(deployment: Deployment) -> list[float]:
-    return [_mean(deployment.candidate.unseen[domain]) for domain in deployment.domains]
+    return [fmean(deployment.candidate.unseen[domain]) for domain in deployment.domains]
 
 
 def expectation(deployment: Deployment) -> Text:
     """What accuracy to expect on a new domain, in words."""
     means, count = _by_domain(deployment), len(deployment.domains)
     return Text(
-        f"Expect {_percent(_mean(means))} of the images of a domain that it was not trained on to "
+        f"Expect {_percent(fmean(means))} of the images of a domain that it was not trained on to "
         f"be recognised: {_percent(min(means))} on the worst of {count} domains left out in turn, "
         f"{_percent(max(means))} on the best."
     )
@@ -144,7 +144,7 @@ def copied_sentences(deployment: Deployment) -> list[str]:
 
 def _expected(deployment: Deployment) -> Iterator[Block]:
     means, domains = _by_domain(deployment), deployment.domains
-    mean = _mean(means)
+    mean = fmean(means)
     yield expectation(deployment)
     if copied := copied_sentences(deployment):
         yield Listing(copied)
@@ -165,8 +165,8 @@ def _expected(deployment: Deployment) -> Iterator[Block]:
         runs = deployment.candidate.unseen[domain]
         spread = f" ± {100 * stdev(runs):.1f}" if len(runs) > 1 else ""
         chosen = deployment.without_it.get(domain)
-        rows.append([domain, f"{100 * _mean(runs):.1f}{spread}", _number(chosen)])
-    rows.append(["mean", f"{100 * mean:.1f}", _number(_mean([*deployment.without_it.values()]))])
+        rows.append([domain, f"{100 * fmean(runs):.1f}{spread}", _number(chosen)])
+    rows.append(["mean", f"{100 * mean:.1f}", _number(fmean([*deployment.without_it.values()]))])
     columns = ["left out", "accuracy (%)", "chosen without it (%)"]
     several = len(deployment.candidates) > 1
     shown = 3 if several else 2
@@ -186,7 +186,7 @@ def _prediction(means: list[float]) -> tuple[float, float] | None:
     from scipy.special import stdtrit
 
     margin = float(stdtrit(count - 1, 0.975)) * stdev(means) * math.sqrt(1 + 1 / count)
-    return max(0.0, _mean(means) - margin), min(1.0, _mean(means) + margin)
+    return max(0.0, fmean(means) - margin), min(1.0, fmean(means) + margin)
 
 
 def _classes(deployment: Deployment) -> Iterator[Block]:
@@ -289,10 +289,6 @@ def candidates_table(deployment: Deployment) -> Table:
             scores = [f"{100 * unseen:.1f}", f"{100 * validation:.1f}", mark]
         rows.append([" ".join([each.method, *values]), *scores])
     return plain_table("", ["candidate", "left out (%)", "validation (%)", ""], rows)
-
-
-def _mean(values: list[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def _percent(fraction: float) -> str:

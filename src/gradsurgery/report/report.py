@@ -161,7 +161,7 @@ def write_diagnosis(diagnosis: Diagnosis, directory: Path) -> list[str]:
 def write_evaluation(evaluation: EvaluationFile, directory: Path) -> None:
     """Write `evaluation.json`, tables and figures into `directory`; raises `OutputError`."""
     from gradsurgery.report.classification_text import evaluation_section, whole_tally
-    from gradsurgery.report.figures.classification import confusion_figure, reliability_figure
+    from gradsurgery.report.figures.heat_maps import confusion_figure, reliability_figure
     from gradsurgery.report.figures.style import save
 
     evaluation.save(directory)

@@ -8,9 +8,8 @@ from gradsurgery.report.section import counted, listed
 from gradsurgery.report.tables import p_text
 from gradsurgery.results.inventory import Inventory
 from gradsurgery.results.ranking import Ranking
-from gradsurgery.results.statistics import SIGNIFICANCE, PairedComparison
+from gradsurgery.results.statistics import SIGNIFICANCE, PairedComparison, least_p
 from gradsurgery.results.tables import ComparisonTable
-from gradsurgery.results.wilcoxon import least_p
 
 _MOST_NAMED = 8
 _LEAST_POINTS = 1.0  # of validation accuracy: what is less is not called a difference

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 from gradsurgery.documents.configuration import RunConfiguration
@@ -13,8 +14,8 @@ from gradsurgery.documents.selection import CriterionName
 from gradsurgery.documents.tally import Tally
 from gradsurgery.errors import DataError
 from gradsurgery.results.inventory import Inventory
+from gradsurgery.results.selection import first_best
 
-_TIE = 1e-12  # rounding errors of mean accuracies are smaller, differences of them larger
 _DECIDED = ("target", "seed", "without", "method", "data")
 
 
@@ -61,14 +62,13 @@ def choose(
 
     Of equal ones the first; None where every candidate lacks a run.
     """
-    scores = {
-        position: candidate.score(criterion, domains)
-        for position, candidate in enumerate(candidates)
-        if not candidate.lacks
-    }
-    if not scores:
-        return None
-    return min(place for place, score in scores.items() if score >= max(scores.values()) - _TIE)
+    return first_best(
+        {
+            position: candidate.score(criterion, domains)
+            for position, candidate in enumerate(candidates)
+            if not candidate.lacks
+        }
+    )
 
 
 def without_looking(
@@ -84,8 +84,7 @@ def without_looking(
         others = [other for other in domains if other != domain] or [domain]
         chosen = choose(candidates, criterion, others)
         if chosen is not None:
-            accuracies = candidates[chosen].unseen[domain]
-            found[domain] = math.fsum(accuracies) / len(accuracies)
+            found[domain] = fmean(candidates[chosen].unseen[domain])
     return found
 
 

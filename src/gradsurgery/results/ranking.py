@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradsurgery.errors import ArgumentError
-from gradsurgery.results.wilcoxon import doubled_midranks
+from gradsurgery.results.statistics import doubled_midranks
 
 
 @dataclass(frozen=True)

@@ -278,14 +278,19 @@ def _candidate(values: dict[str, Any], scores: dict[int, float], seeds: list[int
 
 
 def _best(candidates: list[Candidate]) -> int | None:
-    means = {
-        position: candidate.score.mean
-        for position, candidate in enumerate(candidates)
-        if candidate.eligible and candidate.score is not None
-    }
-    if not means:
-        return None
-    return min(place for place, mean in means.items() if mean >= max(means.values()) - _TIE)
+    return first_best(
+        {
+            position: candidate.score.mean
+            for position, candidate in enumerate(candidates)
+            if candidate.eligible and candidate.score is not None
+        }
+    )
+
+
+def first_best(scores: Mapping[int, float]) -> int | None:
+    """The position of the highest score, of equal ones the first; None where there is none."""
+    highest = max(scores.values(), default=0.0)
+    return min((place for place, score in scores.items() if score >= highest - _TIE), default=None)
 
 
 def _needs(criterion: Criterion, group: list[Row]) -> str:

@@ -15,8 +15,8 @@ from gradsurgery.results.statistics import (
     PairedComparison,
     compare_paired,
     corrected,
+    least_p,
 )
-from gradsurgery.results.wilcoxon import least_p
 from gradsurgery.seeds import derive_seed
 
 if TYPE_CHECKING:

@@ -19,13 +19,7 @@ from gradsurgery.hyperparameters import Hyperparameter
 from gradsurgery.kernels import compiled as kernel
 from gradsurgery.kernels import name_for
 from gradsurgery.kernels.network import Combination
-from gradsurgery.rules.base import (
-    NARROW,
-    ComponentwiseRule,
-    Consensus,
-    State,
-    reduction,
-)
+from gradsurgery.rules.base import NARROW, ComponentwiseRule, Consensus, State, reduction
 from gradsurgery.rules.pieces import pieces, scratch
 
 _SOURCE = "Mansilla et al. 2021"

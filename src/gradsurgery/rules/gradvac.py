@@ -86,20 +86,18 @@ class GradVac(GramianRule):
         """w_j = Σ_d c_dj with v_d = Σ_j c_dj g_j; advances the targets."""
         targets, beta = self._targets_for(gramian), self.values["beta"]
         coefficients = torch.eye(len(gramian), dtype=gramian.dtype)
-        for domain, row in enumerate(coefficients):
-            others = [other for other in range(len(gramian)) if other != domain]
-            for position in self.random.permutation(len(others)):
-                other = others[position]
-                squared = (row @ gramian @ row).item()
-                length = sqrt(gramian[other, other].item())
-                if length == 0 or squared <= _VANISHED * gramian[domain, domain].item():
-                    continue
-                cosine = (row @ gramian[:, other]).item() / (sqrt(squared) * length)
-                cosine = min(max(cosine, -1.0), 1.0)
-                target = targets[domain, other].item()
-                row[other] += sqrt(squared) / length * step(cosine, target)
-                if self.values["target"] is None:
-                    targets[domain, other] = (1 - beta) * target + beta * cosine
+        for domain, other in self.random.pairs(len(gramian)):
+            row = coefficients[domain]
+            squared = (row @ gramian @ row).item()
+            length = sqrt(gramian[other, other].item())
+            if length == 0 or squared <= _VANISHED * gramian[domain, domain].item():
+                continue
+            cosine = (row @ gramian[:, other]).item() / (sqrt(squared) * length)
+            cosine = min(max(cosine, -1.0), 1.0)
+            target = targets[domain, other].item()
+            row[other] += sqrt(squared) / length * step(cosine, target)
+            if self.values["target"] is None:
+                targets[domain, other] = (1 - beta) * target + beta * cosine
         return coefficients.sum(0)
 
     @override

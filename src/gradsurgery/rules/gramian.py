@@ -56,11 +56,6 @@ def full_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(allowed)
 
 
-def exact_dot(left: Float[Tensor, " params"], right: Float[Tensor, " params"]) -> Float[Tensor, ""]:
-    """Σ_n left_n right_n in float64."""
-    return (left.double() * right.double()).sum()
-
-
 def cosines_of(gramian: Float[Tensor, "domains domains"]) -> Float[Tensor, "domains domains"]:
     """cos_ij = G_ij / √(G_ii G_jj), and 0 where a gradient is zero."""
     norms = gramian.diagonal().sqrt()
@@ -89,10 +84,10 @@ def weighted_sum(
 
 
 def _products(rows: Sequence[Tensor]) -> Tensor:
-    size = range(len(rows))
-    upper = torch.stack([exact_dot(rows[i], rows[j]) for i in size for j in size if i <= j])
-    total = upper.new_zeros(len(rows), len(rows))
     i, j = torch.triu_indices(len(rows), len(rows))
+    pairs = zip(i.tolist(), j.tolist(), strict=True)
+    upper = torch.stack([(rows[a].double() * rows[b].double()).sum() for a, b in pairs])
+    total = upper.new_zeros(len(rows), len(rows))
     total[i, j] = upper
     total[j, i] = upper
     return total

@@ -30,15 +30,11 @@ class PCGrad(GramianRule):
 
     def weights(self, gramian: Float[Tensor, "domains domains"]) -> Float[Tensor, " domains"]:
         """w_j = Σ_d c_dj."""
-        domains = len(gramian)
-        coefficients = torch.eye(domains, dtype=gramian.dtype)
-        for domain, row in enumerate(coefficients):
-            others = [other for other in range(domains) if other != domain]
-            for position in self.random.permutation(len(others)):  # algorithm 1, line 4
-                other = others[position]
-                product = row @ gramian[:, other]
-                if product < 0:  # lines 5 and 6
-                    row[other] -= product / gramian[other, other]
+        coefficients = torch.eye(len(gramian), dtype=gramian.dtype)
+        for domain, other in self.random.pairs(len(gramian)):  # algorithm 1, line 4
+            product = coefficients[domain] @ gramian[:, other]
+            if product < 0:  # lines 5 and 6
+                coefficients[domain, other] -= product / gramian[other, other]
         return coefficients.sum(0)
 
     @override

@@ -1,5 +1,6 @@
 """The generator of a random rule."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -39,8 +40,7 @@ class RandomSource:
 
     def seed(self) -> int:
         """A seed for a generator elsewhere."""
-        generator = self._on(torch.device("cpu"))
-        return int(torch.randint(1 << 62, (), generator=generator, device=generator.device))
+        return int(self.seed_on(torch.device("cpu")))
 
     def seed_on(self, device: torch.device) -> Tensor:
         """A seed for a kernel on `device`, which does not have to wait for it."""
@@ -57,11 +57,13 @@ class RandomSource:
         draws.fill_diagonal_(2.0)  # a domain itself comes last, and is left out
         return draws.argsort(1)[:, :-1].contiguous().to(device)
 
-    def permutation(self, length: int) -> list[int]:
-        """0 … length − 1 in a random order."""
+    def pairs(self, domains: int) -> Iterator[tuple[int, int]]:
+        """Every domain with each of the others, those of one domain in a random order."""
         generator = self._on(torch.device("cpu"))
-        order = torch.randperm(length, generator=generator, device=generator.device)
-        return [int(position) for position in order]
+        for domain in range(domains):
+            others = [other for other in range(domains) if other != domain]
+            order = torch.randperm(len(others), generator=generator, device=generator.device)
+            yield from ((domain, others[position]) for position in order.tolist())
 
     def _on(self, device: torch.device) -> torch.Generator:
         if self._generator is None:

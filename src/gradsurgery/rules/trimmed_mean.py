@@ -1,5 +1,6 @@
 """Median and trimmed mean: each component without its extreme values (Yin et al. 2018)."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -16,13 +17,34 @@ from gradsurgery.rules.pieces import piece_length, scratch
 _LONGEST_PIECE = 1 << 24
 
 
-class TrimmedMean(Rule):
+class MiddleRule(Rule):
+    """A rule that leaves out the largest and the smallest values of every component.
+
+    All D values of a component are needed at once: `gradsurgery.backward` stores the D gradients.
+    """
+
+    @abstractmethod
+    def trimmed(self, domains: int) -> int:
+        """How many values are left out at each end."""
+
+    @override
+    def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
+        self.check_matrix(gradients)
+        gradients = gradients.detach()
+        check_rows_finite(gradients)
+        return self.of_finite(gradients)
+
+    @override
+    def of_finite(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
+        self.check_domains(len(gradients))
+        return mean_of_middle(gradients, self.trimmed(len(gradients)))
+
+
+class TrimmedMean(MiddleRule):
     """g*_n = the mean of g_1n … g_Dn without the `trim` largest and the `trim` smallest.
 
     trim: how many values to leave out at each end, at least 0. Default 1, which needs 3 domains.
         The paper gives the fraction β = trim / D, in [0, ½).
-
-    All D values of a component are needed at once: `gradsurgery.backward` stores the D gradients.
 
     Source: Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates",
     ICML 2018, definition 2.
@@ -42,22 +64,13 @@ class TrimmedMean(Rule):
         self.minimum_domains = 2 * self.values["trim"] + 1
 
     @override
-    def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
-        self.check_matrix(gradients)
-        gradients = gradients.detach()
-        check_rows_finite(gradients)
-        return self.of_finite(gradients)
-
-    @override
-    def of_finite(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
-        self.check_domains(len(gradients))
-        return mean_of_middle(gradients, self.values["trim"])
+    def trimmed(self, domains: int) -> int:
+        trim: int = self.values["trim"]
+        return trim
 
 
-class Median(Rule):
+class Median(MiddleRule):
     """g*_n = the median of g_1n … g_Dn, for an even D the mean of the middle two.
-
-    All D values of a component are needed at once: `gradsurgery.backward` stores the D gradients.
 
     Source: Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates",
     ICML 2018, definition 1.
@@ -69,16 +82,8 @@ class Median(Rule):
     name = "median"
 
     @override
-    def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
-        self.check_matrix(gradients)
-        gradients = gradients.detach()
-        check_rows_finite(gradients)
-        return self.of_finite(gradients)
-
-    @override
-    def of_finite(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
-        self.check_domains(len(gradients))
-        return mean_of_middle(gradients, (len(gradients) - 1) // 2)
+    def trimmed(self, domains: int) -> int:
+        return (domains - 1) // 2
 
 
 def mean_of_middle(

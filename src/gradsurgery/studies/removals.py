@@ -10,12 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gradsurgery.backbones import Backbone
-from gradsurgery.documents.tasks_vs_domains import (
-    LayerCosines,
-    Measured,
-    RuleEffect,
-    TasksOptions,
-)
+from gradsurgery.documents.tasks_vs_domains import LayerCosines, Measured, RuleEffect, TasksOptions
 from gradsurgery.gradients.conflict import group_names
 from gradsurgery.gradients.gradient_gram import layer_of
 from gradsurgery.gradients.removal import (

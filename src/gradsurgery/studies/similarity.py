@@ -71,14 +71,6 @@ def study_similarity(
     return study
 
 
-def _domains(
-    configuration: RunConfiguration, options: SimilarityOptions, images: ImageSet
-) -> list[str]:
-    if options.all_domains:
-        return list(images.domains)
-    return configuration.sources(images.domains)
-
-
 def _measured_run(
     configuration: RunConfiguration,
     options: SimilarityOptions,
@@ -87,11 +79,12 @@ def _measured_run(
     report: ProgressCallback | None,
 ) -> SimilarityStudy:
     """The run's measurements: those in `directory`, then those still to make."""
+    everywhere, sources = list(images.domains), configuration.sources(images.domains)
     part = SimilarityStudy(
         configuration=configuration,
         options=options,
         data=images.name,
-        domains=_domains(configuration, options, images),
+        domains=everywhere if options.all_domains else sources,
         classes=list(images.classes),
         runs=[SeedMeasurements(seed=configuration.seed, measurements=[])],
         part=True,

@@ -18,11 +18,7 @@ from gradsurgery.documents.record import Record
 from gradsurgery.sweep.run import Execution
 from gradsurgery.sweep.runs import SweepRun
 from gradsurgery.training import train
-from gradsurgery.training.device import (
-    autocast_factory,
-    resolve_device,
-    stores_channels_last,
-)
+from gradsurgery.training.device import autocast_factory, resolve_device, stores_channels_last
 from gradsurgery.training.evaluation import evaluate
 
 _STEPS = 4  # the first, which warms up, and three that are timed

@@ -17,6 +17,7 @@ from torch import Tensor
 from gradsurgery.algorithms.objectives import Batch
 from gradsurgery.documents.configuration import Switch
 from gradsurgery.engine import BackwardResult
+from gradsurgery.engine.accumulator import Update
 from gradsurgery.errors import ArgumentError, GradsurgeryError
 from gradsurgery.kernels.network import staged_tables
 from gradsurgery.training.learner import Learner
@@ -172,15 +173,8 @@ class _Graph:
         )
         self._graph.replay()
         result = self._result
-        update = result.update._replace(
-            gramian=_copy(result.update.gramian),
-            agreeing=_copy(result.update.agreeing),
-            zeros=_copy(result.update.zeros),
-            flags=_copy(result.update.flags),
-            found=_copy(result.update.found),
-        )
-        losses = result.losses.clone()
-        return replace(result, losses=losses, checked=_copy(result.checked), update=update)
+        update, checked = Update(*map(_copy, result.update)), _copy(result.checked)
+        return replace(result, losses=result.losses.clone(), checked=checked, update=update)
 
 
 @torch.no_grad()
@@ -189,8 +183,8 @@ def _put_back(state: list[Tensor], values: list[Tensor]) -> None:
         tensor.copy_(value)
 
 
-def _copy(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.clone()
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _obstacle(learner: Learner) -> str | None:

@@ -46,8 +46,7 @@ class ImagesUsed:
 
     def batches(self, configuration: RunConfiguration) -> Batches:
         """The batches of the run's steps."""
-        drawn = DomainBatches if configuration.batches == "multi" else SingleDomainBatches
-        return drawn(
+        batches = DomainBatches(
             self.images,
             self.split.train,
             domains=self.sources,
@@ -55,6 +54,7 @@ class ImagesUsed:
             seed=configuration.seed,
             balanced=configuration.balance == "classes",
         )
+        return batches if configuration.batches == "multi" else SingleDomainBatches(batches)
 
     def prepare(
         self, algorithm: Algorithm, configuration: RunConfiguration, device: torch.device

@@ -16,7 +16,7 @@ from gradsurgery.data import Augmentation, ImageLoader, ImageSet, image_loader
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.engine import BackwardResult
 from gradsurgery.errors import ArgumentError
-from gradsurgery.training.averaging import build_average, method_settings
+from gradsurgery.training.averaging import WeightAverage, build_average, method_settings
 from gradsurgery.training.device import (
     AutocastFactory,
     autocast_factory,
@@ -24,7 +24,6 @@ from gradsurgery.training.device import (
     stores_channels_last,
 )
 from gradsurgery.training.recipe import Freezing, LearningRate, changes_rate, frozen_names
-from gradsurgery.training.weight_average import WeightAverage
 
 
 @dataclass
@@ -162,6 +161,9 @@ def build_learner(
         batch_norm=configuration.batch_norm if has_batch_norm(model) else "frozen",
     )
     algorithm.smooth_labels(configuration.label_smoothing)
+    c, augmentation = configuration, None
+    if c.augment != "none":
+        augmentation = Augmentation(c.augment, size=c.image_size, seed=c.seed)
     return Learner(
         backbone=backbone,
         optimizer=optimizer,
@@ -176,8 +178,8 @@ def build_learner(
         compiled_forward=_compiled(model) if configuration.compile else None,
         clip_norm=configuration.clip_norm,
         freezing=freezing,
-        rate=_rate(optimizer, configuration, device),
-        augmentation=_augmentation(configuration),
+        rate=LearningRate(optimizer, c, device) if changes_rate(c) else None,
+        augmentation=augmentation,
     )
 
 
@@ -203,19 +205,6 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         if not isinstance(group["lr"], float | Tensor) or not math.isfinite(group["lr"]):
             raise ValueError("its learning rate is no finite number")
-
-
-def _rate(
-    optimizer: torch.optim.Optimizer, configuration: RunConfiguration, device: torch.device
-) -> LearningRate | None:
-    if not changes_rate(configuration):
-        return None
-    return LearningRate(optimizer, configuration, device)
-
-
-def _augmentation(configuration: RunConfiguration) -> Augmentation | None:
-    c = configuration
-    return None if c.augment == "none" else Augmentation(c.augment, size=c.image_size, seed=c.seed)
 
 
 def _compiled(model: nn.Module) -> Callable[..., Any]:

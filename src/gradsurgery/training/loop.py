@@ -1,15 +1,15 @@
 """The training loop of one run, which reads from top to bottom."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
-from gradsurgery.backbones import Backbone, set_training_mode
+from gradsurgery.backbones import Backbone, keeping_modes, set_training_mode
 from gradsurgery.data import Batches, ImageLoader
 from gradsurgery.data.loader import Fetched, prefetched
 from gradsurgery.documents.configuration import RunConfiguration
@@ -30,26 +30,6 @@ Observer = Callable[[int, Backbone], None]
 # Writing checkpoints may take this part of a run's time: after one that took t seconds the next is
 # at the first validation at least 9 t later. A large model on a fast device has fewer, then.
 _CHECKPOINT_SHARE = 0.1
-
-
-@dataclass
-class _Means:
-    """Sums over the steps since the last validation; None as soon as a step has no value."""
-
-    steps: int = 0
-    loss: float = 0.0
-    agreeing: float | None = 0.0
-    cosine: float | None = 0.0
-
-    def add(self, figures: StepFigures) -> None:
-        self.steps += 1
-        self.loss += figures.loss
-        self.agreeing = _sum(self.agreeing, figures.agreeing)
-        self.cosine = _sum(self.cosine, figures.cosine)
-
-    def mean(self, name: str) -> float | None:
-        total = getattr(self, name)
-        return None if total is None else float(total) / self.steps
 
 
 class _Saving:
@@ -95,7 +75,8 @@ def run_steps(
     """
     configuration = checkpoint.configuration
     total = configuration.iterations
-    means, saving = _Means(), _Saving(checkpoint, learner, directory)
+    since: list[StepFigures] = []  # the last validation
+    saving = _Saving(checkpoint, learner, directory)
     clock = StepClock(learner.device)
 
     def explain(error: NonFiniteError, step: int) -> NonFiniteError:
@@ -123,8 +104,7 @@ def run_steps(
                 continue
             figures = unread.read()
             checkpoint.took(*clock.stop())
-            for each in figures:
-                means.add(each)
+            since += figures
             if logs:
                 _log_conflict(checkpoint, step, result, learner)
             _show(learner, step, observe)
@@ -133,8 +113,8 @@ def run_steps(
             if validates:
                 evaluation = validate()
                 learner.average.validated(step, evaluation.loss)
-                _record(checkpoint, step, means, evaluation, learner)
-                means = _Means()
+                _record(checkpoint, since, evaluation, learner)
+                since = []
                 saving.validated(last=_stops(checkpoint) or step == total)
                 report(_progress(checkpoint, figures[-1], evaluation))
                 _set_training(learner, configuration, step + 1)
@@ -240,17 +220,17 @@ def _progress(
 
 
 def _record(
-    checkpoint: Checkpoint, step: int, means: _Means, evaluation: Evaluation, learner: Learner
+    checkpoint: Checkpoint, steps: list[StepFigures], evaluation: Evaluation, learner: Learner
 ) -> None:
     """Add a validation to the curves; keep a copy of the model where it is the best."""
-    checkpoint.step = step
+    checkpoint.step = step = steps[-1].step
     checkpoint.curves.append(
         step=step,
-        train_loss=means.mean("loss"),
+        train_loss=_mean([each.loss for each in steps]),
         validation_loss=evaluation.loss,
         validation_accuracy=evaluation.accuracy,
-        agreeing=means.mean("agreeing"),
-        cosine=means.mean("cosine"),
+        agreeing=_mean([each.agreeing for each in steps]),
+        cosine=_mean([each.cosine for each in steps]),
     )
     if checkpoint.best_step == step and not learner.average.selects:
         state = learner.average.model.state_dict()
@@ -275,16 +255,15 @@ def _show(learner: Learner, step: int, observe: Observer | None) -> None:
     """What an observer draws at random or sets on the model leaves the run as it is."""
     if observe is None:
         return
-    modes = [(module, module.training) for module in learner.backbone.model.modules()]
     devices = [learner.device] if learner.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    with keeping_modes(learner.backbone.model), torch.random.fork_rng(devices):
         observe(step, learner.backbone)
-    for module, training in modes:
-        module.training = training
 
 
-def _sum(total: float | None, value: float | None) -> float | None:
-    return None if total is None or value is None else total + value
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None as soon as a step has no value."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
 
 
 def _explained(error: NonFiniteError, domains: tuple[str, ...], step: int) -> NonFiniteError:

@@ -1,10 +1,15 @@
-"""From the last step to the record: tests, the best model's file, what it cost."""
+"""From the last step to the record: tests, the best model's file, and where it came to be."""
 
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int64
 
 from gradsurgery import __version__
@@ -28,6 +33,7 @@ from gradsurgery.training.learner import Learner
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 
 MODEL_FILE = ModelDescription.file_name
+_LIBRARIES = ("torch", "torchvision", "timm", "numpy", "safetensors")
 
 
 def assess_models(
@@ -157,3 +163,42 @@ def describe_model(backbone: Backbone) -> ModelRecord:
         pretrained=backbone.pretrained,
         weights_digest=backbone.weights_digest,
     )
+
+
+def describe_environment(device: torch.device) -> dict[str, str | int | bool | None]:
+    """Versions, device, threads and platform, and the commit of the current directory.
+
+    `git_dirty` says whether tracked files differ from the commit: files that a run itself writes
+    are not counted. The version of a library that is not installed, but lies on the path, is None.
+    """
+    here = Path.cwd()
+    commit = _git(here, "rev-parse", "HEAD")
+    changes = _git(here, "status", "--porcelain", "--untracked-files=no") if commit else None
+    card = f": {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
+    return {
+        "gradsurgery": __version__,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _LIBRARIES},
+        "device": device.type + card,
+        "threads": torch.get_num_threads(),
+        "platform": f"{sys.platform}-{platform.machine()}",
+        "git_commit": commit or None,
+        "git_dirty": None if changes is None else bool(changes),
+    }
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    """Output of a git command; None without git or outside a repository."""
+    command = ["git", "-C", str(directory), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -12,13 +12,7 @@ from gradsurgery.algorithms import build_method, method_provenance
 from gradsurgery.algorithms.objectives import Fishr
 from gradsurgery.backbones import Backbone, build_backbone, check_batch_size
 from gradsurgery.backbones.networks import find_network
-from gradsurgery.data import (
-    ImageSet,
-    Source,
-    Split,
-    open_source,
-    prepare,
-)
+from gradsurgery.data import ImageSet, Source, Split, open_source, prepare
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Cost, Record
 from gradsurgery.errors import ArgumentError
@@ -37,7 +31,6 @@ from gradsurgery.training.device import (
     resolve_device,
 )
 from gradsurgery.training.directory import check_same, claimed, is_longer
-from gradsurgery.training.environment import describe_environment
 from gradsurgery.training.evaluation import evaluate
 from gradsurgery.training.images_used import ImagesUsed, check_weights
 from gradsurgery.training.learner import Learner, build_learner, build_optimizer
@@ -45,6 +38,7 @@ from gradsurgery.training.loop import Observer, run_steps
 from gradsurgery.training.outcome import (
     assess_models,
     describe_data,
+    describe_environment,
     describe_model,
     describe_split,
     save_model,

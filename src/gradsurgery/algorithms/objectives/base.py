@@ -9,8 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import override
 
-from gradsurgery.algorithms.forward import Forward, Logits
-from gradsurgery.algorithms.risk import risk
+from gradsurgery.algorithms.forward import Forward, Logits, risk
 from gradsurgery.errors import ArgumentError
 from gradsurgery.hyperparameters import Hyperparameter, checked_values
 from gradsurgery.rules.base import forget

@@ -8,13 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import override
 
-from gradsurgery.algorithms.forward import Forward
-from gradsurgery.algorithms.objectives.base import (
-    AnnealedObjective,
-    Batch,
-    DomainLosses,
-)
-from gradsurgery.algorithms.risk import smoothed
+from gradsurgery.algorithms.forward import Forward, smoothed
+from gradsurgery.algorithms.objectives.base import AnnealedObjective, Batch, DomainLosses
 from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter
 
 

@@ -8,12 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from gradsurgery.algorithms.forward import Forward
-from gradsurgery.algorithms.objectives.base import (
-    AnnealedObjective,
-    Batch,
-    DomainLosses,
-    Objective,
-)
+from gradsurgery.algorithms.objectives.base import AnnealedObjective, Batch, DomainLosses, Objective
 from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter
 
 

@@ -7,14 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 
-from gradsurgery.report.figures.style import (
-    GREY,
-    Drawing,
-    new_figure,
-    set_heading,
-    styled,
-    wrapped,
-)
+from gradsurgery.report.figures.style import GREY, Drawing, new_figure, set_heading, styled, wrapped
 from gradsurgery.report.section import listed
 
 Image = UInt8[np.ndarray, "_ _ 3"]
