@@ -24,7 +24,7 @@ def test_every_run_of_the_phase_diagram_has_its_pair(script):
     assert len(script.gains()) * 2 == len(runs)
     known = runs[runs["code_seed"] == 0]
     settings = known.groupby(["domains", "share", "noise", "iterations"])["seed"].nunique()
-    assert len(settings) == 3 * 3 * 3 * 2
+    assert len(settings) == 3 * 4 * 3 * 2
     assert settings.nunique() == 1
 
 
@@ -70,3 +70,20 @@ def test_no_setting_judges_itself(script):
     np.testing.assert_allclose(gain, [0, 1, 9])
     np.testing.assert_allclose(mean, [9, 9, 0.5])
     assert said[2] == pytest.approx(5)  # the line through (0, 0) and (1, 1)
+
+
+def test_each_method_has_the_learning_rate_of_its_own_validation(script):
+    """Agr-Sum takes 0.01 (validation 0.9), Deep-All 0.001 (0.9): means over seeds 0.5 and 0.4."""
+    about = {"data": "d", "target": "t"}
+    rows = [
+        ("agr-sum", 0.001, 0.8, 0.6),
+        ("agr-sum", 0.01, 1.0, 0.4),
+        ("agr-sum", 0.01, 0.8, 0.6),
+        ("deep-all", 0.001, 0.9, 0.4),
+        ("deep-all", 0.01, 0.7, 0.9),
+        ("pcgrad", 0.01, 1.0, 1.0),
+    ]
+    names = ("method", "learning_rate", "best_validation", "best_target")
+    runs = pd.DataFrame([about | dict(zip(names, row, strict=True)) for row in rows])
+    assert script.own_rates(runs) == {("d", "t"): pytest.approx(10)}
+    assert script.own_rates(runs[runs["method"] == "agr-sum"]) == {}

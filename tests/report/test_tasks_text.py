@@ -66,6 +66,7 @@ def study(runs: list[TasksRun]) -> TasksStudy:
         dials={"noise": [2.0]},
         dial_seeds=[0],
         name="made",
+        digest="made",
         domains=["a", "b"],
         tasks=["class"],
         runs=runs,

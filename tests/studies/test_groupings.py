@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gradsurgery.backbones import Backbone, build_backbone
 from gradsurgery.data import ImageSet, draw_split
 from gradsurgery.documents.tasks_vs_domains import TasksOptions
 from gradsurgery.errors import ArgumentError
+from gradsurgery.gradients.removal import group_cosines, group_gradients
 from gradsurgery.studies.groupings import Group, Groups, find_tasks, parameters_in_order
 from tests.studies.image_sets import image_set
 
@@ -131,3 +132,48 @@ def test_the_last_layer_comes_last() -> None:
     named, own = parameters_in_order(ours, 9)
     assert [name for name, _ in named][-2:] == ["classifier.weight", "classifier.bias"]
     assert own == 64 * 9 + 9
+
+
+def gradients_of_images(backbone: Backbone, found: Groups) -> Tensor:
+    """The gradient of every group's loss on every image alone, [groups, images, params]."""
+    parameters = list(backbone.model.parameters())
+    rows = []
+    for group in found.at(0):
+        alone = [Group(group.number, group.task, np.array([i])) for i in range(len(IMAGES.label))]
+        losses = [next(found.losses(backbone, [each])) for each in alone]
+        rows.append(group_gradients(losses, parameters))
+    return torch.stack(rows).double()
+
+
+@pytest.mark.parametrize("grouping", ["domains", "dealt"])
+def test_measured_batches_estimate_the_cosine_of_the_gradients_of_all_images(
+    grouping: str,
+) -> None:
+    backbone, found = linear(8), groups(grouping)
+    of_images = gradients_of_images(backbone, found)
+    of_all = torch.stack([of_images[g.number, g.positions].mean(0) for g in found.whole(100)])
+    products = of_all @ of_all.T
+    own, other = products.trace() / 3, (products.sum() - products.trace()) / 6
+    if grouping == "dealt":  # groups of one distribution
+        assert float(other / own) == pytest.approx(1)
+
+    grams, repeats = [], 4
+    for step in range(250):
+        drawn = [found.at(step * repeats + k, measured=True) for k in range(repeats)]
+        means = [[of_images[g.number, g.positions].mean(0) for g in each] for each in drawn]
+        flat = torch.stack([row for each in means for row in each])
+        grams.append((flat @ flat.T).view(repeats, 3, repeats, 3))
+    estimate = group_cosines(torch.stack(grams).mean(0)).expected
+    assert estimate == pytest.approx(float(other / own), abs=0.1)
+
+
+def test_batches_of_a_measurement_may_share_images_and_a_batch_repeats_none() -> None:
+    found = groups("domains")
+    first, second = (found.at(k, measured=True) for k in (0, 1))
+    assert [g.positions.tolist() for g in first] != [g.positions.tolist() for g in second]
+    again = [g.positions.tolist() for g in found.at(0, measured=True)]
+    assert [g.positions.tolist() for g in first] == again  # a pure function of the step
+    seen = [found.at(k, measured=True)[0].positions for k in range(200)]
+    assert all(len(set(batch)) == 4 for batch in seen)
+    shared = np.mean([len(set(a) & set(b)) for a, b in zip(seen[::2], seen[1::2], strict=True)])
+    assert shared == pytest.approx(4 * 4 / 21, abs=0.25)  # as independent draws of 4 of 21 do

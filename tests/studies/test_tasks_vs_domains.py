@@ -1,3 +1,5 @@
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,9 +190,23 @@ def test_a_study_that_was_interrupted_goes_on_to_the_same_file(
     more = studied("parts", seeds=[1], dials={}, dial_seeds=[])
     assert (more.seeds, more.dials, len(more.runs)) == ([0, 1], {"noise": [1.0]}, 12)
     assert [run for run in more.runs if run.seed != 1] == whole.runs
+    changed = replace(digits, digest="of another release")
+    with pytest.raises(ArgumentError, match="a study of other images than rotated-digits has now"):
+        study_tasks(SHORT, changed, tmp_path / "parts", seeds=[0])
     other = SHORT.model_copy(update={"learning_rate": 0.1})
     with pytest.raises(ArgumentError, match=r"other options \(learning_rate: 0.003 there, 0.1"):
         study_tasks(other, digits, tmp_path / "parts", seeds=[0])
+
+
+def test_runs_of_version_1_are_made_anew(tmp_path: Path, digits: ImageSet) -> None:
+    options = SHORT.model_copy(update={"rules": ["sum"], "groupings": ["domains"]})
+    whole = study_tasks(options, digits, tmp_path, seeds=[0])
+    content = json.loads((tmp_path / TasksStudy.file_name).read_text())
+    del content["digest"]
+    before = content | {"version": 1}  # its batches of a measurement shared no image
+    (tmp_path / TasksStudy.file_name).write_text(json.dumps(before))
+    assert TasksStudy.load(tmp_path).runs == []
+    assert study_tasks(options, digits, tmp_path, seeds=[0]) == whole
 
 
 @pytest.mark.parametrize(

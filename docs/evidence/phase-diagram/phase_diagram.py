@@ -8,17 +8,25 @@
     python phase_diagram.py figure                                    # phase-diagram.png
     python phase_diagram.py predict                                   # the table of predictors
 
-The last two read the stored tables alone.
+The last two read the stored tables alone. What they say of other data, beside its true gain:
+
+    gradsurgery diagnose DATA --target TARGET --out diagnoses/TARGET   # for each target
+    python phase_diagram.py elsewhere runs/of-a-sweep diagnoses
 """
 
 import argparse
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from gradsurgery.data.coded_digits import NAME, CodedDigitsOptions
+
+if TYPE_CHECKING:
+    from gradsurgery.documents.diagnosis import Diagnosis
 
 HERE = Path(__file__).parent
 SET = ["data", "target"]
@@ -33,10 +41,20 @@ LOOKED_AT = (0, 10, 50)
 
 def collect(folders: list[Path]) -> None:
     """Write runs.csv, a row a run."""
+    table = runs_in(folders).sort_values([*SET, *OPTIONS])
+    table.to_csv(HERE / "runs.csv", index=False)
+    print(f"{len(table)} runs of {table.groupby(SET).ngroups} settings in {HERE / 'runs.csv'}")
+
+
+def runs_in(folders: list[Path]) -> pd.DataFrame:
+    """A row a run that is in the folders, but for those that were diagnosed as they trained."""
+    from gradsurgery.documents.diagnosis import Diagnosis
     from gradsurgery.documents.record import Record
 
     rows = []
     for path in sorted(path for folder in folders for path in folder.rglob("record.json")):
+        if (path.parent.parent / Diagnosis.file_name).exists():
+            continue
         record = Record.load(path)
         row = {"data": record.data.name, "target": record.configuration.target}
         row["domains"] = len(record.data.domains) - 1
@@ -48,9 +66,7 @@ def collect(folders: list[Path]) -> None:
             row[f"{name}_validation"] = round(model.validation_accuracy, 6)
             row[f"{name}_target"] = round(model.target_accuracy, 6)
         rows.append(row)
-    table = pd.DataFrame(rows).sort_values([*SET, *OPTIONS])
-    table.to_csv(HERE / "runs.csv", index=False)
-    print(f"{len(table)} runs of {table.groupby(SET).ngroups} settings in {HERE / 'runs.csv'}")
+    return pd.DataFrame(rows)
 
 
 def parameters_of(data: str) -> dict[str, float | None]:
@@ -76,22 +92,24 @@ def diagnose() -> None:
         with tempfile.TemporaryDirectory() as folder:
             measured = DiagnosisOptions(batch_size=32, every=10)
             seen = diagnose_training(configuration, measured, images, Path(folder))
-        for snapshot in seen.snapshots:
-            cosines = np.array(snapshot.total.cosines, dtype=float)
-            row = {
-                "data": data,
-                "target": target,
-                "step": snapshot.step,
-                "agreeing": snapshot.total.agreeing,
-                "chance": 0.5 ** (len(seen.domains) - 1),
-                "shuffled_agreeing": snapshot.shuffled_agreeing,
-                "cosine": cosines[np.triu_indices(len(cosines), 1)].mean(),
-                "shuffled_cosine": snapshot.shuffled_cosine,
-                "kept_length": snapshot.total.kept_length,
-            }
-            rows.append(row)
-        print(data, target, f"{row['agreeing']:.4f} of {row['shuffled_agreeing']:.4f}", flush=True)
+        rows += [{"data": data, "target": target} | row for row in rows_of(seen)]
+        print(data, target, f"{rows[-1]['agreeing']:.4f}", flush=True)
     pd.DataFrame(rows).round(8).to_csv(HERE / "diagnoses.csv", index=False)
+
+
+def rows_of(seen: "Diagnosis") -> Iterator[dict[str, float | None]]:
+    """What a diagnosis says, a row a step looked at."""
+    for snapshot in seen.snapshots:
+        cosines = np.array(snapshot.total.cosines, dtype=float)
+        yield {
+            "step": snapshot.step,
+            "agreeing": snapshot.total.agreeing,
+            "chance": 0.5 ** (len(seen.domains) - 1),
+            "shuffled_agreeing": snapshot.shuffled_agreeing,
+            "cosine": cosines[np.triu_indices(len(cosines), 1)].mean(),
+            "shuffled_cosine": snapshot.shuffled_cosine,
+            "kept_length": snapshot.total.kept_length,
+        }
 
 
 def gains() -> pd.DataFrame:
@@ -114,8 +132,13 @@ def evidence() -> pd.DataFrame:
     """A row a set, number of steps and step of the diagnosis: the mean gain, and what that says."""
     keys = [*SET, "domains", *PARAMETERS, "iterations"]
     gain = gains().groupby(keys, dropna=False)[["gain", "validation", "base"]].mean()
-    seen = pd.read_csv(HERE / "diagnoses.csv")
-    seen = seen[seen["step"].isin(LOOKED_AT)].copy()
+    seen = quantities(pd.read_csv(HERE / "diagnoses.csv"))
+    return gain.reset_index().merge(seen, on=SET)
+
+
+def quantities(diagnoses: pd.DataFrame) -> pd.DataFrame:
+    """What may predict, of the steps that count."""
+    seen = diagnoses[diagnoses["step"].isin(LOOKED_AT)].copy()
     least = 1e-5  # of the components: below, a logarithm would be of chance
     agreeing, shuffled = (seen[n].clip(lower=least) for n in ("agreeing", "shuffled_agreeing"))
     seen["log agreeing"] = np.log(agreeing)
@@ -123,7 +146,7 @@ def evidence() -> pd.DataFrame:
     seen["lost to the domains"] = seen["shuffled_agreeing"] - seen["agreeing"]
     seen["log ratio to shuffled"] = np.log(shuffled / agreeing)
     seen["within minus across"] = seen["shuffled_cosine"] - seen["cosine"]
-    return gain.reset_index().merge(seen, on=SET)
+    return seen
 
 
 PREDICTORS = {
@@ -208,6 +231,47 @@ def predict() -> None:
             print(f"| {name} |", *(f"{row[head]} |" for head in heads))
 
 
+def elsewhere(folders: list[Path]) -> None:
+    """Print what the lines fitted here say of other data, and the gain that its runs have there.
+
+    folders: with runs of Agr-Sum and Deep-All, and with diagnoses of the same data and targets. Of
+        several learning rates each method has the one of its best mean validation accuracy.
+    """
+    from gradsurgery.documents.diagnosis import Diagnosis
+
+    paths = sorted(path for folder in folders for path in folder.rglob(Diagnosis.file_name))
+    if not paths:
+        raise SystemExit("no diagnosis.json there; gradsurgery diagnose DATA --target … makes one")
+    found = [Diagnosis.load(path) for path in paths]
+    about = [{"data": s.data, "target": s.target, "domains": len(s.domains)} for s in found]
+    rows = [a | row for a, seen in zip(about, found, strict=True) for row in rows_of(seen)]
+    seen = quantities(pd.DataFrame(rows))
+    here = evidence()
+    here = here[(here["code_seed"] == 0) & (here["iterations"] == here["iterations"].max())]
+    true = own_rates(runs_in(folders))
+    for step, there in seen.groupby("step"):
+        print(f"\nDiagnosed after {step} steps: the gain in points\n")
+        names = [name for name, columns in PREDICTORS.items() if not {*columns} & {*PARAMETERS}]
+        fit = here[here["step"] == step]
+        said = {name: fitted(fit, there, PREDICTORS[name]) for name in names}
+        print("| data | target | true |", *(f"{name} |" for name in names))
+        print("|---|---|--:|" + "--:|" * len(names))
+        for place, (data, target) in enumerate(there[SET].to_numpy()):
+            gain = f"{true[data, target]:+.1f}" if (data, target) in true else "–"
+            numbers = [f"{values[place]:+.0f}" for values in said.values()]
+            print(f"| {data} | {target} |", *(f"{n} |" for n in [gain, *numbers]))
+
+
+def own_rates(runs: pd.DataFrame) -> dict[tuple[str, str], float]:
+    """The gain in points by data and target, each method at its own learning rate."""
+    if runs.empty:
+        return {}
+    means = runs.groupby([*SET, "method", "learning_rate"])[["best_validation", "best_target"]]
+    best = means.mean().reset_index().sort_values("best_validation").groupby([*SET, "method"])
+    target = best["best_target"].last().unstack("method").reindex(columns=["agr-sum", "deep-all"])
+    return (100 * (target["agr-sum"] - target["deep-all"])).dropna().to_dict()
+
+
 def figure(folder: Path = HERE) -> None:
     """Draw phase-diagram.png from runs.csv: maps of the gain by noise and number of steps."""
     from matplotlib.figure import Figure
@@ -239,14 +303,17 @@ def figure(folder: Path = HERE) -> None:
     drawing.savefig(folder / "phase-diagram.png", metadata={"Software": None})
 
 
+READING = {"collect": collect, "elsewhere": elsewhere}
+
+
 def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["collect", "diagnose", "figure", "predict"])
-    parser.add_argument("folders", nargs="*", type=Path, help="of the runs to collect")
+    parser.add_argument("what", choices=[*READING, "diagnose", "figure", "predict"])
+    parser.add_argument("folders", nargs="*", type=Path, help="of runs, and of diagnoses")
     given = parser.parse_args()
-    if given.what == "collect":
-        collect(given.folders)
+    if given.what in READING:
+        READING[given.what](given.folders)
     else:
         {"diagnose": diagnose, "figure": figure, "predict": predict}[given.what]()
 

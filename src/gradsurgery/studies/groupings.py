@@ -133,9 +133,10 @@ class Groups:
     def at(self, step: int, *, measured: bool = False) -> list[Group]:
         """The groups' images at `step`, from 0: the same images in every grouping.
 
-        measured: those of another order, for a measurement.
+        measured: those of batches drawn anew for each `step`, so that two of them may share images,
+            as two independent draws do.
         """
-        drawn = (self._measured if measured else self._batches).indices_at(step)
+        drawn = self._drawn_anew(step) if measured else self._batches.indices_at(step)
         if self.grouping == "tasks":
             return self._groups([drawn.flatten()] * self.count)
         if self.grouping != "domains":
@@ -143,6 +144,17 @@ class Groups:
             order = torch.randperm(drawn.size, generator=generator).numpy()
             drawn = drawn.flatten()[order].reshape(drawn.shape)
         return self._groups(list(drawn))
+
+    def _drawn_anew(self, place: int) -> Int64[np.ndarray, "domains batch"]:
+        """A batch of every domain, independent of those at other places.
+
+        Batches of one epoch share no image: each has more of what the others lack, and over n
+        images the product of two batches' gradients is tr Σ / (n − 1) too small on average, where Σ
+        is the covariance of the gradients of single images.
+        """
+        size = self._measured.batch_size
+        orders = [self._measured.order(domain, place) for domain in self._measured.domains]
+        return np.stack([np.resize(order, size) for order in orders])
 
     def whole(self, most: int) -> list[Group]:
         """Every group with all training images that it may be given, up to `most` a domain."""

@@ -92,15 +92,15 @@ def study_tasks(
     cells = list(planned(options, seeds, dials := dials or {}, dial_seeds))
     sources = spread_sources(images, options)
     _check(options, images, dials)
-    tasks = find_tasks(images, options.tasks, sources)
     study = TasksStudy(
         options=options,
         seeds=list(seeds),
         dials=dials,
         dial_seeds=list(dial_seeds),
         name=images.name,
+        digest=images.digest,
         domains=sources,
-        tasks=[task.name for task in tasks],
+        tasks=[task.name for task in find_tasks(images, options.tasks, sources)],
         runs=[],
     )
     with claimed(directory):
@@ -323,5 +323,10 @@ def _continued(wanted: TasksStudy, directory: Path) -> TasksStudy:
         raise ArgumentError(
             f"{directory} holds a study of {found.name} with the domains "
             f"{', '.join(found.domains)}; choose another output folder, or delete this one"
+        )
+    if found.runs and found.digest != both.digest:
+        raise ArgumentError(
+            f"{directory} holds a study of other images than {both.name} has now; choose another "
+            "output folder, or delete this one"
         )
     return both
