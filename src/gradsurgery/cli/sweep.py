@@ -251,6 +251,8 @@ def print_estimate(
     runs = planned(plan, sources)
     records = existing_records(runs, folder)
     print(f"{len(runs)} runs, {len(records)} finished in {folder}")
+    if len(records) < len(runs):
+        print("images are counted and not looked at: gradsurgery data info names broken ones")
     try:
         with displayed("timing", lines=False) as timing:
             left = estimate(

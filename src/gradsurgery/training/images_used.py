@@ -115,9 +115,11 @@ class ImagesUsed:
                 f"{' and '.join(self.identical.examples[0][:2])}"
             )
         if self.alike is not None and self.alike.of_target:
+            similar = self.alike.of_target
+            look = "looks like an image" if similar == 1 else "look like images"
             yield (
-                f"{self.alike.of_target} of the {tested} test images of {target} look like images "
-                "that are trained on; look at them with gradsurgery data info"
+                f"{similar} of the {tested} test images of {target} {look} that "
+                f"{'is' if similar == 1 else 'are'} trained on; see gradsurgery data info"
             )
         unlearned = (self._learned_of_classes() == 0).nonzero()[0].tolist()
         if unlearned:
