@@ -68,7 +68,8 @@ def tidy(run: SweepRun, folder: Path) -> None:
     directory = folder / run.directory
     if run.configuration.keep_checkpoint:
         return
-    if (directory / CHECKPOINT_FILE).exists() or any(directory.glob(".*")):
+    left = (CHECKPOINT_FILE, "best-*.safetensors", ".*")
+    if any(path for pattern in left for path in directory.glob(pattern)):
         with suppress(OutputError), claimed(directory):  # busy: another is just about to do so
             remove_checkpoint(directory)
 
