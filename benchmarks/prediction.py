@@ -3,7 +3,7 @@
     python benchmarks/prediction.py RUN FOLDER --workers 2
 
 RUN: of `gradsurgery train`; FOLDER: of pictures, class/picture or deeper. Both take the same
-pictures, parts of 2,500 in turn, decode with as many workers (threads here, processes there) and
+pictures, parts of 1,000 in turn, decode with as many workers (threads here, processes there) and
 compute with one thread. The classes that both predict are compared.
 """
 
@@ -20,7 +20,7 @@ from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 import gradsurgery as gs
 from gradsurgery.deployment.pictures import Picture
 
-PART = 2500
+PART = 1000
 
 
 def ours(model: gs.TrainedModel, files: list[Path], workers: int) -> list[int]:
@@ -52,7 +52,7 @@ def main() -> None:
     count = min(len(data), options.most or len(data))
     positions = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count]
     seconds = {"gradsurgery": 0.0, "ImageFolder + DataLoader": 0.0}
-    same = 0
+    same = done = 0
     remaining = iter(positions.tolist())
     while part := list(islice(remaining, PART)):
         files = [Path(data.samples[i][0]) for i in part]
@@ -62,6 +62,8 @@ def main() -> None:
         expected = theirs(model, Subset(data, part), options.workers)
         seconds["gradsurgery"] += middle - start
         seconds["ImageFolder + DataLoader"] += time.perf_counter() - middle
+        done += len(part)
+        print(done, {name: round(taken, 1) for name, taken in seconds.items()}, flush=True)
         same += sum(a == b for a, b in zip(predicted, expected, strict=True))
     for name, taken in seconds.items():
         print(f"{name:26} {count / taken:8.1f} pictures a second, {taken:.1f} s")

@@ -125,3 +125,41 @@ def test_balanced_weights_are_scikit_learns():
     expected = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels)
     np.testing.assert_allclose(weights[[0, 1, 3]], expected, rtol=1e-6)
     assert weights[[2, 4]].tolist() == [1, 1]
+
+
+HEADS = ("3.weight", "3.bias")
+
+
+@pytest.mark.parametrize("name", ["agr-sum", "agr-ema", "erm+and-mask"])
+def test_a_domain_has_no_vote_on_the_outputs_of_a_class_that_it_lacks(name):
+    """Class 2 is only domain 1's, class 0 only domain 0's: each moves as its domain alone says."""
+    model, method = network(3), built(name)
+    start = copy.deepcopy(model)
+    method.treat_classes(None, LACKING, HEADS)
+    result = method.step(model, batches(), torch.optim.SGD(model.parameters(), lr=0.1), step=5)
+    assert result.agreeing > 0
+    share = 2 if "and-mask" in name else 1
+    (x0, y0), (x1, y1) = batches()
+    risks = cross_entropy(start(x0)[:, :2], y0), cross_entropy(start(x1)[:, 1:], y1 - 1)
+    for row, risk in zip((0, 2), risks, strict=True):
+        gradient = torch.autograd.grad(risk, start[3].weight)[0][row] / share
+        expected = start[3].weight[row] - 0.1 * gradient
+        torch.testing.assert_close(model[3].weight[row], expected, rtol=1e-6, atol=1e-8)
+    without = network(3)
+    method = built(name)
+    method.treat_classes(None, LACKING)
+    method.step(without, batches(), torch.optim.SGD(without.parameters(), lr=0.1), step=5)
+    assert torch.equal(without[3].weight[[0, 2]], start[3].weight[[0, 2]])  # what it is for
+
+
+def test_pairs_that_both_lack_a_class_have_no_vote_on_it():
+    """mldg's pairs of three domains, of which the last alone has class 2: it is learned."""
+    data = batches(((0, 1), (0, 1), (1, 2)))
+    lacking = torch.tensor([[False, False, True], [False, False, True], [True, False, False]])
+    moved = []
+    for heads in (HEADS, ()):
+        model, start, method = network(3), network(3), built("mldg+agr-sum")
+        method.treat_classes(None, lacking, heads)
+        method.step(model, data, torch.optim.SGD(model.parameters(), lr=0.1), step=5)
+        moved.append(bool((model[3].weight[2] != start[3].weight[2]).all()))
+    assert moved == [True, False]

@@ -143,6 +143,20 @@ def test_info_shows_gaps_copies_and_bad_images_and_never_refuses(doubtful):
     assert common["left_out"] == [{"file": "class cow", "reason": "1 image, none in b"}]
 
 
+def test_many_domains_stand_below_one_another(tmp_path):
+    for domain in range(13):
+        folder = tmp_path / "many" / f"domain-{domain:02}" / "cat"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (9, 9), (domain, 0, 0)).save(folder / "0.png")
+    frames = [Image.new("L", (9, 9), shade) for shade in (10, 200)]
+    frames[0].save(folder / "1.gif", save_all=True, append_images=frames[1:])
+    out = run("info", str(tmp_path / "many"))
+    lines = out.splitlines()
+    assert any(line.split() == ["│", "domain-12", "│", "2", "│", "2", "│"] for line in lines)
+    assert "1 file has several pictures (an animation, pages), of which the first is used" in out
+    assert "domain-12/cat/1.gif" in out
+
+
 def test_info_of_a_table_and_of_a_layout(doubtful):
     (doubtful / "b/dog/bad.png").unlink()
     lines = ["file;what;where"]

@@ -2,18 +2,21 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 import gradsurgery as gs
 from gradsurgery.cli import deploy
 from gradsurgery.documents.deployment import Deployment
 from gradsurgery.documents.record import Record
 from gradsurgery.report.report import Report
+from tests.sweep.processes import started, until
 
 Command = Callable[..., tuple[int, str, str]]
 SHORT = [
@@ -89,6 +92,19 @@ def check_repeated(command: Command, arguments: list[str], folder: Path, final: 
     assert all(path.read_bytes() == content for path, content in kept.items())
 
 
+def killed_in_the_last_run(arguments: list[str], folder: Path, log: Path) -> dict[Path, bytes]:
+    """Kill -9 a deployment in the run on all domains; the records that it leaves, each whole."""
+    with started([sys.executable, "-m", "gradsurgery", *arguments], log) as process:
+        until(lambda: any(folder.glob("*/none/*/*/checkpoint.pt")) or process.poll() is not None)
+        assert process.poll() is None, log.read_text()
+    for path in folder.rglob("[!.]*.json"):
+        json.loads(path.read_bytes())
+    for path in folder.rglob("[!.]*.safetensors"):
+        load_file(path)
+    assert not (folder / "model").exists()
+    return {path: path.read_bytes() for path in folder.rglob("record.json")}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -132,16 +148,23 @@ def test_training_on_all_domains_says_so(command: Command, photos: Path) -> None
     assert "target none" not in out
 
 
-def test_images_that_are_in_two_domains_are_told_of(
-    command: Command, photos: Path, tmp_path: Path
+def test_images_that_are_in_two_domains_are_told_of_and_kill_9_loses_nothing(
+    command: Command, photos: Path, tmp_path: Path, cache: Path
 ) -> None:
     shutil.copytree(photos, tmp_path / "copied")
     shutil.rmtree(tmp_path / "copied" / "right")
     for name in ("dark", "light"):
         for picture in (photos / "left" / name).iterdir():
             shutil.copy(picture, tmp_path / "copied" / "middle" / name / picture.name)
-    code, out, err = command("deploy", "copied", "--methods", "deep-all", "--out", "mine", *SHORT)
+    arguments = ["deploy", "copied", "--methods", "deep-all", "--out", "mine", *SHORT]
+    arguments += ["--iterations", "40", "--cache", str(cache)]
+    kept = {}
+    if sys.platform.startswith("linux"):  # finds processes through /proc
+        kept = killed_in_the_last_run(arguments, tmp_path / "mine", tmp_path / "log")
+        assert len(kept) == 2
+    code, out, err = command(*arguments)
     assert code == 0, err
+    assert all(path.read_bytes() == content for path, content in kept.items())
     deployment = Deployment.load(tmp_path / "mine" / "model")
     assert [each.domain for each in deployment.copied] == ["left", "middle"]
     for each in deployment.copied:

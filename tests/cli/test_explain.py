@@ -42,6 +42,8 @@ def test_a_broken_picture_is_named_and_the_others_explained(run, command, tmp_pa
     folder = tmp_path / "pictures"
     folder.mkdir()
     (folder / "a.png").write_bytes(b"no picture")
+    for number in range(80):  # broken ones are not among the 60 that it takes
+        (folder / f"a{number}.png").write_bytes(b"no picture")
     (folder / "notes.txt").touch()
     Image.new("L", (20, 20), 128).save(folder / "b.png")
     out = tmp_path / "out"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from scipy.stats import binomtest
 
 from gradsurgery import RunConfiguration, __version__
 
@@ -44,7 +45,11 @@ def test_train_leaves_a_record_and_says_what_came_out(command: Command, tmp_path
     record = json.loads(path.read_text())
     assert code == 0
     accuracy = record["result"]["best"]["target_accuracy"]
-    assert f"accuracy on 75 {accuracy:.1%} (best model" in out
+    counts = record["result"]["best"]["tests"]["75"]["confusion"]
+    tested = sum(int(pair.split(":")[1]) for row in counts for pair in row.split())
+    low, high = binomtest(round(accuracy * tested), tested).proportion_ci(0.95, "wilson")
+    interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
+    assert f"accuracy on 75 {accuracy:.1%} {interval} (best model" in out
     assert f"record: {path.relative_to(tmp_path)}" in out
     assert "step 3/6" in err
     assert record["configuration"]["iterations"] == 6

@@ -10,10 +10,13 @@ from threading import Thread
 from typing import ClassVar
 
 import pytest
+import yaml
 
 import gradsurgery as gs
 from gradsurgery.deployment.hub import push
+from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, OutputError, WeightsError
+from gradsurgery.report.model_card import short_card
 
 COMMIT = "0123456789" * 4
 
@@ -107,6 +110,22 @@ def test_a_model_goes_to_the_hub_and_comes_back(trained, hub, tmp_path):
     files = trained.files("test", "shop_d")
     expected = gs.load_model(folder).predict(files).probabilities
     assert (gs.load_model("hf://someone/shop").predict(files).probabilities == expected).all()
+
+
+def test_a_model_without_a_card_gets_a_short_one(trained, hub, tmp_path):
+    folder = shutil.copytree(trained.folder, tmp_path / "run")
+    (folder / "README.md").unlink(missing_ok=True)
+    model, record = gs.load_model(folder), Record.load(folder)
+    push(folder / "model.safetensors", "hf://someone/shop", card=short_card(model.about, record))
+    _, front, text = hub["someone/shop"]["README.md"].decode().split("---\n", 2)
+    assert yaml.safe_load(front)["pipeline_tag"] == "image-classification"
+    target = record.configuration.target
+    (line,) = [line for line in text.splitlines() if "held out" in line]
+    assert f"{record.result.best.target_accuracy:.1%}" in line.replace("\\", "")
+    assert target.replace("_", "") in line.replace("\\", "").replace("_", "")
+    assert "gs.load_model" in text
+    alone = short_card(model.about.model_copy(update={"target": None, "domains": None}), None)
+    assert "was not measured" in alone
 
 
 def test_what_the_hub_lacks_is_one_line(hub):

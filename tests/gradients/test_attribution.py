@@ -11,7 +11,7 @@ from gradsurgery.gradients.attribution import (
     attributions,
     best_method,
     embedded_in_plane,
-    last_convolution,
+    last_map,
 )
 
 
@@ -79,7 +79,38 @@ def test_the_last_convolution_has_a_map_of_several_places():
         nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 2, 1),
         nn.Flatten(),
     )  # fmt: skip
-    assert last_convolution(model, torch.zeros(1, 3, 8, 8)) == "1"
+    assert last_map(model, torch.zeros(1, 3, 8, 8)) == "1"
+
+
+class _Residual(nn.Module):
+    """As torchvision's blocks are: one activation for several places, and a sum before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.relu(self.second(self.relu(self.first(x))) + x)
+
+
+@pytest.mark.parametrize("last", ["norm", "block"])
+def test_the_map_is_that_which_later_layers_see(last):
+    """Weights α_k of a mean that a linear layer takes are its own: the map is ReLU(Σ w_k A_k)."""
+    torch.manual_seed(0)
+    end = _Residual() if last == "block" else nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(True))
+    body = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1), end)
+    model = nn.Sequential(body, nn.MaxPool2d(1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                          nn.Linear(4, 2)).eval()  # fmt: skip
+    if last == "norm":  # what comes before it is below 0 everywhere
+        with torch.no_grad():
+            body[1].bias.fill_(-50)
+            end[0].running_mean.fill_(-50)
+    images = torch.randn(3, 3, 6, 6)
+    expected = torch.relu((body(images) * model[4].weight[1][:, None, None]).sum(1)).detach()
+    found = attributions(model, images, torch.ones(3, dtype=torch.int64), "grad-cam")
+    assert expected.amax((1, 2)).min() > 0
+    torch.testing.assert_close(found, expected / expected.amax((1, 2), keepdim=True))
 
 
 def test_where_the_only_convolution_cuts_patches_there_are_integrated_gradients():

@@ -97,6 +97,7 @@ class Algorithm(ABC):
     has_one_update: whether its step is one of the optimiser on one update, which can be clipped.
     label_smoothing, class_weights: of the cross-entropies that it takes itself.
     lacking: the classes that a source domain lacks, bool [domains, classes].
+    no_say: the same for each parameter of the last layer, by name.
     """
 
     minimum_domains: int = 1
@@ -104,6 +105,7 @@ class Algorithm(ABC):
     label_smoothing: float = 0.0
     class_weights: Tensor | None = None
     lacking: Tensor | None = None
+    no_say: Mapping[str, Tensor] | None = None
 
     def __init_subclass__(cls) -> None:
         forget(cls, "stage", Algorithm, of=("take",))
@@ -130,9 +132,15 @@ class Algorithm(ABC):
         batches = _checked_batches(batches)
         return self.take(Step(model, batches, optimizer, step, scaler, autocast, clip_norm))
 
-    def treat_classes(self, weights: Tensor | None, lacking: Tensor | None) -> None:
-        """Weigh the classes, [classes], and leave a domain without a say on those it lacks."""
+    def treat_classes(
+        self, weights: Tensor | None, lacking: Tensor | None, heads: Sequence[str] = ()
+    ) -> None:
+        """Weigh the classes, [classes], and leave a domain without a say on those it lacks.
+
+        heads: the names of the last layer's parameters, which have a row for each class.
+        """
         self.class_weights, self.lacking = weights, lacking
+        self.no_say = None if lacking is None else dict.fromkeys(heads, lacking)
 
     @abstractmethod
     def take(self, step: Step) -> BackwardResult:

@@ -1,6 +1,6 @@
 """An objective and a rule: the first decides the losses, the second combines their gradients."""
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any, Literal
@@ -56,7 +56,14 @@ class Combined(Algorithm):
             named = step.model.named_parameters()
             with closing(self._losses(forward, step)) as losses:
                 given = list(losses) if self._shared else losses
-                result = backward(given, named, self.rule, scaler=step.scaler, defer_check=True)
+                result = backward(
+                    given,
+                    named,
+                    self.rule,
+                    scaler=step.scaler,
+                    defer_check=True,
+                    no_say=self.no_say,
+                )
             if forward.values is not None:
                 result = replace(result, checked=forward.values)
         step.update_parameters(result)
@@ -102,8 +109,10 @@ class Combined(Algorithm):
         self.objective.label_smoothing = label_smoothing
 
     @override
-    def treat_classes(self, weights: Tensor | None, lacking: Tensor | None) -> None:
-        super().treat_classes(weights, lacking)
+    def treat_classes(
+        self, weights: Tensor | None, lacking: Tensor | None, heads: Sequence[str] = ()
+    ) -> None:
+        super().treat_classes(weights, lacking, heads)
         self.objective.class_weights = weights
 
     @override

@@ -91,7 +91,14 @@ class MLDG(Algorithm):
             return losses
 
         named = step.model.named_parameters()
-        result = write_update(named, self.rule, produce, scaler=step.scaler, defer_check=True)
+        result = write_update(
+            named,
+            self.rule,
+            produce,
+            scaler=step.scaler,
+            defer_check=True,
+            no_say=self.no_say,
+        )
         step.update_parameters(result)
         return replace(result, checked=risks)
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -22,6 +23,9 @@ from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import left_out_classes
 from gradsurgery.errors import ArgumentError, printable
 from gradsurgery.report.data_text import copies_sentences, gap_sentences, imbalance_sentences
+from gradsurgery.report.section import counted as counted_files
+from gradsurgery.report.section import plain_table
+from gradsurgery.report.terminal import OnTerminal
 
 app = typer.Typer(help="Look at a data set, or decode it ahead of time.", no_args_is_help=True)
 cache_app = typer.Typer(help="The decoded data sets on this machine.", no_args_is_help=True)
@@ -195,6 +199,7 @@ def summarize(source: Source, found: Inspection | None = None) -> dict[str, Any]
         ],
         "left_out": _as_json(source.left_out),
         "bad": None if found is None else _as_json(found.bad),
+        "several": None if found is None else list(found.several),
         "identical": None if found is None else found.identical.model_dump(),
         "alike": None if found is None or found.alike is None else found.alike.model_dump(),
     }
@@ -210,17 +215,8 @@ def _as_json(files: Sequence[SkippedImage]) -> list[dict[str, str]]:
 
 
 def _print_table(source: Source, summary: dict[str, Any], found: Inspection | None) -> None:
-    table = Table(title=escape(source.name), show_footer=True)
-    counts = source.counts()
-    table.add_column("class", footer="total")
-    for domain, total in zip(source.domains, counts.sum(axis=1), strict=True):
-        table.add_column(escape(domain), footer=f"{total:,}", justify="right")
-    table.add_column("total", footer=f"{counts.sum():,}", justify="right")
-    for label, column in zip(source.classes, counts.T, strict=True):
-        numbers = (f"{n:,}" if n else "[bold red]0[/]" for n in column)
-        table.add_row(escape(label), *numbers, f"{column.sum():,}")
     console = Console()
-    console.print(table)
+    console.print(_counts_table(source, console))
     console.print(
         f"{summary['images']:,} images, {len(source.domains)} domains, "
         f"{len(source.classes)} classes",
@@ -237,6 +233,12 @@ def _print_table(source: Source, summary: dict[str, Any], found: Inspection | No
         sentences += copies_sentences(found.identical)
         if found.alike is not None:
             sentences += copies_sentences(found.alike, alike=True)
+        if found.several:
+            files = counted_files(len(found.several), "file", "has several pictures")
+            sentences.append(
+                f"{files} (an animation, pages), of which the first is used: {found.several[0]}"
+                f"{', …' if len(found.several) > 1 else ''}."
+            )
     for sentence in sentences:
         console.print(escape(printable(sentence)), highlight=False, soft_wrap=True)
     _print_left_out(source.left_out)
@@ -244,6 +246,32 @@ def _print_table(source: Source, summary: dict[str, Any], found: Inspection | No
         _print_skipped(
             found.bad, "image cannot", "images cannot", "be decoded (train with --skip-bad)"
         )
+
+
+def _counts_table(source: Source, console: Console) -> Table | OnTerminal:
+    """Images by class and domain: domains beside one another, else below, else a line a number."""
+    counts = source.counts()
+    ways = (
+        ("class", source.classes, source.domains, counts.T),
+        ("domain", source.domains, source.classes, counts),
+    )
+    for what, rows, columns, numbers in ways:
+        table = Table(title=escape(source.name), show_footer=True)
+        table.add_column(what, footer="total", no_wrap=True)
+        for name, total in zip(columns, numbers.sum(axis=0), strict=True):
+            table.add_column(escape(name), footer=f"{total:,}", justify="right", no_wrap=True)
+        table.add_column("total", footer=f"{counts.sum():,}", justify="right")
+        for name, row in zip(rows, numbers, strict=True):
+            cells = (f"{n:,}" if n else "[bold red]0[/]" for n in row)
+            table.add_row(escape(name), *cells, f"{row.sum():,}")
+        wide = console.options.update(max_width=100_000)
+        if Measurement.get(console, wide, table).maximum <= console.width:
+            return table
+    lines = [
+        [domain, *(f"{n:,}" for n in row), f"{row.sum():,}"]
+        for domain, row in zip(source.domains, counts, strict=True)
+    ]
+    return OnTerminal([plain_table(source.name, ["domain", *source.classes, "total"], lines)])
 
 
 def _comparison(source: Source) -> str:

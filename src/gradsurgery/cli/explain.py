@@ -1,7 +1,6 @@
 """`gradsurgery explain`: what a model's answers rest on."""
 
 from collections.abc import Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,18 +77,17 @@ def _of_pictures(
     trained: TrainedModel, images: list[Path], options: ExplanationOptions
 ) -> Explained:
     pictures, left_out = listed_pictures(images)
-    taken = list(islice(pictures, _MOST + 1))
-    if len(taken) > _MOST:
-        raise ArgumentError(
-            f"explain takes up to {_MOST} pictures at a time, found more; name fewer"
-        )
     names, decoded, skipped = [], [], []
-    for picture in taken:
+    for picture in pictures:
         try:
             decoded.append(trained.preprocess.pixels(picture.content))
             names.append(Path(picture.name).name)
         except BadImageError as error:
             skipped.append(f"{picture.name}: {error}")
+        if len(decoded) > _MOST:
+            raise ArgumentError(
+                f"explain takes up to {_MOST} pictures at a time, found more; name fewer"
+            )
     name_files(skipped, "cannot be decoded")
     name_files(
         [f"{file.identity}: {file.reason}" for file in left_out], "is something else than a picture"

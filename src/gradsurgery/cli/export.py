@@ -15,7 +15,9 @@ from gradsurgery.deployment.export import (
     export_model,
 )
 from gradsurgery.deployment.hub import push as upload
+from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError
+from gradsurgery.report.model_card import short_card
 
 
 def export(
@@ -46,8 +48,8 @@ def export(
 ) -> None:
     """Write the model for another runtime, run it there, and compare it with the model itself.
 
-    --push uploads the model file, with the record, the split and the README.md beside it, and what
-    was exported.
+    --push uploads the model file, with the record, the split and the README.md beside it (or a
+    short one, where there is none), and what was exported.
     """
     if form is None and push is None:
         raise ArgumentError(f"give --format ({', '.join(SUFFIXES)}) or --push hf://owner/name")
@@ -61,4 +63,6 @@ def export(
         print(f"{path}: logits differ from the model's by {difference:.1g} at most")
         written = (path, description_file(path))
     if push is not None:
-        print(f"uploaded: {upload(trained.file, push, written)}")
+        beside = trained.file.parent / Record.file_name
+        card = short_card(trained.about, Record.load(beside) if beside.is_file() else None)
+        print(f"uploaded: {upload(trained.file, push, written, card)}")

@@ -268,6 +268,8 @@ def print_estimate(
         f"{left.runs} to do: about {duration(left.seconds)} of one worker, "
         f"{duration(left.seconds / workers)} with {workers}; {_basis(left, records)}"
     )
+    if len(records) < len(runs):
+        print("images are counted and not looked at: gradsurgery data info names broken ones")
 
 
 def _basis(left: Estimate, records: dict[str, Record]) -> str:

@@ -14,6 +14,7 @@ from gradsurgery.data import open_source
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError
+from gradsurgery.report.classification_text import accuracy_text
 from gradsurgery.training import device
 from gradsurgery.training import train as train_run
 from gradsurgery.training.directory import folder_name, is_longer
@@ -93,8 +94,9 @@ def result_line(record: Record) -> str:
             f"trained on {', '.join(record.data.domains)}: validation accuracy "
             f"{best.validation_accuracy:.1%} ({model}); no domain was held out"
         )
+    target = record.configuration.target
     return (
-        f"accuracy on {record.configuration.target} {best.target_accuracy:.1%} "
+        f"accuracy on {target} {accuracy_text(best.target_accuracy, best.tests.get(target))} "
         f"({model}, validation {best.validation_accuracy:.1%}), "
         f"{last.target_accuracy:.1%} (last model, step {last.step})"
     )

@@ -115,6 +115,20 @@ def open_picture(content: bytes) -> "Image.Image":
     return Image.open(BytesIO(content))
 
 
+def has_several(content: bytes) -> bool:
+    """Whether a file has several pictures, as animations and pages are, of which the first is used.
+
+    Not what a camera adds to its photograph in a JPEG file (MPO).
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(content)) as file:
+            return file.format != "MPO" and bool(getattr(file, "is_animated", False))
+    except Exception:  # of a format beyond Pillow's, or damaged, which decoding tells
+        return False
+
+
 def _package(name: str, extra: str) -> Any:
     from importlib import import_module
 

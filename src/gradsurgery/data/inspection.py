@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from gradsurgery.data.duplicates import Places, alike, copies_among, identical_files, look_of
-from gradsurgery.data.formats import BadImageError
+from gradsurgery.data.formats import BadImageError, has_several
 from gradsurgery.data.selected import draws_itself
 from gradsurgery.data.source import SkippedImage, Source
 from gradsurgery.data.splits import part_name
@@ -25,11 +25,13 @@ class Inspection:
     identical: files that are there more than once.
     alike: images that look alike and are not the same file; None for a source that draws its own.
     bad: images that cannot be decoded; empty where they were not.
+    several: files with several pictures, of which the first is used.
     """
 
     identical: Copies
     alike: Copies | None
     bad: tuple[SkippedImage, ...]
+    several: tuple[str, ...] = ()
 
 
 def inspect_images(
@@ -49,6 +51,7 @@ def inspect_images(
     hashes: list[object] = [None] * count
     looks = [b""] * count
     bad: dict[int, str] = {}
+    several: set[int] = set()
     decodes = not draws_itself(source)
 
     def look(position: int, content: bytes) -> tuple[int, bytes, str | None]:
@@ -56,6 +59,8 @@ def inspect_images(
             pixels = source.decode(position, content, _SIDE)
         except BadImageError as error:
             return position, b"", str(error)
+        if has_several(content):
+            several.add(position)
         return position, look_of(pixels), None
 
     def note(found: tuple[int, bytes, str | None]) -> None:
@@ -83,6 +88,7 @@ def inspect_images(
         copies_among(identical_files(hashes), places),
         copies_among(([good[a], good[b]] for a, b in pairs), places) if decodes else None,
         tuple(SkippedImage(listing.identities[i], bad[i]) for i in sorted(bad)),
+        tuple(listing.identities[i] for i in sorted(several)),
     )
 
 

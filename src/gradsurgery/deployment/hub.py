@@ -40,10 +40,11 @@ def downloaded(place: str) -> Path:
         ) from error
 
 
-def push(model: Path, place: str, also: tuple[Path, ...] = ()) -> str:
+def push(model: Path, place: str, also: tuple[Path, ...] = (), card: str = "") -> str:
     """Upload a model file to `hf://owner/name`, which is made where it is not there; its address.
 
-    With it go the record, the split and the model card (README.md) beside it, and the files `also`.
+    With it go the record, the split and the model card (README.md) beside it, and the files `also`;
+    where no README.md is there, `card` is it.
 
     Raises `ArgumentError` for another form of name, `OutputError` where the Hub refuses.
     """
@@ -57,6 +58,8 @@ def push(model: Path, place: str, also: tuple[Path, ...] = ()) -> str:
         for path in files
         if path.is_file()
     ]
+    if card and not (model.parent / _CARD).is_file():
+        operations.append(CommitOperationAdd(_CARD, card.encode()))
     api = HfApi(endpoint=_endpoint())
     try:
         with _quietly():

@@ -126,7 +126,7 @@ class DataOptions(Choices):
     balance: Balance = option(
         "hyperparameter",
         "What is drawn equally often beside the domains, which always are: classes (within every "
-        "domain), or none.",
+        "domain), or none (domains is the same).",
         "none",
         free=True,
     )
@@ -138,6 +138,12 @@ class DataOptions(Choices):
         free=True,
     )
     skip_bad: bool = option("incidental", "Leave out images that cannot be decoded.", False)
+
+    @field_validator("balance", mode="before")
+    @classmethod
+    def _beside_the_domains(cls, value: Any) -> Any:
+        """Domains are always drawn equally often: to ask for it changes nothing."""
+        return "none" if value == "domains" else value
 
     @field_validator("without")
     @classmethod

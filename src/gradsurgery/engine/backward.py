@@ -1,15 +1,15 @@
 """`gradsurgery.backward`: the three lines that change in a training loop."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import isfinite
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gradsurgery.engine.accumulator import Accumulator, Update
+from gradsurgery.engine.accumulator import Abstaining, Accumulator, Update
 from gradsurgery.engine.accumulators import accumulator_for, not_finite_update
 from gradsurgery.engine.parameters import NamedParameter, trainable_parameters
 from gradsurgery.engine.passes import DomainLoss, DomainPasses, Scaler
@@ -137,6 +137,7 @@ def backward(
     *,
     scaler: torch.amp.GradScaler | None = None,
     defer_check: bool = False,
+    no_say: Mapping[str, Bool[Tensor, "domains _"]] | None = None,
 ) -> BackwardResult:
     """Run one backward pass per domain and add the rule's update of the D gradients to `.grad`.
 
@@ -159,6 +160,11 @@ def backward(
         is NaN then where one is not; a fused optimiser of torch leaves the weights as they are if
         its `found_inf` is set to `result.found_inf`; `result.check()` raises. On a processor it
         makes no difference.
+    no_say: by the name of a parameter (its position, where `parameters` have none) the rows, bool
+        [domains, rows], that a domain has no say on: of the last layer those of the classes that it
+        lacks, whose logits its loss leaves out. A rule that asks all domains to agree asks the
+        others there, and sums theirs; where the gradient is not zero the domain has a say after
+        all. To other rules a zero is a zero.
 
     As with `Tensor.backward`, the update is added to a `.grad` that exists. Hooks are removed and
     every `.grad` is as before if anything raises.
@@ -179,7 +185,9 @@ def backward(
     ) -> list[Tensor]:
         return DomainPasses([p for _, p in named], accumulator, scaler).run(losses)
 
-    return write_update(parameters, rule, produce, scaler=scaler, defer_check=defer_check)
+    return write_update(
+        parameters, rule, produce, scaler=scaler, defer_check=defer_check, no_say=no_say
+    )
 
 
 def write_update(
@@ -189,6 +197,7 @@ def write_update(
     *,
     scaler: Scaler = None,
     defer_check: bool = False,
+    no_say: Mapping[str, Bool[Tensor, "domains _"]] | None = None,
 ) -> BackwardResult:
     """Add to `.grad` what the rule makes of the gradients that `produce` hands over.
 
@@ -211,6 +220,8 @@ def write_update(
         parameter.grad = None
     try:
         accumulator = accumulator_for(rule, [parameter for _, parameter in named])
+        if no_say and rule.unanimous:
+            accumulator = _abstaining(accumulator, named, no_say)
         values = produce(named, accumulator, scaler)
         rule.check_domains(len(values))
         losses = torch.stack(values)
@@ -232,6 +243,24 @@ def write_update(
     for (_, parameter), old, new in zip(named, before, after, strict=True):
         parameter.grad = _written(old, new)
     return replace(result, update=update._replace(gradients=[]))
+
+
+def _abstaining(
+    accumulator: Accumulator,
+    named: list[NamedParameter],
+    no_say: Mapping[str, Bool[Tensor, "domains _"]],
+) -> Accumulator:
+    rows = {}
+    for position, (name, parameter) in enumerate(named):
+        if (mask := no_say.get(name)) is None:
+            continue
+        if mask.ndim != 2 or parameter.ndim == 0 or mask.shape[1] != len(parameter):
+            raise ArgumentError(
+                f"no_say of {name} is bool [domains, rows] for {list(parameter.shape)}, found "
+                f"{mask.dtype} {list(mask.shape)}"
+            )
+        rows[position] = mask
+    return Abstaining(accumulator, [p for _, p in named], rows) if rows else accumulator
 
 
 @torch.no_grad()

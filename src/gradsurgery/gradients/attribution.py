@@ -1,5 +1,6 @@
 """Which parts of an image a network's answer rests on: Grad-CAM, or integrated gradients."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -33,8 +34,9 @@ def attributions(
 ) -> Float[Tensor, "batch height width"]:
     """How much each pixel speaks for the class, in [0, 1]; all 0 where none does.
 
-    grad-cam: ReLU(Σ_k α_k A_k) of the channels A_k that the last convolution gives, α_k being the
-        mean of ∂z_c/∂A_k, enlarged to the image (Selvaraju et al., ICCV 2017).
+    grad-cam: ReLU(Σ_k α_k A_k) of the channels A_k of the last convolution's map, normalised and
+        activated, α_k being the mean of ∂z_c/∂A_k, enlarged to the image (Selvaraju et al., ICCV
+        2017).
     integrated-gradients: |Σ_rgb (x − x₀) ∫ ∂z_c/∂x along the way from grey x₀ to x| (Sundararajan
         et al., ICML 2017), in 32 steps.
     Each map is divided by its largest value.
@@ -49,7 +51,7 @@ def attributions(
     images = images.detach()
     with unchanged(model), torch.enable_grad():
         if method == "grad-cam":
-            layer = model.get_submodule(last_convolution(model, images[:1]))
+            layer = model.get_submodule(last_map(model, images[:1]))
             small = attr.LayerGradCam(model, layer).attribute(
                 images.clone(), target=classes, relu_attributions=True
             )
@@ -65,40 +67,48 @@ def attributions(
     return torch.where(largest > 0, maps / largest, 0.0)
 
 
-def last_convolution(model: nn.Module, image: Float[Tensor, "1 3 height width"]) -> str:
-    """The name of the last convolution with a map of more than one place, in the order of a pass.
+def last_map(model: nn.Module, image: Float[Tensor, "1 3 height width"]) -> str:
+    """The name of the layer that gives the map of the last convolution as later layers see it:
 
-    Raises `ArgumentError` for a network without, or whose only one cuts the image into patches.
+    after its normalisation and activation, without which it has the sign of nothing. The last
+    layer in the order of a pass, from that convolution on, whose map has as many places.
+
+    Raises `ArgumentError` for a network without a convolution whose map has several places, or
+    whose only one cuts the image into patches.
     """
-    seen: list[str] = []
+    seen: list[tuple[str, nn.Module, torch.Size]] = []
 
-    def note(name: str) -> Any:
+    def note(name: str, layer: nn.Module) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
-                seen.append(name)
+                seen.append((name, layer, output.shape[2:]))
 
         return hook
 
-    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
-    handles = [layer.register_forward_hook(note(name)) for name, layer in layers]
+    handles = [m.register_forward_hook(note(name, m)) for name, m in model.named_modules() if name]
     try:
         with unchanged(model), torch.no_grad():
             model(image)
     finally:
         for handle in handles:
             handle.remove()
-    if len(seen) < 2 and not (seen and len(layers) == 1 and _is_small(layers[0][1])):
+    at = [place for place, (_, layer, _) in enumerate(seen) if isinstance(layer, nn.Conv2d)]
+    convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    if len(at) < 2 and not (at and len(convolutions) == 1 and _is_small(convolutions[0])):
         raise ArgumentError(
             f"{type(model).__name__} has no convolution late enough for Grad-CAM; use "
             "integrated-gradients"
         )
-    return seen[-1]
+    passes = Counter(name for name, _, _ in seen)  # one that is used again has several maps
+    name, _, places = seen[at[-1]]
+    later = [each for each, _, size in seen[at[-1] :] if size == places and passes[each] == 1]
+    return later[-1] if later else name
 
 
 def best_method(model: nn.Module, image: Float[Tensor, "1 3 height width"]) -> AttributionMethod:
     """Grad-CAM where the network has a convolution for it, else integrated gradients."""
     try:
-        last_convolution(model, image)
+        last_map(model, image)
     except ArgumentError:
         return "integrated-gradients"
     return "grad-cam"

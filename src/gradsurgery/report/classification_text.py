@@ -19,7 +19,7 @@ from gradsurgery.report.section import (
     listed,
     plain_table,
 )
-from gradsurgery.results.classification import INTERVALS, Assessment, Estimate, assess
+from gradsurgery.results.classification import INTERVALS, Assessment, Estimate, assess, proportion
 from gradsurgery.results.frame import Records
 from gradsurgery.results.tables import ComparisonTable
 
@@ -126,6 +126,19 @@ def confusion_table(tally: Tally, classes: Sequence[str]) -> Table:
         for name, row in zip(classes, tally.matrix().tolist(), strict=True)
     ]
     return plain_table("Images by class (rows) and prediction", ["class", *classes], rows)
+
+
+def accuracy_text(accuracy: float, tally: Tally | None) -> str:
+    """In %, with Wilson's interval of 95 % where the images were counted.
+
+    >>> accuracy_text(0.9, Tally(confusion=["0:9 1:1", ""]))
+    '90.0% [59.6, 98.2]'
+    """
+    if tally is None:
+        return f"{accuracy:.1%}"
+    matrix = tally.matrix()
+    found = proportion(int(matrix.trace()), int(matrix.sum()))
+    return f"{accuracy:.1%} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
 def recall_table(record: Record) -> Table | None:

@@ -10,9 +10,11 @@ import yaml
 
 from gradsurgery.documents.deployment import Deployment
 from gradsurgery.documents.diagnosis import Diagnosis
+from gradsurgery.documents.model_description import ModelDescription
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA
 from gradsurgery.errors import printable
+from gradsurgery.report.classification_text import accuracy_text
 from gradsurgery.report.data_text import left_out_sentences
 from gradsurgery.report.diagnosis_text import diagnosis_sentences
 from gradsurgery.report.section import (
@@ -51,6 +53,35 @@ def model_card(deployment: Deployment, record: Record, conflict: Diagnosis | Non
     title += counted(len(deployment.domains), "domain")
     written = [_written(part) for part in parts if part.blocks]
     return "\n".join([f"---\n{metadata}---", title, "", _USE, *written])
+
+
+def short_card(about: ModelDescription, record: Record | None) -> str:
+    """README.md of a model that was not deployed: what its file and its run's record say."""
+    metadata = {
+        "library_name": "gradsurgery",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "domain-generalization", about.method],
+    }
+    expected = "How it does on a domain that it was not trained on was not measured."
+    target = about.target
+    if target is not None and record is not None and target in record.result.best.test_accuracy:
+        best = record.result.best
+        accuracy = accuracy_text(best.test_accuracy[target], best.tests.get(target))
+        expected = (
+            f"Accuracy on the test images of {_line(target)}, a domain that was held out: "
+            f"{accuracy}, of one run."
+        )
+    sources = "" if about.domains is None else f"; domains {spoken(map(_line, about.domains))}"
+    data = f"{_line(about.data)}{sources}"
+    training = f"{about.method} on {about.backbone}, seed {about.seed}, step {about.step}"
+    parts = [
+        Section("expect", "What to expect", [Text(expected)]),
+        Section("classes", "Classes", [Text(f"{spoken(map(_line, about.classes))}.")]),
+        Section("training", "Data and training", [Text(f"{data}. {training}.")]),
+    ]
+    title = f"# {markdown_text(_line(about.data))}: {len(about.classes)} classes"
+    front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
+    return "\n".join([f"---\n{front}---", title, "", _USE, *map(_written, parts)])
 
 
 def _written(section: Section) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import ModelResult, Record
 from gradsurgery.errors import printable
-from gradsurgery.report.classification_text import never_predicted, recall_table
+from gradsurgery.report.classification_text import accuracy_text, never_predicted, recall_table
 from gradsurgery.report.data_text import recorded_sentences
 from gradsurgery.report.section import Entry, Table, Text, listed, plain_table, value_text
 from gradsurgery.report.tables import rows_with_below
@@ -119,12 +119,19 @@ def _results(record: Record) -> Table:
     ]
     accuracies = [model.target_accuracy for model in both]
     if None not in accuracies:
-        rows.append([f"target {target}", *(f"{accuracy:.1%}" for accuracy in accuracies)])
+        rows.append([f"target {target}", *_with_intervals(both, target, accuracies)])
     for source in record.data.domains:
         tested = [model.test_accuracy.get(source) for model in both]
         if source != target and None not in tested:
-            rows.append([f"test {source}", *(f"{accuracy:.1%}" for accuracy in tested)])
+            rows.append([f"test {source}", *_with_intervals(both, source, tested)])
     return plain_table("", ["accuracy of the model", "best", "last"], rows)
+
+
+def _with_intervals(
+    models: Sequence[ModelResult], domain: str, accuracies: Sequence[float | None]
+) -> list[str]:
+    pairs = zip(accuracies, models, strict=True)
+    return [accuracy_text(accuracy or 0.0, model.tests.get(domain)) for accuracy, model in pairs]
 
 
 def _steps(model: ModelResult) -> str:

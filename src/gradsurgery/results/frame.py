@@ -147,9 +147,9 @@ def _conditions(record: Record) -> dict[str, Any]:
     conditions = record.configuration.model_dump(include=set(options_of("condition")))
     if record.model.weights_digest is not None:  # the same file may lie at two places
         conditions["weights"] = f"sha256:{record.model.weights_digest[:12]}"
-    conditions["data_digest"] = record.data.digest
+    conditions["data_digest"] = record.data.digest[:12]
     if record.configuration.split_per_run:
         del conditions["split_seed"]
     else:
-        conditions["split_digest"] = record.split.digest
+        conditions["split_digest"] = record.split.digest[:12]
     return conditions

@@ -56,6 +56,7 @@ class AgrEMA(RememberingRule):
     """
 
     name = "agr-ema"
+    unanimous = True
 
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
         Hyperparameter(

@@ -29,6 +29,7 @@ class AgreementRule(ComponentwiseRule):
     """A rule that sums where the signs agree, and decides in `finish` what a conflict becomes."""
 
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (reduction("sum", _SOURCE),)
+    unanimous = True
 
     def start(self, gradient: Float[Tensor, " params"]) -> State:
         """The running total, in which NaN will mark conflicts."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int16
@@ -50,6 +50,10 @@ class ANDMask(ComponentwiseRule):
         reduction("mean", _SOURCE),
         RESCALE,
     )
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.unanimous = self.values["tau"] == 1
 
     @override
     def combination(self, domains: int) -> Combination | None:

@@ -65,6 +65,8 @@ class Rule(ABC):
     minimum_domains: int = 2
     scale_equivariant: bool = True
     """Whether s times the gradients give s times the update, for any s > 0."""
+    unanimous: bool = False
+    """Whether a component moves by the gradients only where those of all domains agree in sign."""
 
     def __init_subclass__(cls) -> None:
         forget(cls, "of_finite", Rule, of=("__call__",))

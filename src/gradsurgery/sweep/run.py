@@ -15,6 +15,7 @@ from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task
 from gradsurgery.sweep.runs import OpenedData, SweepRun, plan_runs
 from gradsurgery.sweep.schedule import Schedule, Show, SweepProgress
 from gradsurgery.training import TrainingProgress
+from gradsurgery.training.images_used import gaps_of
 
 _BUSY = 1.0  # seconds before a run that another process works on is asked for again
 _WAIT = 0.5  # seconds between two looks at the clock
@@ -46,7 +47,10 @@ def opened_sources(plan: Plan) -> dict[str, Source]:
 
 def planned(plan: Plan, sources: Mapping[str, Source]) -> list[SweepRun]:
     """The runs of `plan` on opened data sets; raises `ArgumentError` as `plan_runs` does."""
-    opened = {spec: OpenedData(source.name, source.domains) for spec, source in sources.items()}
+    opened = {
+        spec: OpenedData(source.name, source.domains, gaps_of(source))
+        for spec, source in sources.items()
+    }
     return plan_runs(plan, opened)
 
 

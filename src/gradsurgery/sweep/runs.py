@@ -14,6 +14,7 @@ from gradsurgery.documents.plan import Plan, Value, number_or_text
 from gradsurgery.errors import ArgumentError
 from gradsurgery.training.averaging import average_settings
 from gradsurgery.training.directory import folder_name
+from gradsurgery.training.images_used import Gaps
 from gradsurgery.training.run import check_run
 
 DATA_SETS = ("pacs", "vlcs", "office-home")
@@ -46,6 +47,7 @@ class OpenedData(NamedTuple):
 
     name: str
     domains: tuple[str, ...]
+    gaps: Gaps = ()
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def identity(configuration: RunConfiguration, data: str) -> str:
 
 
 def _planned(configuration: RunConfiguration, data: OpenedData, plan: Plan) -> SweepRun:
-    check_run(configuration, data.name, data.domains)
+    check_run(configuration, data.name, data.domains, data.gaps)
     c = configuration
     run = f"seed-{c.seed}-{identity(c, data.name)}"
     place = f"{folder_name(data.name)}/{folder_name(c.target)}/{folder_name(c.method)}/{run}"

@@ -1,5 +1,6 @@
 """What a run makes of its data set: the split, the weight of classes, and what to be told of."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,14 +11,24 @@ from torch import Tensor
 
 from gradsurgery.algorithms import Algorithm, Fish
 from gradsurgery.algorithms.mldg import MLDG
-from gradsurgery.data import Batches, DomainBatches, ImageSet, SingleDomainBatches, Split, split_of
+from gradsurgery.backbones import Backbone
+from gradsurgery.data import (
+    Batches,
+    DomainBatches,
+    ImageSet,
+    SingleDomainBatches,
+    Source,
+    Split,
+    split_of,
+)
 from gradsurgery.data.duplicates import copies_in_run
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import left_out_classes
 from gradsurgery.documents.record import Copies
 from gradsurgery.errors import ArgumentError, DataError
-from gradsurgery.rules import AgrEMA, ANDMask, SANDMask
-from gradsurgery.rules.agr_sum import AgreementRule
+from gradsurgery.rules import ANDMask, SANDMask
+
+Gaps = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -57,20 +68,29 @@ class ImagesUsed:
         return batches if configuration.batches == "multi" else SingleDomainBatches(batches)
 
     def prepare(
-        self, algorithm: Algorithm, configuration: RunConfiguration, device: torch.device
+        self,
+        algorithm: Algorithm,
+        configuration: RunConfiguration,
+        backbone: Backbone,
+        device: torch.device,
     ) -> None:
         """Tell the algorithm of the classes' weights and gaps.
 
         Raises `ArgumentError` where it cannot do with them.
         """
         lacking = self._lacking()
-        if lacking.any():
-            self._check_gaps(algorithm, configuration, lacking)
+        check_gaps(algorithm, configuration, self.images.domains, gaps_of(self.images))
+        heads = _rows_of_classes(backbone, len(self.images.classes)) if lacking.any() else []
+        if lacking.any() and not heads and getattr(algorithm, "rule", None) is not None:
+            raise ArgumentError(
+                f"the last layer of {backbone.name} is not known, and a domain lacks classes of "
+                "it; choose --classes common, or end the network in a nn.Linear"
+            )
         weights = None
         if configuration.class_weights == "balanced":
             weights = balanced_weights(self._learned_of_classes()).to(device)
         gaps = lacking.to(device) if lacking.any() else None
-        algorithm.treat_classes(weights, gaps)
+        algorithm.treat_classes(weights, gaps, heads)
 
     def notes(self, target: str | None) -> Iterator[str]:
         """Lines for whoever watches the run; `target` is the domain held out, if any."""
@@ -95,9 +115,11 @@ class ImagesUsed:
                 f"{' and '.join(self.identical.examples[0][:2])}"
             )
         if self.alike is not None and self.alike.of_target:
+            similar = self.alike.of_target
+            look = "looks like an image" if similar == 1 else "look like images"
             yield (
-                f"{self.alike.of_target} of the {tested} test images of {target} look like images "
-                "that are trained on; look at them with gradsurgery data info"
+                f"{similar} of the {tested} test images of {target} {look} that "
+                f"{'is' if similar == 1 else 'are'} trained on; see gradsurgery data info"
             )
         unlearned = (self._learned_of_classes() == 0).nonzero()[0].tolist()
         if unlearned:
@@ -138,24 +160,46 @@ class ImagesUsed:
         lacking = torch.from_numpy(listed == 0)
         return lacking & ~lacking.all(0)
 
-    def _check_gaps(
-        self, algorithm: Algorithm, configuration: RunConfiguration, lacking: Tensor
-    ) -> None:
-        domain, label = lacking.nonzero()[0].tolist()
-        gap = f"class {self.images.classes[label]}, which domain {self.sources[domain]} lacks"
-        rule = getattr(algorithm, "rule", None)
-        reason = ""
-        if isinstance(rule, AgreementRule | AgrEMA | ANDMask | SANDMask):
-            reason = (
-                f"{configuration.method} moves a weight only where all domains have a say on it: "
-                f"{gap}, would not be learned; choose --classes common, or another rule"
-            )
-        elif configuration.label_smoothing:
-            reason = f"label smoothing would raise {gap}; choose --classes common, or leave it out"
-        elif configuration.batches == "single":
-            reason = f"batches single is for domains with the same classes, found {gap}"
-        if reason:
-            raise ArgumentError(reason)
+
+def gaps_of(source: Source | ImageSet) -> Gaps:
+    """The classes that a domain has no image of, as (domain, class)."""
+    rows = zip(source.domains, source.counts() == 0, strict=True)
+    return [(d, source.classes[label]) for d, row in rows for label in row.nonzero()[0]]
+
+
+def check_gaps(
+    algorithm: Algorithm, configuration: RunConfiguration, domains: Sequence[str], gaps: Gaps
+) -> None:
+    """Raise `ArgumentError` where the run cannot do with a source domain that lacks classes."""
+    sources = configuration.sources(domains)
+    found = [(domain, label) for domain, label in gaps if domain in sources]
+    lacked = Counter(label for _, label in found)
+    found = [(domain, label) for domain, label in found if lacked[label] < len(sources)]
+    if not found:
+        return
+    gap = "class {1}, which domain {0} lacks".format(*found[0])
+    rule = getattr(algorithm, "rule", None)
+    reason = ""
+    if isinstance(rule, ANDMask | SANDMask) and not rule.unanimous:
+        reason = (
+            f"{configuration.method} weighs the domains' votes on every weight, and some have none "
+            f"on {gap}; choose --classes common, or another rule"
+        )
+    elif configuration.label_smoothing:
+        reason = f"label smoothing would raise {gap}; choose --classes common, or leave it out"
+    elif configuration.batches == "single":
+        reason = f"batches single is for domains with the same classes, found {gap}"
+    if reason:
+        raise ArgumentError(reason)
+
+
+def _rows_of_classes(backbone: Backbone, classes: int) -> list[str]:
+    """The parameters of the last layer, which have a row for each class, by name."""
+    named = list(backbone.model.named_parameters())
+    last = tuple(f"{path}." for path in backbone.heads)
+    found = [(name, parameter) for name, parameter in named if name.startswith(last)]
+    fit = all(parameter.ndim and len(parameter) == classes for _, parameter in found)
+    return [name for name, _ in found] if fit else []
 
 
 def check_weights(configuration: RunConfiguration, algorithm: Algorithm) -> None:

@@ -32,7 +32,7 @@ from gradsurgery.training.device import (
 )
 from gradsurgery.training.directory import check_same, claimed, is_longer
 from gradsurgery.training.evaluation import evaluate
-from gradsurgery.training.images_used import ImagesUsed, check_weights
+from gradsurgery.training.images_used import Gaps, ImagesUsed, check_gaps, check_weights, gaps_of
 from gradsurgery.training.learner import Learner, build_learner, build_optimizer
 from gradsurgery.training.loop import Observer, run_steps
 from gradsurgery.training.outcome import (
@@ -85,7 +85,7 @@ def train(
     report: ProgressCallback = progress or (lambda _: None)
     directory = Path(directory)
     source = opened or open_source(configuration.data, **configuration.reading)
-    check_run(configuration, source.name, source.domains)
+    check_run(configuration, source.name, source.domains, gaps_of(source))
     device = resolve_device(configuration.device)
     if (record := _finished(configuration, directory)) is not None:
         return record
@@ -136,7 +136,9 @@ def _backbone(configuration: RunConfiguration, source: Source | ImageSet) -> Bac
     return backbone
 
 
-def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ...]) -> None:
+def check_run(
+    configuration: RunConfiguration, name: str, domains: tuple[str, ...], gaps: Gaps = ()
+) -> None:
     """Raise `ArgumentError` where the target, the method or its steps do not fit the data set."""
     target, method = configuration.held_out(domains), configuration.method
     if target is not None and target not in domains:
@@ -154,6 +156,7 @@ def check_run(configuration: RunConfiguration, name: str, domains: tuple[str, ..
     algorithm.smooth_labels(configuration.label_smoothing)
     check_recipe(configuration, algorithm)
     check_weights(configuration, algorithm)
+    check_gaps(algorithm, configuration, domains, gaps)
     if reason := algorithm.idle_reason(configuration.iterations):
         raise ArgumentError(reason)
     if configuration.compile and isinstance(getattr(algorithm, "objective", None), Fishr):
@@ -228,7 +231,7 @@ def _work(
     """The steps that are left, then the tests."""
     reset_peak_memory(learner.device)
     used = ImagesUsed.of(configuration, images)
-    used.prepare(learner.algorithm, configuration, learner.device)
+    used.prepare(learner.algorithm, configuration, learner.backbone, learner.device)
     for line in used.notes(configuration.held_out(images.domains)):
         report(TrainingProgress("images", len(images.label), len(images.label), note=line))
     split = used.split

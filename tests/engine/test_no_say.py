@@ -1,0 +1,135 @@
+"""Rows that a domain has no say on: rules that ask all domains to agree ask the others."""
+
+import pytest
+import torch
+
+import gradsurgery as gs
+from gradsurgery.engine.accumulator import Abstaining, Accumulator, Update
+from gradsurgery.errors import ArgumentError, NonFiniteError
+
+NO_SAY = torch.tensor([[True, False, False], [False, False, True], [False, False, True]])
+
+
+def gradients(dtype=torch.float32):
+    """Of three domains for a weight [3, 40], zero on the rows that they have no say on."""
+    drawn = torch.randn(3, 3, 40, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    return drawn.masked_fill(NO_SAY[:, :, None], 0)
+
+
+def weight_after(given, rule, **options):
+    weight = torch.zeros_like(given[0], requires_grad=True)
+    losses = ((g * weight).sum() for g in given)
+    result = gs.backward(losses, [("w", weight)], rule, **options)
+    return weight.grad, result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["agr-sum", "agr-ema", "and-mask"])
+def test_the_others_decide(name, dtype):
+    given = gradients(dtype)
+    found, result = weight_after(given, gs.rule(name), no_say={"w": NO_SAY})
+    options, share = ({"reduction": "sum"}, 3) if name == "and-mask" else ({}, 1)
+    asked = [gs.rule(name, **options)(part) for part in (given[[1, 2], 0], given[:, 1])]
+    expected = torch.stack([*asked, given[0, 2]]) / share
+    assert torch.equal(found, expected)
+    signs = [given[[1, 2], 0].sign(), given[:, 1].sign()]
+    agree = sum(int((s == s[0]).all(0).sum()) for s in signs) + 40
+    assert result.agreeing == pytest.approx(agree / 120)
+
+
+def test_counts_of_signs_are_those_of_the_first_that_has_a_say():
+    """Over several steps, as one that asks the two domains alone."""
+    rule, alone = (gs.rule("agr-ema", memory="counts") for _ in range(2))
+    draw = torch.Generator().manual_seed(2)
+    for _ in range(12):
+        given = torch.randn(3, 3, 40, generator=draw).masked_fill(NO_SAY[:, :, None], 0)
+        found, _ = weight_after(given, rule, no_say={"w": NO_SAY})
+        assert torch.equal(found[0], alone(given[[1, 2], 0]))
+
+
+def test_noise_is_of_the_size_of_what_agrees():
+    given = gradients()
+    found, _ = weight_after(given, gs.AgrRand(), no_say={"w": NO_SAY})
+    expected, _ = weight_after(given, gs.AgrSum(), no_say={"w": NO_SAY})
+    kept = expected != 0
+    assert torch.equal(found[kept], expected[kept])
+    assert 0.5 < found[~kept].std() / expected[kept].abs().mean() < 1.5
+
+
+def test_a_gradient_that_is_there_is_a_say():
+    given = gradients()
+    given[1, 2, 0], given[0, 2, 0] = 1.0, -1.0
+    found, _ = weight_after(given, gs.AgrSum(), no_say={"w": NO_SAY})
+    assert found[2, 0] == 0
+    assert torch.equal(found[2, 1:], given[0, 2, 1:])
+
+
+@pytest.mark.parametrize("rule", ["pcgrad", "sum", "graddrop"])
+def test_to_other_rules_a_zero_is_a_zero(rule):
+    given = gradients()
+    found, _ = weight_after(given, gs.rule(rule), no_say={"w": NO_SAY})
+    expected, _ = weight_after(given, gs.rule(rule))
+    assert torch.equal(found, expected)
+
+
+def test_what_is_not_finite_is_of_the_domain_that_it_is_of():
+    given = gradients()
+    given[1, 0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="domain 1") as caught:
+        weight_after(given, gs.AgrSum(), no_say={"w": NO_SAY})
+    assert caught.value.domain == 1
+
+
+def test_a_domain_that_does_not_reach_the_parameter():
+    given = gradients()
+    weight, other = (torch.zeros(3, 40, requires_grad=True) for _ in range(2))
+    losses = ((given[d] * (weight if d else other)).sum() for d in range(3))
+    mask = NO_SAY | torch.tensor([[True], [False], [False]])
+    gs.backward(losses, [("w", weight), ("o", other)], gs.AgrSum(), no_say={"w": mask})
+    expected = gs.AgrSum()(given[1:].flatten(1)).view(3, 40)
+    assert torch.equal(weight.grad[:2], expected[:2])
+    assert torch.equal(weight.grad[2], torch.zeros(40))  # nobody has a say on it
+    assert torch.equal(other.grad, torch.zeros(3, 40))
+
+
+class Kept(Accumulator):
+    at_once = False
+
+    def __init__(self, parameters):
+        super().__init__(parameters)
+        self.found = []
+
+    def receive(self, position, domain, gradient):
+        raise AssertionError
+
+    def receive_domain(self, domain, gradients):
+        self.found.append((domain, gradients))
+
+    def finish(self, domains, *, poison):
+        return Update([])
+
+
+def test_whole_domains_are_handed_on_in_order():
+    given = gradients()
+    parameters = [torch.zeros(3, 40), torch.zeros(2)]
+    kept = Kept(parameters)
+    abstaining = Abstaining(kept, parameters, {0: NO_SAY})
+    for domain in range(3):
+        abstaining.receive_domain(domain, [given[domain], torch.full((2,), float(domain))])
+    assert [domain for domain, _ in kept.found] == [0, 1, 2]
+    for domain, (first, second) in enumerate(both for _, both in kept.found):
+        assert torch.equal(second, torch.full((2,), float(domain)))
+        assert torch.equal(first[~NO_SAY[domain]], given[domain][~NO_SAY[domain]])
+    assert torch.equal(kept.found[0][1][0][0].sign(), given[1, 0].sign())
+    assert abstaining.finish(3, poison=False) == Update([])
+
+
+def test_no_say_that_does_not_fit():
+    given = gradients()
+    with pytest.raises(ArgumentError, match=r"no_say of w is bool \[domains, rows\]"):
+        weight_after(given, gs.AgrSum(), no_say={"w": NO_SAY[:, :2]})
+    for mask in (NO_SAY[:2], NO_SAY[[0, 1, 2, 2]]):
+        with pytest.raises(ArgumentError, match=f"no_say is of {len(mask)} domains, found 3"):
+            weight_after(given, gs.AgrSum(), no_say={"w": mask})
+    with pytest.raises(ArgumentError, match="lost in float16"):
+        weight_after(given.half(), gs.AgrSum(), no_say={"w": NO_SAY})
