@@ -13,7 +13,7 @@ demo: $(READY)
 	  --targets random --seeds 8 --workers 2 --out runs/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check

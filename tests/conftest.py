@@ -54,3 +54,12 @@ def pacs() -> Path:
 def efficientnet_weights() -> Path:
     """ImageNet weights of timm's tf_efficientnet_lite0."""
     return _path_from("GRADSURGERY_WEIGHTS", "ImageNet weights of tf_efficientnet_lite0")
+
+
+# The files that take longest are begun first, so that no process works on one of them alone at the
+# end.
+_LONGEST = ("test_processes.py", "test_other_packages.py", "test_notebooks.py", "test_deploy.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in _LONGEST)

@@ -107,7 +107,7 @@ def test_code_of_somebody_that_fails_is_named(
     [
         ("Made", "the source 'somebodys:Made' fails: it ends the program"),
         ("Opened", "the source 'somebodys:Opened' cannot be opened, SystemExit: it ends"),
-        ("Empty", "the source 'somebodys:Empty' fails: TypeError"),
+        ("Empty", "made: `encoded` gives a NoneType; let it yield the bytes of each"),
         ("exits", "the source 'somebodys:exits' cannot be opened, SystemExit: it ends"),
     ],
 )
