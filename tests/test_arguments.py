@@ -149,6 +149,11 @@ def pictures(name="photos", domains=("a", "b"), classes=("u", "u"), files=("1", 
     return Pictures(name, domains, classes, files, **order)
 
 
+def given_no_say(mask):
+    losses = (LOSS(MODEL(x), y) for x, y in BATCHES)
+    return gs.backward(losses, MODEL.parameters(), gs.AgrSum(), no_say={"1": mask})
+
+
 MATRIX = torch.ones(2, 3)
 LIBRARY = {
     "matrix: an array": (lambda: gs.AgrSum()(MATRIX.numpy()), "dense tensor .* found ndarray"),
@@ -169,6 +174,14 @@ LIBRARY = {
     "scaler: True": (
         lambda: gs.backward([], MODEL.parameters(), gs.AgrSum(), scaler=True),
         "scaler is a torch.amp.GradScaler, found a bool",
+    ),
+    "no_say: a list": (
+        lambda: given_no_say([[True, False], [False, False]]),
+        r"no_say of 1 is a tensor, bool \[domains, rows\], found a list",
+    ),
+    "no_say: numbers": (
+        lambda: given_no_say(torch.tensor([[1, 0], [0, 0]])),
+        r"no_say of 1 is bool \[domains, rows\] for \[2\], found torch.int64 \[2, 2\]",
     ),
     "aggregator: None": (lambda: gs.AggregatorRule(None), "one of torchjd.aggregation, found"),
     "rule as aggregator: text": (lambda: gs.as_aggregator("agr-sum"), "is a Rule, .*found a str"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradsurgery as gs
-from gradsurgery.engine.accumulator import Abstaining, Accumulator, Update
+from gradsurgery.engine.accumulator import Abstaining, Accumulator, Update, with_votes
 from gradsurgery.errors import ArgumentError, NonFiniteError
 
 NO_SAY = torch.tensor([[True, False, False], [False, False, True], [False, False, True]])
@@ -62,6 +62,28 @@ def test_a_gradient_that_is_there_is_a_say():
     found, _ = weight_after(given, gs.AgrSum(), no_say={"w": NO_SAY})
     assert found[2, 0] == 0
     assert torch.equal(found[2, 1:], given[0, 2, 1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["agr-sum", "agr-ema", "and-mask"])
+@pytest.mark.parametrize("size", [1e-30, 1e-37, 1e-39])  # the last is no normal number
+def test_gradients_of_any_size_make_votes(size, name, dtype):
+    given = torch.full((3, 3, 40), size, dtype=dtype).masked_fill(NO_SAY[:, :, None], 0)
+    given[:, :, ::2] *= -1
+    found, result = weight_after(given, gs.rule(name), no_say={"w": NO_SAY})
+    assert torch.equal(found.sign(), given.sum(0).sign())
+    assert result.agreeing == 1
+
+
+def test_rows_that_are_zero_wherever_there_is_a_say_are_no_agreement():
+    """20 columns agree; 10 are zero in every domain and count nowhere; 10 are zero in one."""
+    given = torch.ones(3, 3, 40).masked_fill(NO_SAY[:, :, None], 0)
+    given[:, :, 20:30] = 0
+    given[1, :2, 30:] = 0  # of two domains with a say on rows 0 and 1; row 2 has one
+    found, result = weight_after(given, gs.AgrSum(), no_say={"w": NO_SAY})
+    assert result.agreeing == pytest.approx((20 + 20 + 30) / 90)
+    assert not found[:2, 20:].any()
+    assert (found[2, 30:] == 1).all()
 
 
 @pytest.mark.parametrize("rule", ["pcgrad", "sum", "graddrop"])
@@ -122,6 +144,14 @@ def test_whole_domains_are_handed_on_in_order():
         assert torch.equal(first[~NO_SAY[domain]], given[domain][~NO_SAY[domain]])
     assert torch.equal(kept.found[0][1][0][0].sign(), given[1, 0].sign())
     assert abstaining.finish(3, poison=False) == Update([])
+    with pytest.raises(ArgumentError, match="no_say is of 3 domains, found 4"):
+        abstaining.receive_domain(3, [given[0], torch.zeros(2)])
+
+
+def test_votes_are_in_the_precision_of_the_gradients():
+    (first, vote) = with_votes([torch.ones(1, 2).bfloat16(), None], NO_SAY[[1, 0], :1])
+    assert first.dtype == vote.dtype == torch.bfloat16
+    assert (vote > 0).all()
 
 
 def test_no_say_that_does_not_fit():

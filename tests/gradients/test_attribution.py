@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from gradsurgery.backbones import build_backbone
@@ -80,6 +81,17 @@ def test_the_last_convolution_has_a_map_of_several_places():
         nn.Flatten(),
     )  # fmt: skip
     assert last_map(model, torch.zeros(1, 3, 8, 8)) == "1"
+
+
+@pytest.mark.parametrize(("name", "places"), [("alexnet", 6), ("vgg11", 7)])
+def test_a_map_that_is_pooled_and_repeated_is_not_the_last(name, places):
+    """With images of 112 pixels, whose pooled map of 2 or 3 places a side becomes 6 or 7 again."""
+    model = getattr(torchvision.models, name)(num_classes=2).eval()
+    image = torch.zeros(1, 3, 112, 112)
+    layer = model.get_submodule(last_map(model, image))
+    assert isinstance(layer, nn.ReLU)
+    assert model.features[:-1](image).shape[2:] == (places, places)
+    assert layer is model.features[-2]
 
 
 class _Residual(nn.Module):

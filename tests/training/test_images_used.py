@@ -77,6 +77,15 @@ def test_a_class_that_one_source_lacks_moves_by_the_others(root, method):
     assert (before != after).any(1).tolist() == [True, True, True]
 
 
+def test_only_rules_that_ask_all_domains_need_to_know_the_last_layer(root, monkeypatch):
+    monkeypatch.setattr("gradsurgery.training.images_used._rows_of_classes", lambda *_: [])
+    for method in ("deep-all", "pcgrad"):
+        record, _ = run(root, classes="all", method=method)
+        assert record.data.classes == ["cat", "cow", "dog"]
+    with pytest.raises(ArgumentError, match="the last layer of small-cnn is not known"):
+        run(root, classes="all", method="agr-sum")
+
+
 @pytest.mark.parametrize(
     ("method", "settings"), [("erm+sand-mask", {}), ("erm+and-mask", {"and-mask.tau": 0.3})]
 )

@@ -17,7 +17,10 @@ from typing_extensions import override
 from gradsurgery.errors import ArgumentError
 
 NO_WEIGHT = 2.0**-60
-"""What a vote weighs that only has a sign: lost in the rounding of a sum of gradients."""
+"""What a vote weighs that only has a sign: lost in the rounding of a sum of gradients.
+
+It is no smaller than the smallest normal number, and so keeps its sign.
+"""
 
 
 class Update(NamedTuple):
@@ -134,6 +137,8 @@ class Abstaining(Accumulator):
         if self.at_once:
             super().receive_domain(domain, gradients)
             return
+        if domain >= self._domains:
+            self.check_domains(domain + 1)
         self._whole.append(list(gradients))
         if len(self._whole) == self._domains:
             for position, mask in self._no_say.items():
@@ -174,21 +179,19 @@ def with_votes(
 
     A row that no domain has a say on is left as it is, and what is not finite makes no vote.
     """
-    shape = next((gradient.shape for gradient in gradients if gradient is not None), None)
-    if shape is None:
+    there = next((gradient for gradient in gradients if gradient is not None), None)
+    if there is None:
         return list(gradients)
-    masks = no_say.reshape(*no_say.shape, *(1,) * (len(shape) - 1))
-    leading, voted = None, masks[0] & False  # the gradient of the first that has a say, by row
+    masks = no_say.reshape(*no_say.shape, *(1,) * (there.ndim - 1))
+    leading = torch.zeros_like(there)  # the gradient of the first that has a say, by row
+    voted = masks[0] & False
     for gradient, mask in zip(gradients, masks, strict=True):
         if gradient is not None:
-            first = gradient * (NO_WEIGHT * (~mask & ~voted))
-            leading = first if leading is None else leading + first
+            leading = gradient.where(~mask & ~voted, leading)
         voted = voted | ~mask
-    assert leading is not None
-    leading = leading.nan_to_num(0.0, 0.0, 0.0)
+    size = (leading.abs() * NO_WEIGHT).clamp_min(torch.finfo(leading.dtype).tiny)
+    votes = (leading.sign() * size).masked_fill(~leading.isfinite(), 0.0)
     return [
-        leading * mask
-        if gradient is None
-        else gradient.where(~mask | (gradient != 0), leading).to(gradient.dtype)
+        votes * mask if gradient is None else gradient.where(~mask | (gradient != 0), votes)
         for gradient, mask in zip(gradients, masks, strict=True)
     ]

@@ -250,16 +250,18 @@ def _abstaining(
     named: list[NamedParameter],
     no_say: Mapping[str, Bool[Tensor, "domains _"]],
 ) -> Accumulator:
-    rows = {}
+    rows: dict[int, Tensor] = {}
     for position, (name, parameter) in enumerate(named):
         if (mask := no_say.get(name)) is None:
             continue
-        if mask.ndim != 2 or parameter.ndim == 0 or mask.shape[1] != len(parameter):
+        check_kind(f"no_say of {name}", mask, Tensor, "a tensor, bool [domains, rows]")
+        fits = mask.dtype == torch.bool and mask.ndim == 2 and mask.shape[1:] == parameter.shape[:1]
+        if not fits or any(len(mask) != len(other) for other in rows.values()):
             raise ArgumentError(
                 f"no_say of {name} is bool [domains, rows] for {list(parameter.shape)}, found "
                 f"{mask.dtype} {list(mask.shape)}"
             )
-        rows[position] = mask
+        rows[position] = mask.to(parameter.device)
     return Abstaining(accumulator, [p for _, p in named], rows) if rows else accumulator
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -71,7 +72,8 @@ def last_map(model: nn.Module, image: Float[Tensor, "1 3 height width"]) -> str:
     """The name of the layer that gives the map of the last convolution as later layers see it:
 
     after its normalisation and activation, without which it has the sign of nothing. The last
-    layer in the order of a pass, from that convolution on, whose map has as many places.
+    layer in the order of a pass, from that convolution on, whose map has as many places, before the
+    first with fewer: some networks pool to fewer places and repeat them.
 
     Raises `ArgumentError` for a network without a convolution whose map has several places, or
     whose only one cuts the image into patches.
@@ -101,7 +103,8 @@ def last_map(model: nn.Module, image: Float[Tensor, "1 3 height width"]) -> str:
         )
     passes = Counter(name for name, _, _ in seen)  # one that is used again has several maps
     name, _, places = seen[at[-1]]
-    later = [each for each, _, size in seen[at[-1] :] if size == places and passes[each] == 1]
+    unpooled = takewhile(lambda each: min(each[2]) >= min(places), seen[at[-1] :])
+    later = [each for each, _, size in unpooled if size == places and passes[each] == 1]
     return later[-1] if later else name
 
 

@@ -81,7 +81,8 @@ class ImagesUsed:
         lacking = self._lacking()
         check_gaps(algorithm, configuration, self.images.domains, gaps_of(self.images))
         heads = _rows_of_classes(backbone, len(self.images.classes)) if lacking.any() else []
-        if lacking.any() and not heads and getattr(algorithm, "rule", None) is not None:
+        asks_all = getattr(getattr(algorithm, "rule", None), "unanimous", False)
+        if lacking.any() and not heads and asks_all:
             raise ArgumentError(
                 f"the last layer of {backbone.name} is not known, and a domain lacks classes of "
                 "it; choose --classes common, or end the network in a nn.Linear"
