@@ -1,1 +1,1 @@
-"""Reads networks and records: gradient similarity, conflict between domains, statistics."""
+"""Studies of networks, trained for them or finished: similarity, conflict, answers, tasks."""

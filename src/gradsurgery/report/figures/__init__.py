@@ -1,1 +1,1 @@
-"""The figures of a report, one a file; each takes records' data and gives a matplotlib figure."""
+"""The figures of a report, by kind: each takes data of records and gives a matplotlib figure."""
