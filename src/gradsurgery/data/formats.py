@@ -30,7 +30,7 @@ _MOST_MEMORY = 2**30
 """Bytes that decoding one picture may take; several are decoded at once."""
 _LONGEST_SIDE = 100_000
 _TO_LOAD = {"AVIF": 16, "GIF": 8, "HEIF": 16, "JPEG2000": 20, "WEBP": 16}
-"""Bytes that the readers of these formats take for a pixel beside those they return, measured."""
+"""Bytes that these readers take for a pixel beside those they return: as measured, or more."""
 
 
 class BadImageError(DataError):
