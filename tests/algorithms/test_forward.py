@@ -92,6 +92,14 @@ def test_a_model_that_gives_no_tensor_is_refused_with_the_cure(name, built):
         built(name).step(model, oracles.batches(2), oracles.sgd(model.parameters()), step=1)
 
 
+@pytest.mark.parametrize("name", ["deep-all", "agr-sum", "fish", "mldg", "mixup", "fishr"])
+def test_one_image_is_no_batch_to_normalise_by(name, built):
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, 3)).double()
+    method, optimizer = built(name, batch_norm="per-domain"), oracles.sgd(model.parameters())
+    with pytest.raises(ArgumentError, match=r"1 image .* a single value a channel .* 2 images"):
+        method.step(model, oracles.batches(3, 1), optimizer, step=1)
+
+
 def test_mixup_needs_batches_of_one_size(built):
     model, optimizer = oracles.network(), oracles.sgd
     data = [oracles.batches(2, size)[d] for d, size in enumerate((4, 6))]

@@ -67,6 +67,7 @@ def test_a_terminal_shows_the_run_while_it_works(
     assert "agr-sum testing" in err
     assert "12/12" in err
     assert "accuracy on 75" in out
+    assert "0/?" not in err
 
 
 def test_every_option_reaches_the_configuration(command: Command, tmp_path: Path) -> None:
@@ -247,3 +248,19 @@ def test_a_wrong_backbone_is_named_before_the_options_of_a_run_that_is_there(
     assert err.startswith("error: there is no backbone 'small-cn'; did you mean small-cnn")
     code, _, err = command(*given, "--backbone", "small-mlp")
     assert (code, "holds a run with other options (backbone" in err) == (1, True)
+
+
+def test_a_run_that_goes_on_says_from_which_step(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["train", "rotated-digits", "--target", "75", *SHORT, "--out", "run"]
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gradsurgery.training.loop._warn_where_it_diverges", interrupted)
+        assert command(*given)[0] == 130
+    code, _, err = command(*given)
+    assert code == 0
+    assert "going on from step 3 of 6" in err.splitlines()

@@ -526,6 +526,20 @@ def test_gramians_of_gradients_whose_squares_no_float64_holds(rule, size):
     torch.testing.assert_close(update[size] / size, update[1.0], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("size", [1e200, 1e-200])
+@pytest.mark.parametrize("narrow_first", [False, True])
+def test_such_gradients_beside_parameters_of_float32(narrow_first, size):
+    narrow, wide = torch.zeros(2), torch.zeros(2, dtype=torch.float64)
+    parameters = [narrow.requires_grad_(), wide.requires_grad_()]
+    rows = torch.tensor([[1.0, 0.0], [-1.0, 1.0]], dtype=torch.float64) * size
+    losses = [wide @ row + 0 * narrow.sum() for row in rows]
+    gs.backward(losses, parameters if narrow_first else parameters[::-1], gs.PCGrad())
+    # the projections are (1/2, 1/2) and (0, 1)
+    expected = torch.tensor([0.5, 1.5], dtype=torch.float64)
+    torch.testing.assert_close(wide.grad / size, expected)
+    assert narrow.grad.tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("name", ["sum", "agr-sum", "pcgrad", "graddrop"])
 def test_an_update_beyond_the_precision_of_its_parameter_is_refused(name):
     weight = torch.zeros(2, dtype=torch.float16, requires_grad=True)

@@ -133,6 +133,15 @@ def test_small_and_large_components_count(size, implementation):
     torch.testing.assert_close(cosines_of(gramian), signs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_beyond_float32(dtype, implementation):
+    # v₁ = (1, 0) 1e30 − (−1) 1e60 (−1, 1) 1e-30 / 2 = (1/2, 1/2) 1e30, and v₂ is far below
+    gradients = torch.tensor([[1e30, 0.0], [-1e-30, 1e-30]]).to(dtype)
+    expected = gradients[0, 0].item() * torch.tensor([0.5, 0.5], dtype=torch.float64)
+    rtol = 1e-6 if dtype == torch.float32 else 0.02  # 1e-30 is rounded too
+    torch.testing.assert_close(gs.PCGrad()(gradients).double(), expected, rtol=rtol, atol=0)
+
+
 def test_many_domains_and_rows_with_gaps(implementation):
     rows = torch.randn(40, 700, generator=torch.Generator().manual_seed(0))
     exact = rows.double() @ rows.double().T

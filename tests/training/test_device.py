@@ -1,5 +1,7 @@
 """What a run computes with is what its options say, and afterwards what it was."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -199,3 +201,18 @@ def test_fishr_and_a_compiled_network_are_refused(
     with pytest.raises(ArgumentError, match=r"fishr looks at what goes into.*leave --compile out"):
         train(options, tmp_path / "run", opened=images)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the mark is Linux's")
+def test_the_peak_of_a_process_is_not_that_of_its_parent() -> None:
+    child = (
+        "import torch; from gradsurgery.training.device import peak_memory_bytes; "
+        "print(peak_memory_bytes(torch.device('cpu')))"
+    )
+    parent = (
+        "import subprocess, sys; held = b'x' * (1 << 30); "
+        f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    )
+    command = [sys.executable, "-c", parent]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert 2**24 < int(done.stdout) < 2**30

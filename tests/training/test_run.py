@@ -270,7 +270,7 @@ def test_surgery_needs_two_source_domains_and_deep_all_one(
 ) -> None:
     data = str(image_folder(tmp_path / "data", ["photo", "sketch"], 5))
     options = {"data": data, "target": "sketch", "backbone": "small-cnn", "weights": "none"}
-    with pytest.raises(ArgumentError, match=r"leaves 1 source domain.* agr-sum needs 2"):
+    with pytest.raises(ArgumentError, match=r"leaves 1 source .* needs 2; .* --method deep-all"):
         train(configured(**options, method="agr-sum"), tmp_path / "run", cache=cache)
     record = train(configured(**options, method="deep-all"), tmp_path / "run", cache=cache)
     assert record.split.sizes["photo"].train > 0
@@ -321,6 +321,24 @@ def test_a_run_that_diverges_says_so(
     options = configured(method=method, optimizer="sgd", learning_rate=1e30)
     with pytest.raises(NonFiniteError, match="is not finite at step"):
         train(options, tmp_path / "run", opened=images)
+
+
+@pytest.mark.parametrize(("rate", "warned"), [(1e4, 1), (1e-3, 0)])
+def test_a_loss_that_no_useful_model_has_is_said_once(
+    rate: float, warned: int, tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    said: list[TrainingProgress] = []
+    options = configured(
+        method="deep-all", optimizer="sgd", learning_rate=rate, iterations=2, validate_every=1
+    )
+    record = train(options, tmp_path / "run", said.append, opened=images)
+    losses = record.curves.validation_loss
+    assert all((loss > 1e4) == bool(warned) for loss in losses)
+    notes = [progress.note for progress in said if progress.note is not None]
+    assert len(notes) == warned
+    if warned:
+        expected = f"the validation loss is {losses[0]:.3g} at step 1: training diverges; lower"
+        assert notes[0].startswith(expected)
 
 
 def test_the_split_is_the_runs_own_on_request(

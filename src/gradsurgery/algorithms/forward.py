@@ -96,8 +96,16 @@ class Forward:
         return self.values
 
     def _pass(self, images: Tensor) -> Tensor:
-        with self._autocast():
-            logits = self.model(images)
+        try:
+            with self._autocast():
+                logits = self.model(images)
+        except ValueError as error:
+            if "Expected more than 1 value per channel" not in str(error):
+                raise
+            raise ArgumentError(
+                f"a batch of {len(images)} image leaves a batch normalisation a single value a "
+                "channel to normalise by; give 2 images or more, or batch_norm 'frozen'"
+            ) from error
         if not isinstance(logits, Tensor):
             found = type(logits).__name__
             hint = ", e.g. its .logits" if hasattr(logits, "logits") else ""

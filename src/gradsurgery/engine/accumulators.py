@@ -182,7 +182,7 @@ class StoredGradients(SingleGradients):
         reached = [column for column in columns if column]
         if not reached:
             return Update([None] * len(columns))
-        scale = scale_of(self.largest) if reached[0][0].dtype == torch.float64 else 1.0
+        scale = scale_of(self.largest)
         grams = [gramian_of(column, scale=scale) for column in reached]
         gramian = torch.stack(grams).sum(0).cpu()
         weights = self._rule.weights(gramian) if gramian.isfinite().all() else gramian[0]

@@ -33,7 +33,7 @@ def gramian_of(
 ) -> Float[Tensor, "domains domains"]:
     """G_ij = s² Σ_n rows[i]_n rows[j]_n, float64 on the rows' device."""
     if scale != 1:
-        rows = [row * scale for row in rows]
+        rows = [row.double() * scale for row in rows]
     if rows[0].device.type != "cpu":
         return _products(rows)
     if (name := name_for("add_gramian", *rows)) is not None:
@@ -74,9 +74,8 @@ def weighted_sum(
         kernel.weighted_sum(name, rows, weights, out)
         return out
     first, *rest = weights.tolist()
-    wide = torch.promote_types(out.dtype, torch.float32)
     for target, row, *others in pieces(out, *rows):
-        total = row.to(wide) * first
+        total = row.double() * first  # weights may be beyond float32
         for other, weight in zip(others, rest, strict=True):
             total.add_(other, alpha=weight)
         target.copy_(total)

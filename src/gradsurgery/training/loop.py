@@ -30,6 +30,7 @@ Observer = Callable[[int, Backbone], None]
 # Writing checkpoints may take this part of a run's time: after one that took t seconds the next is
 # at the first validation at least 9 t later. A large model on a fast device has fewer, then.
 _CHECKPOINT_SHARE = 0.1
+_DIVERGED = 1e4  # of a mean cross-entropy: logits that are so far off
 
 
 class _Saving:
@@ -117,9 +118,20 @@ def run_steps(
                 since = []
                 saving.validated(last=_stops(checkpoint) or step == total)
                 report(_progress(checkpoint, figures[-1], evaluation))
+                _warn_where_it_diverges(checkpoint, report)
                 _set_training(learner, configuration, step + 1)
             clock.start()
     return steps.outcome
+
+
+def _warn_where_it_diverges(checkpoint: Checkpoint, report: ProgressCallback) -> None:
+    """Say once that the validation loss is one that no useful model has."""
+    *before, loss = checkpoint.curves.validation_loss
+    if max(before, default=0.0) < _DIVERGED <= loss:
+        line = f"the validation loss is {loss:.3g} at step {checkpoint.step}: training diverges"
+        step, total = checkpoint.step, checkpoint.configuration.iterations
+        note = f"{line}; lower the learning rate"
+        report(TrainingProgress("training", step, total, note=note))
 
 
 def _coming(
