@@ -1,4 +1,4 @@
-"""The code of docs/data.md runs."""
+"""The code of docs/data.md runs, and what it asserts of itself holds."""
 
 import re
 from pathlib import Path

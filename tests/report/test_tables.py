@@ -111,7 +111,7 @@ def test_csv_reads_back_unrounded(tables):
 
 
 @pytest.fixture
-def tested(written, tmp_path):
+def compared(written, tmp_path):
     """Two methods against Deep-All over six seeds.
 
     agr-sum: six of six up, by 1 … 6 points: p = 2/2⁶ = 0.03125, W⁺ 21 of 21, mean 3.5 points;
@@ -133,8 +133,8 @@ def dagger(written, tmp_path):
     return compare_runs(take_inventory([tmp_path / "dagger"]).runs)
 
 
-def test_stars_and_daggers_in_markdown(tested, dagger):
-    text = markdown(tested)
+def test_stars_and_daggers_in_markdown(compared, dagger):
+    text = markdown(compared)
     assert "; paired Wilcoxon test against deep-all, with Holm's correction**" in text
     # 51 … 56: mean 53.5, std sqrt(17.5 / 5) = 1.87
     assert "| agr-sum | **53.50 ± 1.87**\\* |" in text
@@ -144,8 +144,8 @@ def test_stars_and_daggers_in_markdown(tested, dagger):
     assert "| agr-sum | **51.00 ± 0.00**\\*† |" in markdown(dagger)
 
 
-def test_stars_and_daggers_in_latex(tested, dagger):
-    text = latex(tested)
+def test_stars_and_daggers_in_latex(compared, dagger):
+    text = latex(compared)
     assert r"agr-sum & \textbf{53.50 $\pm$ 1.87}$^{*}$ \\" in text
     assert (
         r"\par{\footnotesize * p \textless{} 0.05, one test taken alone; \textdagger{} al" in text
@@ -153,8 +153,8 @@ def test_stars_and_daggers_in_latex(tested, dagger):
     assert r"agr-sum & \textbf{51.00 $\pm$ 0.00}$^{*}$$^{\dagger}$ \\" in latex(dagger)
 
 
-def test_statistics_in_csv(tested):
-    frame = pd.read_csv(io.StringIO(comparison_csv(tested)), dtype={"difference_points": str})
+def test_statistics_in_csv(compared):
+    frame = pd.read_csv(io.StringIO(comparison_csv(compared)), dtype={"difference_points": str})
     rows = frame.set_index("method")
     row = rows.loc["agr-sum"]
     assert float(row["difference_points"]) == pytest.approx(3.5)
@@ -165,14 +165,14 @@ def test_statistics_in_csv(tested):
     assert pd.isna(rows.loc["deep-all", "p"])
 
 
-def test_the_statistics_as_a_table_of_their_own(tested, dagger):
-    frame = pd.read_csv(io.StringIO(significance_csv(tested)))
+def test_the_statistics_as_a_table_of_their_own(compared, dagger):
+    frame = pd.read_csv(io.StringIO(significance_csv(compared)))
     assert list(frame["method"]) == ["agr-sum", "irm"]
     row = frame.iloc[0]
     assert (row["data"], row["target"], row["baseline"]) == ("pacs", "sketch", "deep-all")
     assert (row["p"], row["p_holm"], row["n"], row["zeros"]) == (0.03125, 0.0625, 6, 0)
     assert row["difference"] == pytest.approx(3.5)
-    caption, _, _, _, line, *_ = squeezed(to_markdown([significance_table(tested)])).splitlines()
+    caption, _, _, _, line, *_ = squeezed(to_markdown([significance_table(compared)])).splitlines()
     assert caption == "**pacs: differences from deep-all on the same seeds**"
     assert line.startswith(r"| sketch | agr-sum | +3.50 | \[+")
     assert line.endswith(r" | 0.031\* | 0.062 | +1.00 | 6 | 0 |")
@@ -182,7 +182,7 @@ def test_the_statistics_as_a_table_of_their_own(tested, dagger):
     assert r"agr-sum & +1.00 & [+1.00, +1.00] & 1.9e-06$^{*}$ & 1.9e-06$^{\dagger}$" in to_latex(
         [table]
     )
-    several = significance_table([*tested, *dagger])
+    several = significance_table([*compared, *dagger])
     assert (several.columns[0], several.rows[0][0].text) == ("data", "pacs")
     assert "effect size" in to_markdown([significance_table([])])
     assert len(significance_csv([]).splitlines()) == 1
@@ -193,18 +193,18 @@ def test_what_is_printed_as_zero_has_one_sign():
     assert (signed(-0.006), signed(1)) == ("-0.01", "+1.00")
 
 
-def test_the_papers_figures_are_beside_ours(tested):
-    lines = markdown(tested, paper=True).splitlines()
+def test_the_papers_figures_are_beside_ours(compared):
+    lines = markdown(compared, paper=True).splitlines()
     position = next(i for i, line in enumerate(lines) if line.startswith("| agr-sum |"))
     assert lines[position + 1] == r"| agr-sum, paper | 57.35 ± 3.29\* |"
     assert "| deep-all, paper | 54.90 ± 3.28 |" in lines
     assert any(line.startswith("paper: Mansilla et al. 2021, Table 1") for line in lines)
-    assert r"agr-sum, paper & 57.35 $\pm$ 3.29$^{*}$ \\" in latex(tested, paper=True)
-    assert r"irm, paper & 53.86 $\pm$ 4.22 \\" in latex(tested, paper=True)
-    frame = pd.read_csv(io.StringIO(comparison_csv(tested, paper=True))).set_index("method")
+    assert r"agr-sum, paper & 57.35 $\pm$ 3.29$^{*}$ \\" in latex(compared, paper=True)
+    assert r"irm, paper & 53.86 $\pm$ 4.22 \\" in latex(compared, paper=True)
+    frame = pd.read_csv(io.StringIO(comparison_csv(compared, paper=True))).set_index("method")
     beside = ["paper_mean_percent", "paper_std_percent", "paper_significant"]
     assert list(frame.loc["agr-sum", beside]) == [57.35, 3.29, 1]
-    assert "paper" not in markdown(tested)
+    assert "paper" not in markdown(compared)
 
 
 def test_the_papers_average_needs_its_figure_for_every_target():

@@ -130,8 +130,10 @@ def _results(record: Record) -> Table:
 def _with_intervals(
     models: Sequence[ModelResult], domain: str, accuracies: Sequence[float | None]
 ) -> list[str]:
-    pairs = zip(accuracies, models, strict=True)
-    return [accuracy_text(accuracy or 0.0, model.tests.get(domain)) for accuracy, model in pairs]
+    return [
+        "–" if accuracy is None else accuracy_text(accuracy, model.tests.get(domain))
+        for accuracy, model in zip(accuracies, models, strict=True)
+    ]
 
 
 def _steps(model: ModelResult) -> str:

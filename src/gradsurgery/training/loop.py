@@ -128,9 +128,11 @@ def _warn_where_it_diverges(checkpoint: Checkpoint, report: ProgressCallback) ->
     """Say once that the validation loss is one that no useful model has."""
     *before, loss = (value or 0.0 for value in checkpoint.curves.validation_loss)
     if max(before, default=0.0) < _DIVERGED <= loss:
-        line = f"the validation loss is {loss:.3g} at step {checkpoint.step}: training diverges"
         step, total = checkpoint.step, checkpoint.configuration.iterations
-        note = f"{line}; lower the learning rate"
+        note = (
+            f"the validation loss is {loss:.3g} at step {step}: training diverges; lower the "
+            "learning rate"
+        )
         report(TrainingProgress("training", step, total, note=note))
 
 
