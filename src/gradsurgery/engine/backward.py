@@ -234,7 +234,8 @@ def write_update(
         result = BackwardResult(losses, update, [name for name, _ in named])
         if not deferred and scaler is None:
             result.check()
-            _check_update(update, accumulator.largest * len(values), named)
+            if update.found is None:
+                _check_update(update, accumulator.largest * len(values), named)
         after = _added(before, update.gradients)
     except BaseException:
         for (_, parameter), gradient in zip(named, before, strict=True):

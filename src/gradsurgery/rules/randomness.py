@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gradsurgery.errors import ArgumentError
+from gradsurgery.kernels.network import wide_on
 
 
 def checked_generator(generator: Any) -> torch.Generator | None:
@@ -51,8 +52,9 @@ class RandomSource:
     def orders_on(self, domains: int, device: torch.device) -> Tensor:
         """For every domain the others in a random order: int64 [domains, domains − 1]."""
         generator = self._on(device)
+        dtype = wide_on(generator.device)
         draws = torch.rand(
-            domains, domains, generator=generator, device=generator.device, dtype=torch.float64
+            domains, domains, generator=generator, device=generator.device, dtype=dtype
         )
         draws.fill_diagonal_(2.0)  # a domain itself comes last, and is left out
         return draws.argsort(1)[:, :-1].contiguous().to(device)
