@@ -38,13 +38,12 @@ class Known(NamedTuple):
 
     sums: that of the gradients; for graddrop those of what is positive and of what is negative, for
         sand-mask the mean and the squared deviations.
-    signs: the sum of the signs; moved: where a gradient is not zero. For the rules that count.
+    votes: the sum of the signs, and where a gradient is not zero; for the rules that count.
     spoilt: NaN where a gradient was not finite, else 0; without dimensions.
     """
 
     sums: tuple[Tensor, ...]
-    signs: Tensor | None
-    moved: Tensor | None
+    votes: tuple[Tensor, Tensor] | None
     spoilt: Tensor
 
 
@@ -67,17 +66,18 @@ def combine(
     matrix = joined(rows, places, torch.promote_types(like.dtype, torch.float32))
     zeroed = _largest(matrix).mul_(0)  # NaN where a block is not finite
     known = _folded(kind, matrix, domains, before, zeroed.sum())
-    counts = out is not None and known.moved is not None
+    counts = out is not None and known.votes is not None
     marks = zeroed.new_empty(number + 2 * counts, len(places.owners), dtype=torch.int64)
     marks[:number] = zeroed.isnan()
     if out is None:
         return Seen(_by_tensor(marks, places), known.spoilt.nan_to_num(nan=1.0), running=known)
-    if known.moved is None:
+    if known.votes is None:
         update = _unmasked(combination, known, random)
         return Seen(_by_tensor(marks, places), _hand_out(update, places, out, known.spoilt))
-    mask = _mask(combination, known, domains)
-    agrees = torch.logical_and(mask, known.moved)
-    in_blocks = torch.stack([agrees, known.moved]).view(2, -1, BLOCK)
+    signs, moved = known.votes
+    mask = _mask(combination, signs, known.sums, domains)
+    agrees = torch.logical_and(mask, moved)
+    in_blocks = torch.stack([agrees, moved]).view(2, -1, BLOCK)
     torch.sum(in_blocks, 2, out=marks[number:])
     by_tensor = _by_tensor(marks, places)
     reached = tuple(0 if t is None else size for t, size in zip(out, sizes, strict=True))
@@ -89,7 +89,7 @@ def combine(
     if kind == "agr-rand":
         kept, count = agrees, agreeing.sum()
         if combination.constants[1]:  # what is zero in every domain agrees
-            kept, count = torch.eq(agrees, known.moved), count + zeros.sum()
+            kept, count = torch.eq(agrees, moved), count + zeros.sum()
         update = torch.where(kept, update, _noise(update, count, random))
     if combination.rescale:
         _rescale(update, mask, places)
@@ -228,7 +228,7 @@ def _folded(
 ) -> Known:
     """What is known after these rows too, whose memory is used."""
     sums: tuple[Tensor, ...]
-    signs = moved = None
+    votes = None
     if kind == "sand-mask":
         sums = _welford(matrix, domains, None if before is None else before.sums)
     elif kind == "graddrop":
@@ -236,14 +236,15 @@ def _folded(
     else:
         sums = (matrix.sum(0),)
     if kind in COUNTING:
-        moved, signs = matrix.any(0), matrix.sign_().sum(0)
+        moved = matrix.any(0)
+        votes = matrix.sign_().sum(0), moved
     if before is None:
-        return Known(sums, signs, moved, spoilt)
+        return Known(sums, votes, spoilt)
     if kind != "sand-mask":
         sums = tuple(old + new for old, new in zip(before.sums, sums, strict=True))
-    if before.signs is not None and before.moved is not None:
-        signs, moved = before.signs.add_(signs), before.moved.logical_or_(moved)
-    return Known(sums, signs, moved, spoilt + before.spoilt)
+    if votes is not None and before.votes is not None:
+        votes = votes[0].add_(before.votes[0]), votes[1].logical_or_(before.votes[1])
+    return Known(sums, votes, spoilt + before.spoilt)
 
 
 def _welford(
@@ -274,14 +275,15 @@ def _unmasked(combination: Combination, known: Known, random: Any) -> Float[Tens
     return total if combination.constants[0] == 1 else total.div_(combination.constants[0])
 
 
-def _mask(combination: Combination, known: Known, domains: int) -> Tensor:
+def _mask(
+    combination: Combination, signs: Tensor, sums: tuple[Tensor, ...], domains: int
+) -> Tensor:
     """What the components are multiplied with: whether they are kept, or by how much."""
-    assert known.signs is not None
-    size = known.signs.abs()
+    size = signs.abs()
     if combination.kind == "sand-mask":
         _, tau, steepness = combination.constants
         margin = size.div_(domains).sub_(tau).mul_(steepness)
-        mask = margin.div_(known.sums[1] / (domains - 1)).tanh_().clamp_(min=0)
+        mask = margin.div_(sums[1] / (domains - 1)).tanh_().clamp_(min=0)
         return mask.nan_to_num_(nan=0.0)  # no spread, exactly at the threshold
     return size >= (combination.constants[1] if combination.kind == "and-mask" else domains)
 
@@ -347,6 +349,7 @@ def _hand_out(
         for begin, (at, t) in zip(begins, templates.items(), strict=True):
             out[at] = vector.as_strided(t.size(), t.stride(), begin)
         if len(vector):
-            largest.append(torch.linalg.vector_norm(vector, torch.inf).float())
-    worst = torch.stack(largest).amax().mul_(0) if largest else spoilt
+            largest.append(torch.linalg.vector_norm(vector, torch.inf).mul_(0).float())
+    # the update is not finite where a gradient is not
+    worst = largest[0] if len(largest) == 1 else torch.stack([*largest, spoilt.float()]).sum()
     return worst.nan_to_num(nan=1.0)
