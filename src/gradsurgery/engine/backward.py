@@ -164,7 +164,7 @@ def backward(
         [domains, rows], that a domain has no say on: of the last layer those of the classes that it
         lacks, whose logits its loss leaves out. A rule that asks all domains to agree asks the
         others there, and sums theirs; where the gradient is not zero the domain has a say after
-        all. To other rules a zero is a zero.
+        all. To other rules a zero is a zero. Rows of a frozen parameter are left alone.
 
     As with `Tensor.backward`, the update is added to a `.grad` that exists. Hooks are removed and
     every `.grad` is as before if anything raises.
@@ -206,7 +206,7 @@ def write_update(
     """
     _check_single_process()
     rule = as_rule(rule)
-    named = trainable_parameters(parameters)
+    named = trainable_parameters(parameters, no_say=no_say or ())
     check_kind("scaler", scaler, torch.amp.GradScaler | None, "a torch.amp.GradScaler")
     if scaler is not None and not scaler.is_enabled():
         scaler = None
