@@ -86,7 +86,7 @@ class CombinedGradients(NetworkGradients):
             agreeing=seen.agreeing,
             zeros=seen.zeros,
             sizes=[0 if update is None else update.numel() for update in out],
-            flags=torch.cat(self._flags),
+            flags=self._flags[0] if len(self._flags) == 1 else torch.cat(self._flags),
             found=seen.found,
         )
 

@@ -102,11 +102,10 @@ def combine(
         TILE=TILE,
         num_warps=WARPS,
     )
-    by_tensor = marks[:-1].view(-1, tensors)
+    flags, counts = marks[:-1].view(-1, tensors).split([len(rows), 2])
     found = found if before is None else torch.maximum(found, before.found)
-    flags, counts = by_tensor[:-2], by_tensor[-2:]
     if out is None:
-        return Seen(flags, found, running=None if after is None else Running(*after[:3], found))
+        return Seen(flags, found, running=Running(total, second, signs, found))
     if combination.kind == "agr-rand" and seed is not None:
         _replace_marks(combination, out, layout, partials, counts, found=found, seed=seed)
     elif combination.rescale:

@@ -60,7 +60,7 @@ def combine(
 ) -> Seen:
     """As Triton's `combine`, for tensors of any precisions, of which `like` has the widest.
 
-    With `rescale` the device is waited for.
+    With `rescale` the device is waited for. A mean whose sum is beyond the precision is not finite.
     """
     kind, places, number = combination.kind, places_of(sizes, like.device), len(rows)
     matrix = joined(rows, places, torch.promote_types(like.dtype, torch.float32))
@@ -90,7 +90,9 @@ def combine(
         kept, count = agrees, agreeing.sum()
         if combination.constants[1]:  # what is zero in every domain agrees
             kept, count = torch.eq(agrees, moved), count + zeros.sum()
-        update = torch.where(kept, update, _noise(update, count, random))
+        size = torch.linalg.vector_norm(update, 1, dtype=wide_on(update.device))
+        noise = random.normal_like(update).mul_(size / count.clamp(min=1))
+        update = torch.where(kept, update, noise)
     if combination.rescale:
         _rescale(update, mask, places)
     if combination.constants[0] != 1:
@@ -170,7 +172,9 @@ def joined(rows: Rows, places: Places, dtype: torch.dtype) -> Float[Tensor, "row
     Their gradients are not needed any more. What is in another precision is made `dtype` first, all
     at a time: `torch.cat` would convert tensor by tensor.
     """
-    tensors = [tensor if tensor is None else _flat(tensor) for row in rows for tensor in row]
+    tensors = [  # the components as they lie in memory
+        t if t is None else t.as_strided((t.numel(),), (1,)) for row in rows for t in row
+    ]
     number = len(rows)
     for row in rows:
         row.clear()
@@ -199,11 +203,6 @@ def _padding(dtype: torch.dtype, device: torch.device) -> Tensor:
 @lru_cache(maxsize=64)
 def _numbers(values: tuple[int, ...], device: torch.device) -> Int[Tensor, " values"]:
     return torch.tensor(values).to(device)
-
-
-def _flat(tensor: Tensor) -> Float[Tensor, " params"]:
-    """The components as they lie in memory."""
-    return tensor.as_strided((tensor.numel(),), (1,))
 
 
 def _largest(vectors: Tensor) -> Tensor:
@@ -286,15 +285,6 @@ def _mask(
         mask = margin.div_(sums[1] / (domains - 1)).tanh_().clamp_(min=0)
         return mask.nan_to_num_(nan=0.0)  # no spread, exactly at the threshold
     return size >= (combination.constants[1] if combination.kind == "and-mask" else domains)
-
-
-def _noise(
-    update: Float[Tensor, " length"], count: Int[Tensor, ""], random: Any
-) -> Float[Tensor, " length"]:
-    """Draws from N(0, σ²), σ the mean of the `count` components that agree; 0 are the others."""
-    size = torch.linalg.vector_norm(update, 1, dtype=wide_on(update.device))
-    noise: Tensor = random.normal_like(update)
-    return noise.mul_(size / count.clamp(min=1))
 
 
 def _rescale(update: Float[Tensor, " length"], mask: Tensor, places: Places) -> None:
