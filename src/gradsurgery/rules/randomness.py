@@ -62,6 +62,10 @@ class RandomSource:
     def pairs(self, domains: int) -> Iterator[tuple[int, int]]:
         """Every domain with each of the others, those of one domain in a random order."""
         generator = self._on(torch.device("cpu"))
+        if generator.device.type != "cpu":  # all orders at once: each would be waited for
+            for domain, order in enumerate(self.orders_on(domains, generator.device).tolist()):
+                yield from ((domain, other) for other in order)
+            return
         for domain in range(domains):
             others = [other for other in range(domains) if other != domain]
             order = torch.randperm(len(others), generator=generator, device=generator.device)
