@@ -66,6 +66,7 @@ def combine(
     matrix = joined(rows, places, torch.promote_types(like.dtype, torch.float32))
     zeroed = _largest(matrix).mul_(0)  # NaN where a block is not finite
     known = _folded(kind, matrix, domains, before, zeroed.sum())
+    del matrix  # before there are further vectors
     counts = out is not None and known.votes is not None
     marks = zeroed.new_empty(number + 2 * counts, len(places.owners), dtype=torch.int64)
     marks[:number] = zeroed.isnan()
@@ -76,9 +77,11 @@ def combine(
         return Seen(_by_tensor(marks, places), _hand_out(update, places, out, known.spoilt))
     signs, moved = known.votes
     mask = _mask(combination, signs, known.sums, domains)
-    agrees = torch.logical_and(mask, moved)
-    in_blocks = torch.stack([agrees, moved]).view(2, -1, BLOCK)
-    torch.sum(in_blocks, 2, out=marks[number:])
+    # float16 counts to 2,048; to sum up bools torch would make 64-bit numbers of them
+    counted = mask.new_empty(2, len(mask), dtype=torch.float16)
+    torch.logical_and(mask, moved, out=counted[0])
+    counted[1] = moved
+    marks[number:] = counted.view(2, -1, BLOCK).sum(2, dtype=torch.float32)
     by_tensor = _by_tensor(marks, places)
     reached = tuple(0 if t is None else size for t, size in zip(out, sizes, strict=True))
     agreeing, zeros = by_tensor[-2], _numbers(reached, like.device) - by_tensor[-1]
@@ -87,9 +90,9 @@ def combine(
     else:
         update = torch.where(mask, known.sums[0], known.spoilt)
     if kind == "agr-rand":
-        kept, count = agrees, agreeing.sum()
+        kept, count = mask, agreeing.sum()
         if combination.constants[1]:  # what is zero in every domain agrees
-            kept, count = torch.eq(agrees, moved), count + zeros.sum()
+            kept, count = torch.eq(*counted), count + zeros.sum()
         size = torch.linalg.vector_norm(update, 1, dtype=wide_on(update.device))
         noise = random.normal_like(update).mul_(size / count.clamp(min=1))
         update = torch.where(kept, update, noise)
@@ -278,7 +281,7 @@ def _mask(
     combination: Combination, signs: Tensor, sums: tuple[Tensor, ...], domains: int
 ) -> Tensor:
     """What the components are multiplied with: whether they are kept, or by how much."""
-    size = signs.abs()
+    size = signs.abs_()
     if combination.kind == "sand-mask":
         _, tau, steepness = combination.constants
         margin = size.div_(domains).sub_(tau).mul_(steepness)
