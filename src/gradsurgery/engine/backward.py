@@ -151,9 +151,9 @@ def backward(
         gradient there; one that no loss reaches keeps its `.grad`.
     rule: e.g. `gradsurgery.AgrSum()`. Component-wise rules need the memory of one gradient and of
         the tensor being folded, whatever D is (on an accelerator of up to four, without Triton
-        of eleven for a moment, and a running total where there are more); Gramian rules store the D gradients.
-        Any other `Rule`, and a function [domains, params] -> [params], is called on the D gradients
-        as one matrix, with room for at least 4 of them.
+        of eleven for a moment, and a running total where there are more); Gramian rules store the D
+        gradients. Any other `Rule`, and a function [domains, params] -> [params], is called on the
+        D gradients as one matrix, with room for at least 4 of them.
     scaler: with float16 autocast, scales each loss. A gradient that overflowed then makes `.grad`
         NaN, so that `scaler.step(optimizer)` skips the step, instead of raising.
     defer_check: do not wait for an accelerator to learn whether all gradients are finite. `.grad`
