@@ -14,6 +14,7 @@ from gradsurgery.engine.accumulators import accumulator_for, not_finite_update
 from gradsurgery.engine.parameters import NamedParameter, trainable_parameters
 from gradsurgery.engine.passes import DomainLoss, DomainPasses, Scaler
 from gradsurgery.errors import ArgumentError, NonFiniteError, check_kind
+from gradsurgery.kernels.network import wide_on
 from gradsurgery.rules.base import Rule, RuleFunction, as_rule, beyond_precision
 from gradsurgery.rules.gramian import cosines_of
 
@@ -39,11 +40,15 @@ class BackwardResult:
 
     @property
     def agreement(self) -> Float[Tensor, ""] | None:
-        """`agreeing` as a tensor of float64 on the device, NaN where all components are zero."""
+        """`agreeing` as a tensor on the device, NaN where all components are zero.
+
+        Of float64 where the device has it.
+        """
         if self.update.agreeing is None or self.update.zeros is None:
             return None
-        moving = sum(self.update.sizes or ()) - self.update.zeros.sum(dtype=torch.float64)
-        return self.update.agreeing.sum(dtype=torch.float64) / moving
+        dtype = wide_on(self.losses.device)
+        moving = sum(self.update.sizes or ()) - self.update.zeros.sum()
+        return self.update.agreeing.sum().to(dtype) / moving.to(dtype)
 
     @property
     def agreeing(self) -> float | None:
