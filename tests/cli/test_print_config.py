@@ -92,6 +92,16 @@ def test_the_papers_plans_are_printed_for_a_sweep(command: Command) -> None:
     assert printed(command, "sweep", "--config", "plan.yaml") == plan
 
 
+def test_figure_2_is_printed_for_similarity(command: Command) -> None:
+    figure = ["reproduce", "figure2", "--datasets", "rotated-digits", "--seeds", "2", *RUN]
+    options = printed(command, *figure, "--targets", "75")
+    assert (options["target"], options["method"], options["seeds"]) == ("75", "deep-all", "0,1,")
+    Path("given.yaml").write_text(yaml.safe_dump(options))
+    assert printed(command, "similarity", "--config", "given.yaml") == options
+    _, out, _ = command(*figure, "--targets", "75,0", "--print-config")
+    assert [each["target"] for each in yaml.safe_load_all(out)] == ["75", "0"]
+
+
 @pytest.mark.parametrize("name", ["train", "similarity"])
 def test_without_a_target_the_domains_are_listed(name: str, command: Command) -> None:
     code, out, err = command(name, "rotated-digits")

@@ -1,7 +1,7 @@
-"""Objectives of the domains' risks alone, the mean cross-entropies L_d of their batches."""
+"""Objectives that weigh the domains' risks, the mean cross-entropies L_d of their batches."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,28 +10,6 @@ from typing_extensions import override
 from gradsurgery.algorithms.forward import Forward
 from gradsurgery.algorithms.objectives.base import AnnealedObjective, Batch, DomainLosses, Objective
 from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter
-
-
-class ERM(Objective):
-    """L_d = mean cross-entropy of domain d's batch.
-
-    Their mean is the risk of the pooled batch where all batches are of one size. Elsewhere it is
-    the mean of the domains' means: every domain weighs the same, not every image.
-    """
-
-    name: ClassVar[str] = "erm"
-    smooths_labels: ClassVar[bool] = True
-    weighs_classes: ClassVar[bool] = True
-
-    @override
-    def stage(self, step: int) -> Any:
-        return "erm"
-
-    @override
-    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
-        logits = forward([images for images, _ in batches])
-        for _, labels in batches:
-            yield self.risk(next(logits), labels)
 
 
 class VREx(AnnealedObjective):
