@@ -8,9 +8,8 @@ import pytest
 import yaml
 
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.diagnosis import DiagnosisOptions
 from gradsurgery.documents.plan import Plan
-from gradsurgery.documents.similarity import SimilarityOptions
+from gradsurgery.documents.studies import DiagnosisOptions, SimilarityOptions
 from gradsurgery.errors import printable
 
 Command = Callable[..., tuple[int, str, str]]

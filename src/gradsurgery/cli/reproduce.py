@@ -13,7 +13,7 @@ from gradsurgery.cli.sweep import plan_parts, report_on, run_plan
 from gradsurgery.data import open_source
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.plan import names, parse_seeds
-from gradsurgery.report.figures.examples import draw_examples
+from gradsurgery.report.figures.pictures import draw_examples
 from gradsurgery.report.figures.style import save
 from gradsurgery.report.report import file_stems
 from gradsurgery.sweep.runs import DATA_SETS, paper_plan

@@ -12,7 +12,7 @@ from gradsurgery.cli.train import check_target, continuable
 from gradsurgery.data import open_source
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.plan import parse_seeds
-from gradsurgery.documents.similarity import SimilarityOptions
+from gradsurgery.documents.studies import SimilarityOptions
 from gradsurgery.report.report import write_similarity
 from gradsurgery.studies.similarity import study_similarity
 from gradsurgery.training import device
