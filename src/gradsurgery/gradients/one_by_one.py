@@ -17,7 +17,7 @@ from gradsurgery.gradients.recorder import Recorder, Tap
 from gradsurgery.gradients.verification import Piece, are_near, refuse_mixed, verified_backward
 
 SampleLoss = Callable[[Any, Any], Tensor]
-_STACKED = 4 * PIECE
+_STACKED = 16 * PIECE
 
 
 class Samples(NamedTuple):

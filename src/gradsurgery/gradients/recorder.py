@@ -36,6 +36,8 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, output: Tensor, _anchor: Tensor, receive: "_Receive") -> Tensor:
         ctx.receive = receive
+        if output._is_view():  # in place, autograd would copy its gradient piece by piece
+            return output.clone()
         ctx.mark_dirty(output)
         return output
 

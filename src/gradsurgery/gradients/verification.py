@@ -7,6 +7,7 @@ b_r + Σ_j (w_j − w_i) β_j / w_i, which is another one for all but very few w
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -121,39 +122,37 @@ class _Pieces:
         return [parameter for key, parameter in parameters.items() if key in self._refused]
 
 
+_COLUMNS = 4
+_PIECE = 1 << 16
+
+
 class _Projection:
     """Random projections of some samples' parts of a gradient: [wanted, 4], its length kept."""
-
-    _PIECE = 1 << 16
-    _COLUMNS = 4
 
     def __init__(self, samples: int, wanted: Sequence[int]) -> None:
         self._samples = samples
         self._wanted = wanted
-        self._directions: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def __call__(self, gradient: Tensor) -> Float[Tensor, "wanted 4"]:
         apart = gradient.unflatten(0, (self._samples, -1))
         if len(self._wanted) < self._samples:
             apart = apart[list(self._wanted)]
         rows = apart.to(wide(gradient.dtype)).flatten(1)
-        directions = self._of(rows)
-        signs = directions[: self._COLUMNS]
-        total = rows.new_zeros(len(rows), self._COLUMNS)
+        directions = _directions(rows.device, rows.dtype)
+        signs = directions[:_COLUMNS]
+        total = rows.new_zeros(len(rows), _COLUMNS)
         with full_precision():
-            for at, piece in enumerate(rows.split(self._PIECE, dim=1)):
+            for at, piece in enumerate(rows.split(_PIECE, dim=1)):
                 # the pieces share directions, and differ by a factor
-                factor = signs[at % self._COLUMNS] * (1 + at // self._COLUMNS)
+                factor = signs[at % _COLUMNS] * (1 + at // _COLUMNS)
                 total += piece @ directions[: piece.shape[1]] * factor
         return total
 
-    def _of(self, rows: Tensor) -> Tensor:
-        key = (rows.device, rows.dtype)
-        if key not in self._directions:
-            generator = torch.Generator().manual_seed(0)
-            drawn = torch.randn(self._PIECE, self._COLUMNS, generator=generator)
-            self._directions[key] = (drawn / 2).to(*key)
-        return self._directions[key]
+
+@cache
+def _directions(device: torch.device, dtype: torch.dtype) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randn(_PIECE, _COLUMNS, generator=generator) / 2).to(device, dtype)
 
 
 def _weights(samples: int, *, narrow: bool) -> list[Float[Tensor, " samples"]]:
