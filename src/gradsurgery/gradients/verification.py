@@ -122,10 +122,6 @@ class _Pieces:
         return [parameter for key, parameter in parameters.items() if key in self._refused]
 
 
-_COLUMNS = 4
-_PIECE = 1 << 16
-
-
 class _Projection:
     """Random projections of some samples' parts of a gradient: [wanted, 4], its length kept."""
 
@@ -138,21 +134,24 @@ class _Projection:
         if len(self._wanted) < self._samples:
             apart = apart[list(self._wanted)]
         rows = apart.to(wide(gradient.dtype)).flatten(1)
-        directions = _directions(rows.device, rows.dtype)
-        signs = directions[:_COLUMNS]
-        total = rows.new_zeros(len(rows), _COLUMNS)
+        directions = _directions(_WIDTH, rows.device, rows.dtype)
+        whole = rows.shape[1] // _WIDTH
+        # the pieces of a row share directions, and differ by a factor
+        factors = _directions(1 << whole.bit_length(), rows.device, rows.dtype)[:whole]
         with full_precision():
-            for at, piece in enumerate(rows.split(_PIECE, dim=1)):
-                # the pieces share directions, and differ by a factor
-                factor = signs[at % _COLUMNS] * (1 + at // _COLUMNS)
-                total += piece @ directions[: piece.shape[1]] * factor
+            pieces = rows[:, : whole * _WIDTH].unflatten(1, (whole, _WIDTH)) @ directions
+            rest = rows[:, whole * _WIDTH :]
+            total: Tensor = (pieces * factors).sum(1) + rest @ directions[: rest.shape[1]]
         return total
 
 
+_WIDTH = 1024
+
+
 @cache
-def _directions(device: torch.device, dtype: torch.dtype) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return (torch.randn(_PIECE, _COLUMNS, generator=generator) / 2).to(device, dtype)
+def _directions(count: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    generator = torch.Generator().manual_seed(count)
+    return (torch.randn(count, 4, generator=generator) / 2).to(device, dtype)
 
 
 def _weights(samples: int, *, narrow: bool) -> list[Float[Tensor, " samples"]]:
