@@ -15,28 +15,26 @@ from torch import Tensor
 
 Node = Any
 
-_ELEMENTWISE = (
-    "Abs Add Alias Clamp Clone Div Elu Exp Expand Gelu Hardsigmoid Hardswish Hardtanh LeakyRelu "
-    "Log Mish Mul NativeDropout Neg Pow PreluKernel Relu Rsqrt Sigmoid Silu Softplus Sqrt Sub Tanh "
-    "ToCopy Where BinaryCrossEntropyWithLogits MseLoss SmoothL1Loss"
-).split()
-_ALONG_DIMENSIONS = (
-    "Amax Cat LinalgVectorNorm LogSoftmax Logsumexp Mean Roll Select Slice Softmax Split "
-    "SplitWithSizes Sum Unbind"
-).split()
-_VIEWS = "ReshapeAlias Squeeze UnsafeView Unsqueeze View".split()
-_BY_ROWS = {  # and which of their inputs may come from the samples
-    "Addmm": (1,),
-    "Mm": (0,),
-    "Bmm": (0, 1),
-    "ScaledDotProductFlashAttentionForCpu": (0, 1, 2),
-    "ScaledDotProductFlashAttention": (0, 1, 2),
-    "ScaledDotProductEfficientAttention": (0, 1, 2),
-    **dict.fromkeys(
-        "AdaptiveAvgPool2D AvgPool2D ConstantPadNd Convolution CudnnBatchNorm "
-        "MaxPool2DWithIndices NativeBatchNorm NativeGroupNorm NativeLayerNorm NllLoss".split(),
-        (0,),
-    ),
+_ELEMENTWISE = {
+    *("Abs", "Add", "Alias", "Clamp", "Clone", "Div", "Elu", "Exp", "Expand", "Gelu", "Log", "Mul"),
+    *("Hardsigmoid", "Hardswish", "Hardtanh", "LeakyRelu", "Mish", "NativeDropout", "Neg", "Pow"),
+    *("PreluKernel", "Relu", "Rsqrt", "Sigmoid", "Silu", "Softplus", "Sqrt", "Sub", "Tanh"),
+    *("ToCopy", "Where", "BinaryCrossEntropyWithLogits", "MseLoss", "SmoothL1Loss"),
+}
+_ALONG_DIMENSIONS = {
+    *("Amax", "Cat", "LinalgVectorNorm", "LogSoftmax", "Logsumexp", "Mean", "Roll", "Select"),
+    *("Slice", "Softmax", "Split", "SplitWithSizes", "Sum", "Unbind"),
+}
+_VIEWS = {"ReshapeAlias", "Squeeze", "UnsafeView", "Unsqueeze", "View"}
+_BY_ROWS = {
+    *("AdaptiveAvgPool2D", "AvgPool2D", "ConstantPadNd", "Convolution", "CudnnBatchNorm"),
+    *("MaxPool2DWithIndices", "NativeBatchNorm", "NativeGroupNorm", "NativeLayerNorm"),
+    *("Mm", "NllLoss"),
+}
+_ATTENTION = {
+    "ScaledDotProductFlashAttentionForCpu",
+    "ScaledDotProductFlashAttention",
+    "ScaledDotProductEfficientAttention",
 }
 
 
@@ -106,7 +104,7 @@ def _dimension_before(
         found = _beside(_numbers(node, len(shape)), len(shape), len(after), dimension)
     elif kind in ("Permute", "Transpose", "T"):
         found = _permuted(node, kind, len(shape))[dimension]
-    elif at in _BY_ROWS.get(kind, ()) and dimension == 0 and _is_by_rows(node, kind, len(shape)):
+    elif dimension == 0 and _is_by_rows(node, kind, at, len(shape)):
         found = 0
     same = found is not None and 0 <= found < len(shape) and shape[found] == after[dimension]
     return found if same else None
@@ -158,12 +156,18 @@ def _permuted(node: Node, kind: str, count: int) -> list[int]:
     return order
 
 
-def _is_by_rows(node: Node, kind: str, count: int) -> bool:
-    """Whether an operation that goes by rows does so with these options."""
-    if kind.endswith("BatchNorm"):
-        return not node._saved_training
-    if kind == "NativeLayerNorm":
-        return len(node._saved_normalized_shape) < count
-    if kind == "ConstantPadNd":
-        return len(node._saved_pad) // 2 < count
-    return True
+def _is_by_rows(node: Node, kind: str, at: int, count: int) -> bool:
+    """Whether row r of input `at`, of so many dimensions, is for row r of the output alone."""
+    if kind == "Addmm":
+        return at == 1
+    if kind == "Bmm":
+        return at <= 1
+    if kind in _ATTENTION:
+        return at <= 2  # query, key and value
+    if kind.endswith("BatchNorm") and node._saved_training:
+        return False
+    if kind == "NativeLayerNorm" and len(node._saved_normalized_shape) >= count:
+        return False
+    if kind == "ConstantPadNd" and len(node._saved_pad) // 2 >= count:
+        return False
+    return at == 0 and kind in _BY_ROWS
