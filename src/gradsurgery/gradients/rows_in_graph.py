@@ -31,11 +31,14 @@ _BY_ROWS = {
     *("MaxPool2DWithIndices", "NativeBatchNorm", "NativeGroupNorm", "NativeLayerNorm"),
     *("Mm", "NllLoss"),
 }
-_ATTENTION = {
-    "ScaledDotProductFlashAttentionForCpu",
-    "ScaledDotProductFlashAttention",
-    "ScaledDotProductEfficientAttention",
+_OTHER_INPUTS = {
+    "Addmm": {1},
+    "Bmm": {0, 1},
+    "ScaledDotProductEfficientAttention": {0, 1, 2},
+    "ScaledDotProductFlashAttention": {0, 1, 2},
+    "ScaledDotProductFlashAttentionForCpu": {0, 1, 2},
 }
+"""By rows too, with these inputs' rows; in those above it is the first one."""
 
 
 def rows_stay_apart(losses: Tensor, samples: int, is_watched: Callable[[Node], bool]) -> bool:
@@ -158,16 +161,11 @@ def _permuted(node: Node, kind: str, count: int) -> list[int]:
 
 def _is_by_rows(node: Node, kind: str, at: int, count: int) -> bool:
     """Whether row r of input `at`, of so many dimensions, is for row r of the output alone."""
-    if kind == "Addmm":
-        return at == 1
-    if kind == "Bmm":
-        return at <= 1
-    if kind in _ATTENTION:
-        return at <= 2  # query, key and value
-    if kind.endswith("BatchNorm") and node._saved_training:
-        return False
-    if kind == "NativeLayerNorm" and len(node._saved_normalized_shape) >= count:
-        return False
-    if kind == "ConstantPadNd" and len(node._saved_pad) // 2 >= count:
-        return False
-    return at == 0 and kind in _BY_ROWS
+    if kind in _OTHER_INPUTS:
+        return at in _OTHER_INPUTS[kind]
+    over_rows = (
+        (kind.endswith("BatchNorm") and node._saved_training)
+        or (kind == "NativeLayerNorm" and len(node._saved_normalized_shape) >= count)
+        or (kind == "ConstantPadNd" and len(node._saved_pad) // 2 >= count)
+    )
+    return at == 0 and kind in _BY_ROWS and not over_rows
