@@ -149,7 +149,7 @@ def gradient_gram(model: nn.Module, loss: SampleLoss, x: Tensor, y: Any) -> Grad
             parameter=None,
         )
     if fallbacks:
-        _logger.warning("per-sample gradients one pass a sample for: %s", ", ".join(fallbacks))
+        _logger.warning("per-sample gradients one pass a sample for: %s", _some_of(list(fallbacks)))
     return GradientGram(layers, losses, tuple(fallbacks))
 
 
@@ -208,6 +208,12 @@ def _gram_of(parameter: Tensor, pieces: list[Piece], samples: int) -> Gram:
 
     step = max(piece.call.step for piece in pieces)
     return gram_in_spans(parameter.shape, samples, rows, step=step)
+
+
+def _some_of(layers: list[str]) -> str:
+    """The first three, and how many more there are."""
+    more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+    return ", ".join(layers[:3]) + more
 
 
 def layer_of(parameter: str, model: nn.Module) -> str:
