@@ -46,10 +46,10 @@ def rows_stay_apart(losses: Tensor, samples: int, is_watched: Callable[[Node], b
 
     losses: [samples]; is_watched: the nodes of the graph where that is asked.
     """
-    root = losses.grad_fn
+    root: Node = losses.grad_fn
     behind = _nodes_before(root, is_watched)
-    dimensions = {root: 0}
-    waiting = [root]
+    dimensions: dict[Node, int] = {root: 0}
+    waiting: list[Node] = [root]
     while waiting:
         node = waiting.pop()
         for at, (before, number) in enumerate(node.next_functions):
