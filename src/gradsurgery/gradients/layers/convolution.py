@@ -71,10 +71,11 @@ class ConvolutionCall(LayerCall):
         """Whether to compute it as a linear layer on patches, laid out in memory."""
         count = gradient[0, 0].numel()
         size = len(gradient) * count * self._channels * prod(self._kernel)
-        if self._geometry.groups > 1 or len(self._kernel) != 2 or size > _MOST_PATCHES:
+        if self._geometry.groups > 1 or len(self._kernel) != 2:
             return False
-        # libraries for accelerators have no fast way for one group a sample
-        return self._is_pointwise() or count <= FEW_POSITIONS or gradient.device.type != "cpu"
+        if gradient.device.type != "cpu":  # whose libraries have no fast way for one group a sample
+            return size <= 16 * _MOST_PATCHES
+        return size <= _MOST_PATCHES and (count <= FEW_POSITIONS or self._is_pointwise())
 
     def _is_pointwise(self) -> bool:
         stride, padding, _, _ = self._geometry

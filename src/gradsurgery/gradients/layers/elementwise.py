@@ -125,7 +125,8 @@ class BroadcastCall(LayerCall):
 def functions_named(*names: str) -> set[Callable[..., Any]]:
     """As methods of tensors, and as functions of torch where there are such."""
     owners = (torch.Tensor, torch)
-    return {getattr(owner, name) for name in names for owner in owners if hasattr(owner, name)}
+    found = {getattr(owner, name, None) for name in names for owner in owners}
+    return {one for one in found if callable(one)}  # torch.float is a type of numbers
 
 
 _VIEWS = functions_named(
