@@ -1,6 +1,7 @@
 """What is kept of the domains' gradients on an accelerator, for all parameters at once.
 
-Nothing here waits for the device: what was not finite is noted there, and read when the result is.
+What was not finite is noted on the device, and read when the result is. Only a rule that is
+anybody's function of a matrix is waited for here.
 """
 
 from collections.abc import Sequence
