@@ -250,6 +250,24 @@ def test_a_wrong_backbone_is_named_before_the_options_of_a_run_that_is_there(
     assert (code, "holds a run with other options (backbone" in err) == (1, True)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--target", "nonesuch"], "has no domain 'nonesuch'"),
+        (["--method", "agr-summ"], "unknown method 'agr-summ'"),
+        (["--seed", "5", "--logger", "nope"], "unknown logger 'nope'"),
+    ],
+)
+def test_options_are_checked_before_the_folder(
+    change: list[str], words: str, command: Command
+) -> None:
+    given = ["train", "rotated-digits", "--target", "75", *SHORT, "--out", "run"]
+    assert command(*given)[0] == 0
+    code, _, err = command(*given, *change)
+    assert code == 1
+    assert words in err
+
+
 def test_a_run_that_goes_on_says_from_which_step(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ import gradsurgery as gs
 from gradsurgery.engine import gradients_of
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.rules import RULES
+from gradsurgery.rules.base import GramianRule
 from tests.engine.models import MODELS, domain_batches, separate_gradients
 
 
@@ -619,6 +620,29 @@ def test_kernels_notice_an_update_beyond_the_precision(name, kernels, request):
     assert result.found_inf == 1
     with pytest.raises(NonFiniteError, match="are finite and the update is not"):
         result.check()
+
+
+class Unit(GramianRule):
+    """The sum of the gradients at length 1, which needs their own Gramian."""
+
+    name = "unit"
+    scale_equivariant = False
+
+    def weights(self, gramian):
+        return gramian.diagonal().rsqrt()
+
+
+@pytest.mark.parametrize("kernels", [None, "accelerator", "without_triton"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_rule_gets_the_gramian_of_the_gradients_as_they_are(dtype, kernels, request):
+    if kernels is not None:
+        request.getfixturevalue(kernels)
+    rows = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 8.0]], dtype=dtype)
+    expected = torch.tensor([0.6, 0.8, 1.0], dtype=dtype)
+    weight = torch.zeros(3, dtype=dtype, requires_grad=True)
+    gs.backward([row @ weight for row in rows], [weight], Unit())
+    torch.testing.assert_close(weight.grad, expected)
+    torch.testing.assert_close(Unit()(rows), expected)
 
 
 def test_float64_at_its_ends():

@@ -28,6 +28,10 @@ def attention(x):
     return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
 
+def nested(x):
+    return torch.nested.to_padded_tensor(torch.nested.as_nested_tensor(list(x)), 0.0)
+
+
 def windows(x):
     return (x.unflatten(2, (2, 2)).permute(0, 2, 1, 3, 4).flatten(0, 1) @ WEIGHT).softmax(-1)
 
@@ -116,6 +120,7 @@ def test_networks_that_mix_them(name):
     assert is_apart(MIXED[name]) == (False, False)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize(
     "function",
     [
@@ -123,6 +128,7 @@ def test_networks_that_mix_them(name):
         Doubled.apply,
         lambda x: x.flip(0).flip(0),
         lambda x: torch.stack(list(x)),
+        nested,
     ],
 )
 def test_what_is_not_known_is_not_taken_to_keep_them_apart(function):

@@ -17,9 +17,8 @@ from gradsurgery.errors import ArgumentError
 from gradsurgery.report.classification_text import accuracy_text
 from gradsurgery.training import device
 from gradsurgery.training import train as train_run
-from gradsurgery.training.directory import folder_name
+from gradsurgery.training.directory import folder_name, is_longer
 from gradsurgery.training.loggers import logged
-from gradsurgery.training.run import finished_record
 
 
 @opt.takes_options_of(RunConfiguration)
@@ -51,7 +50,7 @@ def train(
     source = open_source(c.data, **c.reading)
     place = *map(folder_name, (source.name, c.target, c.method)), f"seed-{c.seed}"
     directory = out or Path("runs", *place)
-    finished = finished_record(c, directory) is not None
+    finished = _is_finished(c, directory)
     names = opt.loggers(logger, tensorboard)
     with (
         continuable(),
@@ -64,6 +63,16 @@ def train(
         print("this run was finished before")
     print(result_line(record))
     print(f"record: {directory / Record.file_name}")
+
+
+def _is_finished(configuration: RunConfiguration, directory: Path) -> bool:
+    """Whether the run's record is there, rather than that of one with fewer steps.
+
+    Whether it is of these options is looked at once they have been checked.
+    """
+    if not (directory / Record.file_name).exists():
+        return False
+    return not is_longer(configuration, Record.load(directory).configuration)
 
 
 def check_target(options: dict[str, Any]) -> None:

@@ -55,7 +55,10 @@ def rows_stay_apart(losses: Tensor, samples: int, is_watched: Callable[[Node], b
         for at, (before, number) in enumerate(node.next_functions):
             if before not in behind:
                 continue
-            shape = before._input_metadata[number].shape
+            metadata = before._input_metadata[number]
+            if metadata.is_nested_tensor:
+                return False
+            shape = metadata.shape
             found = _dimension_before(node, at, shape, dimensions[node], is_watched(node))
             if found is None or not 0 <= found < len(shape) or shape[found] % samples:
                 return False

@@ -113,8 +113,7 @@ def weigh(
 ) -> tuple[Float[Tensor, "domains domains"], Tensor, Tensor]:
     """As Triton's `weigh`, for tensors of any precisions.
 
-    The Gramian is of the gradients times a power of two where the precision of its sums is theirs,
-    so that no square is lost.
+    The Gramian is of the gradients times a power of two where a square would be lost otherwise.
     """
     some = next(tensor for tensor in out if tensor is not None)
     kinds = {tensor.dtype for row in rows for tensor in row if tensor is not None}
@@ -305,13 +304,13 @@ def _rescale(update: Float[Tensor, " length"], mask: Tensor, places: Places) -> 
 def _gramian(
     vectors: list[Float[Tensor, " length"]], largest: Tensor
 ) -> Float[Tensor, "domains domains"]:
-    """Products and sums in float64 where the device has it."""
+    """Products and sums in float64 where the device has it; scaled where squares would be lost."""
     wide = wide_on(vectors[0].device)
     scale = None
     if vectors[0].dtype == wide:
-        end = 1000 if wide == torch.float64 else 120
+        end, safe = (1000, 460) if wide == torch.float64 else (120, 46)
         power = largest.max().clamp_min(torch.finfo(wide).tiny).log2().round()
-        scale = power.clamp(-end, end).neg().exp2()
+        scale = power.clamp(-end, end).where(power.abs() > safe, 0.0).neg().exp2()
     products: dict[tuple[int, int], Tensor] = {}
     for i, vector in enumerate(vectors):
         left = vector.to(wide) if scale is None else vector * scale * scale

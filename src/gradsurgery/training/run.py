@@ -73,10 +73,10 @@ def train(
     source = opened or open_source(configuration.data, **configuration.reading)
     check_run(configuration, source.name, source.domains, gaps_of(source))
     device = resolve_device(configuration.device)
-    if (record := finished_record(configuration, directory)) is not None:
+    if (record := _finished(configuration, directory)) is not None:
         return record
     with claimed(directory):
-        if (record := finished_record(configuration, directory)) is not None:
+        if (record := _finished(configuration, directory)) is not None:
             return record
         record = _record(
             configuration,
@@ -137,7 +137,7 @@ def check_run(
         )
 
 
-def finished_record(configuration: RunConfiguration, directory: Path) -> Record | None:
+def _finished(configuration: RunConfiguration, directory: Path) -> Record | None:
     """The record of the run in `directory`; None where there is none, or one of fewer steps."""
     if not (directory / Record.file_name).exists():
         return None
