@@ -44,6 +44,7 @@ _FACTORIES = ("arange", "empty", "eye", "full", "ones", "randint", "randperm", "
 # What one launch of torch's multi-tensor kernels takes (ATen/native/cuda/MultiTensorApply.cuh).
 _MOST_TENSORS = (110, 64, 48, 36, 30)  # by the number of lists
 _MOST_BLOCKS, _BLOCK = 320, 65_536
+_MOST_JOINED = 128  # that one launch of torch.cat takes (ATen/native/cuda/Shape.cu)
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,16 @@ class Recording:
 
 
 @contextmanager
-def accelerated() -> Iterator[None]:
-    """Inside, the engine takes the processor's tensors for an accelerator's."""
+def accelerated(*, triton: bool = True) -> Iterator[None]:
+    """Inside, the engine takes the processor's tensors for an accelerator's, with Triton or not."""
     from gradsurgery.kernels import network
+    from gradsurgery.rules import pieces
 
-    with mock.patch.object(network, "DEVICES", {"cpu"}):
+    with (
+        mock.patch.object(network, "DEVICES", {"cpu"} if triton else set()),
+        mock.patch.object(network, "ONE_BY_ONE", set()),
+        mock.patch.object(pieces, "PIECE_PER_THREAD", 1 << 40),  # there are none elsewhere
+    ):
         yield
 
 
@@ -251,7 +257,9 @@ class _Dispatched(TorchDispatchMode):
 
 
 def _launches(name: str, args: tuple[Any, ...]) -> int:
-    """One, or what torch's multi-tensor kernels need for so many tensors of these sizes."""
+    """One, or what torch's kernels for many tensors need for so many of these sizes."""
+    if name in ("cat", "stack"):
+        return max(math.ceil(sum(tensor.numel() > 0 for tensor in args[0]) / _MOST_JOINED), 1)
     lists = [arg for arg in args if isinstance(arg, list | tuple) and arg and _all_tensors(arg)]
     if not name.startswith(("_foreach_", "_fused_", "_amp_foreach_")) or not lists:
         return 1

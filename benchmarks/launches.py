@@ -1,12 +1,14 @@
 """Kernel launches, synchronisations and copies of one training step, by network and method.
 
     python benchmarks/launches.py [--networks resnet50 …] [--methods agr-sum …] [--domains 3]
+        [--without-triton]
 
 No accelerator is needed: `launch_recorder.py` counts what the step asks torch and our own kernels
 for on tensors that are taken for an accelerator's. "beyond" is what is left after the launches of
 the D forward and backward passes and the optimiser (Deep-All: of the plain loop on the pooled
-batch). With `--device cuda` the same table is made of what CUDA's profiler sees; `--by-operation`
-says which operations they are.
+batch). `--without-triton` counts what is done in torch's own operations where Triton is missing, of
+which `torch.cat` alone takes more launches for more parameters. With `--device cuda` the same table
+is made of what CUDA's profiler sees; `--by-operation` says which operations they are.
 """
 
 import argparse
@@ -17,8 +19,20 @@ import torch
 from contestants import adam, method_step, passes, pooled, random_batches, untrained
 from launch_recorder import Counts, Recording, accelerated, recorded
 
+from gradsurgery.kernels import network as kernels_network
+
 NETWORKS = ("small-cnn", "alexnet", "resnet50", "tf_efficientnet_lite0", "vit_small_patch16_224")
-METHODS = ("deep-all", "agr-sum", "agr-rand", "pcgrad", "gradvac", "cagrad", "mgda", "and-mask")
+METHODS = (
+    "deep-all",
+    "agr-sum",
+    "agr-rand",
+    "agr-ema",
+    "pcgrad",
+    "gradvac",
+    "cagrad",
+    "mgda",
+    "and-mask",
+)
 _LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
 _WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize")
 
@@ -37,9 +51,9 @@ def steps(
     }
 
 
-def seen_by_recorder(step: Callable[[], object]) -> Recording:
+def seen_by_recorder(step: Callable[[], object], *, triton: bool = True) -> Recording:
     """What the second step asks for: the first makes what later ones keep."""
-    with accelerated():
+    with accelerated(triton=triton):
         with recorded(run=False):
             step()
         with recorded(run=False) as recording:
@@ -74,9 +88,14 @@ def main() -> None:
     parser.add_argument("--domains", type=int, default=3)
     parser.add_argument("--image-size", type=int, default=64, help="the counts do not depend on it")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--without-triton", action="store_true")
     parser.add_argument("--by-operation", action="store_true")
     options = parser.parse_args()
-    seen = seen_by_recorder if options.device == "cpu" else seen_by_profiler
+    seen = partial(seen_by_recorder, triton=not options.without_triton)
+    if options.device == "cuda":
+        if options.without_triton:
+            kernels_network.has_triton = lambda: False
+        seen = seen_by_profiler
     print(f"torch {torch.__version__}, D = {options.domains}, counted on {options.device}")
     print(f"{'':38s} launches  beyond  synchronisations  copies")
     for network in options.networks:

@@ -44,6 +44,13 @@ def accelerator(monkeypatch) -> None:
     monkeypatch.setattr(network, "DEVICES", {"cpu"})
 
 
+@pytest.fixture
+def without_triton(monkeypatch) -> None:
+    """Makes the engine and the rules treat the CPU as an accelerator without Triton."""
+    monkeypatch.setattr(network, "DEVICES", set())
+    monkeypatch.setattr(network, "ONE_BY_ONE", set())
+
+
 @pytest.fixture(scope="session")
 def pacs() -> Path:
     """The folder with PACS as Parquet files."""

@@ -136,3 +136,37 @@ def test_a_file_and_a_function_can_be_read_at_once(file):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or 0) - node.lineno + 1
             assert length <= 70, f"{node.name} has {length} lines"
+
+
+TOPICS = {
+    ".": {"architecture", "arguments", "benchmarks", "docs", "evidence", "fair_settings"}
+    | {"other_packages", "python_versions", "wheel"},
+    "algorithms": {"annealing", "doors", "draws", "label_smoothing", "lacking_classes", "model"}
+    | {"objectives", "precision", "states", "surgery", "terms"},
+    "cli": {"compare", "first_version", "print_config"},
+    "data": {"docs_data", "odd_names", "own_source"},
+    "documents": {"documents"},
+    "engine": {"agreement_by_parameter", "launches", "matrix", "no_say", "shared_pass"},
+    "gpu": {"loaders", "rules", "training"},
+    "gradients": {"layers", "never_silently_wrong", "random_networks"},
+    "report": {"browser"},
+    "results": {"known_answers"},
+    "rules": {"agreement", "masks", "quadratic", "rules"},
+    "sweep": {"processes", "sweep"},
+    "training": {"conflict_log", "every_method", "more_steps", "pooled_batch_norm", "resume"}
+    | {"single_domain"},
+    "website": {"integrations", "notebooks", "pages", "site"},
+}
+"""What test files are about that mirror no single module."""
+
+
+def test_a_test_file_mirrors_a_module_or_is_of_a_topic():
+    for file in sorted((ROOT / "tests").rglob("test_*.py")):
+        room = file.parent.relative_to(ROOT / "tests")
+        words = file.stem.split("_")[1:]
+        modules = ["_".join(words[:count]) for count in range(1, len(words) + 1)]
+        mirrors = any((PACKAGE / room / f"{module}.py").exists() for module in modules)
+        assert mirrors or modules[-1] in TOPICS[str(room)], file.relative_to(ROOT)
+    for room, topics in TOPICS.items():
+        for topic in topics:
+            assert (ROOT / "tests" / room / f"test_{topic}.py").exists(), f"{room}: {topic}"

@@ -100,6 +100,17 @@ def test_one_image_is_no_batch_to_normalise_by(name, built):
         method.step(model, oracles.batches(3, 1), optimizer, step=1)
 
 
+def test_another_error_on_one_image_stays_as_it_is(built):
+    class Picky(nn.Sequential):
+        def forward(self, x):
+            raise ValueError("no pictures of cats")
+
+    model = Picky(nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, 3)).double()
+    method, optimizer = built("agr-sum", batch_norm="per-domain"), oracles.sgd(model.parameters())
+    with pytest.raises(ValueError, match="no pictures of cats"):
+        method.step(model, oracles.batches(3, 1), optimizer, step=1)
+
+
 def test_mixup_needs_batches_of_one_size(built):
     model, optimizer = oracles.network(), oracles.sgd
     data = [oracles.batches(2, size)[d] for d, size in enumerate((4, 6))]

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from gradsurgery.documents.explanation import Explanation
+from gradsurgery.documents.studies import Explanation
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,8 @@ import pytest
 import yaml
 
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.diagnosis import DiagnosisOptions
 from gradsurgery.documents.plan import Plan
-from gradsurgery.documents.similarity import SimilarityOptions
+from gradsurgery.documents.studies import DiagnosisOptions, SimilarityOptions
 from gradsurgery.errors import printable
 
 Command = Callable[..., tuple[int, str, str]]
@@ -90,6 +89,16 @@ def test_the_papers_plans_are_printed_for_a_sweep(command: Command) -> None:
     assert plan["seeds"] == [0, 1]
     Path("plan.yaml").write_text(yaml.safe_dump(plan))
     assert printed(command, "sweep", "--config", "plan.yaml") == plan
+
+
+def test_figure_2_is_printed_for_similarity(command: Command) -> None:
+    figure = ["reproduce", "figure2", "--datasets", "rotated-digits", "--seeds", "2", *RUN]
+    options = printed(command, *figure, "--targets", "75")
+    assert (options["target"], options["method"], options["seeds"]) == ("75", "deep-all", "0,1,")
+    Path("given.yaml").write_text(yaml.safe_dump(options))
+    assert printed(command, "similarity", "--config", "given.yaml") == options
+    _, out, _ = command(*figure, "--targets", "75,0", "--print-config")
+    assert [each["target"] for each in yaml.safe_load_all(out)] == ["75", "0"]
 
 
 @pytest.mark.parametrize("name", ["train", "similarity"])

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from gradsurgery.data.open_source import BUILT_IN as BUILT_IN_SETS
-from gradsurgery.documents.built_in import BUILT_IN_DATA as BUILT_IN
 from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.data_options import BUILT_IN_DATA as BUILT_IN
 from gradsurgery.errors import ArgumentError
 
 

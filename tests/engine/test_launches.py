@@ -1,6 +1,7 @@
 """What a step asks of an accelerator: counts, which are the same on any machine."""
 
-from functools import partial
+import math
+from functools import cache, partial
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch.nn.functional import cross_entropy
 import gradsurgery as gs
 from benchmarks.launch_recorder import Recording, recorded
 from gradsurgery.backbones import build_backbone, set_training_mode
+from gradsurgery.engine.accumulators import accumulator_for
+from gradsurgery.kernels import flat
 from gradsurgery.rules import RULES, pieces
 from tests.engine.models import MODELS, domain_batches
 
@@ -81,8 +84,9 @@ def test_many_tensors_in_one_operation_take_few_launches():
     with recorded() as recording:
         torch._foreach_add_(tensors, 1.0)
         torch._foreach_mul(tensors, tensors)
-    # of one list 110 tensors a launch, of three lists 48
-    assert recording.launches == {"_foreach_add_": 3, "_foreach_mul": 6}
+        torch.cat(tensors)
+    # of one list 110 tensors a launch, of three lists 48, and 128 that are joined
+    assert recording.launches == {"_foreach_add_": 3, "_foreach_mul": 6, "cat": 2}
 
 
 def resnet50() -> nn.Module:
@@ -131,3 +135,81 @@ def test_a_kernel_takes_the_domains_four_at_a_time():
         batches, method = domain_batches(domains), gs.method("agr-sum")
         seen = second(lambda b=batches, m=method: m.step(model, b, optimizer, step=1))
         assert seen.launches["combine_program"] == kernels
+
+
+@cache
+def sizes_of_resnet50() -> list[int]:
+    """Of its parameters, modulo a block; launches depend on how many have a rest."""
+    sizes = [(parameter.numel() - 1) % flat.BLOCK + 1 for parameter in resnet50().parameters()]
+    assert (len(sizes), sum(size < flat.BLOCK for size in sizes)) == (161, 32)
+    return sizes
+
+
+# Launches of a step beside torch.cat, and waits, by rule and domains. A component-wise rule begins
+# anew after four domains; a Gramian has D (D + 1) / 2 products.
+WITHOUT_TRITON = {
+    "agr-sum": ({3: 22, 8: 38}, 0),
+    "agr-rand": ({3: 32, 8: 48}, 0),
+    "and-mask": ({3: 23, 8: 39}, 0),
+    "pcgrad": ({3: 54, 8: 149}, 0),
+    "mgda": ({3: 34, 8: 109}, 1),
+    "agr-ema": ({3: 66, 8: 97}, 0),
+}
+
+
+def launched_by(name: str, parameters: list[torch.Tensor], domains: int) -> Recording:
+    """The second of two updates of the rule."""
+    rule = gs.rule(name)
+    steps = [[[torch.ones_like(p) for p in parameters] for _ in range(domains)] for _ in range(2)]
+
+    def update():
+        accumulator = accumulator_for(rule, parameters)
+        for domain, gradients in enumerate(steps.pop()):
+            accumulator.receive_domain(domain, gradients)
+        accumulator.finish(domains, poison=False)
+
+    return second(update, run=True)
+
+
+@pytest.mark.usefixtures("without_triton")
+@pytest.mark.parametrize("name", WITHOUT_TRITON)
+@pytest.mark.parametrize("domains", [3, 8])
+def test_without_triton_launches_do_not_grow_with_the_parameters(name, domains, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE_PER_THREAD", 1 << 40)  # an accelerator takes all at once
+    launches, waits = WITHOUT_TRITON[name]
+    for count in (20, 161):
+        parameters = [torch.zeros(size) for size in sizes_of_resnet50()[-count:]]
+        seen = launched_by(name, parameters, domains)
+        joined = seen.launches.pop("cat")
+        assert seen.counts.launches == launches[domains]
+        assert seen.counts.synchronisations == waits
+    # a tensor with a rest is two for torch.cat, which takes 128; then come the flags of all domains
+    if name in ("pcgrad", "mgda", "agr-ema"):  # domain by domain, and a row without rests
+        assert joined == domains * 2 * (1 + (name == "agr-ema"))
+    else:
+        rows = {3: [3], 8: [4, 4]}[domains]
+        expected = sum(math.ceil((161 + 32) * held / 128) for held in rows)
+        assert joined == expected + (len(rows) > 1)
+
+
+@pytest.mark.usefixtures("without_triton")
+@pytest.mark.parametrize("name", ["agr-sum", "pcgrad"])
+def test_several_precisions_take_a_few_launches_more(name):
+    one, two = (
+        launched_by(name, [torch.zeros(300, dtype=kinds[at % 2]) for at in range(40)], 3).counts
+        for kinds in ([torch.float32] * 2, [torch.float32, torch.bfloat16])
+    )
+    assert one.launches < two.launches <= one.launches + 20
+    assert two.synchronisations == 0
+
+
+@pytest.mark.usefixtures("without_triton")
+def test_a_step_without_triton_waits_for_nothing_that_the_passes_do_not():
+    model, batches = MODELS["cnn-batch-norm"]().train(), domain_batches(3)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    plain = second(partial(plain_step, model, batches, optimizer), run=True)
+    for name in ("mean", "agr-sum", "agr-rand", "graddrop", "pcgrad", "and-mask", "agr-ema"):
+        method = gs.method(gs.rule(name))
+        seen = second(lambda m=method: m.step(model, batches, optimizer, step=1), run=True)
+        beyond = seen.counts - plain.counts
+        assert beyond.synchronisations == 0, name

@@ -25,7 +25,10 @@ def weight_after(given, rule, **options):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["agr-sum", "agr-ema", "and-mask"])
-def test_the_others_decide(name, dtype):
+@pytest.mark.parametrize("form", [None, "without_triton"])
+def test_the_others_decide(form, name, dtype, request):
+    if form:
+        request.getfixturevalue(form)
     given = gradients(dtype)
     found, result = weight_after(given, gs.rule(name), no_say={"w": NO_SAY})
     options, share = ({"reduction": "sum"}, 3) if name == "and-mask" else ({}, 1)
@@ -152,6 +155,22 @@ def test_votes_are_in_the_precision_of_the_gradients():
     (first, vote) = with_votes([torch.ones(1, 2).bfloat16(), None], NO_SAY[[1, 0], :1])
     assert first.dtype == vote.dtype == torch.bfloat16
     assert (vote > 0).all()
+
+
+def test_a_name_that_no_parameter_has_is_said_and_one_of_a_frozen_parameter_is_none_of_them():
+    given = gradients()
+    for rule in (gs.AgrSum(), gs.Sum()):
+        with pytest.raises(ArgumentError, match="no_say is by the names of parameters, found 'v'"):
+            weight_after(given, rule, no_say={"w": NO_SAY, "v": NO_SAY})
+    weight, frozen = torch.zeros(3, 40, requires_grad=True), torch.zeros(3, 40)
+    losses = [(g * weight).sum() for g in given]
+    pairs = [("w", weight), ("head", frozen)]
+    gs.backward(losses, pairs, gs.AgrSum(), no_say={"head": NO_SAY})
+    assert torch.equal(weight.grad.flatten(), gs.AgrSum()(given.flatten(1)))
+    tied = [("w", weight), ("v", weight)]  # is one parameter, by its first name
+    with pytest.raises(ArgumentError, match="found 'v', which none has"):
+        gs.backward([(g * weight).sum() for g in given], tied, gs.AgrSum(), no_say={"v": NO_SAY})
+    gs.backward([(g * weight).sum() for g in given], [weight], gs.AgrSum(), no_say={"0": NO_SAY})
 
 
 def test_no_say_that_does_not_fit():

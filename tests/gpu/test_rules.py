@@ -9,11 +9,21 @@ from scipy import stats
 from torch import Tensor
 
 import gradsurgery as gs
+from gradsurgery.kernels import network as kernels
 from gradsurgery.rules import RULES
 from tests.gpu import DEVICE, needs_gpu, relative_error
 from tests.oracles import pcgrad_results
 
 pytestmark = needs_gpu
+
+
+@pytest.fixture(autouse=True, params=["with Triton", "without"])
+def triton(request, monkeypatch) -> None:
+    """Without, everything is done in torch's own operations, as on Windows."""
+    if request.param == "without":
+        monkeypatch.setattr(kernels, "has_triton", lambda: False)
+        monkeypatch.setattr(kernels, "ONE_BY_ONE", set())
+
 
 RANDOM = {"agr-rand", "graddrop", "pcgrad", "gradvac"}
 CERTAIN = sorted(set(RULES) - RANDOM)

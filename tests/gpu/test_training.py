@@ -161,8 +161,11 @@ needs_graphs = pytest.mark.skipif(DEVICE.type != "cuda", reason="a processor has
 
 
 @needs_graphs
+@pytest.mark.parametrize("triton", [True, False])
 @pytest.mark.parametrize("method", GRAPHED)
-def test_a_run_as_a_graph_is_the_run_without_one(method, tmp_path):
+def test_a_run_as_a_graph_is_the_run_without_one(method, triton, tmp_path, monkeypatch):
+    if not triton:
+        monkeypatch.setattr("gradsurgery.kernels.network.has_triton", lambda: False)
     off, on = (run(tmp_path / graph, method, cuda_graph=graph) for graph in ("off", "on"))
     assert same(off, on)
 

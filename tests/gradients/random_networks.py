@@ -76,6 +76,7 @@ NEEDED = {
     "experts": ["second"],
     "windows": ["narrow"],
     "windows first": ["narrow"],
+    "turned windows": ["narrow"],
     "convolved": ["convolution"],
     "embedded": ["embedding"],
     "embedded sparsely": ["sparse"],
@@ -172,6 +173,18 @@ def _beside(part: Part, h: Tensor) -> Tensor:
     return part.linear(torch.cat([part.vector[:2].expand(len(h), -1), h[:, :2]], 1)).tanh()
 
 
+def _heads(part: Part, h: Tensor) -> Tensor:
+    """Attention over two places with two heads, as transformers write it."""
+    tokens = part.linear(torch.stack([h, h.tanh()], 1)).unflatten(2, (2, 2))
+    query, key, value = torch.stack([tokens, tokens.tanh(), -tokens]).permute(0, 1, 3, 2, 4)
+    return (
+        functional.scaled_dot_product_attention(query, key, value)
+        .transpose(1, 2)
+        .flatten(2)
+        .mean(1)
+    )
+
+
 APART: dict[str, Function] = {
     "linear": lambda part, h: part.linear(h).tanh(),
     "in place": lambda part, h: part.linear(h).relu_(),
@@ -218,6 +231,17 @@ APART: dict[str, Function] = {
     "straight through": lambda part, h: h + (part.linear(h).round() - h).detach(),
     "own largest": lambda part, h: part.linear(h) / h.abs().amax(1, keepdim=True).detach(),
     "own hook": _own_hook,
+    "turned": lambda part, h: part.linear(h.t().contiguous().t()).tanh(),
+    "turned windows": lambda part, h: (
+        part.narrow(h.unflatten(1, (2, 2)).transpose(0, 1)).transpose(0, 1).flatten(1)
+    ),
+    "dealt out": lambda part, h: torch.cat(part.linear(h).tanh().split(2, 1)[::-1], 1),
+    "heads": _heads,
+    "own softmax": lambda part, h: part.linear(h).log_softmax(-1) + h.softmax(1),
+    "own neighbours": lambda part, h: part.linear(
+        functional.avg_pool1d(functional.pad(h[:, None], (1, 1)), 3, 1)[:, 0].roll(1, 1)
+    ),
+    "own length": lambda part, h: part.linear(h) / (h.norm(dim=1, keepdim=True) + 1),
     "one by one": lambda part, h: torch.stack([part.linear(row) for row in h]),
 }
 
@@ -263,6 +287,19 @@ MIXING: dict[str, Function] = {
     "gradient alone": lambda part, h: part.linear(h + (h.mean(0) - h.mean(0).detach())),
     "hook of the size": _hook_of_the_size,
     "gradient of the size": lambda part, h: part.linear(h / len(h) + (h - h / len(h)).detach()),
+    "softmax over all": lambda part, h: part.linear(h).softmax(0),
+    "mean over all": lambda part, h: part.linear(h) + h.tanh().mean(0, keepdim=True),
+    "first for all": lambda part, h: part.linear(h) + h[:1].expand(len(h), -1),
+    "shifted": lambda part, h: part.linear(h) + functional.pad(h, (0, 0, 1, -1)),
+    "viewed askew": lambda part, h: part.linear(h.t().reshape(h.shape)),
+    "neighbours": lambda part, h: part.linear(
+        functional.avg_pool1d(functional.pad(h.t()[None], (1, 1)), 3, 1)[0].t()
+    ),
+    "normed over all": lambda part, h: part.linear(functional.layer_norm(h, h.shape)),
+    "product over all": lambda part, h: part.linear(h) + h @ (h.t() @ h).tanh(),
+    "channels": lambda part, h: part.linear(
+        functional.conv1d(h.t()[None], part.linear.weight[..., None])[0].t().cumsum(0)
+    ),
     "attending to all": lambda part, h: part.linear(torch.softmax(h @ h.T, 1) @ h),
     "pairs": lambda part, h: (
         part.linear(h) + h[torch.arange(len(h)).bitwise_xor(1).clamp_max(len(h) - 1)]

@@ -189,6 +189,29 @@ def test_samples_that_see_each_other_are_refused():
         gs.gradient_gram(Centred(4, 3), cross_entropy, torch.randn(3, 4), torch.tensor([0, 1, 2]))
 
 
+def test_the_warning_names_three_layers_and_counts_the_rest(caplog):
+    class Doubly(nn.Linear):  # a product of weights is no known use
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight @ self.weight)
+
+    model = nn.Sequential(*[Doubly(3, 3, bias=False) for _ in range(5)])
+    gram = gs.gradient_gram(model, cross_entropy, torch.randn(2, 3), torch.tensor([0, 1]))
+    assert gram.fallbacks == ("0", "1", "2", "3", "4")
+    assert caplog.messages == ["per-sample gradients one pass a sample for: 0, 1, 2 and 2 more"]
+
+
+def test_gradients_that_a_zero_output_hides():
+    """z = N · (W x) with W = 0 is zero for any N; its gradient is N times that of one sample."""
+    model = nn.Linear(3, 3, bias=False)
+    nn.init.zeros_(model.weight)
+    model.forward = lambda x: nn.functional.linear(x, model.weight) * len(x)
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    expected = stored_grams(model, cross_entropy, x, y)
+    gram = gs.gradient_gram(model, cross_entropy, x, y)
+    assert gram.fallbacks == ("Linear",)
+    assert relative_error(gram.total, sum(expected.values())) < 1e-5
+
+
 def cross_entropy_of(y):
     return lambda z, _: cross_entropy(z, y[: len(z)])
 

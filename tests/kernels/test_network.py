@@ -1,7 +1,13 @@
-"""The kernels for a whole network, run by Triton's interpreter, against the processor's way."""
+"""What takes a whole network at once, against the processor's way and the equations.
+
+Triton's kernels are run by its interpreter, torch's own operations on the processor.
+"""
 
 import itertools
 import math
+import weakref
+from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 import torch
@@ -10,7 +16,10 @@ from hypothesis import strategies as st
 
 import gradsurgery as gs
 from gradsurgery.engine.accumulators import accumulator_for
-from gradsurgery.kernels import network
+from gradsurgery.errors import ArgumentError
+from gradsurgery.kernels import flat, network
+from gradsurgery.rules.gramian import cosines_of
+from tests import oracles
 
 pytestmark = [
     pytest.mark.usefixtures("accelerator"),
@@ -38,17 +47,26 @@ OTHERS = {
     "trimmed-mean": lambda: gs.TrimmedMean(trim=0),
     "a function": lambda: lambda gradients: gradients.square().sum(0),
 }
-SHAPES = st.sampled_from([(0,), (1,), (7,), (2, 3, 3, 3), (64,), (4096,), (4097,), (31, 133)])
+PRECISIONS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+SHAPES = st.sampled_from(
+    [(0,), (), (1,), (7,), (2, 3, 3, 3), (64,), (256,), (4096,), (4097,), (31, 133)]
+)
 
 
 @st.composite
-def networks(draw, dtypes=(torch.float32,)):
-    """Parameters, and for each domain their gradients, None where the domain does not reach one."""
+def networks(draw, dtypes=(torch.float32,), *, mixed=False, shapes=SHAPES):
+    """Parameters, and for each domain their gradients, None where the domain does not reach one.
+
+    mixed: the precision is each parameter's own.
+    """
     dtype = draw(st.sampled_from(dtypes))
-    shapes = draw(st.lists(SHAPES, min_size=1, max_size=3))
+    shapes = draw(st.lists(shapes, min_size=1, max_size=3))
     domains = draw(st.sampled_from([2, 3, 5, 9]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
-    parameters = [torch.zeros(shape, dtype=dtype) for shape in shapes]
+    parameters = [
+        torch.zeros(shape, dtype=draw(st.sampled_from(dtypes)) if mixed else dtype)
+        for shape in shapes
+    ]
     last = draw(st.booleans())  # convolutions whose channels lie next to one another
     if last:
         parameters = [
@@ -60,7 +78,7 @@ def networks(draw, dtypes=(torch.float32,)):
     def gradient(parameter):
         values = torch.randint(-3, 4, parameter.shape, generator=generator) / 4
         if draw(st.booleans()):  # an address that is no multiple of 16 bytes
-            memory = torch.empty(parameter.numel() + 1, dtype=dtype)[1:]
+            memory = torch.empty(parameter.numel() + 1, dtype=parameter.dtype)[1:]
             place = memory.as_strided(parameter.shape, parameter.stride())
         else:
             place = torch.empty_like(parameter)
@@ -73,18 +91,27 @@ def networks(draw, dtypes=(torch.float32,)):
     return parameters, gradients
 
 
-def updates(rule, parameters, gradients, *, kernels: bool):
+@contextmanager
+def taken(form):
+    """Inside, the processor's tensors are taken by Triton's kernels ("triton"), in torch's own
+
+    operations ("torch"), or one by one ("none").
+    """
+    with (
+        mock.patch.object(network, "DEVICES", {"cpu"} if form == "triton" else set()),
+        mock.patch.object(network, "ONE_BY_ONE", {"cpu"} if form == "none" else set()),
+    ):
+        yield
+
+
+def updates(rule, parameters, gradients, form):
     """What `gs.backward` gets from the accumulator of the rule."""
-    network.DEVICES.clear()
-    network.DEVICES.update({"cpu"} if kernels else ())
-    try:
+    with taken(form):
         accumulator = accumulator_for(gs.rules.as_rule(rule), parameters)
-        assert accumulator.at_once is not kernels
+        assert accumulator.at_once is (form == "none")
         for domain, row in enumerate(copied(gradients)):
             accumulator.receive_domain(domain, row)
         return accumulator.finish(len(gradients), poison=False)
-    finally:
-        network.DEVICES.add("cpu")
 
 
 def copied(gradients):
@@ -108,14 +135,11 @@ def assert_equal_updates(found, expected, **tolerances):
             torch.testing.assert_close(update, right, **tolerances)
 
 
-@pytest.mark.parametrize("name", COMPONENTWISE)
-@SETTINGS
-@given(networks((torch.float32, torch.float64, torch.float16, torch.bfloat16)))
-def test_component_wise_rules(name, drawn):
+def check_component_wise(name, drawn, form):
     parameters, gradients = drawn
     rule = COMPONENTWISE[name]()
-    expected = updates(rule, parameters, gradients, kernels=False)
-    found = updates(rule, parameters, gradients, kernels=True)
+    expected = updates(rule, parameters, gradients, "none")
+    found = updates(rule, parameters, gradients, form)
     assert_equal_updates(found, expected)
     if expected.agreeing is not None and found.agreeing is not None:
         assert found.agreeing.tolist() == expected.agreeing.tolist()
@@ -123,45 +147,88 @@ def test_component_wise_rules(name, drawn):
         assert found.sizes == expected.sizes
     if found.found is not None:
         assert not found.found
+        assert found.found.dtype == torch.float32
         assert not found.flags.any()
+
+
+@pytest.mark.parametrize("name", COMPONENTWISE)
+@SETTINGS
+@given(networks(PRECISIONS))
+def test_component_wise_rules(name, drawn):
+    check_component_wise(name, drawn, "triton")
+
+
+@pytest.mark.parametrize("name", COMPONENTWISE)
+@SETTINGS
+@given(networks(PRECISIONS, mixed=True))
+def test_component_wise_rules_without_triton(name, drawn):
+    check_component_wise(name, drawn, "torch")
+
+
+def check_others(name, drawn, form):
+    parameters, gradients = drawn
+    rule = OTHERS[name]()
+    expected = updates(rule, parameters, gradients, "none")
+    found = updates(rule, parameters, gradients, form)
+    assert_equal_updates(found, expected)
+    if expected.gramian is not None and gs.rules.as_rule(rule).name in ("cagrad", "mgda"):
+        right, seen = cosines_of(expected.gramian), cosines_of(found.gramian)
+        torch.testing.assert_close(seen, right, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", OTHERS)
 @SETTINGS
 @given(networks())
 def test_rules_of_gramian_and_matrix(name, drawn):
-    parameters, gradients = drawn
-    rule = OTHERS[name]()
-    expected = updates(rule, parameters, gradients, kernels=False)
-    found = updates(rule, parameters, gradients, kernels=True)
-    assert_equal_updates(found, expected)
-    if expected.gramian is not None:
-        torch.testing.assert_close(found.gramian, expected.gramian, rtol=1e-12, atol=1e-12)
+    check_others(name, drawn, "triton")
 
 
+@pytest.mark.parametrize("name", OTHERS)
+@SETTINGS
+@given(networks((torch.float32, torch.float64), mixed=True))
+def test_rules_of_gramian_and_matrix_without_triton(name, drawn):
+    check_others(name, drawn, "torch")
+
+
+@pytest.mark.parametrize("form", ["triton", "torch"])
 @settings(SETTINGS, max_examples=4)
 @given(networks(), st.integers(0, 8), st.integers(0, 3), st.sampled_from([math.nan, math.inf]))
-def test_what_is_not_finite_is_named_and_spoils_the_update(drawn, domain, position, value):
+def test_what_is_not_finite_is_named_and_spoils_the_update(form, drawn, domain, position, value):
     parameters, gradients = drawn
     domain, position = domain % len(gradients), position % len(parameters)
     gradient = gradients[domain][position]
     if gradient is None or not gradient.numel():
         return
     gradient[(0,) * gradient.ndim] = value
-    for rule in (gs.AgrSum(), gs.AgrRand(), gs.GradDrop(), gs.PCGrad(), gs.Median()):
-        found = updates(rule, parameters, gradients, kernels=True)
+    rules = [gs.AgrSum, gs.AgrRand, gs.GradDrop, gs.PCGrad, gs.Median]
+    for rule in rules + [gs.Sum, gs.SANDMask, gs.MGDA] * (form == "torch"):
+        found = updates(rule(), parameters, gradients, form)
         assert found.found == 1
         assert found.flags.nonzero().tolist() == [[domain, position]]
         assert not found.gradients[position][(0,) * gradient.ndim].isfinite()
 
 
-def test_agr_rand_draws_where_the_domains_conflict_and_keeps_the_rest():
+@pytest.mark.parametrize("form", ["triton", "torch"])
+@pytest.mark.parametrize("rule", [gs.Mean, gs.AgrSum, gs.ANDMask, gs.PCGrad, gs.MGDA])
+def test_an_update_beyond_the_precision_is_found(form, rule):
+    parameters = [torch.zeros(3, dtype=torch.float16), torch.zeros(2, dtype=torch.float16)]
+    largest = torch.tensor([6e4, 1.0, 6e4]).half()
+    gradients = [[largest * factor, torch.ones(2).half()] for factor in (1.0, 1.0, 0.9)]
+    found = updates(rule(), parameters, gradients, form)
+    fits = rule in (gs.Mean, gs.ANDMask, gs.MGDA)  # those that average
+    assert found.found == (not fits)
+    assert not found.flags.any()
+    assert found.gradients[0].isfinite().all() == fits
+
+
+@pytest.mark.parametrize("form", ["triton", "torch"])
+def test_agr_rand_draws_where_the_domains_conflict_and_keeps_the_rest(form):
     generator = torch.Generator().manual_seed(0)
     parameters = [torch.zeros(40_000), torch.zeros(300, 100)]
     gradients = [[torch.randn(p.shape, generator=generator) for p in parameters] for _ in range(3)]
-    kept = updates(gs.AgrSum(), parameters, gradients, kernels=True).gradients
+    kept = updates(gs.AgrSum(), parameters, gradients, form).gradients
     rule = gs.AgrRand(generator=torch.Generator().manual_seed(1))
-    drawn = updates(rule, parameters, gradients, kernels=True).gradients
+    drawn = updates(rule, parameters, gradients, form).gradients
     kept, drawn = (torch.cat([u.flatten() for u in parts]) for parts in (kept, drawn))
     agrees = kept != 0
     torch.testing.assert_close(drawn[agrees], kept[agrees])
@@ -176,6 +243,26 @@ def test_agr_rand_draws_where_the_domains_conflict_and_keeps_the_rest():
         assert abs(share - probability) < 5 * math.sqrt(probability * (1 - probability) / n)
 
 
+@pytest.mark.parametrize("zero_agrees", [True, False])
+def test_noise_without_triton_is_of_the_seed_and_zeros_are_as_they_are_asked_for(zero_agrees):
+    gradients = [[torch.tensor([0.0, 1.0, 3.0, -1.0])], [torch.tensor([0.0, 2.0, 3.0, 1.0])]]
+
+    def drawn(seed):
+        generator = torch.Generator().manual_seed(seed)
+        rule = gs.AgrRand(generator=generator, zero_agrees=zero_agrees, reduction="mean")
+        (update,) = updates(rule, [torch.zeros(4)], gradients, "torch").gradients
+        return update
+
+    first, again, other = drawn(1), drawn(1), drawn(2)
+    assert torch.equal(first, again)
+    assert first[1:3].tolist() == other[1:3].tolist() == [1.5, 3.0]
+    assert first[3] != other[3]
+    assert (first[0] == 0) == (other[0] == 0) == zero_agrees
+    # σ is the mean of 3 and 6, and of 0 where that agrees: the draw itself does not change
+    noise = torch.empty(256).normal_(generator=torch.Generator().manual_seed(1))[3]
+    assert first[3].item() == pytest.approx(noise.item() * (3.0 if zero_agrees else 4.5) / 2)
+
+
 def test_draws_belong_to_the_seed_and_the_component_whatever_the_blocks(monkeypatch):
     gradients = torch.tensor([[1.0], [-1.0]]).expand(2, 5000).contiguous()
     gradients[:, :10] = 1.0
@@ -184,34 +271,38 @@ def test_draws_belong_to_the_seed_and_the_component_whatever_the_blocks(monkeypa
     rule = gs.AgrRand(generator=torch.Generator().manual_seed(3))
     parts = [torch.zeros(10), torch.zeros(4097 - 10), torch.zeros(903)]
     rows = [list(row.split([len(part) for part in parts])) for row in gradients]
-    split = updates(rule, parts, rows, kernels=True).gradients
+    split = updates(rule, parts, rows, "triton").gradients
     torch.testing.assert_close(torch.cat(split), whole, rtol=0, atol=0)
     other = gs.AgrRand(generator=torch.Generator().manual_seed(4))(gradients)
     assert (other[10:] != whole[10:]).double().mean() > 0.99
 
 
-def test_graddrop_keeps_one_sign_with_the_probability_of_its_purity():
+@pytest.mark.parametrize("form", ["triton", "torch"])
+def test_graddrop_keeps_one_sign_with_the_probability_of_its_purity(form):
     gradients = torch.tensor([[3.0], [-1.0]]).expand(2, 40_000).contiguous()
-    update = gs.GradDrop(generator=torch.Generator().manual_seed(0))(gradients)
+    with taken(form):
+        update = gs.GradDrop(generator=torch.Generator().manual_seed(0))(gradients)
     assert set(update.tolist()) == {3.0, -1.0}
     share = (update == 3).double().mean().item()  # purity 3 / 4
     assert abs(share - 0.75) < 5 * math.sqrt(0.75 * 0.25 / 40_000)
 
 
+@pytest.mark.parametrize("form", ["triton", "torch"])
 @pytest.mark.parametrize("rule", [gs.PCGrad, gs.GradVac, lambda: gs.GradVac(target=0.3)])
 @settings(SETTINGS, max_examples=4)
 @given(networks())
-def test_projections_equal_those_on_the_processor_in_the_same_order(rule, drawn):
+def test_projections_equal_those_on_the_processor_in_the_same_order(form, rule, drawn):
     parameters, gradients = drawn
     orders = torch.stack(
         [torch.tensor([o for o in range(len(gradients)) if o != d]) for d in range(len(gradients))]
     )
     found, expected = rule(), rule()
     found.random.orders_on = lambda domains, device: orders
-    expected.random.pairs = lambda domains: itertools.permutations(range(domains), 2)
+    for one in (found, expected):
+        one.random.pairs = lambda domains: itertools.permutations(range(domains), 2)
     for _ in range(2):  # GradVac's targets move
-        on_device = updates(found, parameters, gradients, kernels=True)
-        on_processor = updates(expected, parameters, gradients, kernels=False)
+        on_device = updates(found, parameters, gradients, form)
+        on_processor = updates(expected, parameters, gradients, "none")
         assert_equal_updates(on_device, on_processor, rtol=1e-5, atol=1e-6)
     assert found.state_dict().keys() == expected.state_dict().keys()
     for name, value in expected.state_dict().items():
@@ -248,16 +339,119 @@ def test_gradients_of_a_network_that_backward_gives_to_the_kernels():
     )
     batches = [(torch.randn(4, 3, 8, 8), torch.randint(5, (4,))) for _ in range(3)]
 
-    def step(rule, kernels):
-        network.DEVICES.clear()
-        network.DEVICES.update({"cpu"} if kernels else ())
+    def step(rule, form):
         model.zero_grad()
         losses = (torch.nn.functional.cross_entropy(model(x), y) for x, y in batches)
-        result = gs.backward(losses, model.named_parameters(), rule)
+        with taken(form):
+            result = gs.backward(losses, model.named_parameters(), rule)
         return result, [parameter.grad.clone() for parameter in model.parameters()]
 
-    for rule in (gs.AgrSum(), gs.MGDA(), gs.ANDMask()):
-        (found, update), (expected, right) = step(rule, True), step(rule, False)
+    for rule, form in itertools.product(
+        (gs.AgrSum(), gs.MGDA(), gs.ANDMask()), ("triton", "torch")
+    ):
+        (found, update), (expected, right) = step(rule, form), step(rule, "none")
         torch.testing.assert_close(update, right, rtol=1e-5, atol=1e-6)
         assert found.agreeing == expected.agreeing
         assert found.agreeing_by_parameter == expected.agreeing_by_parameter
+
+
+FEW = st.sampled_from([(0,), (), (3,), (2, 2, 1, 3), (5, 2)])
+
+
+def matrix_of(parameters, gradients):
+    """The gradients as lists of numbers, without the parameters that no domain reaches."""
+    columns = zip(parameters, *gradients, strict=True)
+    reached = [(p, *row) for p, *row in columns if any(g is not None for g in row)]
+    return [
+        [
+            value
+            for p, *row in reached
+            for value in (torch.zeros_like(p) if row[d] is None else row[d]).flatten().tolist()
+        ]
+        for d in range(len(gradients))
+    ]
+
+
+@settings(SETTINGS, max_examples=20)
+@given(networks(shapes=FEW))
+def test_without_triton_the_updates_are_those_of_the_equations(drawn):
+    parameters, gradients = drawn
+    rows = matrix_of(parameters, gradients)
+    orders = [tuple(o for o in range(len(rows)) if o != d) for d in range(len(rows))]
+    pcgrad = gs.PCGrad()
+    pcgrad.random.orders_on = lambda domains, device: torch.tensor(orders)
+    pairs = {
+        gs.AgrSum(): oracles.agr_sum(rows),
+        gs.ANDMask(tau=0.6): oracles.and_mask(rows, 0.6),
+        gs.SANDMask(): oracles.sand_mask(rows, 0.5, 10.0),
+        pcgrad: oracles.pcgrad(rows, orders),
+    }
+    for rule, right in pairs.items():
+        found = updates(rule, parameters, gradients, "torch")
+        flat_update = [v for u in found.gradients if u is not None for v in u.flatten().tolist()]
+        assert flat_update == pytest.approx(right, rel=1e-6, abs=1e-6)
+        if isinstance(rule, gs.AgrSum) and found.agreeing is not None:
+            counts = found.agreeing.sum().item(), found.zeros.sum().item()
+            assert counts == oracles.agreeing_and_zero(rows)
+
+
+@pytest.mark.parametrize("rule", [gs.Sum, gs.Mean, gs.AgrSum, gs.ANDMask, gs.MGDA])
+def test_of_up_to_four_domains_both_forms_have_the_same_bits(rule):
+    generator = torch.Generator().manual_seed(0)
+    parameters = [torch.zeros(shape) for shape in ((700,), (31, 133), ())]
+    for domains in (2, 3, 4):
+        gradients = [
+            [torch.randn(p.shape, generator=generator) + 0.5 for p in parameters]
+            for _ in range(domains)
+        ]
+        found, expected = (
+            updates(rule(), parameters, gradients, form) for form in ("torch", "triton")
+        )
+        assert_equal_updates(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sizes"),
+    [
+        (torch.float32, (1.0, 1.0, 1.0)),
+        (torch.float32, (1e-25, 1e-25, 1e-26)),
+        (torch.float32, (1e25, 1e25, 1e26)),
+        (torch.float64, (1e-200, 1e-200, 1e-201)),
+        (torch.float64, (1e200, 1e201, 1e200)),
+    ],
+)
+@pytest.mark.parametrize("double", [True, False])
+def test_inner_products_without_triton_are_those_of_float64(monkeypatch, dtype, sizes, double):
+    """Of gradients whose squares the precision does not hold too, and without float64."""
+    if not double and dtype == torch.float32:
+        monkeypatch.setattr(network, "_DOUBLE", set())
+    generator = torch.Generator().manual_seed(0)
+    unit = torch.randn(3, 100_000, generator=generator, dtype=torch.float64)
+    unit += torch.randn(100_000, generator=generator, dtype=torch.float64)
+    rows = [[(row * size).to(dtype)] for row, size in zip(unit, sizes, strict=True)]
+    expected = cosines_of(unit @ unit.T)
+    weights = torch.tensor([1.0, 0.5, -2.0], dtype=network.wide_on(torch.device("cpu")))
+    right = sum(row.double() * w.double() for (row,), w in zip(rows, weights, strict=True))
+    out = [torch.empty(100_000, dtype=dtype)]
+    gramian, _, found = flat.weigh(rows, (100_000,), lambda _: weights, out=out)
+    torch.testing.assert_close(cosines_of(gramian).double(), expected, rtol=0, atol=1e-6)
+    assert not found
+    largest = right.abs().max()
+    torch.testing.assert_close(out[0].double() / largest, right / largest, rtol=0, atol=1e-6)
+
+
+def test_gradients_are_let_go_once_they_have_been_copied():
+    """So that a component-wise rule does not hold them twice."""
+    gradients = [[torch.ones(600)], [torch.ones(600)]]
+    references = [weakref.ref(gradient) for (gradient,) in gradients]
+    places = flat.places_of((600,), torch.device("cpu"))
+    matrix = flat.joined(gradients, places, torch.float32)
+    assert matrix.shape == (2, 768)
+    assert [reference() for reference in references] == [None, None]
+
+
+def test_parameters_on_several_devices_are_refused():
+    parameters = [torch.zeros(1), torch.zeros(1, device="meta")]
+    for rule in (gs.AgrSum(), gs.PCGrad(), gs.Median()):
+        with pytest.raises(ArgumentError, match="found parameters on cpu, meta; put the model on"):
+            accumulator_for(rule, parameters)

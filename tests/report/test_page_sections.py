@@ -1,7 +1,7 @@
 import pytest
 
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.similarity import SeedMeasurements, SimilarityOptions, SimilarityStudy
+from gradsurgery.documents.studies import SeedMeasurements, SimilarityOptions, SimilarityStudy
 from gradsurgery.report.page_sections import (
     absent_section,
     configuration_section,

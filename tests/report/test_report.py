@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from gradsurgery.errors import ArgumentError, DataError, printable
-from gradsurgery.report.figures.examples import Examples
+from gradsurgery.report.figures.pictures import Examples
 from gradsurgery.report.report import ReportOptions, file_stems, write_report
 from tests.results.records import write_failure, write_plan
 

@@ -168,8 +168,9 @@ def test_the_engine_remembers_what_domains_do_not_reach(steps, beta):
         step_and_check(model, rule, steps[:step], steps[step - 1][1])
 
 
-@pytest.mark.usefixtures("accelerator")
-def test_counts_on_an_accelerator_are_those_on_the_processor(monkeypatch):
+@pytest.mark.parametrize("kernels", ["accelerator", "without_triton"])
+def test_counts_on_an_accelerator_are_those_on_the_processor(kernels, request, monkeypatch):
+    request.getfixturevalue(kernels)
     draws = torch.Generator().manual_seed(0)
     rules = gs.AgrEMA(memory="counts", limit=2), gs.AgrEMA(memory="counts", limit=2)
     for _ in range(5):
@@ -178,12 +179,14 @@ def test_counts_on_an_accelerator_are_those_on_the_processor(monkeypatch):
         found = torch.cat([weight.grad for weight in model.weights])
         with monkeypatch.context() as patch:
             patch.setattr("gradsurgery.kernels.network.DEVICES", set())
+            patch.setattr("gradsurgery.kernels.network.ONE_BY_ONE", {"cpu"})
             assert torch.equal(rules[1](rows), found)
 
 
-@pytest.mark.usefixtures("accelerator")
+@pytest.mark.parametrize("kernels", ["accelerator", "without_triton"])
 @pytest.mark.parametrize("seed", range(4))
-def test_the_engine_on_an_accelerator_too(seed):
+def test_the_engine_on_an_accelerator_too(seed, kernels, request):
+    request.getfixturevalue(kernels)
     draws = torch.Generator().manual_seed(seed)
     model, rule = Linear(), gs.AgrEMA(beta=0.5)
     gaps = [set(), {(0, 0), (2, 1)}, {(d, 1) for d in range(3)}, {(1, 0)}]
@@ -213,8 +216,9 @@ def test_a_step_that_is_not_finite_is_not_remembered(bad):
     assert torch.equal(rule.state_dict()["sums"], before)
 
 
-@pytest.mark.usefixtures("accelerator")
-def test_an_accelerator_is_not_waited_for_and_remembers_no_bad_step():
+@pytest.mark.parametrize("kernels", ["accelerator", "without_triton"])
+def test_an_accelerator_is_not_waited_for_and_remembers_no_bad_step(kernels, request):
+    request.getfixturevalue(kernels)
     model, rule, before = after_a_step()
     model.zero_grad()
     losses = list(model.losses(GOOD, ()))

@@ -11,13 +11,13 @@ from torch import nn
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageSet, draw_split
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.diagnosis import (
+from gradsurgery.documents.record import Record
+from gradsurgery.documents.studies import (
     Diagnosis,
     DiagnosisOptions,
     LoggedConflict,
     Snapshot,
 )
-from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.gradients.conflict import Conflict, conflict_of
 from gradsurgery.report.diagnosis_text import diagnosis_section, diagnosis_sentences

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradsurgery.documents.explanation import Explanation, ExplanationOptions, Place
+from gradsurgery.documents.studies import Explanation, ExplanationOptions, Place
 from gradsurgery.errors import ArgumentError
 from gradsurgery.report.explanation_text import explanation_sentences, nearest_others
 from gradsurgery.report.page_sections import study_sections

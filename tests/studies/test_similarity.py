@@ -10,7 +10,7 @@ import pytest
 from gradsurgery.data import ImageSet
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
-from gradsurgery.documents.similarity import (
+from gradsurgery.documents.studies import (
     SimilarityOptions,
     SimilarityStudy,
 )

@@ -26,7 +26,7 @@ import pandas as pd
 from gradsurgery.data.coded_digits import NAME, CodedDigitsOptions
 
 if TYPE_CHECKING:
-    from gradsurgery.documents.diagnosis import Diagnosis
+    from gradsurgery.documents.studies import Diagnosis
 
 HERE = Path(__file__).parent
 SET = ["data", "target"]
@@ -48,7 +48,7 @@ def collect(folders: list[Path]) -> None:
 
 def runs_in(folders: list[Path]) -> pd.DataFrame:
     """A row a run that is in the folders, but for those that were diagnosed as they trained."""
-    from gradsurgery.documents.diagnosis import Diagnosis
+    from gradsurgery.documents.studies import Diagnosis
     from gradsurgery.documents.record import Record
 
     rows = []
@@ -81,7 +81,7 @@ def diagnose() -> None:
     """Write diagnoses.csv, a row a step looked at of each set in runs.csv, 50 steps of Deep-All."""
     from gradsurgery.data import open_source, prepare
     from gradsurgery.documents.configuration import RunConfiguration
-    from gradsurgery.documents.diagnosis import DiagnosisOptions
+    from gradsurgery.documents.studies import DiagnosisOptions
     from gradsurgery.studies.diagnosis import diagnose_training
 
     rows = []
@@ -237,7 +237,7 @@ def elsewhere(folders: list[Path]) -> None:
     folders: with runs of Agr-Sum and Deep-All, and with diagnoses of the same data and targets. Of
         several learning rates each method has the one of its best mean validation accuracy.
     """
-    from gradsurgery.documents.diagnosis import Diagnosis
+    from gradsurgery.documents.studies import Diagnosis
 
     paths = sorted(path for folder in folders for path in folder.rglob(Diagnosis.file_name))
     if not paths:

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradsurgery.engine import check_losses
 from gradsurgery.errors import ArgumentError
@@ -100,7 +102,7 @@ class Forward:
             with self._autocast():
                 logits = self.model(images)
         except ValueError as error:
-            if "Expected more than 1 value per channel" not in str(error):
+            if len(images) != 1 or not _is_of_batch_norm(error, self.model):
                 raise
             raise ArgumentError(
                 f"a batch of {len(images)} image leaves a batch normalisation a single value a "
@@ -125,6 +127,17 @@ class Forward:
                 "logits, which fishr needs; choose another backbone or method"
             )
         return widened(inputs), widened(logits)
+
+
+def _is_of_batch_norm(error: ValueError, model: nn.Module) -> bool:
+    """Whether torch itself has raised it, of a model that normalises by the batch."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    of_torch = place is not None and place.tb_frame.f_globals.get("__name__") == functional.__name__
+    return of_torch and any(
+        layer.training for layer in model.modules() if isinstance(layer, _BatchNorm)
+    )
 
 
 def widened(tensor: Tensor) -> Tensor:

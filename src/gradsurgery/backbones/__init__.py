@@ -7,9 +7,8 @@ from gradsurgery.backbones.batch_norm import (
     keeping_modes,
     set_training_mode,
 )
-from gradsurgery.backbones.build import Backbone, build_backbone
+from gradsurgery.backbones.build import Backbone, OwnBackbone, build_backbone, rebuild
 from gradsurgery.backbones.networks import SmallCNN, backbone_names
-from gradsurgery.backbones.trained import OwnBackbone, rebuild
 
 __all__ = [
     "Backbone",

@@ -15,9 +15,9 @@ from gradsurgery.cli.sweep import grid_from, mapping_of, plan_parts, run_plan
 from gradsurgery.data import Source, reopened
 from gradsurgery.documents.data_options import NO_TARGET
 from gradsurgery.documents.deployment import Deployment
-from gradsurgery.documents.diagnosis import Diagnosis, DiagnosisOptions
 from gradsurgery.documents.plan import PLAN_PARTS, Plan
 from gradsurgery.documents.record import Record
+from gradsurgery.documents.studies import Diagnosis, DiagnosisOptions
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.report.model_card import (
     candidates_table,

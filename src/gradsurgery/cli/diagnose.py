@@ -11,8 +11,8 @@ from gradsurgery.cli.show import print_sentences
 from gradsurgery.cli.train import continuable
 from gradsurgery.data import open_source
 from gradsurgery.documents.configuration import RunConfiguration, options_of
-from gradsurgery.documents.diagnosis import DiagnosisOptions
 from gradsurgery.documents.record import Record
+from gradsurgery.documents.studies import DiagnosisOptions
 from gradsurgery.doors import Kind, entry_names, is_door
 from gradsurgery.errors import ArgumentError
 from gradsurgery.report.report import write_diagnosis

@@ -18,8 +18,8 @@ from gradsurgery.data import ImageSet, open_source
 from gradsurgery.data.formats import BadImageError
 from gradsurgery.deployment import TrainedModel, load_model
 from gradsurgery.deployment.pictures import check_named, listed_pictures
-from gradsurgery.documents.explanation import Explanation, ExplanationOptions
 from gradsurgery.documents.record import Record, SplitFile
+from gradsurgery.documents.studies import Explanation, ExplanationOptions
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.gradients.attribution import ExplainedImage
 from gradsurgery.report.report import write_explanation

@@ -18,7 +18,7 @@ from gradsurgery.results import take_inventory
 from gradsurgery.results.tables import BASELINE
 
 if TYPE_CHECKING:
-    from gradsurgery.report.figures.examples import Examples
+    from gradsurgery.report.figures.pictures import Examples
 
 
 def report(
@@ -90,7 +90,7 @@ def recorded_data(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
 
 def open_examples(spec: str, *, size: int = 112, **reading: Any) -> "Examples":
     """An image of every class and domain; raises as `open_source` does."""
-    from gradsurgery.report.figures.examples import Examples  # takes matplotlib
+    from gradsurgery.report.figures.pictures import Examples  # takes matplotlib
 
     source = open_source(spec, **reading)
     images = example_images(source, size)

@@ -13,7 +13,7 @@ from gradsurgery.cli.sweep import plan_parts, report_on, run_plan
 from gradsurgery.data import open_source
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.plan import names, parse_seeds
-from gradsurgery.report.figures.examples import draw_examples
+from gradsurgery.report.figures.pictures import draw_examples
 from gradsurgery.report.figures.style import save
 from gradsurgery.report.report import file_stems
 from gradsurgery.sweep.runs import DATA_SETS, paper_plan
@@ -117,22 +117,34 @@ def figure2(
     out: OutOption = None,
     cache: opt.CacheOption = None,
     dry_run: opt.DryRunOption = False,
+    print_config: Annotated[
+        bool,
+        typer.Option(
+            "--print-config",
+            help="Print the options as YAML, for `gradsurgery similarity --config`, a document for "
+            "each data set and target, and do nothing else.",
+        ),
+    ] = False,
     options: dict[str, Any],
 ) -> None:
     """Similarity of samples' gradients within and across domains, while Deep-All trains."""
     folder = out or Path("runs", "reproduce", "figure2")
+    documents = 0
     for spec in _specs(datasets):
         asked = RunConfiguration(**{**options, "data": spec, "target": "any"})
         source = open_source(spec, **asked.reading)
         held_out = source.domains if targets in (None, "all") else names(targets or "")
-        if dry_run:
+        if dry_run and not print_config:
             runs = len(held_out) * len(parse_seeds(seeds or "3"))
             print(f"{runs} runs on {source.name}, one for each target and seed, into {folder}")
             continue
         for target in held_out:
             run = options | {"data": spec, "target": target, "method": "deep-all"}
             place = folder / folder_name(source.name) / folder_name(target)
-            run_study(run, seeds or "3", place, cache)
+            if print_config and documents:
+                print("---")
+            run_study(run, seeds or "3", place, cache, print_config=print_config)
+            documents += 1
 
 
 def _specs(datasets: str | None) -> list[str]:

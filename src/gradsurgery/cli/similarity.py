@@ -8,11 +8,11 @@ import typer
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.live import displayed
 from gradsurgery.cli.show import print_sentences
-from gradsurgery.cli.train import continuable, run_configuration
+from gradsurgery.cli.train import check_target, continuable
 from gradsurgery.data import open_source
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.plan import parse_seeds
-from gradsurgery.documents.similarity import SimilarityOptions
+from gradsurgery.documents.studies import SimilarityOptions
 from gradsurgery.report.report import write_similarity
 from gradsurgery.studies.similarity import study_similarity
 from gradsurgery.training import device
@@ -59,7 +59,8 @@ def run_study(
     measured, run = opt.parted(chosen, SimilarityOptions)
     options = SimilarityOptions(**measured)
     numbers = parse_seeds(seeds)
-    configurations = [run_configuration(run | {"seed": seed}) for seed in numbers]
+    check_target(run)
+    configurations = [RunConfiguration(**run | {"seed": seed}) for seed in numbers]
     first = configurations[0]
     if print_config:
         listed = ",".join(map(str, numbers)) + ","

@@ -17,8 +17,9 @@ from gradsurgery.errors import ArgumentError
 from gradsurgery.report.classification_text import accuracy_text
 from gradsurgery.training import device
 from gradsurgery.training import train as train_run
-from gradsurgery.training.directory import folder_name, is_longer
+from gradsurgery.training.directory import folder_name
 from gradsurgery.training.loggers import logged
+from gradsurgery.training.run import finished_record
 
 
 @opt.takes_options_of(RunConfiguration)
@@ -40,16 +41,17 @@ def train(
     The options' defaults are the paper's protocol; the digit sets have small ones of their own.
     The same command again continues a run that was interrupted.
     """
-    configuration = run_configuration(opt.configured(config, options))
+    chosen = opt.configured(config, options)
+    check_target(chosen)
+    c = RunConfiguration(**chosen)
     if print_config:
-        opt.print_yaml(configuration.model_dump())
+        opt.print_yaml(c.model_dump())
         return
     device.keep_freed_memory()  # before torch allocates anything
-    source = open_source(configuration.data, **configuration.reading)
-    c = configuration
+    source = open_source(c.data, **c.reading)
     place = *map(folder_name, (source.name, c.target, c.method)), f"seed-{c.seed}"
     directory = out or Path("runs", *place)
-    finished = _is_finished(configuration, directory)
+    finished = finished_record(c, directory) is not None
     names = opt.loggers(logger, tensorboard)
     with (
         continuable(),
@@ -64,15 +66,8 @@ def train(
     print(f"record: {directory / Record.file_name}")
 
 
-def _is_finished(configuration: RunConfiguration, directory: Path) -> bool:
-    """Whether the run's record is there, rather than that of one with fewer steps."""
-    if not (directory / Record.file_name).exists():
-        return False
-    return not is_longer(configuration, Record.load(directory).configuration)
-
-
-def run_configuration(options: dict[str, Any]) -> RunConfiguration:
-    """The configuration that the options make; an error for want of a target lists the domains."""
+def check_target(options: dict[str, Any]) -> None:
+    """Raise `ArgumentError` where the options name no target, with the domains there are."""
     if "target" not in options and isinstance(options.get("data"), str):
         asked = RunConfiguration(**{**options, "target": "any"})
         source = open_source(asked.data, **asked.reading)
@@ -80,7 +75,6 @@ def run_configuration(options: dict[str, Any]) -> RunConfiguration:
             f"target is missing; give --target and one of the domains of {source.name}: "
             f"{', '.join(source.domains)}, or none to train on all"
         )
-    return RunConfiguration(**options)
 
 
 def result_line(record: Record) -> str:

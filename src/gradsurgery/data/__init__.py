@@ -1,6 +1,5 @@
 """Images of several domains: where they come from, their pixels, their split, their batches."""
 
-from gradsurgery.data.augmentation import Augmentation
 from gradsurgery.data.batches import Batches, DomainBatches, SingleDomainBatches
 from gradsurgery.data.cache import cache_folder, cpus, prepare
 from gradsurgery.data.decode import decode_image, example_images
@@ -8,12 +7,11 @@ from gradsurgery.data.formats import BadImageError
 from gradsurgery.data.image_set import ImageSet
 from gradsurgery.data.loader import ImageLoader, image_loader
 from gradsurgery.data.open_source import BUILT_IN, open_source, reopened
-from gradsurgery.data.own_split import split_of
-from gradsurgery.data.pixels import normalize
+from gradsurgery.data.pixels import Augmentation, normalize
 from gradsurgery.data.preparation import Preparation
 from gradsurgery.data.presets import PRESETS, Preset
 from gradsurgery.data.source import SkippedImage, Source
-from gradsurgery.data.splits import Split, draw_split
+from gradsurgery.data.splits import Split, draw_split, split_of
 
 __all__ = [
     "BUILT_IN",

@@ -1,14 +1,128 @@
 """Images in folders: domain/class/image, or as a layout says."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from gradsurgery.data.files import FilesSource, ImageFile
 from gradsurgery.data.formats import readable_suffixes, why_unread
-from gradsurgery.data.layout import Layout
 from gradsurgery.data.source import SkippedImage
-from gradsurgery.errors import DataError, printable
+from gradsurgery.errors import ArgumentError, DataError, printable
+
+_FIELD = re.compile(r"\{([a-z]*)(\+?)\}|(\*\*/?|\*)")
+_KNOWN = ("domain", "class", "name", "id")
+
+
+class Said(NamedTuple):
+    """What a path says of its image."""
+
+    domain: str
+    label: str
+    name: str
+
+
+class Layout:
+    """A pattern of paths, relative to the data set's folder, with / between folders.
+
+    "{domain}", "{class}", "{name}" and "{id}" stand for at least one character within a folder's or
+    a file's name, "{class+}" for one or more folders; "*" for anything within a name and "**" for
+    any folders. A field that occurs twice is put together with "/". A pattern with "(?P<domain>"
+    and "(?P<class>" in it is a regular expression.
+
+    Raises `ArgumentError` for a pattern that does not say both domain and class.
+
+    >>> Layout("{class}_{domain}_{id}.jpg").read("dog_shop_17.jpg")
+    Said(domain='shop', label='dog', name='dog_shop_17.jpg')
+    >>> Layout("{domain}/{class}/{class}/{name}").read("shop/animal/dog/17.jpg").label
+    'animal/dog'
+    """
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern = pattern
+        self._groups: dict[str, list[str]] = {"domain": [], "class": [], "name": []}
+        if "(?P<" in pattern:
+            self._groups |= {"domain": ["domain"], "class": ["class"]}
+            self._readings = [self._compiled(pattern)]
+        else:
+            self._readings = [self._compiled(self._expression(lazy)) for lazy in ("?", "")]
+        defined = self._readings[0].groupindex
+        for field in ("domain", "class"):
+            if not self._groups[field] or self._groups[field][0] not in defined:
+                raise ArgumentError(
+                    f"the layout {pattern!r:.200} does not say the {field}; give it {{{field}}}, "
+                    "as in {domain}/{class}/{name}"
+                )
+        self._plain = bool(re.fullmatch(r"(\{(domain|class)\}/)+\{name\}", pattern))
+
+    def read(self, path: str) -> Said | None:
+        """What `path` says, None where it is not as the pattern.
+
+        Raises `DataError` where it can be read in two ways.
+        """
+        found = [match for reading in self._readings if (match := reading.fullmatch(path))]
+        if not found:
+            return None
+        said = [self._said(match, path) for match in found]
+        if said[0][:2] != said[-1][:2]:
+            first, last = (f"domain {d}, class {c}" for d, c, _ in (said[0], said[-1]))
+            raise DataError(
+                f"{path} can be read as {first} and as {last} by the layout {self.pattern}; make "
+                "it clearer, or give a regular expression with (?P<domain>…) and (?P<class>…)"
+            )
+        return said[0]
+
+    def _said(self, match: re.Match[str], path: str) -> Said:
+        domain, label, name = (
+            "/".join(match[group] or "" for group in self._groups[field])
+            for field in ("domain", "class", "name")
+        )
+        if not domain or not label:  # a group that need not be there
+            raise DataError(f"the layout {self.pattern!r:.200} finds no domain or class in {path}")
+        # Where folders alone say domain and class, a name is unique in them.
+        return Said(domain, label, name if self._plain else path)
+
+    def _expression(self, lazy: str) -> str:
+        """The pattern as a regular expression whose fields take all they can, or as little."""
+        parts, end = [], 0
+        for groups in self._groups.values():
+            groups.clear()
+        for number, match in enumerate(_FIELD.finditer(self.pattern)):
+            parts.append(self._literal(self.pattern[end : match.start()]))
+            end = match.end()
+            field, folders, star = match.groups()
+            if star:
+                kind = "[^/]*" if star == "*" else "(?:[^/]+/)*" if star == "**/" else ".*"
+                parts.append(f"{kind}{lazy}")
+                continue
+            if field not in _KNOWN:
+                raise ArgumentError(
+                    f"the layout {self.pattern!r:.200} has the field {{{field}}}; fields are "
+                    "{domain}, {class}, {name} and {id}, and * for anything"
+                )
+            group = f"{field}{number}"
+            self._groups.setdefault(field, []).append(group)
+            kind = "[^/]+(?:/[^/]+)*" if folders else "[^/]+"
+            parts.append(f"(?P<{group}>{kind}{lazy})")
+        return "".join(parts) + self._literal(self.pattern[end:])
+
+    def _literal(self, text: str) -> str:
+        if lone := re.search("[{}]", text):
+            raise ArgumentError(
+                f"the layout {self.pattern!r:.200} has a {lone[0]} that belongs to no field; "
+                "fields are {domain}, {class}, {name} and {id}"
+            )
+        return re.escape(text)
+
+    def _compiled(self, expression: str) -> re.Pattern[str]:
+        try:
+            return re.compile(expression)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ArgumentError(
+                f"the layout {self.pattern!r:.200} is no regular expression: {error}"
+            ) from error
+
 
 FOLDER, IMAGE = "a folder", "an image"
 

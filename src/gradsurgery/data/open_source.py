@@ -48,7 +48,7 @@ def open_source(
 
     Args:
         spec: the data set.
-        layout: what the paths of a folder's images say (`gradsurgery.data.layout.Layout`); ""
+        layout: what the paths of a folder's images say (`gradsurgery.data.folder.Layout`); ""
             stands for domain/class/image.
         columns: what the columns of a table are called, by what they are for: path (image in a
             Parquet file), label, domain, split.

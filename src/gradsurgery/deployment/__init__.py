@@ -1,6 +1,5 @@
 """A trained model in use: loaded again, predicting, evaluated elsewhere, exported."""
 
-from gradsurgery.deployment.predictions import Predictions
-from gradsurgery.deployment.trained_model import TrainedModel, load_model
+from gradsurgery.deployment.trained_model import Predictions, TrainedModel, load_model
 
 __all__ = ["Predictions", "TrainedModel", "load_model"]

@@ -1,14 +1,18 @@
-"""The pictures that a person names: files, folders of any depth, or objects in memory."""
+"""The pictures that a person names, files, folders or objects, and their decoding ahead of use."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+from jaxtyping import UInt8
 from torch import Tensor
 
-from gradsurgery.data import SkippedImage
+from gradsurgery.data import BadImageError, SkippedImage
 from gradsurgery.data.formats import readable_suffixes
 from gradsurgery.errors import ArgumentError, DataError, printable
 
@@ -100,3 +104,58 @@ def _walk(folder: Path, left_out: list[SkippedImage]) -> Iterator[Path]:
 
 def _name(entry: "os.DirEntry[str]") -> str:
     return entry.name
+
+
+Key = TypeVar("Key")
+Decoded = UInt8[np.ndarray, "size size 3"]
+Job = tuple[Key, Callable[[], Decoded]]
+
+_AHEAD = 2  # batches of decoded pictures that may wait
+
+
+@dataclass(frozen=True)
+class Prepared(Generic[Key]):
+    """Decoded pictures that follow one another, `keys` of them; `bad` those between, and why."""
+
+    keys: list[Key]
+    pixels: UInt8[np.ndarray, "batch size size 3"]
+    bad: list[tuple[Key, str]]
+
+
+def prepared(
+    jobs: Iterable[Job[Key]], size: int, batch: int, workers: int
+) -> Iterator[Prepared[Key]]:
+    """Do the jobs, `workers` at a time, and yield what they give, in their order, in batches.
+
+    A job that raises `BadImageError` is in `bad`. At most so many pictures are in memory as three
+    batches have, however many jobs there are.
+    """
+    pending: deque[tuple[Key, Future[Decoded]]] = deque()
+    keys: list[Key] = []
+    bad: list[tuple[Key, str]] = []
+    pixels = np.empty((batch, size, size, 3), dtype=np.uint8)
+
+    def take() -> None:
+        key, future = pending.popleft()
+        try:
+            pixels[len(keys)] = future.result()
+            keys.append(key)
+        except BadImageError as error:
+            bad.append((key, str(error)))
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="pictures") as pool:
+        try:
+            for key, job in jobs:
+                if len(pending) == _AHEAD * batch:
+                    take()
+                pending.append((key, pool.submit(job)))
+                if len(keys) == batch:
+                    yield Prepared(keys, pixels, bad)
+                    keys, bad, pixels = [], [], np.empty_like(pixels)
+            while pending:
+                take()
+                if len(keys) == batch or not pending:
+                    yield Prepared(keys, pixels[: len(keys)], bad)
+                    keys, bad, pixels = [], [], np.empty_like(pixels)
+        finally:
+            pool.shutdown(cancel_futures=True)

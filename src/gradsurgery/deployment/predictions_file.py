@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from gradsurgery.atomic import atomic_file, output_error
-from gradsurgery.deployment.predictions import Predictions
+from gradsurgery.deployment.trained_model import Predictions
 from gradsurgery.errors import ArgumentError, DataError, OutputError
 
 SUFFIXES = (".csv", ".parquet")

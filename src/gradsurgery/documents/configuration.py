@@ -9,10 +9,15 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from gradsurgery.atomic import atomic_file
-from gradsurgery.documents.built_in import built_in
-from gradsurgery.documents.data_options import NO_TARGET, DataOptions
-from gradsurgery.documents.document import FILE_VERSION, Document, read_mapping
-from gradsurgery.documents.options import Role, about_option, option
+from gradsurgery.documents.data_options import NO_TARGET, DataOptions, built_in
+from gradsurgery.documents.document import (
+    FILE_VERSION,
+    Document,
+    Role,
+    about_option,
+    option,
+    read_mapping,
+)
 from gradsurgery.documents.training_options import TrainingOptions
 
 Precision = Literal["float32", "tf32", "ieee", "bfloat16", "float16"]

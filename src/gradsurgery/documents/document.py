@@ -1,13 +1,13 @@
-"""What every file is that this software writes and reads again: JSON with a version."""
+"""What every file is that this software writes and reads again, and every option of a person."""
 
 import json
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gradsurgery.atomic import atomic_file
 from gradsurgery.errors import ArgumentError, DataError, one_line
@@ -17,7 +17,6 @@ Kind = TypeVar("Kind", bound="Document")
 FILE_VERSION = 1
 """Of the files that a person may write too: a configuration, a plan."""
 
-"""Names that a message lists."""
 LARGEST = 1e100
 """Nothing that is measured here is larger, and sums of such numbers are finite."""
 _LARGEST_INTEGER = 2**63 - 1
@@ -223,3 +222,34 @@ def read_mapping(path: Path, what: str, known: Sequence[str] | None = None) -> d
         if known is not None and name not in known:
             raise unknown_name(f"name in the {what} {path}:", name, known)
     return dict(content)
+
+
+Role = Literal["identity", "condition", "hyperparameter", "incidental", "place"]
+"""What an option is to a comparison of runs.
+
+identity: says which of the compared runs it is; two runs that are compared may differ in it.
+incidental: what is recorded or let pass; runs that differ in nothing else are one run.
+condition: of the experiment; two runs that are compared share it, and no search chooses it: in a
+    grid its values are experiments apart.
+hyperparameter: two runs that are compared share it, unless a search has chosen it for each.
+place: where and on what the run is worked on. Every option but these decides the run's folder.
+"""
+
+
+def option(
+    role: Role,
+    description: str,
+    default: Any = ...,
+    *,
+    free: bool = False,
+    **limits: Any,
+) -> Any:
+    """A field with its role; of one that is `free`, no value makes a step cost more or less."""
+    about: dict[str, Any] = {"role": role, "free": free}
+    return Field(default, description=description, json_schema_extra=about, **limits)
+
+
+def about_option(kind: type[BaseModel], name: str) -> dict[str, Any]:
+    """What the field `name` was declared with: its role, and whether it is free."""
+    extra = kind.model_fields[name].json_schema_extra
+    return extra if isinstance(extra, dict) else {}

@@ -2,8 +2,7 @@
 
 from typing import Literal
 
-from gradsurgery.documents.document import Choices
-from gradsurgery.documents.options import option
+from gradsurgery.documents.document import Choices, option
 
 BatchNorm = Literal["frozen", "per-domain", "pooled"]
 Optimizer = Literal["adam", "adamw", "sgd"]

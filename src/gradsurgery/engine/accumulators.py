@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from typing_extensions import override
 from gradsurgery.engine.accumulator import Accumulator, Update
 from gradsurgery.engine.parameters import flat_gradient, shaped_gradient
 from gradsurgery.errors import ArgumentError
-from gradsurgery.kernels.network import accelerates, fits_products
+from gradsurgery.kernels.network import kernels_for
 from gradsurgery.rules.base import (
     ComponentwiseRule,
     GramianRule,
@@ -84,18 +85,23 @@ class SingleGradients(Accumulator):
 
 def accumulator_for(rule: Rule, parameters: Sequence[Tensor]) -> Accumulator:
     """The accumulator that needs the least memory for the rule, or the fewest kernels."""
+    if len(devices := {parameter.device for parameter in parameters}) > 1:
+        raise ArgumentError(
+            "the gradients of all parameters are compared in one place, found parameters on "
+            f"{', '.join(sorted(map(str, devices)))}; put the model on one device"
+        )
     alone = only_call_is_own(rule)
-    if accelerates(parameters) and len({parameter.dtype for parameter in parameters}) == 1:
+    if (kernels := kernels_for(parameters)) is not None:
         from gradsurgery.engine import network
 
         if isinstance(rule, RememberingRule) and not alone:
-            return network.NetworkVerdict(rule, parameters)
+            return network.NetworkVerdict(rule, parameters, kernels)
         if alone or not isinstance(rule, ComponentwiseRule | GramianRule):
-            return network.NetworkMatrix(rule, parameters)
-        if isinstance(rule, GramianRule) and fits_products(parameters):
-            return network.WeighedGradients(rule, parameters)
-        if isinstance(rule, ComponentwiseRule) and rule.combination(2) is not None:
-            return network.CombinedGradients(rule, parameters)
+            return network.NetworkMatrix(rule, parameters, kernels)
+        if isinstance(rule, GramianRule):
+            return network.WeighedGradients(rule, parameters, kernels)
+        if rule.combination(2) is not None:
+            return network.CombinedGradients(rule, parameters, kernels)
     kinds: list[tuple[Any, type[Any]]] = [
         (ComponentwiseRule, FoldedGradients),
         (GramianRule, StoredGradients),
@@ -106,6 +112,11 @@ def accumulator_for(rule: Rule, parameters: Sequence[Tensor]) -> Accumulator:
             chosen: Accumulator = accumulator(rule, parameters)
             return chosen
     return GradientMatrix(rule, parameters)
+
+
+def widest(tensors: Sequence[Tensor]) -> torch.dtype:
+    """The precision that holds those of all the tensors."""
+    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
 
 
 class FoldedGradients(SingleGradients):
@@ -220,18 +231,12 @@ class GradientMatrix(SingleGradients):
     def __init__(self, rule: Rule, parameters: Sequence[Tensor]) -> None:
         super().__init__(parameters)
         self._rule = rule
-        if len(devices := {parameter.device for parameter in parameters}) > 1:
-            raise ArgumentError(
-                f"the rule {rule.name} takes the gradients as one matrix, found parameters on "
-                f"{', '.join(sorted(map(str, devices)))}; put the model on one device"
-            )
         sizes = [parameter.numel() for parameter in parameters]
         self._bounds: list[int] = torch.tensor([0, *sizes]).cumsum(0).tolist()
         self._reached: set[int] = set()
-        dtype = parameters[0].dtype
-        for parameter in parameters:
-            dtype = torch.promote_types(dtype, parameter.dtype)
-        self._matrix = parameters[0].new_empty(_FIRST_ROWS, self._bounds[-1], dtype=dtype)
+        self._matrix = parameters[0].new_empty(
+            _FIRST_ROWS, self._bounds[-1], dtype=widest(parameters)
+        )
 
     def finish(self, domains: int, *, poison: bool) -> Update:
         """The rule's update, split into the parameters."""
@@ -239,27 +244,31 @@ class GradientMatrix(SingleGradients):
             return Update([None] * len(self._parameters))
         reached = sorted(self._reached)
         update = self._update(domains, [self._span(position) for position in reached])
-        parts = update.split([self._parameters[position].numel() for position in reached])
-        return Update(self._updates(parts, poison=poison))
+        return Update(self._updates(update, reached, poison=poison))
 
-    def _updates(self, parts: Sequence[Tensor], *, poison: bool) -> list[Tensor | None]:
+    def _updates(
+        self, update: Float[Tensor, " params"], positions: Sequence[int], *, poison: bool
+    ) -> list[Tensor | None]:
+        """The update of the parameters at `positions`, split into those that are reached."""
         gradients: list[Tensor | None] = [None] * len(self._parameters)
-        for position, part in zip(sorted(self._reached), parts, strict=True):
-            flat = part.to(self._parameters[position].dtype)
-            gradients[position] = self._shaped(flat, position, poison=poison)
+        sizes = [self._parameters[position].numel() for position in positions]
+        for dtype in {self._parameters[position].dtype for position in self._reached}:
+            parts = update.to(dtype).split(sizes)  # all at once: few launches on an accelerator
+            for position, part in zip(positions, parts, strict=True):
+                if position in self._reached and self._parameters[position].dtype == dtype:
+                    gradients[position] = self._shaped(part, position, poison=poison)
         return gradients
 
     def _judged(self, verdict: Verdict) -> Update:
         """What a rule with a memory says of the whole network, split into the parameters."""
         reached = [position in self._reached for position in range(len(self._parameters))]
-        parts = [verdict.update[self._span(position)] for position in sorted(self._reached)]
         device = verdict.update.device
         bounds, counted = torch.tensor(self._bounds).to(device), torch.tensor(reached).to(device)
         counts = [  # in few launches, however many parameters there are
             torch.nn.functional.pad(marks.cumsum(0), (1, 0))[bounds].diff() * counted
             for marks in (verdict.agreeing, verdict.zero)
         ]
-        updates = self._updates(parts, poison=False)
+        updates = self._updates(verdict.update, range(len(reached)), poison=False)
         sizes = [0 if update is None else update.numel() for update in updates]
         return Update(updates, agreeing=counts[0], zeros=counts[1], sizes=sizes)
 

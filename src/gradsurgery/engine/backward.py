@@ -14,6 +14,7 @@ from gradsurgery.engine.accumulators import accumulator_for, not_finite_update
 from gradsurgery.engine.parameters import NamedParameter, trainable_parameters
 from gradsurgery.engine.passes import DomainLoss, DomainPasses, Scaler
 from gradsurgery.errors import ArgumentError, NonFiniteError, check_kind
+from gradsurgery.kernels.network import wide_on
 from gradsurgery.rules.base import Rule, RuleFunction, as_rule, beyond_precision
 from gradsurgery.rules.gramian import cosines_of
 
@@ -39,11 +40,15 @@ class BackwardResult:
 
     @property
     def agreement(self) -> Float[Tensor, ""] | None:
-        """`agreeing` as a tensor of float64 on the device, NaN where all components are zero."""
+        """`agreeing` as a tensor on the device, NaN where all components are zero.
+
+        Of float64 where the device has it.
+        """
         if self.update.agreeing is None or self.update.zeros is None:
             return None
-        moving = sum(self.update.sizes or ()) - self.update.zeros.sum(dtype=torch.float64)
-        return self.update.agreeing.sum(dtype=torch.float64) / moving
+        dtype = wide_on(self.losses.device)
+        moving = sum(self.update.sizes or ()) - self.update.zeros.sum()
+        return self.update.agreeing.sum().to(dtype) / moving.to(dtype)
 
     @property
     def agreeing(self) -> float | None:
@@ -150,10 +155,10 @@ def backward(
         Frozen ones are left alone. A parameter that a domain's loss does not reach has a zero
         gradient there; one that no loss reaches keeps its `.grad`.
     rule: e.g. `gradsurgery.AgrSum()`. Component-wise rules need the memory of one gradient and of
-        the tensor being folded, whatever D is (on an accelerator of up to four, and a running total
-        where there are more); Gramian rules store the D gradients. Any other
-        `Rule`, and a function [domains, params] -> [params], is called on the D gradients as one
-        matrix, with room for at least 4 of them.
+        the tensor being folded, whatever D is (on an accelerator of up to four, without Triton
+        of eleven for a moment, and a running total where there are more); Gramian rules store the D
+        gradients. Any other `Rule`, and a function [domains, params] -> [params], is called on the
+        D gradients as one matrix, with room for at least 4 of them.
     scaler: with float16 autocast, scales each loss. A gradient that overflowed then makes `.grad`
         NaN, so that `scaler.step(optimizer)` skips the step, instead of raising.
     defer_check: do not wait for an accelerator to learn whether all gradients are finite. `.grad`
@@ -164,7 +169,7 @@ def backward(
         [domains, rows], that a domain has no say on: of the last layer those of the classes that it
         lacks, whose logits its loss leaves out. A rule that asks all domains to agree asks the
         others there, and sums theirs; where the gradient is not zero the domain has a say after
-        all. To other rules a zero is a zero.
+        all. To other rules a zero is a zero. Rows of a frozen parameter are left alone.
 
     As with `Tensor.backward`, the update is added to a `.grad` that exists. Hooks are removed and
     every `.grad` is as before if anything raises.
@@ -206,7 +211,7 @@ def write_update(
     """
     _check_single_process()
     rule = as_rule(rule)
-    named = trainable_parameters(parameters)
+    named = trainable_parameters(parameters, no_say=no_say or ())
     check_kind("scaler", scaler, torch.amp.GradScaler | None, "a torch.amp.GradScaler")
     if scaler is not None and not scaler.is_enabled():
         scaler = None
@@ -234,7 +239,8 @@ def write_update(
         result = BackwardResult(losses, update, [name for name, _ in named])
         if not deferred and scaler is None:
             result.check()
-            _check_update(update, accumulator.largest * len(values), named)
+            if update.found is None:
+                _check_update(update, accumulator.largest * len(values), named)
         after = _added(before, update.gradients)
     except BaseException:
         for (_, parameter), gradient in zip(named, before, strict=True):

@@ -1,25 +1,24 @@
-"""What is kept of the domains' gradients on an accelerator, where one kernel takes all of them.
+"""What is kept of the domains' gradients on an accelerator, for all parameters at once.
 
 Nothing here waits for the device: what was not finite is noted there, and read when the result is.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from gradsurgery.engine.accumulator import Accumulator, Update
-from gradsurgery.engine.accumulators import GradientMatrix
+from gradsurgery.engine.accumulators import GradientMatrix, widest
 from gradsurgery.engine.parameters import laid_out_as
-from gradsurgery.kernels import products
-from gradsurgery.kernels.combine import COUNTING, Running, Seen, combine
-from gradsurgery.kernels.network import Combination
+from gradsurgery.kernels.network import Combination, Kernels, Seen
 from gradsurgery.rules.base import ComponentwiseRule, GramianRule, Rule
 from gradsurgery.rules.remembering import RememberingRule
 
-# So many domains' gradients wait for the kernel of a component-wise rule: most data sets have up
-# to four source domains, which then are read once.
+# So many domains' gradients wait for a component-wise rule: most data sets have up to four source
+# domains, which then are read once.
 _HELD = 4
 
 
@@ -28,8 +27,9 @@ class NetworkGradients(Accumulator):
 
     at_once = False
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, parameters: Sequence[Tensor], kernels: Kernels) -> None:
         super().__init__(parameters)
+        self._kernels = kernels
         self._rows: list[list[Tensor | None]] = []
         self._sizes = tuple(parameter.numel() for parameter in parameters)
 
@@ -52,10 +52,13 @@ class NetworkGradients(Accumulator):
 class CombinedGradients(NetworkGradients):
     """For component-wise rules: folds four domains at a time."""
 
-    def __init__(self, rule: ComponentwiseRule, parameters: Sequence[Tensor]) -> None:
-        super().__init__(parameters)
+    def __init__(
+        self, rule: ComponentwiseRule, parameters: Sequence[Tensor], kernels: Kernels
+    ) -> None:
+        super().__init__(parameters, kernels)
         self._rule = rule
-        self._running: Running | None = None
+        self._like = parameters[0].new_empty(0, dtype=widest(parameters))
+        self._running: Any = None
         self._flags: list[Tensor] = []
         self._reached: set[int] = set()
 
@@ -78,13 +81,12 @@ class CombinedGradients(NetworkGradients):
         # the gradient of a single loss is its own sum
         stays = domains == 1 and combination == Combination("sum")
         seen = self._fold(domains, combination, out=[None] * len(out) if stays else out)
-        counts = combination.kind in COUNTING
         return Update(
             out,
-            agreeing=seen.agreeing if counts else None,
-            zeros=seen.zeros if counts else None,
+            agreeing=seen.agreeing,
+            zeros=seen.zeros,
             sizes=[0 if update is None else update.numel() for update in out],
-            flags=torch.cat(self._flags),
+            flags=self._flags[0] if len(self._flags) == 1 else torch.cat(self._flags),
             found=seen.found,
         )
 
@@ -97,17 +99,15 @@ class CombinedGradients(NetworkGradients):
         self, domains: int, combination: Combination, *, out: list[Tensor | None] | None
     ) -> Seen:
         """Take the gradients that wait into the rule; they are the last where `out` is given."""
-        like = self._parameters[0]
-        draws = combination.draws and out is not None
-        seen = combine(
+        seen = self._kernels.combine(
             combination,
             self._rows,
-            like=like,
+            like=self._like,
             sizes=self._sizes,
             out=out,
             domains=domains,
             before=self._running,
-            seed=self._rule.random.seed_on(like.device) if draws else None,
+            random=self._rule.random,
         )
         self._rows, self._running = [], seen.running
         self._flags.append(seen.flags)
@@ -115,10 +115,10 @@ class CombinedGradients(NetworkGradients):
 
 
 class WeighedGradients(NetworkGradients):
-    """For Gramian rules: the Gramian in one kernel, the weighted sum in another."""
+    """For Gramian rules: keeps the gradients of every domain until the weights are known."""
 
-    def __init__(self, rule: GramianRule, parameters: Sequence[Tensor]) -> None:
-        super().__init__(parameters)
+    def __init__(self, rule: GramianRule, parameters: Sequence[Tensor], kernels: Kernels) -> None:
+        super().__init__(parameters, kernels)
         self._rule = rule
 
     @override
@@ -126,26 +126,27 @@ class WeighedGradients(NetworkGradients):
         out = self._first_gradients()
         if all(update is None for update in out):
             return Update(out)
-        gramian, flags, found = products.gramian(self._rows, self._sizes)
-        weights = self._rule.weights_on_device(gramian)
-        products.weighted_sum(self._rows, self._sizes, weights, out=out, found=found)
+        gramian, flags, found = self._kernels.weigh(
+            self._rows, self._sizes, self._rule.weights_on_device, out=out
+        )
         return Update(out, gramian=gramian, flags=flags, found=found)
 
 
 class NetworkMatrix(GradientMatrix):
-    """For rules that are called on a matrix: one kernel copies a domain's gradients into a row."""
+    """For rules that are called on a matrix: copies all of a domain's gradients into a row."""
 
     at_once = False
 
-    def __init__(self, rule: Rule, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, rule: Rule, parameters: Sequence[Tensor], kernels: Kernels) -> None:
         super().__init__(rule, parameters)
+        self._kernels = kernels
         self._flags: list[Tensor] = []
         self._sizes = tuple(parameter.numel() for parameter in parameters)
 
     @override
     def receive_domain(self, domain: int, gradients: Sequence[Tensor | None]) -> None:
         laid_out = laid_out_as(self._parameters, gradients)
-        self._flags.append(products.gather(laid_out, self._sizes, out=self._row(domain)))
+        self._flags.append(self._kernels.gather(laid_out, self._sizes, out=self._row(domain)))
         self._reached |= {position for position, g in enumerate(gradients) if g is not None}
 
     @override
@@ -153,11 +154,9 @@ class NetworkMatrix(GradientMatrix):
         flags = torch.stack(self._flags)
         found = flags.any().float()
         if found.item():  # a rule that is anybody's is not shown what is not finite
-            parts = [
-                torch.full((self._sizes[at],), torch.nan, device=flags.device)
-                for at in sorted(self._reached)
-            ]
-            return Update(self._updates(parts, poison=False), flags=flags, found=found)
+            nan = torch.full_like(self._matrix[0], torch.nan)
+            spoilt = self._updates(nan, range(len(self._sizes)), poison=False)
+            return Update(spoilt, flags=flags, found=found)
         update = super().finish(domains, poison=False)
         parts = [part for part in update.gradients if part is not None and part.numel()]
         sums = torch.stack(torch._foreach_norm(parts, ord=torch.inf)) if parts else found

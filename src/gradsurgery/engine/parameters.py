@@ -12,9 +12,12 @@ NamedParameter = tuple[str, Tensor]
 
 
 def trainable_parameters(
-    parameters: Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+    parameters: Iterable[Tensor] | Iterable[tuple[str, Tensor]], *, no_say: Iterable[str] = ()
 ) -> list[NamedParameter]:
-    """Each parameter that requires a gradient once, with its name or else its position."""
+    """Each parameter that requires a gradient once, with its name or else its position.
+
+    no_say: names that there have to be, also of parameters that require none.
+    """
     if isinstance(parameters, nn.Module):
         raise ArgumentError(
             f"parameters are tensors, found the module {type(parameters).__name__}; give "
@@ -26,6 +29,7 @@ def trainable_parameters(
             f"parameters are several tensors, found {found}; give model.parameters(), or a list"
         )
     named: dict[int, NamedParameter] = {}
+    unknown = dict.fromkeys(no_say)
     for position, item in enumerate(parameters):
         name, parameter = str(position), item
         if isinstance(item, tuple) and len(item) == 2:
@@ -51,11 +55,22 @@ def trainable_parameters(
                 f"parameter {name} is a part of a larger tensor with gaps in memory; make it a "
                 "tensor of its own with .contiguous()"
             )
+        if id(parameter) not in named:
+            unknown.pop(name, None)
         if parameter.requires_grad:
             named.setdefault(id(parameter), (name, parameter))
+    _check_known(unknown)
     if not named:
         raise ArgumentError("no parameter requires a gradient; give at least one that is trained")
     return list(named.values())
+
+
+def _check_known(unknown: Iterable[str]) -> None:
+    for name in unknown:
+        raise ArgumentError(
+            f"no_say is by the names of parameters, found {name!r}, which none has; give names of "
+            "model.named_parameters() with those, or positions with model.parameters()"
+        )
 
 
 def _fills_memory(tensor: Tensor) -> bool:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
-from gradsurgery.documents.explanation import Answer
+from gradsurgery.documents.studies import Answer
 from gradsurgery.errors import ArgumentError
 from gradsurgery.gradients.model_state import unchanged
 

@@ -34,7 +34,7 @@ class Draws(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if torch.Tag.nondeterministic_seeded not in func.tags:
+        if torch.Tag.nondeterministic_seeded not in func.tags or _drops_nothing(func, args, kwargs):
             return result
         _check_known(func, args)
         numbers = result[1] if func is _DROPOUT else result
@@ -65,6 +65,13 @@ class Draws(TorchDispatchMode):
             f"which are no part of those that it draws for {self.samples} samples; call "
             "model.eval(), or draw numbers for each sample"
         )
+
+
+def _drops_nothing(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> bool:
+    """Whether this is an attention without dropout, which draws nothing."""
+    names = [argument.name for argument in func._schema.arguments]
+    given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+    return "dropout_p" in names and given.get("dropout_p", 0.0) == 0
 
 
 def _check_known(func: Any, args: Sequence[Any]) -> None:

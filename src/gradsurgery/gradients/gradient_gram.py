@@ -149,7 +149,7 @@ def gradient_gram(model: nn.Module, loss: SampleLoss, x: Tensor, y: Any) -> Grad
             parameter=None,
         )
     if fallbacks:
-        _logger.warning("per-sample gradients one pass a sample for: %s", ", ".join(fallbacks))
+        _logger.warning("per-sample gradients one pass a sample for: %s", _some_of(list(fallbacks)))
     return GradientGram(layers, losses, tuple(fallbacks))
 
 
@@ -176,17 +176,19 @@ def _parameter_grams(
     left = recorder.left_in_graph(losses)
     if recorder.differentiated:
         left = parameters
-    slow, apart = verified_backward(recorder, losses, receive, left)
     singles = SinglePasses(samples, output, losses, state, recorder.precision)
+    unseen = recorder.gradient_lost or is_opaque(model)
+    # at least one of them, against all that was not thought of
+    numbers = range(len(x)) if unseen or not singles.has_own_losses() else [len(x) - 1]
+    # beside it the one with the largest loss, to tell how large gradients are
+    compared = sorted({*numbers, int(losses.detach().argmax())})
+    slow, apart = verified_backward(recorder, losses, receive, left, compared)
     output, losses = None, losses.detach()
     everything = recorder.differentiated or not apart
     refused = {id(parameter) for parameter in slow}
     fast = [parameter for parameter in parameters if id(parameter) not in refused]
     if fast and not everything:
-        unseen = recorder.gradient_lost or is_opaque(model)
-        # at least one of them, against all that was not thought of
-        numbers = range(len(x)) if unseen or not singles.has_own_losses() else [len(x) - 1]
-        everything = not singles.confirm(recorder.taps, fast, numbers)
+        everything = not singles.confirm(recorder.taps, fast, numbers, compared)
     one_by_one = parameters if everything else slow
     grams.update(stacked_grams(singles, one_by_one, len(x)))
     return grams, losses, one_by_one
@@ -206,6 +208,12 @@ def _gram_of(parameter: Tensor, pieces: list[Piece], samples: int) -> Gram:
 
     step = max(piece.call.step for piece in pieces)
     return gram_in_spans(parameter.shape, samples, rows, step=step)
+
+
+def _some_of(layers: list[str]) -> str:
+    """The first three, and how many more there are."""
+    more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+    return ", ".join(layers[:3]) + more
 
 
 def layer_of(parameter: str, model: nn.Module) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -16,7 +17,7 @@ from gradsurgery.gradients.recorder import Recorder, Tap
 from gradsurgery.gradients.verification import Piece, are_near, refuse_mixed, verified_backward
 
 SampleLoss = Callable[[Any, Any], Tensor]
-_STACKED = 4 * PIECE
+_STACKED = 16 * PIECE
 
 
 class Samples(NamedTuple):
@@ -130,7 +131,6 @@ class SinglePasses:
 
     output, losses: those of the pass over all samples, which each sample alone must have too.
     precision: how far apart they may be, relative to the largest of them.
-    draws: the random numbers of that pass; None where there are none.
     """
 
     def __init__(
@@ -146,9 +146,11 @@ class SinglePasses:
         self._losses = losses.detach()
         self._state = state
         self._precision = precision
-        self._draws = self._drawn() if state.has_drawn() else None
 
-    def _drawn(self) -> Draws:
+    @cached_property
+    def _draws(self) -> Draws | None:
+        if not self._state.has_drawn():
+            return None
         model, loss, x, y = self._samples
         draws = Draws(len(x))
         self._state.restore()
@@ -171,9 +173,9 @@ class SinglePasses:
         around: what to enter around the pass.
         """
         model, loss, all_x, all_y = self._samples
+        draws = nullcontext() if self._draws is None else Draws(1, given=(self._draws, i))
         self._state.restore()
         x, y = all_x[i : i + 1].detach().clone(), target_of(all_y, i)
-        draws = nullcontext() if self._draws is None else Draws(1, given=(self._draws, i))
         what = (
             f"{type(model).__name__} runs on {len(self._losses)} samples and not on sample {i} "
             "alone, so that it has no gradient of its own"
@@ -200,10 +202,13 @@ class SinglePasses:
         """That of each sample."""
         return (self.loss(i) for i in range(len(self._losses)))
 
-    def confirm(self, taps: list[Tap], parameters: list[Tensor], numbers: Iterable[int]) -> bool:
+    def confirm(
+        self, taps: list[Tap], parameters: list[Tensor], numbers: Iterable[int], rows: list[int]
+    ) -> bool:
         """Whether these samples alone have the gradients that they had in the pass over all.
 
-        taps: those of the pass over all; parameters: whose taps to compare.
+        taps: those of the pass over all, with the samples `rows`; parameters: whose taps to
+            compare.
         """
         wanted = {id(parameter) for parameter in parameters}
         batch = [tap for tap in taps if wanted.intersection(map(id, tap.parameters))]
@@ -212,9 +217,9 @@ class SinglePasses:
             loss = self.loss(i, recorder)
             if loss.requires_grad:
                 left = recorder.left_in_graph(loss)
-                verified_backward(recorder, loss[None], _ignore, left)
+                verified_backward(recorder, loss[None], _ignore, left, [0])
             if len(recorder.taps) != len(batch) or not all(
-                _same_projection(one.plain, other.plain, i, self._precision)
+                _same_projection(one.plain, other.plain, rows.index(i), self._precision)
                 for one, other in zip(recorder.taps, batch, strict=True)
             ):
                 return False

@@ -27,6 +27,7 @@ from gradsurgery.gradients.layers.elementwise import (
     functions_named,
 )
 from gradsurgery.gradients.layers.layer_call import LayerCall
+from gradsurgery.gradients.rows_in_graph import rows_stay_apart
 
 
 class _Tap(torch.autograd.Function):
@@ -35,6 +36,8 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, output: Tensor, _anchor: Tensor, receive: "_Receive") -> Tensor:
         ctx.receive = receive
+        if output._is_view():  # in place, autograd would copy its gradient piece by piece
+            return output.clone()
         ctx.mark_dirty(output)
         return output
 
@@ -81,7 +84,7 @@ class Tap:
     """A call of a layer, and random projections of the gradients of its output's rows.
 
     weighted: those of each weighted backward pass, divided by the weights; plain: that of the pass
-        without weights. All are [samples, 4].
+        without weights. All are [rows, 4].
     """
 
     def __init__(self, call: LayerCall) -> None:
@@ -227,6 +230,20 @@ class Recorder(TorchFunctionMode):
         found = {id(node.variable) for node in beside if hasattr(node, "variable")}
         return [parameter for key, parameter in self.parameters.items() if key in found]
 
+    def keeps_apart(self, losses: Tensor) -> bool:
+        """Whether the graph shows that each loss reaches its sample, and its rows at taps, alone.
+
+        A hook could still mix them, and counts as a gradient that is lost.
+        """
+        if self._samples == 1 or self.gradient_lost:
+            return self._samples == 1
+        kinds = {function._backward_cls for function in (_Tap, _StandIn)}
+        return rows_stay_apart(
+            losses,
+            self._samples,
+            lambda node: type(node) in kinds or getattr(node, "variable", None) is self._leaf,
+        )
+
     def go_back(
         self,
         losses: Tensor,
@@ -234,13 +251,15 @@ class Recorder(TorchFunctionMode):
         receiver: Callable[[Tap, Tensor], None],
         *,
         keep_graph: bool,
+        to_samples: bool,
     ) -> Tensor | None:
         """One backward pass of Σ w_i ℓ_i, in which `receiver` gets the gradient at each tap.
 
-        Returns the samples' own, None where they have none.
+        Returns the samples' own with `to_samples`, None where they have none.
         """
         self._receiver = receiver
-        wanted = [self._anchor] if self._leaf is None else [self._anchor, self._leaf]
+        leaf = self._leaf if to_samples else None
+        wanted = [self._anchor] if leaf is None else [self._anchor, leaf]
         try:
             found = torch.autograd.grad(
                 losses,
@@ -251,7 +270,7 @@ class Recorder(TorchFunctionMode):
             )
         finally:
             self._receiver = None
-        return None if self._leaf is None else found[1]
+        return None if leaf is None else found[1]
 
     @property
     def is_narrow(self) -> bool:

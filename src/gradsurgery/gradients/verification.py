@@ -7,6 +7,7 @@ b_r + Σ_j (w_j − w_i) β_j / w_i, which is another one for all but very few w
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -43,18 +44,23 @@ def verified_backward(
     losses: Float[Tensor, " samples"],
     receiver: Receiver,
     left: Iterable[Tensor],
+    compared: Sequence[int],
 ) -> tuple[list[Tensor], bool]:
-    """Propagate the losses back, weighted and then as they are.
+    """Propagate the losses back as they are; and weighted before, unless the graph tells enough.
 
     receiver: called with a parameter and its pieces as soon as they are complete and verified,
         during the last pass; nothing of them is kept afterwards.
     left: parameters that are not to be handed out.
+    compared: the samples whose rows at each tap are to be compared with those of other passes.
 
     Returns the parameters whose gradients by sample the passes do not give; and whether each sample
     influences its own loss alone, as far as gradients show.
     """
-    project = _Projection(len(losses))
-    rounds = [one.to(losses.device) for one in _weights(len(losses), narrow=recorder.is_narrow)]
+    count = len(losses)
+    known = recorder.keeps_apart(losses)
+    project = _Projection(count, compared if known else range(count))
+    weights_of_passes = [] if known else _weights(count, narrow=recorder.is_narrow)
+    rounds = [one.to(losses.device) for one in weights_of_passes]
     pieces = _Pieces(recorder, receiver, left)
     of_samples: list[Tensor] = []
     for weights in rounds:
@@ -62,16 +68,21 @@ def verified_backward(
         def receive_weighted(tap: Tap, gradient: Tensor, weights: Tensor = weights) -> None:
             tap.weighted.append(project(gradient) / weights[:, None])
 
-        found = recorder.go_back(losses, weights, receive_weighted, keep_graph=True)
+        found = recorder.go_back(
+            losses, weights, receive_weighted, keep_graph=True, to_samples=True
+        )
         if found is not None:
             of_samples.append(project(found) / weights[:, None])
 
     def receive_plain(tap: Tap, gradient: Tensor) -> None:
-        tap.plain = project(gradient)
-        verified = _agree(tap.weighted, tap.plain, len(rounds))
+        plain = project(gradient)
+        verified = known or _agree(tap.weighted, plain, len(rounds))
+        tap.plain = plain if known else plain[list(compared)]
         pieces.receive(tap, gradient, verified=verified)
 
-    found = recorder.go_back(losses, torch.ones_like(losses), receive_plain, keep_graph=False)
+    found = recorder.go_back(
+        losses, torch.ones_like(losses), receive_plain, keep_graph=False, to_samples=not known
+    )
     pieces.hand_out_rest()
     apart = found is None or _agree(of_samples, project(found), len(rounds))
     return pieces.refused(), apart
@@ -112,34 +123,35 @@ class _Pieces:
 
 
 class _Projection:
-    """Random projections of each sample's part of a gradient: [samples, 4], its length kept."""
+    """Random projections of some samples' parts of a gradient: [wanted, 4], its length kept."""
 
-    _PIECE = 1 << 16
-    _COLUMNS = 4
-
-    def __init__(self, samples: int) -> None:
+    def __init__(self, samples: int, wanted: Sequence[int]) -> None:
         self._samples = samples
-        self._directions: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._wanted = wanted
 
-    def __call__(self, gradient: Tensor) -> Float[Tensor, "samples 4"]:
-        rows = gradient.to(wide(gradient.dtype)).reshape(self._samples, -1)
-        directions = self._of(rows)
-        signs = directions[: self._COLUMNS]
-        total = rows.new_zeros(self._samples, self._COLUMNS)
+    def __call__(self, gradient: Tensor) -> Float[Tensor, "wanted 4"]:
+        apart = gradient.unflatten(0, (self._samples, -1))
+        if len(self._wanted) < self._samples:
+            apart = apart[list(self._wanted)]
+        rows = apart.to(wide(gradient.dtype)).flatten(1)
+        directions = _directions(_WIDTH, rows.device, rows.dtype)
+        whole = rows.shape[1] // _WIDTH
+        # the pieces of a row share directions, and differ by a factor
+        factors = _directions(1 << whole.bit_length(), rows.device, rows.dtype)[:whole]
         with full_precision():
-            for at, piece in enumerate(rows.split(self._PIECE, dim=1)):
-                # the pieces share directions, and differ by a factor
-                factor = signs[at % self._COLUMNS] * (1 + at // self._COLUMNS)
-                total += piece @ directions[: piece.shape[1]] * factor
+            pieces = rows[:, : whole * _WIDTH].unflatten(1, (whole, _WIDTH)) @ directions
+            rest = rows[:, whole * _WIDTH :]
+            total: Tensor = (pieces * factors).sum(1) + rest @ directions[: rest.shape[1]]
         return total
 
-    def _of(self, rows: Tensor) -> Tensor:
-        key = (rows.device, rows.dtype)
-        if key not in self._directions:
-            generator = torch.Generator().manual_seed(0)
-            drawn = torch.randn(self._PIECE, self._COLUMNS, generator=generator)
-            self._directions[key] = (drawn / 2).to(*key)
-        return self._directions[key]
+
+_WIDTH = 1024
+
+
+@cache
+def _directions(count: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    generator = torch.Generator().manual_seed(count)
+    return (torch.randn(count, 4, generator=generator) / 2).to(device, dtype)
 
 
 def _weights(samples: int, *, narrow: bool) -> list[Float[Tensor, " samples"]]:

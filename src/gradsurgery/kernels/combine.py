@@ -9,19 +9,19 @@ of more the running total is stored, and one that ends beyond the precision is n
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from gradsurgery.kernels.combine_programs import TILE, TYPES, WARPS, combine_program, noise_program
 from gradsurgery.kernels.network import (
     BLOCK,
-    ROWS,
+    COUNTING,
     Combination,
     Layout,
     Rows,
+    Seen,
     launch,
     layout_of,
     table_of,
@@ -30,8 +30,6 @@ from gradsurgery.kernels.network import (
 # Which rules keep more of the domains before than a total.
 _SECOND = ("sand-mask", "graddrop")
 _SIGNED = ("and-mask", "sand-mask")
-COUNTING = ("agr-sum", "agr-rand", *_SIGNED)
-"""The rules whose agreeing components are counted."""
 
 
 class Running(NamedTuple):
@@ -43,33 +41,16 @@ class Running(NamedTuple):
     found: Tensor
 
 
-class Seen(NamedTuple):
-    """What the kernel saw of some domains' gradients.
-
-    flags: [domains, tensors], not 0 where a gradient was not finite.
-    found: 1.0 where any of them is set, or was by the domains before; float32, without dimensions.
-    agreeing: [tensors], how many components agree and are not zero in every domain.
-    zeros: [tensors], how many are zero in every domain.
-    running: what is known so far, where more domains follow.
-    """
-
-    flags: Tensor
-    found: Tensor
-    agreeing: Tensor
-    zeros: Tensor
-    running: Running | None = None
-
-
 def combine(
     combination: Combination,
     rows: Rows,
     *,
     like: Tensor,
     sizes: tuple[int, ...],
-    out: Sequence[Tensor | None] | None,
+    out: list[Tensor | None] | None,
     domains: int,
     before: Running | None = None,
-    seed: Tensor | None = None,
+    random: Any = None,
 ) -> Seen:
     """Take the flat gradients `rows` [domains][tensors] into the rule.
 
@@ -79,7 +60,7 @@ def combine(
         gradients; None where more domains follow. The update is NaN where a gradient is.
     domains: how many there are with these.
     before: what was known after the domains before these.
-    seed: of the draws, an int64 on the device.
+    random: the rule's source of draws.
     """
     device, dtype, tensors = like.device, like.dtype, len(sizes)
     layout = layout_of(sizes, device)
@@ -88,6 +69,7 @@ def combine(
     fresh = before is None and out is None
     after = _fresh(combination.kind, sum(sizes), _wide(dtype), found) if fresh else before
     total, second, signs = (found if t is None else t for t in (after or (None,) * 3)[:3])
+    seed = random.seed_on(device) if out is not None and combination.draws else None
     sums = out is not None and (combination.rescale or combination.kind == "agr-rand")
     partials = torch.empty(len(layout.owners) * sums, dtype=torch.float64, device=device)
     table = table_of(rows if out is None else [*rows, out], device)
@@ -120,51 +102,25 @@ def combine(
         TILE=TILE,
         num_warps=WARPS,
     )
-    by_tensor = marks[:-1].view(-1, tensors)
+    flags, counts = marks[:-1].view(-1, tensors).split([len(rows), 2])
     found = found if before is None else torch.maximum(found, before.found)
-    seen = Seen(by_tensor[:-2], found, by_tensor[-2], by_tensor[-1])
-    if out is None and after is not None:
-        return seen._replace(running=Running(*after[:3], found))
-    if out is not None and combination.kind == "agr-rand" and seed is not None:
-        _replace_marks(combination, out, layout, partials, seen=seen, seed=seed)
-    elif out is not None and combination.rescale:
+    if out is None:
+        return Seen(flags, found, running=Running(total, second, signs, found))
+    if combination.kind == "agr-rand" and seed is not None:
+        _replace_marks(combination, out, layout, partials, counts, found=found, seed=seed)
+    elif combination.rescale:
         _rescale(out, partials, sizes)
-    return seen
-
-
-def combined(
-    combination: Combination, gradients: Float[Tensor, "domains params"], seed: Tensor | None
-) -> tuple[Float[Tensor, " params"], Seen]:
-    """The update for stored gradients, whose rows have no gaps."""
-    update = torch.empty_like(gradients[0])
-    rows = [[row] for row in gradients]
-    running, flags, taken = None, [], 0
-    while taken < len(rows):
-        part = rows[taken : taken + ROWS]
-        taken += len(part)
-        last = taken == len(rows)
-        seen = combine(
-            combination,
-            part,
-            like=update,
-            sizes=(len(update),),
-            out=[update] if last else None,
-            domains=taken,
-            before=running,
-            seed=seed,
-        )
-        running = seen.running
-        flags.append(seen.flags)
-    return update, seen._replace(flags=torch.cat(flags))
+    return Seen(flags, found, *(counts if combination.kind in COUNTING else ()))
 
 
 def _replace_marks(
     combination: Combination,
-    tensors: Sequence[Tensor | None],
+    tensors: list[Tensor | None],
     layout: Layout,
     partials: Tensor,
+    counts: Tensor,
     *,
-    seen: Seen,
+    found: Tensor,
     seed: Tensor,
 ) -> None:
     """Put draws from N(0, σ²), divided, where `tensors` are NaN; all NaN where a gradient was.
@@ -180,10 +136,10 @@ def _replace_marks(
         table.addresses,
         *layout,
         partials.sum(),
-        torch.stack([seen.agreeing, seen.zeros]).sum(1),
+        counts.sum(1),
         constants_of(combination.constants, some.device),
         seed,
-        seen.found,
+        found,
         ALIGNED=table.aligned,
         DTYPE=TYPES[some.dtype],
         WIDE=TYPES[_wide(some.dtype)],

@@ -1,18 +1,19 @@
-"""The tensors of a whole network as one table, which one kernel on an accelerator works through.
+"""What works through the tensors of a whole network at once, and the tables that Triton's need.
 
-A kernel is started once for all tensors. What it gets is a table of addresses, one row a domain and
-one column a tensor, and a list of blocks: of which tensor each is, and where in it it begins.
+One of Triton's kernels is started once for all tensors. What it gets is a table of addresses, one
+row a domain and one column a tensor, and a list of blocks: of which tensor each is, and where in it
+it begins.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from gradsurgery.errors import ArgumentError
@@ -26,6 +27,11 @@ ROWS = 8
 DEVICES = {"cuda"}
 """The kinds of devices that kernels are started on; Triton's interpreter makes one of the CPU."""
 
+ONE_BY_ONE = {"cpu"}
+"""The kinds of devices on which tensors are taken one after the other, by compiled loops."""
+
+_DOUBLE = {"cpu", "cuda"}
+
 _WIDEST = 1 << 31  # offsets within a tensor are 32-bit numbers
 
 
@@ -37,19 +43,22 @@ def accelerates(tensors: Sequence[Tensor]) -> bool:
     return all(tensor.device == device and tensor.numel() < _WIDEST for tensor in tensors)
 
 
-def fits_products(tensors: Sequence[Tensor]) -> bool:
-    """Whether there are kernels for products of these tensors, which float64 has to scale first."""
-    return tensors[0].dtype != torch.float64 and accelerates(tensors)
-
-
 @cache
 def has_triton() -> bool:
     """Whether Triton is installed; torch's builds for CUDA on Linux bring it."""
     return find_spec("triton") is not None
 
 
-Rows = Sequence[Sequence[Tensor | None]]
+def wide_on(device: torch.device) -> torch.dtype:
+    """The precision of sums over a network: float64 where the device is known to have it."""
+    return torch.float64 if device.type in _DOUBLE else torch.float32
+
+
+Rows = Sequence[list[Tensor | None]]
 """Flat gradients [domains][tensors], None where a domain does not reach a tensor."""
+
+COUNTING = ("agr-sum", "agr-rand", "and-mask", "sand-mask")
+"""The rules whose agreeing components are counted."""
 
 
 class Combination(NamedTuple):
@@ -65,6 +74,83 @@ class Combination(NamedTuple):
     constants: tuple[float, ...] = (1.0,)
     draws: bool = False
     rescale: bool = False
+
+
+class Seen(NamedTuple):
+    """What was seen of some domains' gradients.
+
+    flags: [domains, tensors], not 0 where a gradient was not finite.
+    found: 1.0 where any of them is set, or was by the domains before, or where the update is not
+        finite; float32, without dimensions.
+    agreeing: [tensors], how many components agree and are not zero in every domain.
+    zeros: [tensors], how many are zero in every domain.
+    running: what is known so far, where more domains follow.
+    """
+
+    flags: Tensor
+    found: Tensor
+    agreeing: Tensor | None = None
+    zeros: Tensor | None = None
+    running: Any = None
+
+
+class Kernels(NamedTuple):
+    """What works through a whole network at once: of `combine.py` and `products.py`, or `flat.py`.
+
+    `rows` are used up by these functions. `out` has a tensor for each that a domain reaches, which
+    may be one of its gradients, and has the update afterwards.
+    """
+
+    combine: Callable[..., Seen]
+    weigh: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    gather: Callable[..., Tensor]
+    projections: Callable[..., Tensor]
+
+
+def kernels_for(tensors: Sequence[Tensor]) -> Kernels | None:
+    """What works through all of these tensors of one device at once; None on the processor."""
+    if tensors[0].device.type in ONE_BY_ONE - DEVICES:
+        return None
+    from gradsurgery.kernels import flat
+
+    kernels = Kernels(flat.combine, flat.weigh, flat.gather, flat.projections)
+    if not accelerates(tensors) or len({tensor.dtype for tensor in tensors}) > 1:
+        return kernels
+    from gradsurgery.kernels import combine, products
+
+    # the squares of float64 have to be scaled first
+    weigh = kernels.weigh if tensors[0].dtype == torch.float64 else products.weigh
+    return Kernels(combine.combine, weigh, products.gather, products.projections)
+
+
+def combined(
+    kernels: Kernels,
+    combination: Combination,
+    gradients: Float[Tensor, "domains params"],
+    random: Any,
+) -> tuple[Float[Tensor, " params"], Seen]:
+    """The update of a component-wise rule for stored gradients, whose rows have no gaps."""
+    out: list[Tensor | None] = [torch.empty_like(gradients[0])]
+    rows: list[list[Tensor | None]] = [[row] for row in gradients]
+    running, flags, taken = None, [], 0
+    while taken < len(rows):
+        part = rows[taken : taken + ROWS]
+        taken += len(part)
+        seen = kernels.combine(
+            combination,
+            part,
+            like=gradients,
+            sizes=gradients.shape[1:],
+            out=out if taken == len(rows) else None,
+            domains=taken,
+            before=running,
+            random=random,
+        )
+        running = seen.running
+        flags.append(seen.flags)
+    (update,) = out
+    assert update is not None
+    return update, seen._replace(flags=torch.cat(flags))
 
 
 class Layout(NamedTuple):

@@ -4,7 +4,7 @@ Written in Triton; products and sums are in float64, as on the processor. The we
 GradVac are found on the device too, so that no step waits for it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import triton
@@ -25,6 +25,23 @@ _PRODUCTS_TILE = 256
 
 # Products of pairs are kept block by block; of so many numbers at a time.
 _PARTS = 1 << 25
+
+
+def weigh(
+    rows: Rows,
+    sizes: tuple[int, ...],
+    weights_of: Callable[[Tensor], Tensor],
+    *,
+    out: list[Tensor | None],
+) -> tuple[Float[Tensor, "domains domains"], Tensor, Tensor]:
+    """Write into `out` the sum of the gradients with the weights for their Gramian, both float64.
+
+    Returns the Gramian, flags [domains, tensors], not 0 where a gradient is not finite, and 1.0
+    where that is so or the update is not finite, else 0.0.
+    """
+    total, flags, found = gramian(rows, sizes)
+    weighted_sum(rows, sizes, weights_of(total), out=out, found=found)
+    return total, flags, found
 
 
 def gramian(
@@ -73,7 +90,7 @@ def weighted_sum(
     sizes: tuple[int, ...],
     weights: Float[Tensor, " domains"],
     *,
-    out: Sequence[Tensor | None],
+    out: list[Tensor | None],
     found: Tensor,
 ) -> None:
     """Write Σ_d w_d g_d into `out`, whose tensors may be gradients; `weights` are float64.

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from gradsurgery.documents.diagnosis import Diagnosis, GroupConflict, Snapshot
+from gradsurgery.documents.studies import Diagnosis, GroupConflict, Snapshot
 from gradsurgery.report.section import Listing, Section, Table, plain_table
 
 NONE = "–"

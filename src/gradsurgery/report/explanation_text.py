@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
-from gradsurgery.documents.explanation import Explanation, Place
+from gradsurgery.documents.studies import Explanation, Place
 from gradsurgery.report.section import Listing, Section, counted
 
 _HOW = {

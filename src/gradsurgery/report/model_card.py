@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 
 from gradsurgery.documents.deployment import Deployment
-from gradsurgery.documents.diagnosis import Diagnosis
 from gradsurgery.documents.model_description import ModelDescription
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA
+from gradsurgery.documents.studies import Diagnosis
 from gradsurgery.errors import printable
 from gradsurgery.report.classification_text import accuracy_text
 from gradsurgery.report.data_text import left_out_sentences

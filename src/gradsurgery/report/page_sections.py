@@ -13,11 +13,9 @@ from typing import Any
 from urllib.parse import quote
 
 from gradsurgery.documents.configuration import RunConfiguration, options_of
-from gradsurgery.documents.diagnosis import Diagnosis
-from gradsurgery.documents.explanation import Explanation
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA
-from gradsurgery.documents.similarity import SimilarityStudy
+from gradsurgery.documents.studies import Diagnosis, Explanation, SimilarityStudy
 from gradsurgery.report.classification_text import recalls_section
 from gradsurgery.report.data_text import recorded_sentences
 from gradsurgery.report.diagnosis_text import diagnosis_section

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradsurgery.atomic import atomic_file
-from gradsurgery.documents.diagnosis import Diagnosis
 from gradsurgery.documents.evaluation import EvaluationFile
-from gradsurgery.documents.explanation import Explanation
 from gradsurgery.documents.selection import Model, ReportFiles
-from gradsurgery.documents.similarity import SimilarityStudy
+from gradsurgery.documents.studies import Diagnosis, Explanation, SimilarityStudy
 from gradsurgery.errors import ArgumentError
 from gradsurgery.report.section import Figure, Table, listed
 from gradsurgery.report.tables import (
@@ -38,8 +36,7 @@ from gradsurgery.results.tables import (
 )
 
 if TYPE_CHECKING:
-    from gradsurgery.report.figures.examples import Examples
-    from gradsurgery.report.figures.explanations import Explained
+    from gradsurgery.report.figures.pictures import Examples, Explained
     from gradsurgery.report.figures.style import Drawing
 
 PAGE_FILE = "report.html"
@@ -192,7 +189,7 @@ def write_explanation(
 ) -> list[str]:
     """Write `explanation.json` and its figures into `directory`; what there is to say of them."""
     from gradsurgery.report.explanation_text import explanation_sentences
-    from gradsurgery.report.figures.explanations import draw_attributions, draw_places
+    from gradsurgery.report.figures.pictures import draw_attributions, draw_places
     from gradsurgery.report.figures.style import save
 
     name = explanation.model
@@ -227,8 +224,8 @@ def _drawn(
 ) -> "Iterator[tuple[str, str, Drawing]]":
     """Kind, file name and drawing of every figure, each drawn when it is asked for."""
     from gradsurgery.report.figures.boxes import draw_accuracies, draw_batches
-    from gradsurgery.report.figures.examples import draw_examples
     from gradsurgery.report.figures.lines import draw_learning_curves
+    from gradsurgery.report.figures.pictures import draw_examples
     from gradsurgery.report.figures.ranks import draw_ranks
     from gradsurgery.report.figures.style import method_styles
     from gradsurgery.report.summary import cells_text

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from typing import NamedTuple
 
-from gradsurgery.documents.similarity import Measurement, SimilarityStudy
+from gradsurgery.documents.studies import Measurement, SimilarityStudy
 from gradsurgery.errors import DataError
 from gradsurgery.report.section import Listing, Section, counted, plain_table
 from gradsurgery.results.statistics import MeanInterval, mean_interval

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from gradsurgery.documents.built_in import built_in
+from gradsurgery.documents.data_options import built_in
 from gradsurgery.report.data_text import copied_targets
 from gradsurgery.report.section import counted, listed
 from gradsurgery.report.tables import p_text

@@ -6,11 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradsurgery.documents.diagnosis import Diagnosis
-from gradsurgery.documents.explanation import Explanation
 from gradsurgery.documents.plan import Failure, PlannedRun, SweepPlan
 from gradsurgery.documents.record import Record
-from gradsurgery.documents.similarity import SimilarityStudy
+from gradsurgery.documents.studies import Diagnosis, Explanation, SimilarityStudy
 from gradsurgery.errors import DataError
 from gradsurgery.results.frame import Records, runs_frame
 

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.hyperparameters import Hyperparameter, checked_values
-from gradsurgery.kernels.network import Combination, accelerates, fits_products
+from gradsurgery.kernels.network import Combination, combined, kernels_for
 from gradsurgery.rules.gramian import gramian_of, scale_of, weighted_sum
 from gradsurgery.rules.randomness import RandomSource
 
@@ -196,11 +196,9 @@ class ComponentwiseRule(Rule):
         self.check_matrix(gradients)
         gradients = gradients.detach()
         combination = self.combination(len(gradients))
-        if combination is not None and gradients.numel() and accelerates([gradients[0]]):
-            from gradsurgery.kernels.combine import combined
-
-            seed = self.random.seed_on(gradients.device) if combination.draws else None
-            update, seen = combined(combination, gradients.contiguous(), seed)
+        kernels = kernels_for([gradients[0]]) if gradients.numel() else None
+        if combination is not None and kernels is not None:
+            update, seen = combined(kernels, combination, gradients.contiguous(), self.random)
             if seen.found.item():
                 check_rows_finite(gradients)
                 raise beyond_precision(dtype=gradients.dtype)
@@ -235,7 +233,7 @@ class GramianRule(Rule):
 
         On an accelerator the Gramian may be not finite; what comes out is not used then.
         """
-        on_cpu = gramian.cpu()
+        on_cpu = gramian.cpu().double()
         if not on_cpu.isfinite().all():
             return gramian[0]
         return self.weights(on_cpu).to(gramian.device, gramian.dtype)
@@ -245,17 +243,16 @@ class GramianRule(Rule):
         self.check_matrix(gradients)
         gradients = gradients.detach()
         update = torch.empty_like(gradients[0])
-        if gradients.numel() and fits_products([gradients[0]]):
-            from gradsurgery.kernels import products
-
+        if gradients.numel() and (kernels := kernels_for([update])) is not None:
             rows = [[row] for row in gradients.contiguous()]
-            gramian, _, found = products.gramian(rows, (len(update),))
-            weights = self.weights_on_device(gramian)
-            products.weighted_sum(rows, (len(update),), weights, out=[update], found=found)
+            out: list[Tensor | None] = [update]
+            *_, found = kernels.weigh(rows, (len(update),), self.weights_on_device, out=out)
             if found.item():
                 check_rows_finite(gradients)
                 raise beyond_precision(dtype=gradients.dtype)
-            return update
+            (summed,) = out
+            assert summed is not None
+            return summed
         largest = check_rows_finite(gradients)
         scale = scale_of(largest) if gradients.dtype == torch.float64 else 1.0
         gramian = gramian_of(gradients.unbind(0), scale=scale).cpu()

@@ -105,7 +105,7 @@ class GradVac(GramianRule):
         self, gramian: Float[Tensor, "domains domains"]
     ) -> Float[Tensor, " domains"]:
         if not accelerates([gramian]):
-            return self.weights(gramian)
+            return super().weights_on_device(gramian)
         from gradsurgery.kernels.products import projections
 
         targets = self._targets_for(gramian)

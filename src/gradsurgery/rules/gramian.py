@@ -31,11 +31,9 @@ def scale_of(largest: float) -> float:
 def gramian_of(
     rows: Sequence[Float[Tensor, " params"]], *, scale: float = 1.0
 ) -> Float[Tensor, "domains domains"]:
-    """G_ij = s² Σ_n rows[i]_n rows[j]_n, float64 on the rows' device."""
+    """G_ij = s² Σ_n rows[i]_n rows[j]_n, float64, for rows on the processor."""
     if scale != 1:
         rows = [row.double() * scale for row in rows]
-    if rows[0].device.type != "cpu":
-        return _products(rows)
     if (name := name_for("add_gramian", *rows)) is not None:
         return kernel.gramian(name, rows)
     total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
@@ -80,13 +78,3 @@ def weighted_sum(
             total.add_(other, alpha=weight)
         target.copy_(total)
     return out
-
-
-def _products(rows: Sequence[Tensor]) -> Tensor:
-    i, j = torch.triu_indices(len(rows), len(rows))
-    pairs = zip(i.tolist(), j.tolist(), strict=True)
-    upper = torch.stack([(rows[a].double() * rows[b].double()).sum() for a, b in pairs])
-    total = upper.new_zeros(len(rows), len(rows))
-    total[i, j] = upper
-    total[j, i] = upper
-    return total

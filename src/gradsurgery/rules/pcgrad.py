@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from gradsurgery.kernels.network import accelerates
+from gradsurgery.kernels.network import kernels_for
 from gradsurgery.rules.base import GramianRule
 
 
@@ -41,9 +41,7 @@ class PCGrad(GramianRule):
     def weights_on_device(
         self, gramian: Float[Tensor, "domains domains"]
     ) -> Float[Tensor, " domains"]:
-        if not accelerates([gramian]):
+        if (kernels := kernels_for([gramian])) is None:
             return self.weights(gramian)
-        from gradsurgery.kernels.products import projections
-
         orders = self.random.orders_on(len(gramian), gramian.device)
-        return projections(gramian, orders).sum(0)
+        return kernels.projections(gramian, orders).sum(0)

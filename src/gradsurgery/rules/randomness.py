@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gradsurgery.errors import ArgumentError
+from gradsurgery.kernels.network import wide_on
 
 
 def checked_generator(generator: Any) -> torch.Generator | None:
@@ -51,8 +52,9 @@ class RandomSource:
     def orders_on(self, domains: int, device: torch.device) -> Tensor:
         """For every domain the others in a random order: int64 [domains, domains − 1]."""
         generator = self._on(device)
+        dtype = wide_on(generator.device)
         draws = torch.rand(
-            domains, domains, generator=generator, device=generator.device, dtype=torch.float64
+            domains, domains, generator=generator, device=generator.device, dtype=dtype
         )
         draws.fill_diagonal_(2.0)  # a domain itself comes last, and is left out
         return draws.argsort(1)[:, :-1].contiguous().to(device)
@@ -60,6 +62,10 @@ class RandomSource:
     def pairs(self, domains: int) -> Iterator[tuple[int, int]]:
         """Every domain with each of the others, those of one domain in a random order."""
         generator = self._on(torch.device("cpu"))
+        if generator.device.type != "cpu":  # all orders at once: each would be waited for
+            for domain, order in enumerate(self.orders_on(domains, generator.device).tolist()):
+                yield from ((domain, other) for other in order)
+            return
         for domain in range(domains):
             others = [other for other in range(domains) if other != domain]
             order = torch.randperm(len(others), generator=generator, device=generator.device)

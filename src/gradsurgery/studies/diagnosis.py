@@ -5,14 +5,14 @@ from pathlib import Path
 from gradsurgery.backbones import Backbone, build_backbone
 from gradsurgery.data import ImageSet, split_of
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.diagnosis import (
+from gradsurgery.documents.record import ConflictLog, Record
+from gradsurgery.documents.studies import (
     Diagnosis,
     DiagnosisOptions,
     LoggedConflict,
     Numbers,
     Snapshot,
 )
-from gradsurgery.documents.record import ConflictLog, Record
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.gradients.gradient_gram import block_of
 from gradsurgery.studies.observer import StepObserver, check_every_step

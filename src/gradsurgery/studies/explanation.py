@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gradsurgery.algorithms.forward import Forward
 from gradsurgery.data import ImageSet, normalize
 from gradsurgery.data.pixels import gather
-from gradsurgery.documents.explanation import Answer, Explanation, ExplanationOptions, Place
+from gradsurgery.documents.studies import Answer, Explanation, ExplanationOptions, Place
 from gradsurgery.errors import ArgumentError
 from gradsurgery.gradients.attribution import (
     AttributionMethod,

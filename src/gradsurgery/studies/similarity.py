@@ -10,7 +10,7 @@ from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageSet, split_of
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
-from gradsurgery.documents.similarity import (
+from gradsurgery.documents.studies import (
     Measurement,
     SeedMeasurements,
     SimilarityOptions,

@@ -12,7 +12,7 @@ from torch.nn import CrossEntropyLoss
 
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import DomainBatches, ImageSet, Split
-from gradsurgery.documents.diagnosis import DiagnosisOptions, GroupConflict, Numbers, Snapshot
+from gradsurgery.documents.studies import DiagnosisOptions, GroupConflict, Numbers, Snapshot
 from gradsurgery.gradients.conflict import Conflict, domain_conflict, group_names, sum_of
 from gradsurgery.gradients.gradient_gram import grouped
 from gradsurgery.gradients.similarity import evaluating, labelled_images

@@ -9,6 +9,7 @@ from statistics import fmean
 
 import torch
 
+from gradsurgery.algorithms.objectives import Batch
 from gradsurgery.backbones import Backbone, keeping_modes, set_training_mode
 from gradsurgery.data import Batches, ImageLoader
 from gradsurgery.data.loader import Fetched, prefetched
@@ -79,20 +80,18 @@ def run_steps(
     since: list[StepFigures] = []  # the last validation
     saving = _Saving(checkpoint, learner, directory)
     clock = StepClock(learner.device)
-
-    def explain(error: NonFiniteError, step: int) -> NonFiniteError:
-        return _explained(error, batches.domains_at(step - 1), step)
-
+    explain, say = partial(_explained, batches), partial(_say, checkpoint, report)
     unread = UnreadSteps(explain, scaled=learner.scaler is not None)
 
     with _reproducible(learner.device):
         _show(learner, checkpoint.step, observe)
         _set_training(learner, configuration, checkpoint.step + 1)
-        steps = _graphed(learner, checkpoint, report)
+        steps = GraphedSteps(learner, configuration.cuda_graph, say)
         clock.start()
         for step, fetched in _coming(learner, checkpoint, batches, loader):
             try:
-                result = _step(steps, configuration, fetched, step, clock)
+                take = learner.take if steps.refusal else steps.take
+                result = _step(learner, take, configuration, fetched, step=step, clock=clock)
             except NonFiniteError as error:
                 unread.check()  # an earlier step may be the one
                 raise explain(error, step) from error
@@ -118,22 +117,25 @@ def run_steps(
                 since = []
                 saving.validated(last=_stops(checkpoint) or step == total)
                 report(_progress(checkpoint, figures[-1], evaluation))
-                _warn_where_it_diverges(checkpoint, report)
+                _warn_where_it_diverges(checkpoint, say)
                 _set_training(learner, configuration, step + 1)
             clock.start()
     return steps.outcome
 
 
-def _warn_where_it_diverges(checkpoint: Checkpoint, report: ProgressCallback) -> None:
+def _say(checkpoint: Checkpoint, report: ProgressCallback, line: str) -> None:
+    total = checkpoint.configuration.iterations
+    report(TrainingProgress("training", checkpoint.step, total, note=line))
+
+
+def _warn_where_it_diverges(checkpoint: Checkpoint, say: Callable[[str], None]) -> None:
     """Say once that the validation loss is one that no useful model has."""
     *before, loss = (value or 0.0 for value in checkpoint.curves.validation_loss)
     if max(before, default=0.0) < _DIVERGED <= loss:
-        step, total = checkpoint.step, checkpoint.configuration.iterations
-        note = (
-            f"the validation loss is {loss:.3g} at step {step}: training diverges; lower the "
-            "learning rate"
+        say(
+            f"the validation loss is {loss:.3g} at step {checkpoint.step}: training diverges; "
+            "lower the learning rate"
         )
-        report(TrainingProgress("training", step, total, note=note))
 
 
 def _coming(
@@ -166,25 +168,16 @@ def _set_training(learner: Learner, configuration: RunConfiguration, step: int) 
         learner.freezing.apply(step)
 
 
-def _graphed(learner: Learner, checkpoint: Checkpoint, report: ProgressCallback) -> GraphedSteps:
-    total = checkpoint.configuration.iterations
-
-    def say(line: str) -> None:
-        report(TrainingProgress("training", checkpoint.step, total, note=line))
-
-    mode = checkpoint.configuration.cuda_graph
-    return GraphedSteps(learner, mode, say)
-
-
 def _step(
-    steps: GraphedSteps,
+    learner: Learner,
+    take: Callable[[Sequence[Batch], int], BackwardResult],
     configuration: RunConfiguration,
     fetched: Fetched,
+    *,
     step: int,
     clock: StepClock,
 ) -> BackwardResult:
     """One optimiser step; all that is random in it comes from the run's seed and `step`."""
-    learner = steps.learner
     if step == configuration.freeze_steps + 1:
         _set_training(learner, configuration, step)
     _seed_dropout(learner.device, derive_seed(configuration.seed, "step", step))
@@ -197,7 +190,7 @@ def _step(
         images, labels = fetched()
         clock.images_are_there()
         batches = list(zip(images.split(size), labels.split(size), strict=True))
-        return steps.take(batches, step)
+        return take(batches, step)
     except torch.OutOfMemoryError as error:
         raise GradsurgeryError(
             f"out of memory on {learner.device} with {size} images of "
@@ -280,11 +273,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return fmean(known) if len(known) == len(values) else None
 
 
-def _explained(error: NonFiniteError, domains: tuple[str, ...], step: int) -> NonFiniteError:
-    """The engine knows positions; the user knows domains and steps.
-
-    domains: whose batches the step had.
-    """
+def _explained(batches: Batches, error: NonFiniteError, step: int) -> NonFiniteError:
+    """The engine knows positions; the user knows domains and steps."""
+    domains = batches.domains_at(step - 1)
     names = set(domains) if error.domain is None else {domains[error.domain]}
     where = "the pooled domains" if len(names) > 1 else f"domain {names.pop()!r}"
     what = "the loss" if error.parameter is None else f"the gradient of {error.parameter}"

@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,20 +14,24 @@ import torch
 from jaxtyping import Int64
 
 from gradsurgery import __version__
+from gradsurgery.algorithms import method_provenance
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageLoader, ImageSet, Split
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.model_description import ModelDescription
 from gradsurgery.documents.record import (
+    Cost,
     DataRecord,
     ModelRecord,
     ModelResult,
+    Record,
     Result,
     SkippedFile,
     SplitRecord,
     SplitSizes,
 )
 from gradsurgery.training.checkpoint import Checkpoint, save_weights
+from gradsurgery.training.device import peak_memory_bytes
 from gradsurgery.training.evaluation import Evaluation, evaluate
 from gradsurgery.training.images_used import ImagesUsed
 from gradsurgery.training.learner import Learner
@@ -34,6 +39,49 @@ from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 
 MODEL_FILE = ModelDescription.file_name
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "safetensors")
+
+
+def conclude(
+    learner: Learner,
+    checkpoint: Checkpoint,
+    used: ImagesUsed,
+    loader: ImageLoader,
+    *,
+    validate: Callable[[], Evaluation],
+    directory: Path,
+    report: ProgressCallback,
+    cuda_graph: str | None,
+) -> Record:
+    """Test the last and the best model, write the best one's file, and make the run's record."""
+    start = time.perf_counter()
+    c, images, backbone = checkpoint.configuration, used.images, learner.backbone
+    result = assess_models(
+        learner, checkpoint, loader, used.split, validate=validate, report=report
+    )
+    save_model(learner.judged, c, images, result.best, directory)
+    foreign = (images.provenance, backbone.provenance)
+    return Record(
+        configuration=c,
+        data=_data_record(used),
+        split=_split_record(used.split),
+        model=ModelRecord(
+            parameters=sum(parameter.numel() for parameter in backbone.model.parameters()),
+            pretrained=backbone.pretrained,
+            weights_digest=backbone.weights_digest,
+        ),
+        curves=checkpoint.curves,
+        conflict=checkpoint.conflict if c.log_conflict else None,
+        result=result,
+        objects=method_provenance(c.method) + [place for place in foreign if place is not None],
+        environment=describe_environment(learner.device),
+        cost=Cost(
+            seconds=checkpoint.seconds + time.perf_counter() - start,
+            seconds_per_step=checkpoint.step_seconds / checkpoint.step,
+            data_wait=checkpoint.data_wait,
+            peak_memory_bytes=peak_memory_bytes(learner.device),
+            cuda_graph=cuda_graph,
+        ),
+    )
 
 
 def assess_models(
@@ -128,7 +176,7 @@ def save_model(
     save_weights(backbone.model.state_dict(), directory / MODEL_FILE, metadata)
 
 
-def describe_data(used: ImagesUsed) -> DataRecord:
+def _data_record(used: ImagesUsed) -> DataRecord:
     """The record's part on the image set."""
     images = used.images
     counts = dict(zip(images.domains, images.counts().tolist(), strict=True))
@@ -150,19 +198,10 @@ def describe_data(used: ImagesUsed) -> DataRecord:
     )
 
 
-def describe_split(split: Split) -> SplitRecord:
+def _split_record(split: Split) -> SplitRecord:
     """The record's part on the split."""
     sizes = {domain: SplitSizes(**parts) for domain, parts in split.sizes().items()}
     return SplitRecord(digest=split.digest, seed=split.seed, unused=len(split.unused), sizes=sizes)
-
-
-def describe_model(backbone: Backbone) -> ModelRecord:
-    """The record's part on the network."""
-    return ModelRecord(
-        parameters=sum(parameter.numel() for parameter in backbone.model.parameters()),
-        pretrained=backbone.pretrained,
-        weights_digest=backbone.weights_digest,
-    )
 
 
 def describe_environment(device: torch.device) -> dict[str, str | int | bool | None]:

@@ -1,20 +1,18 @@
 """One run from a configuration to its record."""
 
-import time
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from gradsurgery.algorithms import build_method, method_provenance
+from gradsurgery.algorithms import build_method
 from gradsurgery.algorithms.objectives import Fishr
-from gradsurgery.backbones import Backbone, build_backbone, check_batch_size
+from gradsurgery.backbones import build_backbone, check_batch_size
 from gradsurgery.backbones.networks import find_network
-from gradsurgery.data import ImageSet, Source, Split, open_source, prepare
+from gradsurgery.data import ImageSet, Source, open_source, prepare
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.record import Cost, Record
+from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError
 from gradsurgery.training.averaging import average_values, method_settings
 from gradsurgery.training.checkpoint import (
@@ -24,25 +22,13 @@ from gradsurgery.training.checkpoint import (
     remove_checkpoint,
     restore_learner,
 )
-from gradsurgery.training.device import (
-    computing_with,
-    peak_memory_bytes,
-    reset_peak_memory,
-    resolve_device,
-)
+from gradsurgery.training.device import computing_with, reset_peak_memory, resolve_device
 from gradsurgery.training.directory import check_same, claimed, is_longer
 from gradsurgery.training.evaluation import evaluate
 from gradsurgery.training.images_used import Gaps, ImagesUsed, check_gaps, check_weights, gaps_of
 from gradsurgery.training.learner import Learner, build_learner, build_optimizer
 from gradsurgery.training.loop import Observer, run_steps
-from gradsurgery.training.outcome import (
-    assess_models,
-    describe_data,
-    describe_environment,
-    describe_model,
-    describe_split,
-    save_model,
-)
+from gradsurgery.training.outcome import conclude
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 from gradsurgery.training.recipe import check_recipe, frozen_names
 
@@ -87,53 +73,23 @@ def train(
     source = opened or open_source(configuration.data, **configuration.reading)
     check_run(configuration, source.name, source.domains, gaps_of(source))
     device = resolve_device(configuration.device)
-    if (record := _finished(configuration, directory)) is not None:
+    if (record := finished_record(configuration, directory)) is not None:
         return record
-    with ExitStack() as stack:
-        stack.enter_context(claimed(directory))
-        if (record := _finished(configuration, directory)) is not None:
+    with claimed(directory):
+        if (record := finished_record(configuration, directory)) is not None:
             return record
-        backbone = _backbone(configuration, source)
-        checkpoint = continued(configuration, directory, report)
-        threads = configuration.threads
-        if checkpoint is not None:
-            threads = threads or checkpoint.configuration.threads
-        threads = stack.enter_context(computing_with(threads, device, configuration.precision))
-        configuration = configuration.model_copy(update={"device": str(device), "threads": threads})
-        images = prepare_images(source, configuration, cache, report)
-        learner = build_learner(configuration, backbone, device)
-        record = _work(
-            learner,
+        record = _record(
             configuration,
-            images,
-            checkpoint=checkpoint,
-            directory=directory,
+            source,
+            directory,
+            device=device,
             report=report,
+            cache=cache,
             observe=observe,
         )
         record.save(directory)
         _tidy(record, directory)
         return record
-
-
-def _backbone(configuration: RunConfiguration, source: Source | ImageSet) -> Backbone:
-    """The network of the run, which must be able to train on its batches."""
-    backbone = build_backbone(
-        configuration.backbone,
-        classes=len(source.classes),
-        weights=configuration.weights,
-        seed=configuration.seed,
-        image_size=configuration.image_size,
-    )
-    check_batch_size(
-        backbone.model,
-        configuration.batch_norm,
-        batch_size=configuration.batch_size,
-        domains=len(configuration.sources(source.domains)),
-        image_size=configuration.image_size,
-    )
-    frozen_names(backbone, configuration.freeze)  # raises where a name stands for nothing
-    return backbone
 
 
 def check_run(
@@ -181,7 +137,7 @@ def check_run(
         )
 
 
-def _finished(configuration: RunConfiguration, directory: Path) -> Record | None:
+def finished_record(configuration: RunConfiguration, directory: Path) -> Record | None:
     """The record of the run in `directory`; None where there is none, or one of fewer steps."""
     if not (directory / Record.file_name).exists():
         return None
@@ -218,92 +174,97 @@ def prepare_images(
     )
 
 
-def _work(
-    learner: Learner,
+def _record(
     configuration: RunConfiguration,
-    images: ImageSet,
-    *,
-    checkpoint: Checkpoint | None,
+    source: Source | ImageSet,
     directory: Path,
+    *,
+    device: torch.device,
     report: ProgressCallback,
+    cache: Path | None,
     observe: Observer | None,
 ) -> Record:
-    """The steps that are left, then the tests."""
-    reset_peak_memory(learner.device)
-    used = ImagesUsed.of(configuration, images)
-    used.prepare(learner.algorithm, configuration, learner.backbone, learner.device)
-    for line in used.notes(configuration.held_out(images.domains)):
-        report(TrainingProgress("images", len(images.label), len(images.label), note=line))
-    split = used.split
-    if checkpoint is None:
-        checkpoint = Checkpoint(
-            configuration=configuration, data_digest=images.digest, split_digest=split.digest
+    """Build what the run needs, take the steps that are left, and test."""
+    c = configuration
+    backbone = build_backbone(
+        c.backbone,
+        classes=len(source.classes),
+        weights=c.weights,
+        seed=c.seed,
+        image_size=c.image_size,
+    )
+    check_batch_size(
+        backbone.model,
+        c.batch_norm,
+        batch_size=c.batch_size,
+        domains=len(c.sources(source.domains)),
+        image_size=c.image_size,
+    )
+    frozen_names(backbone, c.freeze)  # raises where a name stands for nothing
+    checkpoint = continued(c, directory, report)
+    threads = c.threads
+    if checkpoint is not None:
+        threads = threads or checkpoint.configuration.threads
+    with computing_with(threads, device, c.precision) as threads:
+        c = c.model_copy(update={"device": str(device), "threads": threads})
+        images = prepare_images(source, c, cache, report)
+        learner = build_learner(c, backbone, device)
+        reset_peak_memory(device)
+        used = ImagesUsed.of(c, images)
+        used.prepare(learner.algorithm, c, backbone, device)
+        for line in used.notes(c.held_out(images.domains)):
+            report(TrainingProgress("images", len(images.label), len(images.label), note=line))
+        checkpoint = _begun(c, checkpoint, learner, used, directory=directory, report=report)
+        loader = learner.loader(images)
+        validated = np.concatenate([used.split.validation[domain] for domain in used.sources])
+        validate = partial(evaluate, learner.judged, loader, validated, autocast=learner.autocast)
+        cuda_graph = run_steps(
+            learner,
+            checkpoint,
+            used.batches(c),
+            loader,
+            validate=validate,
+            directory=directory,
+            report=report,
+            observe=observe,
         )
-        configuration.save(directory)
-        split.save(directory)
-    else:
-        _go_on(learner, checkpoint, images, split, directory)
-        if configuration.iterations != checkpoint.configuration.iterations:
-            configuration.save(directory)
-        checkpoint.configuration = configuration  # which may be worked on elsewhere by now
-        report(TrainingProgress("resuming", checkpoint.step, configuration.iterations))
-    loader = learner.loader(images)
-    validate = partial(
-        evaluate,
-        learner.judged,
-        loader,
-        np.concatenate([split.validation[domain] for domain in used.sources]),
-        autocast=learner.autocast,
-    )
-    cuda_graph = run_steps(
-        learner,
-        checkpoint,
-        used.batches(configuration),
-        loader,
-        validate=validate,
-        directory=directory,
-        report=report,
-        observe=observe,
-    )
-    start = time.perf_counter()
-    result = assess_models(learner, checkpoint, loader, split, validate=validate, report=report)
-    save_model(learner.judged, configuration, images, result.best, directory)
-    return Record(
-        configuration=configuration,
-        data=describe_data(used),
-        split=describe_split(split),
-        model=describe_model(learner.backbone),
-        curves=checkpoint.curves,
-        conflict=checkpoint.conflict if configuration.log_conflict else None,
-        result=result,
-        objects=_objects(configuration, images, learner),
-        environment=describe_environment(learner.device),
-        cost=Cost(
-            seconds=checkpoint.seconds + time.perf_counter() - start,
-            seconds_per_step=checkpoint.step_seconds / checkpoint.step,
-            data_wait=checkpoint.data_wait,
-            peak_memory_bytes=peak_memory_bytes(learner.device),
+        return conclude(
+            learner,
+            checkpoint,
+            used,
+            loader,
+            validate=validate,
+            directory=directory,
+            report=report,
             cuda_graph=cuda_graph,
-        ),
-    )
+        )
 
 
-def _objects(
-    configuration: RunConfiguration, images: ImageSet, learner: Learner
-) -> list[dict[str, str | None]]:
-    """Where what is not this software's own comes from."""
-    places = (images.provenance, learner.backbone.provenance)
-    found = method_provenance(configuration.method)
-    return found + [place for place in places if place is not None]
-
-
-def _go_on(
-    learner: Learner, checkpoint: Checkpoint, images: ImageSet, split: Split, directory: Path
-) -> None:
-    """Put the learner where the checkpoint says, which must be of the same images."""
-    if (checkpoint.data_digest, checkpoint.split_digest) != (images.digest, split.digest):
+def _begun(
+    configuration: RunConfiguration,
+    checkpoint: Checkpoint | None,
+    learner: Learner,
+    used: ImagesUsed,
+    *,
+    directory: Path,
+    report: ProgressCallback,
+) -> Checkpoint:
+    """Where the run stands: at its first step, or where the checkpoint has put the learner."""
+    digests = used.images.digest, used.split.digest
+    if checkpoint is None:
+        configuration.save(directory)
+        used.split.save(directory)
+        return Checkpoint(
+            configuration=configuration, data_digest=digests[0], split_digest=digests[1]
+        )
+    if (checkpoint.data_digest, checkpoint.split_digest) != digests:
         raise CheckpointError(
-            f"the images of {images.name} have changed since the run in {directory} began; "
+            f"the images of {used.images.name} have changed since the run in {directory} began; "
             "bring them back, or delete the folder and start again"
         )
     restore_learner(learner, checkpoint, directory)
+    if configuration.iterations != checkpoint.configuration.iterations:
+        configuration.save(directory)
+    checkpoint.configuration = configuration  # which may be worked on elsewhere by now
+    report(TrainingProgress("resuming", checkpoint.step, configuration.iterations))
+    return checkpoint

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from gradsurgery.documents.diagnosis import (
+from gradsurgery.documents.studies import (
     Diagnosis,
     DiagnosisOptions,
     GroupConflict,

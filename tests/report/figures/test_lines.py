@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.similarity import SimilarityStudy
+from gradsurgery.documents.studies import SimilarityStudy
 from gradsurgery.errors import DataError
 from gradsurgery.report.figures.lines import draw_curves, draw_similarity, mean_and_spread
 from gradsurgery.report.figures.style import method_styles

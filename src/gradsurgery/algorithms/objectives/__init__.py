@@ -1,11 +1,10 @@
 """What the losses of the domains are."""
 
-from gradsurgery.algorithms.objectives.base import Batch, Objective
+from gradsurgery.algorithms.objectives.base import ERM, Batch, Objective
 from gradsurgery.algorithms.objectives.fishr import Fishr
-from gradsurgery.algorithms.objectives.grad_norm import GradNorm
 from gradsurgery.algorithms.objectives.irm import IRM
 from gradsurgery.algorithms.objectives.mixup import Mixup
-from gradsurgery.algorithms.objectives.risks import ERM, GroupDRO, VREx
+from gradsurgery.algorithms.objectives.risks import GradNorm, GroupDRO, VREx
 
 __all__ = [
     "ERM",

@@ -1,4 +1,4 @@
-"""What an objective is: the batches of D domains in, D losses out."""
+"""What an objective is: the batches of D domains in, D losses out; and the plain one, `erm`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
@@ -104,6 +104,28 @@ class Objective(ABC):
                 f"{list(start.shape)}; build the method anew where domains or network change"
             )
         return value
+
+
+class ERM(Objective):
+    """L_d = mean cross-entropy of domain d's batch.
+
+    Their mean is the risk of the pooled batch where all batches are of one size. Elsewhere it is
+    the mean of the domains' means: every domain weighs the same, not every image.
+    """
+
+    name: ClassVar[str] = "erm"
+    smooths_labels: ClassVar[bool] = True
+    weighs_classes: ClassVar[bool] = True
+
+    @override
+    def stage(self, step: int) -> Any:
+        return "erm"
+
+    @override
+    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
+        logits = forward([images for images, _ in batches])
+        for _, labels in batches:
+            yield self.risk(next(logits), labels)
 
 
 class AnnealedObjective(Objective):

@@ -1,37 +1,16 @@
-"""Objectives of the domains' risks alone, the mean cross-entropies L_d of their batches."""
+"""Objectives that weigh the domains' risks, the mean cross-entropies L_d of their batches."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 from typing_extensions import override
 
 from gradsurgery.algorithms.forward import Forward
 from gradsurgery.algorithms.objectives.base import AnnealedObjective, Batch, DomainLosses, Objective
 from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter
-
-
-class ERM(Objective):
-    """L_d = mean cross-entropy of domain d's batch.
-
-    Their mean is the risk of the pooled batch where all batches are of one size. Elsewhere it is
-    the mean of the domains' means: every domain weighs the same, not every image.
-    """
-
-    name: ClassVar[str] = "erm"
-    smooths_labels: ClassVar[bool] = True
-    weighs_classes: ClassVar[bool] = True
-
-    @override
-    def stage(self, step: int) -> Any:
-        return "erm"
-
-    @override
-    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
-        logits = forward([images for images, _ in batches])
-        for _, labels in batches:
-            yield self.risk(next(logits), labels)
 
 
 class VREx(AnnealedObjective):
@@ -100,3 +79,63 @@ def risks_of(objective: Objective, forward: Forward, batches: Sequence[Batch]) -
     """The domains' risks, all graphs alive."""
     logits = forward([images for images, _ in batches])
     return [objective.risk(z, y) for z, (_, y) in zip(logits, batches, strict=True)]
+
+
+_PAPER = "Chen et al. 2018"
+
+
+class GradNorm(Objective):
+    """mean_d w_d L_d, where the weights w (from all ones, with sum D) bring the gradients' norms
+
+        G_d = ‖∇_W w_d L_d‖  towards  Ḡ r_d^α,  r_d = (L_d / L_d(0)) / mean of these ratios,
+
+    by one gradient step a step on Σ_d |G_d − Ḡ r_d^α| in w, the target held constant. W is the
+    network's last weight matrix: the domains share all layers, and this one is the cheapest.
+
+    The state is w and the first losses L_d(0).
+
+    Source: Chen et al., "GradNorm: Gradient Normalization for Adaptive Loss Balancing", ICML 2018,
+    eq. 1 and 2, algorithm 1.
+    """
+
+    name: ClassVar[str] = "gradnorm"
+    smooths_labels: ClassVar[bool] = True
+    weighs_classes: ClassVar[bool] = True
+    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
+        Hyperparameter("alpha", 1.5, "strength α of the pull to equal rates", source=_PAPER),
+        Hyperparameter("learning_rate", 0.025, "step size of the weights", source=_PAPER),
+    )
+    state_names: ClassVar[tuple[str, ...]] = ("weights", "first")
+
+    @override
+    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
+        risks = risks_of(self, forward, batches)  # the weights need the norms of all of them
+        values = forward.values_of(risks)
+        last = last_weight(forward.model)
+        norms = torch.stack(
+            [torch.autograd.grad(risk, last, retain_graph=True)[0].norm() for risk in risks]
+        ).to(values)
+        weights = self.remembered("weights", torch.ones_like(values))
+        first = self.remembered("first", values)
+        self.state = {"weights": self._updated(weights, norms, values / first), "first": first}
+        while risks:
+            yield weights[-len(risks)] * risks.pop(0)
+
+    def _updated(
+        self,
+        weights: Float[Tensor, " domains"],
+        norms: Float[Tensor, " domains"],
+        ratios: Float[Tensor, " domains"],
+    ) -> Float[Tensor, " domains"]:
+        """The weights after their step, none below 1e-3 before they are brought to the sum D."""
+        weighted = weights * norms
+        target = weighted.mean() * (ratios / ratios.mean()) ** self.values["alpha"]
+        gradient = (weighted - target).sign() * norms
+        moved = (weights - self.values["learning_rate"] * gradient).clamp_min(1e-3)
+        updated: Tensor = len(moved) * moved / moved.sum()
+        return updated
+
+
+def last_weight(model: nn.Module) -> Tensor:
+    """The last parameter that is a matrix or more."""
+    return [p for p in model.parameters() if p.requires_grad and p.ndim > 1][-1]

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from gradsurgery.gradients.layers.convolution import ConvolutionCall, Geometry, same_padding
-from gradsurgery.gradients.layers.elementwise import NormalizationCall
+from gradsurgery.gradients.layers.elementwise import BatchNormCall, NormalizationCall
 from gradsurgery.gradients.layers.layer_call import LayerCall, Parameters
 from gradsurgery.gradients.layers.linear import EmbeddingCall, LinearCall
 
@@ -78,13 +78,7 @@ def _batch_norm(call: Arguments, parameters: Parameters) -> LayerCall | None:
         return None  # normalised over the samples
     mean, variance, eps = call["running_mean"], call["running_var"], call.get("eps", 1e-5)
     # as they are now: the layer may be called again after they have changed
-    mean, variance = mean.clone(), variance.clone()
-    return NormalizationCall(
-        call["input"],
-        parameters,
-        lambda rows: functional.batch_norm(rows, mean, variance, eps=eps),
-        1,
-    )
+    return BatchNormCall(call["input"], parameters, mean.clone(), variance.clone(), eps)
 
 
 def _embedding(call: Arguments, parameters: Parameters) -> LayerCall | None:

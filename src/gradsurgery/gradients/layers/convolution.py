@@ -9,13 +9,22 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
-from gradsurgery.gradients.layers.layer_call import PIECE, LayerCall, Parameters, by_sample
+from gradsurgery.gradients.layers.layer_call import (
+    PIECE,
+    Gram,
+    LayerCall,
+    Parameters,
+    by_sample,
+    positions,
+)
+from gradsurgery.gradients.layers.linear import factored_gram
 
-FEW_POSITIONS = 256
+FEW_POSITIONS = 200
 """Up to here patches laid out in memory beat a convolution with groups per sample.
 
 Without them AlexNet's Gram takes 10 % longer and ResNet-18's 20 % (benchmarks/gradient_gram.py).
 """
+_MOST_PATCHES = 8 * PIECE
 
 
 class Geometry(NamedTuple):
@@ -52,6 +61,36 @@ class ConvolutionCall(LayerCall):
         self.step = len(weight) // geometry.groups if geometry.groups > 1 else 1
 
     @override
+    def gram(self, role: str, gradient: Tensor, samples: int) -> Gram:
+        if role == "bias" or not self._unfolds(gradient):
+            return super().gram(role, gradient, samples)
+        outer = gradient.flatten(2).transpose(1, 2)
+        return factored_gram(positions(self._patches(), samples), positions(outer, samples))
+
+    def _unfolds(self, gradient: Tensor) -> bool:
+        """Whether to compute it as a linear layer on patches, laid out in memory."""
+        count = gradient[0, 0].numel()
+        size = len(gradient) * count * self._channels * prod(self._kernel)
+        if self._geometry.groups > 1 or len(self._kernel) != 2:
+            return False
+        if gradient.device.type != "cpu":  # whose libraries have no fast way for one group a sample
+            return size <= 16 * _MOST_PATCHES
+        return size <= _MOST_PATCHES and (count <= FEW_POSITIONS or self._is_pointwise())
+
+    def _is_pointwise(self) -> bool:
+        stride, padding, _, _ = self._geometry
+        return {*self._kernel, *stride} == {1} and not any((*padding, *self._around))
+
+    def _patches(self) -> Tensor:
+        """[rows, positions, fan-in]."""
+        if self._is_pointwise():
+            return self.input.flatten(2).transpose(1, 2)
+        inputs = functional.pad(self.input, self._around) if self._around else self.input
+        stride, padding, dilation, _ = self._geometry
+        patches = functional.unfold(inputs, self._kernel, dilation, padding, stride)
+        return patches.transpose(1, 2)
+
+    @override
     def rows(self, role: str, gradient: Tensor, samples: int, span: slice) -> Tensor:
         outer = by_sample(gradient, samples)
         if role == "bias":
@@ -61,24 +100,7 @@ class ConvolutionCall(LayerCall):
         if self._geometry.groups > 1:
             first, last = span.start // self.step, -(-span.stop // self.step)
             inner = inner[:, :, first * self._channels : last * self._channels]
-        elif inner.shape[1] == 1 and len(self._kernel) == 2 and self._unfolds(outer):
-            return self._unfolded_rows(inner[:, 0], outer[:, 0])
         return self._grouped_rows(inner, outer)
-
-    def _unfolds(self, outer: Tensor) -> bool:
-        # libraries for accelerators have no fast way for one group a sample
-        return outer[0, 0, 0].numel() <= FEW_POSITIONS or outer.device.type != "cpu"
-
-    def _unfolded_rows(self, inner: Tensor, outer: Tensor) -> Tensor:
-        fan_in = self._channels * prod(self._kernel)
-        block = max(PIECE // (fan_in * outer[0, 0].numel()), 1)
-        rows = outer.new_empty(len(outer), outer.shape[1], fan_in)
-        blocks = zip(rows.split(block), inner.split(block), outer.split(block), strict=True)
-        stride, padding, dilation, _ = self._geometry
-        for into, i, o in blocks:
-            patches = functional.unfold(i, self._kernel, dilation, padding, stride)
-            torch.bmm(o.flatten(2), patches.transpose(1, 2), out=into)
-        return rows.view(*rows.shape[:2], -1, *self._kernel)
 
     def _grouped_rows(self, inner: Tensor, outer: Tensor) -> Tensor:
         """As the weight's gradient of one convolution with groups per sample.

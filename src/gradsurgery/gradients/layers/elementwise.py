@@ -1,6 +1,7 @@
 """Parameters that scale, shift or stand beside what they meet: normalisations, scales, tokens."""
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch.autograd.graph import get_gradient_edge
 from typing_extensions import override
 
 from gradsurgery.gradients.layers.layer_call import LayerCall, Parameters, by_sample, wide
+
+_MANY = 4096
 
 
 class NormalizationCall(LayerCall):
@@ -38,6 +41,43 @@ class NormalizationCall(LayerCall):
         own = range(self._first, self._first + self.parameters[role].ndim)
         repeated = [at + 1 for at in range(self._input.ndim) if at not in own]
         return by_sample(products, samples).sum(repeated)[:, span]
+
+
+class BatchNormCall(LayerCall):
+    """Batch normalisation by running statistics: as above, both sums in one pass of torch's own."""
+
+    def __init__(
+        self, inputs: Tensor, parameters: Parameters, mean: Tensor, variance: Tensor, eps: float
+    ) -> None:
+        super().__init__(inputs, parameters)
+        self._statistics = mean, variance
+        self._eps = eps
+        self._found: dict[str, Tensor] = {}
+
+    @override
+    def rows(self, role: str, gradient: Tensor, samples: int, span: slice) -> Tensor:
+        found = self._found.pop(role, None)
+        if found is None:
+            self._found = self._sums(gradient, samples)
+            found = self._found.pop(role)
+        return found[:, span]
+
+    def _sums(self, gradient: Tensor, samples: int) -> dict[str, Tensor]:
+        """By role, of each sample. Every channel of every row is a channel of its own to torch."""
+        rows, channels, *sizes = gradient.shape
+        # sums over many positions are more exact in parts
+        parts = sizes[0] if prod(sizes) > _MANY else 1
+        apart = (1, rows * channels * parts, -1)
+        outer = gradient.to(wide(gradient.dtype)).reshape(apart)
+        mean, variance = (
+            one.to(outer.dtype).repeat_interleave(parts).repeat(rows) for one in self._statistics
+        )
+        _, *sums = torch.ops.aten.native_batch_norm_backward(
+            *(outer, self.input.to(outer.dtype).reshape(apart), None, mean, variance, None, None),
+            *(False, self._eps, [False, True, True]),
+        )
+        by_channel = [one.view(samples, -1, channels, parts).sum((1, 3)) for one in sums]
+        return dict(zip(("weight", "bias"), by_channel, strict=True))
 
 
 class BroadcastCall(LayerCall):
@@ -85,7 +125,8 @@ class BroadcastCall(LayerCall):
 def functions_named(*names: str) -> set[Callable[..., Any]]:
     """As methods of tensors, and as functions of torch where there are such."""
     owners = (torch.Tensor, torch)
-    return {getattr(owner, name) for name in names for owner in owners if hasattr(owner, name)}
+    found = {getattr(owner, name, None) for name in names for owner in owners}
+    return {one for one in found if callable(one)}  # torch.float is a type of numbers
 
 
 _VIEWS = functions_named(

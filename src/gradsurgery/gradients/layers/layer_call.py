@@ -14,7 +14,7 @@ from torch import Tensor
 from gradsurgery.rules.gramian import full_precision
 
 BLOCK = 1024
-PIECE = 3 * 2**23  # components materialised at a time: 96 MiB of float32
+PIECE = 3 * 2**21  # components materialised at a time: 24 MiB of float32, which malloc uses again
 
 Gram = Float[Tensor, "samples samples"]
 Parameters = Mapping[str, Tensor]

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from gradsurgery.documents.diagnosis import Diagnosis, LoggedConflict, Numbers
+from gradsurgery.documents.studies import Diagnosis, LoggedConflict, Numbers
 from gradsurgery.documents.tally import BINS, Tally
 from gradsurgery.report.figures.style import (
     DIVERGING,

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from gradsurgery.documents.similarity import SimilarityStudy
+from gradsurgery.documents.studies import SimilarityStudy
 from gradsurgery.report.figures.boxes import Styles
 from gradsurgery.report.figures.style import (
     GREY,

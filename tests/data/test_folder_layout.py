@@ -3,7 +3,7 @@
 import pytest
 
 from gradsurgery.data import open_source, prepare
-from gradsurgery.data.layout import Layout
+from gradsurgery.data.folder import Layout
 from gradsurgery.errors import ArgumentError, DataError
 
 

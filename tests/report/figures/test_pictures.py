@@ -1,6 +1,6 @@
 import numpy as np
 
-from gradsurgery.report.figures.examples import SIDE, Examples, draw_examples, mosaic
+from gradsurgery.report.figures.pictures import SIDE, Examples, draw_examples, mosaic
 
 
 def plain(value, size=14):
