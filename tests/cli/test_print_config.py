@@ -132,6 +132,12 @@ def test_code_of_somebody_is_named_and_not_imported(
     assert (code, err) == (0, note if names else "")
 
 
+@pytest.mark.parametrize("name", ["train", "compare"])
+def test_a_preset_with_its_folder_is_no_code_of_somebody(name: str, command: Command) -> None:
+    target = ["--target", "sketch"] if name == "train" else ["--methods", "mgda"]
+    assert command(name, "pacs:pictures", *target, "--print-config")[::2] == (0, "")
+
+
 @pytest.mark.parametrize(
     ("command_name", "content", "words"),
     [

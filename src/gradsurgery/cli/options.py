@@ -321,10 +321,13 @@ def print_yaml(content: dict[str, Any]) -> None:
 
 def _foreign_names(content: dict[str, Any]) -> Iterator[str]:
     """The names of the form package.module:Name in a configuration or a plan."""
+    from gradsurgery.data.presets import PRESETS
+
     for key, value in content.items():
         if isinstance(value, dict) and key != "settings":
             yield from _foreign_names(value)
         elif key in ("method", "methods", "backbone", "data"):
             texts = value if isinstance(value, list) else [value]
             parts = [part for text in texts for part in str(text).split("+")]
-            yield from (part for part in parts if is_door(part) and not part.startswith("torchjd:"))
+            own = {"torchjd", *(PRESETS if key == "data" else ())}  # pacs:FOLDER
+            yield from (p for p in parts if is_door(p) and p.partition(":")[0] not in own)
