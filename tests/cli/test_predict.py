@@ -27,6 +27,11 @@ def test_what_cannot_be_decoded_is_named_and_the_rest_goes_on(command, model, tm
     assert "photos/c/notes.txt: .txt is not read" in err
     rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
     assert [row["image"] for row in rows if row["error"]] == ["photos/c/dark/2.png"]
+    again = command("predict", model, "photos/c", "--out", "p.csv")[2].splitlines()[0]
+    assert again == (
+        "12 pictures had their row before, 1 with an error; delete such a row to have its picture "
+        "tried again"
+    )
 
 
 @pytest.mark.parametrize("name", ["predict", "explain"])
@@ -70,7 +75,7 @@ def test_an_interrupted_command_goes_on_where_it_was(command, model, monkeypatch
         (["run/record.json", "photos"], "is no whole model file"),
         (["run", "photos", "--out", "p.txt"], "must end in .csv or .parquet"),
         (["run", "photos", "--device", "tpu"], "device 'tpu' cannot be used"),
-        (["run", "empty"], "empty holds no picture"),
+        (["run", "empty"], "empty holds no file"),
         (["run", "run/record.json"], "none of 1 picture can be decoded"),
     ],
 )

@@ -48,7 +48,7 @@ def test_a_file_that_is_named_is_meant_whatever_its_name(root):
 
 def test_a_folder_without_pictures_is_an_error(root):
     (root / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no picture, but no file"):
+    with pytest.raises(DataError, match="holds no file; name a folder with pictures"):
         names(root / "empty", root)
 
 

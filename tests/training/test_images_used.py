@@ -232,3 +232,11 @@ def test_without_a_target_all_domains_are_used(root):
     assert record.data.identical.across_domains == {"a and c": 1}
     gap, _ = run(root, target="none", classes="all", method="pcgrad", test_on="all")
     assert gap.result.best.test_accuracy.keys() == {"a", "b", "c"}
+
+
+def test_a_picture_that_cannot_be_decoded_is_said(root):
+    (root / "a/dog/3.png").write_bytes(b"no picture")
+    notes = []
+    run(root, notes, skip_bad=True, classes="all")
+    said = "1 image is left out that cannot be decoded, as a/dog/3.png: it is not an image"
+    assert any(note.startswith(said) for note in notes)

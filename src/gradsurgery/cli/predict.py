@@ -55,11 +55,12 @@ def predict(
     opened = nullcontext() if out is None else predictions_file(out, top, digest)
     pictures, left_out = listed_pictures(images)
     skipped: list[str] = []
-    before = count = 0
+    before = failed = count = 0
     shown = out is not None or not sys.stdout.isatty()
     with continuable(), opened as file, _counted(shown=shown) as tell:
         if file is not None and (before := len(file.done)):
             pictures = (picture for picture in pictures if picture.name not in file.done)
+            failed = file.failed
         for part in trained.stream(pictures, batch_size=batch_size, workers=workers):
             if file is not None:
                 file.add(part)
@@ -69,10 +70,9 @@ def predict(
             skipped += [f"{image.identity}: {image.reason}" for image in part.skipped]
             tell(count + len(skipped))
     if before:
-        print(
-            f"{counted(before, 'picture')} had {'its' if before == 1 else 'their'} row before",
-            file=sys.stderr,
-        )
+        row = f"{counted(before, 'picture')} had {'its' if before == 1 else 'their'} row before"
+        again = ", {} with an error; delete such a row to have its picture tried again"
+        print(row + (again.format(failed) if failed else ""), file=sys.stderr)
     name_files(skipped, "cannot be decoded")
     name_files(
         [f"{file.identity}: {file.reason}" for file in left_out], "is something else than a picture"

@@ -121,8 +121,8 @@ def figure2(
         bool,
         typer.Option(
             "--print-config",
-            help="Print the options as YAML, for `gradsurgery similarity --config`, a document for "
-            "each data set and target, and do nothing else.",
+            help="Print the options as YAML, a document for each data set and target, each a file "
+            "for `gradsurgery similarity --config`, and do nothing else.",
         ),
     ] = False,
     options: dict[str, Any],

@@ -71,8 +71,8 @@ def _pictures(given: Iterable[Any], left_out: list[SkippedImage]) -> Iterator[Pi
                 seen.add(name)
                 yield Picture(name, found)
         if none:
-            other = f"{len(left_out)} other files" if left_out else "no file"
-            raise DataError(f"{path} holds no picture, but {other}; name a folder that does")
+            other = f"no picture, but {len(left_out)} other files" if left_out else "no file"
+            raise DataError(f"{path} holds {other}; name a folder with pictures")
     if position < 0:
         raise ArgumentError("no image is given; name files or folders")
 

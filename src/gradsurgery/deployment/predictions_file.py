@@ -23,12 +23,14 @@ class PredictionsFile:
     file grows row by row. What becomes a Parquet file does so beside it, as a CSV file that ends in
     `.part`, and is turned into it in the end.
 
-    done: the pictures that have a row. has_grown: whether one was added.
+    done: the pictures that have a row. failed: how many of the rows that were there have an error.
+    has_grown: whether a row was added.
     """
 
     def __init__(self, path: Path, file: IO[str], columns: list[str], model: str) -> None:
         self.path = path
         self.done: set[str] = set()
+        self.failed = 0
         self.has_grown = False
         self._file = file
         self._columns = columns
@@ -73,6 +75,7 @@ class PredictionsFile:
             self._check(len(row) == len(header), f"is damaged in line {number}")
             self._check(row[-1] == self._model, "has predictions of another model")
             self.done.add(row[0])
+            self.failed += row[-2] != ""
 
     def _check(self, fits: bool, found: str) -> None:
         if not fits:

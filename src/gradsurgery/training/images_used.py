@@ -96,6 +96,10 @@ class ImagesUsed:
     def notes(self, target: str | None) -> Iterator[str]:
         """Lines for whoever watches the run; `target` is the domain held out, if any."""
         tested = 0 if target is None else len(self.split.test[target])
+        if skipped := self.images.skipped:
+            first = f"{skipped[0].identity}: {skipped[0].reason}"
+            are = "image is" if len(skipped) == 1 else "images are"
+            yield f"{len(skipped)} {are} left out that cannot be decoded, as {first}"
         copied = self.identical.of_target
         if copied:
             meaning, are = "", "is" if copied == 1 else "are"
