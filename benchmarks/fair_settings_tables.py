@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 from gradsurgery.data import open_source
 from gradsurgery.report.figures.style import encoded, new_figure, styled
-from gradsurgery.results.statistics import compare_paired
+from gradsurgery.results.statistics import PairedComparison, compare_paired
 
 BASELINE = "deep-all"
 Choice = Callable[[Run, Sequence[Run]], int]
@@ -107,7 +107,11 @@ class Results:
             accuracy = fmean(curve["validation"][at] for curve, at in curves)
             return round(accuracy, 9), -fmean(curve["loss"][at] for curve, at in curves)
 
-        return max({run.rate for run in self.runs if run.method == method}, key=merit)
+        return max(self.rates(method), key=merit)
+
+    def rates(self, method: str) -> list[float]:
+        """The rates that the method was run at."""
+        return sorted({run.rate for run in self.runs if run.method == method})
 
     def over(self, other: str, values: dict[int, float]) -> str:
         """Mean difference from another method over the seeds of both, with its 95 % interval.
@@ -120,9 +124,19 @@ class Results:
         seeds = sorted(values.keys() & base.keys())
         if len(seeds) < 2:
             return "–"
-        found = compare_paired([values[s] for s in seeds], [base[s] for s in seeds], seed=0)
-        star = "*" if found.significant else ""
-        return f"{found.difference:+.1f} [{found.low:+.1f}, {found.high:+.1f}]{star}"
+        return difference(compared(values, base))
+
+
+def compared(values: dict[int, float], base: dict[int, float]) -> PairedComparison:
+    """By the seeds of both."""
+    seeds = sorted(values.keys() & base.keys())
+    return compare_paired([values[s] for s in seeds], [base[s] for s in seeds], seed=0)
+
+
+def difference(found: PairedComparison) -> str:
+    """The mean difference, its 95 % interval, and a star: p < 0.05."""
+    star = "*" if found.significant else ""
+    return f"{found.difference:+.1f} [{found.low:+.1f}, {found.high:+.1f}]{star}"
 
 
 def shown(values: Iterable[float]) -> str:
@@ -184,10 +198,7 @@ def selection_table(results: Results, rate: float | None = None) -> str:
             known = choice is not by_sources or {o.seed for o in beside} >= {r.seed for r in runs}
             row.append(shown(taken(runs, choice, beside).values()) if known else "–")
             if choice is by_agreement:
-                values, base = taken(runs, choice), taken(runs, by_validation)
-                found = compare_paired(
-                    [values[s] for s in values], [base[s] for s in values], seed=0
-                )
+                found = compared(taken(runs, choice), taken(runs, by_validation))
                 star = "*" if found.significant else ""
                 row[-1] += f" ({found.difference:+.1f}{star})"
                 reached = fmean(by_agreement(run, ()) < last(run, ()) for run in runs)
@@ -196,6 +207,44 @@ def selection_table(results: Results, rate: float | None = None) -> str:
     names = ["method", "rate", *CHOICES]
     names.insert(names.index("agreement at chance") + 1, "reached")
     return tabulate(rows, names, tablefmt="github", disable_numparse=True)
+
+
+def equal_rates_table(results: Results) -> str:
+    """Two methods a row, a rate a column: how far the first is ahead where both have that rate.
+
+    Their steps are those of source validation.
+    """
+    rates = sorted({run.rate for run in results.runs})
+    rows = []
+    for other in (BASELINE, "agr-sum"):
+        for method in results.methods:
+            if method in (BASELINE, other):
+                continue
+            row = [f"`{method}` over `{other}`"]
+            for rate in rates:
+                one, two = (taken(results.of(m, rate), by_validation) for m in (method, other))
+                row.append(difference(compared(one, two)) if one and two else "–")
+            rows.append(row)
+    return tabulate(rows, ["", *(f"{rate:g}" for rate in rates)], tablefmt="github")
+
+
+def stopping_at_chance(found: Iterable[Results]) -> str:
+    """What taking the model at which agreement is at chance does, over all methods and rates."""
+    gains = []
+    for results in found:
+        for method in results.methods:
+            for rate in results.rates(method):
+                runs = results.of(method, rate)
+                if runs[0].curves["agreeing"][0] >= 0:
+                    both = (taken(runs, choice) for choice in (by_agreement, by_validation))
+                    gains.append(compared(*both))
+    stars = [gain.difference for gain in gains if gain.significant]
+    return (
+        f"agreement at chance against source validation: {len(gains)} pairs of method and rate, "
+        f"{sum(d > 0 for d in stars)} gain by an amount that is significant (up to "
+        f"{max(stars, default=0):.1f} points), {sum(d < 0 for d in stars)} lose (down to "
+        f"{min(stars, default=0):.1f})"
+    )
 
 
 def search_table(results: Results) -> str:
@@ -277,8 +326,10 @@ def main() -> None:
             print(f"\n{name}\n")
             print(settings_table(results), rates_table(results), sep="\n\n", end="\n\n")
             print(selection_table(results))
+            print(f"\nequal rates\n\n{equal_rates_table(results)}")
             if results.beside:
                 print(f"\nrate and step together\n\n{search_table(results)}")
+    print(f"\n{stopping_at_chance(found.values())}")
     if arguments.figure is not None:
         shown_ones = ("coded-4", "coded-8", "coded-12", "rotated-mlp", "colored-mlp")
         drawn = [found[name] for name in shown_ones if found[name].methods]
