@@ -48,8 +48,8 @@ def collect(folders: list[Path]) -> None:
 
 def runs_in(folders: list[Path]) -> pd.DataFrame:
     """A row a run that is in the folders, but for those that were diagnosed as they trained."""
-    from gradsurgery.documents.studies import Diagnosis
     from gradsurgery.documents.record import Record
+    from gradsurgery.documents.studies import Diagnosis
 
     rows = []
     for path in sorted(path for folder in folders for path in folder.rglob("record.json")):
