@@ -21,10 +21,10 @@ from gradsurgery.deployment.evaluation import evaluate_model
 from gradsurgery.documents.evaluation import EvaluatedPart, EvaluationFile
 from gradsurgery.documents.plan import names as listed_names
 from gradsurgery.errors import ArgumentError, DataError
-from gradsurgery.report.classification_text import evaluation_sentences, evaluation_tables
+from gradsurgery.report.evaluation_text import evaluation_sentences, evaluation_tables
+from gradsurgery.report.rendering import OnTerminal
 from gradsurgery.report.report import write_evaluation
 from gradsurgery.report.section import counted
-from gradsurgery.report.terminal import OnTerminal
 from gradsurgery.training.directory import folder_name
 
 

@@ -8,9 +8,9 @@ from rich.console import Console
 
 from gradsurgery.documents.selection import CRITERIA, CriterionName, Selections
 from gradsurgery.errors import ArgumentError
+from gradsurgery.report.rendering import OnTerminal
 from gradsurgery.report.section import Table, Text
-from gradsurgery.report.tables import candidates_table, choices_table
-from gradsurgery.report.terminal import OnTerminal, by_data_and_target
+from gradsurgery.report.tables import by_data_and_target, candidates_table, choices_table
 from gradsurgery.results import select_by_all, take_inventory
 
 

@@ -11,10 +11,11 @@ from gradsurgery.cli import options as opt
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CriterionName, Model
 from gradsurgery.errors import printable
-from gradsurgery.report import tables as text
-from gradsurgery.report.terminal import OnTerminal, literal, run_blocks
+from gradsurgery.report.rendering import OnTerminal, literal, to_latex, to_markdown
+from gradsurgery.report.run_text import run_blocks
+from gradsurgery.report.tables import comparison_csv, comparison_table, significance_table
 from gradsurgery.results import ComparisonTable, compare_runs, search_of, take_inventory
-from gradsurgery.results.inventory import record_files
+from gradsurgery.results.runs import record_files
 from gradsurgery.results.selection import ALL
 from gradsurgery.results.tables import BASELINE
 
@@ -74,12 +75,12 @@ def print_tables(
         if search.provisional:
             print(search.provisional)
         return
-    shown = [text.comparison_table(table, paper=paper) for table in tables]
-    shown += [text.significance_table(tables)] if statistics else []
+    shown = [comparison_table(table, paper=paper) for table in tables]
+    shown += [significance_table(tables)] if statistics else []
     if output == "csv":
-        written = text.comparison_csv(tables, paper=paper)
+        written = comparison_csv(tables, paper=paper)
     else:
-        written = text.to_markdown(shown) if output == "markdown" else text.to_latex(shown)
+        written = to_markdown(shown) if output == "markdown" else to_latex(shown)
     print("\n".join(map(printable, written.split("\n"))), end="")
 
 
@@ -88,8 +89,8 @@ def print_comparisons(
 ) -> None:
     """Print comparison tables, and with `statistics` the tests behind them."""
     for table in tables:
-        blocks = [text.comparison_table(table, paper=paper)]
-        blocks += [text.significance_table([table])] if statistics and table.tests else []
+        blocks = [comparison_table(table, paper=paper)]
+        blocks += [significance_table([table])] if statistics and table.tests else []
         Console().print(OnTerminal(blocks))
 
 

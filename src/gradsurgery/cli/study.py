@@ -18,6 +18,7 @@ from gradsurgery.data import open_source, prepare
 from gradsurgery.documents.plan import names, number_or_text, parse_seeds
 from gradsurgery.documents.tasks_vs_domains import TasksOptions, TasksStudy
 from gradsurgery.errors import ArgumentError
+from gradsurgery.report.report import write_tasks_study
 from gradsurgery.training import device as devices
 from gradsurgery.training.directory import folder_name
 
@@ -82,7 +83,7 @@ def tasks_vs_domains(
     where it was interrupted.
     """
     if stored is not None:
-        print_sentences(_written(TasksStudy.load(stored), out or stored))
+        print_sentences(write_tasks_study(TasksStudy.load(stored), out or stored))
         return
     listed = {"tasks": tasks, "groupings": groupings, "rules": rules}
     chosen = options | {name: names(text) for name, text in listed.items() if text is not None}
@@ -107,13 +108,7 @@ def tasks_vs_domains(
             device=device,
             report=report,
         )
-    print_sentences(_written(study, directory))
-
-
-def _written(study: TasksStudy, directory: Path) -> list[str]:
-    from gradsurgery.report.tasks_text import write_tasks_study  # takes matplotlib
-
-    return write_tasks_study(study, directory)
+    print_sentences(write_tasks_study(study, directory))
 
 
 def _whole(text: str) -> int:

@@ -14,7 +14,7 @@ from gradsurgery.data import open_source
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError
-from gradsurgery.report.classification_text import accuracy_text
+from gradsurgery.report.run_text import accuracy_text
 from gradsurgery.training import device
 from gradsurgery.training import train as train_run
 from gradsurgery.training.directory import folder_name, is_longer
