@@ -15,7 +15,8 @@ from gradsurgery.engine.accumulator import Accumulator, Update
 from gradsurgery.engine.accumulators import GradientMatrix, widest
 from gradsurgery.engine.parameters import laid_out_as
 from gradsurgery.kernels.network import Combination, Kernels, Seen
-from gradsurgery.rules.base import ComponentwiseRule, GramianRule, Rule
+from gradsurgery.rules.base import ComponentwiseRule, Rule
+from gradsurgery.rules.gramian import GramianRule
 from gradsurgery.rules.remembering import RememberingRule
 
 # So many domains' gradients wait for a component-wise rule: most data sets have up to four source
