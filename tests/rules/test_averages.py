@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gradsurgery as gs
-from gradsurgery.rules.trimmed_mean import sort_columns
+from gradsurgery.rules.averages import sort_columns
 from tests import oracles
 from tests.rules.matrices import matrices
 

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import gradsurgery as gs
-from gradsurgery.rules.least_distance import coordinates, least_distance
+from gradsurgery.rules.minimum_norm import coordinates, least_distance
 from tests import oracles
 from tests.rules.matrices import matrices
 

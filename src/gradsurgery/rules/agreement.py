@@ -1,4 +1,4 @@
-"""Agr-Sum: keep what the domains agree on (Mansilla et al. 2021, equations 2 and 3).
+"""Agr-Sum and Agr-Rand: keep what the domains agree on (Mansilla et al. 2021, equations 2 to 4).
 
     Φ_n = 1 if sign(g_1n) = sign(g_2n) = … = sign(g_Dn), else 0
 
@@ -18,8 +18,15 @@ from typing_extensions import override
 from gradsurgery.hyperparameters import Hyperparameter
 from gradsurgery.kernels import compiled as kernel
 from gradsurgery.kernels.network import Combination
-from gradsurgery.rules.base import NARROW, ComponentwiseRule, Consensus, State, reduction
-from gradsurgery.rules.pieces import pieces, scratch
+from gradsurgery.rules.base import (
+    NARROW,
+    ComponentwiseRule,
+    Consensus,
+    State,
+    pieces,
+    reduction,
+    scratch,
+)
 
 _SOURCE = "Mansilla et al. 2021"
 
@@ -84,6 +91,71 @@ class AgrSum(AgreementRule):
         return update.div_(len(gradients)) if self.values["reduction"] == "mean" else update
 
 
+class AgrRand(AgreementRule):
+    """g*_n = Σ_d g_dn where Φ_n = 1, and a draw from N(0, σ²) where Φ_n = 0.
+
+    σ = mean of |g*_n| over all components n of the whole network with Φ_n = 1, and 0 where no
+    component agrees.
+
+    reduction: "sum", as published, or "mean", which divides the update by D.
+    zero_agrees: whether a component that is zero in every domain agrees, as in equation 2. False,
+        as in the published code, gives it noise and leaves it out of σ.
+    generator: draws the noise; without one the rule has its own, seeded with 0.
+
+    Source: Mansilla et al., "Domain Generalization via Gradient Surgery", ICCV 2021, eq. 2 and 4.
+
+    >>> AgrRand()(torch.tensor([[1.0, 2.0, 0.0], [3.0, 4.0, 0.0]]))  # no conflict, no noise
+    tensor([4., 6., 0.])
+    """
+
+    name = "agr-rand"
+    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
+        *AgreementRule.hyperparameters,
+        Hyperparameter(
+            "zero_agrees",
+            True,
+            "whether a component that is zero in every domain agrees",
+            source=f"{_SOURCE}, eq. 2",
+        ),
+    )
+
+    @override
+    def combination(self, domains: int) -> Combination | None:
+        constants = float(self.divisor(domains)), float(self.values["zero_agrees"])
+        return Combination("agr-rand", constants, draws=True)
+
+    def finish(self, states: Sequence[State], domains: int) -> Consensus:
+        """The totals with noise where they conflict."""
+        totals = [total for (total,) in states]
+        zeros = torch.stack([(total == 0).sum() for total in totals])
+        if not self.values["zero_agrees"]:
+            for total in totals:
+                total.masked_fill_(total == 0, torch.nan)
+        sigma, counts = scale_of_noise(totals)
+        counts -= zeros if self.values["zero_agrees"] else 0
+        divisor = self.divisor(domains)
+        for total in totals:
+            for (running,) in pieces(total):
+                noise = self.random.normal_like(running).mul_(sigma)
+                running.copy_(torch.where(running.isnan(), noise, running).div_(divisor))
+        return Consensus(totals, counts, zeros)
+
+
+def fold_agreement(total: Float[Tensor, " params"], gradient: Float[Tensor, " params"]) -> None:
+    """Add `gradient` to `total` where the signs are equal, and set NaN where they are not."""
+    if (name := kernel.name_for("fold_agreement", total, gradient)) is not None:
+        kernel.fold_agreement(name, total, gradient)
+        return
+    first, second = scratch(total, 2)
+    for running, added in pieces(total, gradient):
+        same, sign = first[: len(added)], second[: len(added)]
+        torch.sign(running, out=same)
+        torch.sign(added, out=sign)
+        same.eq_(sign)
+        same.div_(same)  # 1 where the signs are equal, 0/0 = NaN where they are not
+        running.add_(added).mul_(same)
+
+
 def clear_marks(total: Float[Tensor, " params"]) -> Float[Tensor, "2"]:
     """Set the conflicts to zero; how many components agree and are not zero, and how many are."""
     if (name := kernel.name_for("resolve_marks", total)) is not None:
@@ -119,16 +191,14 @@ def agreement_sum(
     return True
 
 
-def fold_agreement(total: Float[Tensor, " params"], gradient: Float[Tensor, " params"]) -> None:
-    """Add `gradient` to `total` where the signs are equal, and set NaN where they are not."""
-    if (name := kernel.name_for("fold_agreement", total, gradient)) is not None:
-        kernel.fold_agreement(name, total, gradient)
-        return
-    first, second = scratch(total, 2)
-    for running, added in pieces(total, gradient):
-        same, sign = first[: len(added)], second[: len(added)]
-        torch.sign(running, out=same)
-        torch.sign(added, out=sign)
-        same.eq_(sign)
-        same.div_(same)  # 1 where the signs are equal, 0/0 = NaN where they are not
-        running.add_(added).mul_(same)
+def scale_of_noise(
+    totals: Sequence[Float[Tensor, " _"]],
+) -> tuple[Float[Tensor, ""], Float[Tensor, " states"]]:
+    """σ of equation 4 and the numbers of agreeing components; NaN marks a conflict in `totals`."""
+    magnitude = torch.zeros((), dtype=torch.float64, device=totals[0].device)
+    counts = torch.zeros(len(totals), dtype=torch.float64, device=totals[0].device)
+    for position, total in enumerate(totals):
+        for (running,) in pieces(total):
+            counts[position] += len(running) - running.isnan().sum()
+            magnitude += running.abs().nansum(dtype=torch.float64)
+    return magnitude / counts.sum().clamp_min(1), counts

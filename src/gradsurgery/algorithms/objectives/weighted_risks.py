@@ -1,4 +1,4 @@
-"""Objectives that weigh the domains' risks, the mean cross-entropies L_d of their batches."""
+"""Group DRO and GradNorm: the risks, weighed by how large they or their gradients are."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -9,41 +9,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from gradsurgery.algorithms.forward import Forward
-from gradsurgery.algorithms.objectives.base import AnnealedObjective, Batch, DomainLosses, Objective
+from gradsurgery.algorithms.objectives.base import Batch, DomainLosses, Objective
 from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter
 
-
-class VREx(AnnealedObjective):
-    """mean_d L_d + w·mean_d (L_d − L̄)², the mean and the variance of the domains' risks.
-
-    Loss number d is L_d + w (L_d − L̄)². L̄ is detached: its derivative vanishes from the mean,
-    since Σ_d (L_d − L̄) = 0. w = 1 for the first `anneal` steps and `penalty` from then on, when
-    the optimiser's state is dropped.
-
-    Source: Krueger et al., "Out-of-Distribution Generalization via Risk Extrapolation (REx)",
-    ICML 2021, eq. 8; the annealing as in DomainBed.
-    """
-
-    name: ClassVar[str] = "vrex"
-    smooths_labels: ClassVar[bool] = True
-    weighs_classes: ClassVar[bool] = True
-    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
-        Hyperparameter(
-            "penalty", 10.0, "weight of the risks' variance after annealing", source=DOMAINBED
-        ),
-        Hyperparameter("anneal", 500, "steps with weight 1 before that", source=DOMAINBED),
-    )
-
-    stage = AnnealedObjective.stage
-
-    @override
-    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
-        weight = self.weight(step)
-        risks = risks_of(self, forward, batches)
-        mean = forward.values_of(risks).mean()
-        while risks:
-            risk = risks.pop(0)
-            yield risk + weight * (risk - mean) ** 2
+_CHEN = "Chen et al. 2018"
 
 
 class GroupDRO(Objective):
@@ -67,21 +36,12 @@ class GroupDRO(Objective):
 
     @override
     def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
-        risks = risks_of(self, forward, batches)  # q needs all of them before the first
+        risks = self.risks(forward, batches)  # q needs all of them before the first
         values = forward.values_of(risks)
         grown = self.remembered("q", torch.ones_like(values)).log() + self.values["eta"] * values
         self.state["q"] = q = grown.softmax(0)  # in logarithms, where no exp overflows
         while risks:
             yield len(batches) * q[-len(risks)] * risks.pop(0)
-
-
-def risks_of(objective: Objective, forward: Forward, batches: Sequence[Batch]) -> list[Tensor]:
-    """The domains' risks, all graphs alive."""
-    logits = forward([images for images, _ in batches])
-    return [objective.risk(z, y) for z, (_, y) in zip(logits, batches, strict=True)]
-
-
-_PAPER = "Chen et al. 2018"
 
 
 class GradNorm(Objective):
@@ -102,14 +62,14 @@ class GradNorm(Objective):
     smooths_labels: ClassVar[bool] = True
     weighs_classes: ClassVar[bool] = True
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
-        Hyperparameter("alpha", 1.5, "strength α of the pull to equal rates", source=_PAPER),
-        Hyperparameter("learning_rate", 0.025, "step size of the weights", source=_PAPER),
+        Hyperparameter("alpha", 1.5, "strength α of the pull to equal rates", source=_CHEN),
+        Hyperparameter("learning_rate", 0.025, "step size of the weights", source=_CHEN),
     )
     state_names: ClassVar[tuple[str, ...]] = ("weights", "first")
 
     @override
     def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
-        risks = risks_of(self, forward, batches)  # the weights need the norms of all of them
+        risks = self.risks(forward, batches)  # the weights need the norms of all of them
         values = forward.values_of(risks)
         last = last_weight(forward.model)
         norms = torch.stack(
