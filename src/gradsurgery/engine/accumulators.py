@@ -10,8 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from gradsurgery.engine.accumulator import Accumulator, Update
-from gradsurgery.engine.parameters import flat_gradient, shaped_gradient
+from gradsurgery.engine.accumulator import (
+    Accumulator,
+    Update,
+    flat_gradient,
+    shaped_gradient,
+)
 from gradsurgery.errors import ArgumentError
 from gradsurgery.kernels.network import kernels_for
 from gradsurgery.rules.base import (

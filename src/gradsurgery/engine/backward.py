@@ -11,8 +11,13 @@ from torch import Tensor
 
 from gradsurgery.engine.accumulator import Abstaining, Accumulator, Update
 from gradsurgery.engine.accumulators import accumulator_for, not_finite_update
-from gradsurgery.engine.parameters import NamedParameter, trainable_parameters
-from gradsurgery.engine.passes import DomainLoss, DomainPasses, Scaler
+from gradsurgery.engine.passes import (
+    DomainLoss,
+    DomainPasses,
+    NamedParameter,
+    Scaler,
+    trainable_parameters,
+)
 from gradsurgery.errors import ArgumentError, NonFiniteError, check_kind
 from gradsurgery.kernels.network import wide_on
 from gradsurgery.rules.base import Rule, RuleFunction, as_rule, beyond_precision

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from gradsurgery.engine.accumulator import Accumulator, Update
+from gradsurgery.engine.accumulator import Accumulator, Update, laid_out_as
 from gradsurgery.engine.accumulators import GradientMatrix, widest
-from gradsurgery.engine.parameters import laid_out_as
 from gradsurgery.kernels.network import Combination, Kernels, Seen
 from gradsurgery.rules.base import ComponentwiseRule, GramianRule, Rule
 from gradsurgery.rules.remembering import RememberingRule
