@@ -18,7 +18,7 @@ from gradsurgery.data import Source, open_source
 from gradsurgery.data.folder import OneDomainSource
 from gradsurgery.deployment import TrainedModel, load_model
 from gradsurgery.deployment.evaluation import evaluate_model
-from gradsurgery.documents.evaluation import EvaluatedPart, EvaluationFile
+from gradsurgery.documents.deployment import EvaluatedPart, EvaluationFile
 from gradsurgery.documents.plan import names as listed_names
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.report.classification_text import evaluation_sentences, evaluation_tables

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gradsurgery.documents.model_description import ModelDescription
+from gradsurgery.documents.deployment import ModelDescription
 from gradsurgery.documents.record import Record, SplitFile
 from gradsurgery.errors import ArgumentError, OutputError, WeightsError, one_line
 

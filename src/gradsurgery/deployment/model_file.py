@@ -8,7 +8,7 @@ from typing import Any
 
 from gradsurgery.backbones.weights import State
 from gradsurgery.data import PRESETS
-from gradsurgery.documents.model_description import ModelDescription
+from gradsurgery.documents.deployment import ModelDescription
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import WeightsError, one_line
 

@@ -18,7 +18,7 @@ from gradsurgery.algorithms import method_provenance
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageLoader, ImageSet, Split
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.model_description import ModelDescription
+from gradsurgery.documents.deployment import ModelDescription
 from gradsurgery.documents.record import (
     Cost,
     DataRecord,
