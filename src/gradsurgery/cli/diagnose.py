@@ -10,7 +10,7 @@ from gradsurgery.cli.live import displayed
 from gradsurgery.cli.show import print_sentences
 from gradsurgery.cli.train import continuable
 from gradsurgery.data import open_source
-from gradsurgery.documents.configuration import RunConfiguration, options_of
+from gradsurgery.documents.configuration import RunConfiguration, folder_name, options_of
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.studies import DiagnosisOptions
 from gradsurgery.doors import Kind, entry_names, is_door
@@ -18,7 +18,6 @@ from gradsurgery.errors import ArgumentError
 from gradsurgery.report.report import write_diagnosis
 from gradsurgery.studies.diagnosis import diagnose_run, diagnose_training, diagnose_weights
 from gradsurgery.training import device
-from gradsurgery.training.directory import folder_name
 from gradsurgery.training.run import check_run, prepare_images
 
 _SHORT_RUN = 50  # steps

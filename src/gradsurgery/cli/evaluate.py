@@ -18,6 +18,7 @@ from gradsurgery.data import Source, open_source
 from gradsurgery.data.folder import OneDomainSource
 from gradsurgery.deployment import TrainedModel, load_model
 from gradsurgery.deployment.evaluation import evaluate_model
+from gradsurgery.documents.configuration import folder_name
 from gradsurgery.documents.deployment import EvaluatedPart, EvaluationFile
 from gradsurgery.documents.plan import names as listed_names
 from gradsurgery.errors import ArgumentError, DataError
@@ -25,7 +26,6 @@ from gradsurgery.report.classification_text import evaluation_sentences, evaluat
 from gradsurgery.report.report import write_evaluation
 from gradsurgery.report.section import counted
 from gradsurgery.report.terminal import OnTerminal
-from gradsurgery.training.directory import folder_name
 
 
 def evaluate(

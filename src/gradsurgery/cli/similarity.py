@@ -10,13 +10,12 @@ from gradsurgery.cli.live import displayed
 from gradsurgery.cli.show import print_sentences
 from gradsurgery.cli.train import check_target, continuable
 from gradsurgery.data import open_source
-from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.configuration import RunConfiguration, folder_name
 from gradsurgery.documents.plan import parse_seeds
 from gradsurgery.documents.studies import SimilarityOptions
 from gradsurgery.report.report import write_similarity
 from gradsurgery.studies.similarity import study_similarity
 from gradsurgery.training import device
-from gradsurgery.training.directory import folder_name
 from gradsurgery.training.run import check_run, prepare_images
 
 

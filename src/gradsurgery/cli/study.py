@@ -15,11 +15,11 @@ from gradsurgery.cli import options as opt
 from gradsurgery.cli.show import print_sentences
 from gradsurgery.cli.train import continuable
 from gradsurgery.data import open_source, prepare
+from gradsurgery.documents.configuration import folder_name
 from gradsurgery.documents.plan import names, number_or_text, parse_seeds
 from gradsurgery.documents.tasks_vs_domains import TasksOptions, TasksStudy
 from gradsurgery.errors import ArgumentError
 from gradsurgery.training import device as devices
-from gradsurgery.training.directory import folder_name
 
 if TYPE_CHECKING:
     from gradsurgery.studies.tasks_vs_domains import StudyProgress

@@ -11,13 +11,13 @@ import typer
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.live import displayed
 from gradsurgery.data import open_source
-from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.configuration import RunConfiguration, folder_name
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError
 from gradsurgery.report.classification_text import accuracy_text
 from gradsurgery.training import device
 from gradsurgery.training import train as train_run
-from gradsurgery.training.directory import folder_name, is_longer
+from gradsurgery.training.checkpoint import is_longer
 from gradsurgery.training.loggers import logged
 
 
