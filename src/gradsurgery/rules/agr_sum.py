@@ -17,7 +17,6 @@ from typing_extensions import override
 
 from gradsurgery.hyperparameters import Hyperparameter
 from gradsurgery.kernels import compiled as kernel
-from gradsurgery.kernels import name_for
 from gradsurgery.kernels.network import Combination
 from gradsurgery.rules.base import NARROW, ComponentwiseRule, Consensus, State, reduction
 from gradsurgery.rules.pieces import pieces, scratch
@@ -87,7 +86,7 @@ class AgrSum(AgreementRule):
 
 def clear_marks(total: Float[Tensor, " params"]) -> Float[Tensor, "2"]:
     """Set the conflicts to zero; how many components agree and are not zero, and how many are."""
-    if (name := name_for("resolve_marks", total)) is not None:
+    if (name := kernel.name_for("resolve_marks", total)) is not None:
         return torch.tensor(kernel.resolve_marks(name, total), dtype=torch.float64)
     counts = torch.zeros(2, dtype=torch.float64, device=total.device)
     for (running,) in pieces(total):
@@ -105,7 +104,7 @@ def agreement_sum(
 
     A component is kept where min_d g_dn > 0 or max_d g_dn < 0; "all zero" sums to zero anyway.
     """
-    if (name := name_for("agreement_sum", gradients, out)) is not None:
+    if (name := kernel.name_for("agreement_sum", gradients, out)) is not None:
         return kernel.agreement_sum(name, gradients, out)
     first, second = scratch(out, 2)
     for rows, total in pieces(gradients, out):
@@ -122,7 +121,7 @@ def agreement_sum(
 
 def fold_agreement(total: Float[Tensor, " params"], gradient: Float[Tensor, " params"]) -> None:
     """Add `gradient` to `total` where the signs are equal, and set NaN where they are not."""
-    if (name := name_for("fold_agreement", total, gradient)) is not None:
+    if (name := kernel.name_for("fold_agreement", total, gradient)) is not None:
         kernel.fold_agreement(name, total, gradient)
         return
     first, second = scratch(total, 2)
