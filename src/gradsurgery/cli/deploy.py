@@ -9,8 +9,8 @@ from rich.console import Console
 
 from gradsurgery.atomic import atomic_file
 from gradsurgery.cli import options as opt
+from gradsurgery.cli.finished_runs import make_report
 from gradsurgery.cli.live import displayed
-from gradsurgery.cli.report import make_report
 from gradsurgery.cli.sweep import grid_from, mapping_of, plan_parts, run_plan
 from gradsurgery.data import Source, reopened
 from gradsurgery.documents.configuration import folder_name

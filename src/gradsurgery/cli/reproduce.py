@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from gradsurgery.cli import options as opt
-from gradsurgery.cli.report import open_examples
-from gradsurgery.cli.similarity import run_study
+from gradsurgery.cli.finished_runs import open_examples
+from gradsurgery.cli.studies import run_study
 from gradsurgery.cli.sweep import plan_parts, report_on, run_plan
 from gradsurgery.data import open_source
 from gradsurgery.documents.configuration import RunConfiguration, folder_name

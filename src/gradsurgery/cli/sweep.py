@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from gradsurgery.cli import options as opt
+from gradsurgery.cli.finished_runs import print_tables
+from gradsurgery.cli.finished_runs import report as write_report
 from gradsurgery.cli.live import displayed, sweep_displayed
-from gradsurgery.cli.report import report as write_report
-from gradsurgery.cli.show import print_tables
 from gradsurgery.cli.train import continuable
 from gradsurgery.data import Source
 from gradsurgery.documents.configuration import folder_name, known_options
