@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gradsurgery.engine.parameters import trainable_parameters
+from gradsurgery.engine.passes import trainable_parameters
 from gradsurgery.errors import ArgumentError, NonFiniteError
-from gradsurgery.gradients.layers.layer_call import Gram, gram_in_spans
+from gradsurgery.gradients.layers import Gram, gram_in_spans
 from gradsurgery.gradients.model_state import ModelState, unchanged
 from gradsurgery.gradients.one_by_one import (
     SampleLoss,

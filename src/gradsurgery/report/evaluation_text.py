@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
-from gradsurgery.documents.evaluation import EvaluationFile
+from gradsurgery.documents.deployment import EvaluationFile
 from gradsurgery.documents.studies import Explanation, Place
 from gradsurgery.documents.tally import Tally
 from gradsurgery.report.section import (
