@@ -183,4 +183,4 @@ def test_a_study_becomes_a_section_with_its_figures(tmp_path):
     assert list(sentences.items) == ["within is above across"]
     assert figure.caption == "Similarity: steps."
     assert figure.width == 250  # two inches of 125 pixels
-    assert list(table.left) == [0, 2]
+    assert [i for i, side in enumerate(table.alignment) if side == "left"] == [0, 2]

@@ -38,29 +38,21 @@ def render_page(
         summary: the sentences on top.
         sections: below them.
     """
-    style, script = _part("page.css"), _part("page.js")
-    policy = "; ".join(
-        [
-            "default-src 'none'",
-            "img-src data:",
-            f"style-src {_fingerprint(style)}",
-            f"script-src {_fingerprint(script)}",
-            "base-uri 'none'",
-            "form-action 'none'",
-        ]
+    style, script = ((_FOLDER / f).read_text("utf-8") for f in ("page.css", "page.js"))
+    policy = (
+        "default-src 'none'; img-src data:; "
+        f"style-src {_fingerprint(style)}; script-src {_fingerprint(script)}; "
+        "base-uri 'none'; form-action 'none'"
     )
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            title=title,
-            origin=origin,
-            summary=summary,
-            sections=[section for section in sections if section.blocks],
-            style=style,
-            script=script,
-            policy=policy,
-        )
+    template = _environment().get_template("page.html")
+    return template.render(
+        title=title,
+        origin=origin,
+        summary=summary,
+        sections=[section for section in sections if section.blocks],
+        style=style,
+        script=script,
+        policy=policy,
     )
 
 
@@ -70,32 +62,28 @@ def embedded(svg: bytes, png: bytes) -> str:
     >>> embedded(b"<svg/>", b"PNG")
     'data:image/svg+xml;base64,PHN2Zy8+'
     """
+    kind, picture = "svg+xml", svg
     if len(svg) > MOST_SVG_BYTES and len(png) < len(svg):
-        return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+        kind, picture = "png", png
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
 @cache
 def _environment() -> "Environment":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+    def visible(value: object) -> object:
+        """Control characters as escapes; the lines stay."""
+        return "\n".join(map(printable, value.split("\n"))) if type(value) is str else value
+
     return Environment(
         loader=FileSystemLoader(_FOLDER),
         autoescape=True,
-        finalize=lambda value: _visible(value) if type(value) is str else value,
+        finalize=visible,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def _visible(text: str) -> str:
-    """Control characters as escapes; the lines stay."""
-    return "\n".join(map(printable, text.split("\n")))
-
-
-def _part(name: str) -> str:
-    return (_FOLDER / name).read_text(encoding="utf-8")
 
 
 def _fingerprint(text: str) -> str:
@@ -129,7 +117,7 @@ def _markdown(table: Table) -> str:
         [markdown_text(name) for name in table.columns],
         tablefmt="pipe",
         disable_numparse=True,
-        colalign=["left" if i in table.left else "right" for i in range(len(table.columns))],
+        colalign=table.alignment,
     )
     title = [f"**{markdown_text(table.caption)}**\n"] if table.caption else []
     return "\n".join([*title, text, *(f"\n{markdown_text(note)}" for note in table.notes)]) + "\n"
@@ -154,7 +142,7 @@ def _latex(table: Table) -> str:
         marks = "".join(raised.get(character, character) for character in entry.marks)
         return (rf"\textbf{{{text}}}" if entry.strong else text) + marks
 
-    columns = "".join("l" if i in table.left else "r" for i in range(len(table.columns)))
+    columns = "".join(side[0] for side in table.alignment)
     lines = [
         *([f"% {' '.join(printable(table.caption).split())}"] if table.caption else []),
         rf"\begin{{tabular}}{{{columns}}}",
@@ -250,7 +238,8 @@ def _widths(table: Table) -> tuple[list[int], list[int]]:
             text = entry.text + entry.marks
             whole, word = _cells(text), _longest_word(text)
             natural[column] = max(natural[column], whole)
-            least[column] = max(least[column], word if column in table.left else whole)
+            texts = table.alignment[column] == "left"
+            least[column] = max(least[column], word if texts else whole)
     return least, natural
 
 
@@ -275,10 +264,9 @@ def _grid(table: Table, widths: Sequence[int]) -> "rich.table.Table":
         pad_edge=False,
         collapse_padding=True,
     )
-    for position, width in enumerate(widths):
-        name = literal(table.columns[position]) if table.columns else ""
-        justify = "left" if position in table.left else "right"
-        grid.add_column(name, justify=justify, width=width)  # type: ignore[arg-type]
+    names = map(literal, table.columns or [""] * len(widths))
+    for name, justify, width in zip(names, table.alignment, widths, strict=True):
+        grid.add_column(name, justify=justify, width=width)
     for row in _rows(table):
         grid.add_row(*map(_shown, row))
     return grid
@@ -313,7 +301,11 @@ def _rows(table: Table) -> Iterator[list[Entry]]:
     above: list[Entry] = []
     for row in rows_with_below(table):
         known = 0
-        while known < len(above) - 1 and known in table.left and row[known] == above[known]:
+        while (
+            known < len(above) - 1
+            and table.alignment[known] == "left"
+            and row[known] == above[known]
+        ):
             known += 1
         yield [Entry("")] * known + row[known:]
         above = row

@@ -5,7 +5,9 @@ All text is plain: whatever it becomes escapes it.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import isnan
+from typing import Literal
 
 ABSENT = "–"
 """What stands in a table where there is no value."""
@@ -60,17 +62,17 @@ class Table:
     rows: Sequence[Sequence[Entry]]
     notes: Sequence[str] = ()
 
-    @property
-    def left(self) -> list[int]:
-        """The columns of other than numbers, by position; the first is always one of them."""
+    @cached_property
+    def alignment(self) -> list[Literal["left", "right"]]:
+        """Of every column: "right" of numbers, "left" of all else, and always of the first."""
         if not self.columns:
-            return list(range(max(map(len, self.rows), default=0)))
-        left = [0]
+            return ["left"] * max(map(len, self.rows), default=0)
+        sides: list[Literal["left", "right"]] = ["left"]
         for i in range(1, len(self.columns)):
             texts = [row[i].text.lstrip("[+-−") for row in self.rows if row[i].text not in ABSENT]
-            if not texts or not all(text[:1].isdigit() for text in texts):
-                left.append(i)
-        return left
+            numbers = texts and all(text[:1].isdigit() for text in texts)
+            sides.append("right" if numbers else "left")
+        return sides
 
 
 @dataclass(frozen=True)
