@@ -2,9 +2,8 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import isnan
 from pathlib import Path
-
-import numpy as np
 
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import left_out_classes
@@ -21,6 +20,7 @@ from gradsurgery.report.section import (
     counted,
     listed,
     plain_table,
+    rounded,
     value_text,
 )
 from gradsurgery.results.classification import proportion
@@ -31,8 +31,6 @@ MOST_CLASSES = 20
 """Of a table of classes that is not folded away."""
 _UNEVEN = 3.0
 """From how many times as many images on the largest class or domain is worth a word."""
-
-
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _SPARK_WIDTH = 24
 
@@ -78,28 +76,25 @@ def sparkline(values: Sequence[float | int | None]) -> str:
 
 
 def _results(record: Record) -> Table:
-    target, both = record.configuration.target, (record.result.best, record.result.last)
+    target, both = record.configuration.target, _models(record)
     rows = [
         ["step", *map(_steps, both)],
         ["validation", *(f"{model.validation_accuracy:.1%}" for model in both)],
     ]
-    accuracies = [model.target_accuracy for model in both]
-    if None not in accuracies:
-        rows.append([f"target {target}", *_with_intervals(both, target, accuracies)])
+    tested = {f"target {target}": (target, [model.target_accuracy for model in both])}
     for source in record.data.domains:
-        tested = [model.test_accuracy.get(source) for model in both]
-        if source != target and None not in tested:
-            rows.append([f"test {source}", *_with_intervals(both, source, tested)])
+        if source != target:
+            found = [model.test_accuracy.get(source) for model in both]
+            tested[f"test {source}"] = (source, found)
+    for name, (domain, accuracies) in tested.items():
+        texts = [
+            accuracy_text(accuracy, model.tests.get(domain))
+            for accuracy, model in zip(accuracies, both, strict=True)
+            if accuracy is not None
+        ]
+        if len(texts) == len(both):
+            rows.append([name, *texts])
     return plain_table("", ["accuracy of the model", "best", "last"], rows)
-
-
-def _with_intervals(
-    models: Sequence[ModelResult], domain: str, accuracies: Sequence[float | None]
-) -> list[str]:
-    return [
-        "–" if accuracy is None else accuracy_text(accuracy, model.tests.get(domain))
-        for accuracy, model in zip(accuracies, models, strict=True)
-    ]
 
 
 def _steps(model: ModelResult) -> str:
@@ -115,7 +110,7 @@ def _curves(record: Record) -> Table:
     rows = [
         [
             name,
-            *("–" if value is None else f"{value:.3f}" for value in (values[0], values[-1])),
+            *(rounded(value, 3) for value in (values[0], values[-1])),
             sparkline(values),
         ]
         for name, values in curves.items()
@@ -139,14 +134,15 @@ def accuracy_text(accuracy: float, tally: Tally | None) -> str:
 
 def recall_table(record: Record) -> Table | None:
     """A run's recall of each class, by domain, of the best and the last model; None without any."""
-    domains = [d for d in record.data.domains if all(d in m.tests for m in _models(record))]
-    if not domains:
+    target = record.configuration.held_out(record.data.domains)
+    runs_of = {
+        d: [record] for d in record.data.domains if all(d in m.tests for m in _models(record))
+    }
+    if not runs_of:
         return None
-    target, classes = record.configuration.held_out(record.data.domains), record.data.classes
-    columns = [_mean_recalls([record], domain) for domain in domains]
-    rows = [[name, *row] for name, *row in zip(classes, *columns, strict=True)]
-    heads = [f"{domain} (held out)" if domain == target else domain for domain in domains]
-    return plain_table("Recall (%) of each class, best / last model", ["class", *heads], rows)
+    heads = [f"{domain} (held out)" if domain == target else domain for domain in runs_of]
+    caption = "Recall (%) of each class, best / last model"
+    return plain_table(caption, ["class", *heads], _recall_rows(record.data.classes, runs_of))
 
 
 def never_predicted(record: Record) -> list[str]:
@@ -156,12 +152,8 @@ def never_predicted(record: Record) -> list[str]:
     if tally is None:
         return []
     matrix = tally.matrix()
-    images, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
-    return [
-        name
-        for name, n, p in zip(record.data.classes, images, predicted, strict=True)
-        if n and not p
-    ]
+    never = (matrix.sum(axis=1) > 0) & (matrix.sum(axis=0) == 0)
+    return [name for name, missed in zip(record.data.classes, never, strict=True) if missed]
 
 
 def recalls_section(tables: Sequence[ComparisonTable], records: Records) -> Section:
@@ -170,7 +162,7 @@ def recalls_section(tables: Sequence[ComparisonTable], records: Records) -> Sect
     Runs that no table compares are not in one here. Records of before tests were counted by class
     are left out.
     """
-    groups: Groups = {}
+    groups: dict[tuple[int, str, tuple[str, ...]], dict[str, list[Record]]] = {}
     for place, table in enumerate(tables):
         for method, file in zip(table.frame["method"], table.frame["record"], strict=True):
             record = records[Path(file)]
@@ -179,52 +171,47 @@ def recalls_section(tables: Sequence[ComparisonTable], records: Records) -> Sect
                 about = f"{table.name}, {method}"
                 of_method = groups.setdefault((place, about, tuple(record.data.classes)), {})
                 of_method.setdefault(target, []).append(record)
-    blocks: list[Block] = [Listing(sentences)] if (sentences := _never(groups)) else []
+    sentences: list[str] = []
+    blocks: list[Block] = []
     for (_, about, classes), by_target in groups.items():
-        columns = [_mean_recalls(runs, target) for target, runs in by_target.items()]
-        rows = [[name, *row] for name, *row in zip(classes, *columns, strict=True)]
-        caption = f"{about}: recall (%) of each class on each held-out domain"
-        notes = ["Of the best / the last model, the mean over the runs."]
-        table_of_it = plain_table(caption, ["class", *by_target], rows, notes=notes)
-        many = len(rows) > MOST_CLASSES
-        blocks.append(Details(caption, [table_of_it]) if many else table_of_it)
-    return Section("classes", "Classes", blocks)
-
-
-Groups = dict[tuple[int, str, tuple[str, ...]], dict[str, list[Record]]]
-"""Records by target, of each table's place, name with the method, and classes."""
-
-
-def _never(groups: Groups) -> list[str]:
-    """A sentence for every table, method and domain with classes that runs never predict."""
-    sentences = []
-    for (_, about, _), by_target in groups.items():
         for target, runs in by_target.items():
             missed = Counter(name for record in runs for name in never_predicted(record))
-            if missed:
-                named = [
-                    f"{name} (in {n} of {counted(len(runs), 'run')})" for name, n in missed.items()
-                ]
+            named = [
+                f"{name} (in {n} of {counted(len(runs), 'run')})" for name, n in missed.items()
+            ]
+            if named:
                 sentences.append(f"{about}: never predicted on {target}: {listed(named)}.")
-    return sentences
+        caption = f"{about}: recall (%) of each class on each held-out domain"
+        notes = ["Of the best / the last model, the mean over the runs."]
+        rows = _recall_rows(classes, by_target)
+        recalls = plain_table(caption, ["class", *by_target], rows, notes=notes)
+        blocks.append(Details(caption, [recalls]) if len(rows) > MOST_CLASSES else recalls)
+    return Section("classes", "Classes", [*([Listing(sentences)] if sentences else []), *blocks])
 
 
-def _mean_recalls(runs: Sequence[Record], target: str) -> list[str]:
-    """For each class "best / last", in per cent; a dash where the domain has no image of it."""
-    means = []
-    for position in range(2):
-        matrices = [_models(run)[position].tests[target].matrix() for run in runs]
-        images = np.array([matrix.sum(axis=1) for matrix in matrices])
-        right = np.array([matrix.diagonal() for matrix in matrices])
-        fractions = np.where(images > 0, right / np.maximum(images, 1), np.nan)
-        there = np.maximum((images > 0).sum(axis=0), 1)
-        means.append(
-            np.where((images > 0).any(axis=0), np.nansum(fractions, axis=0) / there, np.nan)
+def _recall_rows(
+    classes: Sequence[str], runs_of: Mapping[str, Sequence[Record]]
+) -> list[list[str]]:
+    """A row a class: for each domain "best / last", the means over its runs in per cent.
+
+    A dash where the domain has no image of the class.
+    """
+    import pandas as pd
+
+    columns = []
+    for domain, runs in runs_of.items():
+        means = []
+        for models in zip(*map(_models, runs), strict=True):
+            matrices = [model.tests[domain].matrix() for model in models]
+            recalls = [pd.Series(m.diagonal()) / m.sum(axis=1) for m in matrices]  # 0 / 0 is NaN
+            means.append(pd.concat(recalls, axis=1).mean(axis=1))
+        columns.append(
+            [
+                ABSENT if isnan(best) else f"{100 * best:.1f} / {100 * last:.1f}"
+                for best, last in zip(*means, strict=True)
+            ]
         )
-    return [
-        ABSENT if np.isnan(best) else f"{100 * best:.1f} / {100 * last:.1f}"
-        for best, last in zip(*means, strict=True)
-    ]
+    return [[name, *row] for name, *row in zip(classes, *columns, strict=True)]
 
 
 def _models(record: Record) -> tuple[ModelResult, ModelResult]:
