@@ -260,28 +260,22 @@ def draw_ranks(ranking: Ranking, cells: str, styles: Styles) -> Drawing:
     """
     ranks = dict(zip(ranking.methods, ranking.ranks, strict=True))
     ordered = sorted(ranks, key=lambda method: (ranks[method], method))
-    joined = ranking.cliques
-    half = -(-len(ordered) // 2)
-    below = 0.3 + 0.13 * len(joined)  # inches from the axis to the first name
-    figure, grid = new_figure(6.4, 0.75 + below + _ROW * half + 0.4)
+    below = 0.3 + 0.13 * len(ranking.cliques)  # inches from the axis to the first name
+    names = _ROW * -(-len(ordered) // 2)
+    figure, grid = new_figure(6.4, 0.75 + below + names + 0.4)
     axes: Axes = grid[0, 0]
     axes.set_axis_off()
     count = max(len(ordered), 2)
     axes.set_xlim(1 - 0.75 * (count - 1), count + 0.75 * (count - 1))
-    axes.set_ylim(-(below + _ROW * half), 0.75)  # inches, the axis at 0
+    axes.set_ylim(-(below + names), 0.75)  # inches, the axis at 0
     _draw_axis(axes, count)
     _draw_critical_difference(axes, ranking.critical_difference, count)
-    for level, clique in enumerate(joined):
+    for level, clique in enumerate(ranking.cliques):
         ends = [ranks[method] for method in clique]
         y, beyond = -0.13 * (level + 1), 0.012 * count
         line = axes.plot([min(ends) - beyond, max(ends) + beyond], [y, y], color="black")[0]
         line.set(linewidth=3, solid_capstyle="butt", gid=f"clique-{level}")
-    for place, method in enumerate(ordered):
-        left = place < half  # the better half from the top down, the rest from the bottom up
-        row = place if left else len(ordered) - 1 - place
-        _draw_name(
-            axes, (method, ranks[method]), -(below + _ROW * row), styles[method], left, count
-        )
+    _draw_names(axes, {method: ranks[method] for method in ordered}, below, styles)
     test = f"Nemenyi's test at {ranking.level:g}"
     note = f"Methods joined by a bar are not told apart by {test}."
     set_heading(figure, f"Average ranks over {cells}", note)
@@ -307,42 +301,31 @@ def _draw_axis(axes: Axes, count: int) -> None:
 
 def _draw_critical_difference(axes: Axes, length: float, count: int) -> None:
     """The bar; one longer than the axis ends with it, and its label says so."""
-    shown = min(length, count - 1.0)
-    start, height = 1.0, 0.45
-    bar = axes.plot([start, start + shown], [height, height], color="black", linewidth=0.9)[0]
+    ends, height = (1.0, 1.0 + min(length, count - 1.0)), 0.45
+    bar = axes.plot(ends, [height, height], color="black", linewidth=0.9)[0]
     bar.set_gid("critical-difference")
-    for end in (start, start + shown):
+    for end in ends:
         axes.plot([end, end], [height - 0.05, height + 0.05], color="black", linewidth=0.9)
-    longer = " (longer than the axis)" if length > shown else ""
-    axes.text(
-        start + shown / 2,
-        height + 0.06,
-        f"critical difference {length:.2f}{longer}",
-        ha="center",
-        va="bottom",
-        fontsize=7,
-    )
+    longer = " (longer than the axis)" if length > count - 1 else ""
+    text = f"critical difference {length:.2f}{longer}"
+    axes.text(sum(ends) / 2, height + 0.06, text, ha="center", va="bottom", fontsize=7)
 
 
-def _draw_name(  # noqa: PLR0917
-    axes: Axes,
-    ranked: tuple[str, float],
-    height: float,
-    style: MethodStyle,
-    left: bool,
-    count: int,
-) -> None:
-    """A line from the rank on the axis to the method's name at one side."""
-    method, rank = ranked
-    end = 1 - 0.03 * count if left else count + 0.03 * count
-    axes.plot([rank, rank, end], [0, height, height], color=style.color, linewidth=1.0, zorder=1)
-    axes.plot([rank], [0], marker=style.marker, color=style.color, markersize=4, zorder=3)
-    name = wrapped(method, 30, 2)
-    axes.text(
-        end + (-0.01 if left else 0.01) * count,
-        height,
-        f"{name}  {rank:.2f}" if left else f"{rank:.2f}  {name}",
-        ha="right" if left else "left",
-        va="center",
-        fontsize=7.5 if "\n" not in name else 6,
-    )
+def _draw_names(axes: Axes, ranks: Mapping[str, float], below: float, styles: Styles) -> None:
+    """A line from each rank on the axis to its method's name at one side, the best first."""
+    half, count = -(-len(ranks) // 2), max(len(ranks), 2)
+    for place, (method, rank) in enumerate(ranks.items()):
+        left = place < half  # the better half from the top down, the rest from the bottom up
+        height = -(below + _ROW * (place if left else len(ranks) - 1 - place))
+        end, gap = (1 - 0.03 * count, -0.01) if left else (count + 0.03 * count, 0.01)
+        color, name = styles[method].color, wrapped(method, 30, 2)
+        axes.plot([rank, rank, end], [0, height, height], color=color, linewidth=1.0, zorder=1)
+        axes.plot([rank], [0], marker=styles[method].marker, color=color, markersize=4, zorder=3)
+        axes.text(
+            end + gap * count,
+            height,
+            f"{name}  {rank:.2f}" if left else f"{rank:.2f}  {name}",
+            ha="right" if left else "left",
+            va="center",
+            fontsize=7.5 if "\n" not in name else 6,
+        )
