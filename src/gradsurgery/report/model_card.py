@@ -1,7 +1,7 @@
 """The card of a deployed model: Markdown with the metadata that the Hugging Face Hub reads."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from statistics import fmean, stdev
 from typing import Any
@@ -17,6 +17,7 @@ from gradsurgery.report.gradients_text import diagnosis_sentences
 from gradsurgery.report.rendering import markdown_text, to_markdown
 from gradsurgery.report.run_text import accuracy_text, left_out_sentences
 from gradsurgery.report.section import (
+    ABSENT,
     Block,
     Listing,
     Section,
@@ -47,16 +48,14 @@ def model_card(deployment: Deployment, record: Record, conflict: Diagnosis | Non
         Section("training", "Data and training", [*_training(deployment, record)]),
         Section("candidates", "What it was chosen among", [*_candidates(deployment)]),
     ]
-    metadata = yaml.safe_dump(_metadata(deployment, record), sort_keys=False, allow_unicode=True)
-    title = f"# {markdown_text(deployment.data)}: {len(deployment.classes)} classes, trained on "
+    title = f"{markdown_text(deployment.data)}: {len(deployment.classes)} classes, trained on "
     title += counted(len(deployment.domains), "domain")
-    written = [_written(part) for part in parts if part.blocks]
-    return "\n".join([f"---\n{metadata}---", title, "", _USE, *written])
+    return _card(_metadata(deployment, record), title, parts)
 
 
 def short_card(about: ModelDescription, record: Record | None) -> str:
     """README.md of a model that was not deployed: what its file and its run's record say."""
-    metadata = {
+    metadata: dict[str, Any] = {
         "library_name": "gradsurgery",
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "domain-generalization", about.method],
@@ -78,9 +77,14 @@ def short_card(about: ModelDescription, record: Record | None) -> str:
         Section("classes", "Classes", [Text(f"{spoken(map(_line, about.classes))}.")]),
         Section("training", "Data and training", [Text(f"{data}. {training}.")]),
     ]
-    title = f"# {markdown_text(_line(about.data))}: {len(about.classes)} classes"
+    title = f"{markdown_text(_line(about.data))}: {len(about.classes)} classes"
+    return _card(metadata, title, parts)
+
+
+def _card(metadata: dict[str, Any], title: str, sections: Sequence[Section]) -> str:
     front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
-    return "\n".join([f"---\n{front}---", title, "", _USE, *map(_written, parts)])
+    written = [_written(section) for section in sections if section.blocks]
+    return "\n".join([f"---\n{front}---", f"# {title}", "", _USE, *written])
 
 
 def _written(section: Section) -> str:
@@ -115,24 +119,18 @@ def _metadata(deployment: Deployment, record: Record) -> dict[str, Any]:
     }
     on = record.configuration.data.removeprefix("hf://")
     from_hub = record.configuration.data.startswith("hf://")
+    result = {
+        "task": {"type": "image-classification"},
+        "dataset": {"type": on if from_hub else "images", "name": name},
+        "metrics": [accuracy],
+    }
     return {
         "library_name": "gradsurgery",
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "domain-generalization", deployment.candidate.method],
         **({"datasets": [on]} if from_hub else {}),
         "metrics": ["accuracy"],
-        "model-index": [
-            {
-                "name": f"{name} {deployment.candidate.method}",
-                "results": [
-                    {
-                        "task": {"type": "image-classification"},
-                        "dataset": {"type": on if from_hub else "images", "name": name},
-                        "metrics": [accuracy],
-                    }
-                ],
-            }
-        ],
+        "model-index": [{"name": f"{name} {deployment.candidate.method}", "results": [result]}],
     }
 
 
@@ -154,12 +152,8 @@ def copied_sentences(deployment: Deployment) -> list[str]:
     """A sentence for every domain left out whose accuracy rests on images that were trained on."""
     sentences = []
     for each in deployment.copied:
-        counts = {"identical to": each.identical, "like": each.alike}
-        those = spoken(
-            f"{count:,} {'is' if count == 1 else 'are'} {how}"
-            for how, count in counts.items()
-            if count
-        )
+        counts = [("identical to", each.identical), ("like", each.alike)]
+        those = spoken(f"{n:,} {'is' if n == 1 else 'are'} {how}" for how, n in counts if n)
         meaning = "the accuracy on it is too high for a domain that was never seen"
         if 2 * (each.identical + each.alike) >= each.images:
             meaning = "THE ACCURACY ON IT SAYS NOTHING OF A DOMAIN THAT WAS NEVER SEEN"
@@ -174,7 +168,6 @@ def copied_sentences(deployment: Deployment) -> list[str]:
 
 def _expected(deployment: Deployment) -> Iterator[Block]:
     means, domains = _by_domain(deployment), deployment.domains
-    mean = fmean(means)
     yield expectation(deployment)
     if copied := copied_sentences(deployment):
         yield Listing(copied)
@@ -196,12 +189,13 @@ def _expected(deployment: Deployment) -> Iterator[Block]:
         spread = f" ± {100 * stdev(runs):.1f}" if len(runs) > 1 else ""
         chosen = deployment.without_it.get(domain)
         rows.append([domain, f"{100 * fmean(runs):.1f}{spread}", _number(chosen)])
-    rows.append(["mean", f"{100 * mean:.1f}", _number(fmean([*deployment.without_it.values()]))])
+    rows.append(
+        ["mean", f"{100 * fmean(means):.1f}", _number(fmean([*deployment.without_it.values()]))]
+    )
     columns = ["left out", "accuracy (%)", "chosen without it (%)"]
-    several = len(deployment.candidates) > 1
-    shown = 3 if several else 2
+    shown = 3 if len(deployment.candidates) > 1 else 2
     yield plain_table("", columns[:shown], [row[:shown] for row in rows])
-    if several:
+    if shown == 3:
         yield Text(
             "The second column is what the candidate has that the other domains' runs choose: it "
             "is not too high for having been chosen, as the first is a little."
@@ -281,10 +275,11 @@ def _training(deployment: Deployment, record: Record) -> Iterator[Block]:
         ]
     )
     options = deployment.candidate.options
-    rows = [[name.replace("_", " "), value_text(value)] for name, value in options.items()]
-    rows = [[name, PurePath(text).name if name == "weights" else text] for name, text in rows]
-    method = [["method", c.method], ["seed", str(c.seed)]]
-    yield plain_table("What is not the default", ["option", "value"], [*method, *rows])
+    texts = {name.replace("_", " "): value_text(value) for name, value in options.items()}
+    if "weights" in texts:
+        texts["weights"] = PurePath(texts["weights"]).name
+    texts = {"method": c.method, "seed": str(c.seed)} | texts
+    yield plain_table("What is not the default", ["option", "value"], texts.items())
 
 
 def _candidates(deployment: Deployment) -> Iterator[Block]:
@@ -301,17 +296,14 @@ def _candidates(deployment: Deployment) -> Iterator[Block]:
 
 def candidates_table(deployment: Deployment) -> Table:
     """Every candidate, how it scores, and which was chosen."""
-    every = {name for each in deployment.candidates for name in each.options}
-    varied = [
-        name
-        for name in sorted(every)
-        if len({repr(each.options.get(name)) for each in deployment.candidates}) > 1
-    ]
+    options = [each.options for each in deployment.candidates]
+    names = sorted({name for of_one in options for name in of_one})
+    varied = [n for n in names if len({repr(of_one.get(n)) for of_one in options}) > 1]
     rows = []
     for position, each in enumerate(deployment.candidates):
         values = [f"{name}={value_text(each.options.get(name))}" for name in varied]
         if each.lacks:
-            scores = ["–", "–", f"lacks {each.lacks}"]
+            scores = [ABSENT, ABSENT, f"lacks {each.lacks}"]
         else:
             unseen = each.score("leave-one-domain-out", deployment.domains)
             validation = each.score("training-domain", deployment.domains)
@@ -322,7 +314,7 @@ def candidates_table(deployment: Deployment) -> Table:
 
 
 def _number(fraction: float | None) -> str:
-    return "–" if fraction is None else f"{100 * fraction:.1f}"
+    return ABSENT if fraction is None else f"{100 * fraction:.1f}"
 
 
 def _line(text: str) -> str:
