@@ -229,11 +229,11 @@ def file_stems(stem: str, names: Sequence[str]) -> list[str]:
     if len(names) == 1:
         return [stem]
     slugs = [re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] for name in names]
-    places = [
-        str(place) if slugs.count(slug) > 1 or not slug else ""
-        for place, slug in enumerate(slugs, start=1)
-    ]
-    return ["-".join(filter(None, [stem, *each])) for each in zip(slugs, places, strict=True)]
+    stems = []
+    for place, slug in enumerate(slugs, start=1):
+        number = str(place) if slugs.count(slug) > 1 or not slug else ""
+        stems.append("-".join(filter(None, [stem, slug, number])))
+    return stems
 
 
 def _drawn(

@@ -82,8 +82,7 @@ def comparison_table(table: ComparisonTable, *, paper: bool = False) -> Table:
     A star and a dagger mark what differs from the baseline, as the notes say. `paper` puts the
     paper's figures beside those of every method that it has.
     """
-    rows = []
-    several = len(table.targets) > 1
+    rows, several = [], len(table.targets) > 1
     for method in table.methods:
         cells = [table.cells.get((method, target)) for target in table.targets]
         cells += [table.averages.get(method)] if several else []
@@ -100,22 +99,15 @@ def comparison_table(table: ComparisonTable, *, paper: bool = False) -> Table:
 
 def significance_table(tables: Sequence[ComparisonTable]) -> Table:
     """The statistics behind the stars, a row a test; of one table its name is in the caption."""
-    rows = [
-        [
-            Entry(table.name),
-            Entry(target),
-            Entry(method),
-            Entry(signed(test.difference)),
-            Entry(f"[{signed(test.low)}, {signed(test.high)}]"),
-            Entry(p_text(test.p), "*" if test.significant else ""),
-            Entry(p_text(test.p_holm), "†" if test.significant_corrected else ""),
-            Entry(signed(test.effect_size)),
-            Entry(str(test.n)),
-            Entry(str(test.zeros)),
-        ]
-        for table in tables
-        for target, method, test in table.comparisons()
-    ]
+    rows = []
+    for table in tables:
+        for target, method, test in table.comparisons():
+            difference = [signed(test.difference), f"[{signed(test.low)}, {signed(test.high)}]"]
+            p = Entry(p_text(test.p), "*" if test.significant else "")
+            p_holm = Entry(p_text(test.p_holm), "†" if test.significant_corrected else "")
+            rest = [signed(test.effect_size), str(test.n), str(test.zeros)]
+            about = map(Entry, [table.name, target, method, *difference])
+            rows.append([*about, p, p_holm, *map(Entry, rest)])
     first = 1 if len(tables) == 1 else 0
     of = f"{tables[0].name}: differences" if first else "Differences"
     from_ = listed(dict.fromkeys(table.baseline for table in tables)) if tables else "the baseline"
@@ -147,15 +139,9 @@ def candidates_table(selections: Mapping[str, Selection], caption: str = "") -> 
     for about, choice in _by_choice(selections):
         for position, candidate in enumerate(choice.candidates):
             lacks = f"not eligible: lacks {candidate.lacks}" if candidate.lacks else ""
-            rows.append(
-                [
-                    *about,
-                    _values(candidate, choice),
-                    _percent(candidate.score),
-                    str(candidate.score.n if candidate.score else 0),
-                    "chosen" if position == choice.chosen else lacks,
-                ]
-            )
+            scored = [_percent(candidate.score), str(candidate.score.n if candidate.score else 0)]
+            verdict = "chosen" if position == choice.chosen else lacks
+            rows.append([*about, _values(candidate, choice), *scored, verdict])
     return plain_table(caption, columns, rows)
 
 
@@ -240,12 +226,11 @@ def _by_choice(selections: Mapping[str, Selection]) -> list[tuple[list[str], Cho
     for criterion, selection in selections.items():
         for choice in selection.choices:
             same = (choice.data, choice.target, choice.method)
-            beside = [c for c in selection.choices if (c.data, c.target, c.method) == same]
-            apart = [
-                f"{name} {value}"
-                for name, value in choice.conditions.items()
-                if any(other.conditions.get(name) != value for other in beside)
+            beside = [
+                c.conditions for c in selection.choices if (c.data, c.target, c.method) == same
             ]
+            shared = choice.conditions.items()
+            apart = [f"{n} {v}" for n, v in shared if any(of.get(n) != v for of in beside)]
             method = ", ".join([choice.method, *apart])
             about = [choice.data, choice.target, method, CRITERIA[criterion].label]
             found.setdefault((*same, str(choice.conditions)), []).append((about, choice))
@@ -281,7 +266,7 @@ def _values(candidate: Candidate, choice: Choice) -> str:
 def _percent(score: Summary | None) -> str:
     if score is None:
         return ABSENT
-    return _figures(100 * score.mean, None if score.std is None else 100 * score.std)
+    return _figures(100 * score.mean, score.std and 100 * score.std)
 
 
 def by_data_and_target(table: Table) -> list[Table]:
