@@ -1,6 +1,6 @@
 """What is said of a model on images: how often it is right, and what its answers rest on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -11,7 +11,6 @@ from gradsurgery.documents.studies import Explanation, Place
 from gradsurgery.documents.tally import Tally
 from gradsurgery.report.section import (
     ABSENT,
-    Block,
     Listing,
     Section,
     Table,
@@ -27,11 +26,9 @@ MOST_CLASSES = 20
 
 def evaluation_section(evaluation: EvaluationFile) -> Section:
     """An evaluation as a section of a report: its sentences, then its tables."""
-    blocks: list[Block] = [
-        Listing(evaluation_sentences(evaluation)),
-        *evaluation_tables(evaluation),
-    ]
-    return Section("evaluation", f"The model on {evaluation.data}", blocks)
+    sentences = Listing(evaluation_sentences(evaluation))
+    title = f"The model on {evaluation.data}"
+    return Section("evaluation", title, [sentences, *evaluation_tables(evaluation)])
 
 
 def evaluation_sentences(evaluation: EvaluationFile) -> list[str]:
@@ -71,19 +68,19 @@ def evaluation_sentences(evaluation: EvaluationFile) -> list[str]:
 def evaluation_tables(evaluation: EvaluationFile) -> list[Table]:
     """By domain, by class, and the confusion matrix of all domains together."""
     found = _assessed(evaluation)
-    shown = (
-        found if len(found) > 2 else {name: each for name, each in found.items() if name != _ALL}
-    )
     whole = found[_ALL]
+    if len(found) == 2:  # one domain, which is all
+        del found[_ALL]
+    columns = ["domain", "images", "accuracy (%)", "balanced accuracy (%)", "macro F1 (%)"]
     by_domain = [
         [
             name,
             f"{each.images:,}",
             *(_percent(e, unit="") for e in (each.accuracy, each.balanced_accuracy, each.macro_f1)),
         ]
-        for name, each in shown.items()
+        for name, each in found.items()
     ]
-    columns = ["domain", "images", "accuracy (%)", "balanced accuracy (%)", "macro F1 (%)"]
+    heads = ["domain", "trained on", "log loss", "calibration error (%)"]
     confidence = [
         [
             name,
@@ -91,9 +88,9 @@ def evaluation_tables(evaluation: EvaluationFile) -> list[Table]:
             _number(each.log_loss),
             _percent(each.calibration_error, unit=""),
         ]
-        for name, each in shown.items()
+        for name, each in found.items()
     ]
-    heads = ["domain", "trained on", "log loss", "calibration error (%)"]
+    names = ["class", "images", "predicted", "recall (%)", "precision (%)", "F1 (%)"]
     by_class = [
         [
             each.name,
@@ -105,7 +102,6 @@ def evaluation_tables(evaluation: EvaluationFile) -> list[Table]:
         ]
         for each in whole.classes
     ]
-    names = ["class", "images", "predicted", "recall (%)", "precision (%)", "F1 (%)"]
     tables = [
         plain_table("By domain", columns, by_domain),
         plain_table("Confidence, by domain", heads, confidence, notes=[INTERVALS]),
@@ -133,7 +129,7 @@ def whole_tally(evaluation: EvaluationFile) -> Tally:
 _ALL = "all domains"
 
 
-def _assessed(evaluation: EvaluationFile) -> Mapping[str, Assessment]:
+def _assessed(evaluation: EvaluationFile) -> dict[str, Assessment]:
     """The figures of every domain with images, and of all."""
     tallies = {name: domain.tally for name, domain in evaluation.domains.items()}
     tallies[_ALL] = whole_tally(evaluation)
@@ -169,9 +165,8 @@ def _seen(evaluation: EvaluationFile) -> list[str]:
 
 def _role(evaluation: EvaluationFile, domain: str) -> str:
     """Whether a domain was trained on; of another data set's nothing is known but their names."""
-    if evaluation.trained_on is None or evaluation.data != evaluation.trained_data:
-        return ABSENT
-    if domain == _ALL:
+    own = evaluation.data == evaluation.trained_data and domain != _ALL
+    if evaluation.trained_on is None or not own:
         return ABSENT
     return "yes" if domain in evaluation.trained_on else "no"
 
@@ -205,7 +200,7 @@ def explanation_sentences(explanation: Explanation) -> list[str]:
     """How answers were explained, and what neighbours on the map have in common."""
     shown = explanation.shown
     about = f"{counted(len(shown), 'answer')} explained by {_HOW[explanation.by]}"
-    wrong = sum(answer.label is not None and answer.label != answer.predicted for answer in shown)
+    wrong = sum(answer.label not in (None, answer.predicted) for answer in shown)
     if wrong:
         about += (
             f", {wrong} of them wrong: those are chosen on purpose, and say nothing of how many"
@@ -243,7 +238,5 @@ def _shared(names: Sequence[str], nearest: Int64[np.ndarray, " points"]) -> tupl
     """The share of those whose neighbour has the same name, and what chance would give."""
     own = np.array(names)
     _, counts = np.unique(own, return_counts=True)
-    total = len(own)
-    return float((own == own[nearest]).mean()), float((counts * (counts - 1)).sum()) / (
-        total * (total - 1)
-    )
+    by_chance = (counts * (counts - 1)).sum() / (len(own) * (len(own) - 1))
+    return float((own == own[nearest]).mean()), float(by_chance)
