@@ -30,6 +30,7 @@ from gradsurgery.report.section import (
 )
 from gradsurgery.report.section import listed as spoken
 from gradsurgery.results.runs import guesses
+from gradsurgery.results.statistics import mean_interval
 
 _WEAKEST = 10
 """Classes that the card names."""
@@ -204,13 +205,11 @@ def _expected(deployment: Deployment) -> Iterator[Block]:
 
 def _prediction(means: list[float]) -> tuple[float, float] | None:
     """x̄ ± t s √(1 + 1/D), cut off at 0 and 1; None of one domain."""
-    count = len(means)
-    if count < 2:
+    mean = mean_interval(means)
+    if mean.low is None:
         return None
-    from scipy.special import stdtrit
-
-    margin = float(stdtrit(count - 1, 0.975)) * stdev(means) * math.sqrt(1 + 1 / count)
-    return max(0.0, fmean(means) - margin), min(1.0, fmean(means) + margin)
+    margin = (mean.mean - mean.low) * math.sqrt(mean.n + 1)  # that of the mean is t s / √D
+    return max(0.0, mean.mean - margin), min(1.0, mean.mean + margin)
 
 
 def _classes(deployment: Deployment) -> Iterator[Block]:
