@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from gradsurgery.documents.data_options import built_in
-from gradsurgery.report.data_text import copied_targets
+from gradsurgery.report.run_text import copied_targets
 from gradsurgery.report.section import counted, listed
 from gradsurgery.report.tables import p_text
-from gradsurgery.results.inventory import Inventory
 from gradsurgery.results.ranking import Ranking
+from gradsurgery.results.runs import Inventory
 from gradsurgery.results.statistics import SIGNIFICANCE, PairedComparison, least_p
 from gradsurgery.results.tables import ComparisonTable
 
