@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 
 import gradsurgery as gs
-from gradsurgery import kernels
+from gradsurgery.kernels import compiled
 from gradsurgery.rules.gramian import cosines_of, gramian_of, weighted_sum
 from tests import oracles
 from tests.rules.matrices import matrices
@@ -17,8 +17,8 @@ from tests.rules.matrices import matrices
 def implementation(request, monkeypatch):
     """Both ways to the same numbers: the C functions, and torch's operations."""
     if request.param == "by torch":
-        monkeypatch.setattr(kernels, "library", lambda: None)
-    elif kernels.library() is None:
+        monkeypatch.setattr(compiled, "library", lambda: None)
+    elif compiled.library() is None:
         pytest.skip("the package was installed without a C compiler")
 
 

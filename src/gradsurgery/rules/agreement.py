@@ -17,7 +17,6 @@ from typing_extensions import override
 
 from gradsurgery.hyperparameters import Hyperparameter
 from gradsurgery.kernels import compiled as kernel
-from gradsurgery.kernels import name_for
 from gradsurgery.kernels.network import Combination
 from gradsurgery.rules.base import (
     NARROW,
@@ -144,7 +143,7 @@ class AgrRand(AgreementRule):
 
 def fold_agreement(total: Float[Tensor, " params"], gradient: Float[Tensor, " params"]) -> None:
     """Add `gradient` to `total` where the signs are equal, and set NaN where they are not."""
-    if (name := name_for("fold_agreement", total, gradient)) is not None:
+    if (name := kernel.name_for("fold_agreement", total, gradient)) is not None:
         kernel.fold_agreement(name, total, gradient)
         return
     first, second = scratch(total, 2)
@@ -159,7 +158,7 @@ def fold_agreement(total: Float[Tensor, " params"], gradient: Float[Tensor, " pa
 
 def clear_marks(total: Float[Tensor, " params"]) -> Float[Tensor, "2"]:
     """Set the conflicts to zero; how many components agree and are not zero, and how many are."""
-    if (name := name_for("resolve_marks", total)) is not None:
+    if (name := kernel.name_for("resolve_marks", total)) is not None:
         return torch.tensor(kernel.resolve_marks(name, total), dtype=torch.float64)
     counts = torch.zeros(2, dtype=torch.float64, device=total.device)
     for (running,) in pieces(total):
@@ -177,7 +176,7 @@ def agreement_sum(
 
     A component is kept where min_d g_dn > 0 or max_d g_dn < 0; "all zero" sums to zero anyway.
     """
-    if (name := name_for("agreement_sum", gradients, out)) is not None:
+    if (name := kernel.name_for("agreement_sum", gradients, out)) is not None:
         return kernel.agreement_sum(name, gradients, out)
     first, second = scratch(out, 2)
     for rows, total in pieces(gradients, out):

@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradsurgery.kernels import compiled as kernel
-from gradsurgery.kernels import name_for
 from gradsurgery.kernels.network import kernels_for
 from gradsurgery.rules.base import (
     Rule,
@@ -87,7 +86,7 @@ def gramian_of(
     """G_ij = s² Σ_n rows[i]_n rows[j]_n, float64, for rows on the processor."""
     if scale != 1:
         rows = [row.double() * scale for row in rows]
-    if (name := name_for("add_gramian", *rows)) is not None:
+    if (name := kernel.name_for("add_gramian", *rows)) is not None:
         return kernel.gramian(name, rows)
     total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
     for piece in pieces(*rows):
@@ -121,7 +120,7 @@ def weighted_sum(
     out: Float[Tensor, " params"],
 ) -> Float[Tensor, " params"]:
     """Write Σ_d w_d rows[d] into `out`, which may be the first of the rows."""
-    if (name := name_for("weighted_sum", *rows, out)) is not None:
+    if (name := kernel.name_for("weighted_sum", *rows, out)) is not None:
         kernel.weighted_sum(name, rows, weights, out)
         return out
     first, *rest = weights.tolist()
