@@ -24,11 +24,11 @@ from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
 from gradsurgery.engine import BackwardResult
 from gradsurgery.errors import NonFiniteError
-from gradsurgery.training import TrainingProgress, step_log, train
+from gradsurgery.training import TrainingProgress, progress, train
 from gradsurgery.training import learner as learner_module
 from gradsurgery.training import run as run_module
 from gradsurgery.training.learner import Learner, build_learner
-from gradsurgery.training.step_log import StepClock, StepFigures, UnreadSteps
+from gradsurgery.training.progress import StepClock, StepFigures, UnreadSteps
 
 Configure = Callable[..., RunConfiguration]
 Outcome = Callable[[Record, Path], tuple[dict[str, Any], bytes]]
@@ -87,7 +87,7 @@ def spoilt(result: BackwardResult) -> BackwardResult:
 
 def test_the_clock_of_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     moments: Iterator[float] = iter([10.0, 10.0, 11.0, 14.0, 14.5, 18.0])
-    monkeypatch.setattr(step_log.time, "perf_counter", lambda: next(moments))
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(moments))
     clock = StepClock(CPU)
     assert clock.wants_reading()
     clock.start()  # 10
@@ -113,7 +113,7 @@ def test_the_clock_of_a_gpu_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: "current")
-    monkeypatch.setattr(step_log.time, "perf_counter", lambda: now.host)
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now.host)
     clock = StepClock(torch.device("cuda"))
     clock.start()
     for arrival, end in ((0.25, 2.0), (2.5, 4.0)):  # the host is far ahead

@@ -1,11 +1,45 @@
-"""Measure a network at some of the steps of its training, each measurement kept at once."""
+"""How a network is measured: in evaluation mode, on images of a set, at steps of its training."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from gradsurgery.backbones import Backbone
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from gradsurgery.backbones import Backbone, keeping_modes
+from gradsurgery.data import ImageSet, normalize
+from gradsurgery.data.pixels import gather
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import ArgumentError, DataError
+
+Positions = Int64[np.ndarray, " images"]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, no dropout, and batch normalisation by running statistics; then as it was before."""
+    with keeping_modes(model):
+        model.eval()
+        yield
+
+
+def normalized(
+    backbone: Backbone, images: ImageSet, positions: Positions
+) -> Float[Tensor, "batch 3 height width"]:
+    """The images as the network takes them, on its device."""
+    device = next(backbone.model.parameters()).device
+    return normalize(gather(images.images, positions).to(device), backbone.mean, backbone.std)
+
+
+def labelled_images(
+    backbone: Backbone, images: ImageSet, positions: Positions
+) -> tuple[Float[Tensor, "batch 3 height width"], Int64[Tensor, " batch"]]:
+    """The images as the network takes them and their labels, on its device."""
+    x = normalized(backbone, images, positions)
+    return x, torch.from_numpy(images.label[positions]).to(x.device)
 
 
 def check_every_step(configuration: RunConfiguration) -> None:

@@ -1,12 +1,14 @@
-"""The three data sets of the paper: their names, classes and numbers of images."""
+"""Sources made of another: the paper's data sets under their names, and classes in common."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import override
 
-from gradsurgery.data.source import Source
+from gradsurgery.data.source import SkippedImage, Source
 from gradsurgery.errors import DataError
 
 
@@ -76,7 +78,67 @@ PRESETS = {
 }
 
 
-class PresetSource(Source):
+class DerivedSource(Source):
+    """The images of `found` whose classes are among `class_order`, perhaps under other names.
+
+    domains, classes: what each domain and each class of `found` is called.
+    """
+
+    def __init__(
+        self,
+        found: Source,
+        name: str,
+        domains: Sequence[str],
+        classes: Sequence[str],
+        *,
+        domain_order: Sequence[str],
+        class_order: Sequence[str],
+    ) -> None:
+        self.found = found
+        listing = found.listing
+        kept = [i for i in found.positions.tolist() if classes[listing.label[i]] in class_order]
+        super().__init__(
+            name,
+            [domains[listing.domain[i]] for i in kept],
+            [classes[listing.label[i]] for i in kept],
+            [
+                listing.identities[i].removeprefix(
+                    f"{found.domains[listing.domain[i]]}/{found.classes[listing.label[i]]}/"
+                )
+                for i in kept
+            ],
+            domain_order=domain_order,
+            class_order=class_order,
+        )
+        self.origins = [kept[row] for row in self.listing.rows.tolist()]
+        """The position in the listing of `found` of each image."""
+        self.left_out = found.left_out
+        if found.parts is not None:
+            self.parts = tuple(found.parts[i] for i in self.origins)
+
+    @override
+    def encoded(self) -> Iterator[bytes]:
+        wanted = frozenset(self.origins)
+        return (content for position, content in self.found.contents() if position in wanted)
+
+    @override
+    def signature(self) -> str | None:
+        return self._told(self.found.signature())
+
+    @override
+    def place(self) -> str | None:
+        return self._told(self.found.place())
+
+    @override
+    def location(self, position: int) -> str:
+        return self.found.location(self.origins[position])
+
+    def _told(self, text: str | None) -> str | None:
+        """A text about `found`, with what is made of it; None where there is none."""
+        return None if text is None else f"{self.name}/{text}"
+
+
+class PresetSource(DerivedSource):
     """A data set of the paper under its canonical names, checked against the paper's numbers.
 
     As in the paper, images are first resized to 227x227.
@@ -85,44 +147,15 @@ class PresetSource(Source):
     resize_first = 227
 
     def __init__(self, preset: Preset, found: Source) -> None:
-        self.found = found
-        domains = _rename(preset, "domain", found.domains)
-        classes = _rename(preset, "class", found.classes)
-        listing, stored = found.listing, found.positions  # in the order in which they are stored
-        prefixes = [
-            f"{found.domains[domain]}/{found.classes[label]}/"
-            for domain, label in zip(listing.domain, listing.label, strict=True)
-        ]
         super().__init__(
+            found,
             preset.name,
-            [domains[listing.domain[i]] for i in stored],
-            [classes[listing.label[i]] for i in stored],
-            [listing.identities[i].removeprefix(prefixes[i]) for i in stored],
+            _rename(preset, "domain", found.domains),
+            _rename(preset, "class", found.classes),
             domain_order=preset.domains,
             class_order=preset.classes,
         )
-        self.left_out = found.left_out
-        if found.parts is not None:
-            self.parts = tuple(found.parts[stored[row]] for row in self.listing.rows)
         check_counts(preset, self)
-
-    @override
-    def encoded(self) -> Iterator[bytes]:
-        return (content for _, content in self.found.contents())
-
-    @override
-    def signature(self) -> str | None:
-        found = self.found.signature()
-        return None if found is None else f"{self.name}/{found}"
-
-    @override
-    def place(self) -> str | None:
-        found = self.found.place()
-        return None if found is None else f"{self.name}/{found}"
-
-    @override
-    def location(self, position: int) -> str:
-        return self.found.location(int(self.found.positions[self.listing.rows[position]]))
 
 
 def matching_preset(source: Source) -> Preset | None:
@@ -178,3 +211,62 @@ def _rename(preset: Preset, kind: str, found: Sequence[str]) -> list[str]:
                 f"without '{preset.name}:'"
             )
     return [name for name in names if name is not None]
+
+
+class SelectedSource(DerivedSource):
+    """The images of `found` whose classes are among `classes`, in that order.
+
+    why: for every other class, why it is left out; it is listed in `left_out`.
+    """
+
+    def __init__(self, found: Source, classes: Sequence[str], why: dict[str, str]) -> None:
+        super().__init__(
+            found,
+            found.name,
+            found.domains,
+            found.classes,
+            domain_order=found.domains,
+            class_order=classes,
+        )
+        left_out = [SkippedImage(f"class {label}", reason) for label, reason in why.items()]
+        self.left_out = (*found.left_out, *left_out)
+        self.resize_first = found.resize_first
+        self.provenance = found.provenance
+
+    @override
+    def decode(self, position: int, content: bytes, size: int) -> NDArray[np.uint8]:
+        return self.found.decode(self.origins[position], content, size)
+
+    @override
+    def _told(self, text: str | None) -> str | None:
+        return None if text is None else f"{text} of the classes {list(self.classes)}"
+
+
+def with_common_classes(source: Source) -> Source:
+    """The source without the classes that some domain lacks; itself where there are none."""
+    counts = source.counts()
+    why = {}
+    for label, of_class in zip(source.classes, counts.T, strict=True):
+        if lacking := [d for d, n in zip(source.domains, of_class, strict=True) if n == 0]:
+            images = f"{of_class.sum()} image{'' if of_class.sum() == 1 else 's'}"
+            why[label] = f"{images}, none in {', '.join(lacking)}"
+    if not why:
+        return source
+    return SelectedSource(source, [label for label in source.classes if label not in why], why)
+
+
+def layers(source: Source) -> Iterator[Source]:
+    """The source, the one that it renames or selects from, and so on."""
+    yield source
+    if isinstance(source, DerivedSource):
+        yield from layers(source.found)
+
+
+def plain(source: Source) -> Source:
+    """The last of a source's `layers`."""
+    return list(layers(source))[-1]
+
+
+def draws_itself(source: Source) -> bool:
+    """Whether the source decodes its images otherwise than `gradsurgery.data.decode_image`."""
+    return type(plain(source)).decode is not Source.decode

@@ -12,9 +12,16 @@ import pytest
 import torch
 
 from gradsurgery.errors import ArgumentError, GradsurgeryError
-from gradsurgery.sweep import local
-from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task
-from gradsurgery.sweep.local import LocalLauncher, visible_gpus, worker_count
+from gradsurgery.sweep import launcher as launcher_module
+from gradsurgery.sweep.launcher import (
+    Event,
+    Launcher,
+    LocalLauncher,
+    Outcome,
+    Task,
+    visible_gpus,
+    worker_count,
+)
 from gradsurgery.sweep.ray_cluster import cluster_room
 from gradsurgery.training import TrainingProgress
 
@@ -69,7 +76,7 @@ def test_the_gpus_are_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     devices: list[str | None] = []
-    monkeypatch.setattr(local, "_Worker", devices.append)
+    monkeypatch.setattr(launcher_module, "_Worker", devices.append)
     LocalLauncher(5, ("0", "3"))
     LocalLauncher(2)
     assert devices == ["0", "3", "0", "3", "0", None, None]
@@ -89,7 +96,7 @@ def test_workers_that_end_as_they_start_end_the_sweep(monkeypatch: pytest.Monkey
         while True:
             launcher.wait(0.5)
 
-    monkeypatch.setattr(local, "_serve", sys.exit)  # which takes no two arguments
+    monkeypatch.setattr(launcher_module, "_serve", sys.exit)  # which takes no two arguments
     with (
         pytest.raises(GradsurgeryError, match=r"end as they start \(exit code 1\)"),
         LocalLauncher(1) as launcher,

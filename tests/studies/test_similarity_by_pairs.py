@@ -9,13 +9,13 @@ from torch import nn
 
 from gradsurgery.backbones import Backbone
 from gradsurgery.errors import ArgumentError
-from gradsurgery.gradients.similarity import (
+from gradsurgery.results.statistics import mean_interval
+from gradsurgery.studies.similarity import (
     draw_samples,
     mean_cosines,
     sample_cosines,
     within_and_across,
 )
-from gradsurgery.results.statistics import mean_interval
 from tests.studies.image_sets import image_set
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from gradsurgery.data import PRESETS, open_source, prepare
-from gradsurgery.data import presets as presets_module
-from gradsurgery.data.presets import matching_preset
+from gradsurgery.data import derived as presets_module
+from gradsurgery.data.derived import matching_preset
 from gradsurgery.errors import DataError
 
 

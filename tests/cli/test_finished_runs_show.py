@@ -7,8 +7,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from gradsurgery.cli.methods import methods
-from gradsurgery.cli.show import show
+from gradsurgery.cli.finished_runs import show
+from gradsurgery.cli.train import methods
 from gradsurgery.errors import DataError
 from tests.results.records import RECORD
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from gradsurgery.cli import report
-from gradsurgery.cli.report import make_report, recorded_data
+from gradsurgery.cli import finished_runs
+from gradsurgery.cli.finished_runs import make_report, recorded_data
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
 from gradsurgery.report.page_sections import repeat_command
@@ -147,8 +147,10 @@ def test_progress_is_for_terminals_and_leaves_nothing(terminal, tmp_path, monkey
         return Report(tmp_path, [])
 
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
-    monkeypatch.setattr(report, "take_inventory", lambda _: Inventory((), {}, None, False, {}))
-    monkeypatch.setattr(report, "write_report", write_report)
+    monkeypatch.setattr(
+        finished_runs, "take_inventory", lambda _: Inventory((), {}, None, False, {})
+    )
+    monkeypatch.setattr(finished_runs, "write_report", write_report)
     make_report([tmp_path])
     shown = capsys.readouterr().err
     assert ("drawing figure3" in shown) is terminal

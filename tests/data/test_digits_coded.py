@@ -4,7 +4,7 @@ from scipy.stats import norm
 from sklearn.datasets import load_digits
 
 from gradsurgery.data import open_source, prepare
-from gradsurgery.data.coded_digits import CodedDigits, CodedDigitsOptions
+from gradsurgery.data.digits import CodedDigits, CodedDigitsOptions
 from gradsurgery.errors import ArgumentError
 
 DIGITS = load_digits()

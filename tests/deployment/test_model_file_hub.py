@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import gradsurgery as gs
-from gradsurgery.deployment.hub import push
+from gradsurgery.deployment.model_file import push
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, OutputError, WeightsError
 from gradsurgery.report.model_card import short_card

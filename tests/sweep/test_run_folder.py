@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from gradsurgery.atomic import claimed
 from gradsurgery.data import open_source
 from gradsurgery.documents.plan import Plan
 from gradsurgery.errors import ArgumentError, DataError
-from gradsurgery.sweep.folder import claim_folder, finished_record, tidy
+from gradsurgery.sweep.run import claim_folder, finished_record, tidy
 from gradsurgery.sweep.runs import SweepRun
 from gradsurgery.training import train
-from gradsurgery.training.directory import claimed
 
 MakePlan = Callable[..., Plan]
 RunsOf = Callable[[Plan], list[SweepRun]]

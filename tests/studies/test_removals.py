@@ -5,14 +5,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradsurgery.gradients.removal import (
+from gradsurgery.rules import rule
+from gradsurgery.studies.removals import (
     cosine,
     curvatures,
     group_cosines,
     group_gradients,
     removal,
 )
-from gradsurgery.rules import rule
 
 
 def tiny() -> tuple[nn.Module, Tensor, Tensor]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gradsurgery.data import decode_image, open_source, prepare
-from gradsurgery.data.cached_sets import cached_sets, remove_cached
+from gradsurgery.data.image_set import cached_sets, remove_cached
 
 
 def folders(cache):

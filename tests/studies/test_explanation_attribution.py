@@ -7,7 +7,7 @@ from torch import nn
 
 from gradsurgery.backbones import build_backbone
 from gradsurgery.errors import ArgumentError
-from gradsurgery.gradients.attribution import (
+from gradsurgery.studies.explanation import (
     METHODS,
     attributions,
     best_method,
