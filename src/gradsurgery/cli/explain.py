@@ -10,10 +10,10 @@ import typer
 from jaxtyping import Int64
 
 from gradsurgery.cli import options as opt
+from gradsurgery.cli.finished_runs import print_sentences
 from gradsurgery.cli.live import displayed
-from gradsurgery.cli.predict import name_files
-from gradsurgery.cli.show import print_sentences
 from gradsurgery.cli.train import continuable
+from gradsurgery.cli.trained_models import name_files
 from gradsurgery.data import ImageSet, open_source
 from gradsurgery.data.formats import BadImageError
 from gradsurgery.deployment import TrainedModel, load_model
@@ -21,9 +21,13 @@ from gradsurgery.deployment.pictures import check_named, listed_pictures
 from gradsurgery.documents.record import Record, SplitFile
 from gradsurgery.documents.studies import Explanation, ExplanationOptions
 from gradsurgery.errors import ArgumentError, DataError
-from gradsurgery.gradients.attribution import ExplainedImage
 from gradsurgery.report.report import write_explanation
-from gradsurgery.studies.explanation import Subject, explain_domains, explain_pictures
+from gradsurgery.studies.explanation import (
+    ExplainedImage,
+    Subject,
+    explain_domains,
+    explain_pictures,
+)
 from gradsurgery.training.progress import TrainingProgress
 from gradsurgery.training.run import prepare_images
 

@@ -14,7 +14,7 @@ from gradsurgery.deployment.trained_model import BATCH, TrainedModel, check_coun
 from gradsurgery.documents.deployment import DomainEvaluation, EvaluatedPart, EvaluationFile
 from gradsurgery.documents.record import SkippedFile, SplitFile
 from gradsurgery.errors import ArgumentError, DataError, check_kind
-from gradsurgery.training.evaluation import Answers
+from gradsurgery.training.outcome import Answers
 
 
 def evaluate_model(

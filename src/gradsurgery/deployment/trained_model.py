@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from gradsurgery.backbones import OwnBackbone, rebuild
 from gradsurgery.data import Preparation, SkippedImage, cpus, normalize
-from gradsurgery.deployment.hub import PREFIX, downloaded
-from gradsurgery.deployment.model_file import open_model_file
+from gradsurgery.deployment.model_file import PREFIX, downloaded, open_model_file
 from gradsurgery.deployment.pictures import Picture, listed_pictures, prepared
 from gradsurgery.documents.deployment import Deployment, ModelDescription
 from gradsurgery.documents.record import Record

@@ -7,7 +7,7 @@ they come from.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -45,6 +45,28 @@ class Update(NamedTuple):
     flags: Tensor | None = None
     found: Tensor | None = None
     rule: str | None = None
+
+
+def check_form(update: Any, rule: str, matrix: Tensor) -> None:
+    """Raise `ArgumentError` where what a rule returns is no update."""
+    if not isinstance(update, Tensor) or update.shape != matrix.shape[1:]:
+        found = list(update.shape) if isinstance(update, Tensor) else type(update).__name__
+        raise ArgumentError(
+            f"the rule {rule} gives one component per column of the gradients, expected a tensor "
+            f"of shape {list(matrix.shape[1:])}, found {found}"
+        )
+    if not update.is_floating_point():
+        raise ArgumentError(
+            f"the rule {rule} gives an update of {update.dtype}, expected real numbers as "
+            f"{matrix.dtype}; convert it"
+        )
+
+
+def not_finite_update(rule: str) -> ArgumentError:
+    """The error of a rule that is at fault itself."""
+    return ArgumentError(
+        f"the rule {rule} makes NaN or infinity of gradients that are finite; mend the rule"
+    )
 
 
 class Accumulator(ABC):
@@ -195,37 +217,3 @@ def with_votes(
         votes * mask if gradient is None else gradient.where(~mask | (gradient != 0), votes)
         for gradient, mask in zip(gradients, masks, strict=True)
     ]
-
-
-def laid_out_as(
-    parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]
-) -> list[Tensor | None]:
-    """The gradients, whose components lie in memory as those of their parameters do."""
-    return [
-        gradient
-        if gradient is None
-        or (gradient.layout == torch.strided and gradient.stride() == parameter.stride())
-        else shaped_gradient(flat_gradient(gradient, parameter), parameter)
-        for gradient, parameter in zip(gradients, parameters, strict=True)
-    ]
-
-
-def flat_gradient(gradient: Tensor, parameter: Tensor) -> Float[Tensor, " params"]:
-    """The gradient's components in the order in which `parameter` lies in memory.
-
-    A view where the two are laid out alike, which autograd sees to, and a copy elsewhere.
-    """
-    if gradient.layout != torch.strided:
-        raise ArgumentError(
-            f"gradients are dense, found {gradient.layout}; build Embedding with sparse=False"
-        )
-    if gradient.stride() != parameter.stride():
-        gradient = torch.empty_like(parameter, requires_grad=False).copy_(gradient)
-    if gradient.is_contiguous():
-        return gradient.view(-1)
-    return gradient.as_strided((gradient.numel(),), (1,))
-
-
-def shaped_gradient(flat: Float[Tensor, " params"], parameter: Tensor) -> Tensor:
-    """The inverse of `flat_gradient`: the same memory in the parameter's shape and layout."""
-    return flat.as_strided(parameter.size(), parameter.stride())

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gradsurgery.engine.accumulator import Abstaining, Accumulator, Update
-from gradsurgery.engine.accumulators import accumulator_for, not_finite_update
+from gradsurgery.engine.accumulator import Abstaining, Accumulator, Update, not_finite_update
+from gradsurgery.engine.accumulators import accumulator_for
 from gradsurgery.engine.passes import (
     DomainLoss,
     DomainPasses,
