@@ -79,6 +79,7 @@ class _Known(torch.autograd.Function):
 
 _Receive = Callable[[Tensor], None]
 _KNOWN = {**LINEAR, **NORMALIZATIONS}
+_UNKNOWN: tuple[tuple[str, ...], Any] = (), None
 _MARKS = ("_KnownBackward", "_StandInBackward")
 
 
@@ -160,8 +161,13 @@ class Recorder(TorchFunctionMode):
         self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         """The result of the call, with a tap where it is one of a known layer."""
-        call = self._known_call(function, args, kwargs)
-        if call is None:
+        names, build = _KNOWN.get(function, _UNKNOWN)
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        roles = [role for role in ("weight", "bias") if id(given.get(role)) in self._followed]
+        call: LayerCall | None
+        if roles:
+            call = build(given, {role: given[role] for role in roles})
+        else:
             call = broadcast_call(function, args, kwargs, self._views)
         if call is None or not self._may_tap(call):
             result = function(*args, **kwargs)
@@ -169,29 +175,16 @@ class Recorder(TorchFunctionMode):
             return result
         tap = Tap(call)
         self.taps.append(tap)
-        for parameter in tap.parameters:
-            self.uses[id(parameter)] += 1
+        self.uses.update(map(id, tap.parameters))
         receive = partial(self._receive, tap)
         if isinstance(call, BroadcastCall):
             view, shape = call.view, call.shape
             stand_in = _StandIn.apply(view, self._anchor, shape, receive)
             args, kwargs = tree_map(lambda v: stand_in if v is view else v, (args, kwargs))
             return function(*args, **kwargs)
-        args, kwargs = tree_map(
-            lambda v: _Known.apply(v) if self._is_followed(v) else v, (args, kwargs)
-        )
-        return _Tap.apply(function(*args, **kwargs), self._anchor, receive)
-
-    def _known_call(
-        self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> LayerCall | None:
-        """The layer's call that uses followed parameters, None where it is none that is known."""
-        if function not in _KNOWN:
-            return None
-        names, build = _KNOWN[function]
-        call = {**dict(zip(names, args, strict=False)), **kwargs}
-        roles = [role for role in ("weight", "bias") if self._is_followed(call.get(role))]
-        return build(call, {role: call[role] for role in roles}) if roles else None
+        # elsewhere in the call the same parameter has another use
+        given.update((role, _Known.apply(given[role])) for role in roles)
+        return _Tap.apply(function(**given), self._anchor, receive)
 
     def _may_tap(self, call: LayerCall) -> bool:
         rows = call.input.shape[0] if call.input.ndim else 0
@@ -203,9 +196,6 @@ class Recorder(TorchFunctionMode):
             and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
             and not _is_in_functorch()
         )
-
-    def _is_followed(self, value: object) -> bool:
-        return id(value) in self._followed
 
     def _watch(
         self,
