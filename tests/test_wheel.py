@@ -15,7 +15,7 @@ USE = """
 import sys
 import torch
 import gradsurgery as gs
-from gradsurgery.kernels import name_for
+from gradsurgery.kernels.compiled import name_for
 
 assert gs.__file__.startswith(sys.argv[1]), gs.__file__
 gradients = torch.arange(-40000.0, 40000.0).reshape(2, 40000)

@@ -120,12 +120,12 @@ def test_a_source_of_somebody_that_fails_is_named(name: str, words: str, command
 def test_an_error_of_our_own_is_not_blamed_on_anybody(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gradsurgery.cli import methods
+    from gradsurgery.cli import train
 
     def broken() -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(methods, "methods", broken)
+    monkeypatch.setattr(train, "methods", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         command("methods")
 

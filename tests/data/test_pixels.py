@@ -9,7 +9,7 @@ from torchvision import transforms
 
 from gradsurgery.data import normalize
 from gradsurgery.errors import ArgumentError
-from gradsurgery.kernels import library
+from gradsurgery.kernels.compiled import library
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

@@ -141,7 +141,7 @@ def test_what_training_writes_is_read(record, tmp_path):
 
 def test_reading_needs_no_training():
     code = (
-        "import sys, gradsurgery.report, gradsurgery.results, gradsurgery.cli.show;"
+        "import sys, gradsurgery.report, gradsurgery.results, gradsurgery.cli.finished_runs;"
         "heavy = {'torch', 'pandas', 'rich.table', 'gradsurgery.training'} & set(sys.modules);"
         "sys.exit(', '.join(heavy) or 0)"
     )

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import gradsurgery as gs
-from gradsurgery import kernels
 from gradsurgery.errors import ArgumentError
+from gradsurgery.kernels import compiled
 from gradsurgery.rules.base import ComponentwiseRule
 from tests import oracles
 from tests.rules.matrices import matrices
@@ -23,8 +23,8 @@ SETTINGS = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def implementation(request, monkeypatch):
     """Both ways to the same numbers: the C functions, and torch's operations piece by piece."""
     if request.param == "in pieces":
-        monkeypatch.setattr(kernels, "library", lambda: None)
-    elif kernels.library() is None:
+        monkeypatch.setattr(compiled, "library", lambda: None)
+    elif compiled.library() is None:
         pytest.skip("the package was installed without a C compiler")
 
 

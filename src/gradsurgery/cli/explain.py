@@ -10,10 +10,10 @@ import typer
 from jaxtyping import Int64
 
 from gradsurgery.cli import options as opt
+from gradsurgery.cli.finished_runs import print_sentences
 from gradsurgery.cli.live import displayed
-from gradsurgery.cli.predict import name_files
-from gradsurgery.cli.show import print_sentences
 from gradsurgery.cli.train import continuable
+from gradsurgery.cli.trained_models import name_files
 from gradsurgery.data import ImageSet, open_source
 from gradsurgery.data.formats import BadImageError
 from gradsurgery.deployment import TrainedModel, load_model

@@ -41,8 +41,15 @@ COMMANDS = {
     "reproduce": "Run the experiments of Mansilla et al. (ICCV 2021) with their settings.",
     "data": "Look at a data set, or decode it ahead of time.",
 }
-"""The commands and what they are for; each one's module in `gradsurgery.cli` is called the same."""
-_MODULES = {"compare": "sweep"}  # but for one, which is a small sweep
+"""The commands and what they are for."""
+_MODULES = {
+    "compare": "sweep",
+    "methods": "train",
+    **dict.fromkeys(("show", "select", "report"), "finished_runs"),
+    **dict.fromkeys(("predict", "evaluate", "export"), "trained_models"),
+    **dict.fromkeys(("similarity", "diagnose", "study"), "studies"),
+}
+"""The module in `gradsurgery.cli` of a command whose own name it does not have."""
 
 
 class _LazyGroup(TyperGroup):
@@ -61,7 +68,7 @@ class _LazyGroup(TyperGroup):
         if self._listing:
             return TyperCommand(cmd_name, help=COMMANDS[cmd_name])
         module = import_module(f"gradsurgery.cli.{_MODULES.get(cmd_name, cmd_name)}")
-        if hasattr(module, "app"):
+        if not hasattr(module, cmd_name):  # a group
             return typer.main.get_command(module.app)
         single = typer.Typer(**_STYLE)
         single.command(cmd_name)(getattr(module, cmd_name))

@@ -1,4 +1,4 @@
-"""`gradsurgery train`: one run."""
+"""`gradsurgery train`, one run, and `gradsurgery methods`, what there is to train with."""
 
 import sys
 from collections.abc import Iterator
@@ -7,17 +7,25 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
+from gradsurgery.algorithms import METHODS, OTHER_METHODS, settings_listing
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.live import displayed
 from gradsurgery.data import open_source
 from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.record import Record
+from gradsurgery.doors import entry_names, entry_place
 from gradsurgery.errors import ArgumentError
 from gradsurgery.report.classification_text import accuracy_text
 from gradsurgery.training import device
 from gradsurgery.training import train as train_run
-from gradsurgery.training.directory import folder_name, is_longer
+from gradsurgery.training.averaging import average_listing
+from gradsurgery.training.checkpoint import is_longer
 from gradsurgery.training.loggers import logged
 
 
@@ -113,3 +121,30 @@ def continuable() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted; repeat the same command to continue", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def methods() -> None:
+    """List the methods and the hyperparameters, with what they do and where they come from.
+
+    Besides these names, any objective+rule is a method, e.g. mixup+agr-sum. The hyperparameters of
+    ema and swad are those of the option --average. Of the rules and objectives that installed
+    packages register the name and the place are listed; their code is not run.
+    """
+    console = Console()
+    names = Table("method", "objective+rule", "what it does", "source", box=box.SIMPLE_HEAD)
+    for listed in (METHODS, OTHER_METHODS):
+        for method in listed.values():
+            names.add_row(*map(Text, method))
+        names.add_section()
+    for kind in ("rule", "objective"):
+        for name in entry_names(kind):
+            parts = f"erm+{name}" if kind == "rule" else f"{name}+mean"
+            names.add_row(
+                *map(Text, (name, parts, f"{kind} of a package", entry_place(name, kind)))
+            )
+    console.print(names)
+    console.print("Any objective+rule is a method, e.g. mixup+agr-sum or irm+torchjd:UPGrad.\n")
+    settings = Table("--set", "default", "meaning", box=box.SIMPLE_HEAD)
+    for setting in [*settings_listing(), *average_listing()]:
+        settings.add_row(*map(Text, setting))
+    console.print(settings)

@@ -9,10 +9,10 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradsurgery.documents.training_options import Augment
+from gradsurgery.documents.configuration import Augment
 from gradsurgery.errors import ArgumentError
-from gradsurgery.kernels import library, network
-from gradsurgery.kernels.compiled import in_spans, look_up_rgb
+from gradsurgery.kernels import network
+from gradsurgery.kernels.compiled import in_spans, library, look_up_rgb
 from gradsurgery.seeds import derive_seed
 
 PIECE = 20_000

@@ -7,7 +7,7 @@ they come from.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -45,6 +45,28 @@ class Update(NamedTuple):
     flags: Tensor | None = None
     found: Tensor | None = None
     rule: str | None = None
+
+
+def check_form(update: Any, rule: str, matrix: Tensor) -> None:
+    """Raise `ArgumentError` where what a rule returns is no update."""
+    if not isinstance(update, Tensor) or update.shape != matrix.shape[1:]:
+        found = list(update.shape) if isinstance(update, Tensor) else type(update).__name__
+        raise ArgumentError(
+            f"the rule {rule} gives one component per column of the gradients, expected a tensor "
+            f"of shape {list(matrix.shape[1:])}, found {found}"
+        )
+    if not update.is_floating_point():
+        raise ArgumentError(
+            f"the rule {rule} gives an update of {update.dtype}, expected real numbers as "
+            f"{matrix.dtype}; convert it"
+        )
+
+
+def not_finite_update(rule: str) -> ArgumentError:
+    """The error of a rule that is at fault itself."""
+    return ArgumentError(
+        f"the rule {rule} makes NaN or infinity of gradients that are finite; mend the rule"
+    )
 
 
 class Accumulator(ABC):

@@ -10,19 +10,17 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from gradsurgery.engine.accumulator import Accumulator, Update
-from gradsurgery.engine.parameters import flat_gradient, shaped_gradient
+from gradsurgery.engine.accumulator import Accumulator, Update, check_form, not_finite_update
 from gradsurgery.errors import ArgumentError
 from gradsurgery.kernels.network import kernels_for
 from gradsurgery.rules.base import (
     ComponentwiseRule,
-    GramianRule,
     Rule,
     State,
     beyond_precision,
     only_call_is_own,
 )
-from gradsurgery.rules.gramian import gramian_of, scale_of, weighted_sum
+from gradsurgery.rules.gramian import GramianRule, gramian_of, scale_of, weighted_sum
 from gradsurgery.rules.remembering import RememberingRule, Verdict
 
 
@@ -324,23 +322,22 @@ class JudgedMatrix(GradientMatrix):
         return self._judged(verdict)
 
 
-def check_form(update: Any, rule: str, matrix: Tensor) -> None:
-    """Raise `ArgumentError` where what a rule returns is no update."""
-    if not isinstance(update, Tensor) or update.shape != matrix.shape[1:]:
-        found = list(update.shape) if isinstance(update, Tensor) else type(update).__name__
+def flat_gradient(gradient: Tensor, parameter: Tensor) -> Float[Tensor, " params"]:
+    """The gradient's components in the order in which `parameter` lies in memory.
+
+    A view where the two are laid out alike, which autograd sees to, and a copy elsewhere.
+    """
+    if gradient.layout != torch.strided:
         raise ArgumentError(
-            f"the rule {rule} gives one component per column of the gradients, expected a tensor "
-            f"of shape {list(matrix.shape[1:])}, found {found}"
+            f"gradients are dense, found {gradient.layout}; build Embedding with sparse=False"
         )
-    if not update.is_floating_point():
-        raise ArgumentError(
-            f"the rule {rule} gives an update of {update.dtype}, expected real numbers as "
-            f"{matrix.dtype}; convert it"
-        )
+    if gradient.stride() != parameter.stride():
+        gradient = torch.empty_like(parameter, requires_grad=False).copy_(gradient)
+    if gradient.is_contiguous():
+        return gradient.view(-1)
+    return gradient.as_strided((gradient.numel(),), (1,))
 
 
-def not_finite_update(rule: str) -> ArgumentError:
-    """The error of a rule that is at fault itself."""
-    return ArgumentError(
-        f"the rule {rule} makes NaN or infinity of gradients that are finite; mend the rule"
-    )
+def shaped_gradient(flat: Float[Tensor, " params"], parameter: Tensor) -> Tensor:
+    """The inverse of `flat_gradient`: the same memory in the parameter's shape and layout."""
+    return flat.as_strided(parameter.size(), parameter.stride())

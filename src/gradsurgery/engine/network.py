@@ -12,10 +12,15 @@ from torch import Tensor
 from typing_extensions import override
 
 from gradsurgery.engine.accumulator import Accumulator, Update
-from gradsurgery.engine.accumulators import GradientMatrix, widest
-from gradsurgery.engine.parameters import laid_out_as
+from gradsurgery.engine.accumulators import (
+    GradientMatrix,
+    flat_gradient,
+    shaped_gradient,
+    widest,
+)
 from gradsurgery.kernels.network import Combination, Kernels, Seen
-from gradsurgery.rules.base import ComponentwiseRule, GramianRule, Rule
+from gradsurgery.rules.base import ComponentwiseRule, Rule
+from gradsurgery.rules.gramian import GramianRule
 from gradsurgery.rules.remembering import RememberingRule
 
 # So many domains' gradients wait for a component-wise rule: most data sets have up to four source
@@ -179,3 +184,16 @@ class NetworkVerdict(NetworkMatrix):
         nan = torch.full_like(verdict.update, torch.nan)
         shown = verdict._replace(update=torch.where(verdict.sound, verdict.update, nan))
         return self._judged(shown)._replace(flags=flags, found=(~verdict.sound).float())
+
+
+def laid_out_as(
+    parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The gradients, whose components lie in memory as those of their parameters do."""
+    return [
+        gradient
+        if gradient is None
+        or (gradient.layout == torch.strided and gradient.stride() == parameter.stride())
+        else shaped_gradient(flat_gradient(gradient, parameter), parameter)
+        for gradient, parameter in zip(gradients, parameters, strict=True)
+    ]

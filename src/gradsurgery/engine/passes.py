@@ -1,4 +1,7 @@
-"""The backward passes: one per domain, whose gradients go to an accumulator as they appear."""
+"""The backward passes: one per domain, whose gradients go to an accumulator as they appear.
+
+And whose gradients these are: those of the parameters that are trained.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,13 +10,14 @@ from itertools import repeat
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradsurgery.engine.accumulator import Accumulator
 from gradsurgery.errors import ArgumentError
 
 DomainLoss = Tensor | Iterable[Tensor]
 Scaler = torch.amp.GradScaler | None
+NamedParameter = tuple[str, Tensor]
 
 _END: Any = object()
 
@@ -262,3 +266,75 @@ def graph_of(loss: Tensor, ends: tuple[str, ...] = ("AccumulateGrad",)) -> set[A
         nodes.add(node)
         waiting += [before for before, _ in node.next_functions]
     return nodes
+
+
+def trainable_parameters(
+    parameters: Iterable[Tensor] | Iterable[tuple[str, Tensor]], *, no_say: Iterable[str] = ()
+) -> list[NamedParameter]:
+    """Each parameter that requires a gradient once, with its name or else its position.
+
+    no_say: names that there have to be, also of parameters that require none.
+    """
+    if isinstance(parameters, nn.Module):
+        raise ArgumentError(
+            f"parameters are tensors, found the module {type(parameters).__name__}; give "
+            "model.parameters() or model.named_parameters()"
+        )
+    if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
+        found = "a single one" if isinstance(parameters, Tensor) else type(parameters).__name__
+        raise ArgumentError(
+            f"parameters are several tensors, found {found}; give model.parameters(), or a list"
+        )
+    named: dict[int, NamedParameter] = {}
+    unknown = dict.fromkeys(no_say)
+    for position, item in enumerate(parameters):
+        name, parameter = str(position), item
+        if isinstance(item, tuple) and len(item) == 2:
+            name, parameter = item
+        if not isinstance(parameter, Tensor):
+            raise ArgumentError(
+                f"parameters are tensors or (name, tensor) pairs, found {type(parameter).__name__}"
+                f" at position {position}; give model.parameters() or model.named_parameters()"
+            )
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise ArgumentError(
+                f"parameter {name} has no values before the first pass; call the model once"
+            )
+        if parameter.requires_grad and not parameter.is_leaf:
+            raise ArgumentError(f"parameter {name} is not a leaf tensor, so it has no .grad to set")
+        if parameter.requires_grad and not parameter.is_floating_point():
+            raise ArgumentError(
+                f"parameter {name} is {parameter.dtype}, and rules compare real numbers; make it "
+                "real, e.g. torch.view_as_real(parameter), and view it as complex where it is used"
+            )
+        if parameter.requires_grad and not _fills_memory(parameter):
+            raise ArgumentError(
+                f"parameter {name} is a part of a larger tensor with gaps in memory; make it a "
+                "tensor of its own with .contiguous()"
+            )
+        if id(parameter) not in named:
+            unknown.pop(name, None)
+        if parameter.requires_grad:
+            named.setdefault(id(parameter), (name, parameter))
+    _check_known(unknown)
+    if not named:
+        raise ArgumentError("no parameter requires a gradient; give at least one that is trained")
+    return list(named.values())
+
+
+def _check_known(unknown: Iterable[str]) -> None:
+    for name in unknown:
+        raise ArgumentError(
+            f"no_say is by the names of parameters, found {name!r}, which none has; give names of "
+            "model.named_parameters() with those, or positions with model.parameters()"
+        )
+
+
+def _fills_memory(tensor: Tensor) -> bool:
+    """Whether the components lie next to one another, in whatever order."""
+    if tensor.numel() == 0 or tensor.is_contiguous():
+        return True
+    last = sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    return last + 1 == tensor.numel()

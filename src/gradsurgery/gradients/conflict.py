@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from gradsurgery.engine.parameters import trainable_parameters
-from gradsurgery.engine.passes import checked_loss, refuse_reentrant
+from gradsurgery.engine.passes import checked_loss, refuse_reentrant, trainable_parameters
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.gradients.gradient_gram import block_of, grouped, layer_of
 from gradsurgery.gradients.model_state import unchanged

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gradsurgery.engine.parameters import trainable_parameters
+from gradsurgery.engine.passes import trainable_parameters
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.gradients.layers import Gram
 from gradsurgery.gradients.model_state import ModelState, unchanged

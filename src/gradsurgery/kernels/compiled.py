@@ -1,26 +1,64 @@
 """The loops that are compiled for the processor: one pass over memory, split over torch's threads.
 
-`name` is what `name_for` gives for the tensors; where it gives none, callers use torch.
+A C compiler was at hand at installation, or there is no library. `name` is what `name_for` gives
+for the tensors; where it gives none, callers use torch or NumPy.
 """
 
 import ctypes
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
 from threading import Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from gradsurgery.kernels import INTEGER, POINTER, function
-
 Result = TypeVar("Result")
+
+POINTER, INTEGER = ctypes.c_void_p, ctypes.c_int64
 
 LEAST = 1 << 17
 """Components of a gradient that are worth a thread."""
 _BLOCK = 256  # as in gramian.c
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled library, None where it was not built."""
+    path = Path(__file__).with_name("libgradsurgery.so")
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:  # not built, or for another processor or C library
+        return None
+
+
+def name_for(operation: str, *tensors: Tensor) -> str | None:
+    """The compiled `operation` for these tensors: "operation_float32" or "operation_float64".
+
+    None where there is none: in another precision or place, with gaps along the last dimension, or
+    in a library that was built before the operation was written.
+    """
+    first = tensors[0]
+    name = f"{operation}_{str(first.dtype).removeprefix('torch.')}"
+    fits = all(
+        tensor.device.type == "cpu"
+        and tensor.dtype == first.dtype
+        and (tensor.shape[-1] < 2 or tensor.stride(-1) == 1)
+        for tensor in tensors
+    )
+    return name if fits and hasattr(library(), name) else None
+
+
+@cache
+def function(name: str, arguments: Sequence[Any], result: Any = None) -> Callable[..., Any]:
+    """A function of the library; a call releases Python's lock."""
+    found = getattr(library(), name)
+    found.argtypes, found.restype = list(arguments), result
+    return found  # type: ignore[no-any-return]
 
 
 def in_spans(

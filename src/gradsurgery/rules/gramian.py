@@ -1,9 +1,10 @@
-"""Inner products of the domains' gradients, and sums weighted by them.
+"""Rules that weigh the domains' gradients by their inner products, these, and weighted sums.
 
 All products and sums are in float64: in float32 a dot product over tens of millions of components
 is wrong by 1e-3, components of 1e-23 have squares of zero and those of 1e20 infinite ones.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import isfinite, log2
@@ -13,8 +14,59 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradsurgery.kernels import compiled as kernel
-from gradsurgery.kernels import name_for
-from gradsurgery.rules.pieces import pieces
+from gradsurgery.kernels.network import kernels_for
+from gradsurgery.rules.base import (
+    Rule,
+    beyond_precision,
+    check_rows_finite,
+    checked_update,
+    forget,
+    pieces,
+)
+
+
+class GramianRule(Rule):
+    """A rule that weighs the D gradients by their D × D Gramian: g* = Σ_d w_d(G) g_d."""
+
+    @abstractmethod
+    def weights(self, gramian: Float[Tensor, "domains domains"]) -> Float[Tensor, " domains"]:
+        """The weights w for the Gramian G_ij = g_i · g_j, both float64 on the CPU."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        forget(cls, "weights_on_device", GramianRule, of=("weights",))
+
+    def weights_on_device(
+        self, gramian: Float[Tensor, "domains domains"]
+    ) -> Float[Tensor, " domains"]:
+        """The same where the Gramian lies, maybe on an accelerator; by default by way of the CPU.
+
+        On an accelerator the Gramian may be not finite; what comes out is not used then.
+        """
+        on_cpu = gramian.cpu().double()
+        if not on_cpu.isfinite().all():
+            return gramian[0]
+        return self.weights(on_cpu).to(gramian.device, gramian.dtype)
+
+    def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
+        """The update Σ_d w_d g_d."""
+        self.check_matrix(gradients)
+        gradients = gradients.detach()
+        update = torch.empty_like(gradients[0])
+        if gradients.numel() and (kernels := kernels_for([update])) is not None:
+            rows = [[row] for row in gradients.contiguous()]
+            out: list[Tensor | None] = [update]
+            *_, found = kernels.weigh(rows, (len(update),), self.weights_on_device, out=out)
+            if found.item():
+                check_rows_finite(gradients)
+                raise beyond_precision(dtype=gradients.dtype)
+            (summed,) = out
+            assert summed is not None
+            return summed
+        largest = check_rows_finite(gradients)
+        scale = scale_of(largest) if gradients.dtype == torch.float64 else 1.0
+        gramian = gramian_of(gradients.unbind(0), scale=scale).cpu()
+        return checked_update(weighted_sum(gradients.unbind(0), self.weights(gramian), out=update))
 
 
 def scale_of(largest: float) -> float:
@@ -34,7 +86,7 @@ def gramian_of(
     """G_ij = s² Σ_n rows[i]_n rows[j]_n, float64, for rows on the processor."""
     if scale != 1:
         rows = [row.double() * scale for row in rows]
-    if (name := name_for("add_gramian", *rows)) is not None:
+    if (name := kernel.name_for("add_gramian", *rows)) is not None:
         return kernel.gramian(name, rows)
     total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
     for piece in pieces(*rows):
@@ -68,7 +120,7 @@ def weighted_sum(
     out: Float[Tensor, " params"],
 ) -> Float[Tensor, " params"]:
     """Write Σ_d w_d rows[d] into `out`, which may be the first of the rows."""
-    if (name := name_for("weighted_sum", *rows, out)) is not None:
+    if (name := kernel.name_for("weighted_sum", *rows, out)) is not None:
         kernel.weighted_sum(name, rows, weights, out)
         return out
     first, *rest = weights.tolist()

@@ -1,0 +1,233 @@
+"""Commands on finished runs: `gradsurgery show`, `select` and `report`."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from gradsurgery.cli import options as opt
+from gradsurgery.documents.record import Record
+from gradsurgery.documents.selection import CRITERIA, CriterionName, Model, Selections
+from gradsurgery.errors import ArgumentError, GradsurgeryError, one_line, printable
+from gradsurgery.report import tables as text
+from gradsurgery.report.report import Report, ReportOptions, write_report
+from gradsurgery.report.section import Table, Text
+from gradsurgery.report.tables import candidates_table, choices_table
+from gradsurgery.report.terminal import OnTerminal, by_data_and_target, literal, run_blocks
+from gradsurgery.results import (
+    ComparisonTable,
+    compare_runs,
+    search_of,
+    select_by_all,
+    take_inventory,
+)
+from gradsurgery.results.inventory import record_files
+from gradsurgery.results.selection import ALL
+from gradsurgery.results.tables import BASELINE
+
+if TYPE_CHECKING:
+    from gradsurgery.report.figures.pictures import Examples
+
+
+Format = Literal["rich", "markdown", "csv", "latex"]
+
+
+def show(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Records, or folders of runs.")
+    ],
+    *,
+    output: Annotated[Format, typer.Option("--format", help="How tables are written.")] = "rich",
+    model: opt.ModelOption = None,
+    baseline: opt.BaselineOption = BASELINE,
+    selected: opt.SelectedOption = None,
+    paper: opt.PaperOption = False,
+    statistics: Annotated[
+        bool,
+        typer.Option("--statistics", help="With differences, intervals and p-values of each test."),
+    ] = False,
+) -> None:
+    """Show what runs came to: one in detail, several as tables of mean and standard deviation.
+
+    A star marks what differs from the baseline (paired Wilcoxon test, p < 0.05), a dagger what
+    does so after Holm's correction over the table.
+    """
+    files = record_files(paths)
+    if len(files) == 1 and output == "rich" and selected is None:
+        Console().print(OnTerminal(run_blocks(Record.load(files[0]))))
+        return
+    print_tables(
+        paths, output, model, baseline, selected=selected, paper=paper, statistics=statistics
+    )
+
+
+def print_tables(
+    paths: list[Path],
+    output: Format = "rich",
+    model: Model | None = None,
+    baseline: str = BASELINE,
+    *,
+    selected: Literal[CriterionName, "none"] | None = None,
+    paper: bool = False,
+    statistics: bool = False,
+) -> None:
+    """Print the comparison tables of the records at `paths`, with the plans that lie there.
+
+    Runs that a study trained for itself are left out, as a report does. Raises `DataError` where
+    there is nothing to compare.
+    """
+    inventory = take_inventory(paths)
+    search = search_of(inventory, selected or ALL)
+    planned = (inventory.planned or {}).values()
+    tables = compare_runs(search.runs, model or search.model, baseline, planned)
+    if output == "rich":
+        print_comparisons(tables, paper=paper, statistics=statistics)
+        if search.provisional:
+            print(search.provisional)
+        return
+    shown = [text.comparison_table(table, paper=paper) for table in tables]
+    shown += [text.significance_table(tables)] if statistics else []
+    if output == "csv":
+        written = text.comparison_csv(tables, paper=paper)
+    else:
+        written = text.to_markdown(shown) if output == "markdown" else text.to_latex(shown)
+    print("\n".join(map(printable, written.split("\n"))), end="")
+
+
+def print_comparisons(
+    tables: Sequence[ComparisonTable], *, paper: bool, statistics: bool = False
+) -> None:
+    """Print comparison tables, and with `statistics` the tests behind them."""
+    for table in tables:
+        blocks = [text.comparison_table(table, paper=paper)]
+        blocks += [text.significance_table([table])] if statistics and table.tests else []
+        Console().print(OnTerminal(blocks))
+
+
+def print_sentences(sentences: Iterable[str]) -> None:
+    """Print each on a line, which a terminal breaks between words."""
+    console = Console()
+    for sentence in sentences:
+        console.print(literal(sentence), soft_wrap=not console.is_terminal)
+
+
+def select(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of runs.")],
+    *,
+    criterion: Annotated[
+        CriterionName | None, typer.Option("--criterion", help="Show this one only.")
+    ] = None,
+    candidates: Annotated[
+        bool, typer.Option("--candidates", help="Show how every candidate scores.")
+    ] = False,
+) -> None:
+    """Choose hyperparameters among the runs of a folder, and write selection.json there.
+
+    training-domain: by the validation images of the source domains. leave-one-domain-out: by each
+    source domain in turn, held out too. oracle: by the target's validation images, which is not
+    attainable where the target is unknown, and only says what could be had.
+    """
+    if not folder.is_dir():
+        raise ArgumentError(f"{folder} is no folder; give a folder of runs")
+    selections = select_by_all(take_inventory([folder]))
+    path = folder / Selections.file_name
+    if path.exists():
+        Selections.load(path)  # another version's, or someone else's, is not overwritten
+    selections.save(folder)
+    shown = {
+        name: selection
+        for name, selection in selections.criteria.items()
+        if criterion is None or name == criterion
+    }
+    tables = [candidates_table, choices_table] if candidates else [choices_table]
+    blocks: list[Text | Table] = [
+        each for table in tables for each in by_data_and_target(table(shown))
+    ]
+    if not all(CRITERIA[name].attainable for name in shown):
+        blocks.append(
+            Text("The oracle sees the target's images, which nobody has who needs the model.")
+        )
+    Console().print(OnTerminal(blocks))
+    print(f"written to {path}")
+
+
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER...", help="Folders of finished runs.")
+    ],
+    *,
+    baseline: opt.BaselineOption = BASELINE,
+    model: opt.ModelOption = None,
+    paper: opt.PaperOption = False,
+    selected: opt.SelectedOption = None,
+    examples: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--examples",
+            metavar="DATA",
+            help="A data set to show images of, as `gradsurgery train` takes it. Default: that of "
+            "the records, where it is built in or lies on this machine.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Default: the folder report in FOLDER.")
+    ] = None,
+) -> None:
+    """Write the tables, figures and the page report.html of finished runs."""
+    options = ReportOptions(model, baseline, paper, selected)
+    written = make_report(folders, out, options, examples)
+    print_comparisons(written.tables, paper=paper)
+    print(f"report: {written.page}")
+
+
+def make_report(
+    folders: list[Path],
+    out: Path | None = None,
+    options: ReportOptions | None = None,
+    examples: list[str] | None = None,
+) -> Report:
+    """Write the report of `folders` and say on a terminal what is being done.
+
+    examples: data sets to show images of; None takes those of the records that are at hand.
+    """
+    with Console(stderr=True).status("reading records") as status:
+        inventory = take_inventory(folders)
+        images, notes = [], []
+        asked: dict[str, dict[str, Any]] = {spec: {} for spec in examples or ()}
+        specs = recorded_data(inventory.records.values()) if examples is None else asked
+        for spec, reading in specs.items():
+            try:
+                images.append(open_examples(spec, **reading))
+            except (GradsurgeryError, OSError) as error:
+                if examples is not None:
+                    raise
+                notes.append(f"No example images of {spec} are shown: {one_line(error)}.")
+        options = replace(options or ReportOptions(), examples=images, notes=notes)
+        return write_report(inventory, out, options, status.update)
+
+
+def recorded_data(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
+    """The data sets of the records that can be opened without asking the network, and how."""
+    from gradsurgery.data import BUILT_IN, PRESETS  # takes torch
+
+    found: dict[str, dict[str, Any]] = {}
+    for record in records:
+        spec = record.configuration.data
+        preset, colon, place = spec.partition(":")
+        here = place if colon and preset in PRESETS else spec
+        if preset in BUILT_IN or Path(here).expanduser().exists():
+            found[spec] = record.configuration.reading
+    return found
+
+
+def open_examples(spec: str, *, size: int = 112, **reading: Any) -> "Examples":
+    """An image of every class and domain; raises as `open_source` does."""
+    from gradsurgery.data import example_images, open_source
+    from gradsurgery.report.figures.pictures import Examples  # takes matplotlib
+
+    source = open_source(spec, **reading)
+    images = example_images(source, size)
+    return Examples(source.name, source.classes, source.domains, images)

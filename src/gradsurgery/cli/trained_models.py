@@ -1,0 +1,283 @@
+"""Commands on a trained model: `gradsurgery predict`, `evaluate` and `export`."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+from gradsurgery.backbones.weights import file_digest
+from gradsurgery.cli import options as opt
+from gradsurgery.cli.data import ColumnsOption, LayoutOption, SkipBadOption, progress_bar, reading
+from gradsurgery.cli.finished_runs import print_sentences
+from gradsurgery.cli.train import continuable
+from gradsurgery.data import Source, open_source
+from gradsurgery.data.folder import OneDomainSource
+from gradsurgery.deployment import Predictions, TrainedModel, load_model
+from gradsurgery.deployment.evaluation import evaluate_model
+from gradsurgery.deployment.export import (
+    SUFFIXES,
+    Format,
+    Normalization,
+    description_file,
+    export_model,
+)
+from gradsurgery.deployment.model_file import push as upload
+from gradsurgery.deployment.pictures import check_named, listed_pictures
+from gradsurgery.deployment.predictions_file import predictions_file
+from gradsurgery.documents.deployment import EvaluatedPart, EvaluationFile
+from gradsurgery.documents.document import folder_name
+from gradsurgery.documents.plan import names as listed_names
+from gradsurgery.documents.record import Record
+from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.report.classification_text import evaluation_sentences, evaluation_tables
+from gradsurgery.report.model_card import short_card
+from gradsurgery.report.report import write_evaluation
+from gradsurgery.report.section import counted
+from gradsurgery.report.terminal import OnTerminal
+
+_NAMED = 20  # pictures that could not be decoded, and other files
+
+
+def predict(
+    model: Annotated[str, opt.MODEL],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGES...", help="Pictures, and folders of any depth.")
+    ],
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="A .csv or .parquet file; one that is there is gone on with. Default: print.",
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="Classes to give for each picture.")] = 1,
+    backbone: opt.OwnBackboneOption = None,
+    device: opt.DeviceOption = "auto",
+    batch_size: opt.PictureBatchOption = 128,
+    workers: opt.WorkersOption = None,
+) -> None:
+    """Classify pictures as the model was trained to, those of a folder as they come.
+
+    Pictures that cannot be decoded are named, and the others classified; the exit code is 0 where
+    any was. With --out the same command goes on with a file that an interruption left behind.
+    """
+    check_named(images)
+    trained = load_model(model, backbone=backbone, device=device)
+    for note in trained.notes:
+        print(f"note: {note}", file=sys.stderr)
+    top = min(top, len(trained.classes))
+    digest = file_digest(trained.file) if out else ""
+    opened = nullcontext() if out is None else predictions_file(out, top, digest)
+    pictures, left_out = listed_pictures(images)
+    skipped: list[str] = []
+    before = failed = count = 0
+    shown = out is not None or not sys.stdout.isatty()
+    with continuable(), opened as file, _counted(shown=shown) as tell:
+        if file is not None and (before := len(file.done)):
+            pictures = (picture for picture in pictures if picture.name not in file.done)
+            failed = file.failed
+        for part in trained.stream(pictures, batch_size=batch_size, workers=workers):
+            if file is not None:
+                file.add(part)
+            else:
+                _print_rows(part, top)
+            count += len(part)
+            skipped += [f"{image.identity}: {image.reason}" for image in part.skipped]
+            tell(count + len(skipped))
+    if before:
+        row = f"{counted(before, 'picture')} had {'its' if before == 1 else 'their'} row before"
+        again = ", {} with an error; delete such a row to have its picture tried again"
+        print(row + (again.format(failed) if failed else ""), file=sys.stderr)
+    name_files(skipped, "cannot be decoded")
+    name_files(
+        [f"{file.identity}: {file.reason}" for file in left_out], "is something else than a picture"
+    )
+    if out is not None:
+        print(f"{counted(count, 'prediction')}: {out}")
+    if skipped and not count and not before:
+        raise DataError(f"none of {counted(len(skipped), 'picture')} can be decoded")
+
+
+def _print_rows(predictions: Predictions, top: int) -> None:
+    for name, best in zip(predictions.names, predictions.top(top), strict=True):
+        said = "  ".join(f"{label} {probability:.1%}" for label, probability in best)
+        sys.stdout.write(f"{name}  {said}\n")
+
+
+def name_files(files: list[str], what: str) -> None:
+    """Say which files were left out, and why."""
+    if files:
+        print(f"{counted(len(files), 'file', what)}:", file=sys.stderr)
+    for line in files[:_NAMED]:
+        print(f"  {line}", file=sys.stderr)
+    if len(files) > _NAMED:
+        print(f"  and {len(files) - _NAMED:,} more", file=sys.stderr)
+
+
+@contextmanager
+def _counted(*, shown: bool) -> Iterator[Callable[[int], None]]:
+    """Shows on a terminal how many pictures are done."""
+    console = Console(stderr=True)
+    if not (shown and console.is_terminal):
+        yield lambda _: None
+        return
+    columns = TextColumn("{task.completed} pictures, {task.fields[speed]} a second")
+    with Progress(columns, TimeElapsedColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("", total=None, speed="–")
+
+        def tell(done: int) -> None:
+            elapsed = bar.tasks[0].elapsed or 0.0
+            bar.update(task, completed=done, speed=f"{done / elapsed:.0f}" if elapsed else "–")
+
+        yield tell
+
+
+def evaluate(
+    model: Annotated[str, opt.MODEL],
+    data: Annotated[str, opt.DATA],
+    *,
+    domains: Annotated[
+        str | None,
+        typer.Option("--domains", help="Of the data, separated by commas. Default: all."),
+    ] = None,
+    part: Annotated[
+        EvaluatedPart,
+        typer.Option("--part", help="Of the split of the model's run, whose folder MODEL is."),
+    ] = "all",
+    as_domain: Annotated[
+        str | None,
+        typer.Option("--as-domain", help="DATA is a folder class/image, of a domain called so."),
+    ] = None,
+    layout: LayoutOption = "",
+    columns: ColumnsOption = "",
+    skip_bad: SkipBadOption = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder. Default: one in evaluation/<data> of these options."),
+    ] = None,
+    backbone: opt.OwnBackboneOption = None,
+    device: opt.DeviceOption = "auto",
+    batch_size: opt.PictureBatchOption = 128,
+    workers: opt.WorkersOption = None,
+) -> None:
+    """Say how right the model is on a data set: by domain, by class, and how far to trust it.
+
+    Images of classes that the model does not know are counted apart. Tables and figures are
+    written into a folder.
+    """
+    trained = load_model(model, backbone=backbone, device=device)
+    source = _opened(data, layout, columns, as_domain)
+    with continuable(), progress_bar(len(source.listing.identities), "evaluating") as tell:
+        evaluation = evaluate_model(
+            trained,
+            source,
+            domains=None if domains is None else listed_names(domains),
+            part=part,
+            skip_bad=skip_bad,
+            batch_size=batch_size,
+            workers=workers,
+            progress=tell,
+        )
+    reads = [str(Path(data).absolute()), layout, columns, as_domain, skip_bad]
+    directory = out or _default_folder(evaluation, trained, domains, reads)
+    write_evaluation(evaluation, directory)
+    print_sentences(evaluation_sentences(evaluation))
+    print()
+    Console().print(OnTerminal(evaluation_tables(evaluation)))
+    if source.left_out:
+        files = counted(len(source.left_out), "file", "is something else than an image")
+        print(f"left out of {source.name}: {files}", file=sys.stderr)
+    print(f"tables and figures: {directory}")
+
+
+def _default_folder(
+    evaluation: EvaluationFile, trained: TrainedModel, domains: str | None, reads: Sequence[object]
+) -> Path:
+    """Says of what model and images it is; other options than these have another folder."""
+    about, part = trained.about, evaluation.part
+    said = [about.method, about.target or "", f"seed-{about.seed}", part if part != "all" else ""]
+    chosen = sorted(evaluation.domains) if domains is not None else []
+    options = json.dumps([evaluation.model_digest, part, chosen, *reads])
+    digest = hashlib.sha256(options.encode()).hexdigest()[:8]
+    name = "-".join([*filter(None, said), *chosen])
+    return Path("evaluation", folder_name(evaluation.data), f"{folder_name(name)}-{digest}")
+
+
+def _opened(data: str, layout: str, columns: str, as_domain: str | None) -> Source:
+    if as_domain is None:
+        try:
+            return open_source(data, **reading(data, layout, columns, "all"))
+        except DataError as error:
+            if layout or columns or not _is_one_domain(Path(data).expanduser()):
+                raise
+            raise DataError(f"{error}, or call it one domain: --as-domain NAME") from error
+    if layout or columns:
+        raise ArgumentError("--as-domain takes a folder class/image; leave layout and columns out")
+    root = Path(data).expanduser()
+    if not root.is_dir():
+        raise ArgumentError(f"--as-domain takes a folder class/image, found {data!r}")
+    return OneDomainSource(root, as_domain)
+
+
+def _is_one_domain(folder: Path) -> bool:
+    """Whether images lie in it as class/image."""
+    try:
+        return folder.is_dir() and bool(OneDomainSource(folder, "any").listing.identities)
+    except DataError:
+        return False
+
+
+def export(
+    model: Annotated[str, opt.MODEL],
+    *,
+    form: Annotated[
+        Format | None, typer.Option("--format", help="Of the file. With --push: none.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Default: model.onnx, .pt2 or .pt. Its description is beside it: model.onnx.json.",
+        ),
+    ] = None,
+    normalization: Annotated[
+        Normalization,
+        typer.Option(
+            "--normalization",
+            help="inside: the input is uint8 (batch, size, size, 3), as images are decoded; "
+            "beside: it is float32 (batch, 3, size, size), normalised.",
+        ),
+    ] = "inside",
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="hf://owner/name", help="Upload it to the Hub.")
+    ] = None,
+    backbone: opt.OwnBackboneOption = None,
+) -> None:
+    """Write the model for another runtime, run it there, and compare it with the model itself.
+
+    --push uploads the model file, with the record, the split and the README.md beside it (or a
+    short one, where there is none), and what was exported.
+    """
+    if form is None and push is None:
+        raise ArgumentError(f"give --format ({', '.join(SUFFIXES)}) or --push hf://owner/name")
+    trained = load_model(model, backbone=backbone, device="cpu")
+    written: tuple[Path, ...] = ()
+    if form is not None:
+        path = out or Path(f"model{SUFFIXES[form]}")
+        if path.suffix != SUFFIXES[form]:
+            raise ArgumentError(f"cannot write {path}: its name must end in {SUFFIXES[form]}")
+        difference = export_model(trained, path, form, normalization)
+        print(f"{path}: logits differ from the model's by {difference:.1g} at most")
+        written = (path, description_file(path))
+    if push is not None:
+        beside = trained.file.parent / Record.file_name
+        card = short_card(trained.about, Record.load(beside) if beside.is_file() else None)
+        print(f"uploaded: {upload(trained.file, push, written, card)}")

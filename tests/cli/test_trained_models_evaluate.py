@@ -1,0 +1,103 @@
+"""The commands evaluate and export."""
+
+import pytest
+
+from gradsurgery.documents.deployment import EvaluationFile
+
+
+def test_a_model_is_evaluated_on_data(command, model, tmp_path):
+    code, out, err = command("evaluate", model, "photos", "--domains", "c", "--part", "test")
+    assert (code, err) == (0, "")
+    shown = command("show", "run")[1]
+    (line,) = (line for line in shown.splitlines() if line.startswith("target c"))
+    assert f"{line.split()[2].rstrip('%')} % [" in out.splitlines()[0]  # of the best model
+    assert "It was trained on a and b of photos; c was held out." in out
+    assert "Images by class (rows) and prediction" in out
+    (folder,) = (tmp_path / "evaluation" / "photos").iterdir()
+    assert folder.name.startswith("agr-sum-c-seed-0-test-c-")
+    assert (folder / "evaluation-confusion.png").exists()
+
+
+def test_evaluations_with_other_options_have_other_folders(command, model, tmp_path):
+    every = ([], ["--domains", "c"], ["--part", "test"], ["--part", "train"], ["--part", "test"])
+    for options in every:
+        assert command("evaluate", model, "photos", *options)[0] == 0
+    folders = list((tmp_path / "evaluation" / "photos").iterdir())
+    assert len(folders) == 4  # the last is the third again
+    found = [EvaluationFile.load(folder) for folder in folders]
+    assert sorted(each.part for each in found) == ["all", "all", "test", "train"]
+
+
+def test_a_deployed_model_says_where_its_run_is(command, model, tmp_path):
+    from gradsurgery.documents.deployment import Deployment, DeploymentCandidate
+
+    candidate = DeploymentCandidate(method="agr-sum", options={}, unseen={"a": []}, validation={})
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes((tmp_path / "run/model.safetensors").read_bytes())
+    ways = (["evaluate", "model", "photos", "--part", "test"], ["explain", "model"])
+    for way in ways:
+        code, _, err = command(*way)
+        assert (code, "run's folder, run," in err) == (1, False)
+    Deployment(
+        data="photos",
+        data_digest="",
+        domains=["a"],
+        classes=["dark", "light"],
+        criterion="training-domain",
+        seeds=[0],
+        candidates=[candidate],
+        chosen=0,
+        without_it={},
+        directory="run",
+    ).save(folder)
+    for way in ways:
+        code, _, err = command(*way)
+        assert (code, "run's folder, run," in err) == (1, True)
+
+
+def test_a_folder_of_one_domain_is_evaluated(command, model):
+    code, out, _ = command("evaluate", model, "photos/c", "--as-domain", "new", "--out", "here")
+    assert code == 0
+    assert "of 12 images right" in out.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["evaluate", "run", "photos", "--domains", "z"], "has no domain 'z'"),
+        (["evaluate", "run", "absent"], "no data set 'absent'"),
+        (["evaluate", "run", "photos/c"], "--as-domain NAME"),
+        (["evaluate", "run", "run", "--as-domain", "x"], "holds no image in class/image"),
+        (["export", "run"], "give --format"),
+        (["export", "run", "--format", "onnx", "--out", "a.pt"], "must end in .onnx"),
+        (["export", "run", "--push", "someone/name"], "expected hf://owner/name"),
+    ],
+)
+def test_an_error_is_one_line(command, model, arguments, words):
+    code, out, err = command(*arguments)
+    assert (code, out) == (1, "")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:`torch.jit:FutureWarning")
+def test_a_model_is_exported_and_does_not_replace_another(command, model, tmp_path):
+    code, out, _ = command("export", model, "--format", "torchscript")
+    assert code == 0
+    assert out.startswith("model.pt: logits differ from the model's by ")
+    assert (tmp_path / "model.pt.json").exists()
+    assert command("export", model, "--format", "torchscript")[0] == 0  # the same model's
+    before = (tmp_path / "model.pt").read_bytes()
+    options = ["--backbone", "small-cnn", "--weights", "none", "--image-size", "8"]
+    options += ["--iterations", "1", "--batch-size", "4", "--device", "cpu", "--out", "other"]
+    assert command("train", "photos", "--target", "c", *options)[0] == 0
+    code, _, err = command("export", "other", "--format", "torchscript")
+    assert (code, "model.pt is there, of another model (agr-sum, seed 0)" in err) == (1, True)
+    assert (tmp_path / "model.pt").read_bytes() == before
+
+
+def test_the_help_of_export_shows_the_shapes(command):
+    shown = " ".join(command("export", "--help")[1].replace("│", " ").split())
+    assert "uint8 (batch, size, size, 3)" in shown
+    assert "float32 (batch, 3, size, size)" in shown
