@@ -13,9 +13,9 @@ from gradsurgery.cli.finished_runs import make_report
 from gradsurgery.cli.live import displayed
 from gradsurgery.cli.sweep import grid_from, mapping_of, plan_parts, run_plan
 from gradsurgery.data import Source, reopened
-from gradsurgery.documents.configuration import folder_name
 from gradsurgery.documents.data_options import NO_TARGET
 from gradsurgery.documents.deployment import Deployment
+from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.plan import PLAN_PARTS, Plan
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.studies import Diagnosis, DiagnosisOptions

@@ -11,7 +11,8 @@ from gradsurgery.cli.finished_runs import open_examples
 from gradsurgery.cli.studies import run_study
 from gradsurgery.cli.sweep import plan_parts, report_on, run_plan
 from gradsurgery.data import open_source
-from gradsurgery.documents.configuration import RunConfiguration, folder_name
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.plan import names, parse_seeds
 from gradsurgery.report.figures.pictures import draw_examples
 from gradsurgery.report.figures.style import save

@@ -16,7 +16,8 @@ from gradsurgery.cli.finished_runs import print_sentences
 from gradsurgery.cli.live import displayed
 from gradsurgery.cli.train import check_target, continuable
 from gradsurgery.data import open_source, prepare
-from gradsurgery.documents.configuration import RunConfiguration, folder_name, options_of
+from gradsurgery.documents.configuration import RunConfiguration, options_of
+from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.plan import names, number_or_text, parse_seeds
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.studies import DiagnosisOptions, SimilarityOptions

@@ -12,8 +12,8 @@ from gradsurgery.cli.finished_runs import report as write_report
 from gradsurgery.cli.live import displayed, sweep_displayed
 from gradsurgery.cli.train import continuable
 from gradsurgery.data import Source
-from gradsurgery.documents.configuration import folder_name, known_options
-from gradsurgery.documents.document import read_mapping, unknown_name
+from gradsurgery.documents.configuration import known_options
+from gradsurgery.documents.document import folder_name, read_mapping, unknown_name
 from gradsurgery.documents.plan import PLAN_PARTS, Plan, number_or_text
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, WeightsError

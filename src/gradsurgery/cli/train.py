@@ -16,7 +16,8 @@ from gradsurgery.algorithms import METHODS, OTHER_METHODS, settings_listing
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.live import displayed
 from gradsurgery.data import open_source
-from gradsurgery.documents.configuration import RunConfiguration, folder_name
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.record import Record
 from gradsurgery.doors import entry_names, entry_place
 from gradsurgery.errors import ArgumentError

@@ -31,8 +31,8 @@ from gradsurgery.deployment.export import (
 from gradsurgery.deployment.model_file import push as upload
 from gradsurgery.deployment.pictures import check_named, listed_pictures
 from gradsurgery.deployment.predictions_file import predictions_file
-from gradsurgery.documents.configuration import folder_name
 from gradsurgery.documents.deployment import EvaluatedPart, EvaluationFile
+from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.plan import names as listed_names
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError
