@@ -229,9 +229,10 @@ def _worker_count(options: opt.LaunchOptions, plan: Plan, gpus: tuple[str, ...])
 
 
 def print_table(folder: Path) -> None:
-    """Print the table of a folder of runs."""
+    """Print the table of a folder of runs, and where it is."""
     if any(folder.rglob(Record.file_name)):
         print_tables([folder])
+        print(f"runs: {folder}")
 
 
 def report_on(folder: Path, *, paper: bool = False) -> None:
