@@ -36,6 +36,15 @@ def test_what_was_compared_and_that_it_is_complete(written, told):
     assert second == "24 runs are there. The comparison is complete."
 
 
+def test_runs_of_different_settings_are_not_called_a_complete_comparison(written, told):
+    written("deep-all", configuration__learning_rate=1e-4)
+    written("agr-sum", configuration__learning_rate=1e-3)
+    assert told()[1] == (
+        "2 runs are there. Runs that differ in learning rate (0.0001 and 0.001) are not "
+        "comparable: each has a table of its own."
+    )
+
+
 def test_a_difference_that_stands_the_correction(written, told):
     write_pairs(written)  # six positive differences: p = 2 / 2⁶ = 0.03125, the only test
     text = " ".join(told())

@@ -155,7 +155,10 @@ def select(
     ]
     if not all(CRITERIA[name].attainable for name in shown):
         blocks.append(
-            Text("The oracle sees the target's images, which nobody has who needs the model.")
+            Text(
+                "The oracle sees the target's images, which nobody has who needs the model. It "
+                "tests the model of the last step, the other criteria that of the best validation."
+            )
         )
     Console().print(OnTerminal(blocks))
     print(f"written to {path}")

@@ -142,10 +142,14 @@ def _by_domain(deployment: Deployment) -> list[float]:
 def expectation(deployment: Deployment) -> Text:
     """What accuracy to expect on a new domain, in words."""
     means, count = _by_domain(deployment), len(deployment.domains)
+    guess, images = 1 / len(deployment.classes), [c.images for c in deployment.classes_unseen]
+    naming = "To guess one of its classes"
+    if sum(images):
+        guess, naming = max(images) / sum(images), "Always to name the most frequent class"
     return Text(
         f"Expect {percent(fmean(means))} of the images of a domain that it was not trained on to "
         f"be recognised: {percent(min(means))} on the worst of {count} domains left out in turn, "
-        f"{percent(max(means))} on the best."
+        f"{percent(max(means))} on the best. {naming} is right for {percent(guess)}."
     )
 
 
