@@ -146,16 +146,16 @@ def _failure_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def _of_a_study(file: Path, roots: set[Path]) -> bool:
-    folder = file.resolve()
-    if folder in roots:
+    run = file.resolve().parent
+    if file.resolve() in roots or run in roots:
         return False
-    folder = folder.parent
-    while folder not in roots and folder != folder.parent:
-        folder = folder.parent
+    for folder in run.parents:
         if (folder / SweepPlan.file_name).exists():
             return False
         if any((folder / name).exists() for name in STUDIES):
             return True
+        if folder in roots:
+            return False
     return False
 
 
