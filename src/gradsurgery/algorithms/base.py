@@ -48,29 +48,27 @@ class Step:
         """
         if self.clip_norm is not None:
             self._clip(self.clip_norm, result)
-        if self.scaler is None:
-            optimizer: Any = self.optimizer
-            if result.found_inf is None:
-                optimizer.step()
-                return
-            if not getattr(optimizer, "_step_supports_amp_scaling", False):  # as GradScaler asks
-                result.check()
-                optimizer.step()
-                return
+        optimizer: Any = self.optimizer
+        if self.scaler is not None:
+            self.scaler.step(optimizer)
+            self.scaler.update()
+            if self.scaler.is_enabled() and self.scaler.get_scale() < _LEAST_SCALE:
+                raise NonFiniteError(
+                    "the gradients are not finite at any scale of the loss; use float32 or "
+                    "bfloat16, lower the learning rate or look at the images",
+                    domain=None,
+                )
+        elif result.found_inf is None:
+            optimizer.step()
+        elif getattr(optimizer, "_step_supports_amp_scaling", False):  # as GradScaler asks
             optimizer.grad_scale, optimizer.found_inf = None, result.found_inf
             try:
                 optimizer.step()
             finally:
                 del optimizer.grad_scale, optimizer.found_inf
-            return
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.scaler.is_enabled() and self.scaler.get_scale() < _LEAST_SCALE:
-            raise NonFiniteError(
-                "the gradients are not finite at any scale of the loss; use float32 or bfloat16, "
-                "lower the learning rate or look at the images",
-                domain=None,
-            )
+        else:
+            result.check()
+            optimizer.step()
 
     def _clip(self, limit: float, result: BackwardResult) -> None:
         """Scale the update, all parameters together, to a norm of at most `limit`.

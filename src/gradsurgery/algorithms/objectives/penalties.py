@@ -14,6 +14,18 @@ from gradsurgery.errors import ArgumentError
 from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter
 
 
+def annealed(
+    penalty: float, meaning: str, anneal: int, first: int
+) -> tuple[Hyperparameter, Hyperparameter]:
+    """The penalty's weight, and for how many steps it is `first` before."""
+    return (
+        Hyperparameter("penalty", penalty, f"{meaning} after annealing", source=DOMAINBED),
+        Hyperparameter(
+            "anneal", anneal, f"steps with weight {first} before that", source=DOMAINBED
+        ),
+    )
+
+
 class AnnealedObjective(Objective):
     """An objective whose penalty has another weight for the first `anneal` steps, by default 1.
 
@@ -61,15 +73,7 @@ class IRM(AnnealedObjective):
 
     name: ClassVar[str] = "irm"
     smooths_labels: ClassVar[bool] = True
-    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
-        Hyperparameter(
-            "penalty",
-            100.0,
-            "weight λ of the invariance penalty after annealing",
-            source=DOMAINBED,
-        ),
-        Hyperparameter("anneal", 500, "steps with weight 1 before that", source=DOMAINBED),
-    )
+    hyperparameters = annealed(100.0, "weight λ of the invariance penalty", 500, first=1)
 
     stage = AnnealedObjective.stage
 
@@ -134,12 +138,7 @@ class VREx(AnnealedObjective):
     name: ClassVar[str] = "vrex"
     smooths_labels: ClassVar[bool] = True
     weighs_classes: ClassVar[bool] = True
-    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
-        Hyperparameter(
-            "penalty", 10.0, "weight of the risks' variance after annealing", source=DOMAINBED
-        ),
-        Hyperparameter("anneal", 500, "steps with weight 1 before that", source=DOMAINBED),
-    )
+    hyperparameters = annealed(10.0, "weight of the risks' variance", 500, first=1)
 
     stage = AnnealedObjective.stage
 
@@ -169,13 +168,7 @@ class Fishr(AnnealedObjective):
     name: ClassVar[str] = "fishr"
     smooths_labels: ClassVar[bool] = True
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
-        Hyperparameter(
-            "penalty",
-            1000.0,
-            "weight λ of the variances' distance after annealing",
-            source=DOMAINBED,
-        ),
-        Hyperparameter("anneal", 1500, "steps with weight 0 before that", source=DOMAINBED),
+        *annealed(1000.0, "weight λ of the variances' distance", 1500, first=0),
         Hyperparameter(
             "ema", 0.95, "decay γ of the variances' moving average", high=0.9999, source=DOMAINBED
         ),
