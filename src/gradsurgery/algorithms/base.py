@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gradsurgery.algorithms.objectives import Batch
 from gradsurgery.engine import BackwardResult
-from gradsurgery.errors import ArgumentError, NonFiniteError
+from gradsurgery.errors import ArgumentError, NonFiniteError, check_kind
 from gradsurgery.rules.base import beyond_precision, forget
 
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -181,8 +181,7 @@ class Algorithm(ABC):
 
 
 def _check_parts(model: Any, optimizer: Any, step: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"model is a torch.nn.Module, found a {type(model).__name__}")
+    check_kind("model", model, nn.Module, "a torch.nn.Module")
     if not hasattr(optimizer, "zero_grad") or not hasattr(optimizer, "step"):
         raise ArgumentError(
             f"optimizer is a torch optimiser of the model's parameters, found a "

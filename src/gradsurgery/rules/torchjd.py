@@ -139,13 +139,10 @@ def as_aggregator(rule: Rule) -> "Aggregator":
 
 def _aggregators() -> "dict[str, type[Aggregator]]":
     aggregation = _import()
-    bases = {"Aggregator", "WeightedAggregator", "GramianWeightedAggregator"}
-    found = {name: getattr(aggregation, name) for name in aggregation.__all__}
-    return {
-        name: kind
-        for name, kind in found.items()
-        if issubclass(kind, aggregation.Aggregator) and name not in bases
-    }
+    names = set(aggregation.__all__)
+    names -= {"Aggregator", "WeightedAggregator", "GramianWeightedAggregator"}
+    found = {name: getattr(aggregation, name) for name in names}
+    return {name: kind for name, kind in found.items() if issubclass(kind, aggregation.Aggregator)}
 
 
 def _number(value: Any) -> Any:

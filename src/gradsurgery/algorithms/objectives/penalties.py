@@ -14,15 +14,11 @@ from gradsurgery.errors import ArgumentError
 from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter
 
 
-def annealed(
-    penalty: float, meaning: str, anneal: int, first: int
-) -> tuple[Hyperparameter, Hyperparameter]:
-    """The penalty's weight, and for how many steps it is `first` before."""
+def annealed(penalty: float, of: str, steps: int, *, first: int) -> tuple[Hyperparameter, ...]:
+    """The weight of the penalty, and for how many steps it is `first` before."""
     return (
-        Hyperparameter("penalty", penalty, f"{meaning} after annealing", source=DOMAINBED),
-        Hyperparameter(
-            "anneal", anneal, f"steps with weight {first} before that", source=DOMAINBED
-        ),
+        Hyperparameter("penalty", penalty, f"weight {of} after annealing", source=DOMAINBED),
+        Hyperparameter("anneal", steps, f"steps with weight {first} before that", source=DOMAINBED),
     )
 
 
@@ -73,7 +69,7 @@ class IRM(AnnealedObjective):
 
     name: ClassVar[str] = "irm"
     smooths_labels: ClassVar[bool] = True
-    hyperparameters = annealed(100.0, "weight λ of the invariance penalty", 500, first=1)
+    hyperparameters = annealed(100.0, "λ of the invariance penalty", 500, first=1)
 
     stage = AnnealedObjective.stage
 
@@ -138,7 +134,7 @@ class VREx(AnnealedObjective):
     name: ClassVar[str] = "vrex"
     smooths_labels: ClassVar[bool] = True
     weighs_classes: ClassVar[bool] = True
-    hyperparameters = annealed(10.0, "weight of the risks' variance", 500, first=1)
+    hyperparameters = annealed(10.0, "of the risks' variance", 500, first=1)
 
     stage = AnnealedObjective.stage
 
@@ -168,7 +164,7 @@ class Fishr(AnnealedObjective):
     name: ClassVar[str] = "fishr"
     smooths_labels: ClassVar[bool] = True
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
-        *annealed(1000.0, "weight λ of the variances' distance", 1500, first=0),
+        *annealed(1000.0, "λ of the variances' distance", 1500, first=0),
         Hyperparameter(
             "ema", 0.95, "decay γ of the variances' moving average", high=0.9999, source=DOMAINBED
         ),
