@@ -68,7 +68,7 @@ class MLDG(MetaLearning):
     algorithm 1, without the second-order term, as in DomainBed.
     """
 
-    name: ClassVar[str] = "mldg"
+    name = "mldg"
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
         Hyperparameter("beta", 1.0, "weight β of the meta-test loss", source=DOMAINBED),
     )
@@ -196,7 +196,7 @@ class Fish(MetaLearning):
     `meta_lr` in DomainBed.
     """
 
-    name: ClassVar[str] = "fish"
+    name = "fish"
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
         Hyperparameter(
             "meta_lr",

@@ -51,7 +51,7 @@ class AggregatorRule(Rule):
         """The aggregation of the rows."""
         self.check_matrix(gradients)
         check_rows_finite(gradients)
-        seed = self.random.seed()
+        seed = int(self.random.seed_on(torch.device("cpu")))
         accelerators = [gradients.device] if gradients.device.type == "cuda" else []
         with torch.random.fork_rng(accelerators), torch.no_grad():
             torch.default_generator.manual_seed(seed)

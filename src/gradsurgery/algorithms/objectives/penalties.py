@@ -67,8 +67,8 @@ class IRM(AnnealedObjective):
     the annealing as in DomainBed (Gulrajani & Lopez-Paz 2020).
     """
 
-    name: ClassVar[str] = "irm"
-    smooths_labels: ClassVar[bool] = True
+    name = "irm"
+    smooths_labels = True
     hyperparameters = annealed(100.0, "λ of the invariance penalty", 500, first=1)
 
     stage = AnnealedObjective.stage
@@ -131,9 +131,9 @@ class VREx(AnnealedObjective):
     ICML 2021, eq. 8; the annealing as in DomainBed.
     """
 
-    name: ClassVar[str] = "vrex"
-    smooths_labels: ClassVar[bool] = True
-    weighs_classes: ClassVar[bool] = True
+    name = "vrex"
+    smooths_labels = True
+    weighs_classes = True
     hyperparameters = annealed(10.0, "of the risks' variance", 500, first=1)
 
     stage = AnnealedObjective.stage
@@ -161,16 +161,16 @@ class Fishr(AnnealedObjective):
     Generalization", ICML 2022, eq. 4 and algorithm 1; hyperparameters as in DomainBed.
     """
 
-    name: ClassVar[str] = "fishr"
-    smooths_labels: ClassVar[bool] = True
+    name = "fishr"
+    smooths_labels = True
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
         *annealed(1000.0, "λ of the variances' distance", 1500, first=0),
         Hyperparameter(
             "ema", 0.95, "decay γ of the variances' moving average", high=0.9999, source=DOMAINBED
         ),
     )
-    state_names: ClassVar[tuple[str, ...]] = ("averages",)
-    first_weight: ClassVar[float] = 0.0
+    state_names = ("averages",)
+    first_weight = 0.0
 
     stage = AnnealedObjective.stage
 
