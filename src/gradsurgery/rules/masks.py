@@ -88,8 +88,8 @@ class ANDMask(ComponentwiseRule):
 
     def _needed(self, domains: int) -> int:
         """An integer to compare with: no rounding of τ·D decides."""
-        needed: int = math.ceil(self.values["tau"] * domains - 1e-9)
-        return needed
+        tau: float = self.values["tau"]
+        return math.ceil(tau * domains - 1e-9)
 
 
 class SANDMask(ComponentwiseRule):
