@@ -73,17 +73,15 @@ def prepare(  # noqa: PLR0917
     folder, decoder = cache_folder(cache), _own_decoder(plain(source))
     index = _index_path(folder / "index", source.signature(), source, size, decoder)
     place = _index_path(folder / "places", source.place(), source, size, decoder)
-    digest = _indexed(index)
-    images = read_image_set(folder / digest, digest, source) if digest else None
+    images = read_image_set(folder, _indexed(index), source)
     if images is None or not images.hashes:
         hashes = content_hashes(source)
         digest = content_digest(source, size, hashes, decoder)
         try:
             with folder_lock(folder, digest):
-                images = read_image_set(folder / digest, digest, source)
+                images = read_image_set(folder, digest, source)
                 if images is None:
-                    before = _indexed(place)
-                    earlier = read_image_set(folder / before, before, source) if before else None
+                    earlier = read_image_set(folder, _indexed(place), source)
                     decoding = _Decoding(source, size, hashes, skip_bad, progress, earlier=earlier)
                     images = _write_images(folder, digest, decoding, workers or cpus())
                 elif not images.hashes:
@@ -126,7 +124,7 @@ def _write_images(cache: Path, digest: str, decoding: "_Decoding", workers: int)
         decoding.write(temporary, digest, workers)
         sync_folder(temporary)
     sync_folder(cache)
-    images = read_image_set(folder, digest, decoding.source)
+    images = read_image_set(cache, digest, decoding.source)
     if images is None:
         raise OSError(f"{folder} is not what was written")
     return images

@@ -229,7 +229,7 @@ def list_images(
     *,
     domain_order: Sequence[str] | None,
     class_order: Sequence[str] | None,
-    fewest_domains: int = 2,
+    fewest_domains: int,
 ) -> Listing:
     """Order the images of a source; see `Source` for the arguments and what is raised."""
     for what, names in (("domains_of", domains_of), ("classes_of", classes_of), ("files", files)):
