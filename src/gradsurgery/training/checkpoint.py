@@ -23,6 +23,7 @@ from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.document import Part, complaint
 from gradsurgery.documents.record import ConflictLog, Curves, Record
 from gradsurgery.errors import ArgumentError, GradsurgeryError, OutputError, one_line
+from gradsurgery.training.images_used import ImagesUsed
 from gradsurgery.training.learner import Learner
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 
@@ -201,8 +202,19 @@ def _no_beginning(checkpoint: Checkpoint) -> str:
     return ""
 
 
-def restore_learner(learner: Learner, checkpoint: Checkpoint, directory: Path) -> None:
-    """Put the learner where the checkpoint says; raises `CheckpointError` where it cannot go."""
+def restore_learner(
+    learner: Learner, checkpoint: Checkpoint, used: ImagesUsed, directory: Path
+) -> None:
+    """Put the learner where the checkpoint says.
+
+    Raises `CheckpointError` where it cannot go, or the images or their split are other ones.
+    """
+    digests = used.images.digest, used.split.digest
+    if (checkpoint.data_digest, checkpoint.split_digest) != digests:
+        raise CheckpointError(
+            f"the images of {used.images.name} have changed since the run in {directory} began; "
+            "bring them back, or delete the folder and start again"
+        )
     try:
         learner.restore(checkpoint.learner)
         if learner.average.selects == (checkpoint.best is not None):
