@@ -15,7 +15,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -73,18 +73,16 @@ def prepare(  # noqa: PLR0917
     folder, decoder = cache_folder(cache), _own_decoder(plain(source))
     index = _index_path(folder / "index", source.signature(), source, size, decoder)
     place = _index_path(folder / "places", source.place(), source, size, decoder)
-    digest = _indexed(index)
-    images = read_image_set(folder / digest, digest, source) if digest else None
+    images = read_image_set(folder, _indexed(index), source)
     if images is None or not images.hashes:
         hashes = content_hashes(source)
         digest = content_digest(source, size, hashes, decoder)
         try:
             with folder_lock(folder, digest):
-                images = read_image_set(folder / digest, digest, source)
+                images = read_image_set(folder, digest, source)
                 if images is None:
-                    before = _indexed(place)
-                    earlier = read_image_set(folder / before, before, source) if before else None
-                    decoding = _Decoding(source, size, hashes, skip_bad, progress, earlier=earlier)
+                    earlier = read_image_set(folder, _indexed(place), source)
+                    decoding = _Decoding(source, size, hashes, skip_bad, progress, earlier)
                     images = _write_images(folder, digest, decoding, workers or cpus())
                 elif not images.hashes:
                     images = _with_hashes(images, source, hashes)
@@ -126,7 +124,7 @@ def _write_images(cache: Path, digest: str, decoding: "_Decoding", workers: int)
         decoding.write(temporary, digest, workers)
         sync_folder(temporary)
     sync_folder(cache)
-    images = read_image_set(folder, digest, decoding.source)
+    images = read_image_set(cache, digest, decoding.source)
     if images is None:
         raise OSError(f"{folder} is not what was written")
     return images
@@ -198,31 +196,20 @@ def cpus() -> int:
     return os.cpu_count() or 1
 
 
+@dataclass
 class _Decoding:
     """Decodes the images of `source` at `size`, whose encoded bytes must have the `hashes`.
 
     earlier: the images that were there before, decoded alike: their pixels are copied.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        size: int,
-        hashes: Sequence[bytes],
-        skip_bad: bool,
-        progress: Progress | None,
-        *,
-        earlier: ImageSet | None,
-    ) -> None:
-        self.source = source
-        self.size = size
-        self.hashes = hashes
-        self.skip_bad = skip_bad
-        self.progress = progress
-        self.bad: dict[int, str] = {}
-        self._earlier = earlier
-        known = () if earlier is None else earlier.hashes
-        self._known = {bytes.fromhex(text): row for row, text in enumerate(known)}
+    source: Source
+    size: int
+    hashes: Sequence[bytes]
+    skip_bad: bool
+    progress: Progress | None
+    earlier: ImageSet | None
+    bad: dict[int, str] = field(default_factory=dict)
 
     def write(self, folder: Path, digest: str, workers: int) -> None:
         """Write `images.bin` and `meta.json`.
@@ -254,9 +241,13 @@ class _Decoding:
         """
         from PIL import Image
 
+        known: dict[bytes, NDArray[np.uint8]] = {}
+        if self.earlier is not None:
+            hashes = map(bytes.fromhex, self.earlier.hashes)
+            known = dict(zip(hashes, self.earlier.images, strict=False))
         decoded = worked_on(
             self.source.contents(),
-            partial(self._decode, pixels),
+            partial(self._decode, pixels, known),
             workers=workers,
             ahead=IN_FLIGHT * workers,
         )
@@ -272,7 +263,11 @@ class _Decoding:
                     self.progress(done, len(self.hashes))
 
     def _decode(
-        self, pixels: NDArray[np.uint8], position: int, content: bytes
+        self,
+        pixels: NDArray[np.uint8],
+        known: dict[bytes, NDArray[np.uint8]],
+        position: int,
+        content: bytes,
     ) -> tuple[int, str | None]:
         """Decode one image into its place; returns why that cannot be done, or None."""
         if hashlib.sha256(content).digest() != self.hashes[position]:
@@ -280,9 +275,8 @@ class _Decoding:
                 f"{self.source.location(position)} changed while it was read; repeat when nothing "
                 "else writes to the data set"
             )
-        row = self._known.get(self.hashes[position])
-        if self._earlier is not None and row is not None:
-            pixels[position] = self._earlier.images[row]
+        if (before := known.get(self.hashes[position])) is not None:
+            pixels[position] = before
             return position, None
         try:
             image = self.source.decode(position, content, self.size)

@@ -95,8 +95,8 @@ class DerivedSource(Source):
         class_order: Sequence[str],
     ) -> None:
         self.found = found
-        listing = found.listing
-        kept = [i for i in found.positions.tolist() if classes[listing.label[i]] in class_order]
+        listing, chosen = found.listing, set(class_order)
+        kept = [i for i in found.positions.tolist() if classes[listing.label[i]] in chosen]
         super().__init__(
             name,
             [domains[listing.domain[i]] for i in kept],

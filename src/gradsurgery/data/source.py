@@ -116,18 +116,9 @@ class Source(ABC):
             class_order=class_order,
             fewest_domains=self.fewest_domains,
         )
+        self.domains, self.classes = self.listing.domains, self.listing.classes
         self.positions = np.argsort(self.listing.rows)
         """The position in the listing of each image, in storage order."""
-
-    @property
-    def domains(self) -> tuple[str, ...]:
-        """The domains' names."""
-        return self.listing.domains
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The classes' names."""
-        return self.listing.classes
 
     def counts(self) -> NDArray[np.int64]:
         """Number of images of each domain (row) and class (column)."""
@@ -229,7 +220,7 @@ def list_images(
     *,
     domain_order: Sequence[str] | None,
     class_order: Sequence[str] | None,
-    fewest_domains: int = 2,
+    fewest_domains: int,
 ) -> Listing:
     """Order the images of a source; see `Source` for the arguments and what is raised."""
     for what, names in (("domains_of", domains_of), ("classes_of", classes_of), ("files", files)):

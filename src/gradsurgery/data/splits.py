@@ -291,7 +291,7 @@ def _assigned(images: ImageSet, lines: Sequence[tuple[str, str, str]], path: Pat
         of_domain = {i for i in learned if images.domain[i] == d}
         if of_domain and of_domain <= listed["test"].keys():
             listed["test"] = {i: w for i, w in listed["test"].items() if images.domain[i] != d}
-        _check_apart(listed, images, d)
+    _check_apart(listed, images)
     parts: list[str | None] = [None] * len(images.identities)
     for part, positions in listed.items():
         for position in positions:
@@ -314,12 +314,9 @@ def _position(line: str, known: dict[str, int], by_name: dict[str, int]) -> int 
     return None
 
 
-def _check_apart(listed: dict[str, dict[int, str]], images: ImageSet, domain: int) -> None:
-    for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
-        both = sorted(
-            i for i in listed[first] if i in listed[second] and images.domain[i] == domain
-        )
-        if both:
+def _check_apart(listed: dict[str, dict[int, str]], images: ImageSet) -> None:
+    for first, second in itertools.combinations(PARTS, 2):
+        if both := sorted(listed[first].keys() & listed[second].keys()):
             raise DataError(
                 f"{images.identities[both[0]]} is a {first} and a {second} image, in "
                 f"{listed[first][both[0]]} and {listed[second][both[0]]} (such images: "
