@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gradsurgery.atomic import claimed
-from gradsurgery.data import Source, open_source, prepare, reopened
+from gradsurgery.data import Source, open_source, reopened
 from gradsurgery.documents.configuration import RunConfiguration, options_of
 from gradsurgery.documents.plan import Failure, Plan, PlannedRun, SweepPlan
 from gradsurgery.documents.record import Record
@@ -19,6 +19,7 @@ from gradsurgery.sweep.schedule import Execution, Schedule, Show, SweepProgress
 from gradsurgery.training import TrainingProgress
 from gradsurgery.training.checkpoint import CHECKPOINT_FILE, check_same, remove_checkpoint
 from gradsurgery.training.images_used import gaps_of
+from gradsurgery.training.run import prepare_images
 
 _BUSY = 1.0  # seconds before a run that another process works on is asked for again
 _WAIT = 0.5  # seconds between two looks at the clock
@@ -57,7 +58,7 @@ def run_sweep(
     launch: Callable[[], Launcher],
     execution: Execution,
     show: Show,
-    prepared: Callable[[int, int], None] | None = None,
+    prepared: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Outcome]:
     """Do the runs of `plan` that `folder` has no record of.
 
@@ -212,7 +213,7 @@ def _prepare(
     sources: Mapping[str, Source],
     records: Mapping[str, Record],
     execution: Execution,
-    prepared: Callable[[int, int], None] | None,
+    prepared: Callable[[int, int], None],
 ) -> None:
     """Decode what the runs need once, before workers ask for it."""
     needed = {}
@@ -221,13 +222,8 @@ def _prepare(
             c = run.configuration
             needed[c.data, c.image_size, c.skip_bad, str(c.reading)] = c
     for _, c in sorted(needed.items()):
-        prepare(
-            reopened(sources[c.data], c.data, c.reading),
-            size=c.image_size,
-            cache=execution.cache,
-            skip_bad=c.skip_bad,
-            progress=prepared,
-        )
+        source = reopened(sources[c.data], c.data, c.reading)
+        prepare_images(source, c, execution.cache, lambda at: prepared(at.done, at.total))
 
 
 def _result(record: Record) -> str:

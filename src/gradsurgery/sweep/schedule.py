@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gradsurgery.backbones import Backbone
-from gradsurgery.data import ImageSet, Source, image_loader, prepare, reopened, split_of
+from gradsurgery.data import ImageSet, Source, image_loader, reopened, split_of
 from gradsurgery.documents.configuration import RunConfiguration, costly_options
 from gradsurgery.documents.record import Record
 from gradsurgery.sweep.launcher import Outcome
@@ -21,6 +21,7 @@ from gradsurgery.sweep.runs import SweepRun
 from gradsurgery.training import TrainingProgress, train
 from gradsurgery.training.device import autocast_factory, resolve_device, stores_channels_last
 from gradsurgery.training.outcome import evaluate
+from gradsurgery.training.run import prepare_images
 
 _LOSSES = 10  # a run whose worker dies so often kills its workers
 
@@ -216,12 +217,8 @@ def _kind(run: SweepRun) -> str:
 def _timed_cost(run: SweepRun, sources: Mapping[str, Source], execution: Execution) -> float:
     """Seconds of a run: its steps, its validations, its tests."""
     c = run.configuration
-    images = prepare(
-        reopened(sources[c.data], c.data, c.reading),
-        size=c.image_size,
-        cache=execution.cache,
-        skip_bad=c.skip_bad,
-    )
+    source = reopened(sources[c.data], c.data, c.reading)
+    images = prepare_images(source, c, execution.cache, lambda _: None)
     step, an_image = _timed_step_and_image(c, images)
     split = split_of(c, images, c.seed_of_split).sizes()
     validated = sum(split[domain]["validation"] for domain in c.sources(images.domains))
