@@ -244,12 +244,10 @@ class _Worker:
 
     def _received(self, message: TrainingProgress | Outcome | None) -> list[Event]:
         self._answered = True
-        if message is None or self.key is None:
-            return []
         key = self.key
         if isinstance(message, Outcome):
             self.key = None
-        return [Event(key, message)]
+        return [] if message is None or key is None else [Event(key, message)]
 
     def _replace(self) -> None:
         self._failed_starts = 0 if self._answered else self._failed_starts + 1

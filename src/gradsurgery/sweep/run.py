@@ -21,6 +21,7 @@ from gradsurgery.training.checkpoint import CHECKPOINT_FILE, check_same, remove_
 from gradsurgery.training.images_used import gaps_of
 from gradsurgery.training.run import prepare_images
 
+_BEGUN = (Record.file_name, CHECKPOINT_FILE)
 _BUSY = 1.0  # seconds before a run that another process works on is asked for again
 _WAIT = 0.5  # seconds between two looks at the clock
 
@@ -81,8 +82,8 @@ def run_sweep(
     runs = planned(plan, sources)
     records = existing_records(runs, folder)
     claim_folder(plan, runs, folder)
-    _prepare(runs, sources, records, execution, prepared)
     todo = [run for run in runs if run.directory not in records]
+    _prepare(todo, sources, execution, prepared)
     progress = SweepProgress(len(runs), workers=1)
     for run in runs:
         if run.directory in records:
@@ -180,7 +181,7 @@ class _Sweep:
         schedule, key = self._schedule, run.directory
         failure = Failure(
             configuration=run.configuration,
-            attempts=schedule.attempts.get(key, 0) + schedule.losses.get(key, 0),
+            attempts=schedule.attempts[key] + schedule.losses[key],
             error=outcome.error,
             traceback=outcome.traceback,
         )
@@ -211,16 +212,12 @@ class _Sweep:
 def _prepare(
     runs: Sequence[SweepRun],
     sources: Mapping[str, Source],
-    records: Mapping[str, Record],
     execution: Execution,
     prepared: Callable[[int, int], None],
 ) -> None:
     """Decode what the runs need once, before workers ask for it."""
-    needed = {}
-    for run in runs:
-        if run.directory not in records:
-            c = run.configuration
-            needed[c.data, c.image_size, c.skip_bad, str(c.reading)] = c
+    each = [run.configuration for run in runs]
+    needed = {(c.data, c.image_size, c.skip_bad, str(c.reading)): c for c in each}
     for _, c in sorted(needed.items()):
         source = reopened(sources[c.data], c.data, c.reading)
         prepare_images(source, c, execution.cache, lambda at: prepared(at.done, at.total))
@@ -232,9 +229,6 @@ def _result(record: Record) -> str:
     if best.target_accuracy is None:
         return f"trained on all domains ({cost})"
     return f"accuracy on {record.configuration.target} {best.target_accuracy:.1%} ({cost})"
-
-
-_BEGUN = (Record.file_name, CHECKPOINT_FILE)
 
 
 def claim_folder(plan: Plan, runs: Sequence[SweepRun], folder: Path) -> None:
@@ -279,8 +273,8 @@ def finished_record(run: SweepRun, folder: Path) -> Record | None:
     if not path.exists():
         return None
     record = Record.load(path)
-    moved = record.data.name == run.data
-    check_same(run.configuration, record.configuration, path.parent, *([] if moved else ["data"]))
+    also = [] if record.data.name == run.data else ["data"]  # the same, wherever it lies
+    check_same(run.configuration, record.configuration, path.parent, *also)
     return record
 
 

@@ -53,8 +53,8 @@ class Schedule:
     running: set[str] = field(default_factory=set)
     done: set[str] = field(default_factory=set)
     failed: dict[str, Outcome] = field(default_factory=dict)
-    attempts: dict[str, int] = field(default_factory=dict)
-    losses: dict[str, int] = field(default_factory=dict)
+    attempts: Counter[str] = field(default_factory=Counter)
+    losses: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self._waiting = deque(self.keys)
@@ -101,7 +101,7 @@ class Schedule:
     def stopped(self, key: str, outcome: Outcome) -> bool:
         """The run failed or its worker was lost; whether it is given up."""
         counts = self.losses if outcome.state == "lost" else self.attempts
-        counts[key] = counts.get(key, 0) + 1
+        counts[key] += 1
         limit = _LOSSES if outcome.state == "lost" else self.retries
         if counts[key] > limit:
             self.fail(key, outcome)
@@ -136,7 +136,6 @@ class SweepProgress:
 
     def finished(self, run: SweepRun, record: Record, *, before: bool) -> None:
         """Count a run with a record."""
-        self.running.pop(run.title, None)
         self.found += before
         self.done += not before
         self._seconds.append(record.cost.seconds)
