@@ -12,9 +12,8 @@ from gradsurgery.report.page_sections import (
     with_figures,
 )
 from gradsurgery.report.section import Details, Listing, Section, Table, plain_table
-from gradsurgery.report.tables import comparison_table
+from gradsurgery.report.tables import comparison_table, paper_figures
 from gradsurgery.results import compare_runs, take_inventory
-from gradsurgery.results.paper import paper_figures
 from gradsurgery.results.tables import batches_pairs
 from tests.results.records import write_failure, write_plan
 

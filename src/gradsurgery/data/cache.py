@@ -13,11 +13,10 @@ import os
 import re
 import shutil
 import warnings
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +38,7 @@ from gradsurgery.data.image_set import (
     sync_folder,
     write_meta,
 )
-from gradsurgery.data.source import Source, check_complete, count_images
+from gradsurgery.data.source import Source, worked_on
 from gradsurgery.errors import ArgumentError, DataError, OutputError
 
 Progress = Callable[[int, int], None]
@@ -70,8 +69,7 @@ def prepare(  # noqa: PLR0917
         raise ArgumentError(f"image size is {size}, expected a number of pixels of at least 1")
     if workers is not None and workers < 1:
         raise ArgumentError(f"workers is {workers}, expected a number of threads of at least 1")
-    complete = source.domains, source.classes, source.counts()
-    check_complete(source.name, *complete, gaps=source.gaps)
+    source.check_complete()
     folder, decoder = cache_folder(cache), _own_decoder(plain(source))
     index = _index_path(folder / "index", source.signature(), source, size, decoder)
     place = _index_path(folder / "places", source.place(), source, size, decoder)
@@ -225,7 +223,6 @@ class _Decoding:
         self._earlier = earlier
         known = () if earlier is None else earlier.hashes
         self._known = {bytes.fromhex(text): row for row, text in enumerate(known)}
-        self._done = 0
 
     def write(self, folder: Path, digest: str, workers: int) -> None:
         """Write `images.bin` and `meta.json`.
@@ -242,10 +239,7 @@ class _Decoding:
         self._fill(pixels, workers)
         kept = [i for i in range(count) if i not in self.bad]
         if self.bad:
-            listing, names = self.source.listing, (self.source.domains, self.source.classes)
-            counts = count_images(*names, listing.domain[kept], listing.label[kept])
-            without = f"{self.source.name} without {len(self.bad)} bad images"
-            check_complete(without, *names, counts, gaps=self.source.gaps)
+            self.source.check_complete(self.bad)
             for to, position in enumerate(kept):
                 pixels[to] = pixels[position]
         pixels.flush()
@@ -260,19 +254,22 @@ class _Decoding:
         """
         from PIL import Image
 
-        pending: deque[Future[tuple[int, str | None]]] = deque()
-        with ThreadPoolExecutor(workers) as pool, warnings.catch_warnings():
+        decoded = worked_on(
+            self.source.contents(),
+            partial(self._decode, pixels),
+            workers=workers,
+            ahead=IN_FLIGHT * workers,
+        )
+        with closing(decoded), warnings.catch_warnings():
             # Of images that are large, and not too large.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            try:
-                for position, content in self.source.contents():
-                    if len(pending) == IN_FLIGHT * workers:
-                        self._look_at(*pending.popleft().result())
-                    pending.append(pool.submit(self._decode, pixels, position, content))
-                while pending:
-                    self._look_at(*pending.popleft().result())
-            finally:
-                pool.shutdown(cancel_futures=True)
+            for done, (position, reason) in enumerate(decoded, start=1):
+                if reason is not None:
+                    if not self.skip_bad:
+                        raise bad_image(self.source, position, reason)
+                    self.bad[position] = reason
+                if self.progress is not None:
+                    self.progress(done, len(self.hashes))
 
     def _decode(
         self, pixels: NDArray[np.uint8], position: int, content: bytes
@@ -298,15 +295,6 @@ class _Decoding:
             )
         pixels[position] = image
         return position, None
-
-    def _look_at(self, position: int, reason: str | None) -> None:
-        if reason is not None:
-            if not self.skip_bad:
-                raise bad_image(self.source, position, reason)
-            self.bad[position] = reason
-        self._done += 1
-        if self.progress is not None:
-            self.progress(self._done, len(self.hashes))
 
 
 def bad_image(source: Source, position: int, reason: str) -> DataError:

@@ -155,7 +155,12 @@ class PresetSource(DerivedSource):
             domain_order=preset.domains,
             class_order=preset.classes,
         )
-        check_counts(preset, self)
+        for domain, expected, images in differing_counts(preset, self):
+            raise DataError(
+                f"{preset.name}: domain {domain} has {images} images, expected the paper's "
+                f"{expected}; complete it, or give its path without '{preset.name}:' to use it as "
+                "it is"
+            )
 
 
 def matching_preset(source: Source) -> Preset | None:
@@ -176,15 +181,6 @@ def differing_counts(preset: Preset, source: Source) -> list[tuple[str, int, int
         if domain is not None:
             found[domain] += int(count)
     return [(d, n, found[d]) for d, n in preset.images.items() if found[d] != n]
-
-
-def check_counts(preset: Preset, source: Source) -> None:
-    """Raise `DataError` where a domain has not the paper's number of images."""
-    for domain, expected, found in differing_counts(preset, source):
-        raise DataError(
-            f"{preset.name}: domain {domain} has {found} images, expected the paper's {expected}; "
-            f"complete it, or give its path without '{preset.name}:' to use it as it is"
-        )
 
 
 def _plain(name: str) -> str:

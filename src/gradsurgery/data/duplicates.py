@@ -6,9 +6,8 @@ And what else reading every image shows, without training on it.
 import hashlib
 import itertools
 from base64 import b64decode, b64encode
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from gradsurgery.data.derived import draws_itself
 from gradsurgery.data.formats import BadImageError, has_several
 from gradsurgery.data.image_set import ImageSet
-from gradsurgery.data.source import SkippedImage, Source
+from gradsurgery.data.source import SkippedImage, Source, worked_on
 from gradsurgery.data.splits import Split, part_name
 from gradsurgery.documents.document import Document
 from gradsurgery.documents.record import Copies
@@ -277,31 +276,21 @@ def inspect_images(
     several: set[int] = set()
     decodes = not draws_itself(source)
 
-    def look(position: int, content: bytes) -> tuple[int, bytes, str | None]:
+    def inspect(position: int, content: bytes) -> None:
+        hashes[position] = hashlib.sha256(content).digest() if content else position
+        if not decodes:
+            return
         try:
-            pixels = source.decode(position, content, _SIDE)
+            looks[position] = look_of(source.decode(position, content, _SIDE))
         except BadImageError as error:
-            return position, b"", str(error)
-        if has_several(content):
-            several.add(position)
-        return position, look_of(pixels), None
+            bad[position] = str(error)
+        else:
+            if has_several(content):
+                several.add(position)
 
-    def note(found: tuple[int, bytes, str | None]) -> None:
-        position, looks[position], reason = found
-        if reason is not None:
-            bad[position] = reason
-
-    pending: deque[Future[tuple[int, bytes, str | None]]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for done, (position, content) in enumerate(source.contents(), start=1):
-            hashes[position] = hashlib.sha256(content).digest() if content else position
-            if decodes:
-                pending.append(pool.submit(look, position, content))
-            if len(pending) >= _WAITING:
-                note(pending.popleft().result())
-            progress(done, count)
-        while pending:
-            note(pending.popleft().result())
+    seen = worked_on(source.contents(), inspect, workers=workers, ahead=_WAITING)
+    for done, _ in enumerate(seen, start=1):
+        progress(done, count)
     places = Places(
         source.domains, listing.identities, listing.domain, listing.label, _parts(source)
     )

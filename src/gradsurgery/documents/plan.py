@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from gradsurgery.documents.configuration import RunDocument, options_of, without_slash
 from gradsurgery.documents.data_options import listed_names
-from gradsurgery.documents.document import Choices, Document, Part
+from gradsurgery.documents.document import Choices, Document, Part, unknown_name
 from gradsurgery.errors import ArgumentError
 
 _MOST_SEEDS = 100_000
@@ -134,9 +134,13 @@ class Plan(Choices):
     @field_validator("grid")
     @classmethod
     def _values_to_try(cls, value: dict[str, list[Value]]) -> dict[str, list[Value]]:
+        unsearched = options_of("place", "identity", "incidental")
+        searched = options_of("condition", "hyperparameter")
         for name, values in value.items():
-            if name in options_of("place", "identity", "incidental"):
+            if name in unsearched:
                 raise ValueError(f"{name} does not change what is learned, and is not searched")
+            if "." not in name and name not in searched:
+                raise unknown_name("option in the grid", name, searched)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} has no values, or one of them twice")
         return value

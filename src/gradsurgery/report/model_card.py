@@ -13,9 +13,9 @@ from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA
 from gradsurgery.documents.studies import Diagnosis
 from gradsurgery.errors import printable
-from gradsurgery.report.classification_text import accuracy_text
-from gradsurgery.report.data_text import left_out_sentences
-from gradsurgery.report.diagnosis_text import diagnosis_sentences
+from gradsurgery.report.gradients_text import diagnosis_sentences
+from gradsurgery.report.rendering import markdown_text, to_markdown
+from gradsurgery.report.run_text import accuracy_text, left_out_sentences
 from gradsurgery.report.section import (
     Block,
     Listing,
@@ -23,12 +23,12 @@ from gradsurgery.report.section import (
     Table,
     Text,
     counted,
+    percent,
     plain_table,
     value_text,
 )
 from gradsurgery.report.section import listed as spoken
-from gradsurgery.report.tables import markdown_text, to_markdown
-from gradsurgery.results.frame import guesses
+from gradsurgery.results.runs import guesses
 
 _WEAKEST = 10
 """Classes that the card names."""
@@ -143,10 +143,14 @@ def _by_domain(deployment: Deployment) -> list[float]:
 def expectation(deployment: Deployment) -> Text:
     """What accuracy to expect on a new domain, in words."""
     means, count = _by_domain(deployment), len(deployment.domains)
+    guess, images = 1 / len(deployment.classes), [c.images for c in deployment.classes_unseen]
+    naming = "To guess one of its classes"
+    if sum(images):
+        guess, naming = max(images) / sum(images), "Always to name the most frequent class"
     return Text(
-        f"Expect {_percent(fmean(means))} of the images of a domain that it was not trained on to "
-        f"be recognised: {_percent(min(means))} on the worst of {count} domains left out in turn, "
-        f"{_percent(max(means))} on the best."
+        f"Expect {percent(fmean(means))} of the images of a domain that it was not trained on to "
+        f"be recognised: {percent(min(means))} on the worst of {count} domains left out in turn, "
+        f"{percent(max(means))} on the best. {naming} is right for {percent(guess)}."
     )
 
 
@@ -185,7 +189,7 @@ def _expected(deployment: Deployment) -> Iterator[Block]:
     if (interval := _prediction(means)) is not None:
         yield Text(
             f"If a new domain is to these {len(domains)} as they are to each other, its accuracy "
-            f"lies between {_percent(interval[0])} and {_percent(interval[1])} with a probability "
+            f"lies between {percent(interval[0])} and {percent(interval[1])} with a probability "
             "of 95 % (Student's prediction interval). So few domains say little about the next; "
             "one that is unlike all of them may do worse. Label some of its images, and measure: "
             "gradsurgery evaluate."
@@ -319,10 +323,6 @@ def candidates_table(deployment: Deployment) -> Table:
             scores = [f"{100 * unseen:.1f}", f"{100 * validation:.1f}", mark]
         rows.append([" ".join([each.method, *values]), *scores])
     return plain_table("", ["candidate", "left out (%)", "validation (%)", ""], rows)
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.0f} %"
 
 
 def _number(fraction: float | None) -> str:

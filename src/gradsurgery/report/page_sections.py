@@ -16,11 +16,10 @@ from gradsurgery.documents.configuration import RunConfiguration, options_of
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA
 from gradsurgery.documents.studies import Diagnosis, Explanation, SimilarityStudy
-from gradsurgery.report.classification_text import recalls_section
-from gradsurgery.report.data_text import recorded_sentences
-from gradsurgery.report.diagnosis_text import diagnosis_section
-from gradsurgery.report.explanation_text import explanation_section
-from gradsurgery.report.page import embedded, render_page
+from gradsurgery.report.evaluation_text import explanation_section
+from gradsurgery.report.gradients_text import diagnosis_section, similarity_section
+from gradsurgery.report.rendering import embedded, render_page
+from gradsurgery.report.run_text import recalls_section, recorded_sentences
 from gradsurgery.report.section import (
     Block,
     Details,
@@ -36,7 +35,6 @@ from gradsurgery.report.section import (
     plain_table,
     value_text,
 )
-from gradsurgery.report.similarity_text import similarity_section
 from gradsurgery.report.summary import summarize
 from gradsurgery.report.tables import (
     candidates_table,
@@ -44,8 +42,8 @@ from gradsurgery.report.tables import (
     comparison_table,
     significance_table,
 )
-from gradsurgery.results.inventory import Inventory, study_files
 from gradsurgery.results.ranking import Ranking
+from gradsurgery.results.runs import Inventory, study_files
 from gradsurgery.results.selection import ALL, Search
 from gradsurgery.results.tables import ComparisonTable
 

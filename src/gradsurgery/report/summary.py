@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from gradsurgery.documents.data_options import built_in
-from gradsurgery.report.data_text import copied_targets
-from gradsurgery.report.section import counted, listed
+from gradsurgery.report.run_text import copied_targets
+from gradsurgery.report.section import counted, listed, value_text
 from gradsurgery.report.tables import p_text
-from gradsurgery.results.inventory import Inventory
 from gradsurgery.results.ranking import Ranking
+from gradsurgery.results.runs import Inventory
 from gradsurgery.results.statistics import SIGNIFICANCE, PairedComparison, least_p
 from gradsurgery.results.tables import ComparisonTable
 
@@ -76,6 +76,8 @@ def _complete(inventory: Inventory, tables: Sequence[ComparisonTable]) -> str:
             f"The comparison is not complete: {listed(gaps)}; nothing of that is in an average, "
             "rank or test"
         )
+    elif apart := _apart(tables):
+        sentences.append(apart)
     elif not inventory.missing and not failed and there > 1:
         sentences.append("The comparison is complete")
     if extra:
@@ -84,6 +86,18 @@ def _complete(inventory: Inventory, tables: Sequence[ComparisonTable]) -> str:
             f"{runs} with two domains held out serve the choice of hyperparameters alone"
         )
     return f"{'. '.join(sentences)}."
+
+
+def _apart(tables: Sequence[ComparisonTable]) -> str:
+    """In what the runs of a data set differ, so that they are in several tables; "" where none."""
+    found: dict[str, dict[str, None]] = {}
+    for table in tables:
+        for name, value in table.differences.items():
+            found.setdefault(name.replace("_", " "), {})[value_text(value)] = None
+    options = [f"{name} ({listed(values)})" for name, values in found.items()]
+    if not options:
+        return ""
+    return f"Runs that differ in {listed(options)} are not comparable: each has a table of its own"
 
 
 def _averages(table: ComparisonTable) -> list[str]:

@@ -13,7 +13,7 @@ from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CriterionName
 from gradsurgery.documents.tally import Tally
 from gradsurgery.errors import DataError
-from gradsurgery.results.inventory import Inventory
+from gradsurgery.results.runs import Inventory
 from gradsurgery.results.selection import first_best
 
 _DECIDED = ("target", "seed", "without", "method", "data")

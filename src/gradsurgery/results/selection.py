@@ -20,8 +20,7 @@ from gradsurgery.documents.selection import (
     Summary,
 )
 from gradsurgery.errors import ArgumentError, DataError
-from gradsurgery.results.frame import as_json, method_label
-from gradsurgery.results.inventory import Inventory
+from gradsurgery.results.runs import Inventory, as_json, method_label
 
 if TYPE_CHECKING:
     import pandas as pd

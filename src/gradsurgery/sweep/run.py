@@ -245,9 +245,9 @@ def claim_folder(plan: Plan, runs: Sequence[SweepRun], folder: Path) -> None:
         begun = [run for run in dropped if any((run / name).exists() for name in _BEGUN)]
         if begun:
             raise ArgumentError(
-                f"{folder} belongs to another plan ({_difference(there.plan, plan)}); "
-                f"{len(begun)} of its runs, as {begun[0].relative_to(folder)}, are begun and not "
-                "in this one; choose another output folder, or a plan that holds those runs too"
+                f"{folder} belongs to another plan, with other {_difference(there.plan, plan)}; "
+                f"choose another folder with --out, or add to that plan: {len(begun)} of its runs, "
+                f"as {begun[0].relative_to(folder)}, are begun and not in this one"
             )
         for run in dropped:
             (run / Failure.file_name).unlink(missing_ok=True)
@@ -291,13 +291,20 @@ def tidy(run: SweepRun, folder: Path) -> None:
 
 def _difference(there: dict[str, Any], plan: Plan) -> str:
     """The parts, and of the options those, in which two plans differ."""
-    here = plan.model_dump()
-    before, after = _flat(there), _flat(here)
+    before, after = _flat(there), _flat(plan.model_dump())
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     listed = [
-        f"{name}: {before.get(name)!r:.60} there, {after.get(name)!r:.60} here" for name in names
+        f"{name} ({_spoken(before.get(name))} there, {_spoken(after.get(name))} here)"
+        for name in names
     ]
-    return "; ".join(listed) or "the data sets have changed"
+    return ", ".join(listed) or "images"
+
+
+def _spoken(value: Any) -> str:
+    """A part of a plan as a person would type it."""
+    if value is None:
+        return "not given"
+    return f"{','.join(map(str, value)) if isinstance(value, list) else str(value):.60}"
 
 
 def _flat(plan: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from gradsurgery.report.figures.style import (
     tidy,
 )
 from gradsurgery.report.section import counted
-from gradsurgery.results.tasks_study import gradient_frame, outcome_frame, outcomes
+from gradsurgery.report.tasks_text import gradient_frame, outcome_frame, outcomes
 
 STYLES = {
     "tasks": MethodStyle("#d55e00", "o", "-"),

@@ -1,17 +1,17 @@
-"""Figures of a classifier in tables: by domain, by class, and its confusion matrix."""
+"""What is said of a model on images: how often it is right, and what its answers rest on."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float64, Int64
+from numpy.typing import NDArray
 
 from gradsurgery.documents.deployment import EvaluationFile
-from gradsurgery.documents.record import ModelResult, Record
+from gradsurgery.documents.studies import Explanation, Place
 from gradsurgery.documents.tally import Tally
 from gradsurgery.report.section import (
+    ABSENT,
     Block,
-    Details,
     Listing,
     Section,
     Table,
@@ -19,11 +19,8 @@ from gradsurgery.report.section import (
     listed,
     plain_table,
 )
-from gradsurgery.results.classification import INTERVALS, Assessment, Estimate, assess, proportion
-from gradsurgery.results.frame import Records
-from gradsurgery.results.tables import ComparisonTable
+from gradsurgery.results.classification import INTERVALS, Assessment, Estimate, assess
 
-NONE = "–"
 MOST_CLASSES = 20
 """Of a confusion matrix that is shown as a table."""
 
@@ -122,117 +119,10 @@ def evaluation_tables(evaluation: EvaluationFile) -> list[Table]:
 def confusion_table(tally: Tally, classes: Sequence[str]) -> Table:
     """Images by their class, a row each, and the class predicted."""
     rows = [
-        [name, *(f"{count:,}" if count else NONE for count in row)]
+        [name, *(f"{count:,}" if count else ABSENT for count in row)]
         for name, row in zip(classes, tally.matrix().tolist(), strict=True)
     ]
     return plain_table("Images by class (rows) and prediction", ["class", *classes], rows)
-
-
-def accuracy_text(accuracy: float, tally: Tally | None) -> str:
-    """In %, with Wilson's interval of 95 % where the images were counted.
-
-    >>> accuracy_text(0.9, Tally(confusion=["0:9 1:1", ""]))
-    '90.0% [59.6, 98.2]'
-    """
-    if tally is None:
-        return f"{accuracy:.1%}"
-    matrix = tally.matrix()
-    found = proportion(int(matrix.trace()), int(matrix.sum()))
-    return f"{accuracy:.1%} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
-
-
-def recall_table(record: Record) -> Table | None:
-    """A run's recall of each class, by domain, of the best and the last model; None without any."""
-    domains = [d for d in record.data.domains if all(d in m.tests for m in _models(record))]
-    if not domains:
-        return None
-    target, classes = record.configuration.held_out(record.data.domains), record.data.classes
-    columns = [_mean_recalls([record], domain) for domain in domains]
-    rows = [[name, *row] for name, *row in zip(classes, *columns, strict=True)]
-    heads = [f"{domain} (held out)" if domain == target else domain for domain in domains]
-    return plain_table("Recall (%) of each class, best / last model", ["class", *heads], rows)
-
-
-def never_predicted(record: Record) -> list[str]:
-    """The classes of the held-out domain that the best model never predicts there."""
-    target = record.configuration.held_out(record.data.domains)
-    tally = None if target is None else record.result.best.tests.get(target)
-    if tally is None:
-        return []
-    matrix = tally.matrix()
-    images, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
-    return [
-        name
-        for name, n, p in zip(record.data.classes, images, predicted, strict=True)
-        if n and not p
-    ]
-
-
-def recalls_section(tables: Sequence[ComparisonTable], records: Records) -> Section:
-    """The recall of each class on the held-out domains, for each table and method one of its own.
-
-    Runs that no table compares are not in one here. Records of before tests were counted by class
-    are left out.
-    """
-    groups: Groups = {}
-    for place, table in enumerate(tables):
-        for method, file in zip(table.frame["method"], table.frame["record"], strict=True):
-            record = records[Path(file)]
-            target = record.configuration.held_out(record.data.domains)
-            if target is not None and all(target in m.tests for m in _models(record)):
-                about = f"{table.name}, {method}"
-                of_method = groups.setdefault((place, about, tuple(record.data.classes)), {})
-                of_method.setdefault(target, []).append(record)
-    blocks: list[Block] = [Listing(sentences)] if (sentences := _never(groups)) else []
-    for (_, about, classes), by_target in groups.items():
-        columns = [_mean_recalls(runs, target) for target, runs in by_target.items()]
-        rows = [[name, *row] for name, *row in zip(classes, *columns, strict=True)]
-        caption = f"{about}: recall (%) of each class on each held-out domain"
-        notes = ["Of the best / the last model, the mean over the runs."]
-        table_of_it = plain_table(caption, ["class", *by_target], rows, notes=notes)
-        many = len(rows) > MOST_CLASSES
-        blocks.append(Details(caption, [table_of_it]) if many else table_of_it)
-    return Section("classes", "Classes", blocks)
-
-
-Groups = dict[tuple[int, str, tuple[str, ...]], dict[str, list[Record]]]
-"""Records by target, of each table's place, name with the method, and classes."""
-
-
-def _never(groups: Groups) -> list[str]:
-    """A sentence for every table, method and domain with classes that runs never predict."""
-    sentences = []
-    for (_, about, _), by_target in groups.items():
-        for target, runs in by_target.items():
-            missed = Counter(name for record in runs for name in never_predicted(record))
-            if missed:
-                named = [
-                    f"{name} (in {n} of {counted(len(runs), 'run')})" for name, n in missed.items()
-                ]
-                sentences.append(f"{about}: never predicted on {target}: {listed(named)}.")
-    return sentences
-
-
-def _mean_recalls(runs: Sequence[Record], target: str) -> list[str]:
-    """For each class "best / last", in per cent; a dash where the domain has no image of it."""
-    means = []
-    for position in range(2):
-        matrices = [_models(run)[position].tests[target].matrix() for run in runs]
-        images = np.array([matrix.sum(axis=1) for matrix in matrices])
-        right = np.array([matrix.diagonal() for matrix in matrices])
-        fractions = np.where(images > 0, right / np.maximum(images, 1), np.nan)
-        there = np.maximum((images > 0).sum(axis=0), 1)
-        means.append(
-            np.where((images > 0).any(axis=0), np.nansum(fractions, axis=0) / there, np.nan)
-        )
-    return [
-        NONE if np.isnan(best) else f"{100 * best:.1f} / {100 * last:.1f}"
-        for best, last in zip(*means, strict=True)
-    ]
-
-
-def _models(record: Record) -> tuple[ModelResult, ModelResult]:
-    return record.result.best, record.result.last
 
 
 def whole_tally(evaluation: EvaluationFile) -> Tally:
@@ -280,20 +170,80 @@ def _seen(evaluation: EvaluationFile) -> list[str]:
 def _role(evaluation: EvaluationFile, domain: str) -> str:
     """Whether a domain was trained on; of another data set's nothing is known but their names."""
     if evaluation.trained_on is None or evaluation.data != evaluation.trained_data:
-        return NONE
+        return ABSENT
     if domain == _ALL:
-        return NONE
+        return ABSENT
     return "yes" if domain in evaluation.trained_on else "no"
 
 
 def _percent(estimate: Estimate | None, unit: str = " %") -> str:
     if estimate is None:
-        return NONE
+        return ABSENT
     value, low, high = (100 * x for x in (estimate.value, estimate.low, estimate.high))
     return f"{value:.1f}{unit} [{low:.1f}, {high:.1f}]"
 
 
 def _number(estimate: Estimate | None) -> str:
     if estimate is None:
-        return NONE
+        return ABSENT
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+_HOW = {
+    "grad-cam": "Grad-CAM at the last convolution",
+    "integrated-gradients": "integrated gradients from grey",
+}
+
+
+def explanation_section(explanation: Explanation) -> Section:
+    """The explanation as a section of a report; its figures lie beside the file."""
+    title = f"What {explanation.model} looks at on {explanation.data}"
+    return Section("explanation", title, [Listing(explanation_sentences(explanation))])
+
+
+def explanation_sentences(explanation: Explanation) -> list[str]:
+    """How answers were explained, and what neighbours on the map have in common."""
+    shown = explanation.shown
+    about = f"{counted(len(shown), 'answer')} explained by {_HOW[explanation.by]}"
+    wrong = sum(answer.label is not None and answer.label != answer.predicted for answer in shown)
+    if wrong:
+        about += (
+            f", {wrong} of them wrong: those are chosen on purpose, and say nothing of how many"
+        )
+    sentences = [f"{about}."]
+    if len(explanation.places) > 1:
+        sentences.append(_neighbours(explanation.places))
+    return sentences
+
+
+def _neighbours(places: Sequence[Place]) -> str:
+    nearest = nearest_others(np.array([[place.x, place.y] for place in places]))
+    of_class, by_chance = _shared([place.label for place in places], nearest)
+    of_domain, at_random = _shared([place.domain for place in places], nearest)
+    return (
+        f"On the map of features, the nearest neighbour of an image is of its class in "
+        f"{of_class:.0%} (by chance {by_chance:.0%}) and of its domain in {of_domain:.0%} (by "
+        f"chance {at_random:.0%}) of {counted(len(places), 'image')}: the nearer the second is to "
+        "chance, the less the features tell of the domain."
+    )
+
+
+def nearest_others(spots: Float64[np.ndarray, "points 2"]) -> Int64[np.ndarray, " points"]:
+    """The position of each point's nearest other point."""
+    from scipy.spatial import KDTree
+
+    _, found = KDTree(spots).query(spots, k=2)
+    own = np.arange(len(spots))
+    # of points at one place, a point itself need not be the first
+    nearest: NDArray[np.int64] = np.where(found[:, 0] == own, found[:, 1], found[:, 0])
+    return nearest
+
+
+def _shared(names: Sequence[str], nearest: Int64[np.ndarray, " points"]) -> tuple[float, float]:
+    """The share of those whose neighbour has the same name, and what chance would give."""
+    own = np.array(names)
+    _, counts = np.unique(own, return_counts=True)
+    total = len(own)
+    return float((own == own[nearest]).mean()), float((counts * (counts - 1)).sum()) / (
+        total * (total - 1)
+    )
