@@ -23,6 +23,7 @@ from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.document import Part, complaint
 from gradsurgery.documents.record import ConflictLog, Curves, Record
 from gradsurgery.errors import ArgumentError, GradsurgeryError, OutputError, one_line
+from gradsurgery.training.averaging import Weights
 from gradsurgery.training.images_used import ImagesUsed
 from gradsurgery.training.learner import Learner
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
@@ -34,8 +35,6 @@ _UNSIGNED = 3
 """The version before, which had no `outline`."""
 _FEW = 64
 """Numbers of a tensor that are all in the outline; of larger ones it has type and shape."""
-
-Weights = dict[str, Tensor]
 
 
 class CheckpointError(GradsurgeryError):

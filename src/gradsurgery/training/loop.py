@@ -156,8 +156,7 @@ def _stops(checkpoint: Checkpoint) -> bool:
 def _set_training(learner: Learner, configuration: RunConfiguration, step: int) -> None:
     """Put the model in training mode, but for what step `step` does not train."""
     set_training_mode(learner.backbone.model, configuration.batch_norm)
-    if learner.freezing is not None:
-        learner.freezing.apply(step)
+    learner.freezing.apply(step)
 
 
 def _step(

@@ -60,6 +60,11 @@ class Answers:
         """How many images they are of."""
         return sum(len(labels) for labels, *_ in self._parts)
 
+    @property
+    def correct(self) -> int:
+        """How many of them have the class that is answered."""
+        return int(sum((labels == predicted).sum() for labels, predicted, *_ in self._parts))
+
     def tally(self, classes: int) -> Tally:
         """Everything counted."""
         if not self._parts:
@@ -95,7 +100,6 @@ def evaluate(
     device = loader.device
     loss = torch.zeros((), dtype=torch.float64, device=device)
     answers = Answers()
-    correct = torch.zeros((), dtype=torch.int64, device=device)
     # in the order of the file
     parts = [np.sort(indices[start : start + _BATCH]) for start in range(0, len(indices), _BATCH)]
     ahead = 0 if device.type == "cpu" else 1  # a processor has nothing to do meanwhile
@@ -106,8 +110,7 @@ def evaluate(
         del images  # before the next are made
         loss += functional.cross_entropy(logits, labels, reduction="sum").double()
         answers.add(logits, labels)
-        correct += (logits.argmax(dim=1) == labels).sum()
-    return Evaluation(float(loss) / len(indices), int(correct) / len(indices), answers)
+    return Evaluation(float(loss) / len(indices), answers.correct / len(indices), answers)
 
 
 MODEL_FILE = ModelDescription.file_name
