@@ -81,12 +81,12 @@ class Recording:
 def accelerated(*, triton: bool = True) -> Iterator[None]:
     """Inside, the engine takes the processor's tensors for an accelerator's, with Triton or not."""
     from gradsurgery.kernels import network
-    from gradsurgery.rules import pieces
+    from gradsurgery.rules import base
 
     with (
         mock.patch.object(network, "DEVICES", {"cpu"} if triton else set()),
         mock.patch.object(network, "ONE_BY_ONE", set()),
-        mock.patch.object(pieces, "PIECE_PER_THREAD", 1 << 40),  # there are none elsewhere
+        mock.patch.object(base, "PIECE_PER_THREAD", 1 << 40),  # there are none elsewhere
     ):
         yield
 

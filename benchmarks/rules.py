@@ -21,7 +21,7 @@ import torch
 from timing import interleaved, print_ratios
 
 import gradsurgery as gs
-from gradsurgery.rules.agr_sum import agreement_sum
+from gradsurgery.rules.agreement import agreement_sum
 from gradsurgery.rules.gramian import gramian_of, weighted_sum
 
 

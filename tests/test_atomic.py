@@ -1,10 +1,13 @@
 import os
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from gradsurgery.atomic import atomic_file
+from gradsurgery.atomic import atomic_file, claimed
 from gradsurgery.errors import OutputError
 from gradsurgery.training.checkpoint import save_weights
 
@@ -38,3 +41,51 @@ def test_nothing_is_left_of_a_file_that_fails(tmp_path):
     with pytest.raises(OutputError), atomic_file(tmp_path / "a"):
         raise PermissionError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_stays_empty_is_removed_with_its_parents(tmp_path: Path) -> None:
+    with claimed(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b").is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_content_stays_without_the_lock(tmp_path: Path) -> None:
+    with claimed(tmp_path / "a"):
+        (tmp_path / "a" / "file").touch()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["file"]
+
+
+def test_a_second_process_is_refused_until_the_first_has_died(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from gradsurgery.atomic import claimed\n"
+        "with claimed(Path(sys.argv[1])):\n print('held', flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(OutputError, match="another process is working in"), claimed(tmp_path):
+            pass
+        holder.kill()
+    with claimed(tmp_path):
+        pass
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    (tmp_path / ".checkpoint.pt.123.tmp").touch()
+    with claimed(tmp_path):
+        assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_an_error(tmp_path: Path) -> None:
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(OutputError, match="no permission"), claimed(tmp_path / "run"):
+        pass
+
+
+def test_a_file_in_the_way_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot write"), claimed(tmp_path / "file" / "run"):
+        pass

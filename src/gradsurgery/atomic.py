@@ -1,13 +1,23 @@
-"""Files and folders appear whole or not at all."""
+"""Files and folders appear whole or not at all, and one process at a time works in a folder."""
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gradsurgery.errors import OutputError
+
+_LOCK_FILE = ".lock"
+_LEFTOVER = re.compile(
+    r"\.((record|configuration|split|failure)\.json|checkpoint\.pt|(model|best-\d+)\.safetensors)\.\d+\.tmp"
+)
+
+
+class BusyError(OutputError):
+    """Another process is working on the run."""
 
 
 @contextmanager
@@ -58,3 +68,68 @@ def output_error(path: Path, error: OSError) -> OutputError:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return OutputError(f"cannot write {path}: no permission; choose a folder you may write to")
     return OutputError(f"cannot write {path}: {error.strerror or error}; choose another place")
+
+
+@contextmanager
+def claimed(directory: Path) -> Iterator[None]:
+    """Create `directory` and hold it against every other process.
+
+    The lock goes with the process, however it ends. Folders made here that stay empty are removed
+    again. Raises `BusyError` where another process holds it, `OutputError` where it is not
+    writable.
+    """
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = _locked(directory / _LOCK_FILE)
+    except OSError as error:
+        _remove_empty(made)
+        raise output_error(directory, error) from error
+    try:
+        _remove_leftovers(directory)
+        yield
+    finally:
+        with suppress(OSError):
+            (directory / _LOCK_FILE).unlink()
+        os.close(lock)
+        _remove_empty(made)
+
+
+def _locked(path: Path) -> int:
+    """File descriptor that holds the lock on `path`, which is removed when it is let go.
+
+    Not by `filelock`: most of its versions take a lock on a file that another process has removed
+    in the meantime for a lock, and two processes would work in one folder.
+    """
+    import fcntl  # which Windows has not, where whole files are written as well
+
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise BusyError(
+                    f"another process is working in {path.parent}; "
+                    "wait for it to end, or choose another output folder"
+                ) from error
+            raise
+        # The former holder may have removed the file between our opening and locking it.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), path.stat()):
+                return lock
+        os.close(lock)
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Remove what a killed process was writing."""
+    for path in directory.glob(".*.tmp"):
+        if _LEFTOVER.fullmatch(path.name):
+            path.unlink()
+
+
+def _remove_empty(directories: list[Path]) -> None:
+    for path in directories:
+        with suppress(OSError):
+            path.rmdir()

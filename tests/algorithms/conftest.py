@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from gradsurgery.algorithms import Algorithm, build_method
-from gradsurgery.algorithms import mldg as mldg_module
+from gradsurgery.algorithms import Algorithm, build_method, meta_learning
 from gradsurgery.algorithms.objectives import mixup as mixup_module
 from tests.algorithms.oracles import Drawn, sgd
 
@@ -38,6 +37,6 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
         return noted.shares[-1]
 
     monkeypatch.setattr(mixup_module, "random_ring", noted_ring)
-    monkeypatch.setattr(mldg_module, "random_ring", noted_ring)
+    monkeypatch.setattr(meta_learning, "random_ring", noted_ring)
     monkeypatch.setattr(mixup_module, "beta", noted_beta)
     return noted

@@ -10,9 +10,9 @@ from torch.nn.functional import log_softmax, one_hot
 
 from gradsurgery.algorithms import OBJECTIVES, build_method
 from gradsurgery.algorithms.forward import Forward
-from gradsurgery.algorithms.objectives import Batch, Objective, irm
+from gradsurgery.algorithms.objectives import Batch, Objective, penalties
 from gradsurgery.algorithms.objectives.base import DomainLosses
-from gradsurgery.algorithms.objectives.fishr import head_gradient_variance
+from gradsurgery.algorithms.objectives.penalties import head_gradient_variance
 from gradsurgery.errors import ArgumentError, NonFiniteError
 
 EPSILON = 0.2
@@ -65,7 +65,7 @@ def test_irms_penalty_is_of_the_smoothed_risk() -> None:
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
     risk = soft_cross_entropy(scale * logits, labels)
     (expected,) = torch.autograd.grad(risk, scale)
-    assert torch.allclose(irm.scale_gradient(logits, labels, EPSILON), expected, rtol=1e-12)
+    assert torch.allclose(penalties.scale_gradient(logits, labels, EPSILON), expected, rtol=1e-12)
 
 
 def test_fishrs_variance_is_of_the_smoothed_risks_gradients() -> None:

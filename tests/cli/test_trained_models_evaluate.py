@@ -2,7 +2,7 @@
 
 import pytest
 
-from gradsurgery.documents.evaluation import EvaluationFile
+from gradsurgery.documents.deployment import EvaluationFile
 
 
 def test_a_model_is_evaluated_on_data(command, model, tmp_path):

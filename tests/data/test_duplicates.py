@@ -16,10 +16,10 @@ from gradsurgery.data.duplicates import (
     copies_in_run,
     dropped,
     identical_files,
+    inspect_images,
     look_of,
     looks_of,
 )
-from gradsurgery.data.inspection import inspect_images
 from gradsurgery.documents.configuration import RunConfiguration
 
 SIZE = 32

@@ -10,7 +10,7 @@ import gradsurgery as gs
 from gradsurgery.data import open_source
 from gradsurgery.data.folder import OneDomainSource
 from gradsurgery.deployment.evaluation import evaluate_model
-from gradsurgery.documents.evaluation import EvaluationFile
+from gradsurgery.documents.deployment import EvaluationFile
 from gradsurgery.errors import ArgumentError, DataError
 
 

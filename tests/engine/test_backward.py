@@ -15,8 +15,7 @@ from torch.nn.functional import cross_entropy
 import gradsurgery as gs
 from gradsurgery.engine import gradients_of
 from gradsurgery.errors import ArgumentError, NonFiniteError
-from gradsurgery.rules import RULES
-from gradsurgery.rules.base import GramianRule
+from gradsurgery.rules import RULES, GramianRule
 from tests.engine.models import MODELS, domain_batches, separate_gradients
 
 

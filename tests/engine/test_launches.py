@@ -13,7 +13,7 @@ from benchmarks.launch_recorder import Recording, recorded
 from gradsurgery.backbones import build_backbone, set_training_mode
 from gradsurgery.engine.accumulators import accumulator_for
 from gradsurgery.kernels import flat
-from gradsurgery.rules import RULES, pieces
+from gradsurgery.rules import RULES, base
 from tests.engine.models import MODELS, domain_batches
 
 # Those that solve a problem on the host wait for the Gramian; those that are called on a matrix
@@ -111,7 +111,7 @@ def plain_step(model, batches, optimizer):
     ids=["cnn", "resnet50"],
 )
 def test_a_rule_takes_a_few_launches_whatever_the_network(network, rules, monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE_PER_THREAD", 1 << 40)  # an accelerator takes all at once
+    monkeypatch.setattr(base, "PIECE_PER_THREAD", 1 << 40)  # an accelerator takes all at once
     model, batches = network().train(), domain_batches(3)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     plain = second(partial(plain_step, model, batches, optimizer))
@@ -175,7 +175,7 @@ def launched_by(name: str, parameters: list[torch.Tensor], domains: int) -> Reco
 @pytest.mark.parametrize("name", WITHOUT_TRITON)
 @pytest.mark.parametrize("domains", [3, 8])
 def test_without_triton_launches_do_not_grow_with_the_parameters(name, domains, monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE_PER_THREAD", 1 << 40)  # an accelerator takes all at once
+    monkeypatch.setattr(base, "PIECE_PER_THREAD", 1 << 40)  # an accelerator takes all at once
     launches, waits = WITHOUT_TRITON[name]
     for count in (20, 161):
         parameters = [torch.zeros(size) for size in sizes_of_resnet50()[-count:]]

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from gradsurgery import gradient_gram
-from gradsurgery.gradients.layers import layer_call
+from gradsurgery.gradients import layers as known
 from tests.gradients.oracle import cross_entropy, relative_error, stored_grams
 
 BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -106,9 +106,9 @@ def test_embeddings(samples, length, padding):
 @pytest.mark.parametrize("piece", [1, 200, 10_000])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_pieces_of_any_size(piece, groups, monkeypatch):
-    for module in ("layers.layer_call", "layers.linear", "layers.convolution"):
+    for module in ("layers", "layers.linear"):
         monkeypatch.setattr(f"gradsurgery.gradients.{module}.PIECE", piece)
-    assert piece == layer_call.PIECE
+    assert piece == known.PIECE
     torch.manual_seed(piece)
     model = Parts(
         nn.Conv2d(6, 12, 3, stride=2, groups=groups), nn.Conv2d(12, 6, 3, groups=groups), width=6
@@ -144,9 +144,9 @@ class Shared(nn.Module):
         return self.head(x.mean(1))
 
 
-@pytest.mark.parametrize("piece", [1, layer_call.PIECE])
+@pytest.mark.parametrize("piece", [1, known.PIECE])
 def test_all_calls_of_a_shared_parameter_count(piece, monkeypatch):
-    monkeypatch.setattr("gradsurgery.gradients.layers.layer_call.PIECE", piece)
+    monkeypatch.setattr("gradsurgery.gradients.layers.PIECE", piece)
     torch.manual_seed(0)
     check(Shared(), torch.randn(4, 2, 5, 5), torch.randint(3, (4,)))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gradsurgery.documents.evaluation import DomainEvaluation, EvaluationFile
+from gradsurgery.documents.deployment import DomainEvaluation, EvaluationFile
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.tally import Tally
 from gradsurgery.report import classification_text as text

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradsurgery.algorithms import METHODS
-from gradsurgery.data.presets import PRESETS
+from gradsurgery.data.derived import PRESETS
 from gradsurgery.documents.selection import CRITERIA
 from gradsurgery.report.section import Entry, Table
 from gradsurgery.report.tables import (

@@ -28,7 +28,7 @@ from gradsurgery.studies.diagnosis import (
     diagnose_weights,
     logged_conflict,
 )
-from gradsurgery.studies.observer import check_every_step
+from gradsurgery.studies.measuring import check_every_step
 from gradsurgery.studies.snapshot import Seen, diagnose_step, snapshot_of
 from gradsurgery.training import TrainingProgress, train
 from tests.studies.image_sets import image_set

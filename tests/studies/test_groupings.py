@@ -7,8 +7,8 @@ from gradsurgery.backbones import Backbone, build_backbone
 from gradsurgery.data import ImageSet, draw_split
 from gradsurgery.documents.tasks_vs_domains import TasksOptions
 from gradsurgery.errors import ArgumentError
-from gradsurgery.gradients.removal import group_cosines, group_gradients
 from gradsurgery.studies.groupings import Group, Groups, find_tasks, parameters_in_order
+from gradsurgery.studies.removals import group_cosines, group_gradients
 from tests.studies.image_sets import image_set
 
 DOMAINS, CLASSES = 3, 3

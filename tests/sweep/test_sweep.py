@@ -11,10 +11,9 @@ from gradsurgery.documents.plan import Plan
 from gradsurgery.errors import ArgumentError
 from gradsurgery.sweep import Execution, run_sweep
 from gradsurgery.sweep import run as run_module
-from gradsurgery.sweep.estimate import estimate
 from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task, work
 from gradsurgery.sweep.run import existing_records, planned
-from gradsurgery.sweep.schedule import SweepProgress
+from gradsurgery.sweep.schedule import SweepProgress, estimate
 from gradsurgery.training import TrainingProgress, train
 
 MakePlan = Callable[..., Plan]

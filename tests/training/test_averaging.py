@@ -23,7 +23,7 @@ from gradsurgery.training.averaging import (
     average_values,
     method_settings,
 )
-from gradsurgery.training.evaluation import Evaluation
+from gradsurgery.training.outcome import Evaluation
 
 Configure = Callable[..., RunConfiguration]
 Outcome = Callable[[Record, Path], tuple[dict[str, Any], bytes]]

@@ -10,8 +10,9 @@ import torch
 
 from gradsurgery.data import ImageSet
 from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.errors import ArgumentError
 from gradsurgery.training import CheckpointError, TrainingProgress, train
-from gradsurgery.training.checkpoint import load_checkpoint, outline
+from gradsurgery.training.checkpoint import check_same, load_checkpoint, outline
 
 Configure = Callable[..., RunConfiguration]
 Place = tuple[Any, ...]
@@ -192,3 +193,11 @@ def test_another_best_model_is_refused(
     torch.save(forged | {"outline": outline(forged)}, path)
     with pytest.raises(CheckpointError, match="best model"):
         train(configured(), tmp_path, opened=images)
+
+
+def test_other_options_are_refused_with_both_values(tmp_path: Path) -> None:
+    one = RunConfiguration(data="pacs", target="sketch", seed=1)
+    two = RunConfiguration(data="pacs", target="sketch", seed=2)
+    check_same(one, one, tmp_path)
+    with pytest.raises(ArgumentError, match="seed: 2 there, 1 here"):
+        check_same(one, two, tmp_path)

@@ -41,5 +41,5 @@ def test_a_step_enters_no_file_that_the_page_on_the_house_does_not_name(
     files = {str(file.relative_to(PACKAGE)) for file in entered if file.is_relative_to(PACKAGE)}
     trip = PAGE.read_text(encoding="utf-8").split("## A gradient's trip")[1].split("\n## ")[0]
     named = set(re.findall(r"[`(]([\w/]+\.py)", trip)) | {"errors.py"}
-    assert {"engine/backward.py", "rules/agr_sum.py"} < files
+    assert {"engine/backward.py", "rules/agreement.py"} < files
     assert files - {"backbones/networks.py"} <= named

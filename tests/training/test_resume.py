@@ -18,8 +18,8 @@ from gradsurgery.training import CheckpointError, TrainingProgress, train
 from gradsurgery.training import checkpoint as checkpoint_module
 from gradsurgery.training import loop as loop_module
 from gradsurgery.training import run as run_module
-from gradsurgery.training.evaluation import Evaluation
 from gradsurgery.training.learner import Learner, build_learner
+from gradsurgery.training.outcome import Evaluation
 
 Configure = Callable[..., RunConfiguration]
 Outcome = Callable[[Record, Path], tuple[dict[str, Any], bytes]]

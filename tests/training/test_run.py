@@ -19,7 +19,7 @@ from gradsurgery.errors import ArgumentError, DataError, NonFiniteError, Weights
 from gradsurgery.training import TrainingProgress, train
 from gradsurgery.training import loop as loop_module
 from gradsurgery.training import run as run_module
-from gradsurgery.training.evaluation import Evaluation
+from gradsurgery.training.outcome import Evaluation
 
 Configure = Callable[..., RunConfiguration]
 Outcome = Callable[[Record, Path], tuple[dict[str, Any], bytes]]

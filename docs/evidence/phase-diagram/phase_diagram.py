@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from gradsurgery.data.coded_digits import NAME, CodedDigitsOptions
+from gradsurgery.data.digits import NAME, CodedDigitsOptions
 
 if TYPE_CHECKING:
     from gradsurgery.documents.studies import Diagnosis

@@ -2,7 +2,7 @@
 
 from gradsurgery.algorithms.base import Algorithm, Step
 from gradsurgery.algorithms.combined import Combined
-from gradsurgery.algorithms.fish import Fish
+from gradsurgery.algorithms.meta_learning import MLDG, Fish
 from gradsurgery.algorithms.methods import (
     build_method,
     hyperparameter_names,
@@ -11,7 +11,6 @@ from gradsurgery.algorithms.methods import (
     settings_listing,
     settings_of,
 )
-from gradsurgery.algorithms.mldg import MLDG
 from gradsurgery.algorithms.names import METHODS, OTHER_METHODS, MethodInfo, method_parts
 from gradsurgery.algorithms.objectives import OBJECTIVES, Batch, Objective
 

@@ -9,8 +9,7 @@ from torch import nn
 
 from gradsurgery.algorithms.base import Algorithm
 from gradsurgery.algorithms.combined import BatchNorm, Combined
-from gradsurgery.algorithms.fish import Fish
-from gradsurgery.algorithms.mldg import MLDG, OptimizerFactory
+from gradsurgery.algorithms.meta_learning import MLDG, Fish, OptimizerFactory
 from gradsurgery.algorithms.names import MethodParts, is_built_in, is_foreign, method_parts
 from gradsurgery.algorithms.objectives import ERM, OBJECTIVES, Objective
 from gradsurgery.doors import Kind, entry_names, load_object, provenance

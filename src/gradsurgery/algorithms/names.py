@@ -2,8 +2,7 @@
 
 from typing import NamedTuple
 
-from gradsurgery.algorithms.fish import Fish
-from gradsurgery.algorithms.mldg import MLDG
+from gradsurgery.algorithms.meta_learning import MLDG, Fish
 from gradsurgery.algorithms.objectives import OBJECTIVES
 from gradsurgery.doors import entry_names, is_door
 from gradsurgery.errors import ArgumentError, meant

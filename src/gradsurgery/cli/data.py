@@ -16,9 +16,9 @@ from rich.table import Table
 from gradsurgery.cli import options as opt
 from gradsurgery.data import ImageSet, SkippedImage, Source, cache_folder, cpus, open_source
 from gradsurgery.data import prepare as decode
-from gradsurgery.data.cached_sets import cached_sets, remove_cached
-from gradsurgery.data.inspection import Inspection, inspect_images
-from gradsurgery.data.presets import differing_counts, matching_preset
+from gradsurgery.data.derived import differing_counts, matching_preset
+from gradsurgery.data.duplicates import Inspection, inspect_images
+from gradsurgery.data.image_set import cached_sets, remove_cached
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import left_out_classes
 from gradsurgery.errors import ArgumentError, printable

@@ -16,6 +16,7 @@ from gradsurgery.cli.sweep import grid_from, mapping_of, plan_parts, run_plan
 from gradsurgery.data import Source, reopened
 from gradsurgery.documents.data_options import NO_TARGET
 from gradsurgery.documents.deployment import Deployment
+from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.plan import PLAN_PARTS, Plan
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.studies import Diagnosis, DiagnosisOptions
@@ -41,7 +42,6 @@ from gradsurgery.studies.diagnosis import diagnose_run
 from gradsurgery.sweep.run import opened_sources, planned
 from gradsurgery.sweep.runs import SweepRun
 from gradsurgery.training import train
-from gradsurgery.training.directory import folder_name
 from gradsurgery.training.outcome import MODEL_FILE
 from gradsurgery.training.run import prepare_images
 

@@ -21,9 +21,13 @@ from gradsurgery.deployment.pictures import check_named, listed_pictures
 from gradsurgery.documents.record import Record, SplitFile
 from gradsurgery.documents.studies import Explanation, ExplanationOptions
 from gradsurgery.errors import ArgumentError, DataError
-from gradsurgery.gradients.attribution import ExplainedImage
 from gradsurgery.report.report import write_explanation
-from gradsurgery.studies.explanation import Subject, explain_domains, explain_pictures
+from gradsurgery.studies.explanation import (
+    ExplainedImage,
+    Subject,
+    explain_domains,
+    explain_pictures,
+)
 from gradsurgery.training.progress import TrainingProgress
 from gradsurgery.training.run import prepare_images
 

@@ -321,7 +321,7 @@ def print_yaml(content: dict[str, Any]) -> None:
 
 def _foreign_names(content: dict[str, Any]) -> Iterator[str]:
     """The names of the form package.module:Name in a configuration or a plan."""
-    from gradsurgery.data.presets import PRESETS
+    from gradsurgery.data.derived import PRESETS
 
     for key, value in content.items():
         if isinstance(value, dict) and key != "settings":

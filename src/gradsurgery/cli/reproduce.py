@@ -13,13 +13,13 @@ from gradsurgery.cli.studies import run_study
 from gradsurgery.cli.sweep import plan_parts, report_on, run_plan
 from gradsurgery.data import open_source
 from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.plan import names, parse_seeds
 from gradsurgery.documents.studies import SimilarityOptions
 from gradsurgery.report.figures.pictures import draw_examples
 from gradsurgery.report.figures.style import save
 from gradsurgery.report.report import file_stems
 from gradsurgery.sweep.runs import DATA_SETS, paper_plan
-from gradsurgery.training.directory import folder_name
 
 app = typer.Typer(
     help="Run the experiments of Mansilla et al. (ICCV 2021) with their settings.",

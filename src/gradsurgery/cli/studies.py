@@ -17,6 +17,7 @@ from gradsurgery.cli.live import displayed
 from gradsurgery.cli.train import check_target, continuable
 from gradsurgery.data import open_source, prepare
 from gradsurgery.documents.configuration import RunConfiguration, options_of
+from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.plan import names, number_or_text, parse_seeds
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.studies import DiagnosisOptions, SimilarityOptions
@@ -27,7 +28,6 @@ from gradsurgery.report.report import write_diagnosis, write_similarity
 from gradsurgery.studies.diagnosis import diagnose_run, diagnose_training, diagnose_weights
 from gradsurgery.studies.similarity import study_similarity
 from gradsurgery.training import device as devices
-from gradsurgery.training.directory import folder_name
 from gradsurgery.training.run import check_run, prepare_images
 
 if TYPE_CHECKING:

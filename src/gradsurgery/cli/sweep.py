@@ -14,19 +14,17 @@ from gradsurgery.cli.live import displayed, sweep_displayed
 from gradsurgery.cli.train import continuable
 from gradsurgery.data import Source
 from gradsurgery.documents.configuration import known_options
-from gradsurgery.documents.document import read_mapping, unknown_name
+from gradsurgery.documents.document import folder_name, read_mapping, unknown_name
 from gradsurgery.documents.plan import PLAN_PARTS, Plan, number_or_text
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, WeightsError
 from gradsurgery.report.section import duration
 from gradsurgery.sweep import Execution, run_sweep
-from gradsurgery.sweep.estimate import Estimate, estimate
-from gradsurgery.sweep.launcher import Launcher, Outcome
-from gradsurgery.sweep.local import LocalLauncher, visible_gpus, worker_count
+from gradsurgery.sweep.launcher import Launcher, LocalLauncher, Outcome, visible_gpus, worker_count
 from gradsurgery.sweep.run import existing_records, opened_sources, planned
 from gradsurgery.sweep.runs import configurations
+from gradsurgery.sweep.schedule import Estimate, estimate
 from gradsurgery.training import TrainingProgress
-from gradsurgery.training.directory import folder_name
 
 
 @opt.takes_launch_options

@@ -17,6 +17,7 @@ from gradsurgery.cli import options as opt
 from gradsurgery.cli.live import displayed
 from gradsurgery.data import open_source
 from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.record import Record
 from gradsurgery.doors import entry_names, entry_place
 from gradsurgery.errors import ArgumentError
@@ -24,7 +25,7 @@ from gradsurgery.report.classification_text import accuracy_text
 from gradsurgery.training import device
 from gradsurgery.training import train as train_run
 from gradsurgery.training.averaging import average_listing
-from gradsurgery.training.directory import folder_name, is_longer
+from gradsurgery.training.checkpoint import is_longer
 from gradsurgery.training.loggers import logged
 
 

@@ -1,15 +1,14 @@
 """Images of several domains: where they come from, their pixels, their split, their batches."""
 
 from gradsurgery.data.batches import Batches, DomainBatches, SingleDomainBatches
-from gradsurgery.data.cache import cache_folder, cpus, prepare
-from gradsurgery.data.decode import decode_image, example_images
+from gradsurgery.data.cache import cpus, prepare
+from gradsurgery.data.decode import Preparation, decode_image, example_images
+from gradsurgery.data.derived import PRESETS, Preset
 from gradsurgery.data.formats import BadImageError
-from gradsurgery.data.image_set import ImageSet
+from gradsurgery.data.image_set import ImageSet, cache_folder
 from gradsurgery.data.loader import ImageLoader, image_loader
 from gradsurgery.data.open_source import BUILT_IN, open_source, reopened
 from gradsurgery.data.pixels import Augmentation, normalize
-from gradsurgery.data.preparation import Preparation
-from gradsurgery.data.presets import PRESETS, Preset
 from gradsurgery.data.source import SkippedImage, Source
 from gradsurgery.data.splits import Split, draw_split, split_of
 

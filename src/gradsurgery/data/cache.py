@@ -21,38 +21,30 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from numpy.typing import NDArray
 
 from gradsurgery.atomic import atomic_file, atomic_folder, output_error
+from gradsurgery.data.derived import plain
 from gradsurgery.data.formats import BadImageError
 from gradsurgery.data.image_set import (
     FORMAT,
     ImageSet,
     allocate,
+    cache_folder,
     content_digest,
     content_hashes,
+    folder_lock,
     read_image_set,
     sync_folder,
     write_meta,
 )
-from gradsurgery.data.selected import plain
 from gradsurgery.data.source import Source, check_complete, count_images
 from gradsurgery.errors import ArgumentError, DataError, OutputError
 
 Progress = Callable[[int, int], None]
 IN_FLIGHT = 4
 """Encoded images in memory for each worker."""
-
-
-def cache_folder(cache: Path | str | None = None) -> Path:
-    """The argument, else $GRADSURGERY_CACHE, else gradsurgery in $XDG_CACHE_HOME or ~/.cache."""
-    if cache is not None:
-        return Path(cache).expanduser()
-    if own := os.environ.get("GRADSURGERY_CACHE"):
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "gradsurgery"
 
 
 def prepare(  # noqa: PLR0917
@@ -140,13 +132,6 @@ def _write_images(cache: Path, digest: str, decoding: "_Decoding", workers: int)
     if images is None:
         raise OSError(f"{folder} is not what was written")
     return images
-
-
-def folder_lock(cache: Path, name: str, timeout: float = -1.0) -> FileLock:
-    """The lock of the folder or index called `name`; the system frees that of a dead process."""
-    path = cache / "locks" / f"{name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(path, timeout)
 
 
 def _remove_stale(cache: Path, own: str) -> None:

@@ -1,10 +1,14 @@
-"""Images that are in a data set more than once: identical files, and pictures that look alike."""
+"""Images that are in a data set more than once: identical files, and pictures that look alike.
+
+And what else reading every image shows, without training on it.
+"""
 
 import hashlib
 import itertools
 from base64 import b64decode, b64encode
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,8 +16,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from gradsurgery.data.derived import draws_itself
+from gradsurgery.data.formats import BadImageError, has_several
 from gradsurgery.data.image_set import ImageSet
-from gradsurgery.data.splits import Split
+from gradsurgery.data.source import SkippedImage, Source
+from gradsurgery.data.splits import Split, part_name
 from gradsurgery.documents.document import Document
 from gradsurgery.documents.record import Copies
 from gradsurgery.errors import DataError, OutputError
@@ -26,6 +33,8 @@ LEAST_SIDE = 32
 """Pixels of a side below which pictures of any kind look alike."""
 _EXAMPLES = 10
 _GRAY = 16
+_SIDE = 64  # pixels to which images are decoded for their perceptual hash, where they are inspected
+_WAITING = 64  # encoded images in memory meanwhile
 
 Groups = list[list[int]]
 
@@ -230,3 +239,87 @@ def copies_in_run(
 
     identical = copies(used(identical_files(hashes)))
     return identical, None if looks is None else copies(used(alike(looks, hashes)))
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What reading every image has shown.
+
+    identical: files that are there more than once.
+    alike: images that look alike and are not the same file; None for a source that draws its own.
+    bad: images that cannot be decoded; empty where they were not.
+    several: files with several pictures, of which the first is used.
+    """
+
+    identical: Copies
+    alike: Copies | None
+    bad: tuple[SkippedImage, ...]
+    several: tuple[str, ...] = ()
+
+
+def inspect_images(
+    source: Source,
+    workers: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Inspection:
+    """Read and decode every image of `source` once, at a small size.
+
+    workers: threads that decode; the result does not depend on them.
+    progress: called with (images seen, images in all).
+
+    Raises `DataError` where the storage cannot be read, or a format needs a package more.
+    """
+    listing = source.listing
+    count = len(listing.identities)
+    hashes: list[object] = [None] * count
+    looks = [b""] * count
+    bad: dict[int, str] = {}
+    several: set[int] = set()
+    decodes = not draws_itself(source)
+
+    def look(position: int, content: bytes) -> tuple[int, bytes, str | None]:
+        try:
+            pixels = source.decode(position, content, _SIDE)
+        except BadImageError as error:
+            return position, b"", str(error)
+        if has_several(content):
+            several.add(position)
+        return position, look_of(pixels), None
+
+    def note(found: tuple[int, bytes, str | None]) -> None:
+        position, looks[position], reason = found
+        if reason is not None:
+            bad[position] = reason
+
+    pending: deque[Future[tuple[int, bytes, str | None]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for done, (position, content) in enumerate(source.contents(), start=1):
+            hashes[position] = hashlib.sha256(content).digest() if content else position
+            if decodes:
+                pending.append(pool.submit(look, position, content))
+            if len(pending) >= _WAITING:
+                note(pending.popleft().result())
+            progress(done, count)
+        while pending:
+            note(pending.popleft().result())
+    places = Places(
+        source.domains, listing.identities, listing.domain, listing.label, _parts(source)
+    )
+    good = [position for position in range(count) if position not in bad]
+    pairs = alike([looks[i] for i in good], [hashes[i] for i in good])
+    return Inspection(
+        copies_among(identical_files(hashes), places),
+        copies_among(([good[a], good[b]] for a, b in pairs), places) if decodes else None,
+        tuple(SkippedImage(listing.identities[i], bad[i]) for i in sorted(bad)),
+        tuple(listing.identities[i] for i in sorted(several)),
+    )
+
+
+def _parts(source: Source) -> list[str] | None:
+    """The parts of the source's own split; None where it has none in words that are known."""
+    if source.parts is None:
+        return None
+    try:
+        return [part_name(said, source.name) if said else "" for said in source.parts]
+    except DataError:
+        return None

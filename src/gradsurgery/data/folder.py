@@ -1,15 +1,106 @@
-"""Images in folders: domain/class/image, or as a layout says."""
+"""Images that are files: in folders domain/class/image, or as a layout says."""
 
+import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from gradsurgery.data.files import FilesSource, ImageFile
+from typing_extensions import override
+
 from gradsurgery.data.formats import readable_suffixes, why_unread
-from gradsurgery.data.source import SkippedImage
+from gradsurgery.data.source import SkippedImage, Source, naming_left_out
 from gradsurgery.errors import ArgumentError, DataError, printable
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image's file, its domain and class, and what it is called within them.
+
+    part: of a split, where a table says so, in its words.
+    """
+
+    path: Path
+    domain: str
+    label: str
+    name: str
+    part: str | None = None
+
+
+class FilesSource(Source):
+    """Images that each lie in a file of their own.
+
+    root: what the user has named. An image's identity does not depend on where it lies.
+    reading: what else its listing follows from, as text.
+    left_out: files that are not used, which an error names too.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        files: Sequence[ImageFile],
+        *,
+        reading: str = "",
+        left_out: Sequence[SkippedImage] = (),
+        domain_order: Sequence[str] | None = None,
+    ) -> None:
+        self.left_out = tuple(left_out)
+        self._place = f"{reading}{root.resolve()}"
+        try:
+            super().__init__(
+                root.resolve().name or str(root.resolve()),
+                [file.domain for file in files],
+                [file.label for file in files],
+                [file.name for file in files],
+                domain_order=domain_order,
+            )
+        except DataError as error:
+            raise naming_left_out(error, self.left_out) from None
+        self._paths = [file.path for file in files]
+        self._signature = self._stated()
+        if any(file.part for file in files):
+            self.parts = tuple(files[row].part for row in self.listing.rows)
+
+    @override
+    def place(self) -> str:
+        return f"folder/{self._place}"
+
+    @override
+    def encoded(self) -> Iterator[bytes]:
+        for path in self._paths:
+            try:
+                yield path.read_bytes()
+            except OSError as error:
+                raise unreadable(path, error) from error
+
+    @override
+    def signature(self) -> str:
+        return self._signature
+
+    def _stated(self) -> str:
+        """Paths, sizes and times of modification, in short."""
+        digest = hashlib.sha256(os.fsencode(self._place))
+        for path in map(self._paths.__getitem__, self.listing.rows):
+            try:
+                stat = path.stat()
+            except OSError as error:
+                raise unreadable(path, error) from error
+            digest.update(os.fsencode(f"\n{path}\0{stat.st_size}\0{stat.st_mtime_ns}"))
+        return f"folder/{digest.hexdigest()}"
+
+    @override
+    def location(self, position: int) -> str:
+        return str(self._paths[self.listing.rows[position]])
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """The error for a file that cannot be read."""
+    return DataError(
+        f"cannot read {path}: {error.strerror}; check that it exists and that you may read it"
+    )
+
 
 _FIELD = re.compile(r"\{([a-z]*)(\+?)\}|(\*\*/?|\*)")
 _KNOWN = ("domain", "class", "name", "id")
@@ -131,23 +222,31 @@ class FolderSource(FilesSource):
     """The images of a folder laid out as domain/class/image.
 
     Images are the files whose names end as those of a format that can be read here. Other files of
-    a class and broken links are listed in `left_out`; hidden files count as absent. An image's
-    identity does not depend on where the folder lies.
+    a class and broken links are listed in `left_out`; hidden files count as absent.
     """
 
     def __init__(self, root: Path) -> None:
         files: list[ImageFile] = []
         left_out: list[SkippedImage] = []
         domains = []
-        for above, entry, kind in _walk(root, (), readable_suffixes()):
+        for above, entry, kind in _walk(root, readable_suffixes()):
+            if kind == FOLDER and len(above) == 2:
+                raise DataError(
+                    f"{entry.path} is a folder inside class {above[1]} of domain {above[0]}, "
+                    "expected images; lay the folder out as domain/class/image"
+                )
+            if kind == IMAGE and len(above) < 2:
+                what = f"domain {above[0]}" if above else "the data set's folder"
+                raise DataError(
+                    f"{entry.path} lies directly in {what}, expected it in a class folder; lay the "
+                    "folder out as domain/class/image"
+                )
             if kind == FOLDER:
                 domains += [] if above else [entry.name]
             elif kind == IMAGE:
                 files.append(ImageFile(Path(entry.path), above[0], above[1], entry.name))
-            else:
-                left_out.append(
-                    SkippedImage(printable("/".join((*above, entry.name))), printable(kind))
-                )
+            elif len(above) == 2 or entry.is_symlink():
+                left_out.append(_skipped("/".join((*above, entry.name)), kind))
         super().__init__(root, files, left_out=left_out, domain_order=domains)
 
 
@@ -160,15 +259,12 @@ class OneDomainSource(FilesSource):
     fewest_domains = 1
 
     def __init__(self, root: Path, domain: str) -> None:
-        files: list[ImageFile] = []
-        left_out: list[SkippedImage] = []
-        for path, entry, kind in _walk_all(root, "", readable_suffixes(), set()):
+        def said(path: str) -> Said | str:
             label, _, name = path.partition("/")
-            if kind == IMAGE and name and "/" not in name:
-                files.append(ImageFile(Path(entry.path), domain, label, name))
-            else:
-                why = "it does not lie in class/image" if kind == IMAGE else kind
-                left_out.append(SkippedImage(printable(path), printable(why)))
+            lies_so = name and "/" not in name
+            return Said(domain, label, name) if lies_so else "it does not lie in class/image"
+
+        files, left_out = _all_files(root, said)
         if not files:
             raise DataError(f"{root} holds no image in class/image; name a folder of that layout")
         super().__init__(root, files, left_out=left_out)
@@ -183,61 +279,50 @@ class LayoutSource(FilesSource):
 
     def __init__(self, root: Path, layout: str) -> None:
         pattern = Layout(layout)
-        files: list[ImageFile] = []
-        left_out: list[SkippedImage] = []
-        for path, entry, kind in _walk_all(root, "", readable_suffixes(), set()):
-            if kind != IMAGE:
-                left_out.append(SkippedImage(printable(path), printable(kind)))
-            elif (said := pattern.read(path)) is None:
-                left_out.append(SkippedImage(printable(path), f"not as the layout {layout}"))
-            else:
-                files.append(ImageFile(Path(entry.path), *said))
+        files, left_out = _all_files(
+            root, lambda path: pattern.read(path) or f"not as the layout {layout}"
+        )
         super().__init__(root, files, reading=f"layout {layout!r} ", left_out=left_out)
 
 
-def _walk_all(
-    folder: Path, above: str, suffixes: frozenset[str], seen: set[str]
-) -> Iterator[tuple[str, os.DirEntry[str], str]]:
-    """Yield (path from the root, the entry, what it is) of every file, however deep.
+def _all_files(
+    root: Path, said: Callable[[str], Said | str]
+) -> tuple[list[ImageFile], list[SkippedImage]]:
+    """The images below `root`, and what is left out; `said` gives what a path says, or why not."""
+    files, left_out = [], []
+    for above, entry, kind in _walk(root, readable_suffixes(), seen=set()):
+        path = "/".join((*above, entry.name))
+        found = said(path) if kind == IMAGE else kind
+        if isinstance(found, Said):
+            files.append(ImageFile(Path(entry.path), *found))
+        elif kind != FOLDER:
+            left_out.append(_skipped(path, found))
+    return files, left_out
 
-    A folder that links lead to twice is gone through once.
-    """
-    if (place := os.path.realpath(folder)) in seen:
-        return
-    seen.add(place)
-    for entry in _entries(folder):
-        kind = _kind(entry, suffixes)
-        if kind == FOLDER:
-            yield from _walk_all(Path(entry.path), f"{above}{entry.name}/", suffixes, seen)
-        else:
-            yield f"{above}{entry.name}", entry, kind
+
+def _skipped(path: str, why: str) -> SkippedImage:
+    return SkippedImage(printable(path), printable(why))
 
 
 def _walk(
-    folder: Path, above: tuple[str, ...], suffixes: frozenset[str]
+    folder: Path,
+    suffixes: frozenset[str],
+    above: tuple[str, ...] = (),
+    seen: set[str] | None = None,
 ) -> Iterator[tuple[tuple[str, ...], os.DirEntry[str], str]]:
-    """Yield (the folders it lies in, the entry, what it is) of all that is of account.
+    """Yield (the folders it lies in, the entry, what it is) of everything, however deep.
 
-    Raises `DataError` for an image that lies elsewhere than in domain/class, and for a folder that
-    lies there.
+    seen: where given, a folder that links lead to twice is gone through once.
     """
+    if seen is not None:
+        if (place := os.path.realpath(folder)) in seen:
+            return
+        seen.add(place)
     for entry in _entries(folder):
         kind = _kind(entry, suffixes)
-        if kind == FOLDER and len(above) == 2:
-            raise DataError(
-                f"{entry.path} is a folder inside class {above[1]} of domain {above[0]}, expected "
-                "images; lay the folder out as domain/class/image"
-            )
-        if kind == IMAGE and len(above) < 2:
-            what = f"domain {above[0]}" if above else "the data set's folder"
-            raise DataError(
-                f"{entry.path} lies directly in {what}, expected it in a class folder; lay the "
-                "folder out as domain/class/image"
-            )
-        if kind == FOLDER or len(above) == 2 or entry.is_symlink():
-            yield above, entry, kind
+        yield above, entry, kind
         if kind == FOLDER:
-            yield from _walk(Path(entry.path), (*above, entry.name), suffixes)
+            yield from _walk(Path(entry.path), suffixes, (*above, entry.name), seen)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -262,6 +347,4 @@ def _kind(entry: os.DirEntry[str], suffixes: frozenset[str]) -> str:
     except OSError:  # a link that leads back to itself
         return "a broken link"
     suffix = Path(entry.name).suffix.lower()
-    if suffix in suffixes:
-        return IMAGE
-    return why_unread(suffix)
+    return IMAGE if suffix in suffixes else why_unread(suffix)

@@ -1,22 +1,26 @@
-"""A decoded data set, and the folder that holds it: pixels in `images.bin`, else `meta.json`."""
+"""A decoded data set, and the cache's folders of such: pixels in `images.bin`, else `meta.json`."""
 
 import hashlib
 import json
 import os
+import shutil
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from pydantic import Field
 
-from gradsurgery.data.selected import plain
+from gradsurgery.data.derived import plain
 from gradsurgery.data.source import SkippedImage, Source, count_images
 from gradsurgery.documents.data_options import Resize
 from gradsurgery.documents.document import Document
-from gradsurgery.errors import DataError
+from gradsurgery.errors import DataError, OutputError
 
 FORMAT = 1
 
@@ -207,3 +211,77 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def cache_folder(cache: Path | str | None = None) -> Path:
+    """The argument, else $GRADSURGERY_CACHE, else gradsurgery in $XDG_CACHE_HOME or ~/.cache."""
+    if cache is not None:
+        return Path(cache).expanduser()
+    if own := os.environ.get("GRADSURGERY_CACHE"):
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "gradsurgery"
+
+
+def folder_lock(cache: Path, name: str, timeout: float = -1.0) -> FileLock:
+    """The lock of the folder or index called `name`; the system frees that of a dead process."""
+    path = cache / "locks" / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path, timeout)
+
+
+@dataclass(frozen=True)
+class CachedSet:
+    """A folder of decoded images.
+
+    size: side of the images in pixels; 0 where the folder is damaged.
+    last_used: seconds since 1970, when a run last opened it.
+    """
+
+    folder: Path
+    size: int
+    images: int
+    domains: tuple[str, ...]
+    bytes: int
+    last_used: float
+
+    @property
+    def days_unused(self) -> float:
+        """Since it was last opened."""
+        return max(0.0, (time.time() - self.last_used) / 86_400.0)
+
+
+def cached_sets(cache: Path) -> list[CachedSet]:
+    """The folders in `cache`, the one that was used last at the front."""
+    found = []
+    for folder in cache.glob("[0-9a-f]*"):
+        if len(folder.name) != 64 or not folder.is_dir():
+            continue
+        size, images = 0, 0
+        domains: tuple[str, ...] = ()
+        with suppress(DataError):
+            file = ImageSetFile.load(folder)
+            size, images, domains = file.size, len(file.identities), tuple(file.domains)
+        with suppress(OSError):  # another process may be removing it
+            files = [path.stat() for path in folder.iterdir()]
+            used = folder.stat().st_mtime
+            total = sum(stat.st_size for stat in files)
+            found.append(CachedSet(folder, size, images, domains, total, used))
+    return sorted(found, key=lambda each: -each.last_used)
+
+
+def remove_cached(cache: Path, chosen: CachedSet) -> bool:
+    """Remove a folder; False where another process is writing it.
+
+    Raises `OutputError` where it cannot be removed.
+    """
+    try:
+        with folder_lock(cache, chosen.folder.name, timeout=0.0):
+            shutil.rmtree(chosen.folder)
+    except Timeout:
+        return False
+    except OSError as error:
+        raise OutputError(
+            f"cannot remove {chosen.folder}: {error.strerror}; check its permissions"
+        ) from error
+    return True

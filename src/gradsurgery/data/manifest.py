@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gradsurgery.data.files import FilesSource, ImageFile
+from gradsurgery.data.folder import FilesSource, ImageFile
 from gradsurgery.errors import DataError, one_line, printable
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")

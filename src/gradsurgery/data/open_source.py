@@ -7,13 +7,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gradsurgery.data.coded_digits import CodedDigits, CodedDigitsOptions
-from gradsurgery.data.digits import ColoredDigits, RotatedDigits
+from gradsurgery.data.derived import (
+    PRESETS,
+    PresetSource,
+    draws_itself,
+    layers,
+    plain,
+    with_common_classes,
+)
+from gradsurgery.data.digits import CodedDigits, CodedDigitsOptions, ColoredDigits, RotatedDigits
 from gradsurgery.data.folder import FolderSource, LayoutSource
 from gradsurgery.data.manifest import SUFFIXES, ManifestSource
 from gradsurgery.data.parquet import ParquetSource, parquet_files
-from gradsurgery.data.presets import PRESETS, PresetSource
-from gradsurgery.data.selected import draws_itself, layers, plain, with_common_classes
 from gradsurgery.data.source import Source, check_complete, naming_left_out
 from gradsurgery.data.tables import HubSource
 from gradsurgery.documents.data_options import Classes, Resize

@@ -9,7 +9,7 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradsurgery.documents.training_options import Augment
+from gradsurgery.documents.configuration import Augment
 from gradsurgery.errors import ArgumentError
 from gradsurgery.kernels import network
 from gradsurgery.kernels.compiled import in_spans, library, look_up_rgb

@@ -8,13 +8,13 @@ import torch
 
 from gradsurgery.backbones.weights import file_digest
 from gradsurgery.data import Source, cpus
-from gradsurgery.data.selected import draws_itself
+from gradsurgery.data.derived import draws_itself
 from gradsurgery.deployment.pictures import Job, Prepared, prepared
 from gradsurgery.deployment.trained_model import BATCH, TrainedModel, check_count
-from gradsurgery.documents.evaluation import DomainEvaluation, EvaluatedPart, EvaluationFile
+from gradsurgery.documents.deployment import DomainEvaluation, EvaluatedPart, EvaluationFile
 from gradsurgery.documents.record import SkippedFile, SplitFile
 from gradsurgery.errors import ArgumentError, DataError, check_kind
-from gradsurgery.training.evaluation import Answers
+from gradsurgery.training.outcome import Answers
 
 
 def evaluate_model(

@@ -13,7 +13,7 @@ from typing import Any
 
 from gradsurgery.backbones.weights import State
 from gradsurgery.data import PRESETS
-from gradsurgery.documents.model_description import ModelDescription
+from gradsurgery.documents.deployment import ModelDescription
 from gradsurgery.documents.record import Record, SplitFile
 from gradsurgery.errors import ArgumentError, OutputError, WeightsError, one_line
 

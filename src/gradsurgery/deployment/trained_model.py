@@ -16,8 +16,7 @@ from gradsurgery.backbones import OwnBackbone, rebuild
 from gradsurgery.data import Preparation, SkippedImage, cpus, normalize
 from gradsurgery.deployment.model_file import PREFIX, downloaded, open_model_file
 from gradsurgery.deployment.pictures import Picture, listed_pictures, prepared
-from gradsurgery.documents.deployment import Deployment
-from gradsurgery.documents.model_description import ModelDescription
+from gradsurgery.documents.deployment import Deployment, ModelDescription
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError, check_kind
 from gradsurgery.training.device import autocast_factory, float32_products, resolve_device

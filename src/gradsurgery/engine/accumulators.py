@@ -15,13 +15,12 @@ from gradsurgery.errors import ArgumentError
 from gradsurgery.kernels.network import kernels_for
 from gradsurgery.rules.base import (
     ComponentwiseRule,
-    GramianRule,
     Rule,
     State,
     beyond_precision,
     only_call_is_own,
 )
-from gradsurgery.rules.gramian import gramian_of, scale_of, weighted_sum
+from gradsurgery.rules.gramian import GramianRule, gramian_of, scale_of, weighted_sum
 from gradsurgery.rules.remembering import RememberingRule, Verdict
 
 

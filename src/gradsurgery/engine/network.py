@@ -19,7 +19,8 @@ from gradsurgery.engine.accumulators import (
     widest,
 )
 from gradsurgery.kernels.network import Combination, Kernels, Seen
-from gradsurgery.rules.base import ComponentwiseRule, GramianRule, Rule
+from gradsurgery.rules.base import ComponentwiseRule, Rule
+from gradsurgery.rules.gramian import GramianRule
 from gradsurgery.rules.remembering import RememberingRule
 
 # So many domains' gradients wait for a component-wise rule: most data sets have up to four source

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gradsurgery.engine.passes import trainable_parameters
 from gradsurgery.errors import ArgumentError, NonFiniteError
-from gradsurgery.gradients.layers.layer_call import Gram, gram_in_spans
+from gradsurgery.gradients.layers import Gram, gram_in_spans
 from gradsurgery.gradients.model_state import ModelState, unchanged
 from gradsurgery.gradients.one_by_one import (
     SampleLoss,

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gradsurgery.errors import ArgumentError
-from gradsurgery.gradients.draws import Draws
-from gradsurgery.gradients.layers.layer_call import PIECE, Gram, inner_products
-from gradsurgery.gradients.model_state import ModelState
+from gradsurgery.gradients.layers import PIECE, Gram, inner_products
+from gradsurgery.gradients.model_state import Draws, ModelState
 from gradsurgery.gradients.recorder import Recorder, Tap
 from gradsurgery.gradients.verification import Piece, are_near, refuse_mixed, verified_backward
 

@@ -19,14 +19,15 @@ from torch.utils._pytree import tree_map
 from typing_extensions import override
 
 from gradsurgery.engine.passes import graph_of, refuse_reentrant
-from gradsurgery.gradients.layers import known_call
+from gradsurgery.gradients.layers import LayerCall
 from gradsurgery.gradients.layers.elementwise import (
+    NORMALIZATIONS,
     BroadcastCall,
     Views,
     broadcast_call,
     functions_named,
 )
-from gradsurgery.gradients.layers.layer_call import LayerCall
+from gradsurgery.gradients.layers.linear import LINEAR
 from gradsurgery.gradients.rows_in_graph import rows_stay_apart
 
 
@@ -77,6 +78,7 @@ class _Known(torch.autograd.Function):
 
 
 _Receive = Callable[[Tensor], None]
+_KNOWN = {**LINEAR, **NORMALIZATIONS}
 _MARKS = ("_KnownBackward", "_StandInBackward")
 
 
@@ -158,7 +160,7 @@ class Recorder(TorchFunctionMode):
         self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         """The result of the call, with a tap where it is one of a known layer."""
-        call = known_call(function, args, kwargs, self._is_followed)
+        call = self._known_call(function, args, kwargs)
         if call is None:
             call = broadcast_call(function, args, kwargs, self._views)
         if call is None or not self._may_tap(call):
@@ -179,6 +181,17 @@ class Recorder(TorchFunctionMode):
             lambda v: _Known.apply(v) if self._is_followed(v) else v, (args, kwargs)
         )
         return _Tap.apply(function(*args, **kwargs), self._anchor, receive)
+
+    def _known_call(
+        self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> LayerCall | None:
+        """The layer's call that uses followed parameters, None where it is none that is known."""
+        if function not in _KNOWN:
+            return None
+        names, build = _KNOWN[function]
+        call = {**dict(zip(names, args, strict=False)), **kwargs}
+        roles = [role for role in ("weight", "bias") if self._is_followed(call.get(role))]
+        return build(call, {role: call[role] for role in roles}) if roles else None
 
     def _may_tap(self, call: LayerCall) -> bool:
         rows = call.input.shape[0] if call.input.ndim else 0

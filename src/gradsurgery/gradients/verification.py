@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradsurgery.errors import ArgumentError
-from gradsurgery.gradients.layers.layer_call import LayerCall, wide
+from gradsurgery.gradients.layers import LayerCall, wide
 from gradsurgery.gradients.recorder import Recorder, Tap
 from gradsurgery.rules.gramian import full_precision
 

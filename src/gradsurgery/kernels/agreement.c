@@ -1,6 +1,6 @@
 /* Sign agreement in one pass over memory, for one thread; compiled.py splits the work over several.
 
-   The loops are the definitions of rules/agr_sum.py, written so that a compiler turns
+   The loops are the definitions of rules/agreement.py, written so that a compiler turns
    them into vector code for any processor. Every function works on the components begin..end. */
 
 #include <stdint.h>

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gradsurgery.documents.evaluation import EvaluationFile
+from gradsurgery.documents.deployment import EvaluationFile
 from gradsurgery.documents.record import ModelResult, Record
 from gradsurgery.documents.tally import Tally
 from gradsurgery.report.section import (

@@ -8,8 +8,7 @@ from typing import Any
 
 import yaml
 
-from gradsurgery.documents.deployment import Deployment
-from gradsurgery.documents.model_description import ModelDescription
+from gradsurgery.documents.deployment import Deployment, ModelDescription
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA
 from gradsurgery.documents.studies import Diagnosis

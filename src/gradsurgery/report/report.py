@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradsurgery.atomic import atomic_file
-from gradsurgery.documents.evaluation import EvaluationFile
+from gradsurgery.documents.deployment import EvaluationFile
 from gradsurgery.documents.selection import Model, ReportFiles
 from gradsurgery.documents.studies import Diagnosis, Explanation, SimilarityStudy
 from gradsurgery.errors import ArgumentError

@@ -1,4 +1,4 @@
-"""D domain gradients in, one consensus gradient out: pure tensor functions, one rule a file."""
+"""D domain gradients in, one update out: pure tensor functions, a rule and its kin a file."""
 
 from collections.abc import Mapping
 from inspect import isabstract, signature
@@ -10,20 +10,16 @@ from gradsurgery import doors
 from gradsurgery.errors import ArgumentError, GradsurgeryError, meant
 from gradsurgery.hyperparameters import check_names
 from gradsurgery.rules import torchjd
-from gradsurgery.rules.agr_ema import AgrEMA
-from gradsurgery.rules.agr_rand import AgrRand
-from gradsurgery.rules.agr_sum import AgrSum
-from gradsurgery.rules.and_mask import ANDMask
-from gradsurgery.rules.base import ComponentwiseRule, FunctionRule, GramianRule, Rule, as_rule
-from gradsurgery.rules.cagrad import CAGrad
+from gradsurgery.rules.agreement import AgrRand, AgrSum
+from gradsurgery.rules.averages import Mean, Median, Sum, TrimmedMean
+from gradsurgery.rules.base import ComponentwiseRule, FunctionRule, Rule, as_rule
 from gradsurgery.rules.graddrop import GradDrop
-from gradsurgery.rules.gradvac import GradVac
-from gradsurgery.rules.mgda import MGDA
-from gradsurgery.rules.pcgrad import PCGrad
-from gradsurgery.rules.sand_mask import SANDMask
-from gradsurgery.rules.sum import Mean, Sum
+from gradsurgery.rules.gramian import GramianRule
+from gradsurgery.rules.masks import ANDMask, SANDMask
+from gradsurgery.rules.minimum_norm import MGDA, CAGrad
+from gradsurgery.rules.projections import GradVac, PCGrad
+from gradsurgery.rules.remembering import AgrEMA
 from gradsurgery.rules.torchjd import AggregatorRule, as_aggregator
-from gradsurgery.rules.trimmed_mean import Median, TrimmedMean
 
 __all__ = [
     "MGDA",

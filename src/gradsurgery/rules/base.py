@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isfinite
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,7 +14,6 @@ from typing_extensions import override
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.hyperparameters import Hyperparameter, checked_values, spelled
 from gradsurgery.kernels.network import Combination, combined, kernels_for
-from gradsurgery.rules.gramian import gramian_of, scale_of, weighted_sum
 from gradsurgery.rules.randomness import RandomSource
 
 State = tuple[Tensor, ...]
@@ -24,6 +23,14 @@ NARROW = (torch.float16, torch.bfloat16)
 _PRECISIONS = (*NARROW, torch.float32, torch.float64)
 
 RuleFunction = Callable[[Tensor], Tensor]
+
+PIECE_PER_THREAD = 1 << 17
+"""Components of long tensors per thread that are worked through at a time.
+
+They stay in the processor's cache, so that several elementwise passes over them cost about as much
+as one pass over memory: with three buffers of float32 such a piece fills about 1.5 MB of it. A
+multiple of 16, so that random draws do not depend on where the pieces end.
+"""
 
 
 def forget(cls: type, shortcut: str, base: type, *, of: tuple[str, ...]) -> None:
@@ -219,50 +226,6 @@ class ComponentwiseRule(Rule):
         return checked_update(update) if near else update
 
 
-class GramianRule(Rule):
-    """A rule that weighs the D gradients by their D × D Gramian: g* = Σ_d w_d(G) g_d."""
-
-    @abstractmethod
-    def weights(self, gramian: Float[Tensor, "domains domains"]) -> Float[Tensor, " domains"]:
-        """The weights w for the Gramian G_ij = g_i · g_j, both float64 on the CPU."""
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        forget(cls, "weights_on_device", GramianRule, of=("weights",))
-
-    def weights_on_device(
-        self, gramian: Float[Tensor, "domains domains"]
-    ) -> Float[Tensor, " domains"]:
-        """The same where the Gramian lies, maybe on an accelerator; by default by way of the CPU.
-
-        On an accelerator the Gramian may be not finite; what comes out is not used then.
-        """
-        on_cpu = gramian.cpu().double()
-        if not on_cpu.isfinite().all():
-            return gramian[0]
-        return self.weights(on_cpu).to(gramian.device, gramian.dtype)
-
-    def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
-        """The update Σ_d w_d g_d."""
-        self.check_matrix(gradients)
-        gradients = gradients.detach()
-        update = torch.empty_like(gradients[0])
-        if gradients.numel() and (kernels := kernels_for([update])) is not None:
-            rows = [[row] for row in gradients.contiguous()]
-            out: list[Tensor | None] = [update]
-            *_, found = kernels.weigh(rows, (len(update),), self.weights_on_device, out=out)
-            if found.item():
-                check_rows_finite(gradients)
-                raise beyond_precision(dtype=gradients.dtype)
-            (summed,) = out
-            assert summed is not None
-            return summed
-        largest = check_rows_finite(gradients)
-        scale = scale_of(largest) if gradients.dtype == torch.float64 else 1.0
-        gramian = gramian_of(gradients.unbind(0), scale=scale).cpu()
-        return checked_update(weighted_sum(gradients.unbind(0), self.weights(gramian), out=update))
-
-
 class FunctionRule(Rule):
     """A function [domains, params] -> [params] as a rule.
 
@@ -339,3 +302,21 @@ def check_rows_finite(gradients: Float[Tensor, "domains params"]) -> float:
         "losses",
         domain=domain,
     )
+
+
+def piece_length(tensor: Tensor) -> int:
+    """How many components of `tensor` to take at a time; an accelerator takes all at once."""
+    if tensor.device.type != "cpu":
+        return max(tensor.shape[-1], 1)
+    return PIECE_PER_THREAD * torch.get_num_threads()
+
+
+def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of the same components of every tensor, piece by piece along the last dimension."""
+    length = piece_length(tensors[0])
+    return zip(*(tensor.split(length, dim=-1) for tensor in tensors), strict=True)
+
+
+def scratch(like: Tensor, buffers: int) -> Tensor:
+    """Uninitialised buffers for the temporaries of one piece: [buffers, piece]."""
+    return like.new_empty(buffers, min(piece_length(like), like.shape[-1]))

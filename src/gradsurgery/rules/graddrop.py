@@ -10,8 +10,7 @@ from typing_extensions import override
 
 from gradsurgery.hyperparameters import Hyperparameter
 from gradsurgery.kernels.network import Combination
-from gradsurgery.rules.base import ComponentwiseRule, Consensus, State
-from gradsurgery.rules.pieces import pieces
+from gradsurgery.rules.base import ComponentwiseRule, Consensus, State, pieces
 
 _SOURCE = "Chen et al. 2020"
 

@@ -1,9 +1,10 @@
-"""Inner products of the domains' gradients, and sums weighted by them.
+"""Rules that weigh the domains' gradients by their inner products, these, and weighted sums.
 
 All products and sums are in float64: in float32 a dot product over tens of millions of components
 is wrong by 1e-3, components of 1e-23 have squares of zero and those of 1e20 infinite ones.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import isfinite, log2
@@ -13,7 +14,59 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradsurgery.kernels import compiled as kernel
-from gradsurgery.rules.pieces import pieces
+from gradsurgery.kernels.network import kernels_for
+from gradsurgery.rules.base import (
+    Rule,
+    beyond_precision,
+    check_rows_finite,
+    checked_update,
+    forget,
+    pieces,
+)
+
+
+class GramianRule(Rule):
+    """A rule that weighs the D gradients by their D × D Gramian: g* = Σ_d w_d(G) g_d."""
+
+    @abstractmethod
+    def weights(self, gramian: Float[Tensor, "domains domains"]) -> Float[Tensor, " domains"]:
+        """The weights w for the Gramian G_ij = g_i · g_j, both float64 on the CPU."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        forget(cls, "weights_on_device", GramianRule, of=("weights",))
+
+    def weights_on_device(
+        self, gramian: Float[Tensor, "domains domains"]
+    ) -> Float[Tensor, " domains"]:
+        """The same where the Gramian lies, maybe on an accelerator; by default by way of the CPU.
+
+        On an accelerator the Gramian may be not finite; what comes out is not used then.
+        """
+        on_cpu = gramian.cpu().double()
+        if not on_cpu.isfinite().all():
+            return gramian[0]
+        return self.weights(on_cpu).to(gramian.device, gramian.dtype)
+
+    def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
+        """The update Σ_d w_d g_d."""
+        self.check_matrix(gradients)
+        gradients = gradients.detach()
+        update = torch.empty_like(gradients[0])
+        if gradients.numel() and (kernels := kernels_for([update])) is not None:
+            rows = [[row] for row in gradients.contiguous()]
+            out: list[Tensor | None] = [update]
+            *_, found = kernels.weigh(rows, (len(update),), self.weights_on_device, out=out)
+            if found.item():
+                check_rows_finite(gradients)
+                raise beyond_precision(dtype=gradients.dtype)
+            (summed,) = out
+            assert summed is not None
+            return summed
+        largest = check_rows_finite(gradients)
+        scale = scale_of(largest) if gradients.dtype == torch.float64 else 1.0
+        gramian = gramian_of(gradients.unbind(0), scale=scale).cpu()
+        return checked_update(weighted_sum(gradients.unbind(0), self.weights(gramian), out=update))
 
 
 def scale_of(largest: float) -> float:

@@ -1,13 +1,25 @@
-"""A rule that judges each component by what every domain's gradients were, not by this step's."""
+"""Agr-EMA, and what a rule is that judges a component by what its gradients were before."""
 
 from abc import abstractmethod
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from typing_extensions import override
 
-from gradsurgery.rules.base import Rule, beyond_precision, check_rows_finite, forget
+from gradsurgery.errors import ArgumentError
+from gradsurgery.hyperparameters import Hyperparameter
+from gradsurgery.rules.base import (
+    NARROW,
+    Rule,
+    beyond_precision,
+    check_rows_finite,
+    forget,
+    pieces,
+    reduction,
+)
 
 
 class Verdict(NamedTuple):
@@ -56,3 +68,151 @@ class RememberingRule(Rule):
         if not verdict.sound:
             raise beyond_precision(dtype=gradients.dtype)
         return verdict.update
+
+
+_SOURCE = "this project"
+
+
+class AgrEMA(RememberingRule):
+    """g*_n = Σ_d g_dn where the running means of all domains agree in sign, and 0 elsewhere.
+
+    With t the number of the step:
+
+        m_dn(t) = (1 − β)/(1 − β^t) Σ_{k<t} β^k g_dn(t − k)
+        Φ_n = 1 if m_1n, m_2n, … m_Dn are all positive or all negative, else 0
+
+    Agr-Sum asks whether one batch of every domain agrees; this asks whether the domains do. The
+    sign of m_dn estimates that of the domain's expected gradient: batch noise of variance σ² is
+    down to about σ²(1 − β)/(1 + β), and the estimate lags behind by β/(1 − β) steps. `docs/methods`
+    derives it. β = 0 is Agr-Sum, as is the first step.
+
+    beta: the decay β in [0, 1). Default 0.9.
+    memory: "means", or "counts": m_dn is then a count that goes up or down with the sign of each
+        step's gradient and stays within ±limit. It takes a quarter of the memory, weighs every
+        step alike however large its gradient is, and does not need β.
+    limit: of the counts, a whole number from 1 to 127. Default 8.
+    reduction: "sum", as Agr-Sum, or "mean", which divides the update by D.
+
+    The rule keeps Σ_k β^k g_dn(t − k), in at least float32: the factor before the sum is positive
+    and the same for all domains, so it changes no sign. That is D P numbers (bytes, as counts), in
+    the `state_dict`; during a step the D gradients are held beside them. Domain d is the d-th loss
+    of every step; a gradient that is not there is a zero. The fraction of agreement reported is
+    that of Φ, among the components whose m_dn are not zero in every domain. A step that meets what
+    is not finite leaves the memory as it was. Loss scaling is refused with means, which would mix
+    the scales of several steps.
+
+    Source: this project; it is no rule of the paper. Agreement: Mansilla et al., "Domain
+    Generalization via Gradient Surgery", ICCV 2021, eq. 2 and 3.
+
+    >>> rule = AgrEMA(beta=0.5)
+    >>> rule(torch.tensor([[1.0, -4.0], [1.0, 8.0]]))
+    tensor([2., 0.])
+    >>> rule(torch.tensor([[-0.25, 3.0], [1.0, 1.0]]))  # the sums are 0.25, 1 and 1.5, 5
+    tensor([0.7500, 4.0000])
+    """
+
+    name = "agr-ema"
+    unanimous = True
+
+    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
+        Hyperparameter(
+            "beta", 0.9, "decay β of the running means", high=1.0, open_high=True, source=_SOURCE
+        ),
+        Hyperparameter(
+            "memory",
+            "means",
+            "of each component: its running mean, or a count of its signs",
+            choices=("means", "counts"),
+            source=_SOURCE,
+        ),
+        Hyperparameter("limit", 8, "where counts end", low=1, high=127, source=_SOURCE),
+        reduction("sum", _SOURCE),
+    )
+
+    _memory: Tensor | None = None
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._counts = self.values["memory"] == "counts"
+        # what earlier steps left of gradients has their scale; signs have none
+        self.scale_equivariant = self._counts
+        self._key = "counts" if self._counts else "sums"
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The decayed sums, or the counts, [domains, params], once there are some."""
+        return {} if self._memory is None else {self._key: self._memory.cpu().clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the memory; an empty state forgets everything."""
+        if unexpected := sorted(set(state) - {self._key}):
+            raise ArgumentError(
+                f"the state of {self.name} with memory {self.values['memory']} has the key "
+                f"{self._key!r}, found {unexpected[0]!r}; load the state of a rule of the same "
+                "options"
+            )
+        memory = state.get(self._key)
+        fits = memory is None or (
+            memory.ndim == 2
+            and (memory.dtype == torch.int8 if self._counts else memory.is_floating_point())
+        )
+        if memory is not None and not fits:
+            kind = "int8" if self._counts else "real numbers"
+            raise ArgumentError(
+                f"the {self._key} of {self.name} are {kind} [domains, params], found "
+                f"{memory.dtype} of shape {list(memory.shape)}; load the state of a rule of the "
+                "same name"
+            )
+        self._memory = None if memory is None else memory.clone()
+
+    @override
+    def judge(
+        self, gradients: Float[Tensor, "domains params"], finite: Bool[Tensor, ""]
+    ) -> Verdict:
+        narrow, memory = gradients.dtype, self._memory_for(gradients)
+        gradients = _widened(gradients)
+        update = torch.empty_like(gradients[0])
+        agreeing, zero = torch.empty(2, len(update), dtype=torch.bool, device=update.device)
+        bounds = []
+        for rows, before, total, agrees, none in pieces(gradients, memory, update, agreeing, zero):
+            torch.sum(rows, 0, out=total)
+            self._remember(rows, before)
+            lowest, highest = rows.amin(0), rows.amax(0)
+            torch.logical_or(lowest > 0, highest < 0, out=agrees)
+            torch.logical_and(lowest == 0, highest == 0, out=none)
+            total.masked_fill_(~agrees, 0.0)
+            bounds.append((lowest * 0 + highest * 0).sum())  # NaN where a sum is not finite
+        if self.values["reduction"] == "mean":
+            update.div_(len(gradients))
+        update = update.to(narrow)
+        sound = finite & update.isfinite().all() & torch.stack(bounds).isfinite().all()
+        memory.copy_(torch.where(sound, gradients, memory))
+        self._memory = memory
+        return Verdict(update, agreeing, zero, sound)
+
+    def _remember(self, rows: Float[Tensor, "domains params"], before: Tensor) -> None:
+        """Make of this step's gradients the memory after it, in their place."""
+        if self._counts:
+            limit = self.values["limit"]
+            rows.sign_().add_(before).clamp_(-limit, limit)
+        else:
+            rows.add_(before, alpha=self.values["beta"])
+
+    def _memory_for(self, gradients: Float[Tensor, "domains params"]) -> Tensor:
+        """The memory after the step before, where the gradients are."""
+        self.check_domains(len(gradients))
+        dtype = torch.int8 if self._counts else _widened(gradients[:0]).dtype
+        if self._memory is None:
+            return torch.zeros_like(gradients, dtype=dtype)
+        if self._memory.shape != gradients.shape:
+            (domains, components), (found, size) = self._memory.shape, gradients.shape
+            raise ArgumentError(
+                f"{self.name} remembers {domains} domains and {components} components, found "
+                f"gradients of {found} and {size}; build a new rule, or load_state_dict({{}}), "
+                "when domains or parameters change"
+            )
+        return self._memory.to(gradients.device, dtype)
+
+
+def _widened(gradients: Tensor) -> Tensor:
+    """In at least float32."""
+    return gradients.float() if gradients.dtype in NARROW else gradients

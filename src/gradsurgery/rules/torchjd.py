@@ -14,7 +14,8 @@ from torch import Tensor
 
 from gradsurgery.errors import ArgumentError, MissingPackageError, check_kind
 from gradsurgery.hyperparameters import check_names
-from gradsurgery.rules.base import GramianRule, Rule, check_rows_finite
+from gradsurgery.rules.base import Rule, check_rows_finite
+from gradsurgery.rules.gramian import GramianRule
 
 if TYPE_CHECKING:
     from torchjd.aggregation import Aggregator

@@ -15,7 +15,7 @@ from gradsurgery.documents.studies import (
 )
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.gradients.gradient_gram import block_of
-from gradsurgery.studies.observer import StepObserver, check_every_step
+from gradsurgery.studies.measuring import StepObserver, check_every_step
 from gradsurgery.studies.snapshot import diagnose_step
 from gradsurgery.training import train
 from gradsurgery.training.device import resolve_device

@@ -10,13 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradsurgery.backbones import Backbone
-from gradsurgery.data import DomainBatches, ImageSet, Split, normalize
-from gradsurgery.data.pixels import gather
+from gradsurgery.data import DomainBatches, ImageSet, Split
 from gradsurgery.documents.tasks_vs_domains import Grouping, TasksOptions
 from gradsurgery.errors import ArgumentError
 from gradsurgery.seeds import derive_seed, named_generator
-
-Positions = Int64[np.ndarray, " images"]
+from gradsurgery.studies.measuring import Positions, normalized
 
 KINDS = {
     "parity": ("1", "3", "5", "7", "9"),
@@ -204,14 +202,6 @@ def spread(positions: Positions, most: int) -> Int64[np.ndarray, " chosen"]:
     places = np.linspace(0, max(len(positions) - 1, 0), count).round().astype(int)
     chosen: Int64[np.ndarray, " chosen"] = positions[places]
     return chosen
-
-
-def normalized(
-    backbone: Backbone, images: ImageSet, positions: Positions
-) -> Float[Tensor, "batch 3 height width"]:
-    """The images as the network takes them, on its device."""
-    device = next(backbone.model.parameters()).device
-    return normalize(gather(images.images, positions).to(device), backbone.mean, backbone.std)
 
 
 @torch.no_grad()

@@ -15,8 +15,8 @@ from gradsurgery.data import DomainBatches, ImageSet, Split
 from gradsurgery.documents.studies import DiagnosisOptions, GroupConflict, Numbers, Snapshot
 from gradsurgery.gradients.conflict import Conflict, domain_conflict, group_names, sum_of
 from gradsurgery.gradients.gradient_gram import grouped
-from gradsurgery.gradients.similarity import evaluating, labelled_images
 from gradsurgery.seeds import derive_seed, named_generator
+from gradsurgery.studies.measuring import evaluating, labelled_images
 
 WHOLE_NETWORK = "whole network"
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gradsurgery.atomic import claimed
 from gradsurgery.backbones import Backbone, build_backbone, set_training_mode
 from gradsurgery.data import ImageSet, Split, draw_split
 from gradsurgery.documents.tasks_vs_domains import (
@@ -36,7 +37,6 @@ from gradsurgery.studies.groupings import (
 )
 from gradsurgery.studies.removals import Surgery, measure
 from gradsurgery.training.device import resolve_device
-from gradsurgery.training.directory import claimed
 
 
 class StudyProgress(NamedTuple):

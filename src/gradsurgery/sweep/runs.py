@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from gradsurgery.algorithms.methods import settings_of
 from gradsurgery.algorithms.names import METHODS
 from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.plan import Plan, Value, number_or_text
 from gradsurgery.errors import ArgumentError
 from gradsurgery.training.averaging import average_settings
-from gradsurgery.training.directory import folder_name
 from gradsurgery.training.images_used import Gaps
 from gradsurgery.training.run import check_run
 

@@ -22,8 +22,7 @@ from gradsurgery.atomic import atomic_file
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.document import Part, complaint
 from gradsurgery.documents.record import ConflictLog, Curves, Record
-from gradsurgery.errors import GradsurgeryError, OutputError, one_line
-from gradsurgery.training.directory import check_same, is_longer
+from gradsurgery.errors import ArgumentError, GradsurgeryError, OutputError, one_line
 from gradsurgery.training.learner import Learner
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 
@@ -167,6 +166,30 @@ def continued(
         line = f"the steps of the finished run are taken again: {reason}"
         report(TrainingProgress("training", 0, configuration.iterations, note=line))
     return None
+
+
+def check_same(
+    requested: RunConfiguration, found: RunConfiguration, directory: Path, *also: str
+) -> None:
+    """Raise `ArgumentError` where `directory` holds a run of other options.
+
+    Where it is worked on (the data's folder, device, threads) counts only where `also` names it.
+    """
+    different = requested.differences(found, *also)
+    if different:
+        listed = ", ".join(
+            f"{k}: {old!r} there, {new!r} here" for k, (new, old) in different.items()
+        )
+        raise ArgumentError(
+            f"{directory} holds a run with other options ({listed}); "
+            "choose another output folder, or delete this one"
+        )
+
+
+def is_longer(requested: RunConfiguration, found: RunConfiguration) -> bool:
+    """Whether what is requested is the run that was found, with more iterations."""
+    differing = requested.differences(found)
+    return set(differing) == {"iterations"} and requested.iterations > found.iterations
 
 
 def _no_beginning(checkpoint: Checkpoint) -> str:

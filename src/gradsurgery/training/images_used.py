@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from gradsurgery.algorithms import Algorithm, Fish
-from gradsurgery.algorithms.mldg import MLDG
+from gradsurgery.algorithms.meta_learning import MLDG
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import (
     Batches,

@@ -19,11 +19,16 @@ from gradsurgery.errors import GradsurgeryError, NonFiniteError
 from gradsurgery.seeds import derive_seed
 from gradsurgery.training.checkpoint import Checkpoint, save_checkpoint
 from gradsurgery.training.cuda_graph import GraphedSteps
-from gradsurgery.training.evaluation import Evaluation
 from gradsurgery.training.learner import Learner
-from gradsurgery.training.progress import ProgressCallback, TrainingProgress
+from gradsurgery.training.outcome import Evaluation
+from gradsurgery.training.progress import (
+    ProgressCallback,
+    StepClock,
+    StepFigures,
+    TrainingProgress,
+    UnreadSteps,
+)
 from gradsurgery.training.recipe import has_stopped, rate_factor
-from gradsurgery.training.step_log import StepClock, StepFigures, UnreadSteps
 
 Observer = Callable[[int, Backbone], None]
 """Is shown the steps done and the backbone; it may change the model's mode and nothing else."""

@@ -8,6 +8,7 @@ import torch
 
 from gradsurgery.algorithms import build_method
 from gradsurgery.algorithms.objectives import Fishr
+from gradsurgery.atomic import claimed
 from gradsurgery.backbones import build_backbone, check_batch_size
 from gradsurgery.backbones.networks import find_network
 from gradsurgery.data import ImageSet, Source, open_source, prepare
@@ -18,17 +19,17 @@ from gradsurgery.training.averaging import average_values, method_settings
 from gradsurgery.training.checkpoint import (
     Checkpoint,
     CheckpointError,
+    check_same,
     continued,
+    is_longer,
     remove_checkpoint,
     restore_learner,
 )
 from gradsurgery.training.device import computing_with, reset_peak_memory, resolve_device
-from gradsurgery.training.directory import check_same, claimed, is_longer
-from gradsurgery.training.evaluation import evaluate
 from gradsurgery.training.images_used import Gaps, ImagesUsed, check_gaps, check_weights, gaps_of
 from gradsurgery.training.learner import Learner, build_learner, build_optimizer
 from gradsurgery.training.loop import Observer, run_steps
-from gradsurgery.training.outcome import conclude
+from gradsurgery.training.outcome import conclude, evaluate
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 from gradsurgery.training.recipe import check_recipe, frozen_names
 

@@ -1,10 +1,9 @@
 """What the losses of the domains are."""
 
 from gradsurgery.algorithms.objectives.base import ERM, Batch, Objective
-from gradsurgery.algorithms.objectives.fishr import Fishr
-from gradsurgery.algorithms.objectives.irm import IRM
 from gradsurgery.algorithms.objectives.mixup import Mixup
-from gradsurgery.algorithms.objectives.risks import GradNorm, GroupDRO, VREx
+from gradsurgery.algorithms.objectives.penalties import IRM, Fishr, VREx
+from gradsurgery.algorithms.objectives.weighted_risks import GradNorm, GroupDRO
 
 __all__ = [
     "ERM",

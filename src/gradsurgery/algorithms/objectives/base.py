@@ -70,6 +70,11 @@ class Objective(ABC):
         """The mean cross-entropy of a batch, with the run's label smoothing and class weights."""
         return risk(logits, labels, self.label_smoothing, self.class_weights)
 
+    def risks(self, forward: Forward, batches: Sequence[Batch]) -> list[Tensor]:
+        """The mean cross-entropies of all domains, all graphs alive."""
+        logits = forward([images for images, _ in batches])
+        return [self.risk(z, labels) for z, (_, labels) in zip(logits, batches, strict=True)]
+
     def stage(self, step: int) -> Any:
         """What of the step's number decides the formula of the losses; None where it may be all."""
         return None
@@ -130,36 +135,3 @@ class ERM(Objective):
         logits = forward([images for images, _ in batches])
         for _, labels in batches:
             yield self.risk(next(logits), labels)
-
-
-class AnnealedObjective(Objective):
-    """An objective whose penalty has another weight for the first `anneal` steps, by default 1.
-
-    With the full weight the loss is of another scale, so the optimiser's state is dropped, as
-    DomainBed does.
-    """
-
-    first_weight: ClassVar[float] = 1.0
-
-    def weight(self, step: int) -> float:
-        """The penalty's weight at `step`."""
-        full: float = self.values["penalty"]
-        return full if step > self.values["anneal"] else self.first_weight
-
-    @override
-    def stage(self, step: int) -> Any:
-        return self.weight(step), self.restarts_optimizer(step)
-
-    @override
-    def restarts_optimizer(self, step: int) -> bool:
-        return bool(step == self.values["anneal"] + 1 and step > 1)
-
-    @override
-    def idle_reason(self, steps: int) -> str | None:
-        anneal = self.values["anneal"]
-        if self.first_weight != 0 or anneal < steps:
-            return None
-        return (
-            f"{self.name} does what erm does for the first {anneal} steps, and the run has {steps} "
-            f"iterations; give it more, or --set {self.name}.anneal={steps // 3}"
-        )

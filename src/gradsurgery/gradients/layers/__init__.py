@@ -1,117 +1,141 @@
-"""The calls of torch whose parameters have known per-sample gradients."""
+"""One call of a layer, and the inner products of its samples' gradients.
 
-from collections.abc import Callable, Mapping, Sequence
+A float32 dot product over tens of millions of components is wrong by 1e-3. Here blocks of 1,024
+components are multiplied in at least float32, and the blocks are summed in float64.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch.nn import functional
+from jaxtyping import Float
+from torch import Tensor
 
-from gradsurgery.gradients.layers.convolution import ConvolutionCall, Geometry, same_padding
-from gradsurgery.gradients.layers.elementwise import BatchNormCall, NormalizationCall
-from gradsurgery.gradients.layers.layer_call import LayerCall, Parameters
-from gradsurgery.gradients.layers.linear import EmbeddingCall, LinearCall
+from gradsurgery.rules.gramian import full_precision
 
+BLOCK = 1024
+PIECE = 3 * 2**21  # components materialised at a time: 24 MiB of float32, which malloc uses again
+
+Gram = Float[Tensor, "samples samples"]
+Parameters = Mapping[str, Tensor]
 Arguments = Mapping[str, Any]
 
 
-def known_call(
-    function: Callable[..., Any],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    wanted: Callable[[object], bool],
-) -> LayerCall | None:
-    """The layer's call that uses wanted parameters, None where it is none that is known."""
-    known = _FUNCTIONS.get(function)
-    if known is None:
-        return None
-    names, build = known
-    call = {**dict(zip(names, args, strict=False)), **kwargs}
-    parameters = {role: call[role] for role in ("weight", "bias") if wanted(call.get(role))}
-    return build(call, parameters) if parameters else None
+class LayerCall(ABC):
+    """One call of a layer whose output's first dimension has the samples in order.
+
+    Each row of the output comes from the same row of the input and the parameters alone.
+
+    inputs: what went into the layer, [rows, …]; rows is a multiple of the number of samples, e.g.
+        windows or frames, each sample's next to one another.
+    parameters: those to find gradients for, by their role: "weight", "bias".
+    """
+
+    step: int = 1
+    """What spans of the first dimension of a weight are multiples of."""
+
+    def __init__(self, inputs: Tensor, parameters: Parameters) -> None:
+        self._input = inputs.detach()
+        self._version = inputs._version
+        self.parameters = parameters
+
+    @property
+    def input(self) -> Tensor:
+        """The input, which must still be as it was."""
+        if self._input._version != self._version:
+            raise RuntimeError(
+                f"the input of a layer, of shape {list(self._input.shape)}, was modified in place "
+                "after the layer read it, so that its gradient cannot be computed"
+            )
+        return self._input
+
+    @abstractmethod
+    def rows(self, role: str, gradient: Tensor, samples: int, span: slice) -> Tensor:
+        """The gradient per sample of `span` of the parameter: [samples, span, …].
+
+        gradient: that of the layer's output, [rows, …].
+        """
+
+    def gram(self, role: str, gradient: Tensor, samples: int) -> Gram:
+        """The inner products of the samples' gradients, by the cheaper of the exact ways."""
+        return gram_in_spans(
+            self.parameters[role].shape,
+            samples,
+            lambda span: self.rows(role, gradient, samples, span),
+            step=self.step,
+        )
 
 
-def _linear(call: Arguments, parameters: Parameters) -> LayerCall | None:
-    # one dimension is one sample without a dimension for samples
-    return LinearCall(call["input"], parameters) if call["input"].ndim > 1 else None
+def by_sample(tensor: Tensor, samples: int) -> Tensor:
+    """[rows, …] as [samples, rows of each, …], in at least float32."""
+    apart: Tensor = tensor.to(wide(tensor.dtype)).unflatten(0, (samples, -1))
+    return apart
 
 
-def _convolution(call: Arguments, parameters: Parameters) -> LayerCall | None:
-    inputs, weight = call["input"], call["weight"]
-    kernel = weight.shape[2:]
-    if inputs.ndim != weight.ndim:
-        return None  # one sample without a dimension for samples
-    dilation = _each(call.get("dilation", 1), len(kernel))
-    padding = call.get("padding", 0)
-    around = same_padding(kernel, dilation) if padding == "same" else []
-    if isinstance(padding, str):
-        padding = 0
-    geometry = Geometry(
-        _each(call.get("stride", 1), len(kernel)),
-        _each(padding, len(kernel)),
-        dilation,
-        call.get("groups", 1),
-    )
-    return ConvolutionCall(inputs, parameters, weight, geometry, around)
+def positions(tensor: Tensor, samples: int) -> Tensor:
+    """[rows, …, features] as [samples, positions, features], in at least float32."""
+    return by_sample(tensor, samples).flatten(1, -2)
 
 
-def _layer_norm(call: Arguments, parameters: Parameters) -> LayerCall | None:
-    inputs, shape, eps = call["input"], call["normalized_shape"], call.get("eps", 1e-5)
-    if inputs.ndim == len(shape):
-        return None  # normalised over the samples too
-    return NormalizationCall(
-        inputs,
-        parameters,
-        lambda rows: functional.layer_norm(rows, shape, eps=eps),
-        inputs.ndim - len(shape),
-    )
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to multiply in: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
 
 
-def _group_norm(call: Arguments, parameters: Parameters) -> LayerCall:
-    groups, eps = call["num_groups"], call.get("eps", 1e-5)
-    return NormalizationCall(
-        call["input"], parameters, lambda rows: functional.group_norm(rows, groups, eps=eps), 1
-    )
+def inner_products(rows: Float[Tensor, "samples ..."]) -> Gram:
+    """G_ij = Σ_n rows[i]_n rows[j]_n in float64."""
+    flat = rows.flatten(1) if rows.ndim > 1 else rows[:, None]
+    flat = flat.to(wide(flat.dtype))
+    whole = flat.shape[1] // BLOCK * BLOCK
+    blocks = flat[:, :whole].unflatten(1, (-1, BLOCK)).transpose(0, 1)
+    with full_precision():
+        products = torch.bmm(blocks, blocks.transpose(1, 2)).sum(0, dtype=torch.float64)
+    if not products.isfinite().all() or _underflows(products, flat):
+        # float32 squares overflow from 1e19 on, and lose digits below 1e-19
+        products = flat[:, :whole].double() @ flat[:, :whole].double().T
+    tail = flat[:, whole:].double()
+    return products + tail @ tail.T
 
 
-def _batch_norm(call: Arguments, parameters: Parameters) -> LayerCall | None:
-    if call.get("training", False):
-        return None  # normalised over the samples
-    mean, variance, eps = call["running_mean"], call["running_var"], call.get("eps", 1e-5)
-    # as they are now: the layer may be called again after they have changed
-    return BatchNormCall(call["input"], parameters, mean.clone(), variance.clone(), eps)
+def _underflows(products: Gram, flat: Tensor) -> bool:
+    """Whether a row that is not zero has squares near the smallest numbers of float32."""
+    small = (products.diagonal() < 1e-25).nonzero().flatten()
+    return any(bool(flat[i].any()) for i in small.tolist())
 
 
-def _embedding(call: Arguments, parameters: Parameters) -> LayerCall | None:
-    if call.get("max_norm") is not None or call.get("scale_grad_by_freq"):
-        return None
-    padding = call.get("padding_idx")
-    if padding is not None and padding < 0:
-        padding += len(call["weight"])
-    return EmbeddingCall(call["input"], parameters, padding)
+def scaled(rows: Float[Tensor, "samples ..."]) -> tuple[Tensor, Float[Tensor, " samples"]]:
+    """The rows, each divided by a power of two so that its largest number is near 1; and those.
+
+    Products of such rows neither overflow nor underflow, and the division loses nothing.
+    """
+    largest = rows.flatten(1).abs().amax(1)
+    power = torch.exp2(torch.where(largest > 0, largest.double().log2().floor(), 0.0))
+    shape = (-1, *[1] * (rows.ndim - 1))
+    return (rows.double() / power.view(shape)).to(rows.dtype), power
 
 
-def _each(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return values * dimensions if len(values) == 1 else values
+def gram_in_spans(
+    shape: torch.Size, samples: int, rows: Callable[[slice], Tensor], *, step: int = 1
+) -> Gram:
+    """The inner products of per-sample gradients of a parameter of `shape`.
+
+    rows: the per-sample gradients of a span of the parameter's first dimension, [samples, span,
+        …]. The spans are multiples of `step` and so short that no more than `PIECE` components
+        are there at a time.
+    """
+    length = shape[0] if shape else 1
+    each = samples * max(shape.numel() // max(length, 1), 1)
+    span = max(PIECE // each // step, 1) * step
+    parts = [
+        inner_products(rows(slice(at, min(at + span, length)))) for at in range(0, length, span)
+    ]
+    return torch.stack(parts).sum(0)
 
 
-_CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_FUNCTIONS: dict[
+KnownCalls = dict[
     Callable[..., Any],
     tuple[tuple[str, ...], Callable[[Arguments, Parameters], LayerCall | None]],
-] = {
-    functional.linear: (("input", "weight", "bias"), _linear),
-    torch.conv1d: (_CONVOLUTION, _convolution),
-    torch.conv2d: (_CONVOLUTION, _convolution),
-    torch.conv3d: (_CONVOLUTION, _convolution),
-    functional.layer_norm: (("input", "normalized_shape", "weight", "bias", "eps"), _layer_norm),
-    functional.group_norm: (("input", "num_groups", "weight", "bias", "eps"), _group_norm),
-    functional.batch_norm: (
-        ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
-        _batch_norm,
-    ),
-    functional.embedding: (
-        ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse"),
-        _embedding,
-    ),
-}
+]
+"""By function of torch: the names of its arguments, and what makes a layer's call of them, None
+where they are no call whose samples' gradients are known."""

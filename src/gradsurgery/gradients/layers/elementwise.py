@@ -7,9 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
+from torch.nn import functional
 from typing_extensions import override
 
-from gradsurgery.gradients.layers.layer_call import LayerCall, Parameters, by_sample, wide
+from gradsurgery.gradients.layers import (
+    Arguments,
+    KnownCalls,
+    LayerCall,
+    Parameters,
+    by_sample,
+    wide,
+)
 
 _MANY = 4096
 
@@ -78,6 +86,43 @@ class BatchNormCall(LayerCall):
         )
         by_channel = [one.view(samples, -1, channels, parts).sum((1, 3)) for one in sums]
         return dict(zip(("weight", "bias"), by_channel, strict=True))
+
+
+def _layer_norm(call: Arguments, parameters: Parameters) -> LayerCall | None:
+    inputs, shape, eps = call["input"], call["normalized_shape"], call.get("eps", 1e-5)
+    if inputs.ndim == len(shape):
+        return None  # normalised over the samples too
+    return NormalizationCall(
+        inputs,
+        parameters,
+        lambda rows: functional.layer_norm(rows, shape, eps=eps),
+        inputs.ndim - len(shape),
+    )
+
+
+def _group_norm(call: Arguments, parameters: Parameters) -> LayerCall:
+    groups, eps = call["num_groups"], call.get("eps", 1e-5)
+    return NormalizationCall(
+        call["input"], parameters, lambda rows: functional.group_norm(rows, groups, eps=eps), 1
+    )
+
+
+def _batch_norm(call: Arguments, parameters: Parameters) -> LayerCall | None:
+    if call.get("training", False):
+        return None  # normalised over the samples
+    mean, variance, eps = call["running_mean"], call["running_var"], call.get("eps", 1e-5)
+    # as they are now: the layer may be called again after they have changed
+    return BatchNormCall(call["input"], parameters, mean.clone(), variance.clone(), eps)
+
+
+NORMALIZATIONS: KnownCalls = {
+    functional.layer_norm: (("input", "normalized_shape", "weight", "bias", "eps"), _layer_norm),
+    functional.group_norm: (("input", "num_groups", "weight", "bias", "eps"), _group_norm),
+    functional.batch_norm: (
+        ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+        _batch_norm,
+    ),
+}
 
 
 class BroadcastCall(LayerCall):

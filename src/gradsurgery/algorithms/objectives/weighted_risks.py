@@ -1,0 +1,101 @@
+"""Group DRO and GradNorm: the risks, weighed by how large they or their gradients are."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from typing_extensions import override
+
+from gradsurgery.algorithms.forward import Forward
+from gradsurgery.algorithms.objectives.base import Batch, DomainLosses, Objective
+from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter
+
+_CHEN = "Chen et al. 2018"
+
+
+class GroupDRO(Objective):
+    """Group distributionally robust optimisation: Σ_d q_d L_d, where q follows the largest losses:
+
+        q_d ← q_d exp(η L_d), normalised to a sum of 1, detached, from all ones.
+
+    Loss number d is D q_d L_d, so that their mean is the objective. q is the state.
+
+    Source: Sagawa et al., "Distributionally Robust Neural Networks for Group Shifts", ICLR 2020,
+    algorithm 1.
+    """
+
+    name: ClassVar[str] = "group-dro"
+    smooths_labels: ClassVar[bool] = True
+    weighs_classes: ClassVar[bool] = True
+    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
+        Hyperparameter("eta", 0.01, "step size η of the domains' weights q", source=DOMAINBED),
+    )
+    state_names: ClassVar[tuple[str, ...]] = ("q",)
+
+    @override
+    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
+        risks = self.risks(forward, batches)  # q needs all of them before the first
+        values = forward.values_of(risks)
+        grown = self.remembered("q", torch.ones_like(values)).log() + self.values["eta"] * values
+        self.state["q"] = q = grown.softmax(0)  # in logarithms, where no exp overflows
+        while risks:
+            yield len(batches) * q[-len(risks)] * risks.pop(0)
+
+
+class GradNorm(Objective):
+    """mean_d w_d L_d, where the weights w (from all ones, with sum D) bring the gradients' norms
+
+        G_d = ‖∇_W w_d L_d‖  towards  Ḡ r_d^α,  r_d = (L_d / L_d(0)) / mean of these ratios,
+
+    by one gradient step a step on Σ_d |G_d − Ḡ r_d^α| in w, the target held constant. W is the
+    network's last weight matrix: the domains share all layers, and this one is the cheapest.
+
+    The state is w and the first losses L_d(0).
+
+    Source: Chen et al., "GradNorm: Gradient Normalization for Adaptive Loss Balancing", ICML 2018,
+    eq. 1 and 2, algorithm 1.
+    """
+
+    name: ClassVar[str] = "gradnorm"
+    smooths_labels: ClassVar[bool] = True
+    weighs_classes: ClassVar[bool] = True
+    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
+        Hyperparameter("alpha", 1.5, "strength α of the pull to equal rates", source=_CHEN),
+        Hyperparameter("learning_rate", 0.025, "step size of the weights", source=_CHEN),
+    )
+    state_names: ClassVar[tuple[str, ...]] = ("weights", "first")
+
+    @override
+    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
+        risks = self.risks(forward, batches)  # the weights need the norms of all of them
+        values = forward.values_of(risks)
+        last = last_weight(forward.model)
+        norms = torch.stack(
+            [torch.autograd.grad(risk, last, retain_graph=True)[0].norm() for risk in risks]
+        ).to(values)
+        weights = self.remembered("weights", torch.ones_like(values))
+        first = self.remembered("first", values)
+        self.state = {"weights": self._updated(weights, norms, values / first), "first": first}
+        while risks:
+            yield weights[-len(risks)] * risks.pop(0)
+
+    def _updated(
+        self,
+        weights: Float[Tensor, " domains"],
+        norms: Float[Tensor, " domains"],
+        ratios: Float[Tensor, " domains"],
+    ) -> Float[Tensor, " domains"]:
+        """The weights after their step, none below 1e-3 before they are brought to the sum D."""
+        weighted = weights * norms
+        target = weighted.mean() * (ratios / ratios.mean()) ** self.values["alpha"]
+        gradient = (weighted - target).sign() * norms
+        moved = (weights - self.values["learning_rate"] * gradient).clamp_min(1e-3)
+        updated: Tensor = len(moved) * moved / moved.sum()
+        return updated
+
+
+def last_weight(model: nn.Module) -> Tensor:
+    """The last parameter that is a matrix or more."""
+    return [p for p in model.parameters() if p.requires_grad and p.ndim > 1][-1]

@@ -1,0 +1,84 @@
+"""How a network is measured: in evaluation mode, on images of a set, at steps of its training."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from gradsurgery.backbones import Backbone, keeping_modes
+from gradsurgery.data import ImageSet, normalize
+from gradsurgery.data.pixels import gather
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.errors import ArgumentError, DataError
+
+Positions = Int64[np.ndarray, " images"]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, no dropout, and batch normalisation by running statistics; then as it was before."""
+    with keeping_modes(model):
+        model.eval()
+        yield
+
+
+def normalized(
+    backbone: Backbone, images: ImageSet, positions: Positions
+) -> Float[Tensor, "batch 3 height width"]:
+    """The images as the network takes them, on its device."""
+    device = next(backbone.model.parameters()).device
+    return normalize(gather(images.images, positions).to(device), backbone.mean, backbone.std)
+
+
+def labelled_images(
+    backbone: Backbone, images: ImageSet, positions: Positions
+) -> tuple[Float[Tensor, "batch 3 height width"], Int64[Tensor, " batch"]]:
+    """The images as the network takes them and their labels, on its device."""
+    x = normalized(backbone, images, positions)
+    return x, torch.from_numpy(images.label[positions]).to(x.device)
+
+
+def check_every_step(configuration: RunConfiguration) -> None:
+    """Raise `ArgumentError` for a run that may end before its last step is measured."""
+    if configuration.patience:
+        raise ArgumentError(
+            "what is measured up to the last step needs all of them, found patience "
+            f"{configuration.patience}; leave it out"
+        )
+
+
+class StepObserver:
+    """An observer for `gradsurgery.training.train` that calls `measure(step, backbone)`.
+
+    Args:
+        steps: at which to measure, each once.
+        file: that `measure` writes; what killed processes were writing of it is removed.
+        measure: measures and writes.
+
+    Raises `DataError` where the run goes on from a later step than one that is missing.
+    """
+
+    def __init__(
+        self, steps: Iterable[int], file: Path, measure: Callable[[int, Backbone], None]
+    ) -> None:
+        self._missing = set(steps)
+        self._file = file
+        self._measure = measure
+
+    def __call__(self, step: int, backbone: Backbone) -> None:
+        """Measure where `step` is one of those that are missing."""
+        if any(earlier < step for earlier in self._missing):
+            raise DataError(
+                f"{self._file.parent} holds a run at step {step} that was not measured at step "
+                f"{min(self._missing)}; delete the folder, or choose another one"
+            )
+        if step not in self._missing:
+            return
+        for leftover in self._file.parent.glob(f".{self._file.name}.*.tmp"):
+            leftover.unlink(missing_ok=True)
+        self._measure(step, backbone)
+        self._missing.remove(step)
