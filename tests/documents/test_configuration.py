@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradsurgery.data.open_source import BUILT_IN as BUILT_IN_SETS
-from gradsurgery.documents.configuration import RunConfiguration, folder_name
+from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import BUILT_IN_DATA as BUILT_IN
+from gradsurgery.documents.document import folder_name
 from gradsurgery.errors import ArgumentError
 
 

@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from gradsurgery.algorithms.objectives import Batch
 from gradsurgery.engine import BackwardResult
 from gradsurgery.errors import ArgumentError, NonFiniteError, check_kind
+from gradsurgery.hyperparameters import spelled
 from gradsurgery.rules.base import beyond_precision, forget
 
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -107,6 +109,10 @@ class Algorithm(ABC):
 
     def __init_subclass__(cls) -> None:
         forget(cls, "stage", Algorithm, of=("take",))
+
+    @override
+    def __repr__(self) -> str:
+        return spelled(self)
 
     def step(
         self,

@@ -16,11 +16,12 @@ from gradsurgery.algorithms import METHODS, OTHER_METHODS, settings_listing
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.live import displayed
 from gradsurgery.data import open_source
-from gradsurgery.documents.configuration import RunConfiguration, folder_name
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.record import Record
 from gradsurgery.doors import entry_names, entry_place
 from gradsurgery.errors import ArgumentError
-from gradsurgery.report.classification_text import accuracy_text
+from gradsurgery.report.run_text import accuracy_text
 from gradsurgery.training import device
 from gradsurgery.training import train as train_run
 from gradsurgery.training.averaging import average_listing

@@ -1,9 +1,7 @@
 """The options of one run: each declared once, with its description and its role."""
 
-import hashlib
 import json
 import os
-import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -343,23 +341,3 @@ def without_slash(data: str) -> str:
     ('photos', '/')
     """
     return data.rstrip("/") if data[1:].endswith("/") else data
-
-
-_UNSAFE = re.compile(r"^\.|[/\\\x00-\x1f\x7f]|%(?=[0-9A-F]{2})")
-_LONGEST = 100  # bytes; file systems take 255, with what is appended to it
-
-
-def folder_name(name: str) -> str:
-    """The name of a domain, a data set or a method as that of one folder.
-
-    Different names have different folders. What no folder's name may have, or what would hide it,
-    is written as % and two digits, and a long name ends in the hash of it.
-
-    >>> folder_name("a/b"), folder_name(".."), folder_name("v1.0"), folder_name("-90%")
-    ('a%2Fb', '%2E.', 'v1.0', '-90%')
-    """
-    safe = _UNSAFE.sub(lambda match: f"%{ord(match.group()):02X}", name)
-    if len(os.fsencode(safe)) <= _LONGEST:
-        return safe
-    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
-    return f"{os.fsencode(safe)[:_LONGEST].decode(errors='ignore')}-{digest}"

@@ -1,6 +1,8 @@
 """What every file is that this software writes and reads again, and every option of a person."""
 
+import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -142,8 +144,12 @@ class Choices(BaseModel):
 
 
 def unknown_name(what: str, name: str, known: Sequence[str]) -> ArgumentError:
-    """The error of a name that is none of those known: the closest, or all if they are few."""
-    close = get_close_matches(name, known, n=2)
+    """The error of a name that is none of those known: the closest, or all if they are few.
+
+    An abbreviation, as lr, comes closest to the name with these initials.
+    """
+    close = [each for each in known if "".join(word[0] for word in each.split("_")) == name]
+    close = close or get_close_matches(name, known, n=2)
     listed = " or ".join(close) or ", ".join(known)
     verb = "is" if close or len(known) == 1 else "are"
     if not close and len(listed) > _FEW:
@@ -253,3 +259,23 @@ def about_option(kind: type[BaseModel], name: str) -> dict[str, Any]:
     """What the field `name` was declared with: its role, and whether it is free."""
     extra = kind.model_fields[name].json_schema_extra
     return extra if isinstance(extra, dict) else {}
+
+
+_UNSAFE = re.compile(r"^\.|[/\\\x00-\x1f\x7f]|%(?=[0-9A-F]{2})")
+_LONGEST = 100  # bytes; file systems take 255, with what is appended to it
+
+
+def folder_name(name: str) -> str:
+    """The name of a domain, a data set or a method as that of one folder.
+
+    Different names have different folders. What no folder's name may have, or what would hide it,
+    is written as % and two digits, and a long name ends in the hash of it.
+
+    >>> folder_name("a/b"), folder_name(".."), folder_name("v1.0"), folder_name("-90%")
+    ('a%2Fb', '%2E.', 'v1.0', '-90%')
+    """
+    safe = _UNSAFE.sub(lambda match: f"%{ord(match.group()):02X}", name)
+    if len(os.fsencode(safe)) <= _LONGEST:
+        return safe
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    return f"{os.fsencode(safe)[:_LONGEST].decode(errors='ignore')}-{digest}"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from gradsurgery import doors
-from gradsurgery.errors import ArgumentError, GradsurgeryError
+from gradsurgery.errors import ArgumentError, GradsurgeryError, meant
 from gradsurgery.hyperparameters import check_names
 from gradsurgery.rules import torchjd
 from gradsurgery.rules.agreement import AgrRand, AgrSum
@@ -93,10 +93,10 @@ def is_rule_name(name: str) -> bool:
 
 def unknown_rule(name: str) -> ArgumentError:
     """The error of a name that stands for no rule."""
-    known = ", ".join([*RULES, *doors.entry_names("rule")])
+    known = [*RULES, *doors.entry_names("rule")]
     return ArgumentError(
-        f"unknown rule {name!r}; there are {known}, {torchjd.PREFIX}NAME for TorchJD's aggregators "
-        "and package.module:Name"
+        f"unknown rule {name!r}{meant(name, known)}; there are {', '.join(known)}, "
+        f"{torchjd.PREFIX}NAME for TorchJD's aggregators and package.module:Name"
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from gradsurgery.errors import ArgumentError, NonFiniteError
-from gradsurgery.hyperparameters import Hyperparameter, checked_values
+from gradsurgery.hyperparameters import Hyperparameter, checked_values, spelled
 from gradsurgery.kernels.network import Combination, combined, kernels_for
 from gradsurgery.rules.randomness import RandomSource
 
@@ -90,6 +90,10 @@ class Rule(ABC):
     def __init__(self, *, generator: torch.Generator | None = None, **options: Any) -> None:
         self.values = checked_values(self.name, self.hyperparameters, options)
         self.random = RandomSource(generator)
+
+    @override
+    def __repr__(self) -> str:
+        return spelled(self)
 
     @abstractmethod
     def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:

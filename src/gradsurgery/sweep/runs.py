@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from gradsurgery.algorithms.methods import settings_of
 from gradsurgery.algorithms.names import METHODS
-from gradsurgery.documents.configuration import RunConfiguration, folder_name
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.plan import Plan, Value, number_or_text
 from gradsurgery.errors import ArgumentError
 from gradsurgery.training.averaging import average_settings
@@ -129,9 +130,8 @@ def _planned(configuration: RunConfiguration, data: OpenedData, plan: Plan) -> S
     run = f"seed-{c.seed}-{identity(c, data.name)}"
     place = f"{folder_name(data.name)}/{folder_name(c.target)}/{folder_name(c.method)}/{run}"
     varied = {name for name, values in plan.grid.items() if len(values) > 1}
-    values = {name: value for name, value in c.model_dump().items() if name in varied}
-    values |= {name: value for name, value in c.settings.items() if name in varied}
-    tried = " ".join(f"{name}={value}" for name, value in values.items())
+    values = c.model_dump() | c.settings
+    tried = " ".join(f"{name}={value}" for name, value in values.items() if name in varied)
     return SweepRun(c, data.name, place, tried)
 
 
