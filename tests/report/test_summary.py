@@ -2,7 +2,7 @@ import pytest
 
 from gradsurgery.report.summary import summarize
 from gradsurgery.results import compare_runs
-from gradsurgery.results.inventory import take_inventory
+from gradsurgery.results.runs import take_inventory
 from gradsurgery.results.tables import rank_methods
 from tests.results.records import write_plan
 

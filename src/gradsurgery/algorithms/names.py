@@ -111,7 +111,7 @@ def is_foreign(name: str) -> bool:
 
 def is_built_in(part: str) -> bool:
     """Whether a part of a method is this software's own, or TorchJD's."""
-    return part in {**OBJECTIVES, **RULES, MLDG.name: MLDG} or part.startswith(PREFIX)
+    return part in (*OBJECTIVES, *RULES, MLDG.name, Fish.name) or part.startswith(PREFIX)
 
 
 def is_objective_name(name: str) -> bool:

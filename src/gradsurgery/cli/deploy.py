@@ -27,8 +27,8 @@ from gradsurgery.report.model_card import (
     expectation,
     model_card,
 )
+from gradsurgery.report.rendering import OnTerminal
 from gradsurgery.report.section import Text
-from gradsurgery.report.terminal import OnTerminal
 from gradsurgery.results import take_inventory
 from gradsurgery.results.deployment import (
     Tried,

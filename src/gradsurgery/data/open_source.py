@@ -19,7 +19,7 @@ from gradsurgery.data.digits import CodedDigits, CodedDigitsOptions, ColoredDigi
 from gradsurgery.data.folder import FolderSource, LayoutSource
 from gradsurgery.data.manifest import SUFFIXES, ManifestSource
 from gradsurgery.data.parquet import ParquetSource, parquet_files
-from gradsurgery.data.source import Source, check_complete, naming_left_out
+from gradsurgery.data.source import Source, naming_left_out
 from gradsurgery.data.tables import HubSource
 from gradsurgery.documents.data_options import Classes, Resize
 from gradsurgery.doors import entry_names, is_door, load_object, provenance
@@ -88,8 +88,7 @@ def open_source(
     for layer in layers(source):
         layer.resize = resize
     try:
-        counts = source.counts()
-        check_complete(source.name, source.domains, source.classes, counts, gaps=source.gaps)
+        source.check_complete()
     except DataError as error:
         raise naming_left_out(error, source.left_out) from None
     return source

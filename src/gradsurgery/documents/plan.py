@@ -31,20 +31,19 @@ class Plan(Choices):
     Run k of every method has the same initial weights and the same batches: the runs are paired by
     seed. Raises `ArgumentError` for what is not a plan.
 
-    Args:
-        data: data sets, each as `gradsurgery train` takes it.
-        targets: domains to hold out in turn: "all", names, or a mapping from a data set (as in
-            `data`) to either.
-        methods: names, or `objective+rule`; "all" is the paper's eight.
-        seeds: of the runs. A number n stands for 0 … n − 1, "3-5" for 3, 4, 5.
-        options: options of every run, by the names of `RunConfiguration`'s fields; the
-            hyperparameters are under "settings". One that no method has is an error; a method
-            takes its own. What has a part of its own here is not among them.
-        grid: values to try of an option or a hyperparameter ("learning_rate", "backbone",
-            "irm.penalty"): every combination is run. Methods without a hyperparameter are run
-            once.
-        leave_one_domain_out: also run with every pair of domains held out, for the model selection
-            of that name.
+    data: data sets, each as `gradsurgery train` takes it.
+    targets: domains to hold out in turn: "all", names, or a mapping from a data set (as in
+        `data`) to either.
+    methods: names, or `objective+rule`; "all" is the paper's eight.
+    seeds: of the runs. A number n stands for 0 … n − 1, "3-5" for 3, 4, 5.
+    options: options of every run, by the names of `RunConfiguration`'s fields; the
+        hyperparameters are under "settings". One that no method has is an error; a method
+        takes its own. What has a part of its own here is not among them.
+    grid: values to try of an option or a hyperparameter ("learning_rate", "backbone",
+        "irm.penalty"): every combination is run. Methods without a hyperparameter are run
+        once.
+    leave_one_domain_out: also run with every pair of domains held out, for the model selection
+        of that name.
     """
 
     part = "part of a plan"

@@ -108,6 +108,13 @@ def fits_a_rule(found: Any) -> bool:
     return isinstance(found, Rule) or callable(found)
 
 
+def found_rule(name: str) -> Any:
+    """The class, the instance or the function that `name` stands for, imported where not ours."""
+    if name in RULES:
+        return RULES[name]
+    return doors.load_object(name, "rule", fits=fits_a_rule, expected=EXPECTED)
+
+
 def build_rule(
     name: str, options: Mapping[str, Any], generator: torch.Generator | None = None
 ) -> Rule:
@@ -118,9 +125,7 @@ def build_rule(
         return torchjd.aggregator_rule(name.removeprefix(torchjd.PREFIX), options, generator)
     if not is_rule_name(name):
         raise unknown_rule(name)
-    found: Any = RULES.get(name)
-    if found is None:
-        found = doors.load_object(name, "rule", fits=fits_a_rule, expected=EXPECTED)
+    found = found_rule(name)
     if not isinstance(found, type):
         check_names(name, (), options)
         if not isinstance(found, Rule):

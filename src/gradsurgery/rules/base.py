@@ -118,6 +118,10 @@ class Rule(ABC):
                 "state of a rule of the same name"
             )
 
+    def divisor(self, domains: int) -> int:
+        """What the sum over the domains is divided by, where "reduction" is a hyperparameter."""
+        return domains if self.values["reduction"] == "mean" else 1
+
     def check_domains(self, domains: int) -> None:
         """Raise `ArgumentError` where the rule has no meaning for this many domains."""
         if domains < self.minimum_domains:
@@ -315,6 +319,11 @@ def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Views of the same components of every tensor, piece by piece along the last dimension."""
     length = piece_length(tensors[0])
     return zip(*(tensor.split(length, dim=-1) for tensor in tensors), strict=True)
+
+
+def divided(totals: list[Tensor], divisor: int) -> list[Tensor]:
+    """The sums over the domains, divided in place, where there is something to divide by."""
+    return totals if divisor == 1 else [total.div_(divisor) for total in totals]
 
 
 def scratch(like: Tensor, buffers: int) -> Tensor:

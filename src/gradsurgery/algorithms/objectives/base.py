@@ -122,9 +122,9 @@ class ERM(Objective):
     the mean of the domains' means: every domain weighs the same, not every image.
     """
 
-    name: ClassVar[str] = "erm"
-    smooths_labels: ClassVar[bool] = True
-    weighs_classes: ClassVar[bool] = True
+    name = "erm"
+    smooths_labels = True
+    weighs_classes = True
 
     @override
     def stage(self, step: int) -> Any:
