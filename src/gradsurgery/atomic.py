@@ -17,7 +17,7 @@ _LEFTOVER = re.compile(
 
 
 class BusyError(OutputError):
-    """Another process is working on the run."""
+    """Another process is working in the folder."""
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """Errors a user can mend. Each message names what, where, expected, found and the cure."""
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 # Control characters, marks and overrides of the direction of writing, line separators, and the
@@ -19,6 +21,15 @@ def check_kind(what: str, found: Any, kind: Any, expected: str) -> None:
     """Raise `ArgumentError` unless an argument is of this kind, in words; True is no number."""
     if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
         raise ArgumentError(f"{what} is {expected}, found a {type(found).__name__}")
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """What to say behind a name that is not known, where one that is comes close.
+
+    >>> meant("agrsum", ["sum", "agr-sum"]), meant("x", ["sum"])
+    (' (did you mean agr-sum?)', '')
+    """
+    return "".join(f" (did you mean {close}?)" for close in get_close_matches(name, known, n=1))
 
 
 def printable(text: str) -> str:

@@ -83,6 +83,12 @@ class Hyperparameter:
         return Setting(f"{owner}.{self.name}", default, f"{self.meaning}; {self.range}{source}")
 
 
+def spelled(owner: Any) -> str:
+    """An object with its hyperparameters, as `AgrSum(reduction='sum')`."""
+    values = getattr(owner, "values", {}).items()
+    return f"{type(owner).__name__}({', '.join(f'{name}={value!r}' for name, value in values)})"
+
+
 def checked_values(
     owner: str, known: Sequence[Hyperparameter], given: Mapping[str, Any]
 ) -> dict[str, Any]:

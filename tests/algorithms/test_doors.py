@@ -144,8 +144,14 @@ def test_with_every_way_of_passing(batch_norm, neighbour, built):
         ),
         ("neighbour:Scald", "neighbour has no Scald; there is Scaled"),
         ("erm+nowhere:Rule", "no module nowhere; install the package, or add the folder"),
-        ("erm+scalded", "unknown rule 'scalded'; there are .*scaled.* and package.module:Name"),
-        ("wighted+sum", "unknown objective 'wighted'; there are .*weighted, and package.module"),
+        (
+            "erm+scalded",
+            r"rule 'scalded' \(.* scaled\?\); there are .*scaled.* and package.module:N",
+        ),
+        (
+            "wighted+sum",
+            r"'wighted' \(did you mean weighted\?\); there are .*weighted, and package",
+        ),
         ("neighbour:Scaled+neighbour:first+x", "unknown rule"),
     ],
 )

@@ -4,6 +4,7 @@ from inspect import signature
 
 import pytest
 
+import gradsurgery as gs
 from gradsurgery.algorithms import (
     METHODS,
     MLDG,
@@ -65,14 +66,27 @@ def test_half_a_name_has_the_plain_other_half(name, parts):
     assert method_parts(name) == parts
 
 
+def test_a_method_says_what_it_is_made_of():
+    assert repr(gs.method("agr-sum")) == "Combined(ERM(), AgrSum(reduction='sum'))"
+    assert repr(gs.method("irm", settings={"irm.penalty": 3})).startswith("Combined(IRM(penalty=3")
+    assert repr(gs.method("fish")).startswith("Fish(")
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("agr-product", "unknown method 'agr-product'; the methods are deep-all, agr-sum, .*fish"),
+        ("agr-product", r"unknown method 'agr-product' \(.*\); the methods are deep-all, .*fish"),
+        ("agrsum", r"unknown method 'agrsum' \(did you mean agr-sum\?\); the methods are deep"),
         ("", "unknown method ''; the methods are"),
-        ("irn+agr-sum", "unknown objective 'irn'; there are erm, irm, mixup, group-dro, .*mldg"),
+        (
+            "irn+agr-sum",
+            r"objective 'irn' \(did you mean irm\?\); there are erm, irm, .*mldg",
+        ),
         ("+agr-sum", "unknown objective ''"),
-        ("irm+agr-some", "unknown rule 'agr-some'; there are sum, mean, agr-sum, .*torchjd:NAME"),
+        (
+            "irm+agr-some",
+            r"'agr-some' \(.*agr-sum\?\); there are sum, mean, .*torchjd:NAME",
+        ),
         ("irm+", "unknown rule ''"),
         ("irm+agr-sum+pcgrad", "unknown rule 'agr-sum\\+pcgrad'"),
         ("deep-all+agr-sum", "unknown objective 'deep-all'"),

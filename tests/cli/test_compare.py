@@ -3,6 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 SHORT = ["--iterations", "6", "--validate-every", "3", "--batch-size", "8"]
 SHORT += ["--image-size", "12", "--device", "cpu"]
@@ -26,6 +27,7 @@ def test_compare_trains_the_grid_prints_the_table_and_repeats_nothing(
         for seed in (0, 1)
     ]
     assert "deep-all" in out
+    assert out.splitlines()[-1] == "runs: runs"
     assert not (tmp_path / "runs" / "report").exists()
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("**/record.json")}
     assert command(*arguments) == (0, out, "")
@@ -88,3 +90,18 @@ def test_an_average_goes_with_every_method_of_a_comparison(
     code, out, err = command(*arguments, "ema", "--set", "swad.optimum_patience=2")
     assert (code, out) == (1, "")
     assert "swad.optimum_patience is set and the average is 'ema'" in err
+
+
+def test_a_domain_with_a_comma_is_quoted(command: Command) -> None:
+    for domain in ("a, b", "c", "d"):
+        for label in ("x", "y"):
+            Path("photos", domain, label).mkdir(parents=True)
+            Image.new("RGB", (9, 9)).save(Path("photos", domain, label, "1.png"))
+    code, _, err = command("compare", "photos", "--targets", "a, b", *SHORT)
+    assert code == 1
+    assert err == (
+        "error: photos has no domain 'a'; its domains are a, b, c, d; a name with a comma is "
+        "quoted in --targets: '\"a, b\",c'\n"
+    )
+    code, out, _ = command("compare", "photos", "--targets", '"a, b"', "--print-config")
+    assert (code, "targets:\n- a, b\n" in out) == (0, True)

@@ -47,12 +47,14 @@ def test_a_folder_becomes_a_model_with_its_card(
     code, out, err = command(*arguments)
     assert code == 0, err
     assert "model and card: mine/model" in out
+    assert "Always to name the most frequent class is right for 50 %." in " ".join(out.split())
     deployment = Deployment.load(tmp_path / "mine" / "model")
     assert [each.method for each in deployment.candidates] == ["deep-all", "agr-sum"]
     final = tmp_path / "mine" / deployment.directory
     record = Record.load(final)
     assert record.configuration.target == "none"
     assert record.configuration.method == deployment.candidate.method
+    assert f"\ntraining {record.configuration.method} on all domains\n" in err
     assert record.result.best.target_accuracy is None
     assert set(record.result.best.test_accuracy) == {"left", "middle", "right"}
     scores = [

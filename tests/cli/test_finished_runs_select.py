@@ -56,6 +56,7 @@ def test_what_a_search_comes_to(command, tmp_path, monkeypatch):
     row = "agr-sum training-domain learning_rate 0.2 (of 2) 90.00 ± 0.00 53.50 ± 1.87"
     assert row in shown
     assert shown[0] == "pacs, sketch held out"
+    assert "It tests the model of the last step" in " ".join(shown)
     assert any("oracle (not attainable) learning_rate 0.1" in r for r in shown)
     assert any("leave-one-domain-out not available: needs runs that leave" in r for r in shown)
     assert Selections.load(tmp_path / "runs").criteria.keys() == {

@@ -143,6 +143,15 @@ def test_an_error_of_our_own_is_not_blamed_on_anybody(
         ("train a b c", r"Got unexpected extra argument\(s\) \(b c\); see gradsurgery train --he"),
         ("swep", "there is no command 'swep'; there is sweep; see gradsurgery --help"),
         ("xyz", "there is no command 'xyz'; there is train, .* data; see gradsurgery --help"),
+        ("data inof", "there is no command 'inof'; there is info; see gradsurgery data --help"),
+        (
+            "reproduce table9",
+            "there is no command 'table9'; there is table1; see gradsurgery reproduce --help",
+        ),
+        (
+            "data cache xyz",
+            "there is no command 'xyz'; there is list, prune; see gradsurgery data cache --help",
+        ),
         ("sweep --retries -1", "--retries: must be greater than or equal to 0, found '-1'; see"),
         ("show", r"PATH is missing, of gradsurgery show .*PATH.*; see gradsurgery show --help"),
         ("show --model worst x", "--model: 'worst' is not one of 'best', 'last'; see gradsurgery"),

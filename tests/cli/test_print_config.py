@@ -89,6 +89,12 @@ def test_the_papers_plans_are_printed_for_a_sweep(command: Command) -> None:
     assert plan["seeds"] == [0, 1]
     Path("plan.yaml").write_text(yaml.safe_dump(plan))
     assert printed(command, "sweep", "--config", "plan.yaml") == plan
+    again = ["reproduce", "figure4", "--config", "plan.yaml"]
+    assert printed(command, *again) == plan
+    assert printed(command, *again, "--seeds", "1", "--targets", "75") == plan | {
+        "seeds": [0],
+        "targets": ["75"],
+    }
 
 
 def test_figure_2_is_printed_for_similarity(command: Command) -> None:
@@ -97,6 +103,9 @@ def test_figure_2_is_printed_for_similarity(command: Command) -> None:
     assert (options["target"], options["method"], options["seeds"]) == ("75", "deep-all", "0,1,")
     Path("given.yaml").write_text(yaml.safe_dump(options))
     assert printed(command, "similarity", "--config", "given.yaml") == options
+    again = ["reproduce", "figure2", "--config", "given.yaml"]
+    assert printed(command, *again) == options
+    assert printed(command, *again, "--targets", "0")["target"] == "0"
     _, out, _ = command(*figure, "--targets", "75,0", "--print-config")
     assert [each["target"] for each in yaml.safe_load_all(out)] == ["75", "0"]
 
@@ -145,7 +154,8 @@ def test_a_preset_with_its_folder_is_no_code_of_somebody(name: str, command: Com
         ("diagnose", "betch_size: 1", "name in C'betch_size'; there is batch_size"),
         ("similarity", "sed: 1", "name in C'sed'; there is seed or seeds"),
         ("sweep", "metods: [mgda]", "name in the plan c.yaml: 'metods'; there is methods"),
-        ("compare", "options: {lr: 1}", "option in the plan c.yaml: 'lr'; there are"),
+        ("compare", "options: {lr: 1}", "option in the plan c.yaml: 'lr'; there is learning_rate"),
+        ("compare", "options: {zq: 1}", "option in the plan c.yaml: 'zq'; there are"),
         ("train", f"{'q' * 500}: 1", "name in C'qqq"),
     ],
 )  # fmt: skip

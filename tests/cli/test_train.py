@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from scipy.stats import binomtest
 
 from gradsurgery import RunConfiguration, __version__
@@ -56,6 +57,22 @@ def test_train_leaves_a_record_and_says_what_came_out(command: Command, tmp_path
     again, out, err = command(*arguments, "--seed", "2")
     assert (again, err) == (0, "")
     assert "finished before" in out
+
+
+def test_classes_that_are_left_out_are_told_and_decoding_once(command: Command) -> None:
+    for domain, labels in {"a": "xyz", "b": "xyz", "c": "xy"}.items():
+        for label in labels:
+            folder = Path("photos", domain, label)
+            folder.mkdir(parents=True)
+            for i in range(6):
+                color = (40 * i, ord(label), ord(domain))
+                Image.new("RGB", (9, 9), color).save(folder / f"{i}.png")
+    few = ["--backbone", "small-cnn", "--weights", "none", "--image-size", "8", "--device", "cpu"]
+    few += ["--iterations", "1", "--batch-size", "2", "--classes", "common"]
+    code, _, err = command("train", "photos", "--target", "c", *few)
+    assert code == 0, err
+    assert err.count("left out, for not every domain has them: z") == 1
+    assert err.count("decoded 36 images") == 1
 
 
 def test_a_terminal_shows_the_run_while_it_works(

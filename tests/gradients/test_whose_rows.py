@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 import gradsurgery as gs
@@ -44,6 +45,13 @@ def test_rows_packed():
 
     x = torch.tensor([[1.0, 2.0, 0.0], [3.0, 4.0, 5.0], [6.0, 0.0, 0.0]])
     assert diagonal(One(packed), x) == [9, 144, 36]
+
+
+def test_a_weight_made_of_as_many_rows_as_there_are_samples():
+    """y_i = x_i Σ_k q_k w, whose derivatives are x_i Σ_k q_k by w and x_i w by each q_k."""
+    model = One(lambda net, x: functional.linear(x, net.l(net.rows)))
+    model.rows = nn.Parameter(torch.tensor([[1.0], [2.0], [3.0]]))
+    assert diagonal(model, ONE_TWO_THREE) == [39.0, 351.0, 156.0]
 
 
 def test_a_branch_for_training_alone(caplog):

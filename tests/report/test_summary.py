@@ -2,7 +2,7 @@ import pytest
 
 from gradsurgery.report.summary import summarize
 from gradsurgery.results import compare_runs
-from gradsurgery.results.inventory import take_inventory
+from gradsurgery.results.runs import take_inventory
 from gradsurgery.results.tables import rank_methods
 from tests.results.records import write_plan
 
@@ -34,6 +34,15 @@ def test_what_was_compared_and_that_it_is_complete(written, told):
         "turn, and 6 seeds each."
     )
     assert second == "24 runs are there. The comparison is complete."
+
+
+def test_runs_of_different_settings_are_not_called_a_complete_comparison(written, told):
+    written("deep-all", configuration__learning_rate=1e-4)
+    written("agr-sum", configuration__learning_rate=1e-3)
+    assert told()[1] == (
+        "2 runs are there. Runs that differ in learning rate (0.0001 and 0.001) are not "
+        "comparable: each has a table of its own."
+    )
 
 
 def test_a_difference_that_stands_the_correction(written, told):

@@ -10,20 +10,20 @@ from hypothesis import strategies as st
 from gradsurgery.algorithms import METHODS
 from gradsurgery.data.derived import PRESETS
 from gradsurgery.documents.selection import CRITERIA
+from gradsurgery.report.rendering import to_latex, to_markdown
 from gradsurgery.report.section import Entry, Table
 from gradsurgery.report.tables import (
     candidates_table,
     choices_table,
     comparison_csv,
     comparison_table,
+    paper_figures,
+    paper_row,
     signed,
     significance_csv,
     significance_table,
-    to_latex,
-    to_markdown,
 )
 from gradsurgery.results import Cell, ComparisonTable, compare_runs, take_inventory
-from gradsurgery.results.paper import paper_figures, paper_row
 from gradsurgery.results.selection import select
 from tests.results.runs import run
 
@@ -273,8 +273,9 @@ def test_columns_of_other_than_numbers_are_to_the_left():
         [Entry("a"), Entry("−0.5"), Entry("[+1, +2]"), Entry("b"), Entry("–")],
         [Entry("a"), Entry("–"), Entry(""), Entry("3"), Entry("–")],
     ]
-    assert Table("", list("vwxyz"), rows).left == [0, 3, 4]
-    assert Table("", [], rows).left == [0, 1, 2, 3, 4]
+    sides = Table("", list("vwxyz"), rows).alignment
+    assert sides == ["left", "right", "right", "left", "left"]
+    assert Table("", [], rows).alignment == ["left"] * 5
 
 
 @pytest.fixture

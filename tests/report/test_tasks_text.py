@@ -14,9 +14,16 @@ from gradsurgery.documents.tasks_vs_domains import (
     TasksStudy,
 )
 from gradsurgery.errors import DataError
+from gradsurgery.report.report import write_tasks_study
 from gradsurgery.report.section import Table
-from gradsurgery.report.tasks_text import tasks_section, tasks_sentences, write_tasks_study
-from gradsurgery.results.tasks_study import by_seed, gradient_frame, layer_frame, outcomes
+from gradsurgery.report.tasks_text import (
+    by_seed,
+    gradient_frame,
+    layer_frame,
+    outcomes,
+    tasks_section,
+    tasks_sentences,
+)
 
 SEEDS = 6
 

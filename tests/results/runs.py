@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gradsurgery.results.frame import as_json
+from gradsurgery.results.runs import as_json
 
 DOMAINS = ("a", "b", "c")
 

@@ -19,7 +19,8 @@ import itertools
 import pandas as pd
 import pytest
 
-from gradsurgery.report.tables import comparison_csv, comparison_table, to_latex, to_markdown
+from gradsurgery.report.rendering import to_latex, to_markdown
+from gradsurgery.report.tables import comparison_csv, comparison_table
 from gradsurgery.results import compare_runs, rank_methods, take_inventory
 
 DIFFERENCES = {

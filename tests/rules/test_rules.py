@@ -313,7 +313,9 @@ def test_a_matrix_without_columns_has_an_empty_update(name):
 
 def test_rules_by_name():
     assert isinstance(gs.rule("agr-sum", reduction="mean"), gs.AgrSum)
-    with pytest.raises(ArgumentError, match=r"unknown rule 'agrsum'; there are sum, mean, agr-"):
+    with pytest.raises(
+        ArgumentError, match=r"'agrsum' \(did you mean agr-sum\?\); there are sum, "
+    ):
         gs.rule("agrsum")
     with pytest.raises(ArgumentError, match="sum has no hyperparameter 'tau'; it has: none"):
         gs.rule("sum", tau=0.5)

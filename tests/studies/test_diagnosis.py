@@ -20,8 +20,8 @@ from gradsurgery.documents.studies import (
 )
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.gradients.conflict import Conflict, conflict_of
-from gradsurgery.report.diagnosis_text import diagnosis_section, diagnosis_sentences
-from gradsurgery.report.tables import section_markdown
+from gradsurgery.report.gradients_text import diagnosis_section, diagnosis_sentences
+from gradsurgery.report.rendering import section_markdown
 from gradsurgery.studies.diagnosis import (
     diagnose_run,
     diagnose_training,

@@ -15,13 +15,13 @@ from gradsurgery.documents.studies import (
     SimilarityStudy,
 )
 from gradsurgery.errors import ArgumentError, DataError
-from gradsurgery.report.similarity_text import (
+from gradsurgery.report.gradients_text import (
     similarity_csv,
     similarity_section,
     similarity_sentences,
     summarize_similarity,
 )
-from gradsurgery.report.tables import section_markdown
+from gradsurgery.report.rendering import section_markdown
 from gradsurgery.studies.similarity import study_similarity
 from gradsurgery.training import train
 from tests.studies.image_sets import image_set

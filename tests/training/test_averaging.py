@@ -15,7 +15,6 @@ from gradsurgery.errors import ArgumentError
 from gradsurgery.training import TrainingProgress, train
 from gradsurgery.training import learner as learner_module
 from gradsurgery.training import outcome as outcome_module
-from gradsurgery.training import run as run_module
 from gradsurgery.training.averaging import (
     ExponentialAverage,
     NoAverage,
@@ -162,7 +161,6 @@ def test_a_run_with_ema_validates_selects_and_tests_the_average(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     judged = Judge([1.0] * 17, [0.25, 0.75, 0.5, *[0.0] * 14])
-    monkeypatch.setattr(run_module, "evaluate", judged)
     monkeypatch.setattr(outcome_module, "evaluate", judged)
     configuration = configured(average="ema", settings={"ema.decay": 0.5})
     record = train(configuration, tmp_path / "ema", opened=images)
@@ -195,7 +193,6 @@ def test_the_best_model_of_a_run_with_swad_is_the_average_over_the_valley(
     # of the average, and its tests.
     losses = [2.0, 1.0, 1.1, 3.0, 3.0, 0.1, *[1.0] * 15]
     judged = Judge(losses, [*[0.25] * 4, 0.75, 0.25, *[0.125] * 7, 0.625, *[0.5] * 7])
-    monkeypatch.setattr(run_module, "evaluate", judged)
     monkeypatch.setattr(outcome_module, "evaluate", judged)
     settings = {"swad.optimum_patience": 2, "swad.overfit_patience": 2}
     configuration = configured(average="swad", settings=settings, validate_every=2)

@@ -17,9 +17,8 @@ from gradsurgery.errors import ArgumentError, GradsurgeryError, OutputError
 from gradsurgery.training import CheckpointError, TrainingProgress, train
 from gradsurgery.training import checkpoint as checkpoint_module
 from gradsurgery.training import loop as loop_module
-from gradsurgery.training import run as run_module
 from gradsurgery.training.learner import Learner, build_learner
-from gradsurgery.training.outcome import Evaluation
+from gradsurgery.training.outcome import Evaluation, Run
 
 Configure = Callable[..., RunConfiguration]
 Outcome = Callable[[Record, Path], tuple[dict[str, Any], bytes]]
@@ -244,7 +243,7 @@ def test_a_model_no_checkpoint_names_is_not_believed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     accuracies = iter([0.25, 0.5, 0.75, 0.25, 0.5, 0.75])
-    monkeypatch.setattr(run_module, "evaluate", lambda *_, **__: Evaluation(1.0, next(accuracies)))
+    monkeypatch.setattr(Run, "validate", lambda _: Evaluation(1.0, next(accuracies)))
     whole = train(configured(), tmp_path / "whole", opened=images)
     interrupted(tmp_path / "parts", configured(), images, 5)
     # As of a process killed between the model and the checkpoint that names it.
@@ -277,7 +276,7 @@ def test_the_best_model_is_written_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     accuracies = iter([0.5, 0.25, 0.75])
-    monkeypatch.setattr(run_module, "evaluate", lambda *_, **__: Evaluation(1.0, next(accuracies)))
+    monkeypatch.setattr(Run, "validate", lambda _: Evaluation(1.0, next(accuracies)))
     written: list[str] = []
     save = checkpoint_module.save_weights
 

@@ -19,7 +19,7 @@ from gradsurgery.errors import ArgumentError, DataError, NonFiniteError, Weights
 from gradsurgery.training import TrainingProgress, train
 from gradsurgery.training import loop as loop_module
 from gradsurgery.training import run as run_module
-from gradsurgery.training.outcome import Evaluation
+from gradsurgery.training.outcome import Evaluation, Run
 
 Configure = Callable[..., RunConfiguration]
 Outcome = Callable[[Record, Path], tuple[dict[str, Any], bytes]]
@@ -165,13 +165,11 @@ def test_ties_go_to_the_earlier_model_and_its_weights_are_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     accuracies = iter([0.25, 0.5, 0.5])
-    monkeypatch.setattr(
-        run_module, "evaluate", lambda *_, **__: Evaluation(float("nan"), next(accuracies))
-    )
+    monkeypatch.setattr(Run, "validate", lambda _: Evaluation(float("nan"), next(accuracies)))
     record = train(configured(), tmp_path / "ties", opened=images)
     assert record.result.best.step == 8
     assert record.curves.validation_loss == [None, None, None]
-    monkeypatch.setattr(run_module, "evaluate", lambda *_, **__: Evaluation(1.0, 0.5))
+    monkeypatch.setattr(Run, "validate", lambda _: Evaluation(1.0, 0.5))
     train(configured(iterations=8, validate_every=8), tmp_path / "short", opened=images)
     kept = load_file(tmp_path / "ties" / "model.safetensors")
     expected = load_file(tmp_path / "short" / "model.safetensors")

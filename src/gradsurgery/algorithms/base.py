@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from gradsurgery.algorithms.objectives import Batch
 from gradsurgery.engine import BackwardResult
-from gradsurgery.errors import ArgumentError, NonFiniteError
+from gradsurgery.errors import ArgumentError, NonFiniteError, check_kind
+from gradsurgery.hyperparameters import spelled
 from gradsurgery.rules.base import beyond_precision, forget
 
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -48,29 +50,27 @@ class Step:
         """
         if self.clip_norm is not None:
             self._clip(self.clip_norm, result)
-        if self.scaler is None:
-            optimizer: Any = self.optimizer
-            if result.found_inf is None:
-                optimizer.step()
-                return
-            if not getattr(optimizer, "_step_supports_amp_scaling", False):  # as GradScaler asks
-                result.check()
-                optimizer.step()
-                return
+        optimizer: Any = self.optimizer
+        if self.scaler is not None:
+            self.scaler.step(optimizer)
+            self.scaler.update()
+            if self.scaler.is_enabled() and self.scaler.get_scale() < _LEAST_SCALE:
+                raise NonFiniteError(
+                    "the gradients are not finite at any scale of the loss; use float32 or "
+                    "bfloat16, lower the learning rate or look at the images",
+                    domain=None,
+                )
+        elif result.found_inf is None:
+            optimizer.step()
+        elif getattr(optimizer, "_step_supports_amp_scaling", False):  # as GradScaler asks
             optimizer.grad_scale, optimizer.found_inf = None, result.found_inf
             try:
                 optimizer.step()
             finally:
                 del optimizer.grad_scale, optimizer.found_inf
-            return
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.scaler.is_enabled() and self.scaler.get_scale() < _LEAST_SCALE:
-            raise NonFiniteError(
-                "the gradients are not finite at any scale of the loss; use float32 or bfloat16, "
-                "lower the learning rate or look at the images",
-                domain=None,
-            )
+        else:
+            result.check()
+            optimizer.step()
 
     def _clip(self, limit: float, result: BackwardResult) -> None:
         """Scale the update, all parameters together, to a norm of at most `limit`.
@@ -109,6 +109,10 @@ class Algorithm(ABC):
 
     def __init_subclass__(cls) -> None:
         forget(cls, "stage", Algorithm, of=("take",))
+
+    @override
+    def __repr__(self) -> str:
+        return spelled(self)
 
     def step(
         self,
@@ -183,8 +187,7 @@ class Algorithm(ABC):
 
 
 def _check_parts(model: Any, optimizer: Any, step: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"model is a torch.nn.Module, found a {type(model).__name__}")
+    check_kind("model", model, nn.Module, "a torch.nn.Module")
     if not hasattr(optimizer, "zero_grad") or not hasattr(optimizer, "step"):
         raise ArgumentError(
             f"optimizer is a torch optimiser of the model's parameters, found a "

@@ -45,6 +45,10 @@ class Combined(Algorithm):
         self._shared = batch_norm == "pooled"
 
     @override
+    def __repr__(self) -> str:
+        return f"Combined({self.objective!r}, {self.rule!r})"
+
+    @override
     def take(self, step: Step) -> BackwardResult:
         step.optimizer.zero_grad(set_to_none=True)
         if self.restarts_optimizer(step.number):

@@ -1,7 +1,8 @@
 """Forward passes, one per domain or one over the pooled images, and the loss of their logits."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
 from typing import Any
 
 import torch
@@ -64,12 +65,13 @@ class Forward:
 
     def with_head_inputs(self, images: Sequence[Tensor]) -> Iterator[tuple[Tensor, Logits]]:
         """The same, with what goes into the last linear layer: [batch, features]."""
+        passes: Iterator[tuple[Tensor, ...]]
         if not self.shared:
             passes = (self._pass_to_head(part) for part in images)
         else:
             sizes = [len(part) for part in images]
-            inputs, logits = self._pass_to_head(torch.cat(list(images)))
-            passes = (pair for pair in zip(inputs.split(sizes), logits.split(sizes), strict=True))
+            both = self._pass_to_head(torch.cat(list(images)))
+            passes = zip(*(tensor.split(sizes) for tensor in both), strict=True)
         return ((inputs, self._reached(z, (d,))) for d, (inputs, z) in enumerate(passes))
 
     def _reached(self, logits: Logits, domains: tuple[int, ...]) -> Logits:
@@ -81,9 +83,7 @@ class Forward:
                 f"there are images of domain {max(domains)}, whose classes are not known; give "
                 "forward the images of every source domain, in order"
             )
-        lacking = self._lacking[domains[0]]
-        for domain in domains[1:]:
-            lacking = lacking & self._lacking[domain]
+        lacking = reduce(torch.logical_and, (self._lacking[domain] for domain in domains))
         return logits.masked_fill(lacking, OUT_OF_REACH)
 
     def values_of(self, losses: Sequence[Tensor]) -> Float[Tensor, " domains"]:
@@ -118,8 +118,20 @@ class Forward:
         return logits
 
     def _pass_to_head(self, images: Tensor) -> tuple[Tensor, Logits]:
-        with head_inputs(self.model) as seen:
+        linear = [layer for layer in self.model.modules() if isinstance(layer, nn.Linear)]
+        if not linear:
+            raise ArgumentError(
+                f"{type(self.model).__name__} has no linear layer, which fishr needs as its last; "
+                "choose another backbone or method"
+            )
+        seen: list[tuple[Tensor, Tensor]] = []
+        handle = linear[-1].register_forward_hook(
+            lambda _, arguments, output: seen.append((arguments[0], output))
+        )
+        try:
             logits = self._pass(images)
+        finally:
+            handle.remove()
         inputs, outputs = seen[-1] if seen else (images, None)
         if outputs is not logits:
             raise ArgumentError(
@@ -143,30 +155,6 @@ def _is_of_batch_norm(error: ValueError, model: nn.Module) -> bool:
 def widened(tensor: Tensor) -> Tensor:
     """The tensor in at least float32: what autocast made narrower is too coarse for a loss."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-@contextmanager
-def head_inputs(model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Inside, every pass appends what goes into the model's last linear layer and what comes out.
-
-    Raises `ArgumentError` for a model without one.
-    """
-    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
-    if not linear:
-        raise ArgumentError(
-            f"{type(model).__name__} has no linear layer, which fishr needs as its last; choose "
-            "another backbone or method"
-        )
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def note(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.append((arguments[0], output))
-
-    handle = linear[-1].register_forward_hook(note)
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 def risk(
@@ -220,6 +208,4 @@ def smoothed(
     """
     classes = logits.shape[1]
     targets = one_hot(labels, classes).to(logits.dtype)
-    if label_smoothing == 0:
-        return targets
     return (1 - label_smoothing) * targets + label_smoothing / classes

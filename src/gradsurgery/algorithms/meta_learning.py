@@ -11,9 +11,7 @@ from typing_extensions import override
 
 from gradsurgery.algorithms.base import Algorithm, Step, non_finite
 from gradsurgery.algorithms.combined import joined_states, split_states
-from gradsurgery.algorithms.forward import Forward
-from gradsurgery.algorithms.forward import risk as risk_of
-from gradsurgery.algorithms.objectives import Batch
+from gradsurgery.algorithms.forward import Forward, risk
 from gradsurgery.algorithms.objectives.mixup import random_ring
 from gradsurgery.engine import (
     Accumulator,
@@ -33,7 +31,26 @@ Gradients = list[Tensor | None]
 _EXAMPLE = "give e.g. lambda parameters: torch.optim.Adam(parameters, lr=1e-4)"
 
 
-class MLDG(Algorithm):
+class MetaLearning(Algorithm):
+    """An algorithm whose step takes inner steps, on one domain after the other."""
+
+    name: ClassVar[str]
+    hyperparameters: ClassVar[tuple[Hyperparameter, ...]]
+    minimum_domains = 2
+
+    def __init__(self, generator: torch.Generator, **given: Any) -> None:
+        self.values = checked_values(self.name, self.hyperparameters, given)
+        self._generator = generator
+
+    def _risk(self, step: Step, domain: int) -> Tensor:
+        """The risk of a domain where the model is now."""
+        images, labels = step.batches[domain]
+        forward = Forward(step.model, step.autocast, lacking=self.lacking)
+        logits = next(forward([images], of=[(domain,)]))
+        return risk(logits, labels, self.label_smoothing, self.class_weights)
+
+
+class MLDG(MetaLearning):
     """Step on one domain so that another improves too. Per pair (i, j) of domains the gradient is
 
         ∇L_i(θ) + β ∇L_j(θ'),  θ' = one step of a fresh optimiser from θ on L_i,
@@ -51,7 +68,7 @@ class MLDG(Algorithm):
     algorithm 1, without the second-order term, as in DomainBed.
     """
 
-    name: ClassVar[str] = "mldg"
+    name = "mldg"
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
         Hyperparameter("beta", 1.0, "weight β of the meta-test loss", source=DOMAINBED),
     )
@@ -68,10 +85,9 @@ class MLDG(Algorithm):
                 f"make_optimizer is a function of the parameters, found a "
                 f"{type(make_optimizer).__name__}; {_EXAMPLE}"
             )
+        super().__init__(generator, **given)
         self.rule = rule
-        self.values = checked_values(self.name, self.hyperparameters, given)
         self.minimum_domains = max(2, rule.minimum_domains)
-        self._generator = generator
         self._make_optimizer = make_optimizer
 
     @override
@@ -89,17 +105,15 @@ class MLDG(Algorithm):
             parameters = [parameter for _, parameter in named]
             losses = []
             for train, test in ring:  # sorted by the meta-train domain
-                risk, loss, gradients = self._pair(step, train, test, parameters, scaler)
+                risks[train], loss, gradients = self._pair(step, train, test, parameters, scaler)
                 accumulator.receive_domain(train, gradients)
-                risks[train] = risk
                 losses.append(loss)
             if risks.device.type == "cpu":
                 check_losses(risks)
             return losses
 
-        named = step.model.named_parameters()
         result = write_update(
-            named,
+            step.model.named_parameters(),
             self.rule,
             produce,
             scaler=step.scaler,
@@ -118,14 +132,13 @@ class MLDG(Algorithm):
         scaler: torch.amp.GradScaler | None,
     ) -> tuple[Tensor, Tensor, Gradients]:
         """L_i at θ, L_i + β L_j at θ', and the gradient of their sum as if θ' were θ."""
-        forward = Forward(step.model, step.autocast, lacking=self.lacking)
-        risk = self._risk(forward, step.batches[train], train)
-        gradients = gradients_of(risk, parameters, train, scaler)
-        risk = risk.detach()  # and its graph goes, before that of the second is built
+        first = self._risk(step, train)
+        gradients = gradients_of(first, parameters, train, scaler)
+        first = first.detach()  # and its graph goes, before that of the second is built
         with self._inner_step(parameters, gradients, scaler):
-            meta = self.values["beta"] * self._risk(forward, step.batches[test], test)
-            added = gradients_of(meta, parameters, train, scaler)
-        return risk, risk + meta.detach(), _sums(gradients, added)
+            second = self.values["beta"] * self._risk(step, test)
+            added = gradients_of(second, parameters, train, scaler)
+        return first, first + second.detach(), _sums(gradients, added)
 
     def _fresh_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         made = self._make_optimizer(cast("list[nn.Parameter]", parameters))
@@ -134,11 +147,6 @@ class MLDG(Algorithm):
                 f"make_optimizer gives a torch optimiser, found a {type(made).__name__}; {_EXAMPLE}"
             )
         return made
-
-    def _risk(self, forward: Forward, batch: Batch, domain: int) -> Tensor:
-        images, labels = batch
-        logits = next(forward([images], of=[(domain,)]))
-        return risk_of(logits, labels, self.label_smoothing, self.class_weights)
 
     @contextmanager
     def _inner_step(
@@ -175,7 +183,7 @@ class MLDG(Algorithm):
         self.rule.load_state_dict(split_states(state, ("rule",))["rule"])
 
 
-class Fish(Algorithm):
+class Fish(MetaLearning):
     """θ ← θ + ε (θ̃ − θ), where θ̃ is θ after one optimiser step on each domain in a random order,
 
     which in the mean raises the inner products of the domains' gradients. The run's optimiser
@@ -188,7 +196,7 @@ class Fish(Algorithm):
     `meta_lr` in DomainBed.
     """
 
-    name: ClassVar[str] = "fish"
+    name = "fish"
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
         Hyperparameter(
             "meta_lr",
@@ -199,13 +207,7 @@ class Fish(Algorithm):
             source=DOMAINBED,
         ),
     )
-
-    minimum_domains = 2
     has_one_update = False
-
-    def __init__(self, generator: torch.Generator, **given: Any) -> None:
-        self.values = checked_values(self.name, self.hyperparameters, given)
-        self._generator = generator
 
     @override
     def take(self, step: Step) -> BackwardResult:
@@ -226,15 +228,12 @@ class Fish(Algorithm):
 
     def _inner_steps(self, step: Step) -> list[Tensor]:
         """One step of the optimiser on each domain; their losses."""
-        forward = Forward(step.model, step.autocast, lacking=self.lacking)
         generator, domains = self._generator, len(step.batches)
         order = torch.randperm(domains, generator=generator, device=generator.device).tolist()
         losses = [torch.empty(())] * domains
         for domain in order:
-            images, labels = step.batches[domain]
             step.optimizer.zero_grad(set_to_none=True)
-            logits = next(forward([images], of=[(domain,)]))
-            loss = risk_of(logits, labels, self.label_smoothing, self.class_weights)
+            loss = self._risk(step, domain)
             try:
                 named = step.model.named_parameters()
                 result = backward([loss], named, Sum(), scaler=step.scaler)

@@ -1,6 +1,6 @@
 """Methods from their names, with their hyperparameters."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from inspect import isabstract
 from typing import Any, get_args
 
@@ -12,10 +12,19 @@ from gradsurgery.algorithms.combined import BatchNorm, Combined
 from gradsurgery.algorithms.meta_learning import MLDG, Fish, OptimizerFactory
 from gradsurgery.algorithms.names import MethodParts, is_built_in, is_foreign, method_parts
 from gradsurgery.algorithms.objectives import ERM, OBJECTIVES, Objective
-from gradsurgery.doors import Kind, entry_names, load_object, provenance
+from gradsurgery.doors import Kind, load_object, provenance
 from gradsurgery.errors import ArgumentError
-from gradsurgery.hyperparameters import Hyperparameter, Setting, check_names
-from gradsurgery.rules import EXPECTED, RULES, Mean, Rule, as_rule, build_rule, fits_a_rule
+from gradsurgery.hyperparameters import Setting, check_names
+from gradsurgery.rules import (
+    EXPECTED,
+    RULES,
+    Mean,
+    Rule,
+    as_rule,
+    build_rule,
+    fits_a_rule,
+    found_rule,
+)
 from gradsurgery.rules.base import RuleFunction
 from gradsurgery.rules.randomness import checked_generator
 from gradsurgery.rules.torchjd import PREFIX
@@ -63,7 +72,7 @@ def build_method(
     options = owned[parts.objective]
     if parts.objective == MLDG.name:
         return MLDG(combining, drawing, make_optimizer, **options)
-    kind = _objective_class(parts.objective)
+    kind: type[Objective] = _part(parts.objective, "objective")
     check_names(parts.objective, [h.name for h in kind.hyperparameters], options)
     objective = kind(generator=drawing, **options)
     return Combined(objective, combining, batch_norm=batch_norm)
@@ -150,8 +159,8 @@ def hyperparameter_names(method: str) -> list[str]:
     """Names of a method's hyperparameters, as `settings` takes them."""
     return [
         f"{owner}.{hyperparameter.name}"
-        for owner in _resolved(method) or (Fish.name,)
-        for hyperparameter in _hyperparameters(owner)
+        for owner, kind in _owners(method)
+        for hyperparameter in getattr(_part(owner, kind), "hyperparameters", ())
     ]
 
 
@@ -166,13 +175,7 @@ def method_provenance(name: str) -> list[dict[str, str | None]]:
 
     Imports them, which training has done before.
     """
-    found: list[Any] = []
-    parts = _resolved(name)
-    if parts is not None and not is_built_in(parts.objective):
-        found.append(_objective_class(parts.objective))
-    if parts is not None and not is_built_in(parts.rule):
-        found.append(load_object(parts.rule, "rule", fits=fits_a_rule, expected=EXPECTED))
-    return [provenance(part) for part in found]
+    return [provenance(_part(o, kind)) for o, kind in _owners(name) if not is_built_in(o)]
 
 
 def _resolved(name: str) -> MethodParts | None:
@@ -189,31 +192,27 @@ def _resolved(name: str) -> MethodParts | None:
     return method_parts(name)
 
 
-def _fits_an_objective(found: Any) -> bool:
-    return isinstance(found, type) and issubclass(found, Objective) and not isabstract(found)
+def _owners(method: str) -> list[tuple[str, Kind]]:
+    """The parts of a method, which have its hyperparameters, and what each is."""
+    kinds: tuple[Kind, Kind] = ("objective", "rule")
+    return list(zip(_resolved(method) or (Fish.name,), kinds, strict=False))
 
 
 _OBJECTIVE = "a subclass of gradsurgery.Objective"
 
 
-def _objective_class(name: str) -> type[Objective]:
-    if name in OBJECTIVES:
-        return OBJECTIVES[name]
-    found: type[Objective] = load_object(
-        name, "objective", fits=_fits_an_objective, expected=_OBJECTIVE
-    )
-    return found
+def _fits_an_objective(found: Any) -> bool:
+    return isinstance(found, type) and issubclass(found, Objective) and not isabstract(found)
 
 
-def _hyperparameters(owner: str) -> Sequence[Hyperparameter]:
-    """Those of a part of a method; TorchJD's aggregators name theirs when they are built."""
-    built_in: dict[str, Any] = {**OBJECTIVES, **RULES, MLDG.name: MLDG, Fish.name: Fish}
-    found: Any = built_in.get(owner)
-    if found is None and not owner.startswith(PREFIX):
-        kind: Kind = "objective" if owner in entry_names("objective") else "rule"
-        found = load_object(owner, kind, fits=lambda _: True, expected="")
-    known: Sequence[Hyperparameter] = getattr(found, "hyperparameters", ())
-    return known
+def _part(name: str, kind: Kind) -> Any:
+    """What a part of a method is; None for TorchJD's aggregators, which building them finds."""
+    if kind == "rule":
+        return None if name.startswith(PREFIX) else found_rule(name)
+    built_in: dict[str, Any] = {**OBJECTIVES, MLDG.name: MLDG, Fish.name: Fish}
+    if name in built_in:
+        return built_in[name]
+    return load_object(name, "objective", fits=_fits_an_objective, expected=_OBJECTIVE)
 
 
 def _taken(given: Any, owners: Iterable[str], method: str) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from gradsurgery.algorithms.meta_learning import MLDG, Fish
 from gradsurgery.algorithms.objectives import OBJECTIVES
 from gradsurgery.doors import entry_names, is_door
-from gradsurgery.errors import ArgumentError
+from gradsurgery.errors import ArgumentError, meant
 from gradsurgery.rules import RULES, is_rule_name, unknown_rule
 from gradsurgery.rules.torchjd import PREFIX
 
@@ -88,15 +88,16 @@ def method_parts(name: str) -> MethodParts | None:
             "at one point for a rule to combine; use fish alone"
         )
     if not plus and not is_rule_name(name):
-        known = ", ".join([*METHODS, *OTHER_METHODS])
+        methods = [*METHODS, *OTHER_METHODS]
         raise ArgumentError(
-            f"unknown method {name!r}; the methods are {known}, objective+rule, and "
-            "package.module:Name"
+            f"unknown method {name!r}{meant(name, [*methods, *OBJECTIVES, *RULES])}; the methods "
+            f"are {', '.join(methods)}, objective+rule, and package.module:Name"
         )
     if not is_objective_name(objective):
-        known = ", ".join([*OBJECTIVES, MLDG.name, *entry_names("objective")])
+        known = [*OBJECTIVES, MLDG.name, *entry_names("objective")]
         raise ArgumentError(
-            f"unknown objective {objective!r}; there are {known}, and package.module:Name"
+            f"unknown objective {objective!r}{meant(objective, known)}; there are "
+            f"{', '.join(known)}, and package.module:Name"
         )
     if not is_rule_name(combining):
         raise unknown_rule(combining)
@@ -110,7 +111,7 @@ def is_foreign(name: str) -> bool:
 
 def is_built_in(part: str) -> bool:
     """Whether a part of a method is this software's own, or TorchJD's."""
-    return part in {**OBJECTIVES, **RULES, MLDG.name: MLDG} or part.startswith(PREFIX)
+    return part in (*OBJECTIVES, *RULES, MLDG.name, Fish.name) or part.startswith(PREFIX)
 
 
 def is_objective_name(name: str) -> bool:

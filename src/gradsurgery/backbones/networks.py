@@ -56,11 +56,13 @@ def backbone_names() -> list[str]:
 
 def library_has(name: str) -> bool:
     """Whether `name` is torchvision's, timm's or ours, so that no code from elsewhere is run."""
+    if is_door(name):
+        return False
     if name in OURS or name in _torchvision_names():
         return True
     from timm import is_model
 
-    return not is_door(name) and bool(is_model(name.removeprefix("timm/")))
+    return bool(is_model(name.removeprefix("timm/")))
 
 
 def find_network(name: str, classes: int, image_size: int | None) -> Callable[[], Network]:
@@ -73,16 +75,13 @@ def find_network(name: str, classes: int, image_size: int | None) -> Callable[[]
         return lambda: Network(SmallCNN(classes), HALF, HALF, ("classifier",))
     if name == "small-mlp":
         return lambda: _small_mlp(classes, image_size)
-    if is_door(name):
-        return _own_network(name, classes, image_size)
-    if name in _torchvision_names():
-        return partial(_torchvision_network, name, classes, image_size)
-    from timm import is_model
-
-    if is_model(name.removeprefix("timm/")):
-        return partial(_timm_network, name, classes, image_size)
-    if name in entry_names("backbone"):
-        return _own_network(name, classes, image_size)
+    if library_has(name):
+        ours = name in _torchvision_names()
+        return partial(_torchvision_network if ours else _timm_network, name, classes, image_size)
+    if is_door(name) or name in entry_names("backbone"):
+        expected = "a function of the number of classes that gives a torch.nn.Module"
+        build = load_object(name, "backbone", fits=_builds_network, expected=expected)
+        return network_by(build, name, classes, image_size)
     close = get_close_matches(name, backbone_names(), n=5)
     hint = (
         f"did you mean {' or '.join(close)}?"
@@ -127,21 +126,13 @@ def _small_mlp(classes: int, image_size: int | None) -> Network:
     return Network(model, HALF, HALF, ("3",))
 
 
-def _own_network(name: str, classes: int, image_size: int | None) -> Callable[[], Network]:
-    """What calls the function (or class) `name`; see `build_backbone` for what it may take."""
-    build = load_object(
-        name,
-        "backbone",
-        fits=_builds_network,
-        expected="a function of the number of classes that gives a torch.nn.Module",
-    )
-    return network_by(build, name, classes, image_size)
-
-
 def network_by(
     build: Callable[..., Any], name: str, classes: int, image_size: int | None
 ) -> Callable[[], Network]:
-    """What calls a function (or class) of the user's own, which messages call `name`."""
+    """What calls a function (or class) of the user's own, which messages call `name`.
+
+    See `build_backbone` for what it may take.
+    """
     takes = inspect.signature(build).parameters
     options = {"image_size": image_size} if "image_size" in takes else {}
     try:
@@ -276,11 +267,8 @@ def _timm_network(name: str, classes: int, image_size: int | None) -> Network:
     plain = name.removeprefix("timm/")
     options: dict[str, Any] = {"num_classes": classes}
     preset = _constructed(name, None, lambda: timm.get_pretrained_cfg(plain))
-    if (
-        preset is not None
-        and preset.fixed_input_size
-        and image_size not in (None, preset.input_size[1])
-    ):
+    fixed = preset.input_size[1] if preset is not None and preset.fixed_input_size else image_size
+    if image_size not in (None, fixed):
         options["img_size"] = image_size
     model = _constructed(name, image_size, lambda: timm.create_model(plain, **options))
     settings = model.pretrained_cfg

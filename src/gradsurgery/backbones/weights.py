@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from errno import EINVAL
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,9 @@ State = dict[str, Tensor]
 
 def file_digest(path: Path) -> str:
     """The sha256 of a weights file; raises `WeightsError` where it cannot be read."""
-    if path.exists() and not path.is_file():  # a device has no end
-        raise WeightsError(
-            f"cannot read the weights file {path}: it is not a regular file; give 'default', "
-            "'none' or a .pth, .pt or .safetensors file"
-        )
     try:
+        if path.exists() and not path.is_file():  # a device has no end
+            raise OSError(EINVAL, "it is not a regular file")
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
@@ -51,7 +49,8 @@ def read_state(path: Path) -> State:
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not _is_state(content):
+    named = isinstance(content, Mapping) and all(isinstance(key, str) for key in content)
+    if not named or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise WeightsError(
             f"{path} holds no state dict (names with tensors) but a {type(content).__name__}; "
             "save model.state_dict()"
@@ -108,14 +107,6 @@ def load_all(
     model.load_state_dict(expected)
 
 
-def _is_state(content: Any) -> bool:
-    return (
-        isinstance(content, Mapping)
-        and len(content) > 0
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
-    )
-
-
 def _unwrapped(key: str) -> str:
     for prefix in ("_orig_mod.", "module.", "_orig_mod."):
         key = key.removeprefix(prefix)
@@ -129,12 +120,9 @@ def _without_other_heads(
     state = dict(state)
     for head in heads:
         theirs, ours = state.get(f"{head}.weight"), expected[f"{head}.weight"]
-        if theirs is None or theirs.ndim != ours.ndim or theirs.shape[1:] != ours.shape[1:]:
-            continue
-        if len(theirs) != len(ours):
-            for key in (f"{head}.weight", f"{head}.bias"):
-                if key in expected and key in state:
-                    state[key] = expected[key]
+        if theirs is not None and theirs.shape != ours.shape and theirs.shape[1:] == ours.shape[1:]:
+            keys = {f"{head}.weight", f"{head}.bias"} & state.keys() & expected.keys()
+            state |= {key: expected[key] for key in keys}
     return state
 
 

@@ -22,10 +22,10 @@ from gradsurgery.data.image_set import cached_sets, remove_cached
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import left_out_classes
 from gradsurgery.errors import ArgumentError, printable
-from gradsurgery.report.data_text import copies_sentences, gap_sentences, imbalance_sentences
+from gradsurgery.report.rendering import OnTerminal
+from gradsurgery.report.run_text import copies_sentences, gap_sentences, imbalance_sentences
 from gradsurgery.report.section import counted as counted_files
 from gradsurgery.report.section import plain_table
-from gradsurgery.report.terminal import OnTerminal
 
 app = typer.Typer(help="Look at a data set, or decode it ahead of time.", no_args_is_help=True)
 cache_app = typer.Typer(help="The decoded data sets on this machine.", no_args_is_help=True)

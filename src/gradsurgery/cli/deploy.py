@@ -1,6 +1,7 @@
 """`gradsurgery deploy`: from a data set to a model for domains that nobody has seen yet."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,8 +27,8 @@ from gradsurgery.report.model_card import (
     expectation,
     model_card,
 )
+from gradsurgery.report.rendering import OnTerminal
 from gradsurgery.report.section import Text
-from gradsurgery.report.terminal import OnTerminal
 from gradsurgery.results import take_inventory
 from gradsurgery.results.deployment import (
     Tried,
@@ -118,6 +119,8 @@ def _finish(
     run = _final_run(plan, source, tried[chosen])
     directory = folder / run.directory
     source = reopened(source, run.configuration.data, run.configuration.reading)
+    if not (directory / Record.file_name).exists():
+        print(f"training {run.configuration.method} on all domains", file=sys.stderr)
     with displayed("on all domains") as report:
         record = train(run.configuration, directory, report, cache, opened=source)
         conflict = _conflict(source, directory, record, cache)

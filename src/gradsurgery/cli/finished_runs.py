@@ -12,11 +12,18 @@ from gradsurgery.cli import options as opt
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA, CriterionName, Model, Selections
 from gradsurgery.errors import ArgumentError, GradsurgeryError, one_line, printable
-from gradsurgery.report import tables as text
+from gradsurgery.report.rendering import OnTerminal, literal, to_latex, to_markdown
 from gradsurgery.report.report import Report, ReportOptions, write_report
+from gradsurgery.report.run_text import run_blocks
 from gradsurgery.report.section import Table, Text
-from gradsurgery.report.tables import candidates_table, choices_table
-from gradsurgery.report.terminal import OnTerminal, by_data_and_target, literal, run_blocks
+from gradsurgery.report.tables import (
+    by_data_and_target,
+    candidates_table,
+    choices_table,
+    comparison_csv,
+    comparison_table,
+    significance_table,
+)
 from gradsurgery.results import (
     ComparisonTable,
     compare_runs,
@@ -24,7 +31,7 @@ from gradsurgery.results import (
     select_by_all,
     take_inventory,
 )
-from gradsurgery.results.inventory import record_files
+from gradsurgery.results.runs import record_files
 from gradsurgery.results.selection import ALL
 from gradsurgery.results.tables import BASELINE
 
@@ -88,12 +95,12 @@ def print_tables(
         if search.provisional:
             print(search.provisional)
         return
-    shown = [text.comparison_table(table, paper=paper) for table in tables]
-    shown += [text.significance_table(tables)] if statistics else []
+    shown = [comparison_table(table, paper=paper) for table in tables]
+    shown += [significance_table(tables)] if statistics else []
     if output == "csv":
-        written = text.comparison_csv(tables, paper=paper)
+        written = comparison_csv(tables, paper=paper)
     else:
-        written = text.to_markdown(shown) if output == "markdown" else text.to_latex(shown)
+        written = to_markdown(shown) if output == "markdown" else to_latex(shown)
     print("\n".join(map(printable, written.split("\n"))), end="")
 
 
@@ -102,8 +109,8 @@ def print_comparisons(
 ) -> None:
     """Print comparison tables, and with `statistics` the tests behind them."""
     for table in tables:
-        blocks = [text.comparison_table(table, paper=paper)]
-        blocks += [text.significance_table([table])] if statistics and table.tests else []
+        blocks = [comparison_table(table, paper=paper)]
+        blocks += [significance_table([table])] if statistics and table.tests else []
         Console().print(OnTerminal(blocks))
 
 
@@ -148,7 +155,10 @@ def select(
     ]
     if not all(CRITERIA[name].attainable for name in shown):
         blocks.append(
-            Text("The oracle sees the target's images, which nobody has who needs the model.")
+            Text(
+                "The oracle sees the target's images, which nobody has who needs the model. It "
+                "tests the model of the last step, the other criteria that of the best validation."
+            )
         )
     Console().print(OnTerminal(blocks))
     print(f"written to {path}")

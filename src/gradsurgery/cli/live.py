@@ -83,6 +83,7 @@ def _live(console: Console, title: str) -> Iterator["ProgressCallback"]:
 def _print_line(progress: "TrainingProgress") -> None:
     if progress.note is not None:
         _write(progress.note)
+        return
     if progress.stage == "images" and progress.done == progress.total:
         _write(f"decoded {progress.total} images")
     if progress.stage == "resuming":

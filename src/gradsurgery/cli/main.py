@@ -143,7 +143,7 @@ def run() -> None:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
         else:
-            print(f"error: {usage_line(error, list(COMMANDS), sys.argv[1:])}", file=sys.stderr)
+            print(f"error: {usage_line(error, sys.argv[1:])}", file=sys.stderr)
         sys.exit(2)
     except typer.Abort:
         print("aborted", file=sys.stderr)
@@ -161,22 +161,21 @@ def run() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def usage_line(error: Any, commands: Sequence[str], typed: Sequence[str]) -> str:
+def usage_line(error: Any, typed: Sequence[str]) -> str:
     """The line for a usage error of the library that reads the command line.
 
-    commands: what there is, to say which comes close to one that there is not.
     typed: the words after the program's name.
     """
-    command = " ".join([PROGRAM, *(word for word in typed[:1] if word in commands)])
+    command = " ".join([PROGRAM, *(word for word in typed[:1] if word in COMMANDS)])
     if error.ctx is not None:
         command = error.ctx.command_path
-    text = printable(_wrong(error, commands))
+    text = printable(_wrong(error))
     half = _LONGEST // 2
     text = text if len(text) <= _LONGEST else f"{text[:half]} … {text[-half:]}"
     return f"{text}; see {command} --help"
 
 
-def _wrong(error: Any, commands: Sequence[str]) -> str:
+def _wrong(error: Any) -> str:
     kind, said = type(error).__name__, " ".join(error.format_message().split()).rstrip(".")
     if kind == "NoSuchOption":
         close = get_close_matches(error.option_name, error.possibilities or (), n=1)
@@ -185,7 +184,8 @@ def _wrong(error: Any, commands: Sequence[str]) -> str:
         usage = " ".join(error.ctx.get_usage().split()).removeprefix("Usage: ")
         return f"{missing[1].rstrip('.')} is missing, of {usage}"
     if unknown := re.match(r"No such command '(.*?)'", said):
-        close = get_close_matches(unknown[1], commands, n=1) or list(commands)
+        commands = error.ctx.command.list_commands(error.ctx)
+        close = get_close_matches(unknown[1], commands, n=1) or commands
         return f"there is no command {unknown[1]!r}; there is {', '.join(close)}"
     explained = getattr(error.__cause__, "errors", None)
     if explained is None:

@@ -1,5 +1,6 @@
 """`gradsurgery reproduce`: the paper's experiments by the name of their table or figure."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from gradsurgery.data import open_source
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.plan import names, parse_seeds
+from gradsurgery.documents.studies import SimilarityOptions
 from gradsurgery.report.figures.pictures import draw_examples
 from gradsurgery.report.figures.style import save
 from gradsurgery.report.report import file_stems
@@ -46,6 +48,7 @@ def _command(name: str, folder: str, summary: str) -> None:
         seeds: opt.SeedsOption = None,
         methods: opt.MethodsOption = None,
         targets: opt.TargetsOption = None,
+        config: opt.ConfigOption = None,
         out: OutOption = None,
         dry_run: opt.DryRunOption = False,
         print_config: Annotated[
@@ -59,10 +62,10 @@ def _command(name: str, folder: str, summary: str) -> None:
         launch: opt.LaunchOptions,
         options: dict[str, Any],
     ) -> None:
-        plan = paper_plan(name, None if datasets is None else names(datasets), seeds)
-        given = plan | {"methods": methods or plan["methods"], "targets": targets or "all"}
+        data = None if datasets is None else names(datasets)
+        given = {"data": data, "methods": methods, "targets": targets, "seeds": seeds}
         run_plan(
-            plan_parts(None, given, options),
+            plan_parts(config, given, options, paper_plan(name)),
             out or Path("runs", "reproduce", folder),
             launch,
             after=partial(report_on, paper=True),
@@ -114,6 +117,7 @@ def figure2(
     datasets: DatasetsOption = None,
     seeds: opt.SeedsOption = None,
     targets: opt.TargetsOption = None,
+    config: opt.ConfigOption = None,
     out: OutOption = None,
     cache: opt.CacheOption = None,
     dry_run: opt.DryRunOption = False,
@@ -129,21 +133,31 @@ def figure2(
 ) -> None:
     """Similarity of samples' gradients within and across domains, while Deep-All trains."""
     folder = out or Path("runs", "reproduce", "figure2")
+    studied = ["seeds", *SimilarityOptions.model_fields]
+    chosen = {"method": "deep-all"} | opt.configured(config, options, studied)
+    written = {name: chosen.pop(name, None) for name in ("data", "target", "seeds")}
+    seeds = seeds or str(written["seeds"] or 3)
+    in_file = datasets is None and written["data"] is not None
+    _, run = opt.parted(chosen, SimilarityOptions)
     documents = 0
-    for spec in _specs(datasets):
-        asked = RunConfiguration(**{**options, "data": spec, "target": "any"})
-        source = open_source(spec, **asked.reading)
-        held_out = source.domains if targets in (None, "all") else names(targets or "")
+    for spec in [written["data"]] if in_file else _specs(datasets):
+        asked = RunConfiguration(**run | {"data": spec, "target": "any"})
+        source = open_source(asked.data, **asked.reading)
+        held_out: Sequence[str] = source.domains
+        if targets not in (None, "all"):
+            held_out = names(targets)
+        elif targets is None and written["target"] is not None:
+            held_out = [str(written["target"])]
         if dry_run and not print_config:
-            runs = len(held_out) * len(parse_seeds(seeds or "3"))
+            runs = len(held_out) * len(parse_seeds(seeds))
             print(f"{runs} runs on {source.name}, one for each target and seed, into {folder}")
             continue
         for target in held_out:
-            run = options | {"data": spec, "target": target, "method": "deep-all"}
             place = folder / folder_name(source.name) / folder_name(target)
             if print_config and documents:
                 print("---")
-            run_study(run, seeds or "3", place, cache, print_config=print_config)
+            study = chosen | {"data": spec, "target": target}
+            run_study(study, seeds, place, cache, print_config=print_config)
             documents += 1
 
 

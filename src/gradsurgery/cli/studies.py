@@ -24,7 +24,7 @@ from gradsurgery.documents.studies import DiagnosisOptions, SimilarityOptions
 from gradsurgery.documents.tasks_vs_domains import TasksOptions, TasksStudy
 from gradsurgery.doors import Kind, entry_names, is_door
 from gradsurgery.errors import ArgumentError
-from gradsurgery.report.report import write_diagnosis, write_similarity
+from gradsurgery.report.report import write_diagnosis, write_similarity, write_tasks_study
 from gradsurgery.studies.diagnosis import diagnose_run, diagnose_training, diagnose_weights
 from gradsurgery.studies.similarity import study_similarity
 from gradsurgery.training import device as devices
@@ -253,7 +253,7 @@ def tasks_vs_domains(
     where it was interrupted.
     """
     if stored is not None:
-        print_sentences(_written(TasksStudy.load(stored), out or stored))
+        print_sentences(write_tasks_study(TasksStudy.load(stored), out or stored))
         return
     listed = {"tasks": tasks, "groupings": groupings, "rules": rules}
     chosen = options | {name: names(text) for name, text in listed.items() if text is not None}
@@ -278,13 +278,7 @@ def tasks_vs_domains(
             device=device,
             report=report,
         )
-    print_sentences(_written(study, directory))
-
-
-def _written(study: TasksStudy, directory: Path) -> list[str]:
-    from gradsurgery.report.tasks_text import write_tasks_study  # takes matplotlib
-
-    return write_tasks_study(study, directory)
+    print_sentences(write_tasks_study(study, directory))
 
 
 def _whole(text: str) -> int:

@@ -1,7 +1,8 @@
 """`gradsurgery sweep` and `compare`: many runs, and the report or the table on them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
@@ -98,9 +99,18 @@ def compare(
     run_plan(parts, out, launch, after=print_table, print_config=print_config)
 
 
-def plan_parts(path: Path | None, given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a plan in a file, with those parts and options in their place that are given."""
-    parts = {} if path is None else read_mapping(path, "plan", list(Plan.model_fields))
+def plan_parts(
+    path: Path | None,
+    given: dict[str, Any],
+    options: dict[str, Any],
+    usual: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """The parts of a plan in a file, with those parts and options in their place that are given.
+
+    usual: the parts of a known plan, in whose place a file's come.
+    """
+    written = {} if path is None else read_mapping(path, "plan", list(Plan.model_fields))
+    parts = {**usual, **written}
     parts |= {name: value for name, value in given.items() if value is not None}
     written = mapping_of(parts, "options")
     for name in written if path is not None else ():
@@ -227,9 +237,10 @@ def _worker_count(options: opt.LaunchOptions, plan: Plan, gpus: tuple[str, ...])
 
 
 def print_table(folder: Path) -> None:
-    """Print the table of a folder of runs."""
+    """Print the table of a folder of runs, and where it is."""
     if any(folder.rglob(Record.file_name)):
         print_tables([folder])
+        print(f"runs: {folder}")
 
 
 def report_on(folder: Path, *, paper: bool = False) -> None:

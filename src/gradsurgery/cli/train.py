@@ -21,7 +21,7 @@ from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.record import Record
 from gradsurgery.doors import entry_names, entry_place
 from gradsurgery.errors import ArgumentError
-from gradsurgery.report.classification_text import accuracy_text
+from gradsurgery.report.run_text import accuracy_text
 from gradsurgery.training import device
 from gradsurgery.training import train as train_run
 from gradsurgery.training.averaging import average_listing

@@ -36,11 +36,11 @@ from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.plan import names as listed_names
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError
-from gradsurgery.report.classification_text import evaluation_sentences, evaluation_tables
+from gradsurgery.report.evaluation_text import evaluation_sentences, evaluation_tables
 from gradsurgery.report.model_card import short_card
+from gradsurgery.report.rendering import OnTerminal
 from gradsurgery.report.report import write_evaluation
 from gradsurgery.report.section import counted
-from gradsurgery.report.terminal import OnTerminal
 
 _NAMED = 20  # pictures that could not be decoded, and other files
 

@@ -11,6 +11,9 @@ from gradsurgery.data.image_set import ImageSet
 from gradsurgery.errors import ArgumentError
 from gradsurgery.seeds import named_generator
 
+_Group = tuple[tuple[str, ...], NDArray[np.int64]]
+"""The names that its orders are drawn by, and the positions of its images."""
+
 
 class DomainBatches:
     """Endless batches of each domain's images, without replacement within an epoch.
@@ -49,9 +52,8 @@ class DomainBatches:
         self.batch_size = batch_size
         self.seed = seed
         self.balanced = balanced
-        self._indices = {domain: indices[domain] for domain in domains}
-        self._orders: dict[str, tuple[int, NDArray[np.int64]]] = {}
-        self._of_classes = {d: self._by_class(d) for d in domains} if balanced else {}
+        self._groups = {d: self._grouped(d, indices[d]) for d in domains}
+        self._orders: dict[tuple[str, ...], tuple[int, NDArray[np.int64]]] = {}
 
     def domains_at(self, step: int) -> tuple[str, ...]:
         """Whose batches they are: one of every domain at any step."""
@@ -66,53 +68,42 @@ class DomainBatches:
             raise ArgumentError(f"step is {step}, expected 0 or more")
         return np.stack([self._dealt(domain, step) for domain in self.domains])
 
-    def _by_class(self, domain: str) -> list[tuple[str, NDArray[np.int64]]]:
-        """The domain's images of each class that it has."""
-        indices = self._indices[domain]
+    def _grouped(self, domain: str, indices: NDArray[np.int64]) -> list[_Group]:
+        """What is drawn in turn: all of the domain's images, or those of each class that it has."""
+        if not self.balanced:
+            return [(("batches", domain), indices)]
         labels = self.images.label[indices]
         return [
-            (self.images.classes[label], indices[labels == label]) for label in np.unique(labels)
+            (("balanced batches", domain, self.images.classes[label]), indices[labels == label])
+            for label in np.unique(labels)
         ]
 
-    def _balanced(self, domain: str, step: int) -> NDArray[np.int64]:
-        classes = self._of_classes[domain]
-        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        batch = np.empty(self.batch_size, dtype=np.int64)
-        for number, (label, members) in enumerate(classes):
-            its = places % len(classes) == number
-            turns = places[its] // len(classes)
-            drawn = np.empty(len(turns), dtype=np.int64)
-            for epoch in np.unique(turns // len(members)).tolist():
-                generator = named_generator(self.seed, "balanced batches", domain, label, epoch)
-                order = members[torch.randperm(len(members), generator=generator).numpy()]
-                inside = turns // len(members) == epoch
-                drawn[inside] = order[turns[inside] % len(members)]
-            batch[its] = drawn
-        return batch
-
     def _dealt(self, domain: str, step: int) -> NDArray[np.int64]:
-        if self._of_classes:
-            return self._balanced(domain, step)
-        count = len(self._indices[domain])
+        groups = self._groups[domain]
         places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         batch = np.empty(self.batch_size, dtype=np.int64)
-        for epoch in range(places[0] // count, places[-1] // count + 1):
-            inside = places // count == epoch
-            batch[inside] = self.order(domain, epoch)[places[inside] % count]
+        for number, group in enumerate(groups):
+            its = np.flatnonzero(places % len(groups) == number)
+            turns = places[its] // len(groups)
+            count = len(group[1])
+            for epoch in np.unique(turns // count).tolist():
+                inside = turns // count == epoch
+                batch[its[inside]] = self._order(group, epoch)[turns[inside] % count]
         return batch
 
     def order(self, domain: str, epoch: int) -> NDArray[np.int64]:
-        """The domain's images in the order of an epoch; the last one drawn is kept."""
-        known = self._orders.get(domain)
-        if known is not None and known[0] == epoch:
-            return known[1]
-        indices = self._indices[domain]
-        generator = named_generator(self.seed, "batches", domain, epoch)
-        order: NDArray[np.int64] = indices[
-            torch.randperm(len(indices), generator=generator).numpy()
-        ]
-        self._orders[domain] = (epoch, order)
-        return order
+        """The domain's images in the order of an epoch, where they are not balanced."""
+        return self._order(self._groups[domain][0], epoch)
+
+    def _order(self, group: _Group, epoch: int) -> NDArray[np.int64]:
+        """The group's images in the order of an epoch; the last one drawn is kept."""
+        names, members = group
+        known = self._orders.get(names)
+        if known is None or known[0] != epoch:
+            generator = named_generator(self.seed, *names, epoch)
+            drawn = torch.randperm(len(members), generator=generator).numpy()
+            self._orders[names] = known = (epoch, members[drawn])
+        return known[1]
 
 
 class SingleDomainBatches:

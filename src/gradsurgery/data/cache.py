@@ -13,11 +13,10 @@ import os
 import re
 import shutil
 import warnings
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext, suppress
-from dataclasses import replace
+from contextlib import closing, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +38,7 @@ from gradsurgery.data.image_set import (
     sync_folder,
     write_meta,
 )
-from gradsurgery.data.source import Source, check_complete, count_images
+from gradsurgery.data.source import Source, worked_on
 from gradsurgery.errors import ArgumentError, DataError, OutputError
 
 Progress = Callable[[int, int], None]
@@ -70,23 +69,20 @@ def prepare(  # noqa: PLR0917
         raise ArgumentError(f"image size is {size}, expected a number of pixels of at least 1")
     if workers is not None and workers < 1:
         raise ArgumentError(f"workers is {workers}, expected a number of threads of at least 1")
-    complete = source.domains, source.classes, source.counts()
-    check_complete(source.name, *complete, gaps=source.gaps)
+    source.check_complete()
     folder, decoder = cache_folder(cache), _own_decoder(plain(source))
     index = _index_path(folder / "index", source.signature(), source, size, decoder)
     place = _index_path(folder / "places", source.place(), source, size, decoder)
-    digest = _indexed(index)
-    images = read_image_set(folder / digest, digest, source) if digest else None
+    images = read_image_set(folder, _indexed(index), source)
     if images is None or not images.hashes:
         hashes = content_hashes(source)
         digest = content_digest(source, size, hashes, decoder)
         try:
             with folder_lock(folder, digest):
-                images = read_image_set(folder / digest, digest, source)
+                images = read_image_set(folder, digest, source)
                 if images is None:
-                    before = _indexed(place)
-                    earlier = read_image_set(folder / before, before, source) if before else None
-                    decoding = _Decoding(source, size, hashes, skip_bad, progress, earlier=earlier)
+                    earlier = read_image_set(folder, _indexed(place), source)
+                    decoding = _Decoding(source, size, hashes, skip_bad, progress, earlier)
                     images = _write_images(folder, digest, decoding, workers or cpus())
                 elif not images.hashes:
                     images = _with_hashes(images, source, hashes)
@@ -128,7 +124,7 @@ def _write_images(cache: Path, digest: str, decoding: "_Decoding", workers: int)
         decoding.write(temporary, digest, workers)
         sync_folder(temporary)
     sync_folder(cache)
-    images = read_image_set(folder, digest, decoding.source)
+    images = read_image_set(cache, digest, decoding.source)
     if images is None:
         raise OSError(f"{folder} is not what was written")
     return images
@@ -200,32 +196,20 @@ def cpus() -> int:
     return os.cpu_count() or 1
 
 
+@dataclass
 class _Decoding:
     """Decodes the images of `source` at `size`, whose encoded bytes must have the `hashes`.
 
     earlier: the images that were there before, decoded alike: their pixels are copied.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        size: int,
-        hashes: Sequence[bytes],
-        skip_bad: bool,
-        progress: Progress | None,
-        *,
-        earlier: ImageSet | None,
-    ) -> None:
-        self.source = source
-        self.size = size
-        self.hashes = hashes
-        self.skip_bad = skip_bad
-        self.progress = progress
-        self.bad: dict[int, str] = {}
-        self._earlier = earlier
-        known = () if earlier is None else earlier.hashes
-        self._known = {bytes.fromhex(text): row for row, text in enumerate(known)}
-        self._done = 0
+    source: Source
+    size: int
+    hashes: Sequence[bytes]
+    skip_bad: bool
+    progress: Progress | None
+    earlier: ImageSet | None
+    bad: dict[int, str] = field(default_factory=dict)
 
     def write(self, folder: Path, digest: str, workers: int) -> None:
         """Write `images.bin` and `meta.json`.
@@ -242,10 +226,7 @@ class _Decoding:
         self._fill(pixels, workers)
         kept = [i for i in range(count) if i not in self.bad]
         if self.bad:
-            listing, names = self.source.listing, (self.source.domains, self.source.classes)
-            counts = count_images(*names, listing.domain[kept], listing.label[kept])
-            without = f"{self.source.name} without {len(self.bad)} bad images"
-            check_complete(without, *names, counts, gaps=self.source.gaps)
+            self.source.check_complete(self.bad)
             for to, position in enumerate(kept):
                 pixels[to] = pixels[position]
         pixels.flush()
@@ -260,22 +241,33 @@ class _Decoding:
         """
         from PIL import Image
 
-        pending: deque[Future[tuple[int, str | None]]] = deque()
-        with ThreadPoolExecutor(workers) as pool, warnings.catch_warnings():
+        known: dict[bytes, NDArray[np.uint8]] = {}
+        if self.earlier is not None:
+            hashes = map(bytes.fromhex, self.earlier.hashes)
+            known = dict(zip(hashes, self.earlier.images, strict=False))
+        decoded = worked_on(
+            self.source.contents(),
+            partial(self._decode, pixels, known),
+            workers=workers,
+            ahead=IN_FLIGHT * workers,
+        )
+        with closing(decoded), warnings.catch_warnings():
             # Of images that are large, and not too large.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            try:
-                for position, content in self.source.contents():
-                    if len(pending) == IN_FLIGHT * workers:
-                        self._look_at(*pending.popleft().result())
-                    pending.append(pool.submit(self._decode, pixels, position, content))
-                while pending:
-                    self._look_at(*pending.popleft().result())
-            finally:
-                pool.shutdown(cancel_futures=True)
+            for done, (position, reason) in enumerate(decoded, start=1):
+                if reason is not None:
+                    if not self.skip_bad:
+                        raise bad_image(self.source, position, reason)
+                    self.bad[position] = reason
+                if self.progress is not None:
+                    self.progress(done, len(self.hashes))
 
     def _decode(
-        self, pixels: NDArray[np.uint8], position: int, content: bytes
+        self,
+        pixels: NDArray[np.uint8],
+        known: dict[bytes, NDArray[np.uint8]],
+        position: int,
+        content: bytes,
     ) -> tuple[int, str | None]:
         """Decode one image into its place; returns why that cannot be done, or None."""
         if hashlib.sha256(content).digest() != self.hashes[position]:
@@ -283,9 +275,8 @@ class _Decoding:
                 f"{self.source.location(position)} changed while it was read; repeat when nothing "
                 "else writes to the data set"
             )
-        row = self._known.get(self.hashes[position])
-        if self._earlier is not None and row is not None:
-            pixels[position] = self._earlier.images[row]
+        if (before := known.get(self.hashes[position])) is not None:
+            pixels[position] = before
             return position, None
         try:
             image = self.source.decode(position, content, self.size)
@@ -298,15 +289,6 @@ class _Decoding:
             )
         pixels[position] = image
         return position, None
-
-    def _look_at(self, position: int, reason: str | None) -> None:
-        if reason is not None:
-            if not self.skip_bad:
-                raise bad_image(self.source, position, reason)
-            self.bad[position] = reason
-        self._done += 1
-        if self.progress is not None:
-            self.progress(self._done, len(self.hashes))
 
 
 def bad_image(source: Source, position: int, reason: str) -> DataError:

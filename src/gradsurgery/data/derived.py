@@ -95,8 +95,8 @@ class DerivedSource(Source):
         class_order: Sequence[str],
     ) -> None:
         self.found = found
-        listing = found.listing
-        kept = [i for i in found.positions.tolist() if classes[listing.label[i]] in class_order]
+        listing, chosen = found.listing, set(class_order)
+        kept = [i for i in found.positions.tolist() if classes[listing.label[i]] in chosen]
         super().__init__(
             name,
             [domains[listing.domain[i]] for i in kept],
@@ -155,7 +155,12 @@ class PresetSource(DerivedSource):
             domain_order=preset.domains,
             class_order=preset.classes,
         )
-        check_counts(preset, self)
+        for domain, expected, images in differing_counts(preset, self):
+            raise DataError(
+                f"{preset.name}: domain {domain} has {images} images, expected the paper's "
+                f"{expected}; complete it, or give its path without '{preset.name}:' to use it as "
+                "it is"
+            )
 
 
 def matching_preset(source: Source) -> Preset | None:
@@ -176,15 +181,6 @@ def differing_counts(preset: Preset, source: Source) -> list[tuple[str, int, int
         if domain is not None:
             found[domain] += int(count)
     return [(d, n, found[d]) for d, n in preset.images.items() if found[d] != n]
-
-
-def check_counts(preset: Preset, source: Source) -> None:
-    """Raise `DataError` where a domain has not the paper's number of images."""
-    for domain, expected, found in differing_counts(preset, source):
-        raise DataError(
-            f"{preset.name}: domain {domain} has {found} images, expected the paper's {expected}; "
-            f"complete it, or give its path without '{preset.name}:' to use it as it is"
-        )
 
 
 def _plain(name: str) -> str:

@@ -6,9 +6,8 @@ And what else reading every image shows, without training on it.
 import hashlib
 import itertools
 from base64 import b64decode, b64encode
-from collections import defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from gradsurgery.data.derived import draws_itself
 from gradsurgery.data.formats import BadImageError, has_several
 from gradsurgery.data.image_set import ImageSet
-from gradsurgery.data.source import SkippedImage, Source
+from gradsurgery.data.source import Listing, SkippedImage, Source, worked_on
 from gradsurgery.data.splits import Split, part_name
 from gradsurgery.documents.document import Document
 from gradsurgery.documents.record import Copies
@@ -37,20 +36,6 @@ _SIDE = 64  # pixels to which images are decoded for their perceptual hash, wher
 _WAITING = 64  # encoded images in memory meanwhile
 
 Groups = list[list[int]]
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where images are: positions of their domains and classes, and the parts they are used in.
-
-    part: per image "train", "validation", "test" or "" (not used); None where there is no split.
-    """
-
-    domains: Sequence[str]
-    identities: Sequence[str]
-    domain: NDArray[np.int64]
-    label: NDArray[np.int64]
-    part: Sequence[str] | None = None
 
 
 def identical_files(hashes: Sequence[Any]) -> Groups:
@@ -83,25 +68,28 @@ def dropped(images: ImageSet) -> frozenset[int]:
     )
 
 
-def copies_among(groups: Iterable[Sequence[int]], places: Places) -> Copies:
-    """What groups of images that are the same picture mean for training and testing on them."""
+def copies_among(
+    groups: Iterable[Sequence[int]], images: ImageSet | Listing, part: Sequence[str]
+) -> Copies:
+    """What groups of images that are the same picture mean for training and testing on them.
+
+    part: the part that each image is used in, "" where it is in none.
+    """
     found = Copies()
-    shared: dict[tuple[int, int], int] = defaultdict(int)
+    shared: Counter[tuple[int, int]] = Counter()
     telling: list[tuple[int, list[str]]] = []
     for group in groups:
-        domains = sorted({int(places.domain[i]) for i in group})
-        classes = {int(places.label[i]) for i in group}
-        parts = {places.part[i] for i in group} - {""} if places.part is not None else set()
+        domains = sorted({int(images.domain[i]) for i in group})
+        classes = {int(images.label[i]) for i in group}
+        parts = {part[i] for i in group} - {""}
         found.images += len(group)
         found.across_classes += len(classes) > 1
         found.across_parts += "train" in parts and len(parts) > 1
-        for number, first in enumerate(domains):
-            for second in domains[number + 1 :]:
-                shared[first, second] += 1
+        shared.update(itertools.combinations(domains, 2))
         weight = 2 * (len(classes) > 1) + (len(domains) > 1)
-        telling.append((-weight, [places.identities[i] for i in group]))
+        telling.append((-weight, [images.identities[i] for i in group]))
     found.across_domains = {
-        f"{places.domains[a]} and {places.domains[b]}": n for (a, b), n in sorted(shared.items())
+        f"{images.domains[a]} and {images.domains[b]}": n for (a, b), n in sorted(shared.items())
     }
     telling.sort()
     found.examples = [names[:4] for _, names in telling[:_EXAMPLES]]
@@ -221,7 +209,6 @@ def copies_in_run(
         for domain in of_domains:
             for position in getattr(split, name)[domain].tolist():
                 part[position] = name
-    places = Places(images.domains, images.identities, images.domain, images.label, part)
     of_target = -1 if target is None else images.domains.index(target)
     hashes = file_hashes(images)
     looks = looks_of(images)
@@ -231,7 +218,7 @@ def copies_in_run(
         return [group for group in left if len(group) > 1]
 
     def copies(groups: Groups) -> Copies:
-        found = copies_among(groups, places)
+        found = copies_among(groups, images, part)
         learned = [group for group in groups if any(part[i] == "train" for i in group)]
         tested = {i for group in learned for i in group if part[i] == "test"}
         found.of_target = sum(int(images.domain[i]) == of_target for i in tested)
@@ -277,49 +264,36 @@ def inspect_images(
     several: set[int] = set()
     decodes = not draws_itself(source)
 
-    def look(position: int, content: bytes) -> tuple[int, bytes, str | None]:
+    def inspect(position: int, content: bytes) -> None:
+        hashes[position] = hashlib.sha256(content).digest() if content else position
+        if not decodes:
+            return
         try:
-            pixels = source.decode(position, content, _SIDE)
+            looks[position] = look_of(source.decode(position, content, _SIDE))
         except BadImageError as error:
-            return position, b"", str(error)
-        if has_several(content):
-            several.add(position)
-        return position, look_of(pixels), None
+            bad[position] = str(error)
+        else:
+            if has_several(content):
+                several.add(position)
 
-    def note(found: tuple[int, bytes, str | None]) -> None:
-        position, looks[position], reason = found
-        if reason is not None:
-            bad[position] = reason
-
-    pending: deque[Future[tuple[int, bytes, str | None]]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for done, (position, content) in enumerate(source.contents(), start=1):
-            hashes[position] = hashlib.sha256(content).digest() if content else position
-            if decodes:
-                pending.append(pool.submit(look, position, content))
-            if len(pending) >= _WAITING:
-                note(pending.popleft().result())
-            progress(done, count)
-        while pending:
-            note(pending.popleft().result())
-    places = Places(
-        source.domains, listing.identities, listing.domain, listing.label, _parts(source)
-    )
+    seen = worked_on(source.contents(), inspect, workers=workers, ahead=_WAITING)
+    for done, _ in enumerate(seen, start=1):
+        progress(done, count)
+    part = _parts(source)
     good = [position for position in range(count) if position not in bad]
     pairs = alike([looks[i] for i in good], [hashes[i] for i in good])
     return Inspection(
-        copies_among(identical_files(hashes), places),
-        copies_among(([good[a], good[b]] for a, b in pairs), places) if decodes else None,
+        copies_among(identical_files(hashes), listing, part),
+        copies_among(([good[a], good[b]] for a, b in pairs), listing, part) if decodes else None,
         tuple(SkippedImage(listing.identities[i], bad[i]) for i in sorted(bad)),
         tuple(listing.identities[i] for i in sorted(several)),
     )
 
 
-def _parts(source: Source) -> list[str] | None:
-    """The parts of the source's own split; None where it has none in words that are known."""
-    if source.parts is None:
-        return None
+def _parts(source: Source) -> list[str]:
+    """The parts of the source's own split; "" where it has none in words that are known."""
+    none = [""] * len(source.listing.identities)
     try:
-        return [part_name(said, source.name) if said else "" for said in source.parts]
+        return [part_name(said, source.name) if said else "" for said in source.parts or none]
     except DataError:
-        return None
+        return none

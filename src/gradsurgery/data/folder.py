@@ -132,15 +132,11 @@ class Layout:
 
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
-        self._groups: dict[str, list[str]] = {"domain": [], "class": [], "name": []}
-        if "(?P<" in pattern:
-            self._groups |= {"domain": ["domain"], "class": ["class"]}
-            self._readings = [self._compiled(pattern)]
-        else:
-            self._readings = [self._compiled(self._expression(lazy)) for lazy in ("?", "")]
-        defined = self._readings[0].groupindex
+        self._is_expression = "(?P<" in pattern
+        both = [pattern] if self._is_expression else [self._expression("?"), self._expression("")]
+        self._readings = [self._compiled(expression) for expression in both]
         for field in ("domain", "class"):
-            if not self._groups[field] or self._groups[field][0] not in defined:
+            if not self._groups(field):
                 raise ArgumentError(
                     f"the layout {pattern!r:.200} does not say the {field}; give it {{{field}}}, "
                     "as in {domain}/{class}/{name}"
@@ -164,9 +160,14 @@ class Layout:
             )
         return said[0]
 
+    def _groups(self, field: str) -> list[str]:
+        """The expressions' groups of a field, which are numbered where the pattern is none."""
+        name = re.compile(field if self._is_expression else rf"{field}\d+")
+        return [group for group in self._readings[0].groupindex if name.fullmatch(group)]
+
     def _said(self, match: re.Match[str], path: str) -> Said:
         domain, label, name = (
-            "/".join(match[group] or "" for group in self._groups[field])
+            "/".join(match[group] or "" for group in self._groups(field))
             for field in ("domain", "class", "name")
         )
         if not domain or not label:  # a group that need not be there
@@ -177,8 +178,6 @@ class Layout:
     def _expression(self, lazy: str) -> str:
         """The pattern as a regular expression whose fields take all they can, or as little."""
         parts, end = [], 0
-        for groups in self._groups.values():
-            groups.clear()
         for number, match in enumerate(_FIELD.finditer(self.pattern)):
             parts.append(self._literal(self.pattern[end : match.start()]))
             end = match.end()
@@ -192,10 +191,8 @@ class Layout:
                     f"the layout {self.pattern!r:.200} has the field {{{field}}}; fields are "
                     "{domain}, {class}, {name} and {id}, and * for anything"
                 )
-            group = f"{field}{number}"
-            self._groups.setdefault(field, []).append(group)
             kind = "[^/]+(?:/[^/]+)*" if folders else "[^/]+"
-            parts.append(f"(?P<{group}>{kind}{lazy})")
+            parts.append(f"(?P<{field}{number}>{kind}{lazy})")
         return "".join(parts) + self._literal(self.pattern[end:])
 
     def _literal(self, text: str) -> str:

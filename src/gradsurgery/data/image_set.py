@@ -161,8 +161,11 @@ def write_meta(
     ).save(folder)
 
 
-def read_image_set(folder: Path, digest: str, source: Source) -> ImageSet | None:
-    """The image set that `folder` holds of `source`, None where there is none or it is damaged."""
+def read_image_set(cache: Path, digest: str | None, source: Source) -> ImageSet | None:
+    """The images of `source` in the cache's folder `digest`; None without one that is whole."""
+    if digest is None:
+        return None
+    folder = cache / digest
     try:
         file = ImageSetFile.load(folder / ImageSetFile.file_name)
         size, count = file.size, len(file.identities)

@@ -220,19 +220,15 @@ class ResidentSets:
 
     def _make_room(self, needed: int, device: torch.device) -> bool:
         there = [key for key in self._sets if key[2] == device]
-        held = sum(_bytes_of(self._sets[key]) for key in there)
+        held = sum(self._sets[key].pixels.numel() for key in there)
         most = SHARE * (self._free(device) + held)
         if needed > most:
             return False
         for key in there:
             if held + needed <= most:
                 break
-            held -= _bytes_of(self._sets.pop(key))
+            held -= self._sets.pop(key).pixels.numel()
         return True
-
-
-def _bytes_of(resident: DeviceImages) -> int:
-    return resident.pixels.numel()
 
 
 def _copied(images: ImageSet, device: torch.device) -> DeviceImages:

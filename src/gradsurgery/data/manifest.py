@@ -167,14 +167,10 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Row]]:
             raise DataError(f"{path}, line {line} is not JSON: {reason}; mend the row") from error
         if not isinstance(cells, dict):
             raise DataError(f'{path}, line {line} is no object; write {{"path": …}} a line')
-        yield (
-            line,
-            {
-                name: value
-                if isinstance(value, str)
-                else ""
-                if value is None
-                else json.dumps(value)
-                for name, value in cells.items()
-            },
-        )
+        yield line, {name: _as_text(value) for name, value in cells.items()}
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return "" if value is None else json.dumps(value)

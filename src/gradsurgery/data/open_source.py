@@ -19,11 +19,11 @@ from gradsurgery.data.digits import CodedDigits, CodedDigitsOptions, ColoredDigi
 from gradsurgery.data.folder import FolderSource, LayoutSource
 from gradsurgery.data.manifest import SUFFIXES, ManifestSource
 from gradsurgery.data.parquet import ParquetSource, parquet_files
-from gradsurgery.data.source import Source, check_complete, naming_left_out
+from gradsurgery.data.source import Source, naming_left_out
 from gradsurgery.data.tables import HubSource
 from gradsurgery.documents.data_options import Classes, Resize
 from gradsurgery.doors import entry_names, is_door, load_object, provenance
-from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, one_line
+from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, meant, one_line
 
 BUILT_IN: dict[str, Callable[[], Source]] = {
     "rotated-digits": RotatedDigits,
@@ -88,8 +88,7 @@ def open_source(
     for layer in layers(source):
         layer.resize = resize
     try:
-        counts = source.counts()
-        check_complete(source.name, source.domains, source.classes, counts, gaps=source.gaps)
+        source.check_complete()
     except DataError as error:
         raise naming_left_out(error, source.left_out) from None
     return source
@@ -178,8 +177,9 @@ def _open_place(place: str, layout: str, columns: Mapping[str, str]) -> Source:
     if not place:
         raise ArgumentError(f"the name of the data set is empty; accepted are: {_accepted()}")
     if not _exists(place):
+        close = meant(place, [*BUILT_IN, *PRESETS])
         raise ArgumentError(
-            f"no data set '{place:.60}', nor a folder or file; accepted are: {_accepted()}"
+            f"no data set '{place:.60}'{close}, nor a folder or file; accepted are: {_accepted()}"
         )
     path = Path(place).expanduser()
     if path.is_dir() and layout:

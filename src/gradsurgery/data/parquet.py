@@ -73,12 +73,11 @@ class ParquetSource(TableSource):
 
         image = column_name(self.columns, "image")
         for path in self.files:
-            row = 0
             with _readable(path), pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(ROWS_AT_ONCE, columns=[image]):
-                    for value in batch.column(0).to_pylist():
-                        yield image_bytes(value, path.parent, f"{path}, row {row}")
-                        row += 1
+                batches = file.iter_batches(ROWS_AT_ONCE, columns=[image])
+                cells = (cell for batch in batches for cell in batch.column(0).to_pylist())
+                for row, cell in enumerate(cells):
+                    yield image_bytes(cell, path.parent, f"{path}, row {row}")
 
     @override
     def signature(self) -> str | None:
@@ -89,12 +88,7 @@ class ParquetSource(TableSource):
         return "parquet/" + json.dumps([*stats, beside] if beside else stats)
 
     @override
-    def location(self, position: int) -> str:
-        return (
-            f"{self.listing.identities[position]} ({self._place(int(self.listing.rows[position]))})"
-        )
-
-    def _place(self, row: int) -> str:
+    def place_of_row(self, row: int) -> str:
         for path, length in zip(self.files, self._lengths, strict=True):
             if row < length:
                 return f"{path}, row {row}"

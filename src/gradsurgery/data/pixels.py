@@ -161,19 +161,14 @@ class Augmentation:
 def _transform(name: Augment, size: int) -> Any:
     from torchvision.transforms import v2
 
-    crop = v2.RandomResizedCrop(size, scale=_SCALE, antialias=True)
     flip = v2.RandomHorizontalFlip()
-    match name:
-        case "none":
-            return v2.Identity()
-        case "flip":
-            return flip
-        case "crop":
-            return v2.Compose([crop, flip])
-        case "domainbed":
-            jitter = v2.ColorJitter(0.3, 0.3, 0.3, 0.3)
-            return v2.Compose([crop, flip, jitter, v2.RandomGrayscale(0.1)])
-        case "randaugment":
-            return v2.Compose([crop, flip, v2.RandAugment()])
-        case "trivialaugment":
-            return v2.Compose([crop, flip, v2.TrivialAugmentWide()])
+    crop = [v2.RandomResizedCrop(size, scale=_SCALE, antialias=True), flip]
+    transforms: dict[Augment, list[Any]] = {
+        "none": [v2.Identity()],
+        "flip": [flip],
+        "crop": crop,
+        "domainbed": [*crop, v2.ColorJitter(0.3, 0.3, 0.3, 0.3), v2.RandomGrayscale(0.1)],
+        "randaugment": [*crop, v2.RandAugment()],
+        "trivialaugment": [*crop, v2.TrivialAugmentWide()],
+    }
+    return v2.Compose(transforms[name])

@@ -1,10 +1,11 @@
 """What every source of images has in common: its listing, and the bytes of each image."""
 
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,22 +116,37 @@ class Source(ABC):
             class_order=class_order,
             fewest_domains=self.fewest_domains,
         )
+        self.domains, self.classes = self.listing.domains, self.listing.classes
         self.positions = np.argsort(self.listing.rows)
         """The position in the listing of each image, in storage order."""
-
-    @property
-    def domains(self) -> tuple[str, ...]:
-        """The domains' names."""
-        return self.listing.domains
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The classes' names."""
-        return self.listing.classes
 
     def counts(self) -> NDArray[np.int64]:
         """Number of images of each domain (row) and class (column)."""
         return count_images(self.domains, self.classes, self.listing.domain, self.listing.label)
+
+    def check_complete(self, bad: Collection[int] = ()) -> None:
+        """Raise `DataError` for a domain without images or, without `gaps`, a class it lacks.
+
+        bad: positions of images that cannot be decoded, and do not count.
+        """
+        name = f"{self.name} without {len(bad)} bad images" if bad else self.name
+        kept = [i for i in range(len(self.listing.rows)) if i not in bad]
+        counts = count_images(
+            self.domains, self.classes, self.listing.domain[kept], self.listing.label[kept]
+        )
+        for domain, found in zip(self.domains, counts.sum(axis=1), strict=True):
+            if found == 0:
+                raise DataError(f"{name}: domain {domain} has no images; add some or remove it")
+        missing = np.argwhere(counts == 0)
+        if len(missing) and not self.gaps:
+            domain, label = missing[0]
+            more = f" (and {len(missing) - 1} more such gaps)" if len(missing) > 1 else ""
+            raise DataError(
+                f"{name}: class {self.classes[label]} has no image in domain "
+                f"{self.domains[domain]}, expected at least 1 image of each class in each domain"
+                f"{more}; add images, or choose --classes common (without such classes) or all "
+                "(with gaps)"
+            )
 
     @abstractmethod
     def encoded(self) -> Iterable[bytes]:
@@ -204,7 +220,7 @@ def list_images(
     *,
     domain_order: Sequence[str] | None,
     class_order: Sequence[str] | None,
-    fewest_domains: int = 2,
+    fewest_domains: int,
 ) -> Listing:
     """Order the images of a source; see `Source` for the arguments and what is raised."""
     for what, names in (("domains_of", domains_of), ("classes_of", classes_of), ("files", files)):
@@ -232,16 +248,10 @@ def list_images(
     if len(set(identities)) < len(identities):
         twice = min(identity for identity, times in Counter(identities).items() if times > 1)
         raise DataError(f"{name}: two images are called {twice}; rename one of them")
-    domains_and_classes = tuple(domains), tuple(classes)
     order = sorted(range(len(identities)), key=lambda i: (domain[i], label[i], identities[i]))
     rows = np.array(order, dtype=np.int64)
-    return Listing(
-        *domains_and_classes,
-        tuple(identities[row] for row in rows),
-        domain[rows],
-        label[rows],
-        rows,
-    )
+    ordered = tuple(identities[row] for row in order)
+    return Listing(tuple(domains), tuple(classes), ordered, domain[rows], label[rows], rows)
 
 
 def _check_texts(what: str, names: Any) -> None:
@@ -285,24 +295,28 @@ def count_images(
     return counts
 
 
-def check_complete(
-    name: str,
-    domains: Sequence[str],
-    classes: Sequence[str],
-    counts: NDArray[np.int64],
+Result = TypeVar("Result")
+
+
+def worked_on(
+    contents: Iterable[tuple[int, bytes]],
+    work: Callable[[int, bytes], Result],
     *,
-    gaps: bool = False,
-) -> None:
-    """Raise `DataError` for a domain without images or, without `gaps`, a class it lacks."""
-    for domain, found in zip(domains, counts.sum(axis=1), strict=True):
-        if found == 0:
-            raise DataError(f"{name}: domain {domain} has no images; add some or remove it")
-    missing = np.argwhere(counts == 0)
-    if len(missing) and not gaps:
-        domain, label = missing[0]
-        more = f" (and {len(missing) - 1} more such gaps)" if len(missing) > 1 else ""
-        raise DataError(
-            f"{name}: class {classes[label]} has no image in domain {domains[domain]}, expected at "
-            f"least 1 image of each class in each domain{more}; add images, or choose --classes "
-            "common (without such classes) or all (with gaps)"
-        )
+    workers: int,
+    ahead: int,
+) -> Generator[Result, None, None]:
+    """Yield `work(position, content)` for all of a source's `contents`, in their order.
+
+    workers: threads that work. ahead: how many encoded images may wait in memory.
+    """
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for position, content in contents:
+                if len(pending) == ahead:
+                    yield pending.popleft().result()
+                pending.append(pool.submit(work, position, content))
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)

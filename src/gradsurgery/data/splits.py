@@ -23,7 +23,8 @@ from gradsurgery.seeds import named_generator
 
 Indices = NDArray[np.int64]
 PARTS = ("train", "validation", "test")
-_OTHER_NAMES = {
+_NAMES = {
+    **{part: part for part in PARTS},
     "training": "train",
     "val": "validation",
     "valid": "validation",
@@ -152,13 +153,11 @@ def check_fractions(fractions: Sequence[float]) -> tuple[Fraction, ...]:
 
 def part_name(text: str, where: str) -> str:
     """The part that `text` means; raises `DataError` for what is none."""
-    plain = text.strip().lower()
-    part = _OTHER_NAMES.get(plain, plain)
-    if part not in PARTS:
-        raise DataError(
-            f"{where}: the split is {text!r:.60}, expected train, validation (val) or test; mend it"
-        )
-    return part
+    if part := _NAMES.get(text.strip().lower()):
+        return part
+    raise DataError(
+        f"{where}: the split is {text!r:.60}, expected train, validation (val) or test; mend it"
+    )
 
 
 Parts = Sequence[str | None]
@@ -250,8 +249,8 @@ def _lines(folder: Path) -> Iterator[tuple[str, str, str]]:
             f"{folder} holds no lists of images; name them train.txt, val.txt and test.txt"
         )
     for path in lists:
-        words = set(re.split(r"[\W_]+", path.stem.lower()))
-        meant = {part for word in words if (part := _part_or_none(word))}
+        words = re.split(r"[\W_]+", path.stem.lower())
+        meant = {_NAMES[word] for word in words if word in _NAMES}
         if len(meant) != 1:
             raise DataError(
                 f"the name of {path} says {' and '.join(sorted(meant)) or 'no part'}, expected one "
@@ -264,13 +263,6 @@ def _lines(folder: Path) -> Iterator[tuple[str, str, str]]:
         for number, line in enumerate(text.splitlines(), start=1):
             if line.strip() and not line.startswith("#"):
                 yield meant.copy().pop(), f"{path}, line {number}", line.strip()
-
-
-def _part_or_none(word: str) -> str | None:
-    try:
-        return part_name(word, "")
-    except DataError:
-        return None
 
 
 def _assigned(images: ImageSet, lines: Sequence[tuple[str, str, str]], path: Path) -> Parts:
@@ -299,7 +291,7 @@ def _assigned(images: ImageSet, lines: Sequence[tuple[str, str, str]], path: Pat
         of_domain = {i for i in learned if images.domain[i] == d}
         if of_domain and of_domain <= listed["test"].keys():
             listed["test"] = {i: w for i, w in listed["test"].items() if images.domain[i] != d}
-        _check_apart(listed, images, d)
+    _check_apart(listed, images)
     parts: list[str | None] = [None] * len(images.identities)
     for part, positions in listed.items():
         for position in positions:
@@ -322,12 +314,9 @@ def _position(line: str, known: dict[str, int], by_name: dict[str, int]) -> int 
     return None
 
 
-def _check_apart(listed: dict[str, dict[int, str]], images: ImageSet, domain: int) -> None:
-    for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
-        both = sorted(
-            i for i in listed[first] if i in listed[second] and images.domain[i] == domain
-        )
-        if both:
+def _check_apart(listed: dict[str, dict[int, str]], images: ImageSet) -> None:
+    for first, second in itertools.combinations(PARTS, 2):
+        if both := sorted(listed[first].keys() & listed[second].keys()):
             raise DataError(
                 f"{images.identities[both[0]]} is a {first} and a {second} image, in "
                 f"{listed[first][both[0]]} and {listed[second][both[0]]} (such images: "

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,15 @@ class TableSource(Source):
     ) -> None:
         distinct = self._distinct_files(domains, classes, files)
         super().__init__(name, domains, classes, distinct, class_order=class_order)
+
+    @abstractmethod
+    def place_of_row(self, row: int) -> str:
+        """Where a row of the table, or of all its files in turn, is to be found."""
+
+    @override
+    def location(self, position: int) -> str:
+        row = int(self.listing.rows[position])
+        return f"{self.listing.identities[position]} ({self.place_of_row(row)})"
 
     def _distinct_files(
         self, domains: Sequence[str], classes: Sequence[str], files: Sequence[str | None]
@@ -105,11 +115,8 @@ def image_kind(kind: "pa.DataType", where: str) -> str:
         return str(kind) in ("string", "large_string", "string_view")
 
     def is_bytes(kind: "pa.DataType") -> bool:
-        return types.is_fixed_size_binary(kind) or str(kind) in (
-            "binary",
-            "large_binary",
-            "binary_view",
-        )
+        named_so = str(kind) in ("binary", "large_binary", "binary_view")
+        return named_so or types.is_fixed_size_binary(kind)
 
     plain = getattr(kind, "storage_type", kind)
     plain = plain.value_type if types.is_dictionary(plain) else plain
@@ -238,12 +245,9 @@ class HubSource(TableSource):
 
     @override
     def encoded(self) -> Iterator[bytes]:
-        row = 0
-        for batch in self._batches():
-            for value in batch.to_pylist():
-                place = f"hf://{self.repository}, row {row}"
-                yield image_bytes(value, Path(), place)
-                row += 1
+        cells = (cell for batch in self._batches() for cell in batch.to_pylist())
+        for row, cell in enumerate(cells):
+            yield image_bytes(cell, Path(), self.place_of_row(row))
 
     @override
     def signature(self) -> str | None:
@@ -251,9 +255,8 @@ class HubSource(TableSource):
         return "hub/" + json.dumps([stated(Path(path)) for path in paths]) if paths else None
 
     @override
-    def location(self, position: int) -> str:
-        identity, row = self.listing.identities[position], self.listing.rows[position]
-        return f"{identity} (hf://{self.repository}, row {row})"
+    def place_of_row(self, row: int) -> str:
+        return f"hf://{self.repository}, row {row}"
 
 
 @contextmanager

@@ -131,12 +131,11 @@ ByDomain = dict[str, list[Fraction]]
 class DeploymentCandidate(Part):
     """A method with its settings, tried with every domain left out in turn.
 
-    Args:
-        method: its name.
-        options: in which it differs from the defaults, its settings among them.
-        unseen: by the domain left out, the accuracy on its test images, one a seed.
-        validation: by the domain left out, the accuracy on the validation images of the others.
-        lacks: what is missing, "" where nothing is: only then may it be chosen.
+    method: its name.
+    options: in which it differs from the defaults, its settings among them.
+    unseen: by the domain left out, the accuracy on its test images, one a seed.
+    validation: by the domain left out, the accuracy on the validation images of the others.
+    lacks: what is missing, "" where nothing is: only then may it be chosen.
     """
 
     method: str
@@ -181,18 +180,17 @@ class CopiedTests(Part):
 class Deployment(Document):
     """What was chosen for use on a new domain, and what it rests on.
 
-    Args:
-        data: the data set's name; data_digest: of its images.
-        domains, classes: their names.
-        criterion: by which the candidate was chosen.
-        seeds: of the runs.
-        candidates: all that were tried, in the plan's order; chosen: the position of one.
-        without_it: by domain, the accuracy on it (a mean over the seeds) of the candidate that the
-            criterion chooses when the runs that leave it out are not looked at.
-        classes_unseen: how the chosen candidate does on the classes of domains left out, over all
-            of its runs; empty where the records do not say.
-        copied: for every domain left out with test images that were trained on, how many.
-        directory: of the run on all domains, relative to the deployment's.
+    data: the data set's name; data_digest: of its images.
+    domains, classes: their names.
+    criterion: by which the candidate was chosen.
+    seeds: of the runs.
+    candidates: all that were tried, in the plan's order; chosen: the position of one.
+    without_it: by domain, the accuracy on it (a mean over the seeds) of the candidate that the
+        criterion chooses when the runs that leave it out are not looked at.
+    classes_unseen: how the chosen candidate does on the classes of domains left out, over all
+        of its runs; empty where the records do not say.
+    copied: for every domain left out with test images that were trained on, how many.
+    directory: of the run on all domains, relative to the deployment's.
     """
 
     file_name: ClassVar[str] = "deployment.json"

@@ -144,8 +144,12 @@ class Choices(BaseModel):
 
 
 def unknown_name(what: str, name: str, known: Sequence[str]) -> ArgumentError:
-    """The error of a name that is none of those known: the closest, or all if they are few."""
-    close = get_close_matches(name, known, n=2)
+    """The error of a name that is none of those known: the closest, or all if they are few.
+
+    An abbreviation, as lr, comes closest to the name with these initials.
+    """
+    close = [each for each in known if "".join(word[0] for word in each.split("_")) == name]
+    close = close or get_close_matches(name, known, n=2)
     listed = " or ".join(close) or ", ".join(known)
     verb = "is" if close or len(known) == 1 else "are"
     if not close and len(listed) > _FEW:

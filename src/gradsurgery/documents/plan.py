@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from gradsurgery.documents.configuration import RunDocument, options_of, without_slash
 from gradsurgery.documents.data_options import listed_names
-from gradsurgery.documents.document import Choices, Document, Part
+from gradsurgery.documents.document import Choices, Document, Part, unknown_name
 from gradsurgery.errors import ArgumentError
 
 _MOST_SEEDS = 100_000
@@ -31,20 +31,19 @@ class Plan(Choices):
     Run k of every method has the same initial weights and the same batches: the runs are paired by
     seed. Raises `ArgumentError` for what is not a plan.
 
-    Args:
-        data: data sets, each as `gradsurgery train` takes it.
-        targets: domains to hold out in turn: "all", names, or a mapping from a data set (as in
-            `data`) to either.
-        methods: names, or `objective+rule`; "all" is the paper's eight.
-        seeds: of the runs. A number n stands for 0 … n − 1, "3-5" for 3, 4, 5.
-        options: options of every run, by the names of `RunConfiguration`'s fields; the
-            hyperparameters are under "settings". One that no method has is an error; a method
-            takes its own. What has a part of its own here is not among them.
-        grid: values to try of an option or a hyperparameter ("learning_rate", "backbone",
-            "irm.penalty"): every combination is run. Methods without a hyperparameter are run
-            once.
-        leave_one_domain_out: also run with every pair of domains held out, for the model selection
-            of that name.
+    data: data sets, each as `gradsurgery train` takes it.
+    targets: domains to hold out in turn: "all", names, or a mapping from a data set (as in
+        `data`) to either.
+    methods: names, or `objective+rule`; "all" is the paper's eight.
+    seeds: of the runs. A number n stands for 0 … n − 1, "3-5" for 3, 4, 5.
+    options: options of every run, by the names of `RunConfiguration`'s fields; the
+        hyperparameters are under "settings". One that no method has is an error; a method
+        takes its own. What has a part of its own here is not among them.
+    grid: values to try of an option or a hyperparameter ("learning_rate", "backbone",
+        "irm.penalty"): every combination is run. Methods without a hyperparameter are run
+        once.
+    leave_one_domain_out: also run with every pair of domains held out, for the model selection
+        of that name.
     """
 
     part = "part of a plan"
@@ -134,9 +133,13 @@ class Plan(Choices):
     @field_validator("grid")
     @classmethod
     def _values_to_try(cls, value: dict[str, list[Value]]) -> dict[str, list[Value]]:
+        unsearched = options_of("place", "identity", "incidental")
+        searched = options_of("condition", "hyperparameter")
         for name, values in value.items():
-            if name in options_of("place", "identity", "incidental"):
+            if name in unsearched:
                 raise ValueError(f"{name} does not change what is learned, and is not searched")
+            if "." not in name and name not in searched:
+                raise unknown_name("option in the grid", name, searched)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} has no values, or one of them twice")
         return value

@@ -63,15 +63,11 @@ class DataRecord(Part):
     alike: Copies | None = None
 
     @model_validator(mode="after")
-    def _names_each_once(self) -> "DataRecord":
+    def _names_and_counts_each_once(self) -> "DataRecord":
         for what, names in (("domains", self.domains), ("classes", self.classes)):
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
                 raise ValueError(f"{what} has {twice!r:.80} twice, expected each once")
-        return self
-
-    @model_validator(mode="after")
-    def _counts_every_class(self) -> "DataRecord":
         for domain, counts in self.class_images.items():
             if len(counts) != len(self.classes):
                 raise ValueError(

@@ -13,14 +13,13 @@ Cosines = list[list[float | None]]
 class Measurement(Part):
     """The similarity of the samples' gradients after `step` steps of training.
 
-    Args:
-        step: steps done.
-        label: the class that all samples are of.
-        domains: that were measured.
-        cosines: mean cosine in [-1, 1] by pairs of these domains; None where no pair is left.
-        within: mean over the domains; None where there is none.
-        across: mean over the pairs of different domains; None where there is none.
-        skipped: domains left out, and why.
+    step: steps done.
+    label: the class that all samples are of.
+    domains: that were measured.
+    cosines: mean cosine in [-1, 1] by pairs of these domains; None where no pair is left.
+    within: mean over the domains; None where there is none.
+    across: mean over the pairs of different domains; None where there is none.
+    skipped: domains left out, and why.
     """
 
     step: int
@@ -101,15 +100,14 @@ class GroupConflict(Part):
     Fractions are of the components that move, those in which any domain's gradient is not zero. A
     number is None where nothing moves, or a gradient is zero.
 
-    Args:
-        name: of the layers.
-        components: how many there are.
-        moving: fraction of them that move.
-        agreeing: fraction in which all signs are the same (equation 2), what Agr-Sum keeps.
-        against_rest: per domain, fraction in which its sign is not that of the others' sum.
-        cosines: by pairs of domains.
-        cosine_with_rest: per domain, cosine with the sum of the others.
-        kept_length: length of Agr-Sum's update by that of the sum.
+    name: of the layers.
+    components: how many there are.
+    moving: fraction of them that move.
+    agreeing: fraction in which all signs are the same (equation 2), what Agr-Sum keeps.
+    against_rest: per domain, fraction in which its sign is not that of the others' sum.
+    cosines: by pairs of domains.
+    cosine_with_rest: per domain, cosine with the sum of the others.
+    kept_length: length of Agr-Sum's update by that of the sum.
     """
 
     name: str
@@ -125,17 +123,16 @@ class GroupConflict(Part):
 class Snapshot(Part):
     """The conflict after `step` steps of training.
 
-    Args:
-        step: steps done.
-        total: the whole network.
-        groups: its groups of layers, from the input to the output.
-        most_conflicting: the domain with the lowest of `total.cosine_with_rest`.
-        times_most: in how many batches its cosine was the lowest.
-        stands_out: whether its mean cosine is further below the next than chance explains, at 5 %;
-            None in a diagnosis written before this was asked.
-        shuffled_agreeing: `agreeing` of the same images dealt out to the domains at random: what is
-            lost to small batches alone.
-        shuffled_cosine: mean cosine of the pairs then.
+    step: steps done.
+    total: the whole network.
+    groups: its groups of layers, from the input to the output.
+    most_conflicting: the domain with the lowest of `total.cosine_with_rest`.
+    times_most: in how many batches its cosine was the lowest.
+    stands_out: whether its mean cosine is further below the next than chance explains, at 5 %;
+        None in a diagnosis written before this was asked.
+    shuffled_agreeing: `agreeing` of the same images dealt out to the domains at random: what is
+        lost to small batches alone.
+    shuffled_cosine: mean cosine of the pairs then.
     """
 
     step: int
@@ -170,11 +167,10 @@ class LoggedConflict(Part):
     Its fractions are of the components that are not zero in every domain. (Runs of version 0.1.0
     counted a component that is zero everywhere as one that agrees.)
 
-    Args:
-        step: steps done.
-        agreeing: fraction of the components that agree.
-        cosine: mean over the pairs of domains.
-        groups: `agreeing` by groups of layers, where the run logged its steps.
+    step: steps done.
+    agreeing: fraction of the components that agree.
+    cosine: mean over the pairs of domains.
+    groups: `agreeing` by groups of layers, where the run logged its steps.
     """
 
     step: list[int] = []
@@ -186,14 +182,13 @@ class LoggedConflict(Part):
 class Diagnosis(Document):
     """Where the domains of a data set conflict, for one network.
 
-    Args:
-        data: the data set's name.
-        domains: that were measured.
-        target: the domain held out, None where there is none.
-        network: what was looked at, in words.
-        options: how.
-        snapshots: by step.
-        logged: of the run that was looked at, None where there is none.
+    data: the data set's name.
+    domains: that were measured.
+    target: the domain held out, None where there is none.
+    network: what was looked at, in words.
+    options: how.
+    snapshots: by step.
+    logged: of the run that was looked at, None where there is none.
     """
 
     file_name: ClassVar[str] = "diagnosis.json"

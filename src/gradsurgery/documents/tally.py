@@ -52,11 +52,8 @@ class Tally(Part):
         confidence: the probability of the class predicted, from 0 to 1.
         loss: the cross-entropy of each image.
         """
-        rows: list[list[str]] = [[] for _ in range(classes)]
-        pairs, counts = np.unique(label * classes + predicted, return_counts=True)
-        for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
-            rows[pair // classes].append(f"{pair % classes}:{count}")
-        tally = cls(confusion=[" ".join(row) for row in rows])
+        counts = np.bincount(label * classes + predicted, minlength=classes**2)
+        tally = cls(confusion=_confusion(counts.reshape(classes, classes)))
         losses = loss.astype(np.float64)
         finite = bool(np.isfinite(confidence).all() and (np.abs(losses) <= LARGEST).all())
         if len(label) and finite:
@@ -69,11 +66,7 @@ class Tally(Part):
     def merged(cls, tallies: Sequence["Tally"]) -> "Tally":
         """The tally of all the images of several with the same classes."""
         matrix = sum(tally.matrix() for tally in tallies)
-        confusion = [
-            " ".join(f"{column}:{row[column]}" for column in np.flatnonzero(row).tolist())
-            for row in np.asarray(matrix)
-        ]
-        whole = cls(confusion=confusion)
+        whole = cls(confusion=_confusion(np.asarray(matrix)))
         counted = [tally for tally in tallies if tally.images]
         if not counted or any(tally.log_loss is None for tally in counted):
             return whole
@@ -134,6 +127,13 @@ class Tally(Part):
                     f"calibration has {line!r}, expected bin images correct confidence"
                 )
         return self
+
+
+def _confusion(matrix: NDArray[np.int64]) -> list[str]:
+    return [
+        " ".join(f"{column}:{row[column]}" for column in np.flatnonzero(row).tolist())
+        for row in matrix
+    ]
 
 
 def _binned(confidence: Float32[np.ndarray, " images"], correct: NDArray[np.bool_]) -> list[str]:

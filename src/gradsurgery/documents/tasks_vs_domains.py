@@ -122,14 +122,13 @@ class TasksOptions(Choices):
 class LayerCosines(Part):
     """Mean cosines of the groups' gradients in a layer, or in all parameters that groups share.
 
-    Args:
-        name: of the layers.
-        components: how many there are.
-        within: of two batches of one group.
-        across: of two groups in one step.
-        expected: the same of what the gradients are expected to be, without the noise of batches;
-            an estimate, which may leave [-1, 1].
-        negative: share of the pairs of two groups in one step whose inner product is negative.
+    name: of the layers.
+    components: how many there are.
+    within: of two batches of one group.
+    across: of two groups in one step.
+    expected: the same of what the gradients are expected to be, without the noise of batches;
+        an estimate, which may leave [-1, 1].
+    negative: share of the pairs of two groups in one step whose inner product is negative.
     """
 
     name: str
@@ -143,13 +142,12 @@ class LayerCosines(Part):
 class RuleEffect(Part):
     """What a rule makes of the sum s of the groups' gradients: u, and takes away r = s − u.
 
-    Args:
-        rule: its name.
-        length: ‖u‖ / ‖s‖.
-        cosine: of u and s.
-        removed: ‖r‖ / ‖s‖.
-        alike: cosine of r in one batch with r in another; None where nothing is taken away.
-        curvature: r·Hr / r·r, where H is the Hessian of the sum of the losses.
+    rule: its name.
+    length: ‖u‖ / ‖s‖.
+    cosine: of u and s.
+    removed: ‖r‖ / ‖s‖.
+    alike: cosine of r in one batch with r in another; None where nothing is taken away.
+    curvature: r·Hr / r·r, where H is the Hessian of the sum of the losses.
     """
 
     rule: str
@@ -163,14 +161,13 @@ class RuleEffect(Part):
 class Measured(Part):
     """The gradients of the groups after `step` steps.
 
-    Args:
-        step: steps done.
-        shared: cosines over all parameters that the groups share.
-        within_deciles, across_deciles: the 1st, 5th and 9th decile of the single pairs' cosines.
-        layers: from the input to the output.
-        effects: of every rule but the sum.
-        curvature_sum: s·Hs / s·s along the sum.
-        curvature_random: the same along a random direction, which is tr(H) / P on average.
+    step: steps done.
+    shared: cosines over all parameters that the groups share.
+    within_deciles, across_deciles: the 1st, 5th and 9th decile of the single pairs' cosines.
+    layers: from the input to the output.
+    effects: of every rule but the sum.
+    curvature_sum: s·Hs / s·s along the sum.
+    curvature_random: the same along a random direction, which is tr(H) / P on average.
     """
 
     step: int
@@ -186,11 +183,10 @@ class Measured(Part):
 class TasksRun(Part):
     """One run: a grouping, a rule, a seed, and the dial that is turned.
 
-    Args:
-        losses: mean training loss of the groups at the measured steps.
-        held_out: accuracy by task on test images of the source domains.
-        unseen: accuracy by task on images of the target domain, which has no task `domain`.
-        measured: along the steps of the study's first rule; else empty.
+    losses: mean training loss of the groups at the measured steps.
+    held_out: accuracy by task on test images of the source domains.
+    unseen: accuracy by task on images of the target domain, which has no task `domain`.
+    measured: along the steps of the study's first rule; else empty.
     """
 
     grouping: Grouping
@@ -212,16 +208,15 @@ class TasksRun(Part):
 class TasksStudy(Document):
     """The study: its options, and the runs that are finished.
 
-    Args:
-        options: of every run, but for the dial that is turned.
-        seeds: of the runs with no dial turned.
-        dials: values by dial.
-        dial_seeds: of the runs with a dial turned.
-        name: of the data set.
-        digest: of its images: another release of a set may have others.
-        domains: that were trained on where no dial is turned.
-        tasks: their names; the first is that of the domains.
-        runs: those with no dial turned first, then by dial, value and seed.
+    options: of every run, but for the dial that is turned.
+    seeds: of the runs with no dial turned.
+    dials: values by dial.
+    dial_seeds: of the runs with a dial turned.
+    name: of the data set.
+    digest: of its images: another release of a set may have others.
+    domains: that were trained on where no dial is turned.
+    tasks: their names; the first is that of the domains.
+    runs: those with no dial turned first, then by dial, value and seed.
     """
 
     file_name: ClassVar[str] = "tasks-vs-domains.json"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gradsurgery.engine.passes import trainable_parameters
 from gradsurgery.errors import ArgumentError, NonFiniteError
-from gradsurgery.gradients.layers import Gram, gram_in_spans
+from gradsurgery.gradients.layers import Gram
 from gradsurgery.gradients.model_state import ModelState, unchanged
 from gradsurgery.gradients.one_by_one import (
     SampleLoss,
@@ -25,7 +25,6 @@ from gradsurgery.gradients.one_by_one import (
 )
 from gradsurgery.gradients.recorder import Recorder, uncompiled
 from gradsurgery.gradients.verification import (
-    Piece,
     check_samples_apart,
     is_opaque,
     verified_backward,
@@ -168,46 +167,21 @@ def _parameter_grams(
             "the losses of the samples do not depend on a parameter that is trained; compute them "
             "from a model with a parameter that requires a gradient, and detach nothing"
         )
-    grams: dict[Tensor, Gram] = {}
-
-    def receive(parameter: Tensor, pieces: list[Piece]) -> None:
-        grams[parameter] = _gram_of(parameter, pieces, len(x))
-
     left = recorder.left_in_graph(losses)
-    if recorder.differentiated:
-        left = parameters
     singles = SinglePasses(samples, output, losses, state, recorder.precision)
     unseen = recorder.gradient_lost or is_opaque(model)
     # at least one of them, against all that was not thought of
     numbers = range(len(x)) if unseen or not singles.has_own_losses() else [len(x) - 1]
     # beside it the one with the largest loss, to tell how large gradients are
     compared = sorted({*numbers, int(losses.detach().argmax())})
-    slow, apart = verified_backward(recorder, losses, receive, left, compared)
+    passes = verified_backward(recorder, losses, left, compared)
     output, losses = None, losses.detach()
-    everything = recorder.differentiated or not apart
-    refused = {id(parameter) for parameter in slow}
-    fast = [parameter for parameter in parameters if id(parameter) not in refused]
-    if fast and not everything:
-        everything = not singles.confirm(recorder.taps, fast, numbers, compared)
-    one_by_one = parameters if everything else slow
-    grams.update(stacked_grams(singles, one_by_one, len(x)))
-    return grams, losses, one_by_one
-
-
-def _gram_of(parameter: Tensor, pieces: list[Piece], samples: int) -> Gram:
-    if len(pieces) == 1:
-        (piece,) = pieces
-        return piece.call.gram(piece.role, piece.gradient, samples)
-
-    def rows(span: slice) -> Tensor:
-        parts = (piece.call.rows(piece.role, piece.gradient, samples, span) for piece in pieces)
-        total = next(parts)
-        for part in parts:
-            total = total + part
-        return total
-
-    step = max(piece.call.step for piece in pieces)
-    return gram_in_spans(parameter.shape, samples, rows, step=step)
+    slow = parameters
+    if passes.apart and not recorder.differentiated:
+        fast = [parameter for parameter in parameters if parameter not in passes.refused]
+        if not fast or singles.confirm(fast, passes.at_taps, numbers, compared):
+            slow = [parameter for parameter in parameters if parameter in passes.refused]
+    return passes.grams | dict(stacked_grams(singles, slow, len(x))), losses, slow
 
 
 def _some_of(layers: list[str]) -> str:

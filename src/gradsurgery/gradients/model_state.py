@@ -17,7 +17,10 @@ from typing_extensions import override
 from gradsurgery.errors import ArgumentError
 
 Restore = Callable[[], object]
-_NEVER_LOOKED_INTO = (type, FunctionType, MethodType, BuiltinFunctionType, ModuleType, str, bytes)
+_NEVER_LOOKED_INTO = (
+    *(type, FunctionType, MethodType, BuiltinFunctionType, ModuleType),
+    *(type(None), str, bytes, int, float),
+)
 
 
 @contextmanager
@@ -79,9 +82,9 @@ class ModelState:
         return not all(map(torch.equal, self._of_torch, _torch_states()))
 
     def _look_at(self, value: object, depth: int) -> None:
-        if id(value) in self._seen or value is None:
+        if isinstance(value, _NEVER_LOOKED_INTO) or id(value) in self._seen:
             return
-        if isinstance(value, (*_NEVER_LOOKED_INTO, nn.Parameter, int, float)):
+        if isinstance(value, nn.Parameter):
             return
         self._seen[id(value)] = value
         if isinstance(value, nn.Module):
@@ -131,6 +134,9 @@ def _nothing() -> None:
 
 
 def _container(value: Any, fill: Callable[[Any], object]) -> Restore:
+    if not value:  # as most dictionaries of a module are
+        restore_empty: Restore = value.clear
+        return restore_empty
     contents = dict(value) if isinstance(value, dict) else list(value)
 
     def restore() -> None:

@@ -1,6 +1,6 @@
 """Further passes, of one sample each or with other neighbours: the slow way, and checks."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, NamedTuple, NoReturn
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from gradsurgery.engine.passes import refuse_reentrant
 from gradsurgery.errors import ArgumentError
 from gradsurgery.gradients.layers import PIECE, Gram, inner_products
 from gradsurgery.gradients.model_state import Draws, ModelState
 from gradsurgery.gradients.recorder import Recorder, Tap
-from gradsurgery.gradients.verification import Piece, are_near, refuse_mixed, verified_backward
+from gradsurgery.gradients.verification import are_near, projected_backward, refuse_mixed
 
 SampleLoss = Callable[[Any, Any], Tensor]
 _STACKED = 16 * PIECE
@@ -202,26 +203,29 @@ class SinglePasses:
         return (self.loss(i) for i in range(len(self._losses)))
 
     def confirm(
-        self, taps: list[Tap], parameters: list[Tensor], numbers: Iterable[int], rows: list[int]
+        self,
+        parameters: list[Tensor],
+        among_others: Mapping[Tap, Tensor],
+        numbers: Iterable[int],
+        compared: list[int],
     ) -> bool:
         """Whether these samples alone have the gradients that they had in the pass over all.
 
-        taps: those of the pass over all, with the samples `rows`; parameters: whose taps to
-            compare.
+        among_others: the projections of the samples `compared` there, for all taps in order.
+        parameters: whose taps to compare.
         """
-        wanted = {id(parameter) for parameter in parameters}
-        batch = [tap for tap in taps if wanted.intersection(map(id, tap.parameters))]
+        wanted = set(parameters)
+        batch = [rows for tap, rows in among_others.items() if wanted.intersection(tap.parameters)]
         for i in numbers:
             recorder = Recorder(parameters, 1)
             loss = self.loss(i, recorder)
-            if loss.requires_grad:
-                left = recorder.left_in_graph(loss)
-                verified_backward(recorder, loss[None], _ignore, left, [0])
-            if len(recorder.taps) != len(batch) or not all(
-                _same_projection(one.plain, other.plain, rows.index(i), self._precision)
-                for one, other in zip(recorder.taps, batch, strict=True)
-            ):
+            refuse_reentrant(loss, "of the samples")
+            if len(recorder.taps) != len(batch):
                 return False
+            own = projected_backward(recorder, loss[None], [0], to_samples=False)
+            for tap, rows in zip(recorder.taps, batch, strict=True):
+                if not are_near(own[tap][0], rows[compared.index(i)], rows, self._precision):
+                    return False
         return True
 
 
@@ -230,18 +234,6 @@ def _detached(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     return value.detach().requires_grad_(value.requires_grad)
-
-
-def _ignore(_parameter: Tensor, _pieces: list[Piece]) -> None:
-    """For passes of which only the taps are looked at."""
-
-
-def _same_projection(alone: Tensor | None, batch: Tensor | None, i: int, precision: float) -> bool:
-    if alone is None:  # the sample's loss does not reach it
-        return batch is None or not batch[i].any()
-    if batch is None:
-        return not alone.any()
-    return are_near(alone[0], batch[i], batch, precision)
 
 
 def stacked_grams(

@@ -79,21 +79,16 @@ class _Known(torch.autograd.Function):
 
 _Receive = Callable[[Tensor], None]
 _KNOWN = {**LINEAR, **NORMALIZATIONS}
+_UNKNOWN: tuple[tuple[str, ...], Any] = (), None
 _MARKS = ("_KnownBackward", "_StandInBackward")
 
 
 class Tap:
-    """A call of a layer, and random projections of the gradients of its output's rows.
-
-    weighted: those of each weighted backward pass, divided by the weights; plain: that of the pass
-        without weights. All are [rows, 4].
-    """
+    """A call of a layer, until its gradients are computed, and the parameters that it uses."""
 
     def __init__(self, call: LayerCall) -> None:
         self.call: LayerCall | None = call
         self.parameters = list(call.parameters.values())
-        self.weighted: list[Tensor] = []
-        self.plain: Tensor | None = None
 
 
 class Recorder(TorchFunctionMode):
@@ -103,7 +98,8 @@ class Recorder(TorchFunctionMode):
         alone, so that the hook runs.
     samples: N.
 
-    taps: the calls seen, in order; uses: how many of them use a parameter, by its id.
+    taps: the calls seen, in order; uses: how many of them use a parameter.
+    dtypes: of the numbers that were computed.
     gradient_lost: whether something was computed from the samples that has no gradient, by which
         they may see each other and no backward pass shows it.
     differentiated: whether the pass itself went back through a tap, so that its losses depend on
@@ -117,11 +113,11 @@ class Recorder(TorchFunctionMode):
         self._followed = {id(parameter) for parameter in followed}
         self._views = Views(followed)
         self._samples = samples
-        self.uses: Counter[int] = Counter()
-        self._receiver: Callable[[Tap, Tensor], None] | None = None
+        self.uses: Counter[Tensor] = Counter()
+        self._receiver: Callable[[Tap | None, Tensor], None] | None = None
         self._anchor = torch.zeros((), requires_grad=True)
         self._leaf: Tensor | None = None
-        self._dtypes: set[torch.dtype] = set()
+        self.dtypes: set[torch.dtype] = set()
         self.taps: list[Tap] = []
         self.gradient_lost = False
         self.differentiated = False
@@ -132,13 +128,13 @@ class Recorder(TorchFunctionMode):
             self.gradient_lost = True
             return x.detach().clone()
         self._leaf = x.detach().clone().requires_grad_()
-        self._dtypes.add(x.dtype)
+        self.dtypes.add(x.dtype)
         return self._leaf.clone()  # which the model may write into
 
     @property
     def precision(self) -> float:
         """How far apart two numbers may be that differ by rounding: √ε of the coarsest type."""
-        return math.sqrt(max((torch.finfo(dtype).eps for dtype in self._dtypes), default=1e-7))
+        return math.sqrt(max((torch.finfo(dtype).eps for dtype in self.dtypes), default=1e-7))
 
     @override
     def __torch_function__(
@@ -160,8 +156,13 @@ class Recorder(TorchFunctionMode):
         self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         """The result of the call, with a tap where it is one of a known layer."""
-        call = self._known_call(function, args, kwargs)
-        if call is None:
+        names, build = _KNOWN.get(function, _UNKNOWN)
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        roles = [role for role in ("weight", "bias") if id(given.get(role)) in self._followed]
+        call: LayerCall | None
+        if roles:
+            call = build(given, {role: given[role] for role in roles})
+        else:
             call = broadcast_call(function, args, kwargs, self._views)
         if call is None or not self._may_tap(call):
             result = function(*args, **kwargs)
@@ -169,29 +170,16 @@ class Recorder(TorchFunctionMode):
             return result
         tap = Tap(call)
         self.taps.append(tap)
-        for parameter in tap.parameters:
-            self.uses[id(parameter)] += 1
+        self.uses.update(tap.parameters)
         receive = partial(self._receive, tap)
         if isinstance(call, BroadcastCall):
             view, shape = call.view, call.shape
             stand_in = _StandIn.apply(view, self._anchor, shape, receive)
             args, kwargs = tree_map(lambda v: stand_in if v is view else v, (args, kwargs))
             return function(*args, **kwargs)
-        args, kwargs = tree_map(
-            lambda v: _Known.apply(v) if self._is_followed(v) else v, (args, kwargs)
-        )
-        return _Tap.apply(function(*args, **kwargs), self._anchor, receive)
-
-    def _known_call(
-        self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> LayerCall | None:
-        """The layer's call that uses followed parameters, None where it is none that is known."""
-        if function not in _KNOWN:
-            return None
-        names, build = _KNOWN[function]
-        call = {**dict(zip(names, args, strict=False)), **kwargs}
-        roles = [role for role in ("weight", "bias") if self._is_followed(call.get(role))]
-        return build(call, {role: call[role] for role in roles}) if roles else None
+        # elsewhere in the call the same parameter has another use
+        given.update((role, _Known.apply(given[role])) for role in roles)
+        return _Tap.apply(function(**given), self._anchor, receive)
 
     def _may_tap(self, call: LayerCall) -> bool:
         rows = call.input.shape[0] if call.input.ndim else 0
@@ -204,9 +192,6 @@ class Recorder(TorchFunctionMode):
             and not _is_in_functorch()
         )
 
-    def _is_followed(self, value: object) -> bool:
-        return id(value) in self._followed
-
     def _watch(
         self,
         function: Callable[..., Any],
@@ -216,7 +201,7 @@ class Recorder(TorchFunctionMode):
     ) -> None:
         found, given = list(_tensors([result])), list(_tensors([*args, *kwargs.values()]))
         if given:  # what is made of no tensor, as random numbers are, is rounded nowhere
-            self._dtypes.update(one.dtype for one in found if one.dtype.is_floating_point)
+            self.dtypes.update(one.dtype for one in found if one.dtype.is_floating_point)
         if _is_in_functorch() or function in _HOOKS:
             self.gradient_lost = True
         if self.gradient_lost or function in _ONLY_SHAPES:
@@ -226,7 +211,7 @@ class Recorder(TorchFunctionMode):
             one.requires_grad and id(one) not in self.parameters for one in given
         )
 
-    def _receive(self, tap: Tap, gradient: Tensor) -> None:
+    def _receive(self, tap: Tap | None, gradient: Tensor) -> None:
         if self._receiver is None:
             self.differentiated = True
             return
@@ -260,35 +245,31 @@ class Recorder(TorchFunctionMode):
     def go_back(
         self,
         losses: Tensor,
-        weights: Float[Tensor, " samples"],
-        receiver: Callable[[Tap, Tensor], None],
+        receiver: Callable[[Tap | None, Tensor], None],
         *,
-        keep_graph: bool,
+        weights: Float[Tensor, " samples"] | None = None,
         to_samples: bool,
-    ) -> Tensor | None:
-        """One backward pass of Σ w_i ℓ_i, in which `receiver` gets the gradient at each tap.
+    ) -> None:
+        """One backward pass of Σ ℓ_i, in which `receiver` gets the gradient at each tap.
 
-        Returns the samples' own with `to_samples`, None where they have none.
+        weights: w_i, for one of Σ w_i ℓ_i that keeps the graph.
+        to_samples: whether it gets that of the samples too, where there is one, with None.
         """
         self._receiver = receiver
-        leaf = self._leaf if to_samples else None
-        wanted = [self._anchor] if leaf is None else [self._anchor, leaf]
+        leaf = [self._leaf] if to_samples and self._leaf is not None else []
         try:
-            found = torch.autograd.grad(
+            _, *found = torch.autograd.grad(
                 losses,
-                wanted,
-                weights.to(losses.dtype),
-                retain_graph=keep_graph,
+                [self._anchor, *leaf],
+                torch.ones_like(losses) if weights is None else weights.to(losses.dtype),
+                retain_graph=weights is not None,
                 allow_unused=True,
             )
+            for gradient in found:
+                if gradient is not None:
+                    self._receive(None, gradient)
         finally:
             self._receiver = None
-        return None if leaf is None else found[1]
-
-    @property
-    def is_narrow(self) -> bool:
-        """Whether float16, with its few exponents, is in the pass."""
-        return torch.float16 in self._dtypes
 
 
 def _is_in_functorch() -> bool:

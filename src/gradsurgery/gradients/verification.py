@@ -6,8 +6,8 @@ backward pass of Σ_j w_j ℓ_j. Where row r has a part β_j from another sample
 b_r + Σ_j (w_j − w_i) β_j / w_i, which is another one for all but very few weights.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, reduce
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradsurgery.errors import ArgumentError
-from gradsurgery.gradients.layers import LayerCall, wide
+from gradsurgery.gradients.layers import Gram, LayerCall, gram_in_spans, wide
 from gradsurgery.gradients.recorder import Recorder, Tap
 from gradsurgery.rules.gramian import full_precision
 
@@ -28,7 +28,83 @@ sum in an order that changes from pass to pass.
 """
 
 
-class Piece(NamedTuple):
+class Passes(NamedTuple):
+    """What the backward passes of N losses have shown.
+
+    grams: G by parameter, where they give its gradients by sample.
+    refused: the parameters where they do not.
+    apart: whether each sample influences its own loss alone, as far as gradients show.
+    at_taps: of every tap the projections of the compared samples' gradients.
+    """
+
+    grams: dict[Tensor, Gram]
+    refused: set[Tensor]
+    apart: bool
+    at_taps: dict[Tap, Float[Tensor, "compared 4"]]
+
+
+def verified_backward(
+    recorder: Recorder,
+    losses: Float[Tensor, " samples"],
+    left: Iterable[Tensor],
+    compared: Sequence[int],
+) -> Passes:
+    """Propagate the losses back as they are; and weighted before, unless the graph tells enough.
+
+    left: parameters that are refused from the beginning.
+    compared: the samples whose gradients at the taps are to be compared with those of other passes.
+    """
+    count = len(losses)
+    known = recorder.keeps_apart(losses)
+    looked_at = compared if known else range(count)
+    weighted: list[dict[Tap | None, Tensor]] = []
+    for weights in [] if known else _weights(count, narrow=torch.float16 in recorder.dtypes):
+        found = projected_backward(recorder, losses, looked_at, weights=weights.to(losses.device))
+        weighted.append(found)
+    grams = _Grams(recorder.uses, left, count)
+    agreed: dict[Tap | None, bool] = {}
+
+    def receive(tap: Tap | None, gradient: Tensor, plain: Tensor) -> None:
+        agreed[tap] = all(_agree(found.get(tap), plain) for found in weighted)
+        if tap is not None:
+            grams.receive(tap, gradient, verified=agreed[tap])
+
+    plain = projected_backward(recorder, losses, looked_at, receive, to_samples=not known)
+    grams.complete()
+    rows = slice(None) if known else list(compared)
+    at_taps = {tap: plain[tap][rows] for tap in recorder.taps}
+    return Passes(grams.found, grams.refused, agreed.get(None, True), at_taps)
+
+
+def projected_backward(
+    recorder: Recorder,
+    losses: Float[Tensor, " samples"],
+    looked_at: Sequence[int],
+    receive: Callable[[Tap | None, Tensor, Tensor], None] = lambda *_: None,
+    *,
+    weights: Float[Tensor, " samples"] | None = None,
+    to_samples: bool = True,
+) -> dict[Tap | None, Float[Tensor, "looked_at 4"]]:
+    """One backward pass, and random projections of some samples' gradients at each tap.
+
+    receive: called with a tap, the gradient there and its projections.
+    weights: of the losses, by which the projections are divided again; and the graph is kept.
+    to_samples: whether to go back to the samples too, which stand for a tap None.
+    """
+    zeros = losses.new_zeros(len(looked_at), 4)
+    projections: dict[Tap | None, Tensor] = dict.fromkeys(recorder.taps, zeros)
+
+    def project(tap: Tap | None, gradient: Tensor) -> None:
+        found = _projected(gradient, len(losses), looked_at)
+        projections[tap] = found if weights is None else found / weights[:, None]
+        receive(tap, gradient, projections[tap])
+
+    if losses.requires_grad:
+        recorder.go_back(losses, project, weights=weights, to_samples=to_samples)
+    return projections
+
+
+class _Piece(NamedTuple):
     """A parameter's part in one call of a layer, and the gradient of the layer's output."""
 
     call: LayerCall
@@ -36,113 +112,69 @@ class Piece(NamedTuple):
     gradient: Tensor
 
 
-Receiver = Callable[[Tensor, list[Piece]], None]
+class _Grams:
+    """G by parameter, from the pieces of each as soon as all are there.
 
-
-def verified_backward(
-    recorder: Recorder,
-    losses: Float[Tensor, " samples"],
-    receiver: Receiver,
-    left: Iterable[Tensor],
-    compared: Sequence[int],
-) -> tuple[list[Tensor], bool]:
-    """Propagate the losses back as they are; and weighted before, unless the graph tells enough.
-
-    receiver: called with a parameter and its pieces as soon as they are complete and verified,
-        during the last pass; nothing of them is kept afterwards.
-    left: parameters that are not to be handed out.
-    compared: the samples whose rows at each tap are to be compared with those of other passes.
-
-    Returns the parameters whose gradients by sample the passes do not give; and whether each sample
-    influences its own loss alone, as far as gradients show.
+    uses: how many pieces a parameter has. refused: parameters whose pieces are left out.
     """
-    count = len(losses)
-    known = recorder.keeps_apart(losses)
-    project = _Projection(count, compared if known else range(count))
-    weights_of_passes = [] if known else _weights(count, narrow=recorder.is_narrow)
-    rounds = [one.to(losses.device) for one in weights_of_passes]
-    pieces = _Pieces(recorder, receiver, left)
-    of_samples: list[Tensor] = []
-    for weights in rounds:
 
-        def receive_weighted(tap: Tap, gradient: Tensor, weights: Tensor = weights) -> None:
-            tap.weighted.append(project(gradient) / weights[:, None])
-
-        found = recorder.go_back(
-            losses, weights, receive_weighted, keep_graph=True, to_samples=True
-        )
-        if found is not None:
-            of_samples.append(project(found) / weights[:, None])
-
-    def receive_plain(tap: Tap, gradient: Tensor) -> None:
-        plain = project(gradient)
-        verified = known or _agree(tap.weighted, plain, len(rounds))
-        tap.plain = plain if known else plain[list(compared)]
-        pieces.receive(tap, gradient, verified=verified)
-
-    found = recorder.go_back(
-        losses, torch.ones_like(losses), receive_plain, keep_graph=False, to_samples=not known
-    )
-    pieces.hand_out_rest()
-    apart = found is None or _agree(of_samples, project(found), len(rounds))
-    return pieces.refused(), apart
-
-
-class _Pieces:
-    """The pieces of each parameter, until all are there."""
-
-    def __init__(self, recorder: Recorder, receiver: Receiver, left: Iterable[Tensor]) -> None:
-        self._recorder = recorder
-        self._receiver = receiver
-        self._refused = {id(parameter) for parameter in left}
-        self._pieces: dict[int, list[Piece]] = {}
+    def __init__(self, uses: Mapping[Tensor, int], refused: Iterable[Tensor], samples: int) -> None:
+        self.found: dict[Tensor, Gram] = {}
+        self.refused = set(refused)
+        self._uses = uses
+        self._samples = samples
+        self._pieces: dict[Tensor, list[_Piece]] = {}
 
     def receive(self, tap: Tap, gradient: Tensor, *, verified: bool) -> None:
         call, tap.call = tap.call, None  # the layer's input is no longer needed
         if call is None:
             return
         for role, parameter in call.parameters.items():
-            key = id(parameter)
             if not verified:
-                self._refused.add(key)
-            if key in self._refused:
-                self._pieces.pop(key, None)
+                self.refused.add(parameter)
+            if parameter in self.refused:
+                self._pieces.pop(parameter, None)
                 continue
-            self._pieces.setdefault(key, []).append(Piece(call, role, gradient))
-            if len(self._pieces[key]) == self._recorder.uses[key]:
-                self._receiver(parameter, self._pieces.pop(key))
+            pieces = self._pieces.setdefault(parameter, [])
+            pieces.append(_Piece(call, role, gradient))
+            if len(pieces) == self._uses[parameter]:
+                self._add(parameter)
 
-    def hand_out_rest(self) -> None:
-        """Of parameters some of whose uses the losses do not reach."""
-        for key in list(self._pieces):
-            self._receiver(self._recorder.parameters[key], self._pieces.pop(key))
+    def complete(self) -> None:
+        """Add parameters some of whose uses the losses do not reach."""
+        for parameter in list(self._pieces):
+            self._add(parameter)
 
-    def refused(self) -> list[Tensor]:
-        parameters = self._recorder.parameters
-        return [parameter for key, parameter in parameters.items() if key in self._refused]
+    def _add(self, parameter: Tensor) -> None:
+        pieces, samples = self._pieces.pop(parameter), self._samples
+        if len(pieces) == 1:
+            (piece,) = pieces
+            self.found[parameter] = piece.call.gram(piece.role, piece.gradient, samples)
+            return
+
+        def rows(span: slice) -> Tensor:
+            parts = [piece.call.rows(piece.role, piece.gradient, samples, span) for piece in pieces]
+            return reduce(torch.add, parts)
+
+        step = max(piece.call.step for piece in pieces)
+        self.found[parameter] = gram_in_spans(parameter.shape, samples, rows, step=step)
 
 
-class _Projection:
-    """Random projections of some samples' parts of a gradient: [wanted, 4], its length kept."""
-
-    def __init__(self, samples: int, wanted: Sequence[int]) -> None:
-        self._samples = samples
-        self._wanted = wanted
-
-    def __call__(self, gradient: Tensor) -> Float[Tensor, "wanted 4"]:
-        apart = gradient.unflatten(0, (self._samples, -1))
-        if len(self._wanted) < self._samples:
-            apart = apart[list(self._wanted)]
-        rows = apart.to(wide(gradient.dtype)).flatten(1)
-        directions = _directions(_WIDTH, rows.device, rows.dtype)
-        whole = rows.shape[1] // _WIDTH
-        # the pieces of a row share directions, and differ by a factor
-        factors = _directions(1 << whole.bit_length(), rows.device, rows.dtype)[:whole]
-        with full_precision():
-            pieces = rows[:, : whole * _WIDTH].unflatten(1, (whole, _WIDTH)) @ directions
-            rest = rows[:, whole * _WIDTH :]
-            total: Tensor = (pieces * factors).sum(1) + rest @ directions[: rest.shape[1]]
-        return total
+def _projected(gradient: Tensor, samples: int, wanted: Sequence[int]) -> Float[Tensor, "wanted 4"]:
+    """Random projections of some samples' parts of a gradient, its length kept."""
+    apart = gradient.unflatten(0, (samples, -1))
+    if len(wanted) < samples:
+        apart = apart[list(wanted)]
+    rows = apart.to(wide(gradient.dtype)).flatten(1)
+    directions = _directions(_WIDTH, rows.device, rows.dtype)
+    whole = rows.shape[1] // _WIDTH
+    # the pieces of a row share directions, and differ by a factor
+    factors = _directions(1 << whole.bit_length(), rows.device, rows.dtype)[:whole]
+    with full_precision():
+        pieces = rows[:, : whole * _WIDTH].unflatten(1, (whole, _WIDTH)) @ directions
+        rest = rows[:, whole * _WIDTH :]
+        total: Tensor = (pieces * factors).sum(1) + rest @ directions[: rest.shape[1]]
+    return total
 
 
 _WIDTH = 1024
@@ -172,13 +204,13 @@ def _weights(samples: int, *, narrow: bool) -> list[Float[Tensor, " samples"]]:
     return [values[numbers // len(values) ** at % len(values)] for at in range(rounds)]
 
 
-def _agree(weighted: Sequence[Tensor], plain: Tensor, rounds: int) -> bool:
-    """Whether in each weighted pass the samples' rows had their weight times what they have."""
-    if len(weighted) != rounds:
+def _agree(weighted: Tensor | None, plain: Tensor) -> bool:
+    """Whether in a weighted pass the samples' rows had their weight times what they have."""
+    if weighted is None:
         return False
     bound = _ROUNDING * torch.finfo(plain.dtype).eps * plain.norm(dim=1)
     wrong = ~plain.isfinite().all(1)  # raises its own error later
-    return all(bool((((one - plain).norm(dim=1) <= bound) | wrong).all()) for one in weighted)
+    return bool((((weighted - plain).norm(dim=1) <= bound) | wrong).all())
 
 
 def are_near(found: Tensor, expected: Tensor, scale: Tensor, precision: float) -> bool:

@@ -1,7 +1,7 @@
 """The card of a deployed model: Markdown with the metadata that the Hugging Face Hub reads."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from statistics import fmean, stdev
 from typing import Any
@@ -13,22 +13,24 @@ from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA
 from gradsurgery.documents.studies import Diagnosis
 from gradsurgery.errors import printable
-from gradsurgery.report.classification_text import accuracy_text
-from gradsurgery.report.data_text import left_out_sentences
-from gradsurgery.report.diagnosis_text import diagnosis_sentences
+from gradsurgery.report.gradients_text import diagnosis_sentences
+from gradsurgery.report.rendering import markdown_text, to_markdown
+from gradsurgery.report.run_text import accuracy_text, left_out_sentences
 from gradsurgery.report.section import (
+    ABSENT,
     Block,
     Listing,
     Section,
     Table,
     Text,
     counted,
+    percent,
     plain_table,
     value_text,
 )
 from gradsurgery.report.section import listed as spoken
-from gradsurgery.report.tables import markdown_text, to_markdown
-from gradsurgery.results.frame import guesses
+from gradsurgery.results.runs import guesses
+from gradsurgery.results.statistics import mean_interval
 
 _WEAKEST = 10
 """Classes that the card names."""
@@ -47,16 +49,14 @@ def model_card(deployment: Deployment, record: Record, conflict: Diagnosis | Non
         Section("training", "Data and training", [*_training(deployment, record)]),
         Section("candidates", "What it was chosen among", [*_candidates(deployment)]),
     ]
-    metadata = yaml.safe_dump(_metadata(deployment, record), sort_keys=False, allow_unicode=True)
-    title = f"# {markdown_text(deployment.data)}: {len(deployment.classes)} classes, trained on "
+    title = f"{markdown_text(deployment.data)}: {len(deployment.classes)} classes, trained on "
     title += counted(len(deployment.domains), "domain")
-    written = [_written(part) for part in parts if part.blocks]
-    return "\n".join([f"---\n{metadata}---", title, "", _USE, *written])
+    return _card(_metadata(deployment, record), title, parts)
 
 
 def short_card(about: ModelDescription, record: Record | None) -> str:
     """README.md of a model that was not deployed: what its file and its run's record say."""
-    metadata = {
+    metadata: dict[str, Any] = {
         "library_name": "gradsurgery",
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "domain-generalization", about.method],
@@ -78,9 +78,14 @@ def short_card(about: ModelDescription, record: Record | None) -> str:
         Section("classes", "Classes", [Text(f"{spoken(map(_line, about.classes))}.")]),
         Section("training", "Data and training", [Text(f"{data}. {training}.")]),
     ]
-    title = f"# {markdown_text(_line(about.data))}: {len(about.classes)} classes"
+    title = f"{markdown_text(_line(about.data))}: {len(about.classes)} classes"
+    return _card(metadata, title, parts)
+
+
+def _card(metadata: dict[str, Any], title: str, sections: Sequence[Section]) -> str:
     front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
-    return "\n".join([f"---\n{front}---", title, "", _USE, *map(_written, parts)])
+    written = [_written(section) for section in sections if section.blocks]
+    return "\n".join([f"---\n{front}---", f"# {title}", "", _USE, *written])
 
 
 def _written(section: Section) -> str:
@@ -115,24 +120,18 @@ def _metadata(deployment: Deployment, record: Record) -> dict[str, Any]:
     }
     on = record.configuration.data.removeprefix("hf://")
     from_hub = record.configuration.data.startswith("hf://")
+    result = {
+        "task": {"type": "image-classification"},
+        "dataset": {"type": on if from_hub else "images", "name": name},
+        "metrics": [accuracy],
+    }
     return {
         "library_name": "gradsurgery",
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "domain-generalization", deployment.candidate.method],
         **({"datasets": [on]} if from_hub else {}),
         "metrics": ["accuracy"],
-        "model-index": [
-            {
-                "name": f"{name} {deployment.candidate.method}",
-                "results": [
-                    {
-                        "task": {"type": "image-classification"},
-                        "dataset": {"type": on if from_hub else "images", "name": name},
-                        "metrics": [accuracy],
-                    }
-                ],
-            }
-        ],
+        "model-index": [{"name": f"{name} {deployment.candidate.method}", "results": [result]}],
     }
 
 
@@ -143,10 +142,14 @@ def _by_domain(deployment: Deployment) -> list[float]:
 def expectation(deployment: Deployment) -> Text:
     """What accuracy to expect on a new domain, in words."""
     means, count = _by_domain(deployment), len(deployment.domains)
+    guess, images = 1 / len(deployment.classes), [c.images for c in deployment.classes_unseen]
+    naming = "To guess one of its classes"
+    if sum(images):
+        guess, naming = max(images) / sum(images), "Always to name the most frequent class"
     return Text(
-        f"Expect {_percent(fmean(means))} of the images of a domain that it was not trained on to "
-        f"be recognised: {_percent(min(means))} on the worst of {count} domains left out in turn, "
-        f"{_percent(max(means))} on the best."
+        f"Expect {percent(fmean(means))} of the images of a domain that it was not trained on to "
+        f"be recognised: {percent(min(means))} on the worst of {count} domains left out in turn, "
+        f"{percent(max(means))} on the best. {naming} is right for {percent(guess)}."
     )
 
 
@@ -154,12 +157,8 @@ def copied_sentences(deployment: Deployment) -> list[str]:
     """A sentence for every domain left out whose accuracy rests on images that were trained on."""
     sentences = []
     for each in deployment.copied:
-        counts = {"identical to": each.identical, "like": each.alike}
-        those = spoken(
-            f"{count:,} {'is' if count == 1 else 'are'} {how}"
-            for how, count in counts.items()
-            if count
-        )
+        counts = [("identical to", each.identical), ("like", each.alike)]
+        those = spoken(f"{n:,} {'is' if n == 1 else 'are'} {how}" for how, n in counts if n)
         meaning = "the accuracy on it is too high for a domain that was never seen"
         if 2 * (each.identical + each.alike) >= each.images:
             meaning = "THE ACCURACY ON IT SAYS NOTHING OF A DOMAIN THAT WAS NEVER SEEN"
@@ -174,7 +173,6 @@ def copied_sentences(deployment: Deployment) -> list[str]:
 
 def _expected(deployment: Deployment) -> Iterator[Block]:
     means, domains = _by_domain(deployment), deployment.domains
-    mean = fmean(means)
     yield expectation(deployment)
     if copied := copied_sentences(deployment):
         yield Listing(copied)
@@ -185,7 +183,7 @@ def _expected(deployment: Deployment) -> Iterator[Block]:
     if (interval := _prediction(means)) is not None:
         yield Text(
             f"If a new domain is to these {len(domains)} as they are to each other, its accuracy "
-            f"lies between {_percent(interval[0])} and {_percent(interval[1])} with a probability "
+            f"lies between {percent(interval[0])} and {percent(interval[1])} with a probability "
             "of 95 % (Student's prediction interval). So few domains say little about the next; "
             "one that is unlike all of them may do worse. Label some of its images, and measure: "
             "gradsurgery evaluate."
@@ -196,12 +194,13 @@ def _expected(deployment: Deployment) -> Iterator[Block]:
         spread = f" ± {100 * stdev(runs):.1f}" if len(runs) > 1 else ""
         chosen = deployment.without_it.get(domain)
         rows.append([domain, f"{100 * fmean(runs):.1f}{spread}", _number(chosen)])
-    rows.append(["mean", f"{100 * mean:.1f}", _number(fmean([*deployment.without_it.values()]))])
+    rows.append(
+        ["mean", f"{100 * fmean(means):.1f}", _number(fmean([*deployment.without_it.values()]))]
+    )
     columns = ["left out", "accuracy (%)", "chosen without it (%)"]
-    several = len(deployment.candidates) > 1
-    shown = 3 if several else 2
+    shown = 3 if len(deployment.candidates) > 1 else 2
     yield plain_table("", columns[:shown], [row[:shown] for row in rows])
-    if several:
+    if shown == 3:
         yield Text(
             "The second column is what the candidate has that the other domains' runs choose: it "
             "is not too high for having been chosen, as the first is a little."
@@ -210,13 +209,11 @@ def _expected(deployment: Deployment) -> Iterator[Block]:
 
 def _prediction(means: list[float]) -> tuple[float, float] | None:
     """x̄ ± t s √(1 + 1/D), cut off at 0 and 1; None of one domain."""
-    count = len(means)
-    if count < 2:
+    mean = mean_interval(means)
+    if mean.low is None:
         return None
-    from scipy.special import stdtrit
-
-    margin = float(stdtrit(count - 1, 0.975)) * stdev(means) * math.sqrt(1 + 1 / count)
-    return max(0.0, fmean(means) - margin), min(1.0, fmean(means) + margin)
+    margin = (mean.mean - mean.low) * math.sqrt(mean.n + 1)  # that of the mean is t s / √D
+    return max(0.0, mean.mean - margin), min(1.0, mean.mean + margin)
 
 
 def _classes(deployment: Deployment) -> Iterator[Block]:
@@ -281,10 +278,11 @@ def _training(deployment: Deployment, record: Record) -> Iterator[Block]:
         ]
     )
     options = deployment.candidate.options
-    rows = [[name.replace("_", " "), value_text(value)] for name, value in options.items()]
-    rows = [[name, PurePath(text).name if name == "weights" else text] for name, text in rows]
-    method = [["method", c.method], ["seed", str(c.seed)]]
-    yield plain_table("What is not the default", ["option", "value"], [*method, *rows])
+    texts = {name.replace("_", " "): value_text(value) for name, value in options.items()}
+    if "weights" in texts:
+        texts["weights"] = PurePath(texts["weights"]).name
+    texts = {"method": c.method, "seed": str(c.seed)} | texts
+    yield plain_table("What is not the default", ["option", "value"], texts.items())
 
 
 def _candidates(deployment: Deployment) -> Iterator[Block]:
@@ -301,17 +299,14 @@ def _candidates(deployment: Deployment) -> Iterator[Block]:
 
 def candidates_table(deployment: Deployment) -> Table:
     """Every candidate, how it scores, and which was chosen."""
-    every = {name for each in deployment.candidates for name in each.options}
-    varied = [
-        name
-        for name in sorted(every)
-        if len({repr(each.options.get(name)) for each in deployment.candidates}) > 1
-    ]
+    options = [each.options for each in deployment.candidates]
+    names = sorted({name for of_one in options for name in of_one})
+    varied = [n for n in names if len({repr(of_one.get(n)) for of_one in options}) > 1]
     rows = []
     for position, each in enumerate(deployment.candidates):
         values = [f"{name}={value_text(each.options.get(name))}" for name in varied]
         if each.lacks:
-            scores = ["–", "–", f"lacks {each.lacks}"]
+            scores = [ABSENT, ABSENT, f"lacks {each.lacks}"]
         else:
             unseen = each.score("leave-one-domain-out", deployment.domains)
             validation = each.score("training-domain", deployment.domains)
@@ -321,12 +316,8 @@ def candidates_table(deployment: Deployment) -> Table:
     return plain_table("", ["candidate", "left out (%)", "validation (%)", ""], rows)
 
 
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.0f} %"
-
-
 def _number(fraction: float | None) -> str:
-    return "–" if fraction is None else f"{100 * fraction:.1f}"
+    return ABSENT if fraction is None else f"{100 * fraction:.1f}"
 
 
 def _line(text: str) -> str:

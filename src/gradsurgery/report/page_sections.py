@@ -13,14 +13,13 @@ from typing import Any
 from urllib.parse import quote
 
 from gradsurgery.documents.configuration import RunConfiguration, options_of
-from gradsurgery.documents.record import Record
+from gradsurgery.documents.record import DataRecord, Record
 from gradsurgery.documents.selection import CRITERIA
 from gradsurgery.documents.studies import Diagnosis, Explanation, SimilarityStudy
-from gradsurgery.report.classification_text import recalls_section
-from gradsurgery.report.data_text import recorded_sentences
-from gradsurgery.report.diagnosis_text import diagnosis_section
-from gradsurgery.report.explanation_text import explanation_section
-from gradsurgery.report.page import embedded, render_page
+from gradsurgery.report.evaluation_text import explanation_section
+from gradsurgery.report.gradients_text import diagnosis_section, similarity_section
+from gradsurgery.report.rendering import embedded, render_page
+from gradsurgery.report.run_text import recalls_section, recorded_sentences
 from gradsurgery.report.section import (
     Block,
     Details,
@@ -36,7 +35,6 @@ from gradsurgery.report.section import (
     plain_table,
     value_text,
 )
-from gradsurgery.report.similarity_text import similarity_section
 from gradsurgery.report.summary import summarize
 from gradsurgery.report.tables import (
     candidates_table,
@@ -44,8 +42,8 @@ from gradsurgery.report.tables import (
     comparison_table,
     significance_table,
 )
-from gradsurgery.results.inventory import Inventory, study_files
 from gradsurgery.results.ranking import Ranking
+from gradsurgery.results.runs import Inventory, study_files
 from gradsurgery.results.selection import ALL, Search
 from gradsurgery.results.tables import ComparisonTable
 
@@ -186,8 +184,7 @@ def configuration_section(records: Sequence[Record]) -> Section:
         "Environment": [dict(record.environment) for record in records],
     }
     for title, values in parts.items():
-        shared: list[list[str]] = []
-        differing: list[list[str]] = []
+        shared, differing = [], []
         for name in dict.fromkeys(name for value in values for name in value):
             counts = Counter(value_text(value.get(name)) for value in values)
             row = [name.replace("_", " "), _values_text(counts)]
@@ -287,44 +284,42 @@ def _selection_section(search: Search) -> Section:
     """What each criterion chose, with its evidence."""
     if not search.selections:
         return Section("selection", "Model selection")
-    criteria = [f"{criterion.label}: {criterion.score}." for criterion in CRITERIA.values()]
-    choices = choices_table(search.selections, "What each criterion chooses")
     introduction = Text(
         "The criteria of Gulrajani & Lopez-Paz 2021. Only the oracle looks at the target domain: "
         "it is what an unattainable choice would give, and no result."
     )
+    criteria = [f"{criterion.label}: {criterion.score}." for criterion in CRITERIA.values()]
+    chosen = replace(
+        choices_table(search.selections, "What each criterion chooses"), notes=criteria
+    )
     candidates = candidates_table(search.selections, "All candidates")
     details = Details("The scores of all candidates", [candidates])
-    chosen = replace(choices, notes=criteria)
     return Section("selection", "Model selection", [introduction, chosen, details])
 
 
-def _values_text(counts: Mapping[str, int]) -> str:
+def _values_text(counts: Counter[str]) -> str:
     """The values of an option, those that differ by how often, the most frequent first."""
     if len(counts) == 1:
         return next(iter(counts))
-    ordered = sorted(counts.items(), key=lambda item: -item[1])
-    texts = [f"{text} ({counted(count, 'run')})" for text, count in ordered]
+    texts = [f"{text} ({counted(count, 'run')})" for text, count in counts.most_common()]
     more = len(texts) - _MOST_VALUES
     return ", ".join([*texts[:_MOST_VALUES], *([f"and {more} more"] if more > 0 else [])])
 
 
 def _data_table(records: Sequence[Record]) -> Table:
     """One row a data set."""
-    rows: dict[tuple[str, str], list[str]] = {}
+    found: dict[tuple[str, str], DataRecord] = {}
     splits: dict[tuple[str, str], set[str]] = {}
     for record in records:
-        data = record.data
-        key = (data.name, data.digest)
+        key = (record.data.name, record.data.digest)
+        found[key] = record.data
         splits.setdefault(key, set()).add(record.split.digest[:12])
+    rows = []
+    for key, data in found.items():
         counts = [f"{name} ({data.images[name]:,})" for name in data.domains if name in data.images]
+        numbers = [str(len(data.classes)), f"{sum(data.images.values()):,}", str(len(data.skipped))]
+        digests = splits[key] if len(splits[key]) == 1 else [f"{len(splits[key])} splits"]
         domains = ", ".join(counts) or listed(data.domains)
-        images = f"{sum(data.images.values()):,}"
-        skipped = str(len(data.skipped))
-        rows[key] = [data.name, domains, str(len(data.classes)), images, skipped, data.digest[:12]]
+        rows.append([data.name, domains, *numbers, data.digest[:12], *digests])
     columns = ["data", "domains (images)", "classes", "images", "not decoded", "digest", "split"]
-    texts = [
-        [*line, next(iter(of)) if len(of) == 1 else f"{len(of)} splits"]
-        for line, of in zip(rows.values(), splits.values(), strict=True)
-    ]
-    return plain_table("Data", columns, texts)
+    return plain_table("Data", columns, rows)

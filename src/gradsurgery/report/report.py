@@ -10,22 +10,20 @@ from gradsurgery.atomic import atomic_file
 from gradsurgery.documents.deployment import EvaluationFile
 from gradsurgery.documents.selection import Model, ReportFiles
 from gradsurgery.documents.studies import Diagnosis, Explanation, SimilarityStudy
-from gradsurgery.errors import ArgumentError
+from gradsurgery.documents.tasks_vs_domains import TasksStudy
+from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.report.rendering import section_markdown, to_latex, to_markdown
 from gradsurgery.report.section import Figure, Table, listed
 from gradsurgery.report.tables import (
     candidates_table,
     choices_table,
     comparison_csv,
     comparison_table,
-    section_markdown,
     significance_csv,
     significance_table,
-    to_latex,
-    to_markdown,
 )
-from gradsurgery.results.frame import Records
-from gradsurgery.results.inventory import Inventory, take_inventory
 from gradsurgery.results.ranking import Ranking
+from gradsurgery.results.runs import Inventory, Records, take_inventory
 from gradsurgery.results.selection import Search, search_of
 from gradsurgery.results.tables import (
     BASELINE,
@@ -114,8 +112,8 @@ def write_report(
     for name, text in texts.items():
         _write(out / name, text)
     from gradsurgery.report.figures.style import save
-    from gradsurgery.report.page import embedded
     from gradsurgery.report.page_sections import PIXELS_PER_INCH, assemble
+    from gradsurgery.report.rendering import embedded
 
     figures: dict[str, list[Figure]] = {
         kind: [] for kind in ("examples", "accuracies", "batches", "curves", "ranks")
@@ -144,9 +142,9 @@ def write_report(
 
 def write_diagnosis(diagnosis: Diagnosis, directory: Path) -> list[str]:
     """Write `diagnosis.json`, tables and figures into `directory`; what there is to say of them."""
-    from gradsurgery.report.diagnosis_text import diagnosis_section, diagnosis_sentences
     from gradsurgery.report.figures.heat_maps import conflict_figures
     from gradsurgery.report.figures.style import save
+    from gradsurgery.report.gradients_text import diagnosis_section, diagnosis_sentences
 
     diagnosis.save(directory)
     _write(directory / "diagnosis.md", section_markdown(diagnosis_section(diagnosis)))
@@ -157,7 +155,7 @@ def write_diagnosis(diagnosis: Diagnosis, directory: Path) -> list[str]:
 
 def write_evaluation(evaluation: EvaluationFile, directory: Path) -> None:
     """Write `evaluation.json`, tables and figures into `directory`; raises `OutputError`."""
-    from gradsurgery.report.classification_text import evaluation_section, whole_tally
+    from gradsurgery.report.evaluation_text import evaluation_section, whole_tally
     from gradsurgery.report.figures.heat_maps import confusion_figure, reliability_figure
     from gradsurgery.report.figures.style import save
 
@@ -173,22 +171,26 @@ def write_evaluation(evaluation: EvaluationFile, directory: Path) -> None:
 
 def write_similarity(study: SimilarityStudy, directory: Path) -> list[str]:
     """Write tables and the figure into `directory`; what there is to say of them."""
-    from gradsurgery.report import similarity_text as text
     from gradsurgery.report.figures.lines import draw_similarity
     from gradsurgery.report.figures.style import save
+    from gradsurgery.report.gradients_text import (
+        similarity_csv,
+        similarity_section,
+        similarity_sentences,
+    )
 
-    _write(directory / "similarity.md", section_markdown(text.similarity_section(study)))
-    _write(directory / "similarity.csv", text.similarity_csv(study))
+    _write(directory / "similarity.md", section_markdown(similarity_section(study)))
+    _write(directory / "similarity.csv", similarity_csv(study))
     png, _ = save(draw_similarity(study), directory / "similarity")
     told = [f"figure: {png}", f"measurements: {directory / study.file_name}"]
-    return [*text.similarity_sentences(study), *told]
+    return [*similarity_sentences(study), *told]
 
 
 def write_explanation(
     explanation: Explanation, shown: "Sequence[Explained]", directory: Path
 ) -> list[str]:
     """Write `explanation.json` and its figures into `directory`; what there is to say of them."""
-    from gradsurgery.report.explanation_text import explanation_sentences
+    from gradsurgery.report.evaluation_text import explanation_sentences
     from gradsurgery.report.figures.pictures import draw_attributions, draw_places
     from gradsurgery.report.figures.style import save
 
@@ -200,6 +202,24 @@ def write_explanation(
     return [*explanation_sentences(explanation), f"figures: {directory}"]
 
 
+def write_tasks_study(study: TasksStudy, directory: Path) -> list[str]:
+    """Write tables and figures into `directory`; what there is to say of them.
+
+    Raises `DataError` where no run is finished yet.
+    """
+    from gradsurgery.report.figures.style import save
+    from gradsurgery.report.figures.tasks import draw_dials, draw_tasks
+    from gradsurgery.report.tasks_text import tasks_section, tasks_sentences
+
+    if not study.runs:
+        raise DataError(f"{study.name}: no run of the study is finished; repeat its command")
+    _write(directory / "tasks-vs-domains.md", section_markdown(tasks_section(study)))
+    png, _ = save(draw_tasks(study), directory / "tasks-vs-domains")
+    if (turned := draw_dials(study)) is not None:
+        save(turned, directory / "tasks-vs-domains-dials")
+    return [*tasks_sentences(study), f"tables and figures: {directory} ({png.name})"]
+
+
 def file_stems(stem: str, names: Sequence[str]) -> list[str]:
     """A file name for each of `names`: the stem alone for one, else with the name in it.
 
@@ -209,11 +229,11 @@ def file_stems(stem: str, names: Sequence[str]) -> list[str]:
     if len(names) == 1:
         return [stem]
     slugs = [re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] for name in names]
-    places = [
-        str(place) if slugs.count(slug) > 1 or not slug else ""
-        for place, slug in enumerate(slugs, start=1)
-    ]
-    return ["-".join(filter(None, [stem, *each])) for each in zip(slugs, places, strict=True)]
+    stems = []
+    for place, slug in enumerate(slugs, start=1):
+        number = str(place) if slugs.count(slug) > 1 or not slug else ""
+        stems.append("-".join(filter(None, [stem, slug, number])))
+    return stems
 
 
 def _drawn(
@@ -223,10 +243,9 @@ def _drawn(
     examples: "Sequence[Examples]",
 ) -> "Iterator[tuple[str, str, Drawing]]":
     """Kind, file name and drawing of every figure, each drawn when it is asked for."""
-    from gradsurgery.report.figures.boxes import draw_accuracies, draw_batches
+    from gradsurgery.report.figures.comparisons import draw_accuracies, draw_batches, draw_ranks
     from gradsurgery.report.figures.lines import draw_learning_curves
     from gradsurgery.report.figures.pictures import draw_examples
-    from gradsurgery.report.figures.ranks import draw_ranks
     from gradsurgery.report.figures.style import method_styles
     from gradsurgery.report.summary import cells_text
 

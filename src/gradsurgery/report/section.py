@@ -5,6 +5,12 @@ All text is plain: whatever it becomes escapes it.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from math import isnan
+from typing import Literal
+
+ABSENT = "–"
+"""What stands in a table where there is no value."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +62,17 @@ class Table:
     rows: Sequence[Sequence[Entry]]
     notes: Sequence[str] = ()
 
-    @property
-    def left(self) -> list[int]:
-        """The columns of other than numbers, by position; the first is always one of them."""
+    @cached_property
+    def alignment(self) -> list[Literal["left", "right"]]:
+        """Of every column: "right" of numbers, "left" of all else, and always of the first."""
         if not self.columns:
-            return list(range(max(map(len, self.rows), default=0)))
-        left = [0]
+            return ["left"] * max(map(len, self.rows), default=0)
+        sides: list[Literal["left", "right"]] = ["left"]
         for i in range(1, len(self.columns)):
-            texts = [row[i].text.lstrip("[+-−") for row in self.rows if row[i].text not in "–"]
-            if not texts or not all(text[:1].isdigit() for text in texts):
-                left.append(i)
-        return left
+            texts = [row[i].text.lstrip("[+-−") for row in self.rows if row[i].text not in ABSENT]
+            numbers = texts and all(text[:1].isdigit() for text in texts)
+            sides.append("right" if numbers else "left")
+        return sides
 
 
 @dataclass(frozen=True)
@@ -127,13 +133,31 @@ def leading_number(text: str) -> float | str | None:
     >>> leading_number("71.25 ± 1.06*"), leading_number("agr-sum"), leading_number("–")
     (71.25, '', None)
     """
-    if text in ("", "–"):
+    if text in ("", ABSENT):
         return None
     first = text.split(maxsplit=1)[0].rstrip("*†").replace("−", "-").replace(",", "")
     try:
         return float(first)
     except ValueError:
         return ""
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction in whole per cent, a dash for None and NaN.
+
+    >>> percent(0.257), percent(None)
+    ('26 %', '–')
+    """
+    return ABSENT if fraction is None or isnan(fraction) else f"{100 * fraction:.0f} %"
+
+
+def rounded(value: float | None, digits: int = 2) -> str:
+    """A number with so many decimals, and no sign where all are zero; a dash for None and NaN.
+
+    >>> rounded(-0.001), rounded(0.1234, 3), rounded(None)
+    ('0.00', '0.123', '–')
+    """
+    return ABSENT if value is None or isnan(value) else f"{value:z.{digits}f}"
 
 
 def listed(names: Iterable[str]) -> str:
@@ -180,7 +204,7 @@ def value_text(value: object) -> str:
     ('1e-05', 'yes', 'irm.penalty=10.0', '–')
     """
     if value is None or value in ({}, [], ""):
-        return "–"
+        return ABSENT
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from gradsurgery.documents.data_options import built_in
-from gradsurgery.report.data_text import copied_targets
-from gradsurgery.report.section import counted, listed
+from gradsurgery.report.run_text import copied_targets
+from gradsurgery.report.section import counted, listed, value_text
 from gradsurgery.report.tables import p_text
-from gradsurgery.results.inventory import Inventory
 from gradsurgery.results.ranking import Ranking
+from gradsurgery.results.runs import Inventory
 from gradsurgery.results.statistics import SIGNIFICANCE, PairedComparison, least_p
 from gradsurgery.results.tables import ComparisonTable
 
@@ -76,6 +76,8 @@ def _complete(inventory: Inventory, tables: Sequence[ComparisonTable]) -> str:
             f"The comparison is not complete: {listed(gaps)}; nothing of that is in an average, "
             "rank or test"
         )
+    elif apart := _apart(tables):
+        sentences.append(apart)
     elif not inventory.missing and not failed and there > 1:
         sentences.append("The comparison is complete")
     if extra:
@@ -84,6 +86,18 @@ def _complete(inventory: Inventory, tables: Sequence[ComparisonTable]) -> str:
             f"{runs} with two domains held out serve the choice of hyperparameters alone"
         )
     return f"{'. '.join(sentences)}."
+
+
+def _apart(tables: Sequence[ComparisonTable]) -> str:
+    """In what the runs of a data set differ, so that they are in several tables; "" where none."""
+    found: dict[str, dict[str, None]] = {}
+    for table in tables:
+        for name, value in table.differences.items():
+            found.setdefault(name.replace("_", " "), {})[value_text(value)] = None
+    options = [f"{name} ({listed(values)})" for name, values in found.items()]
+    if not options:
+        return ""
+    return f"Runs that differ in {listed(options)} are not comparable: each has a table of its own"
 
 
 def _averages(table: ComparisonTable) -> list[str]:
@@ -98,8 +112,9 @@ def _averages(table: ComparisonTable) -> list[str]:
     best = [method for method, cell in cells.items() if cell.best]
     if not best:
         return []
-    if guessing := sum(c.guessing for (m, _), c in table.cells.items() if m == table.baseline):
-        runs = sum(c.runs for (m, _), c in table.cells.items() if m == table.baseline)
+    of_baseline = [c for (method, _), c in table.cells.items() if method == table.baseline]
+    if guessing := sum(cell.guessing for cell in of_baseline):
+        runs = sum(cell.runs for cell in of_baseline)
         return [
             f"On {table.name}, {table.baseline} does hardly better than guessing on its own "
             f"domains in {guessing} of {counted(runs, 'run')}: that another method has a higher "
@@ -197,14 +212,13 @@ def _named(tests: dict[tuple[str, str], PairedComparison]) -> str:
 
 
 def _ranked(ranking: Ranking, tables: Sequence[ComparisonTable]) -> str:
-    p = ranking.p if ranking.p is not None else 1.0
+    p = 1.0 if ranking.p is None else ranking.p
+    verdict = f"Friedman's test shows no significant difference of ranks (p = {p_text(p)})"
     if p < ranking.level:
         verdict = (
             f"Friedman's test says that ranks differ (p = {p_text(p)}), which is a rough guide: "
             "the targets of a data set share training images"
         )
-    else:
-        verdict = f"Friedman's test shows no significant difference of ranks (p = {p_text(p)})"
     best = ranking.ranks[0]
     first = [m for m, rank in zip(ranking.methods, ranking.ranks, strict=True) if rank == best]
     order = f"the best average rank has {listed(first)} ({best:.2f})"

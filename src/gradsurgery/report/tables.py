@@ -1,21 +1,23 @@
-"""Comparisons and selections as tables, and tables as Markdown, LaTeX and CSV."""
+"""Comparisons, with the paper's figures beside them, and selections as tables and as CSV."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import csv
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, fields
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gradsurgery.documents.selection import CRITERIA, Candidate, Choice, Selection, Summary
-from gradsurgery.errors import printable
-from gradsurgery.report.section import Entry, Listing, Section, Table, counted, listed, plain_table
-from gradsurgery.results.paper import CITATION, PaperFigure, paper_figures, paper_row
+from gradsurgery.report.section import ABSENT, Entry, Table, counted, listed, plain_table
 from gradsurgery.results.statistics import PairedComparison
 from gradsurgery.results.tables import DECIMALS, Cell, ComparisonTable
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ABSENT = "–"
+
+CITATION = "Mansilla et al. 2021, Table 1"
 _TESTS = ["data", "target", "method", "difference (points)", "95 % interval"]
 _TESTS += ["p", "p (Holm)", "effect size", "n", "zeros"]
 _TEST_COLUMNS = {
@@ -28,14 +30,59 @@ _TEST_COLUMNS = {
 }
 
 
+class PaperFigure(NamedTuple):
+    """Accuracy in percent; `significant` is the paper's star; an average has no `std`."""
+
+    mean: float
+    std: float | None
+    significant: bool
+
+
+@cache
+def paper_figures() -> dict[tuple[str, str, str], PaperFigure]:
+    """The figures of the paper's Table 1 by data set, target and method, as they are called here.
+
+    AlexNet, 20 runs a cell, Wilcoxon tests against Deep-All at 0.05.
+
+    >>> paper_figures()["pacs", "sketch", "agr-sum"]
+    PaperFigure(mean=57.35, std=3.29, significant=True)
+
+    Source: Mansilla, Echeveste, Milone, Ferrante, "Domain generalization via gradient surgery",
+    ICCV 2021.
+    """
+    with Path(__file__).with_name("paper_table1.csv").open(encoding="utf-8", newline="") as file:
+        _, *rows = csv.reader(file)
+    return {
+        (data, target, method): PaperFigure(float(mean), float(std), star == "1")
+        for data, target, method, mean, std, star in rows
+    }
+
+
+def paper_row(table: ComparisonTable, method: str) -> list[PaperFigure | None]:
+    """The paper's figures for a row of `table`: its targets, and the average where there is one.
+
+    Empty where the paper has no figure for the method on any of the targets; the average is there
+    where it has one for each.
+    """
+    figures = paper_figures()
+    found = [figures.get((table.data, target, method)) for target in table.targets]
+    present = [figure for figure in found if figure is not None]
+    if not present:
+        return []
+    if len(table.targets) < 2:
+        return found
+    mean = sum(figure.mean for figure in present) / len(present)
+    complete = len(present) == len(found)
+    return [*found, PaperFigure(mean, None, False) if complete else None]
+
+
 def comparison_table(table: ComparisonTable, *, paper: bool = False) -> Table:
     """A row a method, a column a target, and their average where there are several.
 
     A star and a dagger mark what differs from the baseline, as the notes say. `paper` puts the
     paper's figures beside those of every method that it has.
     """
-    rows = []
-    several = len(table.targets) > 1
+    rows, several = [], len(table.targets) > 1
     for method in table.methods:
         cells = [table.cells.get((method, target)) for target in table.targets]
         cells += [table.averages.get(method)] if several else []
@@ -52,22 +99,15 @@ def comparison_table(table: ComparisonTable, *, paper: bool = False) -> Table:
 
 def significance_table(tables: Sequence[ComparisonTable]) -> Table:
     """The statistics behind the stars, a row a test; of one table its name is in the caption."""
-    rows = [
-        [
-            Entry(table.name),
-            Entry(target),
-            Entry(method),
-            Entry(signed(test.difference)),
-            Entry(f"[{signed(test.low)}, {signed(test.high)}]"),
-            Entry(p_text(test.p), "*" if test.significant else ""),
-            Entry(p_text(test.p_holm), "†" if test.significant_corrected else ""),
-            Entry(signed(test.effect_size)),
-            Entry(str(test.n)),
-            Entry(str(test.zeros)),
-        ]
-        for table in tables
-        for target, method, test in table.comparisons()
-    ]
+    rows = []
+    for table in tables:
+        for target, method, test in table.comparisons():
+            difference = [signed(test.difference), f"[{signed(test.low)}, {signed(test.high)}]"]
+            p = Entry(p_text(test.p), "*" if test.significant else "")
+            p_holm = Entry(p_text(test.p_holm), "†" if test.significant_corrected else "")
+            rest = [signed(test.effect_size), str(test.n), str(test.zeros)]
+            about = map(Entry, [table.name, target, method, *difference])
+            rows.append([*about, p, p_holm, *map(Entry, rest)])
     first = 1 if len(tables) == 1 else 0
     of = f"{tables[0].name}: differences" if first else "Differences"
     from_ = listed(dict.fromkeys(table.baseline for table in tables)) if tables else "the baseline"
@@ -99,34 +139,10 @@ def candidates_table(selections: Mapping[str, Selection], caption: str = "") -> 
     for about, choice in _by_choice(selections):
         for position, candidate in enumerate(choice.candidates):
             lacks = f"not eligible: lacks {candidate.lacks}" if candidate.lacks else ""
-            rows.append(
-                [
-                    *about,
-                    _values(candidate, choice),
-                    _percent(candidate.score),
-                    str(candidate.score.n if candidate.score else 0),
-                    "chosen" if position == choice.chosen else lacks,
-                ]
-            )
+            scored = [_percent(candidate.score), str(candidate.score.n if candidate.score else 0)]
+            verdict = "chosen" if position == choice.chosen else lacks
+            rows.append([*about, _values(candidate, choice), *scored, verdict])
     return plain_table(caption, columns, rows)
-
-
-def to_markdown(tables: Sequence[Table]) -> str:
-    """Pipe tables, each under its caption; what is best is bold."""
-    return "\n".join(_markdown(table) for table in tables)
-
-
-def section_markdown(section: Section) -> str:
-    """The sentences and tables of a section."""
-    blocks = section.blocks
-    texts = [f"{item}\n" for b in blocks if isinstance(b, Listing) for item in b.items]
-    tables = [f"\n{_markdown(block)}" for block in blocks if isinstance(block, Table)]
-    return "".join([f"# {section.title}\n", *texts, *tables])
-
-
-def to_latex(tables: Sequence[Table]) -> str:
-    r"""`tabular` environments for booktabs, each under its caption as a comment."""
-    return "\n".join(_latex(table) for table in tables)
 
 
 def comparison_csv(tables: Sequence[ComparisonTable], *, paper: bool = False) -> str:
@@ -210,12 +226,11 @@ def _by_choice(selections: Mapping[str, Selection]) -> list[tuple[list[str], Cho
     for criterion, selection in selections.items():
         for choice in selection.choices:
             same = (choice.data, choice.target, choice.method)
-            beside = [c for c in selection.choices if (c.data, c.target, c.method) == same]
-            apart = [
-                f"{name} {value}"
-                for name, value in choice.conditions.items()
-                if any(other.conditions.get(name) != value for other in beside)
+            beside = [
+                c.conditions for c in selection.choices if (c.data, c.target, c.method) == same
             ]
+            shared = choice.conditions.items()
+            apart = [f"{n} {v}" for n, v in shared if any(of.get(n) != v for of in beside)]
             method = ", ".join([choice.method, *apart])
             about = [choice.data, choice.target, method, CRITERIA[criterion].label]
             found.setdefault((*same, str(choice.conditions)), []).append((about, choice))
@@ -251,80 +266,13 @@ def _values(candidate: Candidate, choice: Choice) -> str:
 def _percent(score: Summary | None) -> str:
     if score is None:
         return ABSENT
-    return _figures(100 * score.mean, None if score.std is None else 100 * score.std)
+    return _figures(100 * score.mean, score.std and 100 * score.std)
 
 
-def rows_with_below(table: Table) -> Iterator[list[Entry]]:
-    """The rows, and what stands below their entries as rows of its own."""
-    for row in table.rows:
-        yield list(row)
-        if row[0].below:
-            figures = [(e.below.rstrip("*"), e.below) for e in row[1:]]
-            beside = [Entry(figure, text[len(figure) :]) for figure, text in figures]
-            yield [Entry(f"{row[0].text}, {row[0].below}"), *beside]
-
-
-def _markdown(table: Table) -> str:
-    from tabulate import tabulate
-
-    def shown(entry: Entry) -> str:
-        text = markdown_text(entry.text)
-        return (f"**{text}**" if entry.strong else text) + markdown_text(entry.marks, strip=False)
-
-    text = tabulate(
-        [map(shown, row) for row in rows_with_below(table)],
-        [markdown_text(name) for name in table.columns],
-        tablefmt="pipe",
-        disable_numparse=True,
-        colalign=["left" if i in table.left else "right" for i in range(len(table.columns))],
-    )
-    title = [f"**{markdown_text(table.caption)}**\n"] if table.caption else []
-    return "\n".join([*title, text, *(f"\n{markdown_text(note)}" for note in table.notes)]) + "\n"
-
-
-def _latex(table: Table) -> str:
-    def shown(entry: Entry) -> str:
-        text = _latex_text(entry.text)
-        raised = {"*": "$^{*}$", "†": r"$^{\dagger}$"}
-        marks = "".join(raised.get(character, character) for character in entry.marks)
-        return (rf"\textbf{{{text}}}" if entry.strong else text) + marks
-
-    columns = "".join("l" if i in table.left else "r" for i in range(len(table.columns)))
-    lines = [
-        *([f"% {' '.join(printable(table.caption).split())}"] if table.caption else []),
-        rf"\begin{{tabular}}{{{columns}}}",
-        r"\toprule",
-        rf"{' & '.join(map(_latex_text, table.columns))} \\",
-        r"\midrule",
-        *(rf"{' & '.join(map(shown, row))} \\" for row in rows_with_below(table)),
-        r"\bottomrule",
-        r"\end{tabular}",
-        *(rf"\par{{\footnotesize {_latex_text(note)}}}" for note in table.notes),
+def by_data_and_target(table: Table) -> list[Table]:
+    """A table for each pair of entries in the first two columns, which are its caption."""
+    groups = itertools.groupby(table.rows, key=lambda row: (row[0].text, row[1].text))
+    return [
+        Table(f"{data}, {target} held out", table.columns[2:], [row[2:] for row in rows])
+        for (data, target), rows in groups
     ]
-    return "\n".join(lines) + "\n"
-
-
-def markdown_text(text: str, *, strip: bool = True) -> str:
-    """The text as Markdown that shows it; `strip` leaves out spaces at its ends."""
-    # An underscore within a word is no emphasis: art_painting stays readable in the source.
-    escaped = re.sub(r"[\\`*|<>\[\]]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", printable(text))
-    return " ".join(escaped.split()) if strip else escaped
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "±": r"$\pm$",
-    "−": "$-$",
-    "–": "--",
-    "†": r"\textdagger{}",
-    "…": r"\dots{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-}
-
-
-def _latex_text(text: str) -> str:
-    return " ".join("".join(_LATEX.get(c, c) for c in printable(text)).split())

@@ -1,44 +1,134 @@
-"""What a study of tasks against domains found, as tables and sentences."""
+"""What a study of tasks against domains comes to: frames, tests, tables and sentences."""
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
 
 import pandas as pd
 
-from gradsurgery.atomic import atomic_file
 from gradsurgery.documents.tasks_vs_domains import TasksStudy
-from gradsurgery.errors import DataError
-from gradsurgery.report.section import Section, Table, counted, plain_table
-from gradsurgery.report.tables import section_markdown
-from gradsurgery.results.tasks_study import (
-    OUTCOMES,
-    Outcome,
-    by_seed,
-    gradient_frame,
-    layer_frame,
-    outcomes,
+from gradsurgery.report.section import (
+    ABSENT,
+    Section,
+    Table,
+    counted,
+    percent,
+    plain_table,
+    rounded,
 )
+from gradsurgery.results.statistics import PairedComparison, compare_paired, corrected
+from gradsurgery.seeds import derive_seed
 
-NONE = "–"
+OUTCOMES = {"loss": 3, "held_out": 1, "unseen": 1}
+"""Mean training loss of the groups, and accuracies: means over the tasks that were trained.
+
+With the digits that each is printed to."""
+_ABOUT = {"grouping", "dial", "value", "seed"}
 
 
-def write_tasks_study(study: TasksStudy, directory: Path) -> list[str]:
-    """Write tables and figures into `directory`; what there is to say of them.
+def gradient_frame(study: TasksStudy) -> pd.DataFrame:
+    """A row a measurement: grouping, dial, value, seed, step and what was measured.
 
-    Raises `DataError` where no run is finished yet.
+    `within`, `across`, `expected` and `negative` are those of the parameters that groups share, and
+    `within.low` to `within.high` four fifths of the pairs (and so `across.low` to `.high`). For
+    each rule R but the sum there are `R.length`, `R.cosine`, `R.removed`, `R.alike` and `R.bend`,
+    the curvature along what R takes away by that along the sum.
     """
-    from gradsurgery.report.figures.style import save
-    from gradsurgery.report.figures.tasks import draw_dials, draw_tasks
+    rows = []
+    for run in study.runs:
+        for measured in run.measured:
+            row = run.model_dump(include=_ABOUT) | {"step": measured.step}
+            row |= measured.shared.model_dump(exclude={"name", "components"})
+            of_pairs = {"within": measured.within_deciles, "across": measured.across_deciles}
+            for kind, deciles in of_pairs.items():
+                row[f"{kind}.low"], _, row[f"{kind}.high"] = deciles or (None,) * 3
+            whole = measured.curvature_sum
+            for effect in measured.effects:
+                lengths = effect.model_dump(exclude={"rule", "curvature"})
+                row |= {f"{effect.rule}.{name}": value for name, value in lengths.items()}
+                known = effect.curvature is not None and whole is not None and whole > 0
+                row[f"{effect.rule}.bend"] = effect.curvature / whole if known else None  # type: ignore[operator]
+            rows.append(row)
+    frame = pd.DataFrame(rows, columns=None if rows else ["grouping", "dial", "step"])
+    return frame.astype(dict.fromkeys(frame.columns.difference(["grouping", "dial"]), float))
 
-    if not study.runs:
-        raise DataError(f"{study.name}: no run of the study is finished; repeat its command")
-    with atomic_file(directory / "tasks-vs-domains.md") as temporary:
-        temporary.write_text(section_markdown(tasks_section(study)), encoding="utf-8")
-    png, _ = save(draw_tasks(study), directory / "tasks-vs-domains")
-    if (turned := draw_dials(study)) is not None:
-        save(turned, directory / "tasks-vs-domains-dials")
-    return [*tasks_sentences(study), f"tables and figures: {directory} ({png.name})"]
+
+def layer_frame(study: TasksStudy) -> pd.DataFrame:
+    """A row a measurement and a group of layers, from the input to the output."""
+    return pd.DataFrame(
+        [
+            run.model_dump(include=_ABOUT)
+            | {"step": measured.step, "place": place}
+            | layer.model_dump()
+            for run in study.runs
+            for measured in run.measured
+            for place, layer in enumerate(measured.layers)
+        ]
+    )
+
+
+def outcome_frame(study: TasksStudy) -> pd.DataFrame:
+    """A row a run: grouping, rule, dial, value, seed, and the `OUTCOMES`; accuracies in percent."""
+    return pd.DataFrame(
+        [
+            run.model_dump(include=_ABOUT | {"rule"})
+            | {
+                "loss": run.losses[-1],
+                "held_out": 100 * fmean(run.held_out.values()),
+                "unseen": 100 * fmean(run.unseen.values()),
+            }
+            for run in study.runs
+        ]
+    )
+
+
+class Outcome(NamedTuple):
+    """One of the `OUTCOMES` for a grouping and a rule; `versus` compares with the first rule."""
+
+    grouping: str
+    rule: str
+    name: str
+    values: Sequence[float]
+    versus: PairedComparison | None
+
+
+def outcomes(
+    study: TasksStudy, dial: str | None = None, value: float | None = None
+) -> list[Outcome]:
+    """Every grouping, rule and outcome, over the seeds that both rules of a pair have.
+
+    `p_holm` is corrected over all comparisons of this list.
+    """
+    frame = outcome_frame(study)
+    if frame.empty:
+        return []
+    at = (frame["dial"] == dial) & (frame["value"] == value) if dial else frame["dial"].isna()
+    first, found = study.options.rules[0], []
+    pairs = itertools.product(study.options.groupings, study.options.rules, OUTCOMES)
+    for grouping, rule, name in pairs:
+        here = frame[at & (frame["grouping"] == grouping)]
+        by_rule = here.pivot(index="seed", columns="rule", values=name)
+        if not {first, rule} <= set(by_rule):
+            continue
+        both = by_rule[list({first, rule})].dropna()
+        values, versus = both[rule].tolist(), None
+        if rule != first and values:
+            seed = derive_seed(0, "tasks-vs-domains", grouping, rule, name) % 2**32
+            versus = compare_paired(values, both[first].tolist(), seed=seed)
+        if values:
+            found.append(Outcome(grouping, rule, name, values, versus))
+    tests = iter(corrected([each.versus for each in found if each.versus is not None]))
+    return [each if each.versus is None else each._replace(versus=next(tests)) for each in found]
+
+
+def by_seed(frame: pd.DataFrame, column: str) -> dict[str, pd.Series]:
+    """For each grouping the mean of a column over the steps, a value a seed."""
+    if column not in frame:
+        return {}
+    means = frame.groupby(["grouping", "seed"])[column].mean().dropna()
+    return {str(name): values.droplevel(0) for name, values in means.groupby(level=0)}
 
 
 def tasks_section(study: TasksStudy) -> Section:
@@ -74,7 +164,7 @@ def tasks_sentences(study: TasksStudy) -> list[str]:
             continue
         expected, negative = of_grouping["expected"].median(), of_grouping["negative"].mean()
         sentences.append(
-            f"{grouping}: expected cosine across groups {_number(expected)}, {_percent(negative)} "
+            f"{grouping}: expected cosine across groups {rounded(expected)}, {percent(negative)} "
             "of the pairs negative."
         )
         for rule in o.rules[1:]:
@@ -82,7 +172,7 @@ def tasks_sentences(study: TasksStudy) -> list[str]:
                 _words(each) for each in found if (each.grouping, each.rule) == (grouping, rule)
             ]
             if compared and f"{rule}.cosine" in of_grouping:
-                cosine = _number(of_grouping[f"{rule}.cosine"].mean(), 3)
+                cosine = rounded(of_grouping[f"{rule}.cosine"].mean(), 3)
                 sentences.append(f"  {rule}: cosine with the sum {cosine}; {', '.join(compared)}.")
     return sentences
 
@@ -103,10 +193,10 @@ def _cosines_table(study: TasksStudy, plain: pd.DataFrame) -> Table:
         if not (of_grouping := plain[plain["grouping"] == grouping]).empty:
             means = [_over_seeds(plain, grouping, name) for name in ("within", "across")]
             spans = [
-                " to ".join(_number(of_grouping[f"{kind}.{end}"].mean()) for end in ("low", "high"))
+                " to ".join(rounded(of_grouping[f"{kind}.{end}"].mean()) for end in ("low", "high"))
                 for kind in ("within", "across")
             ]
-            expected = _number(of_grouping["expected"].median())
+            expected = rounded(of_grouping["expected"].median())
             negative = _over_seeds(plain, grouping, "negative")
             rows.append([grouping, means[0], spans[0], means[1], spans[1], expected, negative])
     return plain_table(
@@ -127,15 +217,14 @@ def _cosines_table(study: TasksStudy, plain: pd.DataFrame) -> Table:
 def _layers_table(study: TasksStudy) -> Table:
     frame = layer_frame(study)
     rows = []
-    for grouping in study.options.groupings:
-        plain = frame[frame["dial"].isna()] if len(frame) else frame
-        of_grouping = plain[plain["grouping"] == grouping] if len(plain) else plain
-        for _, layer in of_grouping.groupby("place") if len(of_grouping) else ():
+    for grouping in study.options.groupings if len(frame) else ():
+        plain = frame[frame["dial"].isna() & (frame["grouping"] == grouping)]
+        for _, layer in plain.groupby("place"):
             means = layer[["within", "across", "negative"]].astype(float).mean()
             expected = float(layer["expected"].astype(float).median())
             name = str(layer["name"].iloc[0])
             values = (means["within"], means["across"], expected, means["negative"])
-            rows.append([grouping, name, *map(_number, values)])
+            rows.append([grouping, name, *map(rounded, values)])
     return plain_table(
         "The same by layers",
         ["grouping", "layers", "within", "across", "expected", "negative pairs"],
@@ -157,8 +246,8 @@ def _effects_table(study: TasksStudy, plain: pd.DataFrame) -> Table:
                     grouping,
                     rule,
                     *(_over_seeds(plain, grouping, f"{rule}.{name}", 3) for name in columns),
-                    _number(bend.median()) if len(bend) else NONE,
-                    _percent(float((bend > 1).mean())) if len(bend) else NONE,
+                    rounded(bend.median()),
+                    percent((bend > 1).mean()),
                 ]
             )
     return plain_table(
@@ -173,21 +262,16 @@ def _effects_table(study: TasksStudy, plain: pd.DataFrame) -> Table:
 
 
 def _outcomes_table(study: TasksStudy, found: Sequence[Outcome]) -> Table:
-    rows = []
-    by_name = {(each.grouping, each.rule, each.name): each for each in found}
-    for grouping in study.options.groupings:
-        for rule in study.options.rules:
-            cells = [by_name.get((grouping, rule, name)) for name in OUTCOMES]
-            if cells[0] is not None:
-                texts = [
-                    _outcome(each, digits) for each, digits in zip(cells, (3, 1, 1), strict=True)
-                ]
-                rows.append([grouping, rule, *texts])
+    rows: dict[tuple[str, str], list[str]] = {}
+    for each in found:
+        rows.setdefault((each.grouping, each.rule), [each.grouping, each.rule]).append(
+            _outcome(each)
+        )
     first = study.options.rules[0]
     return plain_table(
         "What training comes to",
         ["grouping", "rule", "training loss", "held-out accuracy", "accuracy on the unseen domain"],
-        rows,
+        rows.values(),
         notes=[
             f"Means over the tasks and the seeds; in brackets the difference from {first} and its "
             "95 % bootstrap interval. * p < 0.05 by the paired Wilcoxon test, † after Holm's "
@@ -196,11 +280,9 @@ def _outcomes_table(study: TasksStudy, found: Sequence[Outcome]) -> Table:
     )
 
 
-def _outcome(outcome: Outcome | None, digits: int) -> str:
-    if outcome is None:
-        return NONE
-    mean = math.fsum(outcome.values) / len(outcome.values)
-    text = f"{mean:.{digits}f}"
+def _outcome(outcome: Outcome) -> str:
+    digits = OUTCOMES[outcome.name]
+    text = f"{fmean(outcome.values):.{digits}f}"
     if (versus := outcome.versus) is None:
         return text
     marks = "†" if versus.significant_corrected else "*" if versus.significant else ""
@@ -210,15 +292,13 @@ def _outcome(outcome: Outcome | None, digits: int) -> str:
 
 def _dial_tables(study: TasksStudy, gradients: pd.DataFrame) -> Iterator[Table]:
     for dial, values in study.dials.items():
-        rows = []
+        rows, turned = [], gradients["dial"] == dial
         usual = float(getattr(study.options, dial))
         for value in sorted({*values, usual}):
-            turned = gradients["dial"] == dial
             at = gradients[turned & (gradients["value"] == value)]
             found = outcomes(study, dial, value)
             if value == usual:
-                at = gradients[gradients["dial"].isna()]
-                found = outcomes(study)
+                at, found = gradients[gradients["dial"].isna()], outcomes(study)
             for grouping in dict.fromkeys(gradients.loc[turned, "grouping"]):
                 of_grouping = at[at["grouping"] == grouping]
                 if not of_grouping.empty:
@@ -237,26 +317,17 @@ def _dial_tables(study: TasksStudy, gradients: pd.DataFrame) -> Iterator[Table]:
 
 
 def _dial_row(frame: pd.DataFrame, found: Sequence[Outcome], grouping: str) -> list[str]:
+    tests = {(e.rule, e.name): e.versus for e in found if e.grouping == grouping}
     differences = []
-    for rule in ("pcgrad", "agr-sum"):
-        for name, digits in (("loss", 3), ("unseen", 1)):
-            matching = [
-                each.versus
-                for each in found
-                if (each.grouping, each.rule, each.name) == (grouping, rule, name)
-            ]
-            versus = matching[0] if matching else None
-            differences.append(
-                NONE
-                if versus is None
-                else f"{versus.difference:+.{digits}f} ({versus.low:+.{digits}f} to "
-                f"{versus.high:+.{digits}f})"
-            )
+    for rule, name in itertools.product(("pcgrad", "agr-sum"), ("loss", "unseen")):
+        test, digits = tests.get((rule, name)), OUTCOMES[name]
+        texts = [f"{x:+.{digits}f}" for x in (test.difference, test.low, test.high)] if test else []
+        differences.append(f"{texts[0]} ({texts[1]} to {texts[2]})" if test else ABSENT)
     cosine = frame["pcgrad.cosine"].mean() if "pcgrad.cosine" in frame else math.nan
     return [
-        _number(frame["expected"].median()),
-        _percent(frame["negative"].mean()),
-        _number(cosine, 3),
+        rounded(frame["expected"].median()),
+        percent(frame["negative"].mean()),
+        rounded(cosine, 3),
         *differences,
     ]
 
@@ -265,15 +336,7 @@ def _over_seeds(frame: pd.DataFrame, grouping: str, column: str, digits: int = 2
     """Mean and standard deviation over the seeds of the means over the steps."""
     values = by_seed(frame, column).get(grouping)
     if values is None or not len(values):
-        return NONE
+        return ABSENT
     mean, spread = float(values.mean()), float(values.std(ddof=1))
     text = f"{mean:z.{digits}f}"
     return text if math.isnan(spread) else f"{text} ± {spread:.{digits}f}"
-
-
-def _number(value: float, digits: int = 2) -> str:
-    return NONE if value is None or math.isnan(value) else f"{value:z.{digits}f}"
-
-
-def _percent(value: float) -> str:
-    return NONE if math.isnan(value) else f"{100 * value:.0f} %"

@@ -1,6 +1,6 @@
 """What finished runs say: their records as a data frame, statistics, selection and tables."""
 
-from gradsurgery.results.inventory import Inventory, take_inventory
+from gradsurgery.results.runs import Inventory, take_inventory
 from gradsurgery.results.selection import Search, search_of, select, select_by_all
 from gradsurgery.results.tables import Cell, ComparisonTable, compare_runs, rank_methods
 

@@ -106,11 +106,8 @@ def proportion(right: int, total: int) -> Estimate:
 
 
 def _class_figures(name: str, matrix: Matrix, k: int) -> ClassFigures:
-    right, images, predicted = (
-        int(matrix[k, k]),
-        int(matrix[k].sum()),
-        int(matrix[:, k].sum()),
-    )
+    right, images = int(matrix[k, k]), int(matrix[k].sum())
+    predicted = int(matrix[:, k].sum())
     return ClassFigures(
         name,
         images,

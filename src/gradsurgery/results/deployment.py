@@ -1,5 +1,6 @@
 """Which method and settings to use on a new domain, from runs that left each known one out."""
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CriterionName
 from gradsurgery.documents.tally import Tally
 from gradsurgery.errors import DataError
-from gradsurgery.results.inventory import Inventory
+from gradsurgery.results.runs import Inventory
 from gradsurgery.results.selection import first_best
 
 _DECIDED = ("target", "seed", "without", "method", "data")
@@ -62,13 +63,8 @@ def choose(
 
     Of equal ones the first; None where every candidate lacks a run.
     """
-    return first_best(
-        {
-            position: candidate.score(criterion, domains)
-            for position, candidate in enumerate(candidates)
-            if not candidate.lacks
-        }
-    )
+    whole = {place: each for place, each in enumerate(candidates) if not each.lacks}
+    return first_best({place: each.score(criterion, domains) for place, each in whole.items()})
 
 
 def without_looking(
@@ -93,19 +89,14 @@ def classes_unseen(records: Sequence[Record]) -> list[ClassRecall]:
 
     Empty where a record does not count its answers by class.
     """
-    classes = records[0].data.classes
     tests = [record.result.best.tests.get(record.configuration.target) for record in records]
     if not all(tests):
         return []
     confusion = Tally.merged([test for test in tests if test]).matrix()
+    counts = zip(confusion.sum(axis=1), confusion.diagonal(), confusion.sum(axis=0), strict=True)
     return [
-        ClassRecall(
-            name=name,
-            images=int(confusion[i].sum()),
-            recognised=int(confusion[i, i]),
-            predicted=int(confusion[:, i].sum()),
-        )
-        for i, name in enumerate(classes)
+        ClassRecall(name=name, images=int(images), recognised=int(right), predicted=int(predicted))
+        for name, (images, right, predicted) in zip(records[0].data.classes, counts, strict=True)
     ]
 
 
@@ -135,19 +126,20 @@ def _candidate(records: Sequence[Record], seeds: Sequence[int]) -> DeploymentCan
     first = records[0].configuration
     of = {(r.configuration.target, r.configuration.seed): r.result.best for r in records}
     domains = records[0].data.domains
-    missing = [f"{d} seed {s}" for d in domains for s in seeds if (d, s) not in of]
+    runs = list(itertools.product(domains, seeds))
     unseen: dict[str, list[float]] = {domain: [] for domain in domains}
     validation: dict[str, list[float]] = {domain: [] for domain in domains}
-    for domain in domains:
-        for seed in seeds:
-            result = of.get((domain, seed))
-            if result is not None and result.target_accuracy is not None:
-                unseen[domain].append(result.target_accuracy)
-                validation[domain].append(result.validation_accuracy)
+    for domain, seed in runs:
+        result = of.get((domain, seed))
+        if result is not None and result.target_accuracy is not None:
+            unseen[domain].append(result.target_accuracy)
+            validation[domain].append(result.validation_accuracy)
     return DeploymentCandidate(
         method=first.method,
         options=_options(first),
         unseen=unseen,
         validation=validation,
-        lacks=", ".join(missing),
+        lacks=", ".join(
+            f"{domain} seed {seed}" for domain, seed in runs if (domain, seed) not in of
+        ),
     )

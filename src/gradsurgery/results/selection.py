@@ -20,8 +20,7 @@ from gradsurgery.documents.selection import (
     Summary,
 )
 from gradsurgery.errors import ArgumentError, DataError
-from gradsurgery.results.frame import as_json, method_label
-from gradsurgery.results.inventory import Inventory
+from gradsurgery.results.runs import Inventory, as_json, method_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -209,7 +208,8 @@ def _choice(
         _candidate(json.loads(key), _scores(rows, criterion), sorted(seeds))
         for key, rows in tried.items()
     ]
-    chosen = _best(candidates)
+    eligible = {place: each.score for place, each in enumerate(candidates) if each.eligible}
+    chosen = first_best({place: score.mean for place, score in eligible.items() if score})
     if chosen is None and not any(map(_is_final, itertools.chain.from_iterable(tried.values()))):
         return None
     results: list[float] = []
@@ -275,16 +275,6 @@ def _candidate(values: dict[str, Any], scores: dict[int, float], seeds: list[int
     found = [scores[seed] for seed in sorted(scores)]
     score = Summary.of(found) if found else None
     return Candidate(hyperparameters=values, score=score, lacks=lacks)
-
-
-def _best(candidates: list[Candidate]) -> int | None:
-    return first_best(
-        {
-            position: candidate.score.mean
-            for position, candidate in enumerate(candidates)
-            if candidate.eligible and candidate.score is not None
-        }
-    )
 
 
 def first_best(scores: Mapping[int, float]) -> int | None:

@@ -6,6 +6,7 @@ The paired Wilcoxon signed-rank test is exact, with ties too.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean, stdev
 from typing import NamedTuple
 
 import numpy as np
@@ -68,7 +69,7 @@ def compare_paired(
     differences = [_exact(value - other) for value, other in zip(values, baseline, strict=True)]
     low, high = map(_exact, bootstrap_interval(differences, seed=seed))
     test = signed_ranks(differences)
-    mean = _exact(math.fsum(differences) / len(differences))
+    mean = _exact(fmean(differences))
     return PairedComparison(
         mean, low, high, test.p, test.p, test.effect_size, len(differences), test.zeros
     )
@@ -169,13 +170,12 @@ def mean_interval(values: Sequence[float], *, level: float = 0.95) -> MeanInterv
     """
     _check(values, level, "a mean")
     n = len(values)
-    mean = math.fsum(values) / n
+    mean = fmean(values)
     if n == 1:
         return MeanInterval(mean, None, None, 1)
     from scipy.special import stdtrit
 
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    margin = float(stdtrit(n - 1, (1 + level) / 2)) * deviation / math.sqrt(n)
+    margin = float(stdtrit(n - 1, (1 + level) / 2)) * float(stdev(values)) / math.sqrt(n)
     return MeanInterval(mean, mean - margin, mean + margin, n)
 
 

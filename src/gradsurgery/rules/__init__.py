@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from gradsurgery import doors
-from gradsurgery.errors import ArgumentError, GradsurgeryError
+from gradsurgery.errors import ArgumentError, GradsurgeryError, meant
 from gradsurgery.hyperparameters import check_names
 from gradsurgery.rules import torchjd
 from gradsurgery.rules.agreement import AgrRand, AgrSum
@@ -94,10 +94,10 @@ def is_rule_name(name: str) -> bool:
 
 def unknown_rule(name: str) -> ArgumentError:
     """The error of a name that stands for no rule."""
-    known = ", ".join([*RULES, *doors.entry_names("rule")])
+    known = [*RULES, *doors.entry_names("rule")]
     return ArgumentError(
-        f"unknown rule {name!r}; there are {known}, {torchjd.PREFIX}NAME for TorchJD's aggregators "
-        "and package.module:Name"
+        f"unknown rule {name!r}{meant(name, known)}; there are {', '.join(known)}, "
+        f"{torchjd.PREFIX}NAME for TorchJD's aggregators and package.module:Name"
     )
 
 
@@ -106,6 +106,13 @@ def fits_a_rule(found: Any) -> bool:
     if isinstance(found, type):
         return issubclass(found, Rule) and not isabstract(found)
     return isinstance(found, Rule) or callable(found)
+
+
+def found_rule(name: str) -> Any:
+    """The class, the instance or the function that `name` stands for, imported where not ours."""
+    if name in RULES:
+        return RULES[name]
+    return doors.load_object(name, "rule", fits=fits_a_rule, expected=EXPECTED)
 
 
 def build_rule(
@@ -118,9 +125,7 @@ def build_rule(
         return torchjd.aggregator_rule(name.removeprefix(torchjd.PREFIX), options, generator)
     if not is_rule_name(name):
         raise unknown_rule(name)
-    found: Any = RULES.get(name)
-    if found is None:
-        found = doors.load_object(name, "rule", fits=fits_a_rule, expected=EXPECTED)
+    found = found_rule(name)
     if not isinstance(found, type):
         check_names(name, (), options)
         if not isinstance(found, Rule):

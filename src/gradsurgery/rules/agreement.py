@@ -23,6 +23,7 @@ from gradsurgery.rules.base import (
     ComponentwiseRule,
     Consensus,
     State,
+    divided,
     pieces,
     reduction,
     scratch,
@@ -46,10 +47,6 @@ class AgreementRule(ComponentwiseRule):
         (total,) = state
         fold_agreement(total, gradient)
         return state
-
-    def divisor(self, domains: int) -> int:
-        """What the sum over the domains is divided by."""
-        return domains if self.values["reduction"] == "mean" else 1
 
 
 class AgrSum(AgreementRule):
@@ -75,20 +72,17 @@ class AgrSum(AgreementRule):
         """The totals with conflicts at zero."""
         totals = [total for (total,) in states]
         counts, zeros = torch.stack([clear_marks(total) for total in totals]).unbind(1)
-        for total in totals if self.divisor(domains) > 1 else ():
-            total.div_(self.divisor(domains))
-        return Consensus(totals, counts, zeros)
+        return Consensus(divided(totals, self.divisor(domains)), counts, zeros)
 
     def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
         """The update for stored gradients, in one pass over them."""
         self.check_matrix(gradients)
-        if gradients.dtype in NARROW or gradients.device.type != "cpu":
-            return super().__call__(gradients)
-        gradients = gradients.detach()
-        update = torch.empty_like(gradients[0])
-        if not agreement_sum(gradients, out=update):
-            return super().__call__(gradients)
-        return update.div_(len(gradients)) if self.values["reduction"] == "mean" else update
+        if gradients.dtype not in NARROW and gradients.device.type == "cpu":
+            gradients = gradients.detach()
+            update = torch.empty_like(gradients[0])
+            if agreement_sum(gradients, out=update):
+                return divided([update], self.divisor(len(gradients)))[0]
+        return super().__call__(gradients)
 
 
 class AgrRand(AgreementRule):

@@ -17,6 +17,7 @@ from gradsurgery.rules.base import (
     Rule,
     State,
     check_rows_finite,
+    divided,
     piece_length,
     scratch,
 )
@@ -25,7 +26,6 @@ from gradsurgery.rules.base import (
 class Sum(ComponentwiseRule):
     """g* = Σ_d g_d.
 
-    >>> import torch
     >>> Sum()(torch.tensor([[1.0, -2.0], [3.0, 4.0]]))
     tensor([4., 2.])
     """
@@ -34,8 +34,12 @@ class Sum(ComponentwiseRule):
     minimum_domains = 1
 
     @override
+    def divisor(self, domains: int) -> int:
+        return 1
+
+    @override
     def combination(self, domains: int) -> Combination | None:
-        return Combination("sum")
+        return Combination("sum", (float(self.divisor(domains)),))
 
     def start(self, gradient: Float[Tensor, " params"]) -> State:
         """The total after the first domain."""
@@ -47,14 +51,13 @@ class Sum(ComponentwiseRule):
         return (total.add_(gradient),)
 
     def finish(self, states: Sequence[State], domains: int) -> Consensus:
-        """The totals."""
-        return Consensus([total for (total,) in states])
+        """The totals, divided by what the rule divides by."""
+        return Consensus(divided([total for (total,) in states], self.divisor(domains)))
 
 
 class Mean(Sum):
     """g* = (1/D) Σ_d g_d: the gradient of the mean loss, Deep-All by one pass per domain.
 
-    >>> import torch
     >>> Mean()(torch.tensor([[1.0, -2.0], [3.0, 4.0]]))
     tensor([2., 1.])
     """
@@ -62,12 +65,8 @@ class Mean(Sum):
     name = "mean"
 
     @override
-    def combination(self, domains: int) -> Combination | None:
-        return Combination("sum", (float(domains),))
-
-    def finish(self, states: Sequence[State], domains: int) -> Consensus:
-        """The totals divided by D."""
-        return Consensus([total.div_(domains) for (total,) in states])
+    def divisor(self, domains: int) -> int:
+        return domains
 
 
 # An accelerator's piece: what is sorted is a copy, which should stay small beside the gradients.
@@ -116,8 +115,8 @@ class TrimmedMean(MiddleRule):
         Hyperparameter("trim", 1, "values left out at each end", source="Yin et al. 2018"),
     )
 
-    def __init__(self, *, generator: torch.Generator | None = None, **options: Any) -> None:
-        super().__init__(generator=generator, **options)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self.minimum_domains = 2 * self.values["trim"] + 1
 
     @override

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from gradsurgery.errors import ArgumentError, NonFiniteError
-from gradsurgery.hyperparameters import Hyperparameter, checked_values
+from gradsurgery.hyperparameters import Hyperparameter, checked_values, spelled
 from gradsurgery.kernels.network import Combination, combined, kernels_for
 from gradsurgery.rules.randomness import RandomSource
 
@@ -91,6 +91,10 @@ class Rule(ABC):
         self.values = checked_values(self.name, self.hyperparameters, options)
         self.random = RandomSource(generator)
 
+    @override
+    def __repr__(self) -> str:
+        return spelled(self)
+
     @abstractmethod
     def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
         """The update for the gradients g_d, one row a domain; the rows are left as they are.
@@ -113,6 +117,10 @@ class Rule(ABC):
                 f"the rule {self.name} keeps no state, found {', '.join(sorted(state))}; load the "
                 "state of a rule of the same name"
             )
+
+    def divisor(self, domains: int) -> int:
+        """What the sum over the domains is divided by, where "reduction" is a hyperparameter."""
+        return domains if self.values["reduction"] == "mean" else 1
 
     def check_domains(self, domains: int) -> None:
         """Raise `ArgumentError` where the rule has no meaning for this many domains."""
@@ -311,6 +319,11 @@ def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Views of the same components of every tensor, piece by piece along the last dimension."""
     length = piece_length(tensors[0])
     return zip(*(tensor.split(length, dim=-1) for tensor in tensors), strict=True)
+
+
+def divided(totals: list[Tensor], divisor: int) -> list[Tensor]:
+    """The sums over the domains, divided in place, where there is something to divide by."""
+    return totals if divisor == 1 else [total.div_(divisor) for total in totals]
 
 
 def scratch(like: Tensor, buffers: int) -> Tensor:

@@ -63,7 +63,7 @@ class GradDrop(ComponentwiseRule):
         for state in states:
             for positive, negative in pieces(*state):
                 draws = self.random.uniform_like(positive)
-                purity = positive.to(draws.dtype) / (positive - negative)
+                purity = positive / (positive - negative)
                 # the purity of an all-zero component is NaN, and both of its sums are 0
                 chosen = torch.where(purity > draws, positive, negative)
                 positive.add_(negative).mul_(leak).add_(chosen, alpha=1 - leak)

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter
 from gradsurgery.kernels.network import Combination
-from gradsurgery.rules.base import ComponentwiseRule, Consensus, State, pieces, reduction
+from gradsurgery.rules.base import ComponentwiseRule, Consensus, State, divided, pieces, reduction
 
 RESCALE = Hyperparameter(
     "rescale", False, "divide by the mean of the mask, tensor by tensor", source="the formula"
@@ -55,8 +55,7 @@ class ANDMask(ComponentwiseRule):
 
     @override
     def combination(self, domains: int) -> Combination | None:
-        divisor = domains if self.values["reduction"] == "mean" else 1
-        constants = float(divisor), float(self._needed(domains))
+        constants = float(self.divisor(domains)), float(self._needed(domains))
         return Combination("and-mask", constants, rescale=self.values["rescale"])
 
     def start(self, gradient: Float[Tensor, " params"]) -> State:
@@ -81,11 +80,9 @@ class ANDMask(ComponentwiseRule):
                 dropped = agreeing.bitwise_right_shift_(1).abs_() < needed
                 running.masked_fill_(dropped, 0.0)
                 kept += len(running) - dropped.sum()
-            if self.values["reduction"] == "mean":
-                total.div_(domains)
+            updates += divided([total], self.divisor(domains))
             if self.values["rescale"]:
                 divide_by_mean(total, kept)
-            updates.append(total)
             counts.append(torch.stack([kept if needed > 0 else kept - zeros, zeros]))
         return Consensus(updates, *torch.stack(counts).unbind(1))
 
@@ -150,20 +147,16 @@ class SANDMask(ComponentwiseRule):
 
     def start(self, gradient: Float[Tensor, " params"]) -> State:
         """Mean, squared deviations, sum of signs, and the number of domains seen."""
-        deviations = torch.zeros_like(
-            gradient, dtype=torch.promote_types(gradient.dtype, torch.float32)
-        )
-        return gradient, deviations, signs_of(gradient), torch.ones(())
+        return gradient, torch.zeros_like(gradient), signs_of(gradient), torch.ones(())
 
     def fold(self, state: State, gradient: Float[Tensor, " params"]) -> State:
         """Welford's update, which does not cancel as a sum of squares would."""
         mean, deviations, signs, seen = state
         seen += 1
         for running, spread, added in pieces(mean, deviations, gradient):
-            wide = added.to(spread.dtype)
-            before = wide - running
+            before = added - running
             running.add_(before, alpha=1 / seen.item())
-            spread.addcmul_(before, wide - running)
+            spread.addcmul_(before, added - running)
         add_signs(signs, gradient)
         return state
 
@@ -171,18 +164,12 @@ class SANDMask(ComponentwiseRule):
         """The means weighed by their masks."""
         updates, passing = [], []
         for mean, deviations, signs, _ in states:
-            total = torch.zeros((), dtype=torch.float64, device=mean.device)
-            count, zeros = torch.zeros_like(total), torch.zeros_like(total)
+            total, count, zeros = torch.zeros(3, dtype=torch.float64, device=mean.device)
             for running, spread, agreement in pieces(mean, deviations, signs):
                 zeros += (agreement == 0).sum()
-                margin = (
-                    agreement.bitwise_right_shift_(1)
-                    .abs_()
-                    .to(spread.dtype)
-                    .div_(domains)
-                    .sub_(self.values["tau"])
-                )
-                mask = margin.mul_(self.values["k"]).div_(spread.div_(domains - 1)).tanh_()
+                share = agreement.bitwise_right_shift_(1).abs_().to(spread.dtype).div_(domains)
+                margin = share.sub_(self.values["tau"]).mul_(self.values["k"])
+                mask = margin.div_(spread.div_(domains - 1)).tanh_()
                 mask.clamp_(min=0).nan_to_num_(nan=0)  # 0/0: no spread, exactly at the threshold
                 running.mul_(mask)
                 total += mask.sum(dtype=torch.float64)

@@ -136,8 +136,7 @@ def closest_combination(
     from scipy.optimize import nnls
 
     stacked = np.vstack([rows.T, heights])
-    goal = np.zeros(len(stacked))
-    goal[-1] = 1.0
+    goal = np.append(np.zeros(rows.shape[1]), 1.0)
     combination: np.ndarray = nnls(stacked, goal, maxiter=100 * len(rows))[0]
     return combination
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from math import sqrt
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -103,6 +103,10 @@ class GradVac(GramianRule):
         ),
     )
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._decay = self.values["beta"] if self.values["target"] is None else 0.0
+
     def state_dict(self) -> dict[str, Tensor]:
         """The targets φ̂ per pair, once there are some."""
         return {} if self._targets is None else {"targets": self._targets.cpu().clone()}
@@ -122,7 +126,7 @@ class GradVac(GramianRule):
 
     def weights(self, gramian: Float[Tensor, "domains domains"]) -> Float[Tensor, " domains"]:
         """w_j = Σ_d c_dj with v_d = Σ_j c_dj g_j; advances the targets."""
-        targets, beta = self._targets_for(gramian), self.values["beta"]
+        targets, beta = self._targets_for(gramian), self._decay
         coefficients = torch.eye(len(gramian), dtype=gramian.dtype)
         for domain, other in self.random.pairs(len(gramian)):
             row = coefficients[domain]
@@ -134,8 +138,7 @@ class GradVac(GramianRule):
             cosine = min(max(cosine, -1.0), 1.0)
             target = targets[domain, other].item()
             row[other] += sqrt(squared) / length * step(cosine, target)
-            if self.values["target"] is None:
-                targets[domain, other] = (1 - beta) * target + beta * cosine
+            targets[domain, other] = (1 - beta) * target + beta * cosine
         return coefficients.sum(0)
 
     @override
@@ -146,12 +149,11 @@ class GradVac(GramianRule):
             return super().weights_on_device(gramian)
         from gradsurgery.kernels.products import projections
 
-        targets = self._targets_for(gramian)
         coefficients = projections(
             gramian,
             self.random.orders_on(len(gramian), gramian.device),
-            targets,
-            beta=0.0 if self.values["target"] is not None else self.values["beta"],
+            self._targets_for(gramian),
+            beta=self._decay,
             vanished=_VANISHED,
             largest=_LARGEST_TARGET,
         )

@@ -39,12 +39,8 @@ class RandomSource:
         draws = torch.empty(tensor.shape, dtype=dtype, device=generator.device)
         return draws.uniform_(generator=generator).to(tensor.device)
 
-    def seed(self) -> int:
-        """A seed for a generator elsewhere."""
-        return int(self.seed_on(torch.device("cpu")))
-
     def seed_on(self, device: torch.device) -> Tensor:
-        """A seed for a kernel on `device`, which does not have to wait for it."""
+        """A seed for what draws on `device`, which does not have to wait for it."""
         generator = self._on(device)
         seed = torch.randint(1 << 62, (), generator=generator, device=generator.device)
         return seed.to(device)

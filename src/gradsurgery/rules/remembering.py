@@ -16,6 +16,7 @@ from gradsurgery.rules.base import (
     Rule,
     beyond_precision,
     check_rows_finite,
+    divided,
     forget,
     pieces,
     reduction,
@@ -151,18 +152,17 @@ class AgrEMA(RememberingRule):
                 "options"
             )
         memory = state.get(self._key)
-        fits = memory is None or (
-            memory.ndim == 2
-            and (memory.dtype == torch.int8 if self._counts else memory.is_floating_point())
-        )
-        if memory is not None and not fits:
-            kind = "int8" if self._counts else "real numbers"
-            raise ArgumentError(
-                f"the {self._key} of {self.name} are {kind} [domains, params], found "
-                f"{memory.dtype} of shape {list(memory.shape)}; load the state of a rule of the "
-                "same name"
-            )
-        self._memory = None if memory is None else memory.clone()
+        if memory is not None:
+            fits = memory.dtype == torch.int8 if self._counts else memory.is_floating_point()
+            if memory.ndim != 2 or not fits:
+                kind = "int8" if self._counts else "real numbers"
+                raise ArgumentError(
+                    f"the {self._key} of {self.name} are {kind} [domains, params], found "
+                    f"{memory.dtype} of shape {list(memory.shape)}; load the state of a rule of "
+                    "the same name"
+                )
+            memory = memory.clone()
+        self._memory = memory
 
     @override
     def judge(
@@ -181,9 +181,7 @@ class AgrEMA(RememberingRule):
             torch.logical_and(lowest == 0, highest == 0, out=none)
             total.masked_fill_(~agrees, 0.0)
             bounds.append((lowest * 0 + highest * 0).sum())  # NaN where a sum is not finite
-        if self.values["reduction"] == "mean":
-            update.div_(len(gradients))
-        update = update.to(narrow)
+        update = divided([update], self.divisor(len(gradients)))[0].to(narrow)
         sound = finite & update.isfinite().all() & torch.stack(bounds).isfinite().all()
         memory.copy_(torch.where(sound, gradients, memory))
         self._memory = memory

@@ -51,7 +51,7 @@ class AggregatorRule(Rule):
         """The aggregation of the rows."""
         self.check_matrix(gradients)
         check_rows_finite(gradients)
-        seed = self.random.seed()
+        seed = int(self.random.seed_on(torch.device("cpu")))
         accelerators = [gradients.device] if gradients.device.type == "cuda" else []
         with torch.random.fork_rng(accelerators), torch.no_grad():
             torch.default_generator.manual_seed(seed)
@@ -139,13 +139,10 @@ def as_aggregator(rule: Rule) -> "Aggregator":
 
 def _aggregators() -> "dict[str, type[Aggregator]]":
     aggregation = _import()
-    bases = {"Aggregator", "WeightedAggregator", "GramianWeightedAggregator"}
-    found = {name: getattr(aggregation, name) for name in aggregation.__all__}
-    return {
-        name: kind
-        for name, kind in found.items()
-        if issubclass(kind, aggregation.Aggregator) and name not in bases
-    }
+    names = set(aggregation.__all__)
+    names -= {"Aggregator", "WeightedAggregator", "GramianWeightedAggregator"}
+    found = {name: getattr(aggregation, name) for name in names}
+    return {name: kind for name, kind in found.items() if issubclass(kind, aggregation.Aggregator)}
 
 
 def _number(value: Any) -> Any:

@@ -23,6 +23,7 @@ from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.doors import fault_of
 from gradsurgery.errors import ArgumentError, GradsurgeryError, one_line
 from gradsurgery.training import TrainingProgress, train
+from gradsurgery.training.device import keep_freed_memory
 from gradsurgery.training.loggers import logged
 from gradsurgery.training.progress import ProgressCallback
 from gradsurgery.training.run import prepare_images
@@ -133,8 +134,6 @@ def visible_gpus(device: str) -> tuple[str, ...]:
 
     Raises `ArgumentError` for a device with a number: each worker sees a GPU of its own.
     """
-    import torch
-
     if device.startswith("cuda:"):
         raise ArgumentError(
             f"a sweep shares out the GPUs itself, found the device {device!r}; give cuda, and name "
@@ -245,12 +244,10 @@ class _Worker:
 
     def _received(self, message: TrainingProgress | Outcome | None) -> list[Event]:
         self._answered = True
-        if message is None or self.key is None:
-            return []
         key = self.key
         if isinstance(message, Outcome):
             self.key = None
-        return [Event(key, message)]
+        return [] if message is None or key is None else [Event(key, message)]
 
     def _replace(self) -> None:
         self._failed_starts = 0 if self._answered else self._failed_starts + 1
@@ -269,13 +266,11 @@ class _Worker:
 def _serve(connection: Connection, device: str | None) -> None:
     """What a worker process does: tasks until it is ended."""
     if device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = device  # before torch is imported
+        os.environ["CUDA_VISIBLE_DEVICES"] = device  # before torch looks for them
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's business
     signal.signal(signal.SIGTERM, _end)
     sys.unraisablehook = _end_or_say
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    from gradsurgery.training.device import keep_freed_memory
-
     keep_freed_memory()  # before torch allocates anything
 
     def send(message: Any) -> None:

@@ -26,7 +26,13 @@ class RayLauncher(Launcher):
     def __init__(
         self, *, address: str | None, workers: int | None, threads: int, runs_per_gpu: int
     ) -> None:
-        self._ray = _imported()
+        try:
+            import ray
+        except ImportError as error:
+            raise MissingPackageError(
+                "--launcher ray needs the package ray; pip install 'gradsurgery[ray]'"
+            ) from error
+        self._ray: Any = ray
         self._connect(address, None if workers is None else workers * threads)
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         on_gpus = bool(runs_per_gpu) and any(node.get("GPU") for node in nodes)
@@ -124,13 +130,3 @@ def _work(task: Task) -> Outcome:
             "that all nodes share",
         )
     return work(task, lambda _: None)
-
-
-def _imported() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingPackageError(
-            "--launcher ray needs the package ray; pip install 'gradsurgery[ray]'"
-        ) from error
-    return ray

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gradsurgery.atomic import claimed
-from gradsurgery.data import Source, open_source, prepare, reopened
+from gradsurgery.data import Source, open_source, reopened
 from gradsurgery.documents.configuration import RunConfiguration, options_of
 from gradsurgery.documents.plan import Failure, Plan, PlannedRun, SweepPlan
 from gradsurgery.documents.record import Record
@@ -19,7 +19,9 @@ from gradsurgery.sweep.schedule import Execution, Schedule, Show, SweepProgress
 from gradsurgery.training import TrainingProgress
 from gradsurgery.training.checkpoint import CHECKPOINT_FILE, check_same, remove_checkpoint
 from gradsurgery.training.images_used import gaps_of
+from gradsurgery.training.run import prepare_images
 
+_BEGUN = (Record.file_name, CHECKPOINT_FILE)
 _BUSY = 1.0  # seconds before a run that another process works on is asked for again
 _WAIT = 0.5  # seconds between two looks at the clock
 
@@ -57,7 +59,7 @@ def run_sweep(
     launch: Callable[[], Launcher],
     execution: Execution,
     show: Show,
-    prepared: Callable[[int, int], None] | None = None,
+    prepared: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Outcome]:
     """Do the runs of `plan` that `folder` has no record of.
 
@@ -80,8 +82,8 @@ def run_sweep(
     runs = planned(plan, sources)
     records = existing_records(runs, folder)
     claim_folder(plan, runs, folder)
-    _prepare(runs, sources, records, execution, prepared)
     todo = [run for run in runs if run.directory not in records]
+    _prepare(todo, sources, execution, prepared)
     progress = SweepProgress(len(runs), workers=1)
     for run in runs:
         if run.directory in records:
@@ -179,7 +181,7 @@ class _Sweep:
         schedule, key = self._schedule, run.directory
         failure = Failure(
             configuration=run.configuration,
-            attempts=schedule.attempts.get(key, 0) + schedule.losses.get(key, 0),
+            attempts=schedule.attempts[key] + schedule.losses[key],
             error=outcome.error,
             traceback=outcome.traceback,
         )
@@ -210,24 +212,15 @@ class _Sweep:
 def _prepare(
     runs: Sequence[SweepRun],
     sources: Mapping[str, Source],
-    records: Mapping[str, Record],
     execution: Execution,
-    prepared: Callable[[int, int], None] | None,
+    prepared: Callable[[int, int], None],
 ) -> None:
     """Decode what the runs need once, before workers ask for it."""
-    needed = {}
-    for run in runs:
-        if run.directory not in records:
-            c = run.configuration
-            needed[c.data, c.image_size, c.skip_bad, str(c.reading)] = c
+    each = [run.configuration for run in runs]
+    needed = {(c.data, c.image_size, c.skip_bad, str(c.reading)): c for c in each}
     for _, c in sorted(needed.items()):
-        prepare(
-            reopened(sources[c.data], c.data, c.reading),
-            size=c.image_size,
-            cache=execution.cache,
-            skip_bad=c.skip_bad,
-            progress=prepared,
-        )
+        source = reopened(sources[c.data], c.data, c.reading)
+        prepare_images(source, c, execution.cache, lambda at: prepared(at.done, at.total))
 
 
 def _result(record: Record) -> str:
@@ -236,9 +229,6 @@ def _result(record: Record) -> str:
     if best.target_accuracy is None:
         return f"trained on all domains ({cost})"
     return f"accuracy on {record.configuration.target} {best.target_accuracy:.1%} ({cost})"
-
-
-_BEGUN = (Record.file_name, CHECKPOINT_FILE)
 
 
 def claim_folder(plan: Plan, runs: Sequence[SweepRun], folder: Path) -> None:
@@ -255,9 +245,9 @@ def claim_folder(plan: Plan, runs: Sequence[SweepRun], folder: Path) -> None:
         begun = [run for run in dropped if any((run / name).exists() for name in _BEGUN)]
         if begun:
             raise ArgumentError(
-                f"{folder} belongs to another plan ({_difference(there.plan, plan)}); "
-                f"{len(begun)} of its runs, as {begun[0].relative_to(folder)}, are begun and not "
-                "in this one; choose another output folder, or a plan that holds those runs too"
+                f"{folder} belongs to another plan, with other {_difference(there.plan, plan)}; "
+                f"choose another folder with --out, or add to that plan: {len(begun)} of its runs, "
+                f"as {begun[0].relative_to(folder)}, are begun and not in this one"
             )
         for run in dropped:
             (run / Failure.file_name).unlink(missing_ok=True)
@@ -283,8 +273,8 @@ def finished_record(run: SweepRun, folder: Path) -> Record | None:
     if not path.exists():
         return None
     record = Record.load(path)
-    moved = record.data.name == run.data
-    check_same(run.configuration, record.configuration, path.parent, *([] if moved else ["data"]))
+    also = [] if record.data.name == run.data else ["data"]  # the same, wherever it lies
+    check_same(run.configuration, record.configuration, path.parent, *also)
     return record
 
 
@@ -301,13 +291,20 @@ def tidy(run: SweepRun, folder: Path) -> None:
 
 def _difference(there: dict[str, Any], plan: Plan) -> str:
     """The parts, and of the options those, in which two plans differ."""
-    here = plan.model_dump()
-    before, after = _flat(there), _flat(here)
+    before, after = _flat(there), _flat(plan.model_dump())
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     listed = [
-        f"{name}: {before.get(name)!r:.60} there, {after.get(name)!r:.60} here" for name in names
+        f"{name} ({_spoken(before.get(name))} there, {_spoken(after.get(name))} here)"
+        for name in names
     ]
-    return "; ".join(listed) or "the data sets have changed"
+    return ", ".join(listed) or "images"
+
+
+def _spoken(value: Any) -> str:
+    """A part of a plan as a person would type it."""
+    if value is None:
+        return "not given"
+    return f"{','.join(map(str, value)) if isinstance(value, list) else str(value):.60}"
 
 
 def _flat(plan: dict[str, Any]) -> dict[str, Any]:

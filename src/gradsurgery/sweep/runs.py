@@ -130,9 +130,8 @@ def _planned(configuration: RunConfiguration, data: OpenedData, plan: Plan) -> S
     run = f"seed-{c.seed}-{identity(c, data.name)}"
     place = f"{folder_name(data.name)}/{folder_name(c.target)}/{folder_name(c.method)}/{run}"
     varied = {name for name, values in plan.grid.items() if len(values) > 1}
-    values = {name: value for name, value in c.model_dump().items() if name in varied}
-    values |= {name: value for name, value in c.settings.items() if name in varied}
-    tried = " ".join(f"{name}={value}" for name, value in values.items())
+    values = c.model_dump() | c.settings
+    tried = " ".join(f"{name}={value}" for name, value in values.items() if name in varied)
     return SweepRun(c, data.name, place, tried)
 
 

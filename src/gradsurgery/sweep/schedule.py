@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gradsurgery.backbones import Backbone
-from gradsurgery.data import ImageSet, Source, image_loader, prepare, reopened, split_of
+from gradsurgery.data import ImageSet, Source, image_loader, reopened, split_of
 from gradsurgery.documents.configuration import RunConfiguration, costly_options
 from gradsurgery.documents.record import Record
 from gradsurgery.sweep.launcher import Outcome
@@ -21,6 +21,7 @@ from gradsurgery.sweep.runs import SweepRun
 from gradsurgery.training import TrainingProgress, train
 from gradsurgery.training.device import autocast_factory, resolve_device, stores_channels_last
 from gradsurgery.training.outcome import evaluate
+from gradsurgery.training.run import prepare_images
 
 _LOSSES = 10  # a run whose worker dies so often kills its workers
 
@@ -52,8 +53,8 @@ class Schedule:
     running: set[str] = field(default_factory=set)
     done: set[str] = field(default_factory=set)
     failed: dict[str, Outcome] = field(default_factory=dict)
-    attempts: dict[str, int] = field(default_factory=dict)
-    losses: dict[str, int] = field(default_factory=dict)
+    attempts: Counter[str] = field(default_factory=Counter)
+    losses: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self._waiting = deque(self.keys)
@@ -100,7 +101,7 @@ class Schedule:
     def stopped(self, key: str, outcome: Outcome) -> bool:
         """The run failed or its worker was lost; whether it is given up."""
         counts = self.losses if outcome.state == "lost" else self.attempts
-        counts[key] = counts.get(key, 0) + 1
+        counts[key] += 1
         limit = _LOSSES if outcome.state == "lost" else self.retries
         if counts[key] > limit:
             self.fail(key, outcome)
@@ -135,7 +136,6 @@ class SweepProgress:
 
     def finished(self, run: SweepRun, record: Record, *, before: bool) -> None:
         """Count a run with a record."""
-        self.running.pop(run.title, None)
         self.found += before
         self.done += not before
         self._seconds.append(record.cost.seconds)
@@ -216,12 +216,8 @@ def _kind(run: SweepRun) -> str:
 def _timed_cost(run: SweepRun, sources: Mapping[str, Source], execution: Execution) -> float:
     """Seconds of a run: its steps, its validations, its tests."""
     c = run.configuration
-    images = prepare(
-        reopened(sources[c.data], c.data, c.reading),
-        size=c.image_size,
-        cache=execution.cache,
-        skip_bad=c.skip_bad,
-    )
+    source = reopened(sources[c.data], c.data, c.reading)
+    images = prepare_images(source, c, execution.cache, lambda _: None)
     step, an_image = _timed_step_and_image(c, images)
     split = split_of(c, images, c.seed_of_split).sizes()
     validated = sum(split[domain]["validation"] for domain in c.sources(images.domains))

@@ -324,8 +324,7 @@ def average_settings(settings: Mapping[str, float | str]) -> dict[str, float | s
 
 def method_settings(settings: Mapping[str, float | str]) -> dict[str, float | str]:
     """The settings that are about the method."""
-    apart = average_settings(settings)
-    return {key: value for key, value in settings.items() if key not in apart}
+    return {k: value for k, value in settings.items() if k.rpartition(".")[0] not in AVERAGES}
 
 
 def average_listing() -> list[Setting]:

@@ -23,6 +23,8 @@ from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.document import Part, complaint
 from gradsurgery.documents.record import ConflictLog, Curves, Record
 from gradsurgery.errors import ArgumentError, GradsurgeryError, OutputError, one_line
+from gradsurgery.training.averaging import Weights
+from gradsurgery.training.images_used import ImagesUsed
 from gradsurgery.training.learner import Learner
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 
@@ -33,8 +35,6 @@ _UNSIGNED = 3
 """The version before, which had no `outline`."""
 _FEW = 64
 """Numbers of a tensor that are all in the outline; of larger ones it has type and shape."""
-
-Weights = dict[str, Tensor]
 
 
 class CheckpointError(GradsurgeryError):
@@ -201,8 +201,19 @@ def _no_beginning(checkpoint: Checkpoint) -> str:
     return ""
 
 
-def restore_learner(learner: Learner, checkpoint: Checkpoint, directory: Path) -> None:
-    """Put the learner where the checkpoint says; raises `CheckpointError` where it cannot go."""
+def restore_learner(
+    learner: Learner, checkpoint: Checkpoint, used: ImagesUsed, directory: Path
+) -> None:
+    """Put the learner where the checkpoint says.
+
+    Raises `CheckpointError` where it cannot go, or the images or their split are other ones.
+    """
+    digests = used.images.digest, used.split.digest
+    if (checkpoint.data_digest, checkpoint.split_digest) != digests:
+        raise CheckpointError(
+            f"the images of {used.images.name} have changed since the run in {directory} began; "
+            "bring them back, or delete the folder and start again"
+        )
     try:
         learner.restore(checkpoint.learner)
         if learner.average.selects == (checkpoint.best is not None):

@@ -79,7 +79,7 @@ class GraphedSteps:
             self._refuse("the method may compute another thing at every step")
             return self.learner.take(batches, step)
         shapes = [(images.shape, labels.shape) for images, labels in batches]
-        key = stage, self.learner.frozen_at(step), shapes
+        key = stage, self.learner.freezing.holds(step), shapes
         if key != self._stage:  # what was recorded is of another formula
             self._stage, self._eager, self._graph, self._compared = key, 0, None, 0
         if self._graph is None:

@@ -78,19 +78,17 @@ class ImagesUsed:
 
         Raises `ArgumentError` where it cannot do with them.
         """
-        lacking = self._lacking()
         check_gaps(algorithm, configuration, self.images.domains, gaps_of(self.images))
-        heads = _rows_of_classes(backbone, len(self.images.classes)) if lacking.any() else []
-        asks_all = getattr(getattr(algorithm, "rule", None), "unanimous", False)
-        if lacking.any() and not heads and asks_all:
-            raise ArgumentError(
-                f"the last layer of {backbone.name} is not known, and a domain lacks classes of "
-                "it; choose --classes common, or end the network in a nn.Linear"
-            )
-        weights = None
+        weights, gaps, heads = None, None, list[str]()
         if configuration.class_weights == "balanced":
             weights = balanced_weights(self._learned_of_classes()).to(device)
-        gaps = lacking.to(device) if lacking.any() else None
+        if (lacking := self._lacking()).any():
+            gaps, heads = lacking.to(device), _rows_of_classes(backbone, len(self.images.classes))
+            if not heads and getattr(getattr(algorithm, "rule", None), "unanimous", False):
+                raise ArgumentError(
+                    f"the last layer of {backbone.name} is not known, and a domain lacks classes "
+                    "of it; choose --classes common, or end the network in a nn.Linear"
+                )
         algorithm.treat_classes(weights, gaps, heads)
 
     def notes(self, target: str | None) -> Iterator[str]:
@@ -142,19 +140,10 @@ class ImagesUsed:
             classes = "; ".join(f"{label} ({why})" for label, why in left_out.items())
             yield f"left out, for not every domain has them: {classes}"
 
-    def _counts(self) -> np.ndarray:
-        """Training images of each source domain (row) and class (column)."""
-        classes = len(self.images.classes)
-        return np.stack(
-            [
-                np.bincount(self.images.label[self.split.train[domain]], minlength=classes)
-                for domain in self.sources
-            ]
-        )
-
     def _learned_of_classes(self) -> np.ndarray:
-        of_classes: np.ndarray = self._counts().sum(axis=0)
-        return of_classes
+        """How many images of each class are trained on."""
+        trained = np.concatenate([self.split.train[domain] for domain in self.sources])
+        return np.bincount(self.images.label[trained], minlength=len(self.images.classes))
 
     def _lacking(self) -> Bool[Tensor, "domains classes"]:
         """The classes that a source domain has no image of, whatever its part.

@@ -48,16 +48,12 @@ class Learner:
     host_generator: torch.Generator
     device: torch.device
     autocast: AutocastFactory
-    channels_last: bool = False
-    compiled_forward: Callable[..., Any] | None = None
-    clip_norm: float | None = None
-    freezing: Freezing | None = None
-    rate: LearningRate | None = None
-    augmentation: Augmentation | None = None
-
-    def frozen_at(self, step: int) -> bool:
-        """Whether anything is frozen at step `step`, counted from 1."""
-        return self.freezing is not None and self.freezing.holds(step)
+    channels_last: bool
+    compiled_forward: Callable[..., Any] | None
+    clip_norm: float | None
+    freezing: Freezing
+    rate: LearningRate | None
+    augmentation: Augmentation | None
 
     def take(self, batches: Sequence[Batch], step: int) -> BackwardResult:
         """Take step `step`, counted from 1, with the generators as they are."""
@@ -139,44 +135,43 @@ def build_learner(
     configuration: RunConfiguration, backbone: Backbone, device: torch.device
 ) -> Learner:
     """Put the backbone's model on `device` and build what trains it."""
+    c = configuration
     model = backbone.model.to(device)
-    channels_last = stores_channels_last(configuration, device, model)
+    channels_last = stores_channels_last(c, device, model)
     if channels_last:
         model.to(memory_format=torch.channels_last)
-    freezing = None
-    if configuration.freeze != "none":  # before the optimiser is built
-        names = frozen_names(backbone, configuration.freeze)
-        freezing = Freezing(model, names, configuration.freeze_steps)
-    optimizer = build_optimizer(model.parameters(), configuration)
+    # before the optimiser, which leaves out what is frozen for the whole run
+    freezing = Freezing(model, frozen_names(backbone, c.freeze), c.freeze_steps)
+    optimizer = build_optimizer(model.parameters(), c)
     generator = torch.Generator(device)
     host_generator = generator if device.type == "cpu" else torch.Generator()
     algorithm = build_method(
-        configuration.method,
+        c.method,
         generator=generator,
         host_generator=host_generator,
         make_optimizer=lambda parameters: build_optimizer(
-            parameters, configuration, rate=optimizer.param_groups[0]["lr"]
+            parameters, c, rate=optimizer.param_groups[0]["lr"]
         ),
-        settings=method_settings(configuration.settings),
-        batch_norm=configuration.batch_norm if has_batch_norm(model) else "frozen",
+        settings=method_settings(c.settings),
+        batch_norm=c.batch_norm if has_batch_norm(model) else "frozen",
     )
-    algorithm.smooth_labels(configuration.label_smoothing)
-    c, augmentation = configuration, None
+    algorithm.smooth_labels(c.label_smoothing)
+    augmentation = None
     if c.augment != "none":
         augmentation = Augmentation(c.augment, size=c.image_size, seed=c.seed)
     return Learner(
         backbone=backbone,
         optimizer=optimizer,
-        scaler=loss_scaler(device, configuration.precision),
+        scaler=loss_scaler(device, c.precision),
         algorithm=algorithm,
-        average=build_average(configuration, model),
+        average=build_average(c, model),
         generator=generator,
         host_generator=host_generator,
         device=device,
-        autocast=autocast_factory(device, configuration.precision),
+        autocast=autocast_factory(device, c.precision),
         channels_last=channels_last,
-        compiled_forward=_compiled(model) if configuration.compile else None,
-        clip_norm=configuration.clip_norm,
+        compiled_forward=_compiled(model) if c.compile else None,
+        clip_norm=c.clip_norm,
         freezing=freezing,
         rate=LearningRate(optimizer, c, device) if changes_rate(c) else None,
         augmentation=augmentation,

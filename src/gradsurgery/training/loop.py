@@ -4,14 +4,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 
 import torch
 
 from gradsurgery.algorithms.objectives import Batch
 from gradsurgery.backbones import Backbone, keeping_modes, set_training_mode
-from gradsurgery.data import Batches, ImageLoader
+from gradsurgery.data import Batches
 from gradsurgery.data.loader import Fetched, prefetched
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.engine import BackwardResult
@@ -20,9 +19,8 @@ from gradsurgery.seeds import derive_seed
 from gradsurgery.training.checkpoint import Checkpoint, save_checkpoint
 from gradsurgery.training.cuda_graph import GraphedSteps
 from gradsurgery.training.learner import Learner
-from gradsurgery.training.outcome import Evaluation
+from gradsurgery.training.outcome import Evaluation, Run
 from gradsurgery.training.progress import (
-    ProgressCallback,
     StepClock,
     StepFigures,
     TrainingProgress,
@@ -42,50 +40,41 @@ _DIVERGED = 1e4  # of a mean cross-entropy: logits that are so far off
 class _Saving:
     """Counts the run's time, and writes checkpoints as long as that is a small part of it."""
 
-    def __init__(self, checkpoint: Checkpoint, learner: Learner, directory: Path) -> None:
-        self._checkpoint, self._learner, self._directory = checkpoint, learner, directory
+    def __init__(self, run: Run) -> None:
+        self._run = run
         self._counted = time.perf_counter()
         self._due = 0.0
 
     def validated(self, *, last: bool) -> None:
         """Write a checkpoint where one is due, and after the last step."""
-        now = time.perf_counter()
-        self._checkpoint.seconds += now - self._counted
+        now, checkpoint = time.perf_counter(), self._run.checkpoint
+        checkpoint.seconds += now - self._counted
         self._counted = now
         if now >= self._due or last:
-            self._checkpoint.learner = self._learner.state()
-            save_checkpoint(self._checkpoint, self._directory)
+            checkpoint.learner = self._run.learner.state()
+            save_checkpoint(checkpoint, self._run.directory)
             saved = time.perf_counter()
             self._due = saved + (saved - now) * (1 / _CHECKPOINT_SHARE - 1)
 
 
-def run_steps(
-    learner: Learner,
-    checkpoint: Checkpoint,
-    batches: Batches,
-    loader: ImageLoader,
-    *,
-    validate: Callable[[], Evaluation],
-    directory: Path,
-    report: ProgressCallback,
-    observe: Observer | None = None,
-) -> str | None:
-    """Do the steps after `checkpoint.step`; `checkpoint` holds the outcome.
+def run_steps(run: Run, batches: Batches, observe: Observer | None) -> str | None:
+    """Do the steps after `run.checkpoint.step`; the checkpoint holds the outcome.
 
     An accelerator is waited for at validations, at steps whose conflict is logged, for `observe`,
-    and once a second for `report`. `observe` is shown the model at `checkpoint.step` and after
-    every further step. At every validation the curves grow, the model is kept where it is the best
-    so far, and a checkpoint is written, at the last step and wherever writing them takes at most a
-    tenth of the run's time. Returns whether a CUDA graph replayed the steps, or why not; None where
-    there is no GPU. Raises `NonFiniteError`, naming domain, step and parameter, before anything is
-    written of the step, and `OutputError` where a checkpoint cannot be written.
+    and once a second for the report. `observe` is shown the model at the checkpoint's step and
+    after every further step. At every validation the curves grow, the model is kept where it is the
+    best so far, and a checkpoint is written, at the last step and wherever writing them takes at
+    most a tenth of the run's time. Returns whether a CUDA graph replayed the steps, or why not;
+    None where there is no GPU. Raises `NonFiniteError`, naming domain, step and parameter, before
+    anything is written of the step, and `OutputError` where a checkpoint cannot be written.
     """
+    learner, checkpoint, report = run.learner, run.checkpoint, run.report
     configuration = checkpoint.configuration
     total = configuration.iterations
     since: list[StepFigures] = []  # the last validation
-    saving = _Saving(checkpoint, learner, directory)
+    saving = _Saving(run)
     clock = StepClock(learner.device)
-    explain, say = partial(_explained, batches), partial(_say, checkpoint, report)
+    explain, say = partial(_explained, batches), partial(_say, run)
     unread = UnreadSteps(explain, scaled=learner.scaler is not None)
 
     with _reproducible(learner.device):
@@ -93,7 +82,7 @@ def run_steps(
         _set_training(learner, configuration, checkpoint.step + 1)
         steps = GraphedSteps(learner, configuration.cuda_graph, say)
         clock.start()
-        for step, fetched in _coming(learner, checkpoint, batches, loader):
+        for step, fetched in _coming(run, batches):
             try:
                 take = learner.take if steps.refusal else steps.take
                 result = _step(learner, take, configuration, fetched, step=step, clock=clock)
@@ -116,7 +105,7 @@ def run_steps(
             for each in figures[:-1] if validates else figures:
                 report(_progress(checkpoint, each))
             if validates:
-                evaluation = validate()
+                evaluation = run.validate()
                 learner.average.validated(step, evaluation.loss)
                 _record(checkpoint, since, evaluation, learner)
                 since = []
@@ -128,9 +117,9 @@ def run_steps(
     return steps.outcome
 
 
-def _say(checkpoint: Checkpoint, report: ProgressCallback, line: str) -> None:
-    total = checkpoint.configuration.iterations
-    report(TrainingProgress("training", checkpoint.step, total, note=line))
+def _say(run: Run, line: str) -> None:
+    at, total = run.checkpoint.step, run.checkpoint.configuration.iterations
+    run.report(TrainingProgress("training", at, total, note=line))
 
 
 def _warn_where_it_diverges(checkpoint: Checkpoint, say: Callable[[str], None]) -> None:
@@ -143,13 +132,19 @@ def _warn_where_it_diverges(checkpoint: Checkpoint, say: Callable[[str], None]) 
         )
 
 
-def _coming(
-    learner: Learner, checkpoint: Checkpoint, batches: Batches, loader: ImageLoader
-) -> Iterator[tuple[int, Fetched]]:
+def _coming(run: Run, batches: Batches) -> Iterator[tuple[int, Fetched]]:
     """The steps that are left, with their images, up to the one after which the run stops."""
-    at, total = partial(_fetch, learner, loader, batches), checkpoint.configuration.iterations
-    for step, fetched in prefetched(at, checkpoint.step + 1, total):
-        if _stops(checkpoint):
+    loader, augmentation = run.loader, run.learner.augmentation
+
+    def fetch(position: int) -> Fetched:
+        positions = batches.indices_at(position).reshape(-1)
+        if augmentation is None:
+            return loader.fetch(positions)
+        return loader.fetch(positions, lambda pixels: augmentation(pixels, positions, position + 1))
+
+    first, total = run.checkpoint.step + 1, run.checkpoint.configuration.iterations
+    for step, fetched in prefetched(fetch, first, total):
+        if _stops(run.checkpoint):
             return
         yield step, fetched
 
@@ -158,19 +153,10 @@ def _stops(checkpoint: Checkpoint) -> bool:
     return has_stopped(checkpoint.configuration, checkpoint.curves.validation_accuracy)
 
 
-def _fetch(learner: Learner, loader: ImageLoader, batches: Batches, position: int) -> Fetched:
-    positions = batches.indices_at(position).reshape(-1)
-    augmentation = learner.augmentation
-    if augmentation is None:
-        return loader.fetch(positions)
-    return loader.fetch(positions, lambda pixels: augmentation(pixels, positions, position + 1))
-
-
 def _set_training(learner: Learner, configuration: RunConfiguration, step: int) -> None:
     """Put the model in training mode, but for what step `step` does not train."""
     set_training_mode(learner.backbone.model, configuration.batch_norm)
-    if learner.freezing is not None:
-        learner.freezing.apply(step)
+    learner.freezing.apply(step)
 
 
 def _step(

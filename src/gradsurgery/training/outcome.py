@@ -4,7 +4,6 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -61,6 +60,11 @@ class Answers:
         """How many images they are of."""
         return sum(len(labels) for labels, *_ in self._parts)
 
+    @property
+    def correct(self) -> int:
+        """How many of them have the class that is answered."""
+        return int(sum((labels == predicted).sum() for labels, predicted, *_ in self._parts))
+
     def tally(self, classes: int) -> Tally:
         """Everything counted."""
         if not self._parts:
@@ -96,7 +100,6 @@ def evaluate(
     device = loader.device
     loss = torch.zeros((), dtype=torch.float64, device=device)
     answers = Answers()
-    correct = torch.zeros((), dtype=torch.int64, device=device)
     # in the order of the file
     parts = [np.sort(indices[start : start + _BATCH]) for start in range(0, len(indices), _BATCH)]
     ahead = 0 if device.type == "cpu" else 1  # a processor has nothing to do meanwhile
@@ -107,32 +110,44 @@ def evaluate(
         del images  # before the next are made
         loss += functional.cross_entropy(logits, labels, reduction="sum").double()
         answers.add(logits, labels)
-        correct += (logits.argmax(dim=1) == labels).sum()
-    return Evaluation(float(loss) / len(indices), int(correct) / len(indices), answers)
+    return Evaluation(float(loss) / len(indices), answers.correct / len(indices), answers)
 
 
 MODEL_FILE = ModelDescription.file_name
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "safetensors")
 
 
-def conclude(
-    learner: Learner,
-    checkpoint: Checkpoint,
-    used: ImagesUsed,
-    loader: ImageLoader,
-    *,
-    validate: Callable[[], Evaluation],
-    directory: Path,
-    report: ProgressCallback,
-    cuda_graph: str | None,
-) -> Record:
+@dataclass(frozen=True)
+class Run:
+    """A run under way.
+
+    report: is told how far it is.
+    """
+
+    learner: Learner
+    checkpoint: Checkpoint
+    used: ImagesUsed
+    loader: ImageLoader
+    directory: Path
+    report: ProgressCallback
+
+    def evaluate(self, indices: Int64[np.ndarray, " chosen"]) -> Evaluation:
+        """Loss and accuracy on the images at `indices` of the model that is judged."""
+        return evaluate(self.learner.judged, self.loader, indices, autocast=self.learner.autocast)
+
+    def validate(self) -> Evaluation:
+        """Loss and accuracy on the validation images of the source domains."""
+        used = self.used
+        return self.evaluate(np.concatenate([used.split.validation[d] for d in used.sources]))
+
+
+def conclude(run: Run, *, cuda_graph: str | None) -> Record:
     """Test the last and the best model, write the best one's file, and make the run's record."""
     start = time.perf_counter()
+    learner, checkpoint, used = run.learner, run.checkpoint, run.used
     c, images, backbone = checkpoint.configuration, used.images, learner.backbone
-    result = assess_models(
-        learner, checkpoint, loader, used.split, validate=validate, report=report
-    )
-    save_model(learner.judged, c, images, result.best, directory)
+    result = _tested_models(run)
+    _save_model(learner.judged, c, images, result.best, run.directory)
     foreign = (images.provenance, backbone.provenance)
     return Record(
         configuration=c,
@@ -147,7 +162,7 @@ def conclude(
         conflict=checkpoint.conflict if c.log_conflict else None,
         result=result,
         objects=method_provenance(c.method) + [place for place in foreign if place is not None],
-        environment=describe_environment(learner.device),
+        environment=_environment(learner.device),
         cost=Cost(
             seconds=checkpoint.seconds + time.perf_counter() - start,
             seconds_per_step=checkpoint.step_seconds / checkpoint.step,
@@ -158,62 +173,54 @@ def conclude(
     )
 
 
-def assess_models(
-    learner: Learner,
-    checkpoint: Checkpoint,
-    loader: ImageLoader,
-    split: Split,
-    *,
-    validate: Callable[[], Evaluation],
-    report: ProgressCallback,
-) -> Result:
+def _tested_models(run: Run) -> Result:
     """Accuracies of the last and the best model on every domain's test images.
 
     The best model is in the learner afterwards. It is the one of the highest validation accuracy,
     or what the run's average has selected, which is validated here.
     """
-    curves, domains = checkpoint.curves, loader.images.domains
-    target = checkpoint.configuration.held_out(domains)
-    classes, total = len(loader.images.classes), 2 * len(domains)
-
-    def tested_on(indices: Int64[np.ndarray, " chosen"]) -> Evaluation:
-        return evaluate(learner.judged, loader, indices, autocast=learner.autocast)
-
-    def result(first: int, **about: Any) -> ModelResult:
-        tested = {}
-        for position, domain in enumerate(domains, start=first):
-            report(TrainingProgress("testing", position, total))
-            if len(split.test[domain]):  # a split of the user's own may have none of a source
-                tested[domain] = tested_on(split.test[domain])
-        report(TrainingProgress("testing", first + len(domains), total))
-        nothing = np.empty(0, dtype=np.int64)
-        held_back = nothing if target is None else split.validation[target]
-        return ModelResult(
-            target_accuracy=None if target is None else tested[target].accuracy,
-            target_validation_accuracy=tested_on(held_back).accuracy if len(held_back) else None,
-            test_accuracy={domain: found.accuracy for domain, found in tested.items()},
-            tests={domain: found.answers.tally(classes) for domain, found in tested.items()},
-            **about,
-        )
+    average, checkpoint, curves = run.learner.average, run.checkpoint, run.checkpoint.curves
+    domains = run.used.images.domains
 
     def validated(position: int) -> dict[str, Any]:
         accuracy = curves.validation_accuracy[position]
         return {"step": curves.step[position], "validation_accuracy": accuracy}
 
-    last = result(0, **validated(len(curves.step) - 1))
-    selected = learner.average.result()
+    last = _tested(run, 0, **validated(len(curves.step) - 1))
+    selected = average.result()
     if selected is not None:
-        learner.average.model.load_state_dict(selected.weights)
+        average.model.load_state_dict(selected.weights)
         about = {"step": selected.last, "averaged_from": selected.first}
-        accuracy = validate().accuracy
-        best = result(len(domains), **about, validation_accuracy=accuracy)
+        accuracy = run.validate().accuracy
+        best = _tested(run, len(domains), **about, validation_accuracy=accuracy)
         return Result(best=best, last=last)
     if checkpoint.best is not None:
-        learner.average.model.load_state_dict(checkpoint.best)
-    return Result(best=result(len(domains), **validated(curves.best())), last=last)
+        average.model.load_state_dict(checkpoint.best)
+    return Result(best=_tested(run, len(domains), **validated(curves.best())), last=last)
 
 
-def save_model(
+def _tested(run: Run, first: int, **about: Any) -> ModelResult:
+    """The judged model on the test images; its first domain is test number `first` of the run."""
+    images, split, tested = run.used.images, run.used.split, {}
+    target, total = run.checkpoint.configuration.held_out(images.domains), 2 * len(images.domains)
+    for position, domain in enumerate(images.domains, start=first):
+        run.report(TrainingProgress("testing", position, total))
+        if len(split.test[domain]):  # a split of the user's own may have none of a source
+            tested[domain] = run.evaluate(split.test[domain])
+    run.report(TrainingProgress("testing", first + len(images.domains), total))
+    held_back = np.empty(0, dtype=np.int64) if target is None else split.validation[target]
+    return ModelResult(
+        target_accuracy=None if target is None else tested[target].accuracy,
+        target_validation_accuracy=run.evaluate(held_back).accuracy if len(held_back) else None,
+        test_accuracy={domain: found.accuracy for domain, found in tested.items()},
+        tests={
+            domain: found.answers.tally(len(images.classes)) for domain, found in tested.items()
+        },
+        **about,
+    )
+
+
+def _save_model(
     backbone: Backbone,
     configuration: RunConfiguration,
     images: ImageSet,
@@ -278,7 +285,7 @@ def _split_record(split: Split) -> SplitRecord:
     return SplitRecord(digest=split.digest, seed=split.seed, unused=len(split.unused), sizes=sizes)
 
 
-def describe_environment(device: torch.device) -> dict[str, str | int | bool | None]:
+def _environment(device: torch.device) -> dict[str, str | int | bool | None]:
     """Versions, device, threads and platform, and the commit of the current directory.
 
     `git_dirty` says whether tracked files differ from the commit: files that a run itself writes

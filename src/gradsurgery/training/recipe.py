@@ -103,10 +103,11 @@ class Freezing:
         frozen = set(names)
         self._parameters = [p for name, p in model.named_parameters() if name in frozen]
         ids = {id(parameter) for parameter in self._parameters}
-        layers = [
-            (layer, {id(p) for p in layer.parameters()}) for layer in batch_norm_layers(model)
+        self._layers = [
+            layer
+            for layer in batch_norm_layers(model)
+            if (own := {id(p) for p in layer.parameters()}) and own <= ids
         ]
-        self._layers = [layer for layer, own in layers if own and own <= ids]
         self._steps = steps
         if not steps:
             self.apply(1)  # an optimiser that is built after this leaves them out

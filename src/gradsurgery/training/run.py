@@ -3,7 +3,6 @@
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from gradsurgery.algorithms import build_method
@@ -18,7 +17,6 @@ from gradsurgery.errors import ArgumentError
 from gradsurgery.training.averaging import average_values, method_settings
 from gradsurgery.training.checkpoint import (
     Checkpoint,
-    CheckpointError,
     check_same,
     continued,
     is_longer,
@@ -27,9 +25,9 @@ from gradsurgery.training.checkpoint import (
 )
 from gradsurgery.training.device import computing_with, reset_peak_memory, resolve_device
 from gradsurgery.training.images_used import Gaps, ImagesUsed, check_gaps, check_weights, gaps_of
-from gradsurgery.training.learner import Learner, build_learner, build_optimizer
+from gradsurgery.training.learner import build_learner, build_optimizer
 from gradsurgery.training.loop import Observer, run_steps
-from gradsurgery.training.outcome import conclude, evaluate
+from gradsurgery.training.outcome import Run, conclude
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 from gradsurgery.training.recipe import check_recipe, frozen_names
 
@@ -99,8 +97,10 @@ def check_run(
     """Raise `ArgumentError` where the target, the method or its steps do not fit the data set."""
     target, method = configuration.held_out(domains), configuration.method
     if target is not None and target not in domains:
+        quoted = "; a name with a comma is quoted in --targets: '\"a, b\",c'"
         raise ArgumentError(
             f"{name} has no domain {target!r}; its domains are {', '.join(domains)}"
+            f"{quoted if any(',' in domain for domain in domains) else ''}"
         )
     average_values(configuration)  # raises where a hyperparameter is wrong, as the next does
     algorithm = build_method(
@@ -215,57 +215,17 @@ def _record(
         used.prepare(learner.algorithm, c, backbone, device)
         for line in used.notes(c.held_out(images.domains)):
             report(TrainingProgress("images", len(images.label), len(images.label), note=line))
-        checkpoint = _begun(c, checkpoint, learner, used, directory=directory, report=report)
-        loader = learner.loader(images)
-        validated = np.concatenate([used.split.validation[domain] for domain in used.sources])
-        validate = partial(evaluate, learner.judged, loader, validated, autocast=learner.autocast)
-        cuda_graph = run_steps(
-            learner,
-            checkpoint,
-            used.batches(c),
-            loader,
-            validate=validate,
-            directory=directory,
-            report=report,
-            observe=observe,
-        )
-        return conclude(
-            learner,
-            checkpoint,
-            used,
-            loader,
-            validate=validate,
-            directory=directory,
-            report=report,
-            cuda_graph=cuda_graph,
-        )
-
-
-def _begun(
-    configuration: RunConfiguration,
-    checkpoint: Checkpoint | None,
-    learner: Learner,
-    used: ImagesUsed,
-    *,
-    directory: Path,
-    report: ProgressCallback,
-) -> Checkpoint:
-    """Where the run stands: at its first step, or where the checkpoint has put the learner."""
-    digests = used.images.digest, used.split.digest
-    if checkpoint is None:
-        configuration.save(directory)
-        used.split.save(directory)
-        return Checkpoint(
-            configuration=configuration, data_digest=digests[0], split_digest=digests[1]
-        )
-    if (checkpoint.data_digest, checkpoint.split_digest) != digests:
-        raise CheckpointError(
-            f"the images of {used.images.name} have changed since the run in {directory} began; "
-            "bring them back, or delete the folder and start again"
-        )
-    restore_learner(learner, checkpoint, directory)
-    if configuration.iterations != checkpoint.configuration.iterations:
-        configuration.save(directory)
-    checkpoint.configuration = configuration  # which may be worked on elsewhere by now
-    report(TrainingProgress("resuming", checkpoint.step, configuration.iterations))
-    return checkpoint
+        if checkpoint is None:
+            c.save(directory)
+            used.split.save(directory)
+            checkpoint = Checkpoint(
+                configuration=c, data_digest=images.digest, split_digest=used.split.digest
+            )
+        else:
+            restore_learner(learner, checkpoint, used, directory)
+            if c.iterations != checkpoint.configuration.iterations:
+                c.save(directory)
+            checkpoint.configuration = c  # which may be worked on elsewhere by now
+            report(TrainingProgress("resuming", checkpoint.step, c.iterations))
+        run = Run(learner, checkpoint, used, learner.loader(images), directory, report)
+        return conclude(run, cuda_graph=run_steps(run, used.batches(c), observe))

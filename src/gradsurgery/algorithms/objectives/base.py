@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from gradsurgery.algorithms.forward import Forward, Logits, risk
 from gradsurgery.errors import ArgumentError
-from gradsurgery.hyperparameters import Hyperparameter, checked_values
+from gradsurgery.hyperparameters import Hyperparameter, checked_values, spelled
 from gradsurgery.rules.base import forget
 from gradsurgery.rules.randomness import checked_generator
 
@@ -54,6 +54,10 @@ class Objective(ABC):
         self.generator = checked_generator(generator) or torch.Generator().manual_seed(0)
         self.values = checked_values(self.name, self.hyperparameters, given)
         self.state: dict[str, Tensor] = {}
+
+    @override
+    def __repr__(self) -> str:
+        return spelled(self)
 
     @abstractmethod
     def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
@@ -118,9 +122,9 @@ class ERM(Objective):
     the mean of the domains' means: every domain weighs the same, not every image.
     """
 
-    name: ClassVar[str] = "erm"
-    smooths_labels: ClassVar[bool] = True
-    weighs_classes: ClassVar[bool] = True
+    name = "erm"
+    smooths_labels = True
+    weighs_classes = True
 
     @override
     def stage(self, step: int) -> Any:

@@ -22,15 +22,15 @@ class Mixup(Objective):
     Source: Gulrajani & Lopez-Paz, "In Search of Lost Domain Generalization", 2020 (Mixup).
     """
 
-    name: ClassVar[str] = "mixup"
-    smooths_labels: ClassVar[bool] = True
-    weighs_classes: ClassVar[bool] = True
+    name = "mixup"
+    smooths_labels = True
+    weighs_classes = True
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
         Hyperparameter(
             "alpha", 0.2, "shape α of the Beta distribution of λ", open_low=True, source=DOMAINBED
         ),
     )
-    minimum_domains: ClassVar[int] = 2
+    minimum_domains = 2
 
     @override
     def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:

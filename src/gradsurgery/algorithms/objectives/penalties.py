@@ -14,6 +14,14 @@ from gradsurgery.errors import ArgumentError
 from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter
 
 
+def annealed(penalty: float, of: str, steps: int, *, first: int) -> tuple[Hyperparameter, ...]:
+    """The weight of the penalty, and for how many steps it is `first` before."""
+    return (
+        Hyperparameter("penalty", penalty, f"weight {of} after annealing", source=DOMAINBED),
+        Hyperparameter("anneal", steps, f"steps with weight {first} before that", source=DOMAINBED),
+    )
+
+
 class AnnealedObjective(Objective):
     """An objective whose penalty has another weight for the first `anneal` steps, by default 1.
 
@@ -59,17 +67,9 @@ class IRM(AnnealedObjective):
     the annealing as in DomainBed (Gulrajani & Lopez-Paz 2020).
     """
 
-    name: ClassVar[str] = "irm"
-    smooths_labels: ClassVar[bool] = True
-    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
-        Hyperparameter(
-            "penalty",
-            100.0,
-            "weight λ of the invariance penalty after annealing",
-            source=DOMAINBED,
-        ),
-        Hyperparameter("anneal", 500, "steps with weight 1 before that", source=DOMAINBED),
-    )
+    name = "irm"
+    smooths_labels = True
+    hyperparameters = annealed(100.0, "λ of the invariance penalty", 500, first=1)
 
     stage = AnnealedObjective.stage
 
@@ -131,15 +131,10 @@ class VREx(AnnealedObjective):
     ICML 2021, eq. 8; the annealing as in DomainBed.
     """
 
-    name: ClassVar[str] = "vrex"
-    smooths_labels: ClassVar[bool] = True
-    weighs_classes: ClassVar[bool] = True
-    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
-        Hyperparameter(
-            "penalty", 10.0, "weight of the risks' variance after annealing", source=DOMAINBED
-        ),
-        Hyperparameter("anneal", 500, "steps with weight 1 before that", source=DOMAINBED),
-    )
+    name = "vrex"
+    smooths_labels = True
+    weighs_classes = True
+    hyperparameters = annealed(10.0, "of the risks' variance", 500, first=1)
 
     stage = AnnealedObjective.stage
 
@@ -166,22 +161,16 @@ class Fishr(AnnealedObjective):
     Generalization", ICML 2022, eq. 4 and algorithm 1; hyperparameters as in DomainBed.
     """
 
-    name: ClassVar[str] = "fishr"
-    smooths_labels: ClassVar[bool] = True
+    name = "fishr"
+    smooths_labels = True
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
-        Hyperparameter(
-            "penalty",
-            1000.0,
-            "weight λ of the variances' distance after annealing",
-            source=DOMAINBED,
-        ),
-        Hyperparameter("anneal", 1500, "steps with weight 0 before that", source=DOMAINBED),
+        *annealed(1000.0, "λ of the variances' distance", 1500, first=0),
         Hyperparameter(
             "ema", 0.95, "decay γ of the variances' moving average", high=0.9999, source=DOMAINBED
         ),
     )
-    state_names: ClassVar[tuple[str, ...]] = ("averages",)
-    first_weight: ClassVar[float] = 0.0
+    state_names = ("averages",)
+    first_weight = 0.0
 
     stage = AnnealedObjective.stage
 

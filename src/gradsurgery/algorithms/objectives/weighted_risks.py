@@ -26,13 +26,13 @@ class GroupDRO(Objective):
     algorithm 1.
     """
 
-    name: ClassVar[str] = "group-dro"
-    smooths_labels: ClassVar[bool] = True
-    weighs_classes: ClassVar[bool] = True
+    name = "group-dro"
+    smooths_labels = True
+    weighs_classes = True
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
         Hyperparameter("eta", 0.01, "step size η of the domains' weights q", source=DOMAINBED),
     )
-    state_names: ClassVar[tuple[str, ...]] = ("q",)
+    state_names = ("q",)
 
     @override
     def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
@@ -58,14 +58,14 @@ class GradNorm(Objective):
     eq. 1 and 2, algorithm 1.
     """
 
-    name: ClassVar[str] = "gradnorm"
-    smooths_labels: ClassVar[bool] = True
-    weighs_classes: ClassVar[bool] = True
+    name = "gradnorm"
+    smooths_labels = True
+    weighs_classes = True
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
         Hyperparameter("alpha", 1.5, "strength α of the pull to equal rates", source=_CHEN),
         Hyperparameter("learning_rate", 0.025, "step size of the weights", source=_CHEN),
     )
-    state_names: ClassVar[tuple[str, ...]] = ("weights", "first")
+    state_names = ("weights", "first")
 
     @override
     def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:

@@ -95,8 +95,6 @@ class ConvolutionCall(LayerCall):
 
     Sample i's gradients are the sums over its positions of patch and output gradient, Σ_s b_is
     a_isᵀ, and Σ_s b_is.
-
-    around: padding put around the input first, as `torch.nn.functional.pad` takes it.
     """
 
     def __init__(
@@ -105,13 +103,11 @@ class ConvolutionCall(LayerCall):
         parameters: Parameters,
         weight: Tensor,
         geometry: Geometry,
-        around: list[int],
     ) -> None:
         super().__init__(inputs, parameters)
         self._channels = weight.shape[1]
         self._kernel = tuple(weight.shape[2:])
         self._geometry = geometry
-        self._around = around
         self.step = len(weight) // geometry.groups if geometry.groups > 1 else 1
 
     @override
@@ -133,15 +129,14 @@ class ConvolutionCall(LayerCall):
 
     def _is_pointwise(self) -> bool:
         stride, padding, _, _ = self._geometry
-        return {*self._kernel, *stride} == {1} and not any((*padding, *self._around))
+        return {*self._kernel, *stride} == {1} and not any(padding)
 
     def _patches(self) -> Tensor:
         """[rows, positions, fan-in]."""
         if self._is_pointwise():
             return self.input.flatten(2).transpose(1, 2)
-        inputs = functional.pad(self.input, self._around) if self._around else self.input
         stride, padding, dilation, _ = self._geometry
-        patches = functional.unfold(inputs, self._kernel, dilation, padding, stride)
+        patches = functional.unfold(self.input, self._kernel, dilation, padding, stride)
         return patches.transpose(1, 2)
 
     @override
@@ -149,8 +144,7 @@ class ConvolutionCall(LayerCall):
         outer = by_sample(gradient, samples)
         if role == "bias":
             return outer[:, :, span].sum((1, *range(3, outer.ndim)))
-        inputs = functional.pad(self.input, self._around) if self._around else self.input
-        inner, outer = by_sample(inputs, samples).to(outer.dtype), outer[:, :, span]
+        inner, outer = by_sample(self.input, samples).to(outer.dtype), outer[:, :, span]
         if self._geometry.groups > 1:
             first, last = span.start // self.step, -(-span.stop // self.step)
             inner = inner[:, :, first * self._channels : last * self._channels]
@@ -172,12 +166,6 @@ class ConvolutionCall(LayerCall):
             *(outer, inner, weight, None, stride, padding, dilation, False, zeros, groups, mask)
         )[1]
         return found.view(samples, filters, self._channels, *self._kernel)
-
-
-def same_padding(kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
-    """Padding "same", as `torch.nn.functional.pad` takes it; an odd one is behind."""
-    fills = [apart * (size - 1) for apart, size in zip(dilation, kernel, strict=True)]
-    return [part for fill in reversed(fills) for part in (fill // 2, fill - fill // 2)]
 
 
 class EmbeddingCall(LayerCall):
@@ -223,22 +211,18 @@ def _linear(call: Arguments, parameters: Parameters) -> LayerCall | None:
 
 
 def _convolution(call: Arguments, parameters: Parameters) -> LayerCall | None:
-    inputs, weight = call["input"], call["weight"]
+    inputs, weight, padding = call["input"], call["weight"], call.get("padding", 0)
     kernel = weight.shape[2:]
     if inputs.ndim != weight.ndim:
         return None  # one sample without a dimension for samples
-    dilation = _each(call.get("dilation", 1), len(kernel))
-    padding = call.get("padding", 0)
-    around = same_padding(kernel, dilation) if padding == "same" else []
-    if isinstance(padding, str):
-        padding = 0
-    geometry = Geometry(
-        _each(call.get("stride", 1), len(kernel)),
-        _each(padding, len(kernel)),
-        dilation,
-        call.get("groups", 1),
-    )
-    return ConvolutionCall(inputs, parameters, weight, geometry, around)
+    stride, dilation = (_each(call.get(name, 1), len(kernel)) for name in ("stride", "dilation"))
+    if padding == "same":  # an odd one is behind
+        fills = [apart * (size - 1) for apart, size in zip(dilation, kernel, strict=True)]
+        around = [part for fill in reversed(fills) for part in (fill // 2, fill - fill // 2)]
+        inputs = functional.pad(inputs, around)
+    around_all = (0,) * len(kernel) if isinstance(padding, str) else _each(padding, len(kernel))
+    geometry = Geometry(stride, around_all, dilation, call.get("groups", 1))
+    return ConvolutionCall(inputs, parameters, weight, geometry)
 
 
 def _each(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:

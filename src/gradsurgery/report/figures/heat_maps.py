@@ -77,10 +77,7 @@ def training_figure(diagnosis: Diagnosis) -> Figure:
         for snap in snapshots
     ]
     names = [group.name for group in snapshots[-1].groups]
-    rows, steps = (
-        [*names, "whole network", "dealt out at random"],
-        [snap.step for snap in snapshots],
-    )
+    rows, steps = [*names, "whole network", "dealt out at random"], [s.step for s in snapshots]
     return _over_steps(_array(columns).T, rows, steps, "components that agree (%)", len(names))
 
 

@@ -11,21 +11,21 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from gradsurgery.documents.studies import SimilarityStudy
-from gradsurgery.report.figures.boxes import Styles
 from gradsurgery.report.figures.style import (
     GREY,
     PANEL_WIDTH,
     Drawing,
     MethodStyle,
+    Styles,
     new_figure,
     set_heading,
     styled,
     tidy,
     wrapped,
 )
+from gradsurgery.report.gradients_text import summarize_similarity
 from gradsurgery.report.section import listed
-from gradsurgery.report.similarity_text import summarize_similarity
-from gradsurgery.results.frame import Records, curves_frame
+from gradsurgery.results.runs import Records, curves_frame
 from gradsurgery.results.tables import ComparisonTable
 
 

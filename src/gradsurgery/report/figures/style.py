@@ -3,7 +3,7 @@
 import io
 import textwrap
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -54,6 +54,10 @@ class MethodStyle(NamedTuple):
     color: str
     marker: str
     line: Line
+
+
+Styles = Mapping[str, MethodStyle]
+"""How each method of a report is drawn, by its name."""
 
 
 @contextmanager

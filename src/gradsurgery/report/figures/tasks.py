@@ -18,7 +18,7 @@ from gradsurgery.report.figures.style import (
     tidy,
 )
 from gradsurgery.report.section import counted
-from gradsurgery.results.tasks_study import gradient_frame, outcome_frame, outcomes
+from gradsurgery.report.tasks_text import gradient_frame, outcome_frame, outcomes
 
 STYLES = {
     "tasks": MethodStyle("#d55e00", "o", "-"),
@@ -84,10 +84,9 @@ def _draw_differences(axes: Axes, study: TasksStudy, name: str, label: str) -> N
     tidy(axes, grid="y")
     axes.axhline(0, color=GREY, linewidth=0.8, zorder=1)
     rules = study.options.rules[1:]
-    found = [each for each in outcomes(study) if each.name == name and each.versus is not None]
     width = 0.8 / max(len(study.options.groupings), 1)
-    for each in found:
-        if (versus := each.versus) is None:
+    for each in outcomes(study):
+        if each.name != name or (versus := each.versus) is None:
             continue
         place = study.options.groupings.index(each.grouping)  # type: ignore[arg-type]
         x = rules.index(each.rule) + (place + 0.5) * width - 0.4
@@ -114,21 +113,21 @@ def draw_dials(study: TasksStudy) -> Figure | None:
 
     None where no dial was turned.
     """
-    gradients, results = gradient_frame(study), outcome_frame(study)
+    gradients = gradient_frame(study)
     turned = [dial for dial in study.dials if (gradients["dial"] == dial).any()]
     if not turned:
         return None
     figure, grid = new_figure(1.2 + 1.7 * len(turned), 5.0, 3, len(turned), share_y="row")
     shown = [g for g in study.options.groupings if (gradients["grouping"] == g).any()]
     shown = [g for g in shown if gradients.loc[gradients["grouping"] == g, "dial"].notna().any()]
-    gains = _gains(study, results)
+    rows = (
+        (gradients, "negative", 100.0, "negative pairs (%)"),
+        (gradients, "pcgrad.cosine", 1.0, "cosine of PCGrad's\nupdate with the sum"),
+        (_gains(study), "gain", 1.0, "training loss:\nPCGrad − sum"),
+    )
     for column, dial in enumerate(turned):
         usual = float(getattr(study.options, dial))
-        for frame, name, factor, axes in (
-            (gradients, "negative", 100.0, grid[0, column]),
-            (gradients, "pcgrad.cosine", 1.0, grid[1, column]),
-            (gains, "gain", 1.0, grid[2, column]),
-        ):
+        for axes, (frame, name, factor, _) in zip(grid[:, column], rows, strict=True):
             if name not in frame:
                 continue
             at = frame[(frame["dial"] == dial) | frame["dial"].isna()].copy()
@@ -147,24 +146,16 @@ def draw_dials(study: TasksStudy) -> Figure | None:
             tidy(axes)
         grid[2, column].axhline(0, color=GREY, linewidth=0.8, zorder=1)
         grid[2, column].set_xlabel(dial.replace("_", " "))
-    for axes, label in zip(
-        grid[:, 0],
-        (
-            "negative pairs (%)",
-            "cosine of PCGrad's\nupdate with the sum",
-            "training loss:\nPCGrad − sum",
-        ),
-        strict=True,
-    ):
+    for axes, (*_, label) in zip(grid[:, 0], rows, strict=True):
         axes.set_ylabel(label)
     _add_legend(figure, shown)
     set_heading(figure, f"Tasks against domains: {study.name}, one dial turned at a time")
     return figure
 
 
-def _gains(study: TasksStudy, results: pd.DataFrame) -> pd.DataFrame:
+def _gains(study: TasksStudy) -> pd.DataFrame:
     """The training loss of PCGrad minus that of the first rule, by run."""
-    keys = ["grouping", "dial", "value", "seed"]
-    first = results[results["rule"] == study.options.rules[0]].set_index(keys)["loss"]
-    other = results[results["rule"] == "pcgrad"].set_index(keys)["loss"]
-    return (other - first).rename("gain").dropna().reset_index()
+    results = outcome_frame(study).set_index(["grouping", "dial", "value", "seed"])
+    first = results.loc[results["rule"] == study.options.rules[0], "loss"]
+    gains = results.loc[results["rule"] == "pcgrad", "loss"] - first
+    return gains.rename("gain").dropna().reset_index()

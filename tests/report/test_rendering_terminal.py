@@ -8,9 +8,15 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from gradsurgery.documents.record import Record
+from gradsurgery.report.rendering import OnTerminal
+from gradsurgery.report.run_text import run_blocks, sparkline
 from gradsurgery.report.section import Text, plain_table
-from gradsurgery.report.tables import choices_table, comparison_table, significance_table
-from gradsurgery.report.terminal import OnTerminal, by_data_and_target, run_blocks, sparkline
+from gradsurgery.report.tables import (
+    by_data_and_target,
+    choices_table,
+    comparison_table,
+    significance_table,
+)
 from gradsurgery.results import compare_runs, select_by_all, take_inventory
 from tests.results.records import RECORD
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from gradsurgery.report.page import MOST_SVG_BYTES, embedded, render_page
+from gradsurgery.report.rendering import MOST_SVG_BYTES, embedded, render_page
 from gradsurgery.report.section import (
     Details,
     Entry,

@@ -1,4 +1,4 @@
-"""Box plots of the target accuracy: figure 3 by method, figure 4 by the kind of batches too."""
+"""Methods compared: box plots of the target accuracy (figures 3 and 4), and average ranks."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ from gradsurgery.report.figures.style import (
     PANEL_WIDTH,
     Drawing,
     MethodStyle,
+    Styles,
     new_figure,
     set_heading,
     styled,
@@ -23,13 +24,13 @@ from gradsurgery.report.figures.style import (
     wrapped,
 )
 from gradsurgery.report.section import listed
+from gradsurgery.results.ranking import Ranking
 from gradsurgery.results.tables import Cell, ComparisonTable
-
-Styles = Mapping[str, MethodStyle]
 
 _LEAST_FOR_A_BOX = 3  # runs: quartiles of fewer say nothing that the points do not say
 _LEAST_SPAN = 4.0  # percentage points that an axis shows at least
 _MOST_COLUMNS = 4
+_ROW = 0.22  # inches between two names of a diagram of ranks
 _GOLDEN = 0.6180339887498949
 _READ = (
     "Each point is a run; the box spans the quartiles, the line in it is the median, the whiskers "
@@ -246,3 +247,85 @@ def _set_range(axes: Axes, values: Sequence[float]) -> None:
     ticks = MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     axes.set_xticks([tick for tick in ticks if first <= tick <= min(100.0, high + span)])
     axes.set_xlim(first, last)  # ticks beyond it would widen it
+
+
+@styled()
+def draw_ranks(ranking: Ranking, cells: str, styles: Styles) -> Drawing:
+    """Average ranks on an axis from 1 (best, at the left) to the number of methods.
+
+    The bar above the axis is the critical difference; methods that are not significantly different
+    are joined by a thick line below it. `cells` says in words what was ranked.
+
+    Source: Demšar 2006, "Statistical Comparisons of Classifiers over Multiple Data Sets", fig. 1.
+    """
+    ranks = dict(zip(ranking.methods, ranking.ranks, strict=True))
+    ordered = sorted(ranks, key=lambda method: (ranks[method], method))
+    below = 0.3 + 0.13 * len(ranking.cliques)  # inches from the axis to the first name
+    names = _ROW * -(-len(ordered) // 2)
+    figure, grid = new_figure(6.4, 0.75 + below + names + 0.4)
+    axes: Axes = grid[0, 0]
+    axes.set_axis_off()
+    count = max(len(ordered), 2)
+    axes.set_xlim(1 - 0.75 * (count - 1), count + 0.75 * (count - 1))
+    axes.set_ylim(-(below + names), 0.75)  # inches, the axis at 0
+    _draw_axis(axes, count)
+    _draw_critical_difference(axes, ranking.critical_difference, count)
+    for level, clique in enumerate(ranking.cliques):
+        ends = [ranks[method] for method in clique]
+        y, beyond = -0.13 * (level + 1), 0.012 * count
+        line = axes.plot([min(ends) - beyond, max(ends) + beyond], [y, y], color="black")[0]
+        line.set(linewidth=3, solid_capstyle="butt", gid=f"clique-{level}")
+    _draw_names(axes, {method: ranks[method] for method in ordered}, below, styles)
+    test = f"Nemenyi's test at {ranking.level:g}"
+    note = f"Methods joined by a bar are not told apart by {test}."
+    set_heading(figure, f"Average ranks over {cells}", note)
+    caption = (
+        f"Average ranks of the methods' means over {cells}, 1 the best. Two methods differ by "
+        f"{test} where their ranks are farther apart than the critical difference, "
+        f"{ranking.critical_difference:.2f} (Demšar 2006)."
+    )
+    if ranking.left_out:
+        caption += f" Left out, as a method is not complete there: {listed(ranking.left_out)}."
+    order = listed([f"{method} {rank:.2f}" for method, rank in ranks.items()])
+    return Drawing(figure, caption, f"Average ranks, best first: {order}.")
+
+
+def _draw_axis(axes: Axes, count: int) -> None:
+    axes.plot([1, count], [0, 0], color="black", linewidth=0.9)
+    for rank in range(1, count + 1):
+        axes.plot([rank, rank], [0, 0.08], color="black", linewidth=0.9)
+        axes.text(rank, 0.12, str(rank), ha="center", va="bottom", fontsize=7)
+    axes.text(1 - 0.03 * count, 0.04, "better", ha="right", va="center", fontsize=6.5, color=GREY)
+    axes.text(count + 0.03 * count, 0.04, "worse", ha="left", va="center", fontsize=6.5, color=GREY)
+
+
+def _draw_critical_difference(axes: Axes, length: float, count: int) -> None:
+    """The bar; one longer than the axis ends with it, and its label says so."""
+    ends, height = (1.0, 1.0 + min(length, count - 1.0)), 0.45
+    bar = axes.plot(ends, [height, height], color="black", linewidth=0.9)[0]
+    bar.set_gid("critical-difference")
+    for end in ends:
+        axes.plot([end, end], [height - 0.05, height + 0.05], color="black", linewidth=0.9)
+    longer = " (longer than the axis)" if length > count - 1 else ""
+    text = f"critical difference {length:.2f}{longer}"
+    axes.text(sum(ends) / 2, height + 0.06, text, ha="center", va="bottom", fontsize=7)
+
+
+def _draw_names(axes: Axes, ranks: Mapping[str, float], below: float, styles: Styles) -> None:
+    """A line from each rank on the axis to its method's name at one side, the best first."""
+    half, count = -(-len(ranks) // 2), max(len(ranks), 2)
+    for place, (method, rank) in enumerate(ranks.items()):
+        left = place < half  # the better half from the top down, the rest from the bottom up
+        height = -(below + _ROW * (place if left else len(ranks) - 1 - place))
+        end, gap = (1 - 0.03 * count, -0.01) if left else (count + 0.03 * count, 0.01)
+        color, name = styles[method].color, wrapped(method, 30, 2)
+        axes.plot([rank, rank, end], [0, height, height], color=color, linewidth=1.0, zorder=1)
+        axes.plot([rank], [0], marker=styles[method].marker, color=color, markersize=4, zorder=3)
+        axes.text(
+            end + gap * count,
+            height,
+            f"{name}  {rank:.2f}" if left else f"{rank:.2f}  {name}",
+            ha="right" if left else "left",
+            va="center",
+            fontsize=7.5 if "\n" not in name else 6,
+        )

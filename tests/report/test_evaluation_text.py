@@ -8,11 +8,12 @@ import pytest
 from gradsurgery.documents.deployment import DomainEvaluation, EvaluationFile
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.tally import Tally
-from gradsurgery.report import classification_text as text
+from gradsurgery.report import evaluation_text as text
 from gradsurgery.report.figures.heat_maps import confusion_figure, reliability_figure
 from gradsurgery.report.report import write_evaluation
+from gradsurgery.report.run_text import never_predicted, recall_table, recalls_section
 from gradsurgery.report.section import Block
-from gradsurgery.results.frame import runs_frame
+from gradsurgery.results.runs import runs_frame
 from gradsurgery.results.tables import compare_runs
 
 RECORD = Path(__file__).parent.parent / "documents" / "version1" / "runs" / "a" / "record.json"
@@ -68,7 +69,7 @@ def test_a_domain_without_an_image_of_a_known_class_has_no_figures():
 
 def recalls_of(*found: Record) -> Sequence[Block]:
     records = {Path(f"{i}/record.json"): record for i, record in enumerate(found)}
-    return text.recalls_section(compare_runs(runs_frame(records)), records).blocks
+    return recalls_section(compare_runs(runs_frame(records)), records).blocks
 
 
 @pytest.fixture
@@ -84,11 +85,11 @@ def record() -> Record:
 
 
 def test_a_run_s_recalls_are_those_of_both_models(record):
-    table = text.recall_table(record)
+    table = recall_table(record)
     assert [row[1].text for row in table.rows[:2]] == ["100.0 / 100.0", "75.0 / 75.0"]
     assert table.rows[-1][1].text == "0.0 / 100.0"
     assert table.columns[-1].endswith("(held out)") or "(held out)" in " ".join(table.columns)
-    assert text.never_predicted(record) == [record.data.classes[-1]]
+    assert never_predicted(record) == [record.data.classes[-1]]
 
 
 def test_the_report_has_the_mean_recall_over_the_runs(record):
@@ -120,8 +121,8 @@ def test_runs_with_other_classes_are_in_a_table_of_their_own(record):
 
 def test_a_record_of_before_has_no_recalls():
     record = Record.load(RECORD)
-    assert text.recall_table(record) is None
-    assert text.never_predicted(record) == []
+    assert recall_table(record) is None
+    assert never_predicted(record) == []
     assert recalls_of(record) == []
 
 

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from gradsurgery.report.figures.ranks import draw_ranks
+from gradsurgery.report.figures.comparisons import draw_ranks
 from gradsurgery.report.figures.style import method_styles
 from gradsurgery.results.ranking import Ranking
 

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gradsurgery.report.figures.boxes import draw_accuracies, draw_batches
+from gradsurgery.report.figures.comparisons import draw_accuracies, draw_batches
 from gradsurgery.report.figures.style import encoded, method_styles
 from gradsurgery.results import Cell, ComparisonTable
 from gradsurgery.results.statistics import PairedComparison

@@ -1,7 +1,7 @@
 """What is said of a data set."""
 
 from gradsurgery.documents.record import Copies, Record, SkippedFile, SplitSizes
-from gradsurgery.report.data_text import (
+from gradsurgery.report.run_text import (
     copied_targets,
     copies_sentences,
     gap_sentences,

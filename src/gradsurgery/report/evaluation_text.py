@@ -1,0 +1,242 @@
+"""What is said of a model on images: how often it is right, and what its answers rest on."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float64, Int64
+from numpy.typing import NDArray
+
+from gradsurgery.documents.deployment import EvaluationFile
+from gradsurgery.documents.studies import Explanation, Place
+from gradsurgery.documents.tally import Tally
+from gradsurgery.report.section import (
+    ABSENT,
+    Listing,
+    Section,
+    Table,
+    counted,
+    listed,
+    plain_table,
+)
+from gradsurgery.results.classification import INTERVALS, Assessment, Estimate, assess
+
+MOST_CLASSES = 20
+"""Of a confusion matrix that is shown as a table."""
+
+
+def evaluation_section(evaluation: EvaluationFile) -> Section:
+    """An evaluation as a section of a report: its sentences, then its tables."""
+    sentences = Listing(evaluation_sentences(evaluation))
+    title = f"The model on {evaluation.data}"
+    return Section("evaluation", title, [sentences, *evaluation_tables(evaluation)])
+
+
+def evaluation_sentences(evaluation: EvaluationFile) -> list[str]:
+    """What came out, what the model was trained on, and what to be wary of."""
+    found = _assessed(evaluation)
+    part = "" if evaluation.part == "all" else f" ({evaluation.part} images of its split)"
+    whole = found[_ALL]
+    sentences = [
+        f"{evaluation.model} on {evaluation.data}{part}: {_percent(whole.accuracy)} of "
+        f"{counted(whole.images, 'image')} right."
+    ]
+    if len(found) > 2:
+        worst = min((name for name in found if name != _ALL), key=lambda d: found[d].accuracy.value)
+        sentences.append(f"Worst domain: {worst}, {_percent(found[worst].accuracy)}.")
+    sentences.append(_trained(evaluation))
+    sentences += _seen(evaluation)
+    for name, each in found.items():
+        if each.never_predicted and (name != _ALL or len(found) == 1):
+            where = "" if name == _ALL else f" on {name}"
+            sentences.append(f"Never predicted{where}: {listed(each.never_predicted)}.")
+    for name, domain in evaluation.domains.items():
+        if domain.unknown:
+            classes = [f"{label} ({count})" for label, count in domain.unknown.items()]
+            sentences.append(
+                f"Not counted, of classes that the model does not know, in {name}: "
+                f"{counted(sum(domain.unknown.values()), 'image')}, {listed(classes)}."
+            )
+    if evaluation.skipped:
+        first = evaluation.skipped[0]
+        sentences.append(
+            f"Left out: {counted(len(evaluation.skipped), 'image')} that cannot be decoded, the "
+            f"first {first.identity}: {first.reason}."
+        )
+    return sentences
+
+
+def evaluation_tables(evaluation: EvaluationFile) -> list[Table]:
+    """By domain, by class, and the confusion matrix of all domains together."""
+    found = _assessed(evaluation)
+    whole = found[_ALL]
+    if len(found) == 2:  # one domain, which is all
+        del found[_ALL]
+    columns = ["domain", "images", "accuracy (%)", "balanced accuracy (%)", "macro F1 (%)"]
+    by_domain = [
+        [
+            name,
+            f"{each.images:,}",
+            *(_percent(e, unit="") for e in (each.accuracy, each.balanced_accuracy, each.macro_f1)),
+        ]
+        for name, each in found.items()
+    ]
+    heads = ["domain", "trained on", "log loss", "calibration error (%)"]
+    confidence = [
+        [
+            name,
+            _role(evaluation, name),
+            _number(each.log_loss),
+            _percent(each.calibration_error, unit=""),
+        ]
+        for name, each in found.items()
+    ]
+    names = ["class", "images", "predicted", "recall (%)", "precision (%)", "F1 (%)"]
+    by_class = [
+        [
+            each.name,
+            f"{each.images:,}",
+            f"{each.predicted:,}",
+            _percent(each.recall, unit=""),
+            _percent(each.precision, unit=""),
+            f"{100 * each.f1:.1f}",
+        ]
+        for each in whole.classes
+    ]
+    tables = [
+        plain_table("By domain", columns, by_domain),
+        plain_table("Confidence, by domain", heads, confidence, notes=[INTERVALS]),
+        plain_table("By class", names, by_class),
+    ]
+    if len(evaluation.classes) <= MOST_CLASSES:
+        tables.append(confusion_table(whole_tally(evaluation), evaluation.classes))
+    return tables
+
+
+def confusion_table(tally: Tally, classes: Sequence[str]) -> Table:
+    """Images by their class, a row each, and the class predicted."""
+    rows = [
+        [name, *(f"{count:,}" if count else ABSENT for count in row)]
+        for name, row in zip(classes, tally.matrix().tolist(), strict=True)
+    ]
+    return plain_table("Images by class (rows) and prediction", ["class", *classes], rows)
+
+
+def whole_tally(evaluation: EvaluationFile) -> Tally:
+    """All domains together."""
+    return Tally.merged([domain.tally for domain in evaluation.domains.values()])
+
+
+_ALL = "all domains"
+
+
+def _assessed(evaluation: EvaluationFile) -> dict[str, Assessment]:
+    """The figures of every domain with images, and of all."""
+    tallies = {name: domain.tally for name, domain in evaluation.domains.items()}
+    tallies[_ALL] = whole_tally(evaluation)
+    return {
+        name: assess(tally, evaluation.classes) for name, tally in tallies.items() if tally.images
+    }
+
+
+def _trained(evaluation: EvaluationFile) -> str:
+    if evaluation.trained_on is None:
+        return f"The model file does not say which domains of {evaluation.trained_data} it is from."
+    held_out = "" if evaluation.target is None else f"; {evaluation.target} was held out"
+    return (
+        f"It was trained on {listed(evaluation.trained_on)} of {evaluation.trained_data}{held_out}."
+    )
+
+
+def _seen(evaluation: EvaluationFile) -> list[str]:
+    """Of the images that are no new ones to the model."""
+    counts = [domain.seen for domain in evaluation.domains.values()]
+    if None not in counts:
+        seen = sum(count or 0 for count in counts)
+        trained = f"{counted(seen, 'image')} of these {'was' if seen == 1 else 'were'} trained on"
+        return [f"{trained}: their accuracy says nothing of new images."] if seen else []
+    shared = [d for d in evaluation.domains if _role(evaluation, d) == "yes"]
+    if not shared:
+        return []
+    return [
+        f"Of {listed(shared)} most images may have been trained on: their accuracy says nothing of "
+        "new images. The run's folder with its split.json tells which (--part test)."
+    ]
+
+
+def _role(evaluation: EvaluationFile, domain: str) -> str:
+    """Whether a domain was trained on; of another data set's nothing is known but their names."""
+    own = evaluation.data == evaluation.trained_data and domain != _ALL
+    if evaluation.trained_on is None or not own:
+        return ABSENT
+    return "yes" if domain in evaluation.trained_on else "no"
+
+
+def _percent(estimate: Estimate | None, unit: str = " %") -> str:
+    if estimate is None:
+        return ABSENT
+    value, low, high = (100 * x for x in (estimate.value, estimate.low, estimate.high))
+    return f"{value:.1f}{unit} [{low:.1f}, {high:.1f}]"
+
+
+def _number(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ABSENT
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+_HOW = {
+    "grad-cam": "Grad-CAM at the last convolution",
+    "integrated-gradients": "integrated gradients from grey",
+}
+
+
+def explanation_section(explanation: Explanation) -> Section:
+    """The explanation as a section of a report; its figures lie beside the file."""
+    title = f"What {explanation.model} looks at on {explanation.data}"
+    return Section("explanation", title, [Listing(explanation_sentences(explanation))])
+
+
+def explanation_sentences(explanation: Explanation) -> list[str]:
+    """How answers were explained, and what neighbours on the map have in common."""
+    shown = explanation.shown
+    about = f"{counted(len(shown), 'answer')} explained by {_HOW[explanation.by]}"
+    wrong = sum(answer.label not in (None, answer.predicted) for answer in shown)
+    if wrong:
+        about += (
+            f", {wrong} of them wrong: those are chosen on purpose, and say nothing of how many"
+        )
+    sentences = [f"{about}."]
+    if len(explanation.places) > 1:
+        sentences.append(_neighbours(explanation.places))
+    return sentences
+
+
+def _neighbours(places: Sequence[Place]) -> str:
+    nearest = nearest_others(np.array([[place.x, place.y] for place in places]))
+    of_class, by_chance = _shared([place.label for place in places], nearest)
+    of_domain, at_random = _shared([place.domain for place in places], nearest)
+    return (
+        f"On the map of features, the nearest neighbour of an image is of its class in "
+        f"{of_class:.0%} (by chance {by_chance:.0%}) and of its domain in {of_domain:.0%} (by "
+        f"chance {at_random:.0%}) of {counted(len(places), 'image')}: the nearer the second is to "
+        "chance, the less the features tell of the domain."
+    )
+
+
+def nearest_others(spots: Float64[np.ndarray, "points 2"]) -> Int64[np.ndarray, " points"]:
+    """The position of each point's nearest other point."""
+    from scipy.spatial import KDTree
+
+    _, found = KDTree(spots).query(spots, k=2)
+    own = np.arange(len(spots))
+    # of points at one place, a point itself need not be the first
+    nearest: NDArray[np.int64] = np.where(found[:, 0] == own, found[:, 1], found[:, 0])
+    return nearest
+
+
+def _shared(names: Sequence[str], nearest: Int64[np.ndarray, " points"]) -> tuple[float, float]:
+    """The share of those whose neighbour has the same name, and what chance would give."""
+    own = np.array(names)
+    _, counts = np.unique(own, return_counts=True)
+    by_chance = (counts * (counts - 1)).sum() / (len(own) * (len(own) - 1))
+    return float((own == own[nearest]).mean()), float(by_chance)

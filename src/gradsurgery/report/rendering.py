@@ -1,0 +1,327 @@
+"""Sections and tables as Markdown, as LaTeX, as one HTML page, and on a terminal."""
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradsurgery.errors import printable
+from gradsurgery.report.section import Entry, Listing, Section, Table, Text
+
+if TYPE_CHECKING:
+    import rich.table
+    import rich.text
+    from jinja2 import Environment
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+
+_FOLDER = Path(__file__).parent / "templates"
+MOST_SVG_BYTES = 600_000
+"""Of a figure; a larger SVG gives way to the PNG where that is smaller."""
+
+
+def render_page(
+    *, title: str, origin: str, summary: Sequence[str], sections: Sequence[Section]
+) -> str:
+    """A page as one HTML document; sections without blocks are left out.
+
+    Every text is escaped. The page's own policy lets a browser load nothing, not even from the
+    page's folder, and run no script but the page's own.
+
+    Args:
+        title: of the page.
+        origin: what it is made from.
+        summary: the sentences on top.
+        sections: below them.
+    """
+    style, script = ((_FOLDER / f).read_text("utf-8") for f in ("page.css", "page.js"))
+    policy = (
+        "default-src 'none'; img-src data:; "
+        f"style-src {_fingerprint(style)}; script-src {_fingerprint(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    template = _environment().get_template("page.html")
+    return template.render(
+        title=title,
+        origin=origin,
+        summary=summary,
+        sections=[section for section in sections if section.blocks],
+        style=style,
+        script=script,
+        policy=policy,
+    )
+
+
+def embedded(svg: bytes, png: bytes) -> str:
+    """The picture as a data address: the SVG, sharp at any size, unless the PNG saves much.
+
+    >>> embedded(b"<svg/>", b"PNG")
+    'data:image/svg+xml;base64,PHN2Zy8+'
+    """
+    kind, picture = "svg+xml", svg
+    if len(svg) > MOST_SVG_BYTES and len(png) < len(svg):
+        kind, picture = "png", png
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+
+
+@cache
+def _environment() -> "Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    def visible(value: object) -> object:
+        """Control characters as escapes; the lines stay."""
+        return "\n".join(map(printable, value.split("\n"))) if type(value) is str else value
+
+    return Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        finalize=visible,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _fingerprint(text: str) -> str:
+    """How a policy names the one inline style or script that it allows."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def to_markdown(tables: Sequence[Table]) -> str:
+    """Pipe tables, each under its caption; what is best is bold."""
+    return "\n".join(_markdown(table) for table in tables)
+
+
+def section_markdown(section: Section) -> str:
+    """The sentences and tables of a section."""
+    blocks = section.blocks
+    texts = [f"{item}\n" for b in blocks if isinstance(b, Listing) for item in b.items]
+    tables = [f"\n{_markdown(block)}" for block in blocks if isinstance(block, Table)]
+    return "".join([f"# {section.title}\n", *texts, *tables])
+
+
+def _markdown(table: Table) -> str:
+    from tabulate import tabulate
+
+    def shown(entry: Entry) -> str:
+        text = markdown_text(entry.text)
+        return (f"**{text}**" if entry.strong else text) + markdown_text(entry.marks, strip=False)
+
+    text = tabulate(
+        [map(shown, row) for row in rows_with_below(table)],
+        [markdown_text(name) for name in table.columns],
+        tablefmt="pipe",
+        disable_numparse=True,
+        colalign=table.alignment,
+    )
+    title = [f"**{markdown_text(table.caption)}**\n"] if table.caption else []
+    return "\n".join([*title, text, *(f"\n{markdown_text(note)}" for note in table.notes)]) + "\n"
+
+
+def markdown_text(text: str, *, strip: bool = True) -> str:
+    """The text as Markdown that shows it; `strip` leaves out spaces at its ends."""
+    # An underscore within a word is no emphasis: art_painting stays readable in the source.
+    escaped = re.sub(r"[\\`*|<>\[\]]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", printable(text))
+    return " ".join(escaped.split()) if strip else escaped
+
+
+def to_latex(tables: Sequence[Table]) -> str:
+    r"""`tabular` environments for booktabs, each under its caption as a comment."""
+    return "\n".join(_latex(table) for table in tables)
+
+
+def _latex(table: Table) -> str:
+    def shown(entry: Entry) -> str:
+        text = _latex_text(entry.text)
+        raised = {"*": "$^{*}$", "†": r"$^{\dagger}$"}
+        marks = "".join(raised.get(character, character) for character in entry.marks)
+        return (rf"\textbf{{{text}}}" if entry.strong else text) + marks
+
+    columns = "".join(side[0] for side in table.alignment)
+    lines = [
+        *([f"% {' '.join(printable(table.caption).split())}"] if table.caption else []),
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        rf"{' & '.join(map(_latex_text, table.columns))} \\",
+        r"\midrule",
+        *(rf"{' & '.join(map(shown, row))} \\" for row in rows_with_below(table)),
+        r"\bottomrule",
+        r"\end{tabular}",
+        *(rf"\par{{\footnotesize {_latex_text(note)}}}" for note in table.notes),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "–": "--",
+    "†": r"\textdagger{}",
+    "…": r"\dots{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+def _latex_text(text: str) -> str:
+    return " ".join("".join(_LATEX.get(c, c) for c in printable(text)).split())
+
+
+def rows_with_below(table: Table) -> Iterator[list[Entry]]:
+    """The rows, and what stands below their entries as rows of its own."""
+    for row in table.rows:
+        yield list(row)
+        if row[0].below:
+            figures = [(e.below.rstrip("*"), e.below) for e in row[1:]]
+            beside = [Entry(figure, text[len(figure) :]) for figure, text in figures]
+            yield [Entry(f"{row[0].text}, {row[0].below}"), *beside]
+
+
+_GAP = 2
+"""Columns of the terminal between two of a table."""
+
+
+@dataclass(frozen=True)
+class OnTerminal:
+    """What rich prints for paragraphs and tables.
+
+    A name that begins several rows is in the first of them. A table that is wider than the terminal
+    even with its texts broken between words is laid out with a line a figure, under the name of its
+    row.
+    """
+
+    blocks: Sequence[Text | Table]
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        """Lay the blocks out for the width that there is."""
+        for block in self.blocks:
+            if isinstance(block, Text):
+                yield literal(block.text)
+                continue
+            if block.caption:
+                yield literal(block.caption)
+            least, natural = _widths(block)
+            fits = sum(least) + _GAP * (len(least) - 1) <= options.max_width
+            if fits:
+                yield _grid(block, _shrunk(natural, least, options.max_width))
+            else:
+                yield from _stacked(block, options.max_width)
+            yield ""
+            yield from map(literal, block.notes)
+            if block.notes:
+                yield ""
+
+
+def literal(text: str, style: str = "") -> "rich.text.Text":
+    """Text as it is: a name may hold what rich, or the terminal, would obey."""
+    import rich.text
+
+    return rich.text.Text(printable(text), style=style)
+
+
+def _widths(table: Table) -> tuple[list[int], list[int]]:
+    """The least and the natural width of every column: texts may be broken between words."""
+    rows = [*rows_with_below(table)]
+    columns = table.columns or [""] * len(rows[0])
+    least, natural = [_longest_word(name) for name in columns], [*map(_cells, columns)]
+    for row in rows:
+        for column, entry in enumerate(row):
+            text = entry.text + entry.marks
+            whole, word = _cells(text), _longest_word(text)
+            natural[column] = max(natural[column], whole)
+            texts = table.alignment[column] == "left"
+            least[column] = max(least[column], word if texts else whole)
+    return least, natural
+
+
+def _shrunk(natural: list[int], least: list[int], width: int) -> list[int]:
+    """The widths, the widest column that can be made so narrower until all fit."""
+    widths = list(natural)
+    while sum(widths) + _GAP * (len(widths) - 1) > width:
+        widest = max((w, i) for i, w in enumerate(widths) if w > least[i])[1]
+        widths[widest] -= 1
+    return widths
+
+
+def _grid(table: Table, widths: Sequence[int]) -> "rich.table.Table":
+    """A line a row, and more lines where a text is broken."""
+    from rich import box
+    from rich.table import Table as Grid
+
+    grid = Grid(
+        box=box.SIMPLE_HEAD,
+        show_header=bool(table.columns),
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    names = map(literal, table.columns or [""] * len(widths))
+    for name, justify, width in zip(names, table.alignment, widths, strict=True):
+        grid.add_column(name, justify=justify, width=width)
+    for row in _rows(table):
+        grid.add_row(*map(_shown, row))
+    return grid
+
+
+def _stacked(table: Table, width: int) -> "RenderResult":
+    """A line a figure, under the name of its row; a long text on a line below its name."""
+    from rich.padding import Padding
+    from rich.table import Table as Grid
+
+    names = [*table.columns[1:]] or [""] * (max(map(len, table.rows)) - 1)
+    longest = max(map(_cells, names))
+    room = width - 2 * _GAP - longest
+    for row in _rows(table):
+        if row[0].text:
+            yield literal(f"{table.columns[0]} " if table.columns else "").append(_shown(row[0]))
+        for name, entry in zip(names, row[1:], strict=True):
+            if not entry.text:
+                continue
+            if room >= _longest_word(entry.text + entry.marks):
+                grid = Grid.grid(padding=(0, _GAP, 0, 0), pad_edge=False)
+                grid.add_column(width=longest)
+                grid.add_row(literal(name), _shown(entry))
+                yield Padding(grid, (0, 0, 0, _GAP))
+            else:
+                yield Padding(literal(name), (0, 0, 0, _GAP))
+                yield Padding(_shown(entry), (0, 0, 0, 2 * _GAP))
+
+
+def _rows(table: Table) -> Iterator[list[Entry]]:
+    """The rows, without the texts at their beginning that the row above has too."""
+    above: list[Entry] = []
+    for row in rows_with_below(table):
+        known = 0
+        while (
+            known < len(above) - 1
+            and table.alignment[known] == "left"
+            and row[known] == above[known]
+        ):
+            known += 1
+        yield [Entry("")] * known + row[known:]
+        above = row
+
+
+def _shown(entry: Entry) -> "rich.text.Text":
+    text = literal(entry.text, "bold" if entry.strong else "")
+    return text.append(literal(entry.marks))
+
+
+def _longest_word(text: str) -> int:
+    return max(map(_cells, text.split()), default=0)
+
+
+def _cells(text: str) -> int:
+    """Columns of the terminal that the text takes."""
+    from rich.cells import cell_len
+
+    return cell_len(printable(text))

@@ -1,0 +1,335 @@
+"""What is said of runs: their options, results and curves, their classes, and their data."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from math import isnan
+from pathlib import Path
+
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.data_options import left_out_classes
+from gradsurgery.documents.record import Copies, DataRecord, ModelResult, Record
+from gradsurgery.documents.tally import Tally
+from gradsurgery.report.section import (
+    ABSENT,
+    Block,
+    Details,
+    Listing,
+    Section,
+    Table,
+    Text,
+    counted,
+    listed,
+    plain_table,
+    rounded,
+    value_text,
+)
+from gradsurgery.results.classification import proportion
+from gradsurgery.results.runs import Records
+from gradsurgery.results.tables import ComparisonTable
+
+MOST_CLASSES = 20
+"""Of a table of classes that is not folded away."""
+_UNEVEN = 3.0
+"""From how many times as many images on the largest class or domain is worth a word."""
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_SPARK_WIDTH = 24
+
+
+def run_blocks(record: Record) -> list[Text | Table]:
+    """One run in detail: its options, results, curves and cost."""
+    options = {
+        name.replace("_", " "): value_text(getattr(record.configuration, name))
+        for name in RunConfiguration.model_fields
+    }
+    about = plain_table("", [], [[name, text] for name, text in options.items() if text != "–"])
+    cost = record.cost
+    parts = [
+        f"{cost.seconds:.1f} s",
+        f"{cost.seconds_per_step * 1000:.1f} ms a step",
+        f"{cost.peak_memory_bytes / 2**20:.0f} MiB peak memory",
+        str(record.environment.get("device") or ""),
+    ]
+    recalls = recall_table(record)
+    blocks = [about, _results(record), *([recalls] if recalls else []), _curves(record)]
+    texts = [f"cost: {', '.join(filter(None, parts))}"]
+    if missed := never_predicted(record):
+        texts.append(f"never predicted on {record.configuration.target}: {listed(missed)}")
+    if record.data.skipped:
+        texts.append(f"images left out, not decoded: {len(record.data.skipped)}")
+    texts += recorded_sentences([record])
+    return [*blocks, *map(Text, texts)]
+
+
+def sparkline(values: Sequence[float | int | None]) -> str:
+    """The curve as a line of blocks from its lowest to its highest value, a gap where None."""
+    step = max(1, -(-len(values) // _SPARK_WIDTH))
+    shown = values[::-step][::-1]  # the last point is always there
+    finite = [value for value in shown if value is not None]
+    if not finite:
+        return " " * len(shown)
+    low, span = min(finite), max(finite) - min(finite)
+    top = len(_BLOCKS) - 1
+    return "".join(
+        " " if value is None else _BLOCKS[round((value - low) / span * top) if span else 0]
+        for value in shown
+    )
+
+
+def _results(record: Record) -> Table:
+    target, both = record.configuration.target, _models(record)
+    rows = [
+        ["step", *map(_steps, both)],
+        ["validation", *(f"{model.validation_accuracy:.1%}" for model in both)],
+    ]
+    tested = {f"target {target}": (target, [model.target_accuracy for model in both])}
+    for source in record.data.domains:
+        if source != target:
+            found = [model.test_accuracy.get(source) for model in both]
+            tested[f"test {source}"] = (source, found)
+    for name, (domain, accuracies) in tested.items():
+        texts = [
+            accuracy_text(accuracy, model.tests.get(domain))
+            for accuracy, model in zip(accuracies, both, strict=True)
+            if accuracy is not None
+        ]
+        if len(texts) == len(both):
+            rows.append([name, *texts])
+    return plain_table("", ["accuracy of the model", "best", "last"], rows)
+
+
+def _steps(model: ModelResult) -> str:
+    """The step of a model, or the first and the last of those it is the average of."""
+    return str(model.step) if model.averaged_from is None else f"{model.averaged_from}–{model.step}"
+
+
+def _curves(record: Record) -> Table:
+    curves: dict[str, Sequence[float | None]] = {
+        "train loss": record.curves.train_loss,
+        "validation accuracy": record.curves.validation_accuracy,
+    }
+    rows = [
+        [
+            name,
+            *(rounded(value, 3) for value in (values[0], values[-1])),
+            sparkline(values),
+        ]
+        for name, values in curves.items()
+        if values
+    ]
+    return plain_table("", ["curve", "first", "last", "over the steps"], rows)
+
+
+def accuracy_text(accuracy: float, tally: Tally | None) -> str:
+    """In %, with Wilson's interval of 95 % where the images were counted.
+
+    >>> accuracy_text(0.9, Tally(confusion=["0:9 1:1", ""]))
+    '90.0% [59.6, 98.2]'
+    """
+    if tally is None:
+        return f"{accuracy:.1%}"
+    matrix = tally.matrix()
+    found = proportion(int(matrix.trace()), int(matrix.sum()))
+    return f"{accuracy:.1%} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+
+def recall_table(record: Record) -> Table | None:
+    """A run's recall of each class, by domain, of the best and the last model; None without any."""
+    target = record.configuration.held_out(record.data.domains)
+    runs_of = {
+        d: [record] for d in record.data.domains if all(d in m.tests for m in _models(record))
+    }
+    if not runs_of:
+        return None
+    heads = [f"{domain} (held out)" if domain == target else domain for domain in runs_of]
+    caption = "Recall (%) of each class, best / last model"
+    return plain_table(caption, ["class", *heads], _recall_rows(record.data.classes, runs_of))
+
+
+def never_predicted(record: Record) -> list[str]:
+    """The classes of the held-out domain that the best model never predicts there."""
+    target = record.configuration.held_out(record.data.domains)
+    tally = None if target is None else record.result.best.tests.get(target)
+    if tally is None:
+        return []
+    matrix = tally.matrix()
+    never = (matrix.sum(axis=1) > 0) & (matrix.sum(axis=0) == 0)
+    return [name for name, missed in zip(record.data.classes, never, strict=True) if missed]
+
+
+def recalls_section(tables: Sequence[ComparisonTable], records: Records) -> Section:
+    """The recall of each class on the held-out domains, for each table and method one of its own.
+
+    Runs that no table compares are not in one here. Records of before tests were counted by class
+    are left out.
+    """
+    groups: dict[tuple[int, str, tuple[str, ...]], dict[str, list[Record]]] = {}
+    for place, table in enumerate(tables):
+        for method, file in zip(table.frame["method"], table.frame["record"], strict=True):
+            record = records[Path(file)]
+            target = record.configuration.held_out(record.data.domains)
+            if target is not None and all(target in m.tests for m in _models(record)):
+                about = f"{table.name}, {method}"
+                of_method = groups.setdefault((place, about, tuple(record.data.classes)), {})
+                of_method.setdefault(target, []).append(record)
+    sentences: list[str] = []
+    blocks: list[Block] = []
+    for (_, about, classes), by_target in groups.items():
+        for target, runs in by_target.items():
+            missed = Counter(name for record in runs for name in never_predicted(record))
+            named = [
+                f"{name} (in {n} of {counted(len(runs), 'run')})" for name, n in missed.items()
+            ]
+            if named:
+                sentences.append(f"{about}: never predicted on {target}: {listed(named)}.")
+        caption = f"{about}: recall (%) of each class on each held-out domain"
+        notes = ["Of the best / the last model, the mean over the runs."]
+        rows = _recall_rows(classes, by_target)
+        recalls = plain_table(caption, ["class", *by_target], rows, notes=notes)
+        blocks.append(Details(caption, [recalls]) if len(rows) > MOST_CLASSES else recalls)
+    return Section("classes", "Classes", [*([Listing(sentences)] if sentences else []), *blocks])
+
+
+def _recall_rows(
+    classes: Sequence[str], runs_of: Mapping[str, Sequence[Record]]
+) -> list[list[str]]:
+    """A row a class: for each domain "best / last", the means over its runs in per cent.
+
+    A dash where the domain has no image of the class.
+    """
+    import pandas as pd
+
+    columns = []
+    for domain, runs in runs_of.items():
+        means = []
+        for models in zip(*map(_models, runs), strict=True):
+            matrices = [model.tests[domain].matrix() for model in models]
+            recalls = [pd.Series(m.diagonal()) / m.sum(axis=1) for m in matrices]  # 0 / 0 is NaN
+            means.append(pd.concat(recalls, axis=1).mean(axis=1))
+        columns.append(
+            [
+                ABSENT if isnan(best) else f"{100 * best:.1f} / {100 * last:.1f}"
+                for best, last in zip(*means, strict=True)
+            ]
+        )
+    return [[name, *row] for name, *row in zip(classes, *columns, strict=True)]
+
+
+def _models(record: Record) -> tuple[ModelResult, ModelResult]:
+    return record.result.best, record.result.last
+
+
+_UNEVEN = 3.0
+"""From how many times as many images on the largest class or domain is worth a word."""
+
+
+def gap_sentences(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> list[str]:
+    """Which classes a domain lacks, one sentence a domain.
+
+    counts: of each class, by domain.
+
+    >>> gap_sentences({"a": [3, 0], "b": [2, 5]}, ["cat", "dog"])
+    ['Domain a has no image of dog.']
+    """
+    sentences = []
+    for domain, numbers in counts.items():
+        lacking = [name for name, n in zip(classes, numbers, strict=True) if n == 0]
+        if len(lacking) == len(classes):
+            sentences.append(f"Domain {domain} has no images.")
+        elif lacking:
+            more = f" and {len(lacking) - 10} more classes" if len(lacking) > 10 else ""
+            sentences.append(f"Domain {domain} has no image of {', '.join(lacking[:10])}{more}.")
+    return sentences
+
+
+def imbalance_sentences(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> list[str]:
+    """How uneven domains and classes are, where they are.
+
+    >>> imbalance_sentences({"a": [30, 10], "b": [80, 10]}, ["cat", "dog"])
+    ['The classes are uneven: cat has 110 images, dog 20, 5.5 times fewer.']
+    """
+    of_domains = {domain: sum(numbers) for domain, numbers in counts.items()}
+    of_classes = dict(zip(classes, map(sum, zip(*counts.values(), strict=True)), strict=True))
+    sentences = []
+    for what, numbers in (("domains", of_domains), ("classes", of_classes)):
+        there = {name: n for name, n in numbers.items() if n > 0}
+        if not there:
+            continue
+        most, least = max(there, key=lambda k: there[k]), min(there, key=lambda k: there[k])
+        if (ratio := there[most] / there[least]) >= _UNEVEN:
+            sentences.append(
+                f"The {what} are uneven: {most} has {there[most]:,} images, {least} "
+                f"{there[least]:,}, {ratio:.1f} times fewer."
+            )
+    return sentences
+
+
+def left_out_sentences(data: DataRecord) -> list[str]:
+    """Which classes were left out as some domain lacks them, in a sentence, if any."""
+    found = left_out_classes((each.identity, each.reason) for each in data.left_out)
+    if not found:
+        return []
+    classes = listed(f"{label} ({why})" for label, why in found.items())
+    return [f"Classes left out, for not every domain has them: {classes}."]
+
+
+def copies_sentences(copies: Copies, *, alike: bool = False, target: str = "") -> list[str]:
+    """What pictures that occur more than once mean; empty where there are none.
+
+    alike: they look alike, and are not the same file. target: the domain that a run held out.
+    """
+    if not copies.images:
+        return []
+    what = "looks like another image" if alike else "is one of several identical files"
+    sentences = [f"{counted(copies.images, 'image', what)}."]
+    if copies.of_target:
+        like = "like images that were trained on" if alike else "identical to images trained on"
+        sentences.append(
+            f"Test images of the target {target} {like}: {copies.of_target:,}; on them the "
+            "accuracy says nothing of a domain that was never seen."
+        )
+    for domains, count in copies.across_domains.items():
+        sentences.append(f"The domains {domains} share {counted(count, 'picture')}.")
+    if copies.across_parts:
+        sentences.append(
+            "Pictures that are trained on, and validated or tested on too: "
+            f"{copies.across_parts:,}."
+        )
+    if copies.across_classes:
+        wrong = "" if alike else ", of which one at least is wrong"
+        sentences.append(f"Pictures with more than one class{wrong}: {copies.across_classes:,}.")
+    sentences += [f"For example {' and '.join(names)}." for names in copies.examples[:3]]
+    return sentences
+
+
+def copied_targets(records: Sequence[Record]) -> list[str]:
+    """A sentence for every target of which half the test images or more were trained on too."""
+    sentences = {}
+    for record in records:
+        target, copies = record.configuration.target, record.data.identical
+        tested = record.split.sizes[target].test if target in record.split.sizes else 0
+        if copies is not None and tested and 2 * copies.of_target >= tested:
+            sentences[record.data.name, target] = (
+                f"ATTENTION: {copies.of_target:,} of the {tested:,} test images of {target} in "
+                f"{record.data.name} are identical to images that were trained on, so that the "
+                "accuracy on it says nothing of a domain that was never seen."
+            )
+    return list(sentences.values())
+
+
+def recorded_sentences(records: Sequence[Record]) -> list[str]:
+    """What is to be said of the data of some runs, each sentence once."""
+    sentences: dict[str, None] = {}
+    for record in records:
+        data, target = record.data, record.configuration.target
+        found = [*left_out_sentences(data), *gap_sentences(data.class_images, data.classes)]
+        if data.class_images:
+            found += imbalance_sentences(data.class_images, data.classes)
+        for copies, alike in ((data.identical, False), (data.alike, True)):
+            if copies is not None:
+                found += copies_sentences(copies, alike=alike, target=target)
+        if record.split.unused:
+            unused = counted(record.split.unused, "image", "is in no part of the split")
+            found.append(f"{unused}.")
+        about = f"{data.name}, {target} held out: "
+        sentences.update(dict.fromkeys(about + sentence for sentence in found))
+    return list(sentences)
