@@ -137,28 +137,26 @@ def _container(value: Any, fill: Callable[[Any], object]) -> Restore:
     if not value:  # as most dictionaries of a module are
         restore_empty: Restore = value.clear
         return restore_empty
-    contents = dict(value) if isinstance(value, dict) else list(value)
+    return partial(_refill, value, fill, dict(value) if isinstance(value, dict) else list(value))
 
-    def restore() -> None:
-        value.clear()
-        fill(contents)
 
-    return restore
+def _refill(container: Any, fill: Callable[[Any], object], contents: object) -> None:
+    container.clear()
+    fill(contents)
 
 
 def _tensor(value: Tensor) -> Restore:
     if not value.is_leaf or value.is_sparse or value.is_meta:
         return _nothing  # one that was computed is replaced, not written into
-    copy = value.detach().clone()
+    return partial(_write_back, value, value.detach().clone())
 
-    def restore() -> None:
-        now = value.detach()
-        if now.shape != copy.shape or now.dtype != copy.dtype:
-            value.data = copy.clone()
-        elif not torch.equal(now, copy):
-            value.data.copy_(copy)
 
-    return restore
+def _write_back(tensor: Tensor, copy: Tensor) -> None:
+    now = tensor.detach()
+    if now.shape != copy.shape or now.dtype != copy.dtype:
+        tensor.data = copy.clone()
+    elif not torch.equal(now, copy):
+        tensor.data.copy_(copy)
 
 
 def _global_generators(of_torch: list[Tensor]) -> Restore:

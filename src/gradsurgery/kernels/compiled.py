@@ -74,6 +74,8 @@ def in_spans(
     multiple: every span but the last is a multiple of it.
     """
     count = max(min(torch.get_num_threads(), math.ceil(length / least)), 1)
+    if count == 1:
+        return [call(0, length)]
     bounds = [length * part // count // multiple * multiple for part in range(count)] + [length]
     results: dict[int, Result] = {}
     errors: list[BaseException] = []
