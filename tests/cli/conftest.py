@@ -1,7 +1,9 @@
 """The command line, run in the test's own process."""
 
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,6 @@ from PIL import Image
 from gradsurgery.cli.main import run
 
 Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
@@ -41,7 +38,28 @@ def command(
 
 
 @pytest.fixture
-def model(command: Command, tmp_path: Path) -> str:
+def finished(
+    command: Command, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Sequence[str]], None]:
+    """Run a training command in the current directory, where its `--out` is `run`.
+
+    The same one again is not run again: what it wrote is put there.
+    """
+
+    def put(arguments: Sequence[str]) -> None:
+        digest = sha256(repr(arguments).encode()).hexdigest()[:16]
+        kept = tmp_path_factory.getbasetemp() / f"finished-{digest}"
+        if not kept.exists():
+            assert command(*arguments)[0] == 0
+            shutil.copytree("run", kept)
+        else:
+            shutil.copytree(kept, "run")
+
+    return put
+
+
+@pytest.fixture
+def model(finished: Callable[[Sequence[str]], None], tmp_path: Path) -> str:
     """The folder of a short run on photos/, noise that is dark or light in three domains."""
     random = np.random.default_rng(0)
     for domain in ("a", "b", "c"):
@@ -53,5 +71,5 @@ def model(command: Command, tmp_path: Path) -> str:
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
     options = ["--backbone", "small-cnn", "--weights", "none", "--image-size", "8"]
     options += ["--iterations", "2", "--batch-size", "4", "--device", "cpu", "--out", "run"]
-    assert command("train", "photos", "--target", "c", *options)[0] == 0
+    finished(["train", "photos", "--target", "c", *options])
     return "run"
