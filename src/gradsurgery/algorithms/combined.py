@@ -53,23 +53,22 @@ class Combined(Algorithm):
         step.optimizer.zero_grad(set_to_none=True)
         if self.restarts_optimizer(step.number):
             step.optimizer.state.clear()
+        shared = self._averages or self._shared
+        forward = Forward(step.model, step.autocast, shared=shared, lacking=self.lacking)
         if self._averages:
-            result = self._mean_backward(step)
+            result = self._mean_backward(forward, step)
         else:
-            forward = Forward(step.model, step.autocast, shared=self._shared, lacking=self.lacking)
-            named = step.model.named_parameters()
             with closing(self._losses(forward, step)) as losses:
-                given = list(losses) if self._shared else losses
                 result = backward(
-                    given,
-                    named,
+                    list(losses) if shared else losses,
+                    step.model.named_parameters(),
                     self.rule,
                     scaler=step.scaler,
                     defer_check=True,
                     no_say=self.no_say,
                 )
-            if forward.values is not None:
-                result = replace(result, checked=forward.values)
+        if forward.values is not None:
+            result = replace(result, checked=forward.values)
         step.update_parameters(result)
         return result
 
@@ -82,10 +81,9 @@ class Combined(Algorithm):
             )
         return losses
 
-    def _mean_backward(self, step: Step) -> BackwardResult:
+    def _mean_backward(self, forward: Forward, step: Step) -> BackwardResult:
         """One pass over all images, and one backward pass of the mean loss."""
         seen: list[Tensor] = []
-        forward = Forward(step.model, step.autocast, shared=True, lacking=self.lacking)
 
         def mean_loss() -> Iterator[Tensor]:
             losses = enumerate(self._losses(forward, step))
@@ -101,7 +99,7 @@ class Combined(Algorithm):
                 raise
             check_losses(seen[0])  # raises for the domain whose loss it is
             raise non_finite(error, "the pooled domains", domain=None) from error
-        return replace(result, losses=seen[0], checked=forward.values, pooled=True)
+        return replace(result, losses=seen[0], pooled=True)
 
     @override
     def smooth_labels(self, label_smoothing: float) -> None:

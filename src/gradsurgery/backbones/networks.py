@@ -204,8 +204,7 @@ def _own_normalization(name: str, model: nn.Module) -> tuple[Triple, Triple]:
 def _torchvision_names() -> list[str]:
     from torchvision import models
 
-    names: list[str] = models.list_models(module=models)
-    return names
+    return list(models.list_models(module=models))
 
 
 def _torchvision_network(name: str, classes: int, image_size: int | None) -> Network:
@@ -231,8 +230,7 @@ def _torchvision_network(name: str, classes: int, image_size: int | None) -> Net
 
     def download() -> State:
         # Through a model of the library's, which knows the old key names of its own files.
-        state: State = models.get_model(name, weights="DEFAULT", progress=False).state_dict()
-        return state
+        return dict(models.get_model(name, weights="DEFAULT", progress=False).state_dict())
 
     mean, std = _triple(preset.mean), _triple(preset.std)
     return Network(model, mean, std, (head,), partial(adapt_torchvision, model), download)
@@ -254,8 +252,7 @@ def adapt_torchvision(model: nn.Module, state: State) -> State:
             for key, v in state.items()
         }
     if isinstance(model, VisionTransformer) and "encoder.pos_embedding" in state:
-        resampled: State = interpolate_embeddings(model.image_size, model.patch_size, state)
-        return resampled
+        return dict(interpolate_embeddings(model.image_size, model.patch_size, state))
     return state
 
 
@@ -281,8 +278,7 @@ def _timm_network(name: str, classes: int, image_size: int | None) -> Network:
     def adapt(state: State) -> State:
         # timm keeps the filter that renames keys and resamples position embeddings beside the class
         rewrite = getattr(module, "checkpoint_filter_fn", None)
-        adapted: State = rewrite(dict(state), model) if rewrite else state
-        return adapted
+        return dict(rewrite(dict(state), model)) if rewrite else state
 
     def download() -> State:
         state: State = timm.create_model(plain, pretrained=True, **options).state_dict()

@@ -34,38 +34,24 @@ app.add_typer(cache_app, name="cache")
 SKIPPED_SHOWN = 10
 
 
-def described(name: str) -> str | None:
-    """What the option `name` of a run means."""
-    return RunConfiguration.model_fields[name].description
-
-
-LayoutOption = Annotated[str, typer.Option("--layout", help=described("layout"))]
-ColumnsOption = Annotated[
-    str, typer.Option("--columns", metavar="ROLE=NAME,…", help=described("columns"))
-]
-ClassesOption = Annotated[str, typer.Option("--classes", help=described("classes"))]
-SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help=described("skip_bad"))]
-
-
 @app.command()
+@opt.takes_options_of(RunConfiguration, only=("layout", "columns", "classes"))
 def info(
     data: Annotated[str, opt.DATA],
     *,
-    layout: LayoutOption = "",
-    columns: ColumnsOption = "",
-    classes: ClassesOption = "all",
     quick: Annotated[
         bool,
         typer.Option("--quick", help="Count alone: do not read the images and compare them."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    options: dict[str, Any],
 ) -> None:
     """Count a data set's images by domain and class, and look for what makes it doubtful.
 
     Gaps and imbalance between domains and classes, files that are not read, images that cannot be
     decoded, identical files, and images that look alike.
     """
-    source = open_source(data, **reading(data, layout, columns, classes))
+    source = open_data(data, {"classes": "all"} | options)
     found = None
     if not quick:
         with progress_bar(len(source.listing.identities), "looking at images") as advance:
@@ -78,38 +64,31 @@ def info(
 
 
 @app.command()
+@opt.takes_options_of(RunConfiguration, only=("layout", "columns", "classes", "resize", "skip_bad"))
 def prepare(
     data: Annotated[str, opt.DATA],
     *,
     image_size: Annotated[
         int, typer.Option(min=1, help="Side of the square images, in pixels.")
     ] = 224,
-    layout: LayoutOption = "",
-    columns: ColumnsOption = "",
-    classes: ClassesOption = "same",
-    resize: Annotated[str, typer.Option("--resize", help=described("resize"))] = "squash",
     cache: opt.CacheOption = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that decode [default: one a CPU].")
     ] = None,
-    skip_bad: SkipBadOption = False,
+    options: dict[str, Any],
 ) -> None:
     """Decode a data set into the cache, which training then reads."""
-    source = open_source(data, **reading(data, layout, columns, classes, resize))
+    source = open_data(data, options)
+    skip_bad = options.get("skip_bad", False)
     with progress_bar(len(source.listing.identities), "decoding") as advance:
         images = decode(source, image_size, cache, workers, skip_bad, advance)
     _print_cache(images)
 
 
-def reading(data: str, layout: str, columns: str, classes: str, resize: str = "squash") -> Any:
-    """How a data set is read, checked as the options of a run are."""
-    options: dict[str, Any] = {
-        "layout": layout,
-        "columns": columns,
-        "classes": classes,
-        "resize": resize,
-    }
-    return RunConfiguration(data=data, target="any", **options).reading
+def open_data(data: str, options: dict[str, Any]) -> Source:
+    """The data set as a run with these options has it."""
+    run = RunConfiguration(**options | {"data": data, "target": "any"})
+    return open_source(run.data, **run.reading)
 
 
 @cache_app.command("list")

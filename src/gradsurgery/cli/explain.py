@@ -14,7 +14,7 @@ from gradsurgery.cli.finished_runs import print_sentences
 from gradsurgery.cli.live import displayed
 from gradsurgery.cli.train import continuable
 from gradsurgery.cli.trained_models import name_files
-from gradsurgery.data import ImageSet, open_source
+from gradsurgery.data import ImageSet, SkippedImage, open_source
 from gradsurgery.data.formats import BadImageError
 from gradsurgery.deployment import TrainedModel, load_model
 from gradsurgery.deployment.pictures import check_named, listed_pictures
@@ -87,15 +87,12 @@ def _of_pictures(
             decoded.append(trained.preprocess.pixels(picture.content))
             names.append(Path(picture.name).name)
         except BadImageError as error:
-            skipped.append(f"{picture.name}: {error}")
+            skipped.append(SkippedImage(picture.name, str(error)))
         if len(decoded) > _MOST:
             raise ArgumentError(
                 f"explain takes up to {_MOST} pictures at a time, found more; name fewer"
             )
-    name_files(skipped, "cannot be decoded")
-    name_files(
-        [f"{file.identity}: {file.reason}" for file in left_out], "is something else than a picture"
-    )
+    name_files(skipped, left_out)
     if not decoded:
         raise DataError(f"none of {len(skipped)} pictures can be decoded")
     pixels = torch.from_numpy(np.stack(decoded))

@@ -157,9 +157,9 @@ Command = Callable[..., None]
 
 
 def takes_options_of(
-    *kinds: type[BaseModel], without: Iterable[str] = ()
+    *kinds: type[BaseModel], without: Iterable[str] = (), only: Iterable[str] = ()
 ) -> Callable[[Command], Command]:
-    """The command with the fields of these kinds as options beside its own, but `without`.
+    """The command with fields of these kinds as options beside its own: all but some, or `only`.
 
     It is called with those that were given as `options`, a dictionary of fields; one that was not
     given takes its default. Of a field that two kinds have, the last one's is the option.
@@ -168,7 +168,7 @@ def takes_options_of(
     declared = {
         name: _parameter(kind, name)
         for kind in kinds
-        for name in kind.model_fields
+        for name in only or kind.model_fields
         if name not in apart
     }
     return lambda command: _with_options(command, declared.values(), "options", _given)

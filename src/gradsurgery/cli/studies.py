@@ -137,18 +137,16 @@ def diagnose(
     devices.keep_freed_memory()  # before torch allocates anything
     source = open_source(given.get("data", configuration.data), **configuration.reading)
     directory = out or run or Path("diagnosis") / folder_name(source.name)
-    if run is not None:
-        with displayed(str(run)) as report:
-            images = prepare_images(source, configuration, cache, report)
-        diagnosis = diagnose_run(run, measuring, images, given.get("device", "auto"))
-    elif _steps(given):
+    trains = run is None and _steps(given)
+    if trains:
         check_run(configuration, source.name, source.domains)
-        with continuable(), displayed(configuration.backbone) as report:
-            images = prepare_images(source, configuration, cache, report)
+    with continuable(), displayed(str(run or configuration.backbone)) as report:
+        images = prepare_images(source, configuration, cache, report)
+        if run is not None:
+            diagnosis = diagnose_run(run, measuring, images, given.get("device", "auto"))
+        elif trains:
             diagnosis = diagnose_training(configuration, measuring, images, directory, report)
-    else:
-        with continuable(), displayed(configuration.backbone) as report:
-            images = prepare_images(source, configuration, cache, report)
+        else:
             target = given.get("target")
             diagnosis = diagnose_weights(configuration, measuring, images, target=target)
     print_sentences(write_diagnosis(diagnosis, directory))

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,10 +14,10 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from gradsurgery.backbones.weights import file_digest
 from gradsurgery.cli import options as opt
-from gradsurgery.cli.data import ColumnsOption, LayoutOption, SkipBadOption, progress_bar, reading
+from gradsurgery.cli.data import open_data, progress_bar
 from gradsurgery.cli.finished_runs import print_sentences
 from gradsurgery.cli.train import continuable
-from gradsurgery.data import Source, open_source
+from gradsurgery.data import SkippedImage, Source
 from gradsurgery.data.folder import OneDomainSource
 from gradsurgery.deployment import Predictions, TrainedModel, load_model
 from gradsurgery.deployment.evaluation import evaluate_model
@@ -31,6 +31,7 @@ from gradsurgery.deployment.export import (
 from gradsurgery.deployment.model_file import push as upload
 from gradsurgery.deployment.pictures import check_named, listed_pictures
 from gradsurgery.deployment.predictions_file import predictions_file
+from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.deployment import EvaluatedPart, EvaluationFile
 from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.plan import names as listed_names
@@ -77,7 +78,7 @@ def predict(
     digest = file_digest(trained.file) if out else ""
     opened = nullcontext() if out is None else predictions_file(out, top, digest)
     pictures, left_out = listed_pictures(images)
-    skipped: list[str] = []
+    skipped: list[SkippedImage] = []
     before = failed = count = 0
     shown = out is not None or not sys.stdout.isatty()
     with continuable(), opened as file, _counted(shown=shown) as tell:
@@ -90,16 +91,13 @@ def predict(
             else:
                 _print_rows(part, top)
             count += len(part)
-            skipped += [f"{image.identity}: {image.reason}" for image in part.skipped]
+            skipped += part.skipped
             tell(count + len(skipped))
     if before:
         row = f"{counted(before, 'picture')} had {'its' if before == 1 else 'their'} row before"
         again = ", {} with an error; delete such a row to have its picture tried again"
         print(row + (again.format(failed) if failed else ""), file=sys.stderr)
-    name_files(skipped, "cannot be decoded")
-    name_files(
-        [f"{file.identity}: {file.reason}" for file in left_out], "is something else than a picture"
-    )
+    name_files(skipped, left_out)
     if out is not None:
         print(f"{counted(count, 'prediction')}: {out}")
     if skipped and not count and not before:
@@ -112,14 +110,16 @@ def _print_rows(predictions: Predictions, top: int) -> None:
         sys.stdout.write(f"{name}  {said}\n")
 
 
-def name_files(files: list[str], what: str) -> None:
+def name_files(undecoded: list[SkippedImage], others: list[SkippedImage]) -> None:
     """Say which files were left out, and why."""
-    if files:
-        print(f"{counted(len(files), 'file', what)}:", file=sys.stderr)
-    for line in files[:_NAMED]:
-        print(f"  {line}", file=sys.stderr)
-    if len(files) > _NAMED:
-        print(f"  and {len(files) - _NAMED:,} more", file=sys.stderr)
+    kinds = ("cannot be decoded", undecoded), ("is something else than a picture", others)
+    for what, files in kinds:
+        if files:
+            print(f"{counted(len(files), 'file', what)}:", file=sys.stderr)
+        for file in files[:_NAMED]:
+            print(f"  {file.identity}: {file.reason}", file=sys.stderr)
+        if len(files) > _NAMED:
+            print(f"  and {len(files) - _NAMED:,} more", file=sys.stderr)
 
 
 @contextmanager
@@ -140,6 +140,7 @@ def _counted(*, shown: bool) -> Iterator[Callable[[int], None]]:
         yield tell
 
 
+@opt.takes_options_of(RunConfiguration, only=("layout", "columns", "skip_bad"))
 def evaluate(
     model: Annotated[str, opt.MODEL],
     data: Annotated[str, opt.DATA],
@@ -156,9 +157,6 @@ def evaluate(
         str | None,
         typer.Option("--as-domain", help="DATA is a folder class/image, of a domain called so."),
     ] = None,
-    layout: LayoutOption = "",
-    columns: ColumnsOption = "",
-    skip_bad: SkipBadOption = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder. Default: one in evaluation/<data> of these options."),
@@ -167,6 +165,7 @@ def evaluate(
     device: opt.DeviceOption = "auto",
     batch_size: opt.PictureBatchOption = 128,
     workers: opt.WorkersOption = None,
+    options: dict[str, Any],
 ) -> None:
     """Say how right the model is on a data set: by domain, by class, and how far to trust it.
 
@@ -174,7 +173,8 @@ def evaluate(
     written into a folder.
     """
     trained = load_model(model, backbone=backbone, device=device)
-    source = _opened(data, layout, columns, as_domain)
+    skip_bad = options.pop("skip_bad", False)
+    source = _opened(data, options, as_domain)
     with continuable(), progress_bar(len(source.listing.identities), "evaluating") as tell:
         evaluation = evaluate_model(
             trained,
@@ -186,7 +186,8 @@ def evaluate(
             workers=workers,
             progress=tell,
         )
-    reads = [str(Path(data).absolute()), layout, columns, as_domain, skip_bad]
+    written = (options.get(name, "") for name in ("layout", "columns"))
+    reads = [str(Path(data).absolute()), *written, as_domain, skip_bad]
     directory = out or _default_folder(evaluation, trained, domains, reads)
     write_evaluation(evaluation, directory)
     print_sentences(evaluation_sentences(evaluation))
@@ -211,15 +212,16 @@ def _default_folder(
     return Path("evaluation", folder_name(evaluation.data), f"{folder_name(name)}-{digest}")
 
 
-def _opened(data: str, layout: str, columns: str, as_domain: str | None) -> Source:
+def _opened(data: str, options: dict[str, Any], as_domain: str | None) -> Source:
+    written = any(options.values())
     if as_domain is None:
         try:
-            return open_source(data, **reading(data, layout, columns, "all"))
+            return open_data(data, {"classes": "all"} | options)
         except DataError as error:
-            if layout or columns or not _is_one_domain(Path(data).expanduser()):
+            if written or not _is_one_domain(Path(data).expanduser()):
                 raise
             raise DataError(f"{error}, or call it one domain: --as-domain NAME") from error
-    if layout or columns:
+    if written:
         raise ArgumentError("--as-domain takes a folder class/image; leave layout and columns out")
     root = Path(data).expanduser()
     if not root.is_dir():

@@ -1,5 +1,6 @@
 """A trained model on images whose classes are known."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
@@ -143,11 +144,8 @@ def _split_of(model: TrainedModel, source: Source) -> SplitFile | None:
     if source.name != model.about.data or not (folder / SplitFile.file_name).exists():
         return None
     split = SplitFile.load(folder)
-    return split if set(source.listing.identities) & _identities(split, "train") else None
-
-
-def _identities(split: SplitFile, part: str) -> set[str]:
-    return {name for parts in split.domains.values() for name in parts.get(part, ())}
+    trained = {name for parts in split.domains.values() for name in parts.get("train", ())}
+    return split if trained.intersection(source.listing.identities) else None
 
 
 def _trained_on(split: SplitFile, model: TrainedModel) -> set[str]:
@@ -203,12 +201,14 @@ def _jobs(model: TrainedModel, source: Source, counted: set[int]) -> Iterator[Jo
 
 
 def _unknown(source: Source, wanted: list[int], labels: np.ndarray, domain: str) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for i in wanted:
-        if labels[i] < 0 and source.domains[source.listing.domain[i]] == domain:
-            name = source.classes[source.listing.label[i]]
-            counts[name] = counts.get(name, 0) + 1
-    return counts
+    listing = source.listing
+    return dict(
+        Counter(
+            source.classes[listing.label[i]]
+            for i in wanted
+            if labels[i] < 0 and source.domains[listing.domain[i]] == domain
+        )
+    )
 
 
 def _seen(source: Source, counted: set[int], seen: set[str] | None, domain: str) -> int | None:

@@ -198,10 +198,6 @@ class SinglePasses:
             if _has_rows(whole, len(self._losses))
         )
 
-    def losses(self) -> Iterator[Tensor]:
-        """That of each sample."""
-        return (self.loss(i) for i in range(len(self._losses)))
-
     def confirm(
         self,
         parameters: list[Tensor],
@@ -248,7 +244,7 @@ def stacked_grams(
             torch.autograd.grad(loss, some, materialize_grads=True)
             if loss.requires_grad
             else [torch.zeros_like(parameter) for parameter in some]
-            for loss in singles.losses()
+            for loss in map(singles.loss, range(samples))
         ]
         for parameter, column in zip(some, zip(*rows, strict=True), strict=True):
             dense = [row.to_dense() if row.is_sparse else row for row in column]

@@ -153,7 +153,7 @@ class _Grams:
             return
 
         def rows(span: slice) -> Tensor:
-            parts = [piece.call.rows(piece.role, piece.gradient, samples, span) for piece in pieces]
+            parts = (piece.call.rows(piece.role, piece.gradient, samples, span) for piece in pieces)
             return reduce(torch.add, parts)
 
         step = max(piece.call.step for piece in pieces)

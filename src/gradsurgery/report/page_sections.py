@@ -184,7 +184,8 @@ def configuration_section(records: Sequence[Record]) -> Section:
         "Environment": [dict(record.environment) for record in records],
     }
     for title, values in parts.items():
-        shared, differing = [], []
+        shared: list[list[str]] = []
+        differing: list[list[str]] = []
         for name in dict.fromkeys(name for value in values for name in value):
             counts = Counter(value_text(value.get(name)) for value in values)
             row = [name.replace("_", " "), _values_text(counts)]

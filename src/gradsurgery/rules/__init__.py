@@ -13,9 +13,8 @@ from gradsurgery.rules import torchjd
 from gradsurgery.rules.agreement import AgrRand, AgrSum
 from gradsurgery.rules.averages import Mean, Median, Sum, TrimmedMean
 from gradsurgery.rules.base import ComponentwiseRule, FunctionRule, Rule, as_rule
-from gradsurgery.rules.graddrop import GradDrop
 from gradsurgery.rules.gramian import GramianRule
-from gradsurgery.rules.masks import ANDMask, SANDMask
+from gradsurgery.rules.masks import ANDMask, GradDrop, SANDMask
 from gradsurgery.rules.minimum_norm import MGDA, CAGrad
 from gradsurgery.rules.projections import GradVac, PCGrad
 from gradsurgery.rules.remembering import AgrEMA

@@ -125,8 +125,7 @@ def least_distance(
     if heights.max() <= 0:
         return np.zeros_like(heights)
     combination = closest_combination(rows, heights / scale)
-    step: np.ndarray = combination * scale / (1 - combination @ (heights / scale))
-    return step
+    return np.asarray(combination * scale / (1 - combination @ (heights / scale)))
 
 
 def closest_combination(
@@ -137,8 +136,7 @@ def closest_combination(
 
     stacked = np.vstack([rows.T, heights])
     goal = np.append(np.zeros(rows.shape[1]), 1.0)
-    combination: np.ndarray = nnls(stacked, goal, maxiter=100 * len(rows))[0]
-    return combination
+    return np.asarray(nnls(stacked, goal, maxiter=100 * len(rows))[0])
 
 
 def coordinates(
@@ -149,5 +147,4 @@ def coordinates(
     Eigenvalues below `floor` times the largest are raised to it.
     """
     values, vectors = np.linalg.eigh(gramian.numpy())
-    rows: np.ndarray = vectors * np.sqrt(np.maximum(values, floor * values[-1]).clip(min=0))
-    return rows
+    return np.asarray(vectors * np.sqrt(np.maximum(values, floor * values[-1]).clip(min=0)))

@@ -15,7 +15,7 @@ from gradsurgery.documents.studies import (
 )
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.gradients.gradient_gram import block_of
-from gradsurgery.studies.measuring import StepObserver, check_every_step
+from gradsurgery.studies.measuring import StepObserver, check_every_step, check_same
 from gradsurgery.studies.snapshot import diagnose_step
 from gradsurgery.training import train
 from gradsurgery.training.device import resolve_device
@@ -158,13 +158,8 @@ def _on_device(
 def _continued(wanted: Diagnosis, directory: Path) -> Diagnosis:
     """The diagnosis in `directory`, which must be of the same network and options."""
     found = Diagnosis.load(directory)
-    for name in ("data", "domains", "target", "network", "options"):
-        here, there = getattr(wanted, name), getattr(found, name)
-        if here != there:
-            raise ArgumentError(
-                f"{directory} holds a diagnosis with other options ({name}: {there!r} there, "
-                f"{here!r} here); choose another output folder, or delete this one"
-            )
+    names = ("data", "domains", "target", "network", "options")
+    check_same(wanted, found, names, directory, "a diagnosis")
     return found
 
 

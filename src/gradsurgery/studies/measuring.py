@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from math import fsum, isnan
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,25 @@ def labelled_images(
     """The images as the network takes them and their labels, on its device."""
     x = normalized(backbone, images, positions)
     return x, torch.from_numpy(images.label[positions]).to(x.device)
+
+
+def mean_of_known(values: Iterable[float | None]) -> float | None:
+    """The mean of those that are there and a number; None where there are none."""
+    found = [value for value in values if value is not None and not isnan(value)]
+    return fsum(found) / len(found) if found else None
+
+
+def check_same(
+    wanted: object, found: object, names: Iterable[str], directory: Path, what: str
+) -> None:
+    """Raise `ArgumentError` where one of these options of what `directory` holds is another."""
+    for name in names:
+        here, there = getattr(wanted, name), getattr(found, name)
+        if here != there:
+            raise ArgumentError(
+                f"{directory} holds {what} with other options ({name}: {there!r:.200} there, "
+                f"{here!r:.200} here); choose another output folder, or delete this one"
+            )
 
 
 def check_every_step(configuration: RunConfiguration) -> None:

@@ -1,7 +1,6 @@
 """What a rule takes out of the sum of several gradients: one look in a study of tasks."""
 
 from collections.abc import Sequence
-from math import fsum
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from gradsurgery.gradients.gradient_gram import layer_of
 from gradsurgery.rules import Rule, build_rule
 from gradsurgery.seeds import derive_seed, named_generator
 from gradsurgery.studies.groupings import Groups
+from gradsurgery.studies.measuring import mean_of_known
 
 
 class Removal(NamedTuple):
@@ -245,8 +245,8 @@ def _cosines(
     layer = LayerCosines(
         name=name,
         components=components,
-        within=_rounded(_mean(found.within.tolist())),
-        across=_rounded(_mean(found.across.tolist())),
+        within=_rounded(mean_of_known(found.within.tolist())),
+        across=_rounded(mean_of_known(found.across.tolist())),
         expected=_rounded(found.expected),
         negative=_rounded(found.negative),
     )
@@ -277,10 +277,10 @@ def _effect(name: str, removals: Sequence[Removal], curvature: float | None) -> 
     ]
     return RuleEffect(
         rule=name,
-        length=_rounded(_mean([r.length for r in removals])),
-        cosine=_rounded(_mean([r.cosine for r in removals])),
-        removed=_rounded(_mean([r.removed for r in removals])),
-        alike=_rounded(_mean(pairs)),
+        length=_rounded(mean_of_known([r.length for r in removals])),
+        cosine=_rounded(mean_of_known([r.cosine for r in removals])),
+        removed=_rounded(mean_of_known([r.removed for r in removals])),
+        alike=_rounded(mean_of_known(pairs)),
         curvature=_rounded(curvature),
     )
 
@@ -289,11 +289,6 @@ def _deciles(values: Float[Tensor, " pairs"]) -> list[float]:
     if not len(values):
         return []
     return [float(f"{value:.4g}") for value in np.quantile(values.numpy(), (0.1, 0.5, 0.9))]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    found = [value for value in values if value is not None]
-    return fsum(found) / len(found) if found else None
 
 
 def _rounded(value: float | None) -> float | None:

@@ -27,10 +27,11 @@ from gradsurgery.seeds import named_generator
 from gradsurgery.studies.measuring import (
     StepObserver,
     check_every_step,
+    check_same,
     evaluating,
     labelled_images,
 )
-from gradsurgery.training import train
+from gradsurgery.training import checkpoint, train
 from gradsurgery.training.progress import ProgressCallback
 
 Indices = Int64[np.ndarray, " samples"]
@@ -224,16 +225,9 @@ def _measured_run(
 def _found(wanted: SimilarityStudy, directory: Path) -> SimilarityStudy:
     """The measurements in `directory`, which must be of the same run and options."""
     found = SimilarityStudy.load(directory)
-    different = wanted.configuration.differences(found.configuration, "data")
-    for name in SimilarityOptions.model_fields:
-        here, there = getattr(wanted.options, name), getattr(found.options, name)
-        if here != there:
-            different[name] = here, there
-    for name, (here, there) in different.items():
-        raise ArgumentError(
-            f"{directory} holds measurements with other options ({name}: {there!r} there, {here!r} "
-            "here); choose another output folder, or delete this one"
-        )
+    checkpoint.check_same(wanted.configuration, found.configuration, directory, "data")
+    fields = SimilarityOptions.model_fields
+    check_same(wanted.options, found.options, fields, directory, "measurements")
     return found
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from math import fsum, isnan
+from math import fsum
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from gradsurgery.documents.studies import DiagnosisOptions, GroupConflict, Numbe
 from gradsurgery.gradients.conflict import Conflict, domain_conflict, group_names, sum_of
 from gradsurgery.gradients.gradient_gram import grouped
 from gradsurgery.seeds import derive_seed, named_generator
-from gradsurgery.studies.measuring import evaluating, labelled_images
+from gradsurgery.studies.measuring import evaluating, labelled_images, mean_of_known
 
 WHOLE_NETWORK = "whole network"
 
@@ -69,8 +69,8 @@ def snapshot_of(seen: Sequence[Seen], domains: Sequence[str], step: int) -> Snap
         most_conflicting=domains[most],
         times_most=int((_low(cosines).argmin(1) == most).sum()),
         stands_out=_stands_out(cosines, torch.stack([c.cosines_with_rest for c in shuffled])),
-        shuffled_agreeing=_mean([conflict.agreement for conflict in shuffled]),
-        shuffled_cosine=_mean([_mean_cosine(conflict) for conflict in shuffled]),
+        shuffled_agreeing=mean_of_known([conflict.agreement for conflict in shuffled]),
+        shuffled_cosine=mean_of_known([_mean_cosine(conflict) for conflict in shuffled]),
     )
 
 
@@ -103,24 +103,19 @@ def _averaged(name: str, conflicts: list[Conflict]) -> GroupConflict:
         name=name,
         components=conflicts[0].components,
         moving=fsum(c.moving for c in conflicts) / max(fsum(c.components for c in conflicts), 1),
-        agreeing=_mean([c.agreement for c in conflicts]),
+        agreeing=mean_of_known([c.agreement for c in conflicts]),
         against_rest=_means([(c.against_rest / c.moving).tolist() for c in conflicts]),
         cosines=[
             _means(rows) for rows in zip(*(c.cosines.tolist() for c in conflicts), strict=True)
         ],
         cosine_with_rest=_means([c.cosines_with_rest.tolist() for c in conflicts]),
-        kept_length=_mean([c.kept_length for c in conflicts]),
+        kept_length=mean_of_known([c.kept_length for c in conflicts]),
     )
 
 
 def _means(rows: Sequence[list[float]]) -> Numbers:
     """Column by column."""
-    return [_mean(column) for column in zip(*rows, strict=True)]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    found = [value for value in values if value is not None and not isnan(value)]
-    return fsum(found) / len(found) if found else None
+    return [mean_of_known(column) for column in zip(*rows, strict=True)]
 
 
 def _mean_cosine(conflict: Conflict) -> float:

@@ -35,6 +35,7 @@ from gradsurgery.studies.groupings import (
     parameters_in_order,
     spread,
 )
+from gradsurgery.studies.measuring import check_same
 from gradsurgery.studies.removals import Surgery, measure
 from gradsurgery.training.device import resolve_device
 
@@ -312,13 +313,7 @@ def _continued(wanted: TasksStudy, directory: Path) -> TasksStudy:
         }
     )
     there = found.options.model_copy(update={"groupings": groupings})
-    for name in TasksOptions.model_fields:
-        mine, theirs = getattr(both.options, name), getattr(there, name)
-        if mine != theirs:
-            raise ArgumentError(
-                f"{directory} holds a study with other options ({name}: {theirs!r:.200} there, "
-                f"{mine!r:.200} here); choose another output folder, or delete this one"
-            )
+    check_same(both.options, there, TasksOptions.model_fields, directory, "a study")
     if (found.name, found.domains) != (both.name, both.domains):
         raise ArgumentError(
             f"{directory} holds a study of {found.name} with the domains "

@@ -91,9 +91,8 @@ class GradNorm(Objective):
         weighted = weights * norms
         target = weighted.mean() * (ratios / ratios.mean()) ** self.values["alpha"]
         gradient = (weighted - target).sign() * norms
-        moved = (weights - self.values["learning_rate"] * gradient).clamp_min(1e-3)
-        updated: Tensor = len(moved) * moved / moved.sum()
-        return updated
+        moved: Tensor = (weights - self.values["learning_rate"] * gradient).clamp_min(1e-3)
+        return moved.mul(len(moved)).div(moved.sum())
 
 
 def last_weight(model: nn.Module) -> Tensor:

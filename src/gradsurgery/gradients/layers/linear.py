@@ -98,11 +98,7 @@ class ConvolutionCall(LayerCall):
     """
 
     def __init__(
-        self,
-        inputs: Tensor,
-        parameters: Parameters,
-        weight: Tensor,
-        geometry: Geometry,
+        self, inputs: Tensor, parameters: Parameters, weight: Tensor, geometry: Geometry
     ) -> None:
         super().__init__(inputs, parameters)
         self._channels = weight.shape[1]
@@ -148,14 +144,8 @@ class ConvolutionCall(LayerCall):
         if self._geometry.groups > 1:
             first, last = span.start // self.step, -(-span.stop // self.step)
             inner = inner[:, :, first * self._channels : last * self._channels]
-        return self._grouped_rows(inner, outer)
-
-    def _grouped_rows(self, inner: Tensor, outer: Tensor) -> Tensor:
-        """As the weight's gradient of one convolution with groups per sample.
-
-        inner: [samples, rows, in, …]; outer: [samples, rows, out, …].
-        """
-        samples, filters = len(outer), outer.shape[2]
+        # as the weight's gradient of one convolution with groups per sample
+        filters = outer.shape[2]
         stride, padding, dilation, _ = self._geometry
         groups = samples * (inner.shape[2] // self._channels)
         inner = inner.transpose(0, 1).flatten(1, 2).contiguous()
