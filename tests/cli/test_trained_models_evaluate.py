@@ -18,7 +18,6 @@ def test_a_model_is_evaluated_on_data(command, model, tmp_path):
     assert (folder / "evaluation-confusion.png").exists()
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_evaluations_with_other_options_have_other_folders(command, model, tmp_path):
     every = ([], ["--domains", "c"], ["--part", "test"], ["--part", "train"], ["--part", "test"])
     for options in every:
@@ -57,7 +56,6 @@ def test_a_deployed_model_says_where_its_run_is(command, model, tmp_path):
         assert (code, "run's folder, run," in err) == (1, True)
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_a_folder_of_one_domain_is_evaluated(command, model):
     code, out, _ = command("evaluate", model, "photos/c", "--as-domain", "new", "--out", "here")
     assert code == 0
