@@ -51,6 +51,18 @@ def without_triton(monkeypatch) -> None:
     monkeypatch.setattr(network, "ONE_BY_ONE", set())
 
 
+@pytest.fixture
+def unrendered(monkeypatch) -> None:
+    """Figures are drawn and not rendered, for tests of what stands around them."""
+    monkeypatch.setattr("gradsurgery.report.figures.style.encoded", lambda _, kind: kind.encode())
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of decoded images, for tests that are not about it."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(scope="session")
 def pacs() -> Path:
     """The folder with PACS as Parquet files."""

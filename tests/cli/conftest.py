@@ -1,7 +1,9 @@
 """The command line, run in the test's own process."""
 
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,6 @@ from PIL import Image
 from gradsurgery.cli.main import run
 
 Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
@@ -38,6 +35,27 @@ def command(
         return int(caught.value.code or 0), shown.out, shown.err
 
     return call
+
+
+@pytest.fixture
+def finished(
+    command: Command, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Sequence[str]], None]:
+    """Run a training command in the current directory, where its `--out` is `run`.
+
+    The same one again is not run again: what it wrote is put there.
+    """
+
+    def put(arguments: Sequence[str]) -> None:
+        digest = sha256(repr(arguments).encode()).hexdigest()[:16]
+        kept = tmp_path_factory.getbasetemp() / f"finished-{digest}"
+        if not kept.exists():
+            assert command(*arguments)[0] == 0
+            shutil.copytree("run", kept)
+        else:
+            shutil.copytree(kept, "run")
+
+    return put
 
 
 @pytest.fixture

@@ -73,7 +73,8 @@ def test_an_average_goes_with_every_method_of_a_comparison(
     command: Command, tmp_path: Path
 ) -> None:
     arguments = ["compare", "rotated-digits", "--targets", "75", "--seeds", "1", *SHORT]
-    arguments += ["--methods", "deep-all,group-dro", "--set", "group-dro.eta=0.5", "--average"]
+    arguments += ["--methods", "deep-all,group-dro", "--set", "group-dro.eta=0.5"]
+    arguments += ["--workers", "1", "--average"]
     code, out, err = command(*arguments, "swad", "--set", "swad.optimum_patience=2")
     assert code == 0, err
     averaged = [

@@ -12,6 +12,7 @@ def run(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("run")
     options = {"data": "rotated-digits", "target": "75", "iterations": 2, "batch_size": 4}
+    options["image_size"] = 12
     train(RunConfiguration(**options, method="deep-all"), folder, cache=folder / "cache")
     return folder
 

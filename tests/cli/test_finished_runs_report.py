@@ -29,6 +29,7 @@ def trained(tmp_path_factory):
         patch.setenv("GRADSURGERY_CACHE", str(folder / "cache"))
         for method in ("deep-all", "agr-sum"):
             options = {"iterations": 2, "batch_size": 4, "device": "cpu", "method": method}
+            options["image_size"] = 12
             configuration = RunConfiguration(data="rotated-digits", target="75", **options)
             train(configuration, folder / "runs" / "75" / method / "seed-0")
     return folder / "runs"
@@ -118,6 +119,7 @@ def test_only_data_that_is_at_hand_is_opened_for_examples(tmp_path):
     assert list(recorded_data([record_of(data) for data in [*here, *away, here[0]]])) == here
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_examples_of_a_folder_of_pictures(runs, tmp_path):
     for domain in ("a", "b"):
         place = tmp_path / "pictures" / domain / "dog"
@@ -128,6 +130,7 @@ def test_examples_of_a_folder_of_pictures(runs, tmp_path):
     assert "An image of every class (columns) and domain (rows) of pictures." in text
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_data_that_cannot_be_opened_is_an_error_only_if_asked_for(command, runs, tmp_path):
     path = next(runs.rglob("record.json"))
     content = json.loads(path.read_text())
@@ -157,9 +160,11 @@ def test_progress_is_for_terminals_and_leaves_nothing(terminal, tmp_path, monkey
     assert shown.endswith("\x1b[2K" if terminal else "")
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_command_of_the_page_repeats_the_run(command, tmp_path):
     """A sweep computes with one thread a run, whatever `train` takes by default."""
     plan = ["--targets=75", "--methods=agr-sum", "--seeds=1", "--iterations=2", "--batch-size=4"]
+    plan += ["--image-size=12", "--workers=1"]
     assert command("sweep", "rotated-digits", *plan, "--out=runs")[0] == 0
     page = (tmp_path / "runs" / "report" / "report.html").read_text(encoding="utf-8")
     (given,) = re.findall(r"<code>(gradsurgery train .*?)</code>", page)

@@ -16,6 +16,7 @@ SHORT += ["--image-size", "12", "--device", "cpu"]
 Command = Callable[..., tuple[int, str, str]]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_sweep_ends_with_its_table_and_the_path_of_its_report(
     command: Command, tmp_path: Path
 ) -> None:
@@ -24,7 +25,7 @@ def test_a_sweep_ends_with_its_table_and_the_path_of_its_report(
         "grid: {learning_rate: [1e-3, 5e-3]}\n"
     )
     arguments = ["sweep", "--plan", "plan.yaml", *SHORT, "--out", "runs"]
-    code, out, err = command(*arguments, "--seeds", "1", "--workers", "2", "--tensorboard")
+    code, out, err = command(*arguments, "--seeds", "1", "--workers", "1", "--tensorboard")
     assert code == 0, err
     assert len(err.splitlines()) == 4
     assert out.splitlines()[-1] == "report: runs/report/report.html"

@@ -24,7 +24,9 @@ ENTRY = (
 )
 SHORT = ["--iterations", "6", "--validate-every", "3", "--batch-size", "8"]
 SHORT += ["--image-size", "12", "--device", "cpu"]
+RUN = ["train", "rotated-digits", "--target", "75", *SHORT, "--out", "run"]
 Command = Callable[..., tuple[int, str, str]]
+Finished = Callable[[list[str]], None]
 
 
 def started(*arguments: str, cache: Path, directory: Path) -> subprocess.Popen[str]:
@@ -79,7 +81,7 @@ def test_a_terminal_shows_the_run_while_it_works(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    code, out, err = command("train", "rotated-digits", "--target", "75", *SHORT, "--out", "run")
+    code, out, err = command(*RUN)
     assert code == 0
     assert "agr-sum testing" in err
     assert "12/12" in err
@@ -162,10 +164,11 @@ def test_an_error_is_one_line_and_exit_code_1(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_run_in_the_folder_is_an_error_that_names_the_option(command: Command) -> None:
-    arguments = ["train", "rotated-digits", "--target", "75", *SHORT, "--out", "run"]
-    assert command(*arguments)[0] == 0
-    code, _, err = command(*arguments, "--seed", "1")
+def test_another_run_in_the_folder_is_an_error_that_names_the_option(
+    command: Command, finished: Finished
+) -> None:
+    finished(RUN)
+    code, _, err = command(*RUN, "--seed", "1")
     assert code == 1
     assert "seed: 0 there, 1 here" in err
 
@@ -218,8 +221,7 @@ def test_help_lists_the_commands(command: Command) -> None:
 
 
 def test_an_interruption_exits_with_130_and_can_be_continued(tmp_path: Path, cache: Path) -> None:
-    arguments = ["train", "rotated-digits", "--target", "75", *SHORT, "--out", "run"]
-    arguments[arguments.index("6")] = "100000"
+    arguments = [*RUN, "--iterations", "100000"]
     with started(*arguments, cache=cache, directory=tmp_path) as process:
         while process.poll() is None and not (tmp_path / "run" / "checkpoint.pt").exists():
             time.sleep(0.01)
@@ -240,9 +242,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
         "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))\n" + ENTRY
     )
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
-    arguments = ["train", "rotated-digits", "--target", "75", *SHORT, "--out", "run"]
     done = subprocess.run(
-        [sys.executable, "-c", limited, *arguments],
+        [sys.executable, "-c", limited, *RUN],
         capture_output=True,
         text=True,
         check=False,
@@ -256,14 +257,13 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
 
 
 def test_a_wrong_backbone_is_named_before_the_options_of_a_run_that_is_there(
-    cache: Path, command: Command
+    command: Command, finished: Finished
 ) -> None:
-    given = ["train", "rotated-digits", "--target", "75", *SHORT, "--out", "run"]
-    assert command(*given)[0] == 0
-    code, _, err = command(*given, "--backbone", "small-cn")
+    finished(RUN)
+    code, _, err = command(*RUN, "--backbone", "small-cn")
     assert code == 1
     assert err.startswith("error: there is no backbone 'small-cn'; did you mean small-cnn")
-    code, _, err = command(*given, "--backbone", "small-mlp")
+    code, _, err = command(*RUN, "--backbone", "small-mlp")
     assert (code, "holds a run with other options (backbone" in err) == (1, True)
 
 
@@ -276,11 +276,10 @@ def test_a_wrong_backbone_is_named_before_the_options_of_a_run_that_is_there(
     ],
 )
 def test_options_are_checked_before_the_folder(
-    change: list[str], words: str, command: Command
+    change: list[str], words: str, command: Command, finished: Finished
 ) -> None:
-    given = ["train", "rotated-digits", "--target", "75", *SHORT, "--out", "run"]
-    assert command(*given)[0] == 0
-    code, _, err = command(*given, *change)
+    finished(RUN)
+    code, _, err = command(*RUN, *change)
     assert code == 1
     assert words in err
 
@@ -288,14 +287,12 @@ def test_options_are_checked_before_the_folder(
 def test_a_run_that_goes_on_says_from_which_step(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = ["train", "rotated-digits", "--target", "75", *SHORT, "--out", "run"]
-
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr("gradsurgery.training.loop._warn_where_it_diverges", interrupted)
-        assert command(*given)[0] == 130
-    code, _, err = command(*given)
+        assert command(*RUN)[0] == 130
+    code, _, err = command(*RUN)
     assert code == 0
     assert "going on from step 3 of 6" in err.splitlines()

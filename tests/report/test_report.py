@@ -53,12 +53,14 @@ def test_the_same_records_give_the_same_bytes(compared, tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()} == first
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_report_in_the_folder_changes_nothing_about_the_next(compared):
     page = write_report(compared).page
     before = page.read_bytes()
     assert write_report(compared).page.read_bytes() == before
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_what_an_earlier_report_wrote_under_other_names_is_removed(compared, written):
     folder = write_report(compared).page.parent
     (folder / "figure3-mine.svg").write_text("drawn by hand")
@@ -83,6 +85,7 @@ def test_someone_elses_list_of_files_is_left_as_it_is(content, compared):
     assert [path.name for path in (compared / "report").iterdir()] == ["files.json"]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_batches_of_one_domain_give_figure_4_and_tables_of_their_own(written, tmp_path):
     for kind in ("multi", "single"):
         for seed in range(2):
@@ -102,6 +105,7 @@ def test_examples_give_figure_1(compared):
     assert "A note on the images." in page.read_text()
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_last_model_and_another_baseline(compared):
     report = write_report(compared, options=ReportOptions(model="last", baseline="agr-sum"))
     (table,) = report.tables
@@ -132,6 +136,7 @@ def grid(written, folder="runs", *, plan=None):
     return root
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_of_a_sweep_with_a_grid_the_tables_have_what_validation_chooses(written):
     root = grid(written, plan={"learning_rate": [1e-5, 1e-3]})
     report = write_report(root)
@@ -141,6 +146,7 @@ def test_of_a_sweep_with_a_grid_the_tables_have_what_validation_chooses(written)
     assert "Hyperparameters were searched" in report.page.read_text()
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_runs_that_only_differ_are_compared_as_they_are_unless_asked(written):
     root = grid(written)
     assert len(write_report(root).tables) == 2
@@ -150,6 +156,7 @@ def test_runs_that_only_differ_are_compared_as_they_are_unless_asked(written):
         write_report(root, options=ReportOptions(selected="best"))
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_choice_without_all_runs_of_a_candidate_is_told(written):
     root = grid(written, plan={"learning_rate": [1e-5, 1e-3]})
     early = "1 of 1 choices of hyperparameters were made while runs of some candidate are missing"
@@ -160,6 +167,7 @@ def test_a_choice_without_all_runs_of_a_candidate_is_told(written):
     assert report.tables[0].cells["agr-sum", "sketch"].mean == pytest.approx(90)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_tables_say_who_chose_and_that_the_oracle_is_not_attainable(written):
     root = grid(written)
     for path in root.rglob("record.json"):
@@ -174,6 +182,7 @@ def test_tables_say_who_chose_and_that_the_oracle_is_not_attainable(written):
     assert set(frame["selection"]) == {"oracle"}
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_oracle_tests_the_last_model_where_nothing_was_searched_too(written, tmp_path):
     for seed in range(2):
         changes = {"best": 0.9, "last": 0.4, "folder": "runs"}
@@ -193,6 +202,7 @@ def test_a_criterion_that_can_choose_nothing_is_an_error_if_asked_for(written):
     assert not (root / "report").exists()
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_failed_and_missing_runs_are_told(compared):
     runs = [{"directory": "d", "target": "photo", "method": "irm", "seed": 7}]
     for file in sorted(compared.rglob("record.json")):
@@ -252,6 +262,7 @@ def test_reading_and_drawing_need_no_torch(written, tmp_path):
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize("name", ["v1.0", "1.5T", 'Käse, "x"=y', "\x1b[31m"])
 def test_any_name_of_a_domain(name, record, tmp_path):
     for method in ("deep-all", "agr-sum"):

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn import metrics
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from gradsurgery.documents.tally import Tally
 from gradsurgery.results.classification import assess, proportion
@@ -35,6 +34,9 @@ def tally_of(labels: np.ndarray, logits: torch.Tensor, probabilities: torch.Tens
 @settings(max_examples=40)
 @given(st.integers(0, 999), st.integers(2, 7), st.integers(1, 60), st.sampled_from([0.1, 2, 40]))
 def test_figures_are_those_of_scikit_learn_and_torchmetrics(seed, classes, count, sharp):
+    # two seconds, for whoever runs these tests and not for whoever collects them
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
     labels, logits, probabilities = answers(seed, classes, count, sharp)
     predicted = logits.argmax(1).numpy()
     found = assess(tally_of(labels, logits, probabilities), [str(k) for k in range(classes)])

@@ -11,11 +11,6 @@ from gradsurgery.documents.configuration import RunConfiguration
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="session")
 def digits(cache: Path) -> ImageSet:
     return prepare(open_source("rotated-digits"), size=12, cache=cache)
 

@@ -38,11 +38,6 @@ def _quiet_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     """The folder of a sweep that nothing has happened to."""
     folder = tmp_path_factory.mktemp("undisturbed")

@@ -53,6 +53,11 @@ class Scripted(Launcher):
         return events
 
 
+@pytest.fixture(autouse=True)
+def _decoded_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADSURGERY_CACHE", str(cache))
+
+
 def swept(
     plan: Plan, folder: Path, launcher: Launcher, retries: int = 0
 ) -> tuple[dict[str, Outcome], list[str], SweepProgress]:
@@ -68,7 +73,7 @@ def swept(
         SOURCES,
         folder,
         launch=lambda: launcher,
-        execution=Execution(cache=folder / "cache", retries=retries),
+        execution=Execution(retries=retries),
         show=show,
     )
     return failed, [line for line in lines if line], states[-1]
@@ -86,7 +91,7 @@ def test_a_sweep_leaves_the_records_that_runs_by_themselves_leave(
     assert launcher.submitted == [run.directory for run in runs]
     assert not launcher.entered
     for run in runs:
-        alone = train(run.configuration, tmp_path / "alone" / run.directory, cache=tmp_path / "c")
+        alone = train(run.configuration, tmp_path / "alone" / run.directory)
         swept_model = (tmp_path / run.directory / "model.safetensors").read_bytes()
         alone_model = (tmp_path / "alone" / run.directory / "model.safetensors").read_bytes()
         assert swept_model == alone_model

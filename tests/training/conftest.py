@@ -22,11 +22,6 @@ SHORT: dict[str, Any] = {
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="session")
 def images(cache: Path) -> ImageSet:
     return prepare(open_source("rotated-digits"), size=12, cache=cache)
 
