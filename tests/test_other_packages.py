@@ -18,6 +18,19 @@ METHOD = "mypackage.objectives:Smoothed+mypackage.rules:Capped"
 RUN = ["--target", "b", "--backbone", "mypackage.backbones:tiny", "--weights", "none"]
 RUN += ["--iterations", "4", "--validate-every", "2", "--batch-size", "4", "--image-size", "16"]
 
+SEVERAL = """
+import json, sys
+from gradsurgery.cli.main import run
+for words in json.loads(sys.argv.pop()):
+    sys.argv = ["gradsurgery", *words]
+    try:
+        run()
+    except SystemExit as end:
+        code = end.code or 0
+    print("code", code)
+sys.exit(code)
+"""
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -45,17 +58,17 @@ def elsewhere(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def gradsurgery(tmp_path: Path, elsewhere: Path) -> Run:
-    """The command, as a process that finds the package."""
+    """Commands, one after the other in a process that finds the package; the last one's code."""
 
-    def run(*arguments: str, found: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(*commands: list[str], found: bool = True) -> subprocess.CompletedProcess[str]:
         paths = [str(PAGE.parent.parent / "src"), *([str(elsewhere)] if found else [])]
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(paths),
             "GRADSURGERY_CACHE": str(tmp_path / "cache"),
         }
-        command = [sys.executable, "-m", "gradsurgery", *arguments]
+        process = [sys.executable, "-c", SEVERAL, json.dumps(commands)]
         return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+            process, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
 
     return run
@@ -70,10 +83,15 @@ def test_the_page_has_every_kind() -> None:
 def test_train_with_all_four_and_its_record(gradsurgery: Run, tmp_path: Path) -> None:
     settings = ["--set", "mypackage.rules:Capped.cap=0.5"]
     settings += ["--set", "mypackage.objectives:Smoothed.softness=0.2"]
+    named = ["mypackage.sources:Stripes", "--backbone", "mypackage.backbones:tiny"]
     done = gradsurgery(
-        "train", "mypackage.sources:Stripes", "--method", METHOD, *RUN, *settings, "--out", "run"
+        ["train", "mypackage.sources:Stripes", "--method", METHOD, *RUN, *settings, "--out", "run"],
+        ["diagnose", "--run", "run"],
+        ["diagnose", *named, "--run", "run"],
     )
     assert done.returncode == 0, done.stderr
+    assert re.findall(r"^code (\d)", done.stdout, re.M) == ["0", "1", "0"]
+    assert "give it again as --backbone" in done.stderr
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     about = record["objects"]
     assert {entry["object"] for entry in about} == {
@@ -83,26 +101,20 @@ def test_train_with_all_four_and_its_record(gradsurgery: Run, tmp_path: Path) ->
         "mypackage.backbones:tiny",
     }
     assert {entry["version"] for entry in about} == {"1.2"}
-    refused = gradsurgery("diagnose", "--run", "run")
-    assert refused.returncode == 1
-    assert "give it again as --backbone" in refused.stderr
-    named = ["mypackage.sources:Stripes", "--backbone", "mypackage.backbones:tiny"]
-    assert gradsurgery("diagnose", *named, "--run", "run").returncode == 0
-    for arguments in (["show", "run"], ["report", "run", "--out", "report"]):
-        read = gradsurgery(*arguments, found=False)  # reading imports nothing of it
-        assert read.returncode == 0, read.stderr
+    read = gradsurgery(["show", "run"], ["report", "run", "--out", "report"], found=False)
+    assert read.returncode == 0, read.stderr  # reading imports nothing of it
+    assert read.stdout.count("code 0") == 2
 
 
-def test_short_names_of_entry_points(gradsurgery: Run, tmp_path: Path) -> None:
+def test_short_names_of_entry_points_and_a_function_as_a_rule(gradsurgery: Run) -> None:
     short = [part.replace("mypackage.backbones:tiny", "tiny") for part in RUN]
-    done = gradsurgery("train", "stripes", "--method", "smoothed+capped", *short, "--out", "run")
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_function_is_a_rule_on_the_command_line(gradsurgery: Run) -> None:
     method = "erm+mypackage.rules:largest"
-    done = gradsurgery("train", "mypackage.sources:Stripes", "--method", method, *RUN)
+    done = gradsurgery(
+        ["train", "stripes", "--method", "smoothed+capped", *short, "--out", "run"],
+        ["train", "mypackage.sources:Stripes", "--method", method, *RUN],
+    )
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("code 0") == 2
 
 
 @pytest.mark.parametrize("launcher", ["local", "ray"])
@@ -118,28 +130,23 @@ def test_sweep_in_worker_processes(launcher: str, gradsurgery: Run, tmp_path: Pa
         "  validate_every: 2\n  batch_size: 4\n  image_size: 16\n"
     )
     arguments = ["--workers", "2", "--out", "sweep", "--launcher", launcher]
-    done = gradsurgery("sweep", "--config", str(plan), *arguments)
+    done = gradsurgery(["sweep", "--config", str(plan), *arguments])
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "sweep").rglob("record.json"))) == 4
     assert (tmp_path / "sweep" / "report" / "report.html").exists()
-    read = gradsurgery("report", "sweep", "--out", "again", found=False)
+    read = gradsurgery(["report", "sweep", "--out", "again"], found=False)
     assert read.returncode == 0, read.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["mypackage.sources:Stripes", "--method", "erm+mypackage.rules:Absent"], "has no Absent"),
-        (["mypackage.sources:Absent", "--method", "deep-all"], "has no Absent"),
-        (["absent.sources:Stripes", "--method", "deep-all"], "no module absent"),
-        (["mypackage.sources:np", "--method", "deep-all"], "expected a subclass of"),
-        (["mypackage.sources:Stripes", "--method", "erm+mypackage.backbones:nn"], "expected"),
-    ],
-)
-def test_what_cannot_be_used_is_one_line(
-    arguments: list[str], words: str, gradsurgery: Run
-) -> None:
-    done = gradsurgery("train", *arguments, *RUN)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert words in done.stderr
+def test_what_cannot_be_used_is_one_line(gradsurgery: Run) -> None:
+    wrong = {
+        "has no Absent": ["mypackage.sources:Stripes", "--method", "erm+mypackage.rules:Absent"],
+        "sources has no Absent": ["mypackage.sources:Absent", "--method", "deep-all"],
+        "no module absent": ["absent.sources:Stripes", "--method", "deep-all"],
+        "expected a subclass of": ["mypackage.sources:np", "--method", "deep-all"],
+        "expected": ["mypackage.sources:Stripes", "--method", "erm+mypackage.backbones:nn"],
+    }
+    done = gradsurgery(*(["train", *arguments, *RUN] for arguments in wrong.values()))
+    assert done.stdout.count("code 1") == len(wrong)
+    for words, line in zip(wrong, done.stderr.splitlines(), strict=True):
+        assert words in line
