@@ -101,8 +101,8 @@ def test_a_domain_with_a_comma_is_quoted(command: Command) -> None:
     code, _, err = command("compare", "photos", "--targets", "a, b", *SHORT)
     assert code == 1
     assert err == (
-        "error: photos has no domain 'a'; its domains are a, b, c, d; a name with a comma is "
-        "quoted in --targets: '\"a, b\",c'\n"
+        "error: photos has no domain 'a'; its domains are a, b, c, d; in a list of targets "
+        "a name with a comma is quoted: '\"a, b\",c'\n"
     )
     code, out, _ = command("compare", "photos", "--targets", '"a, b"', "--print-config")
     assert (code, "targets:\n- a, b\n" in out) == (0, True)

@@ -106,6 +106,12 @@ def test_figure_2_is_printed_for_similarity(command: Command) -> None:
     again = ["reproduce", "figure2", "--config", "given.yaml"]
     assert printed(command, *again) == options
     assert printed(command, *again, "--targets", "0")["target"] == "0"
+    Path("given.yaml").write_text(yaml.safe_dump(options | {"seeds": [3]}))
+    assert printed(command, *again)["seeds"] == "3,"
+    Path("given.yaml").write_text(yaml.safe_dump(options | {"seeds": 0}))
+    assert "seeds" in command(*again, "--print-config")[2]
+    Path("given.yaml").write_text(yaml.safe_dump(options | {"method": "agr-sum"}))
+    assert "while deep-all trains, found the method agr-sum" in command(*again)[2]
     _, out, _ = command(*figure, "--targets", "75,0", "--print-config")
     assert [each["target"] for each in yaml.safe_load_all(out)] == ["75", "0"]
 

@@ -205,6 +205,25 @@ def test_other_uses_fall_back_and_are_named():
     check(Unknown(), torch.randn(4, 2, 5, 5), torch.randint(3, (4,)), fallbacks=named)
 
 
+class ByName(nn.Module):
+    """Functions without a fast formula that take a parameter as `weight`, as known ones do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spread = nn.Parameter(torch.randn(2, 4, 3, 3))
+        self.slope = nn.Parameter(torch.rand(4))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = functional.conv_transpose2d(x, weight=self.spread)
+        return self.head(functional.prelu(x, weight=self.slope).mean((2, 3)))
+
+
+def test_unknown_functions_of_a_weight_given_by_name():
+    torch.manual_seed(0)
+    check(ByName(), torch.randn(4, 2, 5, 5), torch.randint(3, (4,)), fallbacks=("ByName",))
+
+
 class SequenceFirst(nn.Module):
     """Positions before samples, as many as there are samples: shapes alone do not tell."""
 

@@ -208,4 +208,6 @@ def smoothed(
     """
     classes = logits.shape[1]
     targets = one_hot(labels, classes).to(logits.dtype)
+    if label_smoothing == 0:
+        return targets
     return (1 - label_smoothing) * targets + label_smoothing / classes

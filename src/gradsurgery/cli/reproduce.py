@@ -16,6 +16,7 @@ from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.plan import names, parse_seeds
 from gradsurgery.documents.studies import SimilarityOptions
+from gradsurgery.errors import ArgumentError
 from gradsurgery.report.figures.pictures import draw_examples
 from gradsurgery.report.figures.style import save
 from gradsurgery.report.report import file_stems
@@ -135,8 +136,15 @@ def figure2(
     folder = out or Path("runs", "reproduce", "figure2")
     studied = ["seeds", *SimilarityOptions.model_fields]
     chosen = {"method": "deep-all"} | opt.configured(config, options, studied)
+    if chosen["method"] != "deep-all":
+        raise ArgumentError(
+            f"figure 2 is measured while deep-all trains, found the method {chosen['method']} in "
+            f"{config}; leave it out, or use `gradsurgery similarity --config`"
+        )
     written = {name: chosen.pop(name, None) for name in ("data", "target", "seeds")}
-    seeds = seeds or str(written["seeds"] or 3)
+    in_plan = 3 if written["seeds"] is None else written["seeds"]
+    listed = "".join(f"{seed}," for seed in in_plan) if isinstance(in_plan, list) else str(in_plan)
+    seeds = seeds or listed
     in_file = datasets is None and written["data"] is not None
     _, run = opt.parted(chosen, SimilarityOptions)
     documents = 0

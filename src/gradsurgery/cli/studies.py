@@ -140,15 +140,15 @@ def diagnose(
     trains = run is None and _steps(given)
     if trains:
         check_run(configuration, source.name, source.domains)
-    with continuable(), displayed(str(run or configuration.backbone)) as report:
+    with displayed(str(run or configuration.backbone)) as report:
         images = prepare_images(source, configuration, cache, report)
-        if run is not None:
-            diagnosis = diagnose_run(run, measuring, images, given.get("device", "auto"))
-        elif trains:
-            diagnosis = diagnose_training(configuration, measuring, images, directory, report)
-        else:
-            target = given.get("target")
-            diagnosis = diagnose_weights(configuration, measuring, images, target=target)
+        if trains:
+            with continuable():
+                diagnosis = diagnose_training(configuration, measuring, images, directory, report)
+    if run is not None:
+        diagnosis = diagnose_run(run, measuring, images, given.get("device", "auto"))
+    elif not trains:
+        diagnosis = diagnose_weights(configuration, measuring, images, target=given.get("target"))
     print_sentences(write_diagnosis(diagnosis, directory))
 
 

@@ -241,10 +241,8 @@ class _Decoding:
         """
         from PIL import Image
 
-        known: dict[bytes, NDArray[np.uint8]] = {}
-        if self.earlier is not None:
-            hashes = map(bytes.fromhex, self.earlier.hashes)
-            known = dict(zip(hashes, self.earlier.images, strict=False))
+        earlier = () if self.earlier is None else self.earlier.hashes
+        known = {bytes.fromhex(text): row for row, text in enumerate(earlier)}
         decoded = worked_on(
             self.source.contents(),
             partial(self._decode, pixels, known),
@@ -265,7 +263,7 @@ class _Decoding:
     def _decode(
         self,
         pixels: NDArray[np.uint8],
-        known: dict[bytes, NDArray[np.uint8]],
+        known: dict[bytes, int],
         position: int,
         content: bytes,
     ) -> tuple[int, str | None]:
@@ -275,8 +273,9 @@ class _Decoding:
                 f"{self.source.location(position)} changed while it was read; repeat when nothing "
                 "else writes to the data set"
             )
-        if (before := known.get(self.hashes[position])) is not None:
-            pixels[position] = before
+        row = known.get(self.hashes[position])
+        if self.earlier is not None and row is not None:
+            pixels[position] = self.earlier.images[row]
             return position, None
         try:
             image = self.source.decode(position, content, self.size)

@@ -135,8 +135,9 @@ class Layout:
         self._is_expression = "(?P<" in pattern
         both = [pattern] if self._is_expression else [self._expression("?"), self._expression("")]
         self._readings = [self._compiled(expression) for expression in both]
+        self._groups = {field: self._groups_of(field) for field in ("domain", "class", "name")}
         for field in ("domain", "class"):
-            if not self._groups(field):
+            if not self._groups[field]:
                 raise ArgumentError(
                     f"the layout {pattern!r:.200} does not say the {field}; give it {{{field}}}, "
                     "as in {domain}/{class}/{name}"
@@ -160,15 +161,14 @@ class Layout:
             )
         return said[0]
 
-    def _groups(self, field: str) -> list[str]:
+    def _groups_of(self, field: str) -> list[str]:
         """The expressions' groups of a field, which are numbered where the pattern is none."""
         name = re.compile(field if self._is_expression else rf"{field}\d+")
         return [group for group in self._readings[0].groupindex if name.fullmatch(group)]
 
     def _said(self, match: re.Match[str], path: str) -> Said:
         domain, label, name = (
-            "/".join(match[group] or "" for group in self._groups(field))
-            for field in ("domain", "class", "name")
+            "/".join(match[group] or "" for group in groups) for groups in self._groups.values()
         )
         if not domain or not label:  # a group that need not be there
             raise DataError(f"the layout {self.pattern!r:.200} finds no domain or class in {path}")

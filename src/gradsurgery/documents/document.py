@@ -148,7 +148,7 @@ def unknown_name(what: str, name: str, known: Sequence[str]) -> ArgumentError:
 
     An abbreviation, as lr, comes closest to the name with these initials.
     """
-    close = [each for each in known if "".join(word[0] for word in each.split("_")) == name]
+    close = [each for each in known if "".join(word[:1] for word in each.split("_")) == name]
     close = close or get_close_matches(name, known, n=2)
     listed = " or ".join(close) or ", ".join(known)
     verb = "is" if close or len(known) == 1 else "are"

@@ -139,7 +139,7 @@ class Plan(Choices):
             if name in unsearched:
                 raise ValueError(f"{name} does not change what is learned, and is not searched")
             if "." not in name and name not in searched:
-                raise unknown_name("option in the grid", name, searched)
+                raise unknown_name("option", name, searched)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} has no values, or one of them twice")
         return value

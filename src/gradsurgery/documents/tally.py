@@ -52,8 +52,11 @@ class Tally(Part):
         confidence: the probability of the class predicted, from 0 to 1.
         loss: the cross-entropy of each image.
         """
-        counts = np.bincount(label * classes + predicted, minlength=classes**2)
-        tally = cls(confusion=_confusion(counts.reshape(classes, classes)))
+        rows: list[list[str]] = [[] for _ in range(classes)]
+        pairs, counts = np.unique(label * classes + predicted, return_counts=True)
+        for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
+            rows[pair // classes].append(f"{pair % classes}:{count}")
+        tally = cls(confusion=[" ".join(row) for row in rows])
         losses = loss.astype(np.float64)
         finite = bool(np.isfinite(confidence).all() and (np.abs(losses) <= LARGEST).all())
         if len(label) and finite:

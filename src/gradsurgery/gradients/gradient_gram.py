@@ -167,7 +167,8 @@ def _parameter_grams(
             "the losses of the samples do not depend on a parameter that is trained; compute them "
             "from a model with a parameter that requires a gradient, and detach nothing"
         )
-    left = recorder.left_in_graph(losses)
+    # what was differentiated on the way takes one pass per sample: no piece of it is made
+    left = parameters if recorder.differentiated else recorder.left_in_graph(losses)
     singles = SinglePasses(samples, output, losses, state, recorder.precision)
     unseen = recorder.gradient_lost or is_opaque(model)
     # at least one of them, against all that was not thought of

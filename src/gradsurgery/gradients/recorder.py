@@ -160,7 +160,7 @@ class Recorder(TorchFunctionMode):
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         roles = [role for role in ("weight", "bias") if id(given.get(role)) in self._followed]
         call: LayerCall | None
-        if roles:
+        if roles and build is not None:
             call = build(given, {role: given[role] for role in roles})
         else:
             call = broadcast_call(function, args, kwargs, self._views)

@@ -91,7 +91,7 @@ def projected_backward(
     weights: of the losses, by which the projections are divided again; and the graph is kept.
     to_samples: whether to go back to the samples too, which stand for a tap None.
     """
-    zeros = losses.new_zeros(len(looked_at), 4)
+    zeros = losses.new_zeros(len(looked_at), 4, dtype=wide(losses.dtype))
     projections: dict[Tap | None, Tensor] = dict.fromkeys(recorder.taps, zeros)
 
     def project(tap: Tap | None, gradient: Tensor) -> None:

@@ -97,7 +97,7 @@ def check_run(
     """Raise `ArgumentError` where the target, the method or its steps do not fit the data set."""
     target, method = configuration.held_out(domains), configuration.method
     if target is not None and target not in domains:
-        quoted = "; a name with a comma is quoted in --targets: '\"a, b\",c'"
+        quoted = "; in a list of targets a name with a comma is quoted: '\"a, b\",c'"
         raise ArgumentError(
             f"{name} has no domain {target!r}; its domains are {', '.join(domains)}"
             f"{quoted if any(',' in domain for domain in domains) else ''}"
