@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from gradsurgery.data import BadImageError, SkippedImage
-from gradsurgery.data.formats import readable_suffixes
+from gradsurgery.data.formats import readable_suffixes, why_unread
 from gradsurgery.errors import ArgumentError, DataError, printable
 
 
@@ -97,8 +97,7 @@ def _walk(folder: Path, left_out: list[SkippedImage]) -> Iterator[Path]:
         elif path.suffix.lower() in suffixes:
             yield path
         else:
-            reason = f"{path.suffix} is not read" if path.suffix else "its name has no ending"
-            kind = "a link to a folder" if entry.is_dir() else reason
+            kind = "a link to a folder" if entry.is_dir() else why_unread(path.suffix)
             left_out.append(SkippedImage(printable(str(path)), printable(kind)))
 
 
