@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 
 import hypothesis
-import jaxtyping
 import pytest
 import torch
 
-jaxtyping.install_import_hook("gradsurgery", "beartype.beartype")
+from tests.annotations import check_annotations
+
+check_annotations("gradsurgery")
 
 # The tensors are small; a second thread would only wait for the first. The processes that tests
 # start do the same: sums are the same bits only with the same number of threads.

@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from beartype.roar import BeartypeCallHintViolation
+
+from gradsurgery.kernels import flat
 
 PACKAGE = Path(__file__).parent.parent / "src" / "gradsurgery"
 BASE = {"errors", "seeds", "atomic", "doors", "hyperparameters"}
@@ -80,6 +84,13 @@ def test_heavy_modules_are_imported_where_they_are_used(statement, absent):
     code = f"{statement}\nimport sys\nprint([m for m in {absent!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_annotated_shapes_are_checked_under_the_tests():
+    with pytest.raises(BeartypeCallHintViolation, match="size of dimension domains"):
+        flat.projections(torch.eye(3), torch.zeros(2, 2, dtype=torch.int64))
+    with pytest.raises(BeartypeCallHintViolation, match="orders"):
+        flat.projections(torch.eye(3), torch.zeros(3, 2))
 
 
 def test_the_names_of_the_public_api_exist():
