@@ -86,7 +86,7 @@ class DomainBatches:
             its = np.flatnonzero(places % len(groups) == number)
             turns = places[its] // len(groups)
             count = len(group[1])
-            for epoch in np.unique(turns // count).tolist():
+            for epoch in sorted(set((turns // count).tolist())):
                 inside = turns // count == epoch
                 batch[its[inside]] = self._order(group, epoch)[turns[inside] % count]
         return batch

@@ -1,7 +1,9 @@
 """From what was counted to the figures of a classifier, each with its interval."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,10 +101,17 @@ def proportion(right: int, total: int) -> Estimate:
     >>> found.value, round(found.low, 3), round(found.high, 3)
     (0.9, 0.596, 0.982)
     """
-    from scipy.stats import binomtest
+    z = _normal_quantile()
+    middle = right + z**2 / 2
+    reach = z * math.sqrt(right * (total - right) / total + z**2 / 4)
+    low = 0.0 if right == 0 else (middle - reach) / (total + z**2)
+    high = 1.0 if right == total else (middle + reach) / (total + z**2)
+    return Estimate(right / total, low, high)
 
-    interval = binomtest(right, total).proportion_ci(CONFIDENCE, method="wilson")
-    return Estimate(right / total, float(interval.low), float(interval.high))
+
+def _normal_quantile() -> float:
+    """How many standard deviations a confidence interval reaches to either side."""
+    return NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
 def _class_figures(name: str, matrix: Matrix, k: int) -> ClassFigures:
@@ -146,12 +155,10 @@ def _diagonal(matrix: Matrix) -> Matrix:
 
 
 def _log_loss(tally: Tally, total: int) -> Estimate | None:
-    from scipy.stats import norm
-
     if tally.log_loss is None or tally.log_loss_deviation is None:
         return None
-    reach = norm.ppf((1 + CONFIDENCE) / 2) * tally.log_loss_deviation / np.sqrt(total)
-    return Estimate(tally.log_loss, float(tally.log_loss - reach), float(tally.log_loss + reach))
+    reach = _normal_quantile() * tally.log_loss_deviation / math.sqrt(total)
+    return Estimate(tally.log_loss, tally.log_loss - reach, tally.log_loss + reach)
 
 
 def _calibration_error(tally: Tally, random: np.random.Generator) -> Estimate | None:

@@ -140,7 +140,7 @@ def _stands_out(
     batch to batch, and by how much they do where there are none (Student's t, one-sided at 5 %, by
     Bonferroni's rule over the domains).
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     batches, domains = cosines.shape
     if domains < 3 or not cosines.isfinite().all() or not shuffled.isfinite().all():
@@ -157,6 +157,6 @@ def _stands_out(
         for noise, freedom in zip(noises, freedoms, strict=True)
     ]
     return all(
-        following - lowest > error * t.isf(0.05 / domains, freedom)
+        following - lowest > error * -stdtrit(freedom, 0.05 / domains)
         for error, freedom in zip(errors, freedoms, strict=True)
     )
