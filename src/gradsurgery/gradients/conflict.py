@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from gradsurgery.engine.passes import checked_loss, refuse_reentrant, trainable_parameters
+from gradsurgery.engine.passes import checked_loss, trainable_parameters
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.gradients.gradient_gram import block_of, grouped, layer_of
 from gradsurgery.gradients.model_state import unchanged
@@ -20,6 +20,7 @@ from gradsurgery.gradients.one_by_one import (
     called_loss,
     check_model_and_loss,
     failures_as,
+    whole_gradients,
 )
 
 _PIECE = 1 << 16  # components at a time, so that the temporaries stay in the cache
@@ -216,9 +217,7 @@ def _checked_pair(batch: Any, domain: int) -> tuple[Any, Any]:
 
 def _gradients(loss: Any, domain: int, parameters: Sequence[Tensor]) -> list[Tensor]:
     checked = checked_loss(loss, domain)
-    refuse_reentrant(checked, f"of domain {domain}")
-    found_gradients = torch.autograd.grad(checked.sum(), parameters, materialize_grads=True)
-    return [found.to_dense() if found.is_sparse else found for found in found_gradients]
+    return whole_gradients(checked.sum(), parameters, f"of domain {domain}")
 
 
 def sum_of(layers: Mapping[str, Conflict]) -> Conflict:

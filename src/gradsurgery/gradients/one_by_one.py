@@ -1,6 +1,6 @@
 """Further passes, of one sample each or with other neighbours: the slow way, and checks."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, NamedTuple, NoReturn
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from gradsurgery.engine.passes import refuse_reentrant
+from gradsurgery.engine.graph import leaves_of_own_passes
 from gradsurgery.errors import ArgumentError
 from gradsurgery.gradients.layers import PIECE, Gram, inner_products
 from gradsurgery.gradients.model_state import Draws, ModelState
@@ -215,7 +215,6 @@ class SinglePasses:
         for i in numbers:
             recorder = Recorder(parameters, 1)
             loss = self.loss(i, recorder)
-            refuse_reentrant(loss, "of the samples")
             if len(recorder.taps) != len(batch):
                 return False
             own = projected_backward(recorder, loss[None], [0], to_samples=False)
@@ -240,15 +239,30 @@ def stacked_grams(
     The gradients are made for as many parameters at a time as `_STACKED` holds.
     """
     for some in _portions(parameters, _STACKED // samples):
-        rows = [
-            torch.autograd.grad(loss, some, materialize_grads=True)
-            if loss.requires_grad
-            else [torch.zeros_like(parameter) for parameter in some]
-            for loss in map(singles.loss, range(samples))
-        ]
+        losses = map(singles.loss, range(samples))
+        rows = [whole_gradients(loss, some, "of the samples") for loss in losses]
         for parameter, column in zip(some, zip(*rows, strict=True), strict=True):
-            dense = [row.to_dense() if row.is_sparse else row for row in column]
-            yield parameter, inner_products(torch.stack(dense))
+            yield parameter, inner_products(torch.stack(column))
+
+
+def whole_gradients(loss: Tensor, parameters: Sequence[Tensor], whose: str) -> list[Tensor]:
+    """The gradients, dense, and zeros where the loss does not reach a parameter.
+
+    A function that somebody has written may run a backward pass of its own within this one, as
+    reversible layers do: what that adds to `.grad`, which is None afterwards, belongs to them.
+    """
+    for parameter in parameters:
+        parameter.grad = None
+    if not loss.requires_grad:
+        return [torch.zeros_like(parameter) for parameter in parameters]
+    whole = []
+    asked = [*parameters, *leaves_of_own_passes(loss, whose)]
+    found = torch.autograd.grad(loss, asked, materialize_grads=True)[: len(parameters)]
+    for parameter, gradient in zip(parameters, found, strict=True):
+        dense = gradient.to_dense() if gradient.is_sparse else gradient
+        inner, parameter.grad = parameter.grad, None
+        whole.append(dense if inner is None else dense + inner)
+    return whole
 
 
 def _portions(parameters: list[Tensor], components: int) -> Iterator[list[Tensor]]:
