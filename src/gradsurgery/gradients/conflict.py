@@ -16,6 +16,7 @@ from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.gradients.gradient_gram import block_of, grouped, layer_of
 from gradsurgery.gradients.model_state import unchanged
 from gradsurgery.gradients.one_by_one import (
+    NormalizedRows,
     SampleLoss,
     called_loss,
     check_model_and_loss,
@@ -187,7 +188,7 @@ def domain_conflict(
         raise ArgumentError(f"a conflict is between 2 domains or more, found {len(batches)}")
     named = trainable_parameters(model.named_parameters())
     rows = []
-    with unchanged(model, loss) as state:
+    with unchanged(model, loss) as state, NormalizedRows():
         for domain, batch in enumerate(batches):
             x, y = _checked_pair(batch, domain)
             state.restore(random=False)
