@@ -80,11 +80,7 @@ class FilesSource(Source):
         return self._signature
 
     def _stated(self) -> str:
-        """Paths, sizes and times, in short.
-
-        The time of modification can be set, and tools that copy or unpack do, whatever they write;
-        that of the last change of the file, content or place, cannot.
-        """
+        """Paths, sizes and times, in short; that of the last change is one that nobody can set."""
         digest = hashlib.sha256(os.fsencode(self._place))
         for path in map(self._paths.__getitem__, self.listing.rows):
             try:
