@@ -307,6 +307,13 @@ def trainable_parameters(
                 f"parameter {name} is {parameter.dtype}, and rules compare real numbers; make it "
                 "real, e.g. torch.view_as_real(parameter), and view it as complex where it is used"
             )
+        kind = getattr(parameter, "grad_dtype", parameter.dtype)  # torch before 2.10 has but one
+        if parameter.requires_grad and kind != parameter.dtype:
+            raise ArgumentError(
+                f"parameter {name} is {parameter.dtype} and its grad_dtype {kind}, and rules give "
+                "an update in the parameter's precision; leave grad_dtype as it is, or keep the "
+                "parameter in that precision and compute under autocast"
+            )
         if parameter.requires_grad and not _fills_memory(parameter):
             raise ArgumentError(
                 f"parameter {name} is a part of a larger tensor with gaps in memory; make it a "

@@ -32,7 +32,7 @@ ONE_BY_ONE = {"cpu"}
 
 _DOUBLE = {"cpu", "cuda"}
 
-_WIDEST = 1 << 31  # offsets within a tensor are 32-bit numbers
+_WIDEST = (1 << 31) - BLOCK  # offsets to the end of a tensor's last block are 32-bit numbers
 
 
 def accelerates(tensors: Sequence[Tensor]) -> bool:
@@ -52,6 +52,20 @@ def has_triton() -> bool:
 def wide_on(device: torch.device) -> torch.dtype:
     """The precision of sums over a network: float64 where the device is known to have it."""
     return torch.float64 if device.type in _DOUBLE else torch.float32
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device, which is not waited for.
+
+    A graph that is being recorded would read the host's memory again: torch refuses that.
+    """
+    if tensor.device.type != "cpu" or device.type not in ("cpu", "cuda"):
+        return tensor.to(device)
+    if device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():
+            return tensor.to(device)
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 Rows = Sequence[list[Tensor | None]]
@@ -248,9 +262,7 @@ def _kept_table(addresses: tuple[int, ...], device: torch.device, stream: int) -
 
     A training loop's gradients lie at the same few places again and again.
     """
-    table = torch.tensor(addresses, dtype=torch.int64)
-    if device.type != "cpu":
-        table = table.pin_memory().to(device, non_blocking=True)
+    table = sent(torch.tensor(addresses, dtype=torch.int64), device)
     return Table(table, _are_aligned(addresses))
 
 

@@ -166,20 +166,19 @@ def weighted_sum_program(
 @triton.jit
 @no_type_check
 def gather_program(
-    table, sizes, bases, owners, begins, skipped, flags, out,
+    table, sizes, bases, owners, begins, flags, out,
     ALIGNED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One block of a tensor, copied to its place in a flat vector."""
     tensor = tl.load(owners + tl.program_id(0))
-    if tl.load(skipped + tensor) == 0:
-        offsets = tl.load(begins + tl.program_id(0)) + tl.arange(0, BLOCK)
-        inside = offsets < tl.load(sizes + tensor)
-        places, there = pointers_at(table, tensor, offsets, DTYPE, ALIGNED)
-        g = tl.load(places, mask=inside & there, other=0.0)
-        bad = tl.max(tl.where(tl.abs(g.to(tl.float64)) < float("inf"), 0, 1), 0)
-        if bad != 0:
-            tl.store(flags + tensor, 1)
-        tl.store(out + tl.load(bases + tensor) + offsets, g, mask=inside)
+    offsets = tl.load(begins + tl.program_id(0)) + tl.arange(0, BLOCK)
+    inside = offsets < tl.load(sizes + tensor)
+    places, there = pointers_at(table, tensor, offsets, DTYPE, ALIGNED)
+    g = tl.load(places, mask=inside & there, other=0.0)
+    bad = tl.max(tl.where(tl.abs(g.to(tl.float64)) < float("inf"), 0, 1), 0)
+    if bad != 0:
+        tl.store(flags + tensor, 1)
+    tl.store(out + tl.load(bases + tensor) + offsets, g, mask=inside)
 
 
 @triton.jit
