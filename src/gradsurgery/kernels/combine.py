@@ -8,7 +8,6 @@ of more the running total is stored, and one that ends beyond the precision is n
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +21,7 @@ from gradsurgery.kernels.network import (
     Layout,
     Rows,
     Seen,
+    kept,
     launch,
     layout_of,
     table_of,
@@ -157,7 +157,7 @@ def _rescale(tensors: Sequence[Tensor | None], masks: Tensor, sizes: tuple[int, 
             tensor.div_(part.sum().item() / max(size, 1) or 1.0)
 
 
-@lru_cache(maxsize=64)
+@kept(64)
 def constants_of(values: tuple[float, ...], device: torch.device) -> Tensor:
     """The numbers of a rule on the device, at least one: a kernel's own arguments are float32."""
     return torch.tensor([*values, 0.0], dtype=torch.float64, device=device)
