@@ -261,7 +261,7 @@ class GradientMatrix(SingleGradients):
         """What a rule with a memory says of the whole network, split into the parameters."""
         reached = [position in self._reached for position in range(len(self._parameters))]
         device = verdict.update.device
-        bounds, counted = sent(torch.tensor(self._bounds), device), sent(torch.tensor(reached), device)
+        bounds, counted = (sent(torch.tensor(each), device) for each in (self._bounds, reached))
         counts = [  # in few launches, however many parameters there are
             torch.nn.functional.pad(marks.cumsum(0), (1, 0))[bounds].diff() * counted
             for marks in (verdict.agreeing, verdict.zero)
