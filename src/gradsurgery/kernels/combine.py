@@ -93,6 +93,7 @@ def combine(
         ROWS=len(rows),
         RESUMED=before is not None,
         FINAL=out is not None,
+        DIVIDES=combination.constants[0] != 1,
         COUNTS=out is not None and combination.kind in COUNTING,
         SUMS=sums,
         ALIGNED=table.aligned,
@@ -144,6 +145,7 @@ def _replace_marks(
         DTYPE=TYPES[some.dtype],
         WIDE=TYPES[_wide(some.dtype)],
         BLOCK=BLOCK,
+        TILE=TILE,
         num_warps=WARPS,
     )
 

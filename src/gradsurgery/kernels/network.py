@@ -167,7 +167,7 @@ def combined(
         flags.append(seen.flags)
     (update,) = out
     assert update is not None
-    return update, seen._replace(flags=torch.cat(flags))
+    return update, seen if len(flags) == 1 else seen._replace(flags=torch.cat(flags))
 
 
 class _Staging(threading.local):

@@ -137,6 +137,7 @@ def gather(
         ALIGNED=table.aligned,
         DTYPE=TYPES[out.dtype],
         BLOCK=BLOCK,
+        TILE=TILE,
         num_warps=WARPS,
     )
     return flags
