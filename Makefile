@@ -12,8 +12,9 @@ demo: $(READY)
 	$(BIN)/gradsurgery sweep coded-digits --methods deep-all,agr-sum,agr-rand,pcgrad \
 	  --targets random --seeds 8 --workers 2 --out runs/demo
 
+# Each of the many processes that tests start would compile the package anew, were that not kept.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -1,15 +1,18 @@
 """Sentences, tables and figures of a classifier, from counts that are worked out by hand."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 from gradsurgery.documents.deployment import DomainEvaluation, EvaluationFile
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.tally import Tally
 from gradsurgery.report import evaluation_text as text
 from gradsurgery.report.figures.heat_maps import confusion_figure, reliability_figure
+from gradsurgery.report.rendering import section_markdown
 from gradsurgery.report.report import write_evaluation
 from gradsurgery.report.run_text import never_predicted, recall_table, recalls_section
 from gradsurgery.report.section import Block
@@ -30,6 +33,15 @@ def evaluation(**changed) -> EvaluationFile:
 
 def told(**changed) -> str:
     return " ".join(text.evaluation_sentences(evaluation(**changed)))
+
+
+def test_names_show_as_they_are_in_markdown():
+    names = ["*a*", "[b](http://c)", "<b>d</b>"]
+    shown = MarkdownIt().render(
+        section_markdown(text.evaluation_section(evaluation(classes=names)))
+    )
+    assert not re.search("<em>|<a |<b>", shown)
+    assert "Never predicted on photo: &lt;b&gt;d&lt;/b&gt;." in shown
 
 
 def test_what_came_out_is_said_with_the_worst_domain():

@@ -23,7 +23,7 @@ SIZE = (
     if FULL
     else ["--methods", "deep-all,agr-rand", "--targets", "0,75", "--seeds", "2"]
 )
-OPTIONS = ["--iterations", "60", "--validate-every", "5", "--image-size", "12", "--workers", "2"]
+OPTIONS = ["--iterations", "36", "--validate-every", "3", "--image-size", "12", "--workers", "2"]
 RUNS = 120 if FULL else 8
 WORKER_KILLS, LAUNCHER_KILLS = (20, 5) if FULL else (3, 1)
 
@@ -117,8 +117,8 @@ def test_two_sweeps_on_one_folder_share_the_work(
 ) -> None:
     folder, logs = tmp_path / "runs", [tmp_path / "a", tmp_path / "b"]
     with (
-        started(command(folder, cache), logs[0]) as a,
-        started(command(folder, cache), logs[1]) as b,
+        started(command(folder, cache, "--workers", "1"), logs[0]) as a,
+        started(command(folder, cache, "--workers", "1"), logs[1]) as b,
     ):
         assert (a.wait(timeout=600), b.wait(timeout=600)) == (0, 0), logs[0].read_text()
     assert results(folder) == results(undisturbed)

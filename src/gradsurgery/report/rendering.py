@@ -100,9 +100,10 @@ def to_markdown(tables: Sequence[Table]) -> str:
 def section_markdown(section: Section) -> str:
     """The sentences and tables of a section."""
     blocks = section.blocks
-    texts = [f"{item}\n" for b in blocks if isinstance(b, Listing) for item in b.items]
+    sentences = [item for block in blocks if isinstance(block, Listing) for item in block.items]
+    texts = [f"{markdown_text(sentence, strip=False)}\n" for sentence in sentences]
     tables = [f"\n{_markdown(block)}" for block in blocks if isinstance(block, Table)]
-    return "".join([f"# {section.title}\n", *texts, *tables])
+    return "".join([f"# {markdown_text(section.title)}\n", *texts, *tables])
 
 
 def _markdown(table: Table) -> str:
