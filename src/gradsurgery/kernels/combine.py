@@ -66,8 +66,7 @@ def combine(
     layout = layout_of(sizes, device)
     marks = torch.zeros((len(rows) + 2) * tensors + 1, dtype=torch.int32, device=device)
     found = marks[-1].view(torch.float32)
-    fresh = before is None and out is None
-    after = _fresh(combination.kind, sum(sizes), _wide(dtype), found) if fresh else before
+    after = before if before or out else _fresh(combination.kind, sum(sizes), _wide(dtype), found)
     total, second, signs = (found if t is None else t for t in (after or (None,) * 3)[:3])
     seed = random.seed_on(device) if out is not None and combination.draws else None
     sums = out is not None and (combination.rescale or combination.kind == "agr-rand")
