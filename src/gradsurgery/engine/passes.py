@@ -283,11 +283,8 @@ def trainable_parameters(
                 f"parameter {name} is {parameter.dtype}, and rules compare real numbers; make it "
                 "real, e.g. torch.view_as_real(parameter), and view it as complex where it is used"
             )
-        if parameter.requires_grad and not _fills_memory(parameter):
-            raise ArgumentError(
-                f"parameter {name} is a part of a larger tensor with gaps in memory; make it a "
-                "tensor of its own with .contiguous()"
-            )
+        if parameter.requires_grad:
+            _check_memory(name, parameter)
         if id(parameter) not in named:
             unknown.pop(name, None)
         if parameter.requires_grad:
@@ -303,6 +300,19 @@ def _check_known(unknown: Iterable[str]) -> None:
         raise ArgumentError(
             f"no_say is by the names of parameters, found {name!r}, which none has; give names of "
             "model.named_parameters() with those, or positions with model.parameters()"
+        )
+
+
+def _check_memory(name: str, parameter: Tensor) -> None:
+    if not _fills_memory(parameter):
+        raise ArgumentError(
+            f"parameter {name} is a part of a larger tensor with gaps in memory; make it a "
+            "tensor of its own with .contiguous()"
+        )
+    if (kind := getattr(parameter, "grad_dtype", parameter.dtype)) != parameter.dtype:
+        raise ArgumentError(
+            f"parameter {name} is {parameter.dtype} and its gradients {kind}; leave its grad_dtype "
+            "as it is, or keep the parameter in that precision and compute under autocast"
         )
 
 
