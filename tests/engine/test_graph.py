@@ -115,3 +115,10 @@ def test_what_lies_behind_a_loss():
     assert [leaf is weight for leaf in leaves_of_own_passes(own, "here")] == [True]
     known = {type(node) for node in graph_of(own)}
     assert leaves_of_own_passes(own, "here", known=known) == []
+
+
+def test_what_torch_compiles_runs_no_pass_of_its_own():
+    network = torch.compile(nn.Linear(2, 2), backend="aot_eager")
+    loss = network(torch.ones(1, 2)).sum()
+    assert any(type(node).__name__ == "CompiledFunctionBackward" for node in graph_of(loss))
+    assert leaves_of_own_passes(loss, "of domain 0") == []

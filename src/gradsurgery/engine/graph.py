@@ -27,9 +27,16 @@ def leaves_of_own_passes(loss: Tensor, whose: str, known: Container[type] = ()) 
             f"the loss {whose} goes through torch.utils.checkpoint with use_reentrant=True, which "
             "hides parameters; use use_reentrant=False"
         )
-    if not any(issubclass(kind, BackwardCFunction) and kind not in known for kind in kinds):
+    if not any(_is_somebodys(kind) and kind not in known for kind in kinds):
         return []
     return [node.variable for node in nodes if hasattr(node, "variable")]
+
+
+def _is_somebodys(kind: type) -> bool:
+    """Whether a node is of a function in Python that is not torch's own, as a compiled one is."""
+    if not issubclass(kind, BackwardCFunction):
+        return False
+    return not str(kind._forward_cls.__module__).startswith("torch.")  # type: ignore[attr-defined]
 
 
 def shared_with_later(losses: Sequence[Tensor | Iterable[Tensor]]) -> Iterator[bool]:
