@@ -2,8 +2,9 @@
 
 No accelerator is needed: the tensors lie on the processor and are taken for an accelerator's, but
 for those that Python makes without naming a device, and what is computed of them alone. Such a
-host tensor costs no launch; moving it to a device, `.to(device)`, is a copy; reading a device's
-tensor (`.item()`, `bool(t)`, `.tolist()`, `.cpu()`, `nonzero` …) is a synchronisation and a copy.
+host tensor costs no launch; moving it to a device, `.to(device)`, is a copy, and a synchronisation
+unless it is `non_blocking`; reading a device's tensor (`.item()`, `bool(t)`, `.tolist()`, `.cpu()`,
+`nonzero` …) is both.
 """
 
 import ctypes
@@ -163,7 +164,8 @@ class _Dispatched(TorchDispatchMode):
             self._read_back("item")
         elif name == "copy_" and self.on_host(args[0]) != self.on_host(args[1]):
             if self.on_host(args[1]):
-                self._recording.copies[name] += 1
+                waits = not (kwargs.get("non_blocking") or args[2:3] == (True,))
+                self._copied_there(name, waits=waits)
             else:
                 self._read_back(name)
         elif func.namespace != "profiler" and not func.is_view and name not in _NO_KERNEL:
@@ -177,6 +179,11 @@ class _Dispatched(TorchDispatchMode):
     def _read_back(self, name: str) -> None:
         self._recording.synchronisations[name] += 1
         self._recording.copies[name] += 1
+
+    def _copied_there(self, name: str, *, waits: bool) -> None:
+        self._recording.copies[name] += 1
+        if waits:
+            self._recording.synchronisations[name] += 1
 
     def on_host(self, tensor: Tensor) -> bool:
         return tensor.untyped_storage()._cdata in self._host
@@ -206,7 +213,7 @@ class _Dispatched(TorchDispatchMode):
     def tensor(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Of Python's numbers, which have to be copied to a device."""
         if kwargs.get("device") is not None and not self._paused:
-            self._recording.copies["tensor"] += 1
+            self._copied_there("tensor", waits=True)
             with self._pause():
                 return original(*args, **kwargs)
         return self.factory(original, *args, **kwargs)
@@ -230,7 +237,7 @@ class _Dispatched(TorchDispatchMode):
             return self.read(original, tensor, *args, **kwargs)
         if not self.on_host(tensor):
             return original(tensor, *args, **kwargs)
-        self._recording.copies["to"] += 1
+        self._copied_there("to", waits=not kwargs.get("non_blocking"))
         with self._pause():
             return original(tensor, *args, **kwargs).clone()
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from gradsurgery.data import SkippedImage, cache_folder, decode_image, open_source, prepare
+from gradsurgery.data.tables import stated
 from gradsurgery.errors import ArgumentError, DataError, OutputError
 
 
@@ -64,6 +66,20 @@ def test_a_set_that_moved_or_was_touched_is_not_decoded_again(root, cache, tmp_p
     moved = open_source(str(tmp_path / "moved"))
     assert prepare(moved, 8, cache, progress=decoded).digest == first.digest
     assert decoded == []
+
+
+def test_other_contents_of_the_same_size_and_time_are_seen(root, cache):
+    path, stats = root / "art/cat/0.bmp", []
+    for shade in (10, 200):
+        Image.new("RGB", (8, 8), (shade,) * 3).save(path)
+        os.utime(path, (1, 1))
+        stats.append(stated(path))
+        images = prepare(open_source(str(root)), 8, cache)
+        position = images.identities.index("art/cat/0.bmp")
+        assert images.images[position].flatten().tolist() == [shade] * 192
+    before, after = stats
+    assert after[:3] == before[:3]
+    assert after[3] != before[3]
 
 
 def test_other_contents_names_or_sizes_have_another_digest(root, cache):

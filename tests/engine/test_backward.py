@@ -16,6 +16,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import gradsurgery as gs
 from gradsurgery.engine import gradients_of
+from gradsurgery.engine.network import laid_out_as
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.rules import RULES, GramianRule
 from tests.engine.models import MODELS, domain_batches, separate_gradients
@@ -350,6 +351,27 @@ def test_a_parameter_with_gaps_in_memory_is_refused():
     part = nn.Parameter(torch.zeros(4, 4)[:, :2])
     with pytest.raises(ArgumentError, match=r"parameter 0 is a part of a larger tensor"):
         gs.backward([part.sum(), part.sum()], [part], gs.AgrSum())
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="this torch has one dtype")
+def test_gradients_in_another_precision_than_their_parameter_are_refused():
+    """A kernel would read float32 as bfloat16."""
+    weight = torch.zeros(4, dtype=torch.bfloat16, requires_grad=True)
+    weight.grad_dtype = torch.float32
+    losses = [weight.float().sum()] * 2
+    with pytest.raises(ArgumentError, match=r"parameter 0 is torch.bfloat16 and its gradients"):
+        gs.backward(losses, [weight], gs.AgrSum())
+
+
+def test_a_gradient_that_differs_in_the_strides_of_single_components_alone_is_not_copied():
+    """As cuDNN may give that of a convolution of one pixel."""
+    parameter = torch.zeros(6, 5, 1, 1)
+    gradient = torch.arange(30.0).view(6, 1, 1, 5).permute(0, 3, 1, 2)
+    assert gradient.stride() != parameter.stride()
+    (found,) = laid_out_as([parameter], [gradient])
+    assert found.stride() == parameter.stride()
+    assert found.data_ptr() == gradient.data_ptr()
+    assert torch.equal(found, gradient)
 
 
 @pytest.mark.parametrize("rule", ["agr-sum", "pcgrad"])

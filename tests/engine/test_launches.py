@@ -60,13 +60,16 @@ def test_the_recorder_counts_launches_reads_and_copies():
         host = torch.tensor([1.0, 2.0, 3.0, 4.0])
         assert (host * 2).tolist() == [2, 4, 6, 8]  # on the host alone
         there = host.to(a.device)
-        there.mul_(2)
+        there.mul_(2).copy_(host)
+        host.to(a.device, non_blocking=True)
+        torch.ones(4).copy_(host, non_blocking=True)
         there.cpu().add_(1)
         (weight * 2).sum().backward()
     launches = {"add": 1, "sum": 2, "gt": 2, "any": 1, "index": 1, "mul_": 1}
     assert recording.launches == launches | {"mul": 2, "ones_like": 1}
-    assert recording.synchronisations == {"item": 2, "tolist": 1, "index": 1, "cpu": 1}
-    assert recording.copies == {"item": 2, "tolist": 1, "index": 1, "cpu": 1, "to": 1}
+    reads = {"item": 2, "tolist": 1, "index": 1, "cpu": 1}
+    assert recording.synchronisations == reads | {"to": 1, "copy_": 1}
+    assert recording.copies == reads | {"to": 2, "copy_": 1}
 
 
 def test_the_recorder_sees_hooks_of_a_backward_pass_and_leaves_torch_as_it_was():

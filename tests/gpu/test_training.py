@@ -101,7 +101,9 @@ def test_inner_products_of_single_gradients_are_those_of_float64():
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="only CUDA says when the host waits for it")
-@pytest.mark.parametrize("name", ["deep-all", "sum", "agr-sum", "agr-rand", "and-mask", "pcgrad"])
+@pytest.mark.parametrize(
+    "name", ["deep-all", "sum", "agr-sum", "agr-rand", "and-mask", "pcgrad", "agr-ema"]
+)
 def test_a_step_does_not_wait_for_the_device(name):
     model, batches = net_and_batches(DEVICE, torch.float32)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
@@ -189,6 +191,20 @@ def test_what_cannot_be_recorded_is_refused_or_taken_step_by_step(tmp_path):
         run(tmp_path / "auto", "mixup", cuda_graph="auto"),
         run(tmp_path / "off", "mixup", cuda_graph="off"),
     )
+
+
+@needs_graphs
+def test_after_a_recording_that_fails_everything_goes_on(tmp_path, monkeypatch):
+    """Both generators draw in these steps: dropout's and the rule's."""
+    off = run(tmp_path / "off", "agr-rand", cuda_graph="off")
+    with monkeypatch.context() as patched:
+        waits = "gradsurgery.algorithms.forward.widened"
+        patched.setattr(waits, lambda logits: logits.float() if logits.sum().item() else logits)
+        auto = run(tmp_path / "auto", "agr-rand", cuda_graph="auto")
+    assert "cannot be recorded" in auto[0]["cost"]["cuda_graph"]
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert same(off, auto)
+    assert same(off, run(tmp_path / "on", "agr-rand", cuda_graph="on"))
 
 
 def test_a_run_whose_images_do_not_fit_on_the_device_is_the_same(tmp_path, monkeypatch):

@@ -260,3 +260,12 @@ def test_autocast_and_no_grad_around_it():
     with torch.autocast("cpu", torch.bfloat16):
         coarse = gs.gradient_gram(model, cross_entropy, x, y).total
     assert relative_error(coarse, exact) < 0.1
+
+
+def test_parameters_without_components():
+    with pytest.warns(UserWarning, match="no-op"):
+        model = nn.Sequential(nn.Linear(2, 0), nn.Linear(0, 1))
+    x = torch.ones(3, 2)
+    gram = gs.gradient_gram(model, lambda output, _: output[:, 0], x, x)
+    assert gram.layers["0"].tolist() == torch.zeros(3, 3).tolist()
+    assert gram.layers["1"].tolist() == torch.ones(3, 3).tolist()

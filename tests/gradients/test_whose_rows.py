@@ -8,6 +8,9 @@ from torch.utils.checkpoint import checkpoint
 
 import gradsurgery as gs
 from gradsurgery.errors import ArgumentError
+from gradsurgery.gradients import one_by_one
+from gradsurgery.gradients.conflict import sum_of
+from tests.engine.test_graph import MODELS, Recomputing, gradients_one_by_one
 from tests.gradients.networks_by_hand import ONE_TWO_THREE, One, diagonal
 from tests.gradients.oracle import cross_entropy, relative_error, stored_grams
 
@@ -178,3 +181,24 @@ def test_half_precision_is_checked_and_needs_no_further_pass(dtype):
     assert gram.fallbacks == ()
     expected = stored_grams(model, cross_entropy, x, y)
     assert relative_error(gram.total, sum(expected.values())) < 0.05
+
+
+@pytest.mark.parametrize(("times", "seen"), MODELS)
+@pytest.mark.parametrize("together", [True, False])
+def test_passes_within_the_backward_pass(times, seen, together, monkeypatch):
+    if not together:  # then a parameter is asked for by itself
+        monkeypatch.setattr(one_by_one, "_STACKED", 1)
+    torch.manual_seed(0)
+    model = Recomputing(times=times, seen=seen)
+    x = torch.randn(4, 3, dtype=torch.float64)
+    rows = gradients_one_by_one(model, (model(x[i : i + 1]).square().sum() for i in range(4)))
+    gram = gs.gradient_gram(model, lambda output, _: output.square().sum(1), x, x)
+    assert gram.fallbacks == ("inner",)
+    torch.testing.assert_close(gram.total, rows @ rows.T)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+    def loss(output, _):
+        return output.square().sum()
+
+    conflict = sum_of(gs.domain_conflict(model, loss, [(x[i : i + 1], None) for i in range(2)]))
+    torch.testing.assert_close(conflict.gram, (rows @ rows.T)[:2, :2])

@@ -3,6 +3,7 @@
 Triton's kernels are run by its interpreter, torch's own operations on the processor.
 """
 
+import gc
 import itertools
 import math
 import weakref
@@ -448,6 +449,21 @@ def test_gradients_are_let_go_once_they_have_been_copied():
     matrix = flat.joined(gradients, places, torch.float32)
     assert matrix.shape == (2, 768)
     assert [reference() for reference in references] == [None, None]
+
+
+def test_what_a_recorded_graph_reads_stays_as_long_as_what_the_recording_gave():
+    here, sizes = torch.device("cpu"), (3, 5)
+    with network.staged_tables(here) as read:
+        network.layout_of(sizes, here)
+        places = weakref.ref(flat.places_of(sizes, here).owners)
+    for other in range(40):  # more than are kept for later steps
+        network.layout_of((other,), here), flat.places_of((other,), here)
+    gc.collect()
+    assert places() is not None
+    assert any(isinstance(each, network.Layout) and each.sizes.tolist() == [3, 5] for each in read)
+    del read
+    gc.collect()
+    assert places() is None
 
 
 def test_parameters_on_several_devices_are_refused():

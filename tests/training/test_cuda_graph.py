@@ -1,5 +1,9 @@
 """When a step is recorded, compared and replayed; a stand-in for the graph repeats the step."""
 
+import random
+from contextlib import contextmanager
+
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -12,6 +16,8 @@ from gradsurgery.training.cuda_graph import GraphedSteps
 from gradsurgery.training.learner import build_learner
 
 STEPS = 12
+COIN = random.Random(0)
+"""Stands for Python's own numbers: what checks the annotations under the tests draws from those."""
 
 
 class Repeated:
@@ -33,6 +39,7 @@ def graphs(monkeypatch):
     monkeypatch.setattr(cuda_graph, "_obstacle", lambda learner: None)
     monkeypatch.setattr(cuda_graph, "_Graph", Repeated)
     monkeypatch.setattr(Repeated, "recorded", 0)
+    monkeypatch.setattr(random, "getstate", COIN.getstate)
 
 
 def learner_for(method, **settings):
@@ -134,6 +141,81 @@ def test_a_step_that_cannot_be_recorded_is_taken_as_it_is(monkeypatch):
     losses, _, taken = run(learner_for("agr-sum"), "auto")
     assert "not permitted when stream is capturing" in taken.refusal
     torch.testing.assert_close(losses, run(learner_for("agr-sum"), "off")[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.rand(()), COIN.random, np.random.random])
+def test_a_network_that_throws_a_coin_on_the_processor_is_not_recorded(draw):
+    """The two replays that are compared may fall as the recorded step did, by chance."""
+    learner = learner_for("agr-sum")
+    learner.host_generator = torch.Generator()  # as where the processor is not the device
+    learner.backbone.model.eval()
+    learner.backbone.model.register_forward_hook(lambda *_: draw() and None)
+    assert "draws random numbers on the processor" in run(learner, "auto")[2].refusal
+    assert Repeated.recorded == 0
+
+
+class Generator(torch.Generator):
+    """A GPU's, as far as a recording goes: it refuses to draw while it takes part in one."""
+
+    device = torch.device("cuda", 1)
+
+    recording = False
+
+    def clone_state(self):
+        return Generator()
+
+    def graphsafe_set_state(self, other):
+        self.recording = other.recording
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_recording_that_fails_leaves_torch_as_it_was(ended, monkeypatch):
+    own, default = Generator(), Generator()
+    said, streams = [], ["before"]
+
+    @contextmanager
+    def graph(_, *, pool, stream, capture_error_mode):
+        own.recording = default.recording = True
+        streams.append(stream)  # torch leaves it current where the end of a recording fails
+        try:
+            yield
+        finally:
+            if not ended:
+                raise RuntimeError("operation failed due to a previous error during capture")
+            own.recording = default.recording = False
+
+    def end_allocating(index, pool):
+        if ended:
+            raise RuntimeError("not currently recording to the pool")
+        said.append(("ended", index, pool))
+
+    @contextmanager
+    def restoring(stream):
+        before = list(streams)
+        try:
+            yield
+        finally:
+            streams[:] = before
+
+    monkeypatch.setattr(cuda_graph, "_recording_stream", lambda device: f"stream of {device}")
+    monkeypatch.setattr(torch.cuda, "default_generators", (None, default))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
+    monkeypatch.setattr(torch.cuda, "stream", restoring)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end_allocating)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda *of: said.append(("released", *of)))
+
+    def record():
+        with cuda_graph._recording(None, own):
+            assert streams[-1] == "stream of cuda:1"
+            raise ArgumentError("a layer that waits")
+
+    with pytest.raises((RuntimeError, ArgumentError), match=r"previous error|a layer that waits"):
+        record()
+    assert streams == ["before"]
+    assert not own.recording
+    assert not default.recording
+    assert said == ([] if ended else [("ended", 1, (0, 7)), ("released", 1, (0, 7))])
 
 
 def test_a_processor_has_no_graphs(monkeypatch):

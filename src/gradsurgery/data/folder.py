@@ -80,14 +80,15 @@ class FilesSource(Source):
         return self._signature
 
     def _stated(self) -> str:
-        """Paths, sizes and times of modification, in short."""
+        """Paths, sizes and times, in short; that of the last change is one that nobody can set."""
         digest = hashlib.sha256(os.fsencode(self._place))
         for path in map(self._paths.__getitem__, self.listing.rows):
             try:
                 stat = path.stat()
             except OSError as error:
                 raise unreadable(path, error) from error
-            digest.update(os.fsencode(f"\n{path}\0{stat.st_size}\0{stat.st_mtime_ns}"))
+            times = f"{stat.st_mtime_ns}\0{stat.st_ctime_ns}"
+            digest.update(os.fsencode(f"\n{path}\0{stat.st_size}\0{times}"))
         return f"folder/{digest.hexdigest()}"
 
     @override

@@ -204,13 +204,16 @@ def image_bytes(value: Any, folder: Path, place: str) -> bytes:
         ) from error
 
 
-def stated(path: Path) -> tuple[str, int, int]:
-    """What changes when a file does: path, size and time of modification; -1 for an absent one."""
+def stated(path: Path) -> tuple[str, int, int, int]:
+    """What changes when a file does: path, size and times; -1 for an absent one.
+
+    The time of modification can be set, that of the last change of anything cannot.
+    """
     try:
         stat = path.stat()
     except (OSError, ValueError):
-        return str(path), -1, -1
-    return str(path), stat.st_size, stat.st_mtime_ns
+        return str(path), -1, -1, -1
+    return str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def file_name(path: str | None) -> str | None:

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from gradsurgery.engine.accumulator import Accumulator, Update, check_form, not_finite_update
 from gradsurgery.errors import ArgumentError
-from gradsurgery.kernels.network import kernels_for
+from gradsurgery.kernels.network import kernels_for, sent
 from gradsurgery.rules.base import (
     ComponentwiseRule,
     Rule,
@@ -261,7 +261,7 @@ class GradientMatrix(SingleGradients):
         """What a rule with a memory says of the whole network, split into the parameters."""
         reached = [position in self._reached for position in range(len(self._parameters))]
         device = verdict.update.device
-        bounds, counted = torch.tensor(self._bounds).to(device), torch.tensor(reached).to(device)
+        bounds, counted = (sent(torch.tensor(each), device) for each in (self._bounds, reached))
         counts = [  # in few launches, however many parameters there are
             torch.nn.functional.pad(marks.cumsum(0), (1, 0))[bounds].diff() * counted
             for marks in (verdict.agreeing, verdict.zero)
@@ -325,13 +325,15 @@ class JudgedMatrix(GradientMatrix):
 def flat_gradient(gradient: Tensor, parameter: Tensor) -> Float[Tensor, " params"]:
     """The gradient's components in the order in which `parameter` lies in memory.
 
-    A view where the two are laid out alike, which autograd sees to, and a copy elsewhere.
+    A view where the two are laid out alike, which autograd sees to, and a copy elsewhere. How far
+    apart the components of a dimension of length 1 would be says nothing.
     """
     if gradient.layout != torch.strided:
         raise ArgumentError(
             f"gradients are dense, found {gradient.layout}; build Embedding with sparse=False"
         )
-    if gradient.stride() != parameter.stride():
+    lengths = zip(gradient.stride(), parameter.stride(), parameter.shape, strict=True)
+    if any(own != other for own, other, size in lengths if size != 1):
         gradient = torch.empty_like(parameter, requires_grad=False).copy_(gradient)
     if gradient.is_contiguous():
         return gradient.view(-1)

@@ -6,13 +6,13 @@ And whose gradients these are: those of the parameters that are trained.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradsurgery.engine.accumulator import Accumulator
+from gradsurgery.engine.graph import leaves_of_own_passes, shared_with_later
 from gradsurgery.errors import ArgumentError
 
 DomainLoss = Tensor | Iterable[Tensor]
@@ -45,7 +45,7 @@ class DomainPasses:
         anything else one domain's graph is alive at a time.
         """
         losses = _as_losses(losses)
-        kept = iter(_shared_with_later(losses)) if isinstance(losses, list | tuple) else None
+        kept = iter(shared_with_later(losses)) if isinstance(losses, list | tuple) else None
         values: list[Tensor] = []
         domains = iter(losses)
         at_once = self._accumulator.at_once
@@ -72,8 +72,14 @@ class DomainPasses:
 
     def _on_gradient(self, position: int, parameter: Tensor) -> None:
         _refuse_cleared(position, parameter)
-        if self._at_once:
-            self._hand_over(position)
+        if not self._at_once:
+            return
+        if position not in self._awaited:
+            raise ArgumentError(
+                f"the gradient of domain {self._domain} at parameter {position} comes in parts, "
+                "from passes within its pass; give the domain as a list of this one loss"
+            )
+        self._hand_over(position)
 
     def _hand_over(self, position: int) -> None:
         self._awaited.discard(position)
@@ -90,8 +96,10 @@ class DomainPasses:
         self._domain += 1
 
     def _go_back(self, loss: Tensor, *, retain: bool) -> None:
+        leaves = leaves_of_own_passes(loss, f"of domain {self._domain}")
+        self._at_once = self._at_once and not leaves
         scaled = loss if self._scaler is None else self._scaler.scale(loss)
-        run_backward(scaled, self._parameters, self._domain, retain=retain)
+        run_backward(scaled, self._parameters, leaves, self._domain, retain=retain)
 
 
 @contextmanager
@@ -135,8 +143,9 @@ def gradients_of(
     Every `.grad` has to be None, and is None afterwards.
     """
     scaled = checked_loss(loss, domain) if scaler is None else scaler.scale(loss)
+    leaves = leaves_of_own_passes(scaled, f"of domain {domain}")
     with _reporting(parameters, _refuse_cleared, all_of_them=False):
-        run_backward(scaled, list(parameters), domain, retain=False)
+        run_backward(scaled, parameters, leaves, domain, retain=False)
     return taken_gradients(parameters)
 
 
@@ -157,11 +166,20 @@ def taken_gradients(parameters: Sequence[Tensor]) -> list[Tensor | None]:
     return gradients
 
 
-def run_backward(loss: Tensor, parameters: list[Tensor], domain: int, *, retain: bool) -> None:
-    """`loss.backward` for the parameters alone, with errors that name the domain."""
-    refuse_reentrant(loss, f"of domain {domain}")
+def run_backward(
+    loss: Tensor, parameters: Sequence[Tensor], leaves: list[Tensor], domain: int, *, retain: bool
+) -> None:
+    """`loss.backward` for the parameters alone, with errors that name the domain.
+
+    leaves: to go back to as well; their `.grad` is as before afterwards.
+    """
+    known = set(parameters)
+    beside = [leaf for leaf in leaves if leaf not in known]
+    before = [leaf.grad for leaf in beside]
+    for leaf in beside:
+        leaf.grad = None
     try:
-        loss.backward(inputs=parameters, retain_graph=retain)
+        loss.backward(inputs=[*parameters, *beside], retain_graph=retain)
     except RuntimeError as error:
         if "backward through the graph a second time" not in str(error):
             raise
@@ -169,16 +187,9 @@ def run_backward(loss: Tensor, parameters: list[Tensor], domain: int, *, retain:
             f"the graph of the loss of domain {domain} is used up already; where the domains share "
             "one forward pass, give their losses as a list, for which the graph is kept"
         ) from error
-
-
-def refuse_reentrant(loss: Tensor, whose: str) -> None:
-    """Raise `ArgumentError` where a part of the graph of a loss is not kept."""
-    kinds = {type(node) for node in graph_of(loss)}
-    if any(kind.__name__.startswith("CheckpointFunction") for kind in kinds):
-        raise ArgumentError(
-            f"the loss {whose} goes through torch.utils.checkpoint with use_reentrant=True, which "
-            "hides parameters; use use_reentrant=False"
-        )
+    finally:
+        for leaf, gradient in zip(beside, before, strict=True):
+            leaf.grad = gradient
 
 
 def checked_loss(loss: Any, domain: int) -> Tensor:
@@ -235,41 +246,6 @@ def _described(found: Any) -> str:
     return name
 
 
-def _shared_with_later(losses: Sequence[DomainLoss]) -> Iterator[bool]:
-    """For every loss, micro-batch by micro-batch, whether a later one goes through its graph.
-
-    What nothing later needs is freed by its own pass, as autograd does.
-    """
-    flat: list[Any] = []
-    for domain in losses:
-        if isinstance(domain, list | tuple):
-            flat += domain
-        elif isinstance(domain, Tensor):
-            flat.append(domain)
-        else:  # an iterator makes its losses later, from graphs that nobody can see yet
-            return repeat(True)
-    later: set[Any] = set()
-    kept = []
-    for loss in reversed(flat):
-        nodes = graph_of(loss) if isinstance(loss, Tensor) else set()
-        kept.append(not later.isdisjoint(nodes))
-        later |= nodes
-    return reversed(kept)
-
-
-def graph_of(loss: Tensor, ends: tuple[str, ...] = ("AccumulateGrad",)) -> set[Any]:
-    """The nodes of autograd's graph behind `loss`, as far as those of the kinds `ends`."""
-    nodes: set[Any] = set()
-    waiting: list[Any] = [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in nodes or type(node).__name__ in ends:
-            continue
-        nodes.add(node)
-        waiting += [before for before, _ in node.next_functions]
-    return nodes
-
-
 def trainable_parameters(
     parameters: Iterable[Tensor] | Iterable[tuple[str, Tensor]], *, no_say: Iterable[str] = ()
 ) -> list[NamedParameter]:
@@ -310,11 +286,8 @@ def trainable_parameters(
                 f"parameter {name} is {parameter.dtype}, and rules compare real numbers; make it "
                 "real, e.g. torch.view_as_real(parameter), and view it as complex where it is used"
             )
-        if parameter.requires_grad and not _fills_memory(parameter):
-            raise ArgumentError(
-                f"parameter {name} is a part of a larger tensor with gaps in memory; make it a "
-                "tensor of its own with .contiguous()"
-            )
+        if parameter.requires_grad:
+            _check_memory(name, parameter)
         if id(parameter) not in named:
             unknown.pop(name, None)
         if parameter.requires_grad:
@@ -334,6 +307,19 @@ def _check_known(unknown: Iterable[str]) -> None:
         raise ArgumentError(
             f"no_say is by the names of parameters, found {name!r}, which none has; give names of "
             "model.named_parameters() with those, or positions with model.parameters()"
+        )
+
+
+def _check_memory(name: str, parameter: Tensor) -> None:
+    if not _fills_memory(parameter):
+        raise ArgumentError(
+            f"parameter {name} is a part of a larger tensor with gaps in memory; make it a "
+            "tensor of its own with .contiguous()"
+        )
+    if (kind := getattr(parameter, "grad_dtype", parameter.dtype)) != parameter.dtype:
+        raise ArgumentError(
+            f"parameter {name} is {parameter.dtype} and its gradients {kind}; leave its grad_dtype "
+            "as it is, or keep the parameter in that precision and compute under autocast"
         )
 
 

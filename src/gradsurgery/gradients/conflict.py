@@ -11,15 +11,17 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from gradsurgery.engine.passes import checked_loss, refuse_reentrant, trainable_parameters
+from gradsurgery.engine.passes import checked_loss, trainable_parameters
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.gradients.gradient_gram import block_of, grouped, layer_of
 from gradsurgery.gradients.model_state import unchanged
 from gradsurgery.gradients.one_by_one import (
+    NormalizedRows,
     SampleLoss,
     called_loss,
     check_model_and_loss,
     failures_as,
+    whole_gradients,
 )
 
 _PIECE = 1 << 16  # components at a time, so that the temporaries stay in the cache
@@ -186,7 +188,7 @@ def domain_conflict(
         raise ArgumentError(f"a conflict is between 2 domains or more, found {len(batches)}")
     named = trainable_parameters(model.named_parameters())
     rows = []
-    with unchanged(model, loss) as state:
+    with unchanged(model, loss) as state, NormalizedRows():
         for domain, batch in enumerate(batches):
             x, y = _checked_pair(batch, domain)
             state.restore(random=False)
@@ -216,9 +218,7 @@ def _checked_pair(batch: Any, domain: int) -> tuple[Any, Any]:
 
 def _gradients(loss: Any, domain: int, parameters: Sequence[Tensor]) -> list[Tensor]:
     checked = checked_loss(loss, domain)
-    refuse_reentrant(checked, f"of domain {domain}")
-    found_gradients = torch.autograd.grad(checked.sum(), parameters, materialize_grads=True)
-    return [found.to_dense() if found.is_sparse else found for found in found_gradients]
+    return whole_gradients(checked.sum(), parameters, f"of domain {domain}")
 
 
 def sum_of(layers: Mapping[str, Conflict]) -> Conflict:

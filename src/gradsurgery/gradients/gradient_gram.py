@@ -15,6 +15,7 @@ from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.gradients.layers import Gram
 from gradsurgery.gradients.model_state import ModelState, unchanged
 from gradsurgery.gradients.one_by_one import (
+    NormalizedRows,
     SampleLoss,
     Samples,
     SinglePasses,
@@ -122,7 +123,7 @@ def gradient_gram(model: nn.Module, loss: SampleLoss, x: Tensor, y: Any) -> Grad
     named = trainable_parameters(model.named_parameters())
     check_samples_apart(model)
     parameters = [parameter for _, parameter in named]
-    with unchanged(model, loss) as state, torch.enable_grad(), uncompiled():
+    with unchanged(model, loss) as state, torch.enable_grad(), uncompiled(), NormalizedRows():
         grams, losses, one_by_one = _parameter_grams(Samples(model, loss, x, y), parameters, state)
     slow = {id(parameter) for parameter in one_by_one}
     layers: dict[str, Gram] = {}

@@ -1,15 +1,18 @@
 """Further passes, of one sample each or with other neighbours: the slow way, and checks."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
+from typing_extensions import override
 
-from gradsurgery.engine.passes import refuse_reentrant
+from gradsurgery.engine.graph import leaves_of_own_passes
 from gradsurgery.errors import ArgumentError
 from gradsurgery.gradients.layers import PIECE, Gram, inner_products
 from gradsurgery.gradients.model_state import Draws, ModelState
@@ -18,6 +21,10 @@ from gradsurgery.gradients.verification import are_near, projected_backward, ref
 
 SampleLoss = Callable[[Any, Any], Tensor]
 _STACKED = 16 * PIECE
+_OF_BATCHES = {torch.batch_norm, torch.instance_norm} | {
+    functional.batch_norm,
+    functional.instance_norm,
+}
 
 
 class Samples(NamedTuple):
@@ -215,7 +222,6 @@ class SinglePasses:
         for i in numbers:
             recorder = Recorder(parameters, 1)
             loss = self.loss(i, recorder)
-            refuse_reentrant(loss, "of the samples")
             if len(recorder.taps) != len(batch):
                 return False
             own = projected_backward(recorder, loss[None], [0], to_samples=False)
@@ -232,6 +238,34 @@ def _detached(value: Any) -> Any:
     return value.detach().requires_grad_(value.requires_grad)
 
 
+class NormalizedRows(TorchFunctionMode):
+    """Inside, one row's normalisation and its gradient lie in memory in the order of dimensions.
+
+    On processors PyTorch (2.14) takes the place of one for that of the other where one of them is
+    laid out in another order, e.g. as a transposed view, and the gradient of a single row is wrong.
+    """
+
+    @override
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in _OF_BATCHES:
+            return func(*args, **kwargs)
+        row, *others = args or (kwargs["input"],)
+        if row.ndim < 3 or len(row) != 1:
+            return func(*args, **kwargs)
+        named = {name: value for name, value in kwargs.items() if name != "input"}
+        result = func(row.contiguous(), *others, **named)
+        if result.requires_grad:
+            result.register_hook(torch.Tensor.contiguous)
+        return result
+
+
 def stacked_grams(
     singles: SinglePasses, parameters: list[Tensor], samples: int
 ) -> Iterator[tuple[Tensor, Gram]]:
@@ -240,15 +274,30 @@ def stacked_grams(
     The gradients are made for as many parameters at a time as `_STACKED` holds.
     """
     for some in _portions(parameters, _STACKED // samples):
-        rows = [
-            torch.autograd.grad(loss, some, materialize_grads=True)
-            if loss.requires_grad
-            else [torch.zeros_like(parameter) for parameter in some]
-            for loss in map(singles.loss, range(samples))
-        ]
+        losses = map(singles.loss, range(samples))
+        rows = [whole_gradients(loss, some, "of the samples") for loss in losses]
         for parameter, column in zip(some, zip(*rows, strict=True), strict=True):
-            dense = [row.to_dense() if row.is_sparse else row for row in column]
-            yield parameter, inner_products(torch.stack(dense))
+            yield parameter, inner_products(torch.stack(column))
+
+
+def whole_gradients(loss: Tensor, parameters: Sequence[Tensor], whose: str) -> list[Tensor]:
+    """The gradients, dense, and zeros where the loss does not reach a parameter.
+
+    A function that somebody has written may run a backward pass of its own within this one, as
+    reversible layers do: what that adds to `.grad`, which is None afterwards, belongs to them.
+    """
+    for parameter in parameters:
+        parameter.grad = None
+    if not loss.requires_grad:
+        return [torch.zeros_like(parameter) for parameter in parameters]
+    whole = []
+    asked = [*parameters, *leaves_of_own_passes(loss, whose)]
+    found = torch.autograd.grad(loss, asked, materialize_grads=True)[: len(parameters)]
+    for parameter, gradient in zip(parameters, found, strict=True):
+        dense = gradient.to_dense() if gradient.is_sparse else gradient
+        inner, parameter.grad = parameter.grad, None
+        whole.append(dense if inner is None else dense + inner)
+    return whole
 
 
 def _portions(parameters: list[Tensor], components: int) -> Iterator[list[Tensor]]:

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from typing_extensions import override
 
-from gradsurgery.engine.passes import graph_of, refuse_reentrant
+from gradsurgery.engine.graph import graph_of, leaves_of_own_passes
 from gradsurgery.gradients.layers import LayerCall
 from gradsurgery.gradients.layers.elementwise import (
     NORMALIZATIONS,
@@ -77,6 +77,7 @@ class _Known(torch.autograd.Function):
         return gradient
 
 
+_OURS = {cast(Any, function)._backward_cls for function in (_Tap, _StandIn, _Known)}
 _Receive = Callable[[Tensor], None]
 _KNOWN = {**LINEAR, **NORMALIZATIONS}
 _UNKNOWN: tuple[tuple[str, ...], Any] = (), None
@@ -102,6 +103,7 @@ class Recorder(TorchFunctionMode):
     dtypes: of the numbers that were computed.
     gradient_lost: whether something was computed from the samples that has no gradient, by which
         they may see each other and no backward pass shows it.
+    hidden: parameters that a pass within a backward pass gave gradients, which no tap saw.
     differentiated: whether the pass itself went back through a tap, so that its losses depend on
         gradients.
     """
@@ -120,6 +122,7 @@ class Recorder(TorchFunctionMode):
         self.dtypes: set[torch.dtype] = set()
         self.taps: list[Tap] = []
         self.gradient_lost = False
+        self.hidden: set[Tensor] = set()
         self.differentiated = False
 
     def watched(self, x: Tensor) -> Tensor:
@@ -219,11 +222,7 @@ class Recorder(TorchFunctionMode):
             self._receiver(tap, gradient)
 
     def left_in_graph(self, losses: Tensor) -> list[Tensor]:
-        """The parameters that the losses reach by a use that is not tapped.
-
-        Raises `ArgumentError` for reentrant checkpointing, which has no graph.
-        """
-        refuse_reentrant(losses, "of the samples")
+        """The parameters that the losses reach by a use that is not tapped."""
         beside = graph_of(losses, ends=_MARKS)
         found = {id(node.variable) for node in beside if hasattr(node, "variable")}
         return [parameter for key, parameter in self.parameters.items() if key in found]
@@ -254,22 +253,29 @@ class Recorder(TorchFunctionMode):
 
         weights: w_i, for one of Σ w_i ℓ_i that keeps the graph.
         to_samples: whether it gets that of the samples too, where there is one, with None.
+
+        Raises `ArgumentError` for reentrant checkpointing, which has no graph.
         """
         self._receiver = receiver
         leaf = [self._leaf] if to_samples and self._leaf is not None else []
+        others = leaves_of_own_passes(losses, "of the samples", known=_OURS)
         try:
             _, *found = torch.autograd.grad(
                 losses,
-                [self._anchor, *leaf],
+                [self._anchor, *leaf, *others],
                 torch.ones_like(losses) if weights is None else weights.to(losses.dtype),
                 retain_graph=weights is not None,
                 allow_unused=True,
             )
-            for gradient in found:
+            for gradient in found[: len(leaf)]:
                 if gradient is not None:
                     self._receive(None, gradient)
         finally:
             self._receiver = None
+            reached = [p for p in self.parameters.values() if p.grad is not None]
+            self.hidden.update(reached)
+            for parameter in reached:
+                parameter.grad = None
 
 
 def _is_in_functorch() -> bool:

@@ -73,7 +73,7 @@ def verified_backward(
     grams.complete()
     rows = slice(None) if known else list(compared)
     at_taps = {tap: plain[tap][rows] for tap in recorder.taps}
-    return Passes(grams.found, grams.refused, agreed.get(None, True), at_taps)
+    return Passes(grams.found, grams.refused | recorder.hidden, agreed.get(None, True), at_taps)
 
 
 def projected_backward(

@@ -8,7 +8,6 @@ of more the running total is stored, and one that ends beyond the precision is n
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +21,7 @@ from gradsurgery.kernels.network import (
     Layout,
     Rows,
     Seen,
+    kept,
     launch,
     layout_of,
     table_of,
@@ -66,8 +66,7 @@ def combine(
     layout = layout_of(sizes, device)
     marks = torch.zeros((len(rows) + 2) * tensors + 1, dtype=torch.int32, device=device)
     found = marks[-1].view(torch.float32)
-    fresh = before is None and out is None
-    after = _fresh(combination.kind, sum(sizes), _wide(dtype), found) if fresh else before
+    after = before if before or out else _fresh(combination.kind, sum(sizes), _wide(dtype), found)
     total, second, signs = (found if t is None else t for t in (after or (None,) * 3)[:3])
     seed = random.seed_on(device) if out is not None and combination.draws else None
     sums = out is not None and (combination.rescale or combination.kind == "agr-rand")
@@ -93,6 +92,7 @@ def combine(
         ROWS=len(rows),
         RESUMED=before is not None,
         FINAL=out is not None,
+        DIVIDES=combination.constants[0] != 1,
         COUNTS=out is not None and combination.kind in COUNTING,
         SUMS=sums,
         ALIGNED=table.aligned,
@@ -144,6 +144,7 @@ def _replace_marks(
         DTYPE=TYPES[some.dtype],
         WIDE=TYPES[_wide(some.dtype)],
         BLOCK=BLOCK,
+        TILE=TILE,
         num_warps=WARPS,
     )
 
@@ -157,7 +158,7 @@ def _rescale(tensors: Sequence[Tensor | None], masks: Tensor, sizes: tuple[int, 
             tensor.div_(part.sum().item() / max(size, 1) or 1.0)
 
 
-@lru_cache(maxsize=64)
+@kept(64)
 def constants_of(values: tuple[float, ...], device: torch.device) -> Tensor:
     """The numbers of a rule on the device, at least one: a kernel's own arguments are float32."""
     return torch.tensor([*values, 0.0], dtype=torch.float64, device=device)

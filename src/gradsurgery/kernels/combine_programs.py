@@ -92,16 +92,18 @@ def _fold_rows(
 @triton.jit
 @no_type_check
 def _update(
-    a, b, c, same, numbers, constants, seed, domains, RULE: tl.constexpr, WIDE: tl.constexpr,
+    a, b, c, same, numbers, constants, seed, domains, RULE: tl.constexpr, DIVIDES: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """The rule's update of a tile, where it agrees, where all is zero, and what is summed up."""
     divisor = tl.load(constants).to(WIDE)
     agrees = same & (a != 0)
     zero = same & (a == 0)
     summed = a.to(tl.float64)
-    # a mean that the precision holds, of a sum that it does not
     fits = tl.abs(a) < float("inf")
-    mean = tl.where(fits, a / divisor, b / divisor / _SPARE)
+    mean = a
+    if DIVIDES:  # a mean that the precision holds, of a sum that it does not
+        mean = tl.where(fits, a / divisor, b / divisor / _SPARE)
     if RULE == "agr-sum":
         update = tl.where(same, mean, 0.0)
     elif RULE == "agr-rand":
@@ -138,8 +140,8 @@ def _update(
 def _combine_tile(
     table, tensor, tensors, offsets, inside, base, found_before, total, second, signs, constants,
     seed, domains, RULE: tl.constexpr, ROWS: tl.constexpr, RESUMED: tl.constexpr,
-    FINAL: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr, WIDE: tl.constexpr,
-    TILE: tl.constexpr,
+    FINAL: tl.constexpr, DIVIDES: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr,
+    WIDE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Work on a tile of a block: how many components agree (and, times 2¹⁶, are zero), what is
 
@@ -154,7 +156,7 @@ def _combine_tile(
     summed = tl.zeros([TILE], dtype=tl.float64)
     if FINAL:
         update, agrees, zero, summed = _update(
-            a, b, c, same, numbers, constants, seed, domains, RULE, WIDE
+            a, b, c, same, numbers, constants, seed, domains, RULE, DIVIDES, WIDE
         )
         summed = tl.where(inside, summed, 0.0)
         if RULE != "agr-rand":  # whose marks are NaN; the bit tells of a sum beyond the precision
@@ -185,9 +187,9 @@ def _combine_tile(
 def combine_program(
     table, sizes, bases, owners, begins, marks, found, found_before, total, second, signs,
     partials, constants, seed, tensors, domains, RULE: tl.constexpr, ROWS: tl.constexpr,
-    RESUMED: tl.constexpr, FINAL: tl.constexpr, COUNTS: tl.constexpr, SUMS: tl.constexpr,
-    ALIGNED: tl.constexpr, DTYPE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
-    TILE: tl.constexpr,
+    RESUMED: tl.constexpr, FINAL: tl.constexpr, DIVIDES: tl.constexpr, COUNTS: tl.constexpr,
+    SUMS: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """One block of `combine`, tile by tile: so many programs fit onto the card at once."""
     block = tl.program_id(0)
@@ -205,7 +207,7 @@ def combine_program(
             more, sums, worse = _combine_tile(
                 table, tensor, tensors, offsets, tl.full([TILE], 1, tl.int1), base, found_before,
                 total, second, signs, constants, seed, domains, RULE, ROWS, RESUMED, FINAL,
-                ALIGNED, DTYPE, WIDE, TILE,
+                DIVIDES, ALIGNED, DTYPE, WIDE, TILE,
             )  # fmt: skip
             counts += more
             bad |= worse
@@ -217,7 +219,7 @@ def combine_program(
             more, sums, worse = _combine_tile(
                 table, tensor, tensors, offsets, offsets < size, base, found_before,
                 total, second, signs, constants, seed, domains, RULE, ROWS, RESUMED, FINAL,
-                ALIGNED, DTYPE, WIDE, TILE,
+                DIVIDES, ALIGNED, DTYPE, WIDE, TILE,
             )  # fmt: skip
             counts += more
             bad |= worse
@@ -238,24 +240,51 @@ def combine_program(
 
 @triton.jit
 @no_type_check
+def _noise_tile(
+    table, tensor, offsets, inside, base, scale, seed, spoilt,
+    ALIGNED: tl.constexpr, DTYPE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Work on a tile of a block: where the result is not finite."""
+    places, there = pointers_at(table, tensor, offsets, DTYPE, ALIGNED)
+    value = tl.load(places, mask=inside & there, other=0.0).to(WIDE)
+    value = tl.where(value == value, value, _normal(seed, base + offsets).to(WIDE) * scale)
+    narrow = tl.where(spoilt, float("nan"), value).to(DTYPE)
+    tl.store(places, narrow, mask=inside & there)
+    return tl.where(tl.abs(narrow.to(WIDE)) < float("inf"), 0, 1)
+
+
+@triton.jit
+@no_type_check
 def noise_program(
     table, sizes, bases, owners, begins, summed, counts, constants, seed, found,
     ALIGNED: tl.constexpr, DTYPE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
-    """One block of what replaces marks by draws."""
+    """One block of what replaces marks by draws, tile by tile."""
     tensor = tl.load(owners + tl.program_id(0))
-    offsets = tl.load(begins + tl.program_id(0)) + tl.arange(0, BLOCK)
-    inside = offsets < tl.load(sizes + tensor)
-    places, there = pointers_at(table, tensor, offsets, DTYPE, ALIGNED)
-    value = tl.load(places, mask=inside & there, other=0.0).to(WIDE)
+    begin = tl.load(begins + tl.program_id(0))
+    size = tl.load(sizes + tensor)
+    base = tl.load(bases + tensor)
     agreeing = tl.load(counts).to(tl.float64)
     agreeing += tl.load(constants + 1) * tl.load(counts + 1).to(tl.float64)
-    scale = tl.load(summed) / tl.maximum(agreeing, 1.0) / tl.load(constants)
-    noise = _normal(tl.load(seed), tl.load(bases + tensor) + offsets).to(WIDE) * scale.to(WIDE)
-    value = tl.where(value == value, value, noise)
-    value = tl.where(tl.load(found) > 0, float("nan"), value)
-    tl.store(places, value.to(DTYPE), mask=inside & there)
-    if tl.max(tl.where(tl.abs(value.to(DTYPE).to(WIDE)) < float("inf"), 0, 1), 0) != 0:
+    scale = (tl.load(summed) / tl.maximum(agreeing, 1.0) / tl.load(constants)).to(WIDE)
+    key = tl.load(seed)
+    spoilt = tl.load(found) > 0
+    bad = tl.zeros([TILE], dtype=tl.int32)
+    if begin + BLOCK <= size:
+        for start in range(0, BLOCK, TILE):
+            bad |= _noise_tile(
+                table, tensor, begin + start + tl.arange(0, TILE), tl.full([TILE], 1, tl.int1),
+                base, scale, key, spoilt, ALIGNED, DTYPE, WIDE,
+            )  # fmt: skip
+    else:
+        for start in range(0, size - begin, TILE):
+            offsets = begin + start + tl.arange(0, TILE)
+            bad |= _noise_tile(
+                table, tensor, offsets, offsets < size, base, scale, key, spoilt,
+                ALIGNED, DTYPE, WIDE,
+            )  # fmt: skip
+    if tl.max(bad, 0) != 0:
         tl.store(found, 1.0)
 
 

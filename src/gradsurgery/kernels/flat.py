@@ -7,7 +7,7 @@ The last block of a tensor is filled up with zeros. Nothing waits for the device
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, reduce
+from functools import reduce
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gradsurgery.kernels.network import COUNTING, Combination, Rows, Seen, wide_on
+from gradsurgery.kernels.network import COUNTING, Combination, Rows, Seen, kept, wide_on
 
 BLOCK = 256
 """Components of a block."""
@@ -154,7 +154,7 @@ def projections(
     return coefficients
 
 
-@lru_cache(maxsize=32)
+@kept(32)
 def places_of(sizes: tuple[int, ...], device: torch.device) -> Places:
     """The places of tensors with so many components; kept, since a network's are always the same.
 
@@ -197,12 +197,13 @@ def joined(rows: Rows, places: Places, dtype: torch.dtype) -> Float[Tensor, "row
     return torch.cat([part for part in filled if len(part)]).view(number, -1)
 
 
-@lru_cache(maxsize=8)
+@kept(8)
 def _padding(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.zeros(BLOCK, dtype=dtype, device=device)
+    # a copy is there when it is returned, for every stream; a graph would fill it at its replays
+    return torch.zeros(BLOCK, dtype=dtype).to(device)
 
 
-@lru_cache(maxsize=64)
+@kept(64)
 def _numbers(values: tuple[int, ...], device: torch.device) -> Int[Tensor, " values"]:
     return torch.tensor(values).to(device)
 

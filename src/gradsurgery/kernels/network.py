@@ -8,15 +8,18 @@ it begins.
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cache, lru_cache
+from functools import cache, lru_cache, wraps
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from gradsurgery.errors import ArgumentError
+
+P = ParamSpec("P")
+Made = TypeVar("Made")
 
 BLOCK = 4096
 """Components that one program of a kernel works on."""
@@ -32,7 +35,7 @@ ONE_BY_ONE = {"cpu"}
 
 _DOUBLE = {"cpu", "cuda"}
 
-_WIDEST = 1 << 31  # offsets within a tensor are 32-bit numbers
+_WIDEST = (1 << 31) - BLOCK  # offsets to the end of a tensor's last block are 32-bit numbers
 
 
 def accelerates(tensors: Sequence[Tensor]) -> bool:
@@ -52,6 +55,20 @@ def has_triton() -> bool:
 def wide_on(device: torch.device) -> torch.dtype:
     """The precision of sums over a network: float64 where the device is known to have it."""
     return torch.float64 if device.type in _DOUBLE else torch.float32
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device, which is not waited for.
+
+    A graph that is being recorded would read the host's memory again: torch refuses that.
+    """
+    if tensor.device.type != "cpu" or device.type not in ("cpu", "cuda"):
+        return tensor.to(device)
+    if device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():
+            return tensor.to(device)
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 Rows = Sequence[list[Tensor | None]]
@@ -150,7 +167,39 @@ def combined(
         flags.append(seen.flags)
     (update,) = out
     assert update is not None
-    return update, seen._replace(flags=torch.cat(flags))
+    return update, seen if len(flags) == 1 else seen._replace(flags=torch.cat(flags))
+
+
+class _Staging(threading.local):
+    """Memory that tables are copied to the device from, while this thread records a graph.
+
+    read: what the graph reads beside them.
+    """
+
+    memory: Tensor | None = None
+    used = 0
+    read: list[Any]
+
+
+_staging = _Staging()
+
+
+def kept(most: int) -> Callable[[Callable[P, Made]], Callable[P, Made]]:
+    """As `lru_cache` of so many; a graph that is recorded keeps what it gets for itself too."""
+
+    def keeping(make: Callable[P, Made]) -> Callable[P, Made]:
+        made: Any = lru_cache(most)(make)
+
+        @wraps(make)
+        def get(*arguments: P.args, **named: P.kwargs) -> Made:
+            found: Made = made(*arguments, **named)
+            if _staging.memory is not None:
+                _staging.read.append(found)
+            return found
+
+        return get
+
+    return keeping
 
 
 class Layout(NamedTuple):
@@ -168,7 +217,7 @@ class Layout(NamedTuple):
     begins: Int[Tensor, " blocks"]
 
 
-@lru_cache(maxsize=32)
+@kept(32)
 def layout_of(sizes: tuple[int, ...], device: torch.device) -> Layout:
     """The layout of tensors with so many components; kept, since a network's is always the same."""
     counts = torch.tensor(sizes, dtype=torch.int64)
@@ -187,28 +236,19 @@ def layout_of(sizes: tuple[int, ...], device: torch.device) -> Layout:
 _TABLES = 1 << 18  # addresses that fit into the memory set aside for the tables of a graph
 
 
-class _Staging(threading.local):
-    """Memory that tables are copied to the device from, while this thread records a graph."""
-
-    memory: Tensor | None = None
-    used = 0
-
-
-_staging = _Staging()
-
-
 @contextmanager
-def staged_tables(device: torch.device) -> Iterator[Tensor]:
+def staged_tables(device: torch.device) -> Iterator[list[Any]]:
     """Inside, the addresses of tables are kept in one memory, which a graph that is recorded copies
 
-    them from at every replay, and which has to stay as long as the graph. Gives that memory.
+    them from at every replay. Gives what the graph reads and does not hold itself, that memory and
+    what is `kept` for every step; it has to stay as long as the graph.
     """
     pinned = torch.empty(_TABLES, dtype=torch.int64, pin_memory=device.type == "cuda")
-    _staging.memory, _staging.used = pinned, 0
+    _staging.memory, _staging.used, _staging.read = pinned, 0, [pinned]
     try:
-        yield pinned
+        yield _staging.read
     finally:
-        _staging.memory = None
+        _staging.memory, _staging.read = None, []
 
 
 class Table(NamedTuple):
@@ -248,9 +288,7 @@ def _kept_table(addresses: tuple[int, ...], device: torch.device, stream: int) -
 
     A training loop's gradients lie at the same few places again and again.
     """
-    table = torch.tensor(addresses, dtype=torch.int64)
-    if device.type != "cpu":
-        table = table.pin_memory().to(device, non_blocking=True)
+    table = sent(torch.tensor(addresses, dtype=torch.int64), device)
     return Table(table, _are_aligned(addresses))
 
 

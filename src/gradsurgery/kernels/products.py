@@ -120,30 +120,26 @@ def weighted_sum(
 def gather(
     tensors: Sequence[Tensor | None], sizes: tuple[int, ...], *, out: Float[Tensor, " params"]
 ) -> Tensor:
-    """Write the tensors into `out` one after the other, 0 for those that are None.
+    """Write the tensors, of its precision, into `out` one after the other, 0 for those of None.
 
     Returns flags [tensors], not 0 where a tensor is not finite.
     """
     layout = layout_of(sizes, out.device)
     flags = torch.zeros(len(tensors), dtype=torch.int32, device=out.device)
-    kinds = {tensor.dtype for tensor in tensors if tensor is not None}
-    for dtype in kinds or {out.dtype}:
-        chosen = [t if t is None or t.dtype == dtype else None for t in tensors]
-        skipped = [t is not None and t.dtype != dtype for t in tensors]
-        table = table_of([chosen], out.device)
-        launch(
-            gather_program,
-            (len(layout.owners),),
-            table.addresses,
-            *layout,
-            torch.tensor(skipped, dtype=torch.int8).to(out.device),
-            flags,
-            out,
-            ALIGNED=table.aligned,
-            DTYPE=TYPES[dtype],
-            BLOCK=BLOCK,
-            num_warps=WARPS,
-        )
+    table = table_of([list(tensors)], out.device)
+    launch(
+        gather_program,
+        (len(layout.owners),),
+        table.addresses,
+        *layout,
+        flags,
+        out,
+        ALIGNED=table.aligned,
+        DTYPE=TYPES[out.dtype],
+        BLOCK=BLOCK,
+        TILE=TILE,
+        num_warps=WARPS,
+    )
     return flags
 
 

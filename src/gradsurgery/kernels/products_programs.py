@@ -24,9 +24,13 @@ def _row(
 @no_type_check
 def _gramian_tiles(
     table, tensor, tensors, begin, end, i, j, marks, found, parts, FULL: tl.constexpr,
-    DOMAINS: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr,
+    SAME: tl.constexpr, DOMAINS: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
-    """The products of domains i to i + 3 with j to j + 3 over a block, kept in registers."""
+    """The products of domains i to i + 3 with j to j + 3 over a block, kept in registers.
+
+    SAME: whether i is j; their rows are read and made float64 once, and the lower triangle is left.
+    """
     zero = tl.zeros([TILE], dtype=tl.float64)
     s00, s01, s02, s03 = zero, zero, zero, zero
     s10, s11, s12, s13 = zero, zero, zero, zero
@@ -42,37 +46,47 @@ def _gramian_tiles(
         a1 = _row(table, i + 1, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
         a2 = _row(table, i + 2, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
         a3 = _row(table, i + 3, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
-        bad |= tl.where(tl.abs(a0) < float("inf"), 0, 1)
-        bad |= tl.where(tl.abs(a1) < float("inf"), 0, 2)
-        bad |= tl.where(tl.abs(a2) < float("inf"), 0, 4)
-        bad |= tl.where(tl.abs(a3) < float("inf"), 0, 8)
-        b0, b1, b2, b3 = a0, a1, a2, a3
-        if DOMAINS > 4:
+        if SAME:
+            bad |= tl.where(tl.abs(a0) < float("inf"), 0, 1)
+            bad |= tl.where(tl.abs(a1) < float("inf"), 0, 2)
+            bad |= tl.where(tl.abs(a2) < float("inf"), 0, 4)
+            bad |= tl.where(tl.abs(a3) < float("inf"), 0, 8)
+            s00, s01, s02, s03 = s00 + a0 * a0, s01 + a0 * a1, s02 + a0 * a2, s03 + a0 * a3
+            s11, s12, s13 = s11 + a1 * a1, s12 + a1 * a2, s13 + a1 * a3
+            s22, s23, s33 = s22 + a2 * a2, s23 + a2 * a3, s33 + a3 * a3
+        else:
             b0 = _row(table, j, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
             b1 = _row(table, j + 1, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
             b2 = _row(table, j + 2, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
             b3 = _row(table, j + 3, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
-        s00, s01, s02, s03 = s00 + a0 * b0, s01 + a0 * b1, s02 + a0 * b2, s03 + a0 * b3
-        s10, s11, s12, s13 = s10 + a1 * b0, s11 + a1 * b1, s12 + a1 * b2, s13 + a1 * b3
-        s20, s21, s22, s23 = s20 + a2 * b0, s21 + a2 * b1, s22 + a2 * b2, s23 + a2 * b3
-        s30, s31, s32, s33 = s30 + a3 * b0, s31 + a3 * b1, s32 + a3 * b2, s33 + a3 * b3
-    for row in tl.static_range(4):
-        if (i == j) & (tl.max((bad >> row) & 1, 0) != 0):
-            tl.store(marks + (i + row) * tensors + tensor, 1)
-            tl.store(found, 1.0)
-    _store_row(parts, i, j, s00, s01, s02, s03, DOMAINS)
-    _store_row(parts, i + 1, j, s10, s11, s12, s13, DOMAINS)
-    _store_row(parts, i + 2, j, s20, s21, s22, s23, DOMAINS)
-    _store_row(parts, i + 3, j, s30, s31, s32, s33, DOMAINS)
+            s00, s01, s02, s03 = s00 + a0 * b0, s01 + a0 * b1, s02 + a0 * b2, s03 + a0 * b3
+            s10, s11, s12, s13 = s10 + a1 * b0, s11 + a1 * b1, s12 + a1 * b2, s13 + a1 * b3
+            s20, s21, s22, s23 = s20 + a2 * b0, s21 + a2 * b1, s22 + a2 * b2, s23 + a2 * b3
+            s30, s31, s32, s33 = s30 + a3 * b0, s31 + a3 * b1, s32 + a3 * b2, s33 + a3 * b3
+    if SAME:
+        for row in tl.static_range(4):
+            if tl.max((bad >> row) & 1, 0) != 0:
+                tl.store(marks + (i + row) * tensors + tensor, 1)
+                tl.store(found, 1.0)
+    _store_row(parts, i, j, 0, s00, s01, s02, s03, SAME, DOMAINS)
+    _store_row(parts, i, j, 1, s10, s11, s12, s13, SAME, DOMAINS)
+    _store_row(parts, i, j, 2, s20, s21, s22, s23, SAME, DOMAINS)
+    _store_row(parts, i, j, 3, s30, s31, s32, s33, SAME, DOMAINS)
 
 
 @triton.jit
 @no_type_check
-def _store_row(parts, i, j, s0, s1, s2, s3, DOMAINS: tl.constexpr):
-    _store_product(parts, i, j, s0, DOMAINS)
-    _store_product(parts, i, j + 1, s1, DOMAINS)
-    _store_product(parts, i, j + 2, s2, DOMAINS)
-    _store_product(parts, i, j + 3, s3, DOMAINS)
+def _store_row(
+    parts, i, j, row: tl.constexpr, s0, s1, s2, s3, SAME: tl.constexpr, DOMAINS: tl.constexpr
+):
+    """Those of the upper triangle, where i is j."""
+    if not SAME or row == 0:
+        _store_product(parts, i + row, j, s0, DOMAINS)
+    if not SAME or row <= 1:
+        _store_product(parts, i + row, j + 1, s1, DOMAINS)
+    if not SAME or row <= 2:
+        _store_product(parts, i + row, j + 2, s2, DOMAINS)
+    _store_product(parts, i + row, j + 3, s3, DOMAINS)
 
 
 @triton.jit
@@ -101,18 +115,30 @@ def gramian_program(
     begin = tl.load(begins + block)
     size = tl.load(sizes + tensor)
     parts += block * DOMAINS * DOMAINS
-    if i <= j:
-        # a whole block is read without a mask, which would keep its loads narrow
+    # a whole block is read without a mask, which would keep its loads narrow
+    if i == j:
         if begin + BLOCK <= size:
             _gramian_tiles(
-                table, tensor, tensors, begin, begin + BLOCK, i, j, marks, found, parts, True,
+                table, tensor, tensors, begin, begin + BLOCK, i, j, marks, found, parts, True, True,
                 DOMAINS, ALIGNED, DTYPE, TILE,
             )  # fmt: skip
         else:
             _gramian_tiles(
-                table, tensor, tensors, begin, size, i, j, marks, found, parts, False,
+                table, tensor, tensors, begin, size, i, j, marks, found, parts, False, True,
                 DOMAINS, ALIGNED, DTYPE, TILE,
             )  # fmt: skip
+    if DOMAINS > 4:  # noqa: SIM102  else there is no such pair, and its registers are free
+        if i < j:
+            if begin + BLOCK <= size:
+                _gramian_tiles(
+                    table, tensor, tensors, begin, begin + BLOCK, i, j, marks, found, parts, True,
+                    False, DOMAINS, ALIGNED, DTYPE, TILE,
+                )  # fmt: skip
+            else:
+                _gramian_tiles(
+                    table, tensor, tensors, begin, size, i, j, marks, found, parts, False, False,
+                    DOMAINS, ALIGNED, DTYPE, TILE,
+                )  # fmt: skip
 
 
 @triton.jit
@@ -165,21 +191,42 @@ def weighted_sum_program(
 
 @triton.jit
 @no_type_check
-def gather_program(
-    table, sizes, bases, owners, begins, skipped, flags, out,
-    ALIGNED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+def _gather_tile(
+    table, tensor, offsets, inside, base, out, ALIGNED: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """One block of a tensor, copied to its place in a flat vector."""
+    """Copy a tile of a block: where it is not finite."""
+    places, there = pointers_at(table, tensor, offsets, DTYPE, ALIGNED)
+    g = tl.load(places, mask=inside & there, other=0.0)
+    tl.store(out + base + offsets, g, mask=inside)
+    return tl.where(tl.abs(g.to(tl.float64)) < float("inf"), 0, 1)
+
+
+@triton.jit
+@no_type_check
+def gather_program(
+    table, sizes, bases, owners, begins, flags, out,
+    ALIGNED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """One block of a tensor, copied to its place in a flat vector, tile by tile."""
     tensor = tl.load(owners + tl.program_id(0))
-    if tl.load(skipped + tensor) == 0:
-        offsets = tl.load(begins + tl.program_id(0)) + tl.arange(0, BLOCK)
-        inside = offsets < tl.load(sizes + tensor)
-        places, there = pointers_at(table, tensor, offsets, DTYPE, ALIGNED)
-        g = tl.load(places, mask=inside & there, other=0.0)
-        bad = tl.max(tl.where(tl.abs(g.to(tl.float64)) < float("inf"), 0, 1), 0)
-        if bad != 0:
-            tl.store(flags + tensor, 1)
-        tl.store(out + tl.load(bases + tensor) + offsets, g, mask=inside)
+    begin = tl.load(begins + tl.program_id(0))
+    size = tl.load(sizes + tensor)
+    base = tl.load(bases + tensor)
+    bad = tl.zeros([TILE], dtype=tl.int32)
+    if begin + BLOCK <= size:
+        for start in range(0, BLOCK, TILE):
+            bad |= _gather_tile(
+                table, tensor, begin + start + tl.arange(0, TILE), tl.full([TILE], 1, tl.int1),
+                base, out, ALIGNED, DTYPE,
+            )  # fmt: skip
+    else:
+        for start in range(0, size - begin, TILE):
+            offsets = begin + start + tl.arange(0, TILE)
+            bad |= _gather_tile(
+                table, tensor, offsets, offsets < size, base, out, ALIGNED, DTYPE
+            )  # fmt: skip
+    if tl.max(bad, 0) != 0:
+        tl.store(flags + tensor, 1)
 
 
 @triton.jit

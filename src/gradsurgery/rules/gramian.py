@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradsurgery.kernels import compiled as kernel
-from gradsurgery.kernels.network import kernels_for
+from gradsurgery.kernels.network import kernels_for, sent
 from gradsurgery.rules.base import (
     Rule,
     beyond_precision,
@@ -46,7 +46,7 @@ class GramianRule(Rule):
         on_cpu = gramian.cpu().double()
         if not on_cpu.isfinite().all():
             return gramian[0]
-        return self.weights(on_cpu).to(gramian.device, gramian.dtype)
+        return sent(self.weights(on_cpu).to(gramian.dtype), gramian.device)
 
     def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
         """The update Σ_d w_d g_d."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gradsurgery.errors import ArgumentError
-from gradsurgery.kernels.network import wide_on
+from gradsurgery.kernels.network import sent, wide_on
 
 
 def checked_generator(generator: Any) -> torch.Generator | None:
@@ -43,7 +43,7 @@ class RandomSource:
         """A seed for what draws on `device`, which does not have to wait for it."""
         generator = self._on(device)
         seed = torch.randint(1 << 62, (), generator=generator, device=generator.device)
-        return seed.to(device)
+        return sent(seed, device)
 
     def orders_on(self, domains: int, device: torch.device) -> Tensor:
         """For every domain the others in a random order: int64 [domains, domains − 1]."""
@@ -53,7 +53,7 @@ class RandomSource:
             domains, domains, generator=generator, device=generator.device, dtype=dtype
         )
         draws.fill_diagonal_(2.0)  # a domain itself comes last, and is left out
-        return draws.argsort(1)[:, :-1].contiguous().to(device)
+        return sent(draws.argsort(1)[:, :-1].contiguous(), device)
 
     def pairs(self, domains: int) -> Iterator[tuple[int, int]]:
         """Every domain with each of the others, those of one domain in a random order."""

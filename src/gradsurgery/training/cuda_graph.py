@@ -6,11 +6,14 @@ else, so a step is replayed only while nothing but the images, the weights and t
 from the recorded one; and the first replays are compared with the step itself, bit by bit.
 """
 
+import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,10 +86,14 @@ class GraphedSteps:
         if key != self._stage:  # what was recorded is of another formula
             self._stage, self._eager, self._graph, self._compared = key, 0, None, 0
         if self._graph is None:
+            draws = _draws_on_host(self.learner)
             result = self.learner.take(batches, step)
             self._eager += 1
             if self._eager > _EAGER_STEPS:
-                self._record(batches, step)
+                if _draws_on_host(self.learner) != draws:
+                    self._refuse("it draws random numbers on the processor")
+                else:
+                    self._record(batches, step)
             return result
         if self._compared < _COMPARED:
             return self._compare(self._graph, batches, step)
@@ -157,9 +164,9 @@ class _Graph:
         self._graph.register_generator_state(learner.generator)
         learner.optimizer.zero_grad(set_to_none=True)
         with (
-            staged_tables(learner.device) as self._tables,
+            staged_tables(learner.device) as self._read,
             _capturable(learner.optimizer),
-            torch.cuda.graph(self._graph, capture_error_mode="thread_local"),
+            _recording(self._graph, learner.generator),
         ):
             self._result = take(self._batches)
 
@@ -199,6 +206,36 @@ def _obstacle(learner: Learner) -> str | None:
 
 
 @contextmanager
+def _recording(graph: Any, generator: torch.Generator) -> Iterator[None]:
+    """Inside, what the generator's device is asked for is recorded, and not computed.
+
+    Where it cannot be, torch leaves the generators, the allocator and the current stream as in a
+    recording: they are put back, for the steps that are taken one by one from there on.
+    """
+    device = generator.device
+    drawing = (generator, torch.cuda.default_generators[device.index])
+    before = [each.clone_state() for each in drawing]
+    stream, pool = _recording_stream(device), torch.cuda.graph_pool_handle()
+    options: Any = {"pool": pool, "stream": stream, "capture_error_mode": "thread_local"}
+    try:
+        with torch.cuda.stream(stream), torch.cuda.graph(graph, **options):
+            yield
+    except BaseException:
+        for each, state in zip(drawing, before, strict=True):
+            each.graphsafe_set_state(state)
+        with suppress(RuntimeError):  # where torch has come to end it
+            torch._C._cuda_endAllocateToPool(device.index, pool)
+            torch._C._cuda_releasePool(device.index, pool)
+        raise
+
+
+@cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all graphs of a device, as each has memory of its own in torch's libraries."""
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
 def _capturable(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Inside, Adam lets its step be recorded; its fused form keeps all of its state on the GPU."""
     before = [group.get("capturable") for group in optimizer.param_groups]
@@ -219,6 +256,16 @@ def _tensors_of(learner: Learner) -> list[Tensor]:
     for values in learner.optimizer.state.values():
         tensors += [value for _, value in sorted(values.items()) if isinstance(value, Tensor)]
     return [tensor.detach() for tensor in tensors]
+
+
+def _draws_on_host(learner: Learner) -> list[Any]:
+    """What random numbers the processor gives next; a graph would repeat those of one step."""
+    torchs = [torch.default_generator, learner.host_generator]
+    if learner.host_generator is learner.generator:  # the processor is the device
+        torchs = []
+    _, words, *rest = np.random.get_state()  # noqa: NPY002
+    states = [each.get_state().numpy().tobytes() for each in torchs]
+    return [*states, random.getstate(), np.asarray(words).tobytes(), rest]
 
 
 def _generator_states(learner: Learner) -> list[Tensor]:

@@ -124,6 +124,8 @@ def gram_in_spans(
         …]. The spans are multiples of `step` and so short that no more than `PIECE` components
         are there at a time.
     """
+    if not shape.numel():
+        return torch.zeros(samples, samples, dtype=torch.float64)
     length = shape[0] if shape else 1
     each = samples * max(shape.numel() // max(length, 1), 1)
     span = max(PIECE // each // step, 1) * step

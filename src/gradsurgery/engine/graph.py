@@ -1,0 +1,67 @@
+"""What autograd's graph behind a loss says before a backward pass runs."""
+
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import repeat
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+
+from gradsurgery.errors import ArgumentError
+
+
+def leaves_of_own_passes(loss: Tensor, whose: str, known: Container[type] = ()) -> list[Tensor]:
+    """All leaves of the graph, where it has a function that somebody has written; else none.
+
+    Such a function may run a backward pass of its own, as reversible layers do, and give gradients
+    to parameters that the graph does not show. It runs only where one of its leaves is asked for.
+
+    known: functions that run none.
+
+    Raises `ArgumentError` for reentrant checkpointing, which hides a part of the graph.
+    """
+    nodes = graph_of(loss, ends=())
+    kinds = {type(node) for node in nodes}
+    if any(kind.__name__.startswith("CheckpointFunction") for kind in kinds):
+        raise ArgumentError(
+            f"the loss {whose} goes through torch.utils.checkpoint with use_reentrant=True, which "
+            "hides parameters; use use_reentrant=False"
+        )
+    if not any(issubclass(kind, BackwardCFunction) and kind not in known for kind in kinds):
+        return []
+    return [node.variable for node in nodes if hasattr(node, "variable")]
+
+
+def shared_with_later(losses: Sequence[Tensor | Iterable[Tensor]]) -> Iterator[bool]:
+    """For every loss, micro-batch by micro-batch, whether a later one goes through its graph.
+
+    What nothing later needs is freed by its own pass, as autograd does.
+    """
+    flat: list[Any] = []
+    for domain in losses:
+        if isinstance(domain, list | tuple):
+            flat += domain
+        elif isinstance(domain, Tensor):
+            flat.append(domain)
+        else:  # an iterator makes its losses later, from graphs that nobody can see yet
+            return repeat(True)
+    later: set[Any] = set()
+    kept = []
+    for loss in reversed(flat):
+        nodes = graph_of(loss) if isinstance(loss, Tensor) else set()
+        kept.append(not later.isdisjoint(nodes))
+        later |= nodes
+    return reversed(kept)
+
+
+def graph_of(loss: Tensor, ends: tuple[str, ...] = ("AccumulateGrad",)) -> set[Any]:
+    """The nodes of autograd's graph behind `loss`, as far as those of the kinds `ends`."""
+    nodes: set[Any] = set()
+    waiting: list[Any] = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in nodes or type(node).__name__ in ends:
+            continue
+        nodes.add(node)
+        waiting += [before for before, _ in node.next_functions]
+    return nodes

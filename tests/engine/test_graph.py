@@ -1,0 +1,117 @@
+"""Functions whose backward pass somebody has written, and which run passes of their own in it."""
+
+import pytest
+import torch
+from torch import nn
+
+import gradsurgery as gs
+from gradsurgery.engine.graph import graph_of, leaves_of_own_passes
+from gradsurgery.errors import ArgumentError
+
+
+class Recomputed(torch.autograd.Function):
+    """Runs a module without its graph, and anew in the backward pass, as reversible layers do."""
+
+    @staticmethod
+    def forward(ctx, x, module):
+        ctx.module = module
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            return module(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            output = ctx.module(x)
+        torch.autograd.backward(output, gradient)
+        return x.grad, None
+
+
+class Recomputing(nn.Module):
+    """`inner` is used `times`, and once more in the open where `seen`."""
+
+    def __init__(self, *, times: int, seen: bool) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = (nn.Linear(3, 3, dtype=torch.float64) for _ in "abc")
+        self.times, self.seen = times, seen
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x).tanh()
+        for _ in range(self.times):
+            x = Recomputed.apply(x, self.inner).sin()
+        return self.last(self.inner(x) if self.seen else x)
+
+
+MODELS = [(1, False), (2, False), (1, True)]
+
+
+def gradients_one_by_one(model, losses):
+    """[losses, params], by plain backward passes over the whole model."""
+    rows = []
+    for loss in losses:
+        model.zero_grad()
+        loss.backward()
+        rows.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    model.zero_grad()
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize(("times", "seen"), MODELS)
+@pytest.mark.parametrize("rule", [gs.Sum(), gs.AgrSum(), gs.ANDMask(), gs.PCGrad(), gs.Median()])
+def test_gradients_that_come_in_parts_are_one_gradient_a_domain(times, seen, rule):
+    torch.manual_seed(0)
+    model = Recomputing(times=times, seen=seen)
+    domains = torch.randn(2, 4, 3, dtype=torch.float64)
+    expected = rule(gradients_one_by_one(model, (model(x).square().mean() for x in domains)))
+    gs.backward((model(x).square().mean() for x in domains), model.parameters(), rule)
+    found = torch.cat([p.grad.flatten() for p in model.parameters()])
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("trained", ["first", "input"])
+def test_such_a_function_runs_where_what_lies_behind_it_is_not_asked_for(trained):
+    torch.manual_seed(0)
+    model = Recomputing(times=1, seen=False)
+    domains = torch.randn(2, 4, 3, dtype=torch.float64)
+    if trained == "input":
+        model.first = nn.Identity()
+        domains = [x.clone().requires_grad_() for x in domains]
+    expected = 0.0
+    for x in domains:
+        model.zero_grad()
+        model(x).square().mean().backward()
+        expected = expected + model.inner.weight.grad
+    before = [p for p in [*model.first.parameters(), *domains] if p.requires_grad]
+    for leaf in before:
+        leaf.grad = torch.ones_like(leaf)
+    model.inner.zero_grad()
+    asked = list(model.inner.parameters())
+    gs.backward((model(x).square().mean() for x in domains), asked, gs.Sum())
+    torch.testing.assert_close(model.inner.weight.grad, expected)
+    assert all((leaf.grad == 1).all() for leaf in before)
+
+
+def test_parts_that_nothing_foretold_are_refused():
+    weight = torch.ones(3, requires_grad=True)
+
+    def loss():
+        middle = weight * 2
+        middle.register_hook(torch.enable_grad()(lambda g: (weight.sin() @ g).backward()))
+        return middle.sum() + weight.sum()
+
+    with pytest.raises(ArgumentError, match=r"domain 0 at parameter 0 comes in parts"):
+        gs.backward((loss() for _ in range(2)), [weight], gs.AgrSum())
+    gs.backward(([loss()] for _ in range(2)), [weight], gs.Sum())
+    torch.testing.assert_close(weight.grad, 2 * (3 + weight.detach().cos()))
+
+
+def test_what_lies_behind_a_loss():
+    weight = torch.ones(3, requires_grad=True)
+    layer = nn.Linear(3, 3)
+    plain, own = layer(weight.sin()).sum(), Recomputed.apply(weight.sin(), layer).sum()
+    assert leaves_of_own_passes(plain, "here") == []
+    assert [leaf is weight for leaf in leaves_of_own_passes(own, "here")] == [True]
+    known = {type(node) for node in graph_of(own)}
+    assert leaves_of_own_passes(own, "here", known=known) == []
