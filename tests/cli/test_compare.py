@@ -55,7 +55,7 @@ def test_compare_goes_on_after_a_failure_and_reports_it(command: Command, tmp_pa
     [
         (["--methods", "deep-all,agr"], "unknown method 'agr'"),
         (["--targets", "75,90"], "no domain '90'"),
-        (["--seeds", "three"], "seeds must be a count"),
+        (["--seeds", "three"], "error: seeds must be a count"),
         (["--methods", ","], "methods must have at least 1 item"),
         (["--workers", "0"], "--workers is at least 1"),
     ],

@@ -62,6 +62,14 @@ def test_a_folder_of_one_domain_is_evaluated(command, model):
     assert "of 12 images right" in out.replace("\n", " ")
 
 
+def test_a_data_set_of_one_domain_says_how_it_is_evaluated(command, model, tmp_path):
+    (tmp_path / "new ones").mkdir()
+    (tmp_path / "photos/c").rename(tmp_path / "new ones/c")
+    code, _, err = command("evaluate", model, "new ones")
+    assert code == 1
+    assert err.endswith("or give its one domain: 'new ones/c' --as-domain c\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

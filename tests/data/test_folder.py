@@ -60,7 +60,7 @@ def test_an_empty_domain_is_an_error(make_folder, tmp_path):
         open_source(str(root))
 
 
-@pytest.mark.parametrize(("domains", "found"), [((), "0 domains"), (("art",), "1 domains")])
+@pytest.mark.parametrize(("domains", "found"), [((), "0 domains"), (("art",), "1 domain")])
 def test_fewer_than_two_domains_are_an_error(make_folder, tmp_path, domains, found):
     root = tmp_path / "set"
     root.mkdir()

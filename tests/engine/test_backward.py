@@ -290,6 +290,7 @@ def test_arguments_that_cannot_be_used():
         ([weight.sum()], [weight], "agr-sum compares .* found 1"),
         ([], [weight], "found 0"),
         ([weight.sum(), weight.sum()], [torch.ones(1)], "no parameter requires a gradient"),
+        ([weight.sum(), weight.sum()], iter([]), "found no parameters; .* used up"),
         (
             [weight.sum(), weight.repeat(2)],
             [weight],

@@ -231,7 +231,7 @@ def test_losses_of_other_forms():
         "loss of domain 0 is a tensor with one value, found a ModelOutput; give its .loss",
         "losses are one scalar per source domain, found a ModelOutput; give its .loss",
         "loss of domain 0 is a tensor with one value, found dict",
-        "loss of domain 0 is a tensor with one value, found shape [2]",
+        "loss of domain 0 is a tensor with one value, found shape [2]; reduce it",
         "losses are one scalar per source domain, found float",
     ]
     for line, expected in zip(done.stdout.splitlines(), words, strict=True):

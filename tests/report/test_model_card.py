@@ -88,6 +88,18 @@ def test_it_says_what_to_expect_with_the_interval_of_scipy(everything: Record) -
     assert "56.7" in card  # of what is chosen without looking
 
 
+def test_equal_accuracies_give_no_interval(everything: Record) -> None:
+    chosen = DeploymentCandidate(
+        method="agr-sum",
+        options={},
+        unseen={domain: [0.5, 0.7] for domain in DOMAINS},
+        validation={domain: [0.8, 0.8] for domain in DOMAINS},
+    )
+    card = model_card(deployment(candidates=[chosen]), everything, None)
+    assert "with a probability of" not in card  # s = 0: t s √(1 + 1/3) is no certainty
+    assert "The 3 domains left out have one and the same accuracy" in card
+
+
 def test_it_names_weak_classes_and_those_that_are_never_predicted(everything: Record) -> None:
     card = model_card(deployment(), everything, None)
     assert card.index("| cat") < card.index("| dog")
@@ -102,7 +114,13 @@ def test_it_says_which_accuracies_rest_on_images_trained_on(everything: Record) 
     card = model_card(deployment(copied=[few, most]), everything, None)
     first, second = [line for line in card.splitlines() if "ATTENTION" in line]
     assert "of the 10 test images of photo, 2 are identical to and 1 is like images" in first
-    assert "too high" in first
+    assert "is too high" in first
+    alike = model_card(
+        deployment(copied=[CopiedTests(domain="photo", images=10, identical=0, alike=1)]),
+        everything,
+        None,
+    )
+    assert "the accuracy on it may be too high" in alike
     assert "of the 1 test image of sketch, 1 is identical to images" in second
     assert "SAYS NOTHING" in second
 

@@ -197,8 +197,9 @@ def _print_table(source: Source, summary: dict[str, Any], found: Inspection | No
     console = Console()
     console.print(_counts_table(source, console))
     console.print(
-        f"{summary['images']:,} images, {len(source.domains)} domains, "
-        f"{len(source.classes)} classes",
+        f"{counted_files(summary['images'], 'image')}, "
+        f"{counted_files(len(source.domains), 'domain')}, "
+        f"{len(source.classes)} {'class' if len(source.classes) == 1 else 'classes'}",
         highlight=False,
     )
     console.print(_comparison(source), highlight=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -218,9 +219,16 @@ def _opened(data: str, options: dict[str, Any], as_domain: str | None) -> Source
         try:
             return open_data(data, {"classes": "all"} | options)
         except DataError as error:
-            if written or not _is_one_domain(Path(data).expanduser()):
-                raise
-            raise DataError(f"{error}, or call it one domain: --as-domain NAME") from error
+            folder = Path(data).expanduser()
+            if not written and _is_one_domain(folder):
+                raise DataError(f"{error}, or call it one domain: --as-domain NAME") from error
+            within = sorted(folder.iterdir()) if folder.is_dir() and not written else []
+            if len(within) == 1 and _is_one_domain(within[0]):
+                raise DataError(
+                    f"{error}; or give its one domain: {shlex.quote(str(within[0]))} --as-domain "
+                    f"{shlex.quote(within[0].name)}"
+                ) from error
+            raise
     if written:
         raise ArgumentError("--as-domain takes a folder class/image; leave layout and columns out")
     root = Path(data).expanduser()

@@ -235,7 +235,8 @@ def list_images(
     classes = _names(name, "class", classes_of, class_order)
     if len(domains) < fewest_domains:
         raise DataError(
-            f"{name}: found {len(domains)} domains ({', '.join(domains) or 'none'}), "
+            f"{name}: found {len(domains)} {'domain' if len(domains) == 1 else 'domains'} "
+            f"({', '.join(domains) or 'none'}), "
             "expected at least 2; give each domain a folder of its own, or a name in the column "
             "'domain'"
         )

@@ -167,6 +167,8 @@ def complaint(error: ValidationError) -> str:
     expected = re.sub("^(Input|String|List|Dictionary) should ", "must ", expected)
     said = ", found " in expected or isinstance(first["input"], dict)
     found = "" if said else f", found {first['input']!r:.80}"
+    if expected.startswith(f"{where} "):  # it says itself of what it speaks
+        where = ""
     return f"{where} {expected}{found}".strip()
 
 

@@ -195,7 +195,9 @@ def run_backward(
 def checked_loss(loss: Any, domain: int) -> Tensor:
     """The loss; raises `ArgumentError` unless it is one number that depends on what is trained."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        found = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else _described(loss)
+        found = _described(loss)
+        if isinstance(loss, Tensor):
+            found = f"shape {list(loss.shape)}; reduce it, e.g. loss.mean()"
         raise ArgumentError(
             f"the loss of domain {domain} is a tensor with one value, found {found}"
         )
@@ -263,6 +265,7 @@ def trainable_parameters(
         )
     named: dict[int, NamedParameter] = {}
     unknown = dict.fromkeys(no_say)
+    position = -1
     for position, item in enumerate(parameters):
         name, parameter = str(position), item
         if isinstance(item, tuple) and len(item) == 2:
@@ -291,7 +294,11 @@ def trainable_parameters(
             named.setdefault(id(parameter), (name, parameter))
     _check_known(unknown)
     if not named:
-        raise ArgumentError("no parameter requires a gradient; give at least one that is trained")
+        why = "no parameter requires a gradient; give at least one that is trained"
+        used_up = (
+            "found no parameters; model.parameters() is used up by its first use: call it anew"
+        )
+        raise ArgumentError(why if position >= 0 else used_up)
     return list(named.values())
 
 

@@ -159,7 +159,8 @@ def copied_sentences(deployment: Deployment) -> list[str]:
     for each in deployment.copied:
         counts = [("identical to", each.identical), ("like", each.alike)]
         those = spoken(f"{n:,} {'is' if n == 1 else 'are'} {how}" for how, n in counts if n)
-        meaning = "the accuracy on it is too high for a domain that was never seen"
+        may_be = "is" if each.identical else "may be"  # images can be alike by chance
+        meaning = f"the accuracy on it {may_be} too high for a domain that was never seen"
         if 2 * (each.identical + each.alike) >= each.images:
             meaning = "THE ACCURACY ON IT SAYS NOTHING OF A DOMAIN THAT WAS NEVER SEEN"
         cure = "; see gradsurgery data info, and --drop-duplicates" if each.identical else ""
@@ -180,7 +181,13 @@ def _expected(deployment: Deployment) -> Iterator[Block]:
         f"Each domain was left out of training for {counted(len(deployment.seeds), 'seed')}; this "
         "model was trained on all of them, with the same method and settings."
     )
-    if (interval := _prediction(means)) is not None:
+    if len(means) > 1 and min(means) == max(means):
+        yield Text(
+            f"The {len(means)} domains left out have one and the same accuracy, so that no "
+            "interval can be estimated from them: it may be quite another on the next. Label some "
+            "of its images, and measure: gradsurgery evaluate."
+        )
+    elif (interval := _prediction(means)) is not None:
         yield Text(
             f"If a new domain is to these {len(domains)} as they are to each other, its accuracy "
             f"lies between {percent(interval[0])} and {percent(interval[1])} with a probability "

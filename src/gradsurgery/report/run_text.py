@@ -288,15 +288,20 @@ def copies_sentences(copies: Copies, *, alike: bool = False, target: str = "") -
             "accuracy says nothing of a domain that was never seen."
         )
     for domains, count in copies.across_domains.items():
-        sentences.append(f"The domains {domains} share {counted(count, 'picture')}.")
-    if copies.across_parts:
+        shared = f"The domains {domains} share {counted(count, 'picture')}."
         sentences.append(
-            "Pictures that are trained on, and validated or tested on too: "
-            f"{copies.across_parts:,}."
+            f"Groups of look-alikes in the domains {domains}: {count:,}." if alike else shared
         )
+    if copies.across_parts:
+        what = "Pictures that are trained on, and validated or tested on too"
+        if alike:
+            what = "Groups of look-alikes, some trained on and others validated or tested on"
+        sentences.append(f"{what}: {copies.across_parts:,}.")
     if copies.across_classes:
-        wrong = "" if alike else ", of which one at least is wrong"
-        sentences.append(f"Pictures with more than one class{wrong}: {copies.across_classes:,}.")
+        what = "Pictures with more than one class, of which one at least is wrong"
+        if alike:
+            what = "Groups of look-alikes with more than one class"
+        sentences.append(f"{what}: {copies.across_classes:,}.")
     sentences += [f"For example {' and '.join(names)}." for names in copies.examples[:3]]
     return sentences
 
