@@ -20,6 +20,7 @@ from gradsurgery.sweep.launcher import (
     Outcome,
     Task,
     visible_gpus,
+    work,
     worker_count,
 )
 from gradsurgery.sweep.ray_cluster import cluster_room
@@ -37,6 +38,18 @@ TASK = Task(
     loggers=(),
     working_directory=".",
 )
+
+
+def test_a_run_that_was_finished_meanwhile_is_no_work_of_the_worker(tmp_path, cache, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = {"data": "rotated-digits", "target": "0", "iterations": 1, "image_size": 8}
+    options |= {"batch_size": 2, "device": "cpu", "threads": 1}
+    where = {"directory": str(tmp_path / "run"), "cache": str(cache)}
+    task = replace(TASK, options=options, **where)
+    assert [work(task, lambda _: None) for _ in "ab"] == [
+        Outcome("done"),
+        Outcome("done", before=True),
+    ]
 
 
 def heard(launcher: LocalLauncher, seconds: float = 60.0) -> list[Event]:

@@ -20,6 +20,7 @@ import torch
 from gradsurgery.atomic import BusyError
 from gradsurgery.data import ImageSet, open_source
 from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.record import Record
 from gradsurgery.doors import fault_of
 from gradsurgery.errors import ArgumentError, GradsurgeryError, one_line
 from gradsurgery.training import TrainingProgress, train
@@ -58,11 +59,13 @@ class Outcome:
 
     state: "done" with a record on disk, "busy" where another process is working on the run,
         "failed" with `error` and `traceback`, "lost" where the worker itself is gone.
+    before: whether the record was there before this task began.
     """
 
     state: Literal["done", "busy", "failed", "lost"]
     error: str = ""
     traceback: str = ""
+    before: bool = False
 
 
 class Event(NamedTuple):
@@ -108,6 +111,7 @@ def work(task: Task, report: ProgressCallback) -> Outcome:
         if key not in _images:
             cache = None if task.cache is None else Path(task.cache)
             _images[key] = prepare_images(open_source(c.data, **c.reading), c, cache, report)
+        before = (directory / Record.file_name).exists()
         with logged(task.loggers, directory, c, report) as log:
             log.finished(train(c, directory, log, opened=_images[key]))
     except BusyError as error:
@@ -118,7 +122,7 @@ def work(task: Task, report: ProgressCallback) -> Outcome:
         if isinstance(error, SystemExit) and error.code == ASKED_TO_END:
             raise
         return Outcome("failed", fault_of(error) or one_line(error), traceback.format_exc())
-    return Outcome("done")
+    return Outcome("done", before=before)
 
 
 if TYPE_CHECKING:

@@ -143,7 +143,7 @@ class _Sweep:
             self._log("")
             return
         if news.state == "done":
-            self._finish(run, before=False)
+            self._finish(run, before=news.before)  # by another process, meanwhile
             return
         self.progress.running.pop(run.title, None)
         if news.state == "busy":
