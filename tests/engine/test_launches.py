@@ -148,7 +148,7 @@ WITHOUT_TRITON = {
     "pcgrad": ({3: 54, 8: 149}, 0),
     "gradvac": ({3: 39, 8: 114}, 1),  # of which five draw the orders
     "mgda": ({3: 34, 8: 109}, 1),
-    "agr-ema": ({3: 66, 8: 97}, 0),
+    "agr-ema": ({3: 61, 8: 92}, 0),
 }
 
 

@@ -1,6 +1,8 @@
 """Agr-EMA against its equations, written out over all steps."""
 
 import math
+from contextlib import nullcontext
+from unittest import mock
 
 import pytest
 import torch
@@ -24,11 +26,18 @@ def histories(draw):
     return torch.tensor(draw(numbers), dtype=torch.float64).reshape(shape)
 
 
-@given(histories(), DECAYS, st.sampled_from(["sum", "mean"]))
-def test_every_step_is_that_of_the_equations(history, beta, reduction):
+def implementation(compiled: bool):
+    """The C function, where there is one, or torch's operations piece by piece."""
+    path = "gradsurgery.kernels.compiled.library"
+    return nullcontext() if compiled else mock.patch(path, lambda: None)
+
+
+@given(histories(), DECAYS, st.sampled_from(["sum", "mean"]), st.booleans())
+def test_every_step_is_that_of_the_equations(history, beta, reduction, compiled):
     rule = gs.AgrEMA(beta=beta, reduction=reduction)
     for step in range(1, len(history) + 1):
-        update = rule(history[step - 1])
+        with implementation(compiled):
+            update = rule(history[step - 1])
         expected, _, means = oracles.agr_ema(history[:step].tolist(), beta)
         divisor = history.shape[1] if reduction == "mean" else 1
         torch.testing.assert_close(update, torch.tensor(expected).double() / divisor)
@@ -193,6 +202,39 @@ def test_the_engine_on_an_accelerator_too(seed, kernels, request):
     steps = [(torch.randint(-3, 4, (3, 9), generator=draws).float(), gap) for gap in gaps]
     for step in range(1, len(steps) + 1):
         step_and_check(model, rule, steps[:step], steps[step - 1][1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("length", [1, 255, 400_003])
+def test_both_implementations_see_the_same(length, dtype):
+    draws = torch.Generator().manual_seed(0)
+    rules = gs.AgrEMA(), gs.AgrEMA()
+    for step in range(3):
+        rows = torch.randn(3, length, generator=draws, dtype=dtype)
+        rows[:, length // 2 :] *= step > 1  # zero in every domain, until then
+        finite, verdicts = torch.tensor(True), []
+        for rule, compiled in zip(rules, (True, False), strict=True):
+            with implementation(compiled):
+                verdicts.append(rule.judge(rows.clone(), finite))
+        for found, expected in zip(*verdicts, strict=True):
+            torch.testing.assert_close(found, expected)
+    states = [rule.state_dict()["sums"] for rule in rules]
+    torch.testing.assert_close(*states)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_sum_beyond_the_precision_counts_where_it_is_used(compiled):
+    rule, finite = gs.AgrEMA(beta=0.5), torch.tensor(True)
+    first = torch.tensor([[1.0, -8e37], [1.0, 1.0]])
+    with implementation(compiled):
+        assert rule.judge(first, finite).sound
+        # no component is beyond float32 with what was remembered, and the second is not used
+        rows = torch.tensor([[1.0, 3e38], [1.0, 3e38]])
+        assert not rule.judge(rows.clone(), finite).sound
+        rows[0, 1] = -3e38
+        assert rule.judge(rows.clone(), finite).sound
+        rows[:, 0] = 3e38
+        assert not rule.judge(rows, finite).sound
 
 
 GOOD = torch.tensor([[1.0, 2, 3, 4, 5, 6, 7, 8, 9], [-3, 2, 1, 1, 1, 1, 1, 1, 1]])

@@ -136,6 +136,43 @@
             int agrees = (value == value) & ((value != 0) | (zero_agrees != 0));                  \
             total[n] = (agrees ? value : noise[n] * scale) / parts;                               \
         }                                                                                         \
+    }                                                                                             \
+                                                                                                  \
+    /* rows += beta * memory; out = the sum of the rows before that, where all are > 0 or all are \
+       < 0 after it, else 0; which these are, and which are all 0. `stride` lies between rows,    \
+       `apart` between those of the memory. Returns 0 where `out` or a row after it is not        \
+       finite. */                                                                                 \
+    VECTORS int64_t judge_means_##NAME(REAL *rows, int64_t stride, const REAL *memory,            \
+                                       int64_t apart, int64_t domains, double beta, REAL *out,    \
+                                       uint8_t *agrees, uint8_t *none, int64_t begin,             \
+                                       int64_t end) {                                             \
+        REAL total[BLOCK], lowest[BLOCK], highest[BLOCK];                                         \
+        const REAL decay = (REAL)beta;                                                            \
+        int bad = 0;                                                                              \
+        for (int64_t start = begin; start < end; start += BLOCK) {                                \
+            int64_t size = end - start < BLOCK ? end - start : BLOCK;                             \
+            for (int64_t d = 0; d < domains; d++) {                                               \
+                REAL *row = rows + d * stride + start;                                            \
+                const REAL *before = memory + d * apart + start;                                  \
+                for (int64_t n = 0; n < size; n++) {                                              \
+                    REAL value = row[n], mean = value + decay * before[n];                        \
+                    row[n] = mean;                                                                \
+                    total[n] = d ? total[n] + value : value;                                      \
+                    lowest[n] = d && lowest[n] < mean ? lowest[n] : mean;                         \
+                    highest[n] = d && highest[n] > mean ? highest[n] : mean;                      \
+                    bad |= mean * 0 != 0;                                                         \
+                }                                                                                 \
+            }                                                                                     \
+            for (int64_t n = 0; n < size; n++) {                                                  \
+                int same = (lowest[n] > 0) | (highest[n] < 0);                                    \
+                REAL value = same ? total[n] : 0;                                                 \
+                out[start + n] = value;                                                           \
+                agrees[start + n] = (uint8_t)same;                                                \
+                none[start + n] = (lowest[n] == 0) & (highest[n] == 0);                           \
+                bad |= value * 0 != 0;                                                            \
+            }                                                                                     \
+        }                                                                                         \
+        return !bad;                                                                              \
     }
 
 DEFINE(float, float32, int32_t, INT32_MAX)

@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
+
+from gradsurgery.kernels import network
 
 Result = TypeVar("Result")
 
@@ -45,7 +47,7 @@ def name_for(operation: str, *tensors: Tensor) -> str | None:
     first = tensors[0]
     name = f"{operation}_{str(first.dtype).removeprefix('torch.')}"
     fits = all(
-        tensor.device.type == "cpu"
+        tensor.device.type in network.ONE_BY_ONE - network.DEVICES
         and tensor.dtype == first.dtype
         and (tensor.shape[-1] < 2 or tensor.stride(-1) == 1)
         for tensor in tensors
@@ -165,6 +167,33 @@ def fill_marks(
     call = function(name, (POINTER, POINTER, *real, INTEGER, INTEGER, INTEGER))
     given = total.data_ptr(), noise.data_ptr(), sigma, float(divisor), int(zero_agrees)
     in_spans(len(total), lambda begin, end: call(*given, begin, end))
+
+
+def judge_means(
+    name: str,
+    gradients: Float[Tensor, "domains params"],
+    memory: Float[Tensor, "domains params"],
+    beta: float,
+    *,
+    out: Float[Tensor, " params"],
+    marks: Bool[Tensor, "2 params"],
+) -> bool:
+    """Add beta times the memory to the gradients; write their sum where all have one sign then.
+
+    marks: in which components that is so, and in which all are 0 then.
+
+    False where something is not finite.
+    """
+    rows = (POINTER, INTEGER)
+    given = (*rows, *rows, INTEGER, ctypes.c_double, POINTER, POINTER, POINTER)
+    call = function(name, (*given, INTEGER, INTEGER), INTEGER)
+    arguments = (
+        *(gradients.data_ptr(), gradients.stride(0)),
+        *(memory.data_ptr(), memory.stride(0)),
+        *(len(gradients), beta),
+        *(out.data_ptr(), marks[0].data_ptr(), marks[1].data_ptr()),
+    )
+    return all(in_spans(len(out), lambda begin, end: call(*arguments, begin, end)))
 
 
 def gramian(

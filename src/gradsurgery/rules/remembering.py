@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Real
 from torch import Tensor
 from typing_extensions import override
 
 from gradsurgery.errors import ArgumentError
 from gradsurgery.hyperparameters import Hyperparameter
+from gradsurgery.kernels import compiled as kernel
 from gradsurgery.rules.base import (
     NARROW,
     Rule,
@@ -171,21 +172,44 @@ class AgrEMA(RememberingRule):
         narrow, memory = gradients.dtype, self._memory_for(gradients)
         gradients = _widened(gradients)
         update = torch.empty_like(gradients[0])
-        agreeing, zero = torch.empty(2, len(update), dtype=torch.bool, device=update.device)
+        marks = torch.empty(2, len(update), dtype=torch.bool, device=update.device)
+        judged = self._judge(gradients, memory, update, marks)
+        update = divided([update], self.divisor(len(gradients)))[0].to(narrow)
+        sound = finite & judged
+        if narrow != gradients.dtype:
+            sound &= update.isfinite().all()
+        torch.where(sound, gradients.to(memory.dtype), memory, out=memory)
+        self._memory = memory
+        return Verdict(update, marks[0], marks[1], sound)
+
+    def _judge(
+        self,
+        gradients: Float[Tensor, "domains params"],
+        memory: Real[Tensor, "domains params"],
+        update: Float[Tensor, " params"],
+        marks: Bool[Tensor, "2 params"],
+    ) -> Bool[Tensor, ""]:
+        """Make the memory after this step of the gradients; write the update and the marks,
+
+        which components agree, and which are zero.
+
+        Returns whether all of it is finite.
+        """
+        beta = self.values["beta"]
+        if not self._counts and (name := kernel.name_for("judge_means", gradients, memory, update)):
+            sound = kernel.judge_means(name, gradients, memory, beta, out=update, marks=marks)
+            return torch.tensor(sound)
         bounds = []
-        for rows, before, total, agrees, none in pieces(gradients, memory, update, agreeing, zero):
+        for rows, before, total, agrees, none in pieces(gradients, memory, update, *marks):
             torch.sum(rows, 0, out=total)
             self._remember(rows, before)
             lowest, highest = rows.amin(0), rows.amax(0)
             torch.logical_or(lowest > 0, highest < 0, out=agrees)
             torch.logical_and(lowest == 0, highest == 0, out=none)
             total.masked_fill_(~agrees, 0.0)
-            bounds.append((lowest * 0 + highest * 0).sum())  # NaN where a sum is not finite
-        update = divided([update], self.divisor(len(gradients)))[0].to(narrow)
-        sound = finite & update.isfinite().all() & torch.stack(bounds).isfinite().all()
-        memory.copy_(torch.where(sound, gradients, memory))
-        self._memory = memory
-        return Verdict(update, agreeing, zero, sound)
+            # NaN where a sum is not finite
+            bounds.append((lowest * 0 + highest * 0 + total * 0).sum())
+        return torch.stack(bounds).isfinite().all()
 
     def _remember(self, rows: Float[Tensor, "domains params"], before: Tensor) -> None:
         """Make of this step's gradients the memory after it, in their place."""
