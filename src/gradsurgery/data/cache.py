@@ -74,7 +74,7 @@ def prepare(  # noqa: PLR0917
     index = _index_path(folder / "index", source.signature(), source, size, decoder)
     place = _index_path(folder / "places", source.place(), source, size, decoder)
     images = read_image_set(folder, _indexed(index), source)
-    if images is None or not images.hashes:
+    if images is None or not images.hashes or not _are_listed(images, source):
         hashes = content_hashes(source)
         digest = content_digest(source, size, hashes, decoder)
         try:
@@ -97,6 +97,20 @@ def prepare(  # noqa: PLR0917
         first = images.skipped[0]
         raise bad_image(source, source.listing.identities.index(first.identity), first.reason)
     return images
+
+
+def _are_listed(images: ImageSet, source: Source) -> bool:
+    """Whether decoded images have the names, domains and classes that the source lists now.
+
+    Those of a table may change, and a signature of one's own may not tell, while no image does.
+    """
+    listing, skipped = source.listing, {image.identity for image in images.skipped}
+    kept = [i for i, identity in enumerate(listing.identities) if identity not in skipped]
+    return (
+        images.identities == tuple(listing.identities[i] for i in kept)
+        and np.array_equal(images.domain, listing.domain[kept])
+        and np.array_equal(images.label, listing.label[kept])
+    )
 
 
 def _own_decoder(source: Source) -> str | None:
