@@ -77,19 +77,22 @@ def prepare(  # noqa: PLR0917
     if images is None or not images.hashes or not _are_listed(images, source):
         hashes = content_hashes(source)
         digest = content_digest(source, size, hashes, decoder)
-        try:
-            with folder_lock(folder, digest):
-                images = read_image_set(folder, digest, source)
-                if images is None:
-                    earlier = read_image_set(folder, _indexed(place), source)
-                    decoding = _Decoding(source, size, hashes, skip_bad, progress, earlier)
-                    images = _write_images(folder, digest, decoding, workers or cpus())
-                elif not images.hashes:
-                    images = _with_hashes(images, source, hashes)
-            if index is not None:
+        images = read_image_set(folder, digest, source)  # also where it may only be read
+        if images is None or not images.hashes:
+            try:
+                with folder_lock(folder, digest):
+                    images = read_image_set(folder, digest, source)
+                    if images is None:
+                        earlier = read_image_set(folder, _indexed(place), source)
+                        decoding = _Decoding(source, size, hashes, skip_bad, progress, earlier)
+                        images = _write_images(folder, digest, decoding, workers or cpus())
+                    elif not images.hashes:
+                        images = _with_hashes(images, source, hashes)
+            except OSError as error:
+                raise output_error(folder, error) from error
+        if index is not None:
+            with suppress(OSError, OutputError):  # without it the next opening reads all images
                 _write_index(folder, index, digest)
-        except OSError as error:
-            raise output_error(folder, error) from error
     _take_place(folder, place, images.digest)
     with suppress(OSError):  # where others' images may only be read
         os.utime(folder / images.digest)  # what `data cache` takes for its last use
