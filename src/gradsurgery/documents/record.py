@@ -293,6 +293,11 @@ class Record(RunDocument):
             if domain is not None and domain not in domains:
                 raise ValueError(f"configuration names the domain {domain!r}, expected {domains}")
         for model in (self.result.best, self.result.last):
+            if (model.target_accuracy is None) != (configuration.held_out(domains) is None):
+                raise ValueError(
+                    f"a target_accuracy is {model.target_accuracy}, and the configuration's target "
+                    f"is {configuration.target!r}"
+                )
             for domain, tally in model.tests.items():
                 if len(tally.confusion) != len(self.data.classes):
                     raise ValueError(f"tests of {domain} are of {len(tally.confusion)} classes")

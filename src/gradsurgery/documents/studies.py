@@ -71,7 +71,7 @@ class SimilarityStudy(RunDocument):
     data: str
     domains: list[str]
     classes: list[str]
-    runs: list[SeedMeasurements]
+    runs: list[SeedMeasurements] = Field(min_length=1)
     part: bool = False
 
     @classmethod
