@@ -223,6 +223,16 @@ class ConflictLog(Part):
     moving: list[dict[str, int] | None] = []
     sizes: dict[str, int] = {}
 
+    @model_validator(mode="after")
+    def _of_one_length(self) -> "ConflictLog":
+        """Every list has an entry for every step; `moving`, which is younger, may lack the first."""
+        count = len(self.step)
+        for name in ("losses", "agreeing", "cosines", "layers", "moving"):
+            found = len(getattr(self, name))
+            if found > count or (found < count and name != "moving"):
+                raise ValueError(f"{name} has {found} values, expected {count}")
+        return self
+
     def append(
         self,
         step: int,
