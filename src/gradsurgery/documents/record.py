@@ -225,7 +225,7 @@ class ConflictLog(Part):
 
     @model_validator(mode="after")
     def _of_one_length(self) -> "ConflictLog":
-        """Every list has an entry for every step; `moving`, which is younger, may lack the first."""
+        """Every list has an entry for every step; `moving`, which is younger, may lack some."""
         count = len(self.step)
         for name in ("losses", "agreeing", "cosines", "layers", "moving"):
             found = len(getattr(self, name))

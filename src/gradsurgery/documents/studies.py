@@ -1,6 +1,5 @@
 """What studies of a network leave behind: similarity, diagnosis and explanation."""
 
-from collections.abc import Sized
 from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -12,11 +11,15 @@ from gradsurgery.errors import ArgumentError
 Cosines = list[list[float | None]]
 
 
-def _check_lengths(length: int, *values: tuple[str, Sized]) -> None:
+def _check_lengths(length: int, *values: tuple[str, list[Any]]) -> None:
     """Raise `ValueError` unless everything, each with its name, has as many entries."""
     for name, found in values:
         if len(found) != length:
             raise ValueError(f"{name} has {len(found)} values, expected {length}")
+
+
+def _check_square(cosines: Cosines, domains: int) -> None:
+    _check_lengths(domains, ("cosines", cosines), *(("cosines", row) for row in cosines))
 
 
 class Measurement(Part):
@@ -41,8 +44,7 @@ class Measurement(Part):
 
     @model_validator(mode="after")
     def _of_its_domains(self) -> "Measurement":
-        for rows in (self.cosines, *self.cosines):
-            _check_lengths(len(self.domains), ("cosines", rows))
+        _check_square(self.cosines, len(self.domains))
         return self
 
 
@@ -238,9 +240,9 @@ class Diagnosis(Document):
             if snapshot.most_conflicting not in self.domains:
                 raise ValueError(f"most_conflicting is no domain, {snapshot.most_conflicting!r}")
             for group in (snapshot.total, *snapshot.groups):
-                rows = (("cosines", row) for row in (group.cosines, *group.cosines))
                 by_domain = ("cosine_with_rest", group.cosine_with_rest)
-                _check_lengths(count, ("against_rest", group.against_rest), by_domain, *rows)
+                _check_lengths(count, ("against_rest", group.against_rest), by_domain)
+                _check_square(group.cosines, count)
         return self
 
 
