@@ -234,3 +234,18 @@ def test_a_full_disk_leaves_nothing(root, tmp_path, kilobytes):
 def test_impossible_numbers_are_refused(root, cache, size, workers):
     with pytest.raises(ArgumentError, match="is 0, expected"):
         prepare(open_source(str(root)), size, cache, workers)
+
+
+def test_decoded_images_do_for_a_copy_of_their_files_where_the_cache_cannot_be_written(
+    root, cache, tmp_path
+):
+    first = prepare(open_source(str(root)), 8, cache)
+    shutil.rmtree(cache / "locks")
+    (cache / "locks").touch()  # no lock can be taken, whoever runs this
+    copied = shutil.copytree(root, tmp_path / "copied")
+    decoded = Decoded()
+    images = prepare(open_source(str(copied)), 8, cache, progress=decoded)
+    assert (images.digest, decoded) == (first.digest, [])
+    assert (images.images == first.images).all()
+    with pytest.raises(OutputError, match="cannot write"):
+        prepare(open_source(str(copied)), 9, cache)

@@ -1,5 +1,6 @@
 """Pictures that are there more than once."""
 
+import json
 from io import BytesIO
 
 import numpy as np
@@ -20,6 +21,7 @@ from gradsurgery.data.duplicates import (
     look_of,
     looks_of,
 )
+from gradsurgery.data.splits import as_split
 from gradsurgery.documents.configuration import RunConfiguration
 
 SIZE = 32
@@ -122,6 +124,30 @@ def test_pictures_of_another_size_brightness_and_compression_look_alike(root):
     assert near.across_domains == {"a and b": 1}
 
 
+def test_look_alikes_are_counted_once_whatever_pairs_they_make(root):
+    original = Image.open(root / "a/cat/0.png")
+    for quality in (60, 80, 95):
+        original.save(root / f"b/cat/{quality}.jpg", quality=quality)
+    found = inspect_images(open_source(str(root))).alike
+    assert found is not None
+    assert found.images == 4
+    assert found.across_domains == {"a and b": 1}
+    assert found.examples == [["a/cat/0.png", "b/cat/60.jpg", "b/cat/80.jpg", "b/cat/95.jpg"]]
+
+
+def test_look_alikes_of_a_picture_that_is_not_used_itself(root):
+    original = Image.open(root / "a/cat/0.png")
+    for corner, domain in enumerate("ab"):  # other files of the same perceptual hash
+        original.putpixel((corner, 0), (0, 0, 0))
+        original.save(root / domain / "cat/x.png")
+    images = images_of(root)
+    parts = ["train" if name.startswith("a") else "test" for name in images.identities]
+    parts[images.identities.index("a/cat/0.png")] = None
+    near = copies_in_run(images, as_split(images, parts), ["a"], "b")[1]
+    assert near is not None
+    assert (near.images, near.across_parts, near.of_target) == (2, 1, 1)
+
+
 def test_line_drawings_of_other_things_do_not_look_alike():
     """Their perceptual hashes may be close, which is not enough."""
     first, second = (Image.new("RGB", (64, 64), "white") for _ in range(2))
@@ -139,8 +165,10 @@ def test_looks_are_kept_beside_the_images(root):
     assert looks == [look_of(pixels) for pixels in images.images]
     assert (images.folder / "looks.json").exists()
     assert looks_of(images) == looks
-    (images.folder / "looks.json").write_text("damaged")
-    assert looks_of(images) == looks
+    short = '{"version": 1, "looks": ' + json.dumps(["AAAA"] * len(looks)) + "}"
+    for damaged in ("damaged", short):
+        (images.folder / "looks.json").write_text(damaged)
+        assert looks_of(images) == looks
 
 
 def test_small_images_are_not_compared(make_images):

@@ -171,3 +171,16 @@ def test_a_moved_table_has_the_same_decoded_images(photos, tmp_path):
     shutil.copytree(photos, tmp_path / "elsewhere")
     second = prepare(open_source(str(tmp_path / "elsewhere/labels.csv")), 8, tmp_path / "cache")
     assert first.digest == second.digest
+
+
+def test_a_label_that_is_corrected_in_the_table_counts_from_then_on(photos, tmp_path):
+    cells = rows(photos)
+    images = prepare(open_source(write(photos, text(cells))), 8, tmp_path / "cache")
+    assert images.label.tolist() == [0, 0, 0, 1, 1, 1] * 2
+    cells[3][1] = "dog"  # art/cat/2.png, which stays between the same two
+    corrected = prepare(open_source(write(photos, text(cells))), 8, tmp_path / "cache")
+    assert corrected.label.tolist() == [0, 0, 1, 1, 1, 1, 0, 0, 0, 1, 1, 1]
+    assert corrected.identities[2] == "art/dog/art/cat/2.png"
+    assert (corrected.images == images.images).all()
+    again = prepare(open_source(write(photos, text(cells))), 8, tmp_path / "cache")
+    assert again.digest == corrected.digest != images.digest

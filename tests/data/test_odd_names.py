@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 import gradsurgery as gs
-from gradsurgery.data import open_source
+from gradsurgery.data import open_source, unknown_domain
 from gradsurgery.data.tables import order_of_classes
 from gradsurgery.documents.plan import names
 from gradsurgery.errors import ArgumentError, DataError
@@ -97,3 +98,13 @@ def test_a_device_is_no_document_and_no_picture(tmp_path):
         Record.load(Path("/dev/zero"))
     with pytest.raises(BadImageError, match="it is not a regular file"):
         Preparation(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)).pixels("/dev/zero")
+
+
+def test_a_domain_that_is_written_in_other_characters_than_it_looks(make_folder, tmp_path):
+    name = "K\u00e4se"
+    decomposed = unicodedata.normalize("NFD", name)  # as files that come from a Mac are called
+    root = make_folder(tmp_path / "photos", domains=("art", decomposed))
+    source = open_source(str(root))
+    message = unknown_domain(source.name, name, source.domains)
+    assert message.endswith(r"written in other characters, 'Ka\u0308se': rename it")
+    assert "looks the same" not in unknown_domain(source.name, "Kase", source.domains)

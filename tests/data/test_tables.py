@@ -1,4 +1,5 @@
 import base64
+import hashlib
 import logging
 import random
 
@@ -232,6 +233,20 @@ def test_images_beside_a_table_that_change_are_decoded_again(rows, write_parquet
         (tmp_path / paths[0]).write_bytes((tmp_path / paths[5]).read_bytes())
         assert prepare(open_source(str(path)), 8, tmp_path / "cache").digest != first
         (tmp_path / paths[0]).write_bytes(kept)
+
+
+def test_a_table_that_is_replaced_after_it_was_listed_is_not_read(rows, write_parquet, tmp_path):
+    path = write_parquet(tmp_path / "set.parquet", rows)
+    listed = open_source(str(path))
+    swapped = [(image, d, "dog" if label == "cat" else "cat") for image, d, label in rows]
+    write_parquet(path, swapped)
+    with pytest.raises(DataError, match=r"set\.parquet has changed since its rows were listed"):
+        prepare(listed, 8, tmp_path / "cache")
+    images = prepare(open_source(str(path)), 8, tmp_path / "cache")
+    files = {image["bytes"]: label for image, _, label in swapped}
+    for content, label in files.items():
+        position = images.hashes.index(hashlib.sha256(content).hexdigest())
+        assert images.classes[images.label[position]] == label
 
 
 COUNT = 12

@@ -120,9 +120,11 @@ def test_a_file_that_is_none_is_one_line_with_its_name_and_the_cure(
     [
         ("result.best.target_accuracy", 1.5, "less than or equal to 1"),
         ("result.best.target_accuracy", float("nan"), "finite"),
+        ("result.best.target_accuracy", None, "None, and the configuration's target is '75'"),
         ("result.last.validation_accuracy", "0.5", "valid number"),
         ("result.best.test_accuracy.75", -0.1, "greater than or equal to 0"),
         ("curves.train_loss", [1.0], "1 values, expected 2"),
+        ("conflict", {"step": [1]}, "conflict losses has 0 values, expected 1"),
         ("data.class_images", {"75": [1, 2]}, "class_images of 75 has 2 values, expected 10"),
         ("configuration.target", "sketch", "names the domain 'sketch'"),
         ("configuration.without", ["sketch"], "names the domain 'sketch'"),
@@ -154,6 +156,34 @@ def test_a_record_is_checked_where_it_is_read(
     assert words in str(caught.value)
     assert "repeat the run" in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("kind", "where", "value", "words"),
+    [
+        (Diagnosis, "snapshots", [], "snapshots is empty"),
+        (Diagnosis, "domains", ["15", "45"], "against_rest has 5 values, expected 2"),
+        (Diagnosis, "snapshots.0.total.cosines", [[1.0]] * 5, "cosines has 1 values, expected 5"),
+        (Diagnosis, "snapshots.1.most_conflicting", "x", "most_conflicting is no domain, 'x'"),
+        (Diagnosis, "logged.cosine", [], "cosine has 0 values"),
+        (SimilarityStudy, "runs", [], "at least 1 item"),
+        (SimilarityStudy, "runs.0.measurements.0.cosines", [], "cosines has 0 values, expected 5"),
+    ],
+)
+def test_a_study_fits_its_domains(
+    kind: type[Document], where: str, value: object, words: str, tmp_path: Path
+) -> None:
+    content = json.loads(
+        (FIRST / kind.file_name.removesuffix(".json") / kind.file_name).read_text()
+    )
+    *parts, name = (int(part) if part.isdigit() else part for part in where.split("."))
+    place = content
+    for part in parts:
+        place = place[part]
+    place[name] = value
+    (tmp_path / kind.file_name).write_text(json.dumps(content))
+    with pytest.raises(DataError, match=words):
+        kind.load(tmp_path)
 
 
 def test_every_option_says_what_it_is_and_what_it_means() -> None:

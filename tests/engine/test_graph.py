@@ -122,3 +122,25 @@ def test_what_torch_compiles_runs_no_pass_of_its_own():
     loss = network(torch.ones(1, 2)).sum()
     assert any(type(node).__name__ == "CompiledFunctionBackward" for node in graph_of(loss))
     assert leaves_of_own_passes(loss, "of domain 0") == []
+
+
+def test_losses_that_share_a_pass_of_a_compiled_network(monkeypatch):
+    def losses():
+        out = network(torch.tensor([[1.0, 2.0]]))
+        return [out.sin().sum(), 3 * out.sin().sum()]
+
+    layer = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
+    parameters = list(layer.parameters())
+    network = torch.compile(layer, backend="aot_eager")
+    losses()[0].backward()  # compiles a backward pass that gives up what it has used
+    with pytest.raises(ArgumentError, match=r"domain 0 shares .* back from it once"):
+        gs.backward(losses(), parameters, gs.AgrSum())
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._functorch.config, "donated_buffer", False)
+    network = torch.compile(layer, backend="aot_eager")
+    losses()[0].backward()
+    layer.zero_grad()
+    gs.backward(losses(), parameters, gs.AgrSum())
+    expected = torch.autograd.grad(4 * layer(torch.tensor([[1.0, 2.0]])).sin().sum(), parameters)
+    for parameter, gradient in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)

@@ -149,6 +149,13 @@ def test_batch_norm_of_a_frozen_layer_is_in_evaluation_mode() -> None:
         assert model[0].weight.requires_grad
 
 
+def test_batch_normalisation_without_parameters_is_frozen_with_what_it_is_a_part_of() -> None:
+    body = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3, affine=False))
+    model = torch.nn.Sequential(body, torch.nn.BatchNorm1d(3, affine=False), torch.nn.Linear(3, 2))
+    Freezing(model.train(), ["0.0.weight", "0.0.bias"], 0).apply(1)
+    assert [layer.training for layer in (body[1], model[1])] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("freeze", "expected"),
     [

@@ -9,7 +9,7 @@ from gradsurgery.data.image_set import ImageSet, cache_folder
 from gradsurgery.data.loader import ImageLoader, image_loader
 from gradsurgery.data.open_source import BUILT_IN, open_source, reopened
 from gradsurgery.data.pixels import Augmentation, normalize
-from gradsurgery.data.source import SkippedImage, Source
+from gradsurgery.data.source import SkippedImage, Source, unknown_domain
 from gradsurgery.data.splits import Split, draw_split, split_of
 
 __all__ = [
@@ -38,4 +38,5 @@ __all__ = [
     "prepare",
     "reopened",
     "split_of",
+    "unknown_domain",
 ]

@@ -74,22 +74,25 @@ def prepare(  # noqa: PLR0917
     index = _index_path(folder / "index", source.signature(), source, size, decoder)
     place = _index_path(folder / "places", source.place(), source, size, decoder)
     images = read_image_set(folder, _indexed(index), source)
-    if images is None or not images.hashes:
+    if images is None or not images.hashes or not _are_listed(images, source):
         hashes = content_hashes(source)
         digest = content_digest(source, size, hashes, decoder)
-        try:
-            with folder_lock(folder, digest):
-                images = read_image_set(folder, digest, source)
-                if images is None:
-                    earlier = read_image_set(folder, _indexed(place), source)
-                    decoding = _Decoding(source, size, hashes, skip_bad, progress, earlier)
-                    images = _write_images(folder, digest, decoding, workers or cpus())
-                elif not images.hashes:
-                    images = _with_hashes(images, source, hashes)
-            if index is not None:
+        images = read_image_set(folder, digest, source)  # also where it may only be read
+        if images is None or not images.hashes:
+            try:
+                with folder_lock(folder, digest):
+                    images = read_image_set(folder, digest, source)
+                    if images is None:
+                        earlier = read_image_set(folder, _indexed(place), source)
+                        decoding = _Decoding(source, size, hashes, skip_bad, progress, earlier)
+                        images = _write_images(folder, digest, decoding, workers or cpus())
+                    elif not images.hashes:
+                        images = _with_hashes(images, source, hashes)
+            except OSError as error:
+                raise output_error(folder, error) from error
+        if index is not None:
+            with suppress(OSError, OutputError):  # without it the next opening reads all images
                 _write_index(folder, index, digest)
-        except OSError as error:
-            raise output_error(folder, error) from error
     _take_place(folder, place, images.digest)
     with suppress(OSError):  # where others' images may only be read
         os.utime(folder / images.digest)  # what `data cache` takes for its last use
@@ -97,6 +100,20 @@ def prepare(  # noqa: PLR0917
         first = images.skipped[0]
         raise bad_image(source, source.listing.identities.index(first.identity), first.reason)
     return images
+
+
+def _are_listed(images: ImageSet, source: Source) -> bool:
+    """Whether decoded images have the names, domains and classes that the source lists now.
+
+    Those of a table may change, and a signature of one's own may not tell, while no image does.
+    """
+    listing, skipped = source.listing, {image.identity for image in images.skipped}
+    kept = [i for i, identity in enumerate(listing.identities) if identity not in skipped]
+    return (
+        images.identities == tuple(listing.identities[i] for i in kept)
+        and np.array_equal(images.domain, listing.domain[kept])
+        and np.array_equal(images.label, listing.label[kept])
+    )
 
 
 def _own_decoder(source: Source) -> str | None:

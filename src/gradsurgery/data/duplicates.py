@@ -32,6 +32,7 @@ LEAST_SIDE = 32
 """Pixels of a side below which pictures of any kind look alike."""
 _EXAMPLES = 10
 _GRAY = 16
+_LOOK = 8 + _GRAY**2  # bytes of a perceptual hash, and of gray values
 _SIDE = 64  # pixels to which images are decoded for their perceptual hash, where they are inspected
 _WAITING = 64  # encoded images in memory meanwhile
 
@@ -133,6 +134,18 @@ def alike(looks: Sequence[bytes], hashes: Sequence[Any]) -> Iterator[tuple[int, 
             yield min(a, b), max(a, b)
 
 
+def look_alikes(looks: Sequence[bytes], hashes: Sequence[Any], among: Sequence[int]) -> Groups:
+    """The groups that the pairs of `alike` hang together in, of the positions `among`."""
+    group_of: dict[int, list[int]] = {}
+    for pair in alike([looks[i] for i in among], [hashes[i] for i in among]):
+        sides = [group_of.setdefault(among[i], [among[i]]) for i in pair]
+        smaller, larger = sorted(sides, key=len)
+        if larger is not smaller:
+            larger += smaller
+            group_of.update(dict.fromkeys(smaller, larger))
+    return sorted(sorted(group) for group in {id(g): g for g in group_of.values()}.values())
+
+
 def _correlated(first: bytes, second: bytes) -> bool:
     a, b = (np.frombuffer(look, np.uint8, offset=8).astype(np.float64) for look in (first, second))
     a, b = a - a.mean(), b - b.mean()
@@ -186,9 +199,9 @@ def looks_of(images: ImageSet) -> list[bytes] | None:
         return None
     if images.folder is not None:
         with suppress(DataError, ValueError):
-            written = LooksFile.load(images.folder).looks
-            if len(written) == len(images.identities):
-                return [b64decode(look) for look in written]
+            written = [b64decode(look) for look in LooksFile.load(images.folder).looks]
+            if [len(look) for look in written] == [_LOOK] * len(images.identities):
+                return written
     looks = [look_of(pixels) for pixels in images.images]
     if images.folder is not None:
         with suppress(OutputError):  # a cache that others may only read
@@ -212,10 +225,7 @@ def copies_in_run(
     of_target = -1 if target is None else images.domains.index(target)
     hashes = file_hashes(images)
     looks = looks_of(images)
-
-    def used(groups: Iterable[Sequence[int]]) -> Groups:
-        left = ([i for i in group if part[i]] for group in groups)
-        return [group for group in left if len(group) > 1]
+    used = [i for i, name in enumerate(part) if name]
 
     def copies(groups: Groups) -> Copies:
         found = copies_among(groups, images, part)
@@ -224,8 +234,9 @@ def copies_in_run(
         found.of_target = sum(int(images.domain[i]) == of_target for i in tested)
         return found
 
-    identical = copies(used(identical_files(hashes)))
-    return identical, None if looks is None else copies(used(alike(looks, hashes)))
+    same = identical_files([hashes[i] for i in used])
+    identical = copies([[used[i] for i in group] for group in same])
+    return identical, None if looks is None else copies(look_alikes(looks, hashes, used))
 
 
 @dataclass(frozen=True)
@@ -281,10 +292,9 @@ def inspect_images(
         progress(done, count)
     part = _parts(source)
     good = [position for position in range(count) if position not in bad]
-    pairs = alike([looks[i] for i in good], [hashes[i] for i in good])
     return Inspection(
         copies_among(identical_files(hashes), listing, part),
-        copies_among(([good[a], good[b]] for a, b in pairs), listing, part) if decodes else None,
+        copies_among(look_alikes(looks, hashes, good), listing, part) if decodes else None,
         tuple(SkippedImage(listing.identities[i], bad[i]) for i in sorted(bad)),
         tuple(listing.identities[i] for i in sorted(several)),
     )

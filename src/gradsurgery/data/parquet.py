@@ -36,6 +36,7 @@ class ParquetSource(TableSource):
 
     def __init__(self, root: Path, columns: Mapping[str, str] | None = None) -> None:
         self.files = parquet_files(root)
+        self._stated = [stated(path.resolve()) for path in self.files]
         self.columns = dict(columns or {})
         self._root = root
         domains: list[str] = []
@@ -72,7 +73,9 @@ class ParquetSource(TableSource):
         import pyarrow.parquet as pq
 
         image = column_name(self.columns, "image")
-        for path in self.files:
+        for path, as_listed in zip(self.files, self._stated, strict=True):
+            if stated(path.resolve()) != as_listed:
+                raise DataError(f"{path} has changed since its rows were listed; open it anew")
             with _readable(path), pq.ParquetFile(path) as file:
                 batches = file.iter_batches(ROWS_AT_ONCE, columns=[image])
                 cells = (cell for batch in batches for cell in batch.column(0).to_pylist())
@@ -83,9 +86,8 @@ class ParquetSource(TableSource):
     def signature(self) -> str | None:
         if self._beside is None:
             return None
-        stats = [stated(path.resolve()) for path in self.files]
         beside = [stated(path) for path in self._beside]
-        return "parquet/" + json.dumps([*stats, beside] if beside else stats)
+        return "parquet/" + json.dumps([*self._stated, beside] if beside else self._stated)
 
     @override
     def place_of_row(self, row: int) -> str:

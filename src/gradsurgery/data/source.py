@@ -1,5 +1,6 @@
 """What every source of images has in common: its listing, and the bytes of each image."""
 
+import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
@@ -44,6 +45,22 @@ def naming_left_out(error: DataError, left_out: Sequence[SkippedImage]) -> DataE
         return error
     first = f"{left_out[0].identity} ({left_out[0].reason})"
     return DataError(f"{error}; files left out: {len(left_out)}, the first {first}")
+
+
+def unknown_domain(source: str, name: str, domains: Sequence[str], purpose: str = "") -> str:
+    """What to say of a domain that the data set `source` has not.
+
+    A folder that was copied from a Mac may be called otherwise than it looks.
+    """
+    composed = unicodedata.normalize("NFC", name)
+    alike = [each for each in domains if unicodedata.normalize("NFC", each) == composed]
+    spelled = (
+        f"; one that looks the same is written in other characters, {alike[0]!a}: rename it"
+        if alike
+        else ""
+    )
+    listed = ", ".join(domains)
+    return f"{source} has no domain {name!r}{purpose}; its domains are {listed}{spelled}"
 
 
 class Source(ABC):

@@ -223,6 +223,16 @@ class ConflictLog(Part):
     moving: list[dict[str, int] | None] = []
     sizes: dict[str, int] = {}
 
+    @model_validator(mode="after")
+    def _of_one_length(self) -> "ConflictLog":
+        """Every list has an entry for every step; `moving`, which is younger, may lack some."""
+        count = len(self.step)
+        for name in ("losses", "agreeing", "cosines", "layers", "moving"):
+            found = len(getattr(self, name))
+            if found > count or (found < count and name != "moving"):
+                raise ValueError(f"{name} has {found} values, expected {count}")
+        return self
+
     def append(
         self,
         step: int,
@@ -293,6 +303,11 @@ class Record(RunDocument):
             if domain is not None and domain not in domains:
                 raise ValueError(f"configuration names the domain {domain!r}, expected {domains}")
         for model in (self.result.best, self.result.last):
+            if (model.target_accuracy is None) != (configuration.held_out(domains) is None):
+                raise ValueError(
+                    f"a target_accuracy is {model.target_accuracy}, and the configuration's target "
+                    f"is {configuration.target!r}"
+                )
             for domain, tally in model.tests.items():
                 if len(tally.confusion) != len(self.data.classes):
                     raise ValueError(f"tests of {domain} are of {len(tally.confusion)} classes")

@@ -2,12 +2,24 @@
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from gradsurgery.documents.configuration import RunDocument
 from gradsurgery.documents.document import Choices, Document, Part
+from gradsurgery.errors import ArgumentError
 
 Cosines = list[list[float | None]]
+
+
+def _check_lengths(length: int, *values: tuple[str, list[Any]]) -> None:
+    """Raise `ValueError` unless everything, each with its name, has as many entries."""
+    for name, found in values:
+        if len(found) != length:
+            raise ValueError(f"{name} has {len(found)} values, expected {length}")
+
+
+def _check_square(cosines: Cosines, domains: int) -> None:
+    _check_lengths(domains, ("cosines", cosines), *(("cosines", row) for row in cosines))
 
 
 class Measurement(Part):
@@ -29,6 +41,11 @@ class Measurement(Part):
     within: float | None = None
     across: float | None = None
     skipped: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _of_its_domains(self) -> "Measurement":
+        _check_square(self.cosines, len(self.domains))
+        return self
 
 
 class SimilarityOptions(Choices):
@@ -71,7 +88,7 @@ class SimilarityStudy(RunDocument):
     data: str
     domains: list[str]
     classes: list[str]
-    runs: list[SeedMeasurements]
+    runs: list[SeedMeasurements] = Field(min_length=1)
     part: bool = False
 
     @classmethod
@@ -178,6 +195,12 @@ class LoggedConflict(Part):
     cosine: Numbers = []
     groups: dict[str, Numbers] = {}
 
+    @model_validator(mode="after")
+    def _of_one_length(self) -> "LoggedConflict":
+        values = ("agreeing", self.agreeing), ("cosine", self.cosine)
+        _check_lengths(len(self.step), *values, *self.groups.items())
+        return self
+
 
 class Diagnosis(Document):
     """Where the domains of a data set conflict, for one network.
@@ -202,6 +225,25 @@ class Diagnosis(Document):
     options: DiagnosisOptions
     snapshots: list[Snapshot]
     logged: LoggedConflict | None = None
+
+    @classmethod
+    def upgraded(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """As it is; only one that has just begun is without a snapshot, and in no file yet."""
+        if content.get("snapshots") == []:
+            raise ArgumentError("snapshots is empty, expected one at least")
+        return content
+
+    @model_validator(mode="after")
+    def _of_its_domains(self) -> "Diagnosis":
+        count = len(self.domains)
+        for snapshot in self.snapshots:
+            if snapshot.most_conflicting not in self.domains:
+                raise ValueError(f"most_conflicting is no domain, {snapshot.most_conflicting!r}")
+            for group in (snapshot.total, *snapshot.groups):
+                by_domain = ("cosine_with_rest", group.cosine_with_rest)
+                _check_lengths(count, ("against_rest", group.against_rest), by_domain)
+                _check_square(group.cosines, count)
+        return self
 
 
 class ExplanationOptions(Choices):

@@ -181,6 +181,12 @@ def run_backward(
     try:
         loss.backward(inputs=[*parameters, *beside], retain_graph=retain)
     except RuntimeError as error:
+        if "donated buffers" in str(error):
+            raise ArgumentError(
+                f"the loss of domain {domain} shares a forward pass of a compiled network, which "
+                "was compiled to go back from it once; set torch._functorch.config.donated_buffer "
+                "= False before its first pass, or give each domain a forward pass of its own"
+            ) from error
         if "backward through the graph a second time" not in str(error):
             raise
         raise ArgumentError(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gradsurgery.backbones import Backbone, build_backbone
-from gradsurgery.data import ImageSet, split_of
+from gradsurgery.data import ImageSet, split_of, unknown_domain
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import ConflictLog, Record
 from gradsurgery.documents.studies import (
@@ -171,9 +171,7 @@ def _domains(
     held_out = [] if options.all_domains else [*held_out, *configuration.without]
     for name in held_out:
         if name not in images.domains:
-            raise ArgumentError(
-                f"{images.name} has no domain {name!r}; its domains are {', '.join(images.domains)}"
-            )
+            raise ArgumentError(unknown_domain(images.name, name, images.domains))
     domains = [domain for domain in images.domains if domain not in held_out]
     if len(domains) < 2:
         raise ArgumentError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradsurgery.atomic import claimed
 from gradsurgery.backbones import Backbone, build_backbone, set_training_mode
-from gradsurgery.data import ImageSet, Split, draw_split
+from gradsurgery.data import ImageSet, Split, draw_split, unknown_domain
 from gradsurgery.documents.tasks_vs_domains import (
     DIALS,
     GROUPINGS,
@@ -169,10 +169,7 @@ def planned(
 def spread_sources(images: ImageSet, options: TasksOptions) -> list[str]:
     """As many source domains as there are groups, spread evenly over those that there are."""
     if options.target not in images.domains:
-        raise ArgumentError(
-            f"{images.name} has no domain {options.target!r}; its domains are "
-            f"{', '.join(images.domains)}"
-        )
+        raise ArgumentError(unknown_domain(images.name, options.target, images.domains))
     sources = [domain for domain in images.domains if domain != options.target]
     if options.groups > len(sources):
         raise ArgumentError(

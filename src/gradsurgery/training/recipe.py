@@ -95,19 +95,22 @@ class LearningRate:
 class Freezing:
     """The parameters that are not trained, for the first `steps` steps or, where 0, for all.
 
-    Batch normalisation whose parameters are frozen normalises by its running statistics, which stay
-    as they are: a frozen layer is one function.
+    Batch normalisation that is frozen, by its own parameters or as a part of what is, normalises by
+    its running statistics, which stay as they are: a frozen layer is one function.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str], steps: int) -> None:
         frozen = set(names)
         self._parameters = [p for name, p in model.named_parameters() if name in frozen]
         ids = {id(parameter) for parameter in self._parameters}
-        self._layers = [
+        own = {module: {id(p) for p in module.parameters()} for module in model.modules()}
+        within = {
             layer
-            for layer in batch_norm_layers(model)
-            if (own := {id(p) for p in layer.parameters()}) and own <= ids
-        ]
+            for module in own
+            if own[module] and own[module] <= ids
+            for layer in batch_norm_layers(module)  # one without parameters is frozen with them
+        }
+        self._layers = [layer for layer in batch_norm_layers(model) if layer in within]
         self._steps = steps
         if not steps:
             self.apply(1)  # an optimiser that is built after this leaves them out

@@ -10,7 +10,7 @@ from gradsurgery.algorithms.objectives import Fishr
 from gradsurgery.atomic import claimed
 from gradsurgery.backbones import build_backbone, check_batch_size
 from gradsurgery.backbones.networks import find_network
-from gradsurgery.data import ImageSet, Source, open_source, prepare
+from gradsurgery.data import ImageSet, Source, open_source, prepare, unknown_domain
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError
@@ -99,8 +99,8 @@ def check_run(
     if target is not None and target not in domains:
         quoted = "; in a list of targets a name with a comma is quoted: '\"a, b\",c'"
         raise ArgumentError(
-            f"{name} has no domain {target!r}; its domains are {', '.join(domains)}"
-            f"{quoted if any(',' in domain for domain in domains) else ''}"
+            unknown_domain(name, target, domains)
+            + (quoted if any("," in domain for domain in domains) else "")
         )
     average_values(configuration)  # raises where a hyperparameter is wrong, as the next does
     algorithm = build_method(
@@ -123,10 +123,7 @@ def check_run(
         )
     algorithm.state_dict()  # raises where a state cannot be saved
     if unknown := [domain for domain in configuration.without if domain not in domains]:
-        raise ArgumentError(
-            f"{name} has no domain {unknown[0]!r} to leave out; its domains are "
-            f"{', '.join(domains)}"
-        )
+        raise ArgumentError(unknown_domain(name, unknown[0], domains, " to leave out"))
     sources = len(configuration.sources(domains))
     least = algorithm.minimum_domains
     if sources < least:
