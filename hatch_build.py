@@ -11,7 +11,10 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-FLAGS = ["-O3", "-fno-trapping-math", "-fno-math-errno", "-std=c11", "-shared", "-fPIC"]
+FLAGS = [
+    *("-O3", "-fno-trapping-math", "-fno-math-errno", "-std=c11", "-shared", "-fPIC"),
+    "-ffp-contract=off",  # clang would round a product and a sum once where the processor can
+]
 
 
 class CompileNative(BuildHookInterface[Any]):

@@ -664,3 +664,38 @@ def test_weights_that_explode_are_no_update():
     with pytest.raises(NonFiniteError, match="are finite and the update is not"):
         gs.backward([row @ weight for row in rows], [weight], gs.GradVac(target=0.99))
     assert weight.grad is None
+
+
+@pytest.mark.parametrize("kernels", [None, "accelerator", "without_triton"])
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize("rule", ["sum", "agr-sum", "agr-rand", "agr-ema", "pcgrad", "median"])
+def test_a_minus_sign_that_is_not_in_memory(rule, shape, kernels, request):
+    """Autograd's gradient of an imaginary part is a view whose memory has the opposite sign."""
+    if kernels is not None:
+        request.getfixturevalue(kernels)
+    part, one = torch.zeros(shape, requires_grad=True), torch.ones(shape)
+
+    def losses():
+        yield (torch.complex(one, part).conj() * (1 + 2j)).real.sum()  # its derivative is 2
+        yield (-3 * part).sum()
+
+    next(losses()).backward()
+    assert part.grad.is_neg()
+    part.grad = None
+    gs.backward(losses(), [part], seeded(rule))
+    expected = {"sum": -1.0, "median": -0.5}.get(rule, 0.0)
+    assert not part.grad.is_neg()
+    torch.testing.assert_close(part.grad, torch.full(shape, expected))
+
+
+@pytest.mark.parametrize("rule", sorted(set(RULES) - {"agr-ema"}))
+def test_another_default_device_changes_nothing(rule):
+    """As `torch.set_default_device("cuda")` does not, in a process with a model on the CPU."""
+    rows = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
+    expected = seeded(rule)(rows)
+    weight = torch.zeros(40, requires_grad=True)
+    with torch.device("meta"):
+        update = seeded(rule)(rows)
+        gs.backward([row @ weight for row in rows], [weight], seeded(rule))
+    assert torch.equal(update, expected)
+    torch.testing.assert_close(weight.grad, expected)

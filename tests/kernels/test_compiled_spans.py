@@ -2,11 +2,13 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import gradsurgery as gs
 from gradsurgery.kernels import compiled
 from gradsurgery.kernels.compiled import in_spans
 from gradsurgery.rules.base import largest_size
@@ -76,3 +78,23 @@ def test_the_largest_size_of_a_gradient(values, expected, length, by_torch, dtyp
     torch.testing.assert_close(
         found, torch.tensor(expected, dtype=dtype), rtol=0, atol=0, equal_nan=True
     )
+
+
+def test_no_product_is_fused_with_a_sum():
+    """Results are the same on every processor, with a fused multiply-add or without."""
+    rows = torch.randn(2, 1003, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    memory = torch.randn(2, 1003, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    name = compiled.name_for("judge_means", rows, memory)
+    if name is None:
+        pytest.skip("no C compiler built the library")
+    expected = rows.numpy() + np.float64(0.9) * memory.numpy()  # NumPy rounds both
+    marks = torch.empty(2, 1003, dtype=torch.bool)
+    compiled.judge_means(name, rows, memory, 0.9, out=torch.empty_like(rows[0]), marks=marks)
+    assert np.array_equal(rows.numpy(), expected)
+
+
+@pytest.mark.parametrize("kind", ["agr-sum", "agr-rand", "agr-ema", "sum", "pcgrad"])
+def test_memory_with_the_opposite_sign_is_not_read(kind):
+    rows = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    found = gs.rule(kind)(torch._neg_view(rows))  # as .imag of a conjugate gives
+    torch.testing.assert_close(found, gs.rule(kind)(-rows))

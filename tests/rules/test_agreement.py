@@ -162,8 +162,11 @@ def test_tiny_values_agree_by_their_sign():
     assert fold(gs.AgrSum(), gradients).updates[0].tolist() == [3 * smallest, 0.0]
 
 
-def test_nothing_depends_on_the_number_of_threads():
-    gradients = torch.randn(2, 400_003, generator=torch.Generator().manual_seed(5))
+@pytest.mark.parametrize(
+    "length", [400_003, (1 << 17) + 1, (1 << 18) + 15]
+)  # torch draws 16 a time
+def test_nothing_depends_on_the_number_of_threads(length):
+    gradients = torch.randn(2, length, generator=torch.Generator().manual_seed(5))
     updates = []
     for number in (1, 2, 5):
         with threads(number):

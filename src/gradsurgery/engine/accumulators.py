@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import reduce
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -231,7 +232,7 @@ class GradientMatrix(SingleGradients):
         super().__init__(parameters)
         self._rule = rule
         sizes = [parameter.numel() for parameter in parameters]
-        self._bounds: list[int] = torch.tensor([0, *sizes]).cumsum(0).tolist()
+        self._bounds = list(accumulate(sizes, initial=0))
         self._reached: set[int] = set()
         self._matrix = parameters[0].new_empty(
             _FIRST_ROWS, self._bounds[-1], dtype=widest(parameters)
@@ -336,6 +337,7 @@ def flat_gradient(gradient: Tensor, parameter: Tensor) -> Float[Tensor, " params
     lengths = zip(gradient.stride(), parameter.stride(), parameter.shape, strict=True)
     if any(own != other for own, other, size in lengths if size != 1):
         gradient = torch.empty_like(parameter, requires_grad=False).copy_(gradient)
+    gradient = gradient.resolve_neg()  # what is imaginary has its minus sign outside its memory
     if gradient.is_contiguous():
         return gradient.view(-1)
     return gradient.as_strided((gradient.numel(),), (1,))

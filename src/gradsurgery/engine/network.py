@@ -193,7 +193,11 @@ def laid_out_as(
     return [
         gradient
         if gradient is None
-        or (gradient.layout == torch.strided and gradient.stride() == parameter.stride())
+        or (
+            gradient.layout == torch.strided
+            and gradient.stride() == parameter.stride()
+            and not gradient.is_neg()
+        )
         else shaped_gradient(flat_gradient(gradient, parameter), parameter)
         for gradient, parameter in zip(gradients, parameters, strict=True)
     ]

@@ -41,14 +41,16 @@ def library() -> ctypes.CDLL | None:
 def name_for(operation: str, *tensors: Tensor) -> str | None:
     """The compiled `operation` for these tensors: "operation_float32" or "operation_float64".
 
-    None where there is none: in another precision or place, with gaps along the last dimension, or
-    in a library that was built before the operation was written.
+    None where there is none: in another precision or place, with gaps along the last dimension or
+    a minus sign that is not in memory, or in a library that was built before the operation was
+    written.
     """
     first = tensors[0]
     name = f"{operation}_{str(first.dtype).removeprefix('torch.')}"
     fits = all(
         tensor.device.type in network.ONE_BY_ONE - network.DEVICES
         and tensor.dtype == first.dtype
+        and not tensor.is_neg()
         and (tensor.shape[-1] < 2 or tensor.stride(-1) == 1)
         for tensor in tensors
     )
@@ -204,8 +206,8 @@ def gramian(
     pointers, domains = _pointers(rows), len(rows)
 
     def part(begin: int, end: int) -> Tensor:
-        total = torch.zeros(domains, domains, dtype=torch.float64)
-        wide = torch.empty(domains * _BLOCK, dtype=torch.float64)
+        total = torch.zeros(domains, domains, dtype=torch.float64, device="cpu")
+        wide = torch.empty(domains * _BLOCK, dtype=torch.float64, device="cpu")
         call(pointers, domains, wide.data_ptr(), total.data_ptr(), begin, end)
         return total
 

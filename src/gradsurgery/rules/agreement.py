@@ -20,6 +20,7 @@ from gradsurgery.kernels import compiled as kernel
 from gradsurgery.kernels.network import Combination
 from gradsurgery.rules.base import (
     NARROW,
+    PIECE_PER_THREAD,
     ComponentwiseRule,
     Consensus,
     State,
@@ -125,7 +126,8 @@ class AgrRand(AgreementRule):
         agree = counts + zeros if self.values["zero_agrees"] else counts
         sigma = sizes.sum() / agree.sum().clamp_min(1)
         for total in totals:
-            for (running,) in pieces(total):
+            # not `pieces`: what is drawn would depend on the number of threads
+            for running in total.split(PIECE_PER_THREAD):
                 noise = self.random.normal_like(running)
                 self._fill(running, noise, sigma, self.divisor(domains))
         return Consensus(totals, counts, zeros)
@@ -164,7 +166,7 @@ def fold_agreement(total: Float[Tensor, " params"], gradient: Float[Tensor, " pa
 def clear_marks(total: Float[Tensor, " params"]) -> Float[Tensor, "2"]:
     """Set the conflicts to zero; how many components agree and are not zero, and how many are."""
     if (name := kernel.name_for("resolve_marks", total)) is not None:
-        return torch.tensor(kernel.resolve_marks(name, total), dtype=torch.float64)
+        return total.new_tensor(kernel.resolve_marks(name, total), dtype=torch.float64)
     counts = torch.zeros(2, dtype=torch.float64, device=total.device)
     for (running,) in pieces(total):
         zeros = (running == 0).sum()
@@ -199,7 +201,7 @@ def agreement_sum(
 def survey_marks(total: Float[Tensor, " params"]) -> Float[Tensor, "3"]:
     """Σ |t_n| where t_n is not NaN; how many components are not zero either, and are zero."""
     if (name := kernel.name_for("survey_marks", total)) is not None:
-        return torch.tensor(kernel.survey_marks(name, total), dtype=torch.float64)
+        return total.new_tensor(kernel.survey_marks(name, total), dtype=torch.float64)
     seen = torch.zeros(3, dtype=torch.float64, device=total.device)
     for (running,) in pieces(total):
         zeros = (running == 0).sum()

@@ -29,8 +29,7 @@ PIECE_PER_THREAD = 1 << 17
 """Components of long tensors per thread that are worked through at a time.
 
 They stay in the processor's cache, so that several elementwise passes over them cost about as much
-as one pass over memory: with three buffers of float32 such a piece fills about 1.5 MB of it. A
-multiple of 16, so that random draws do not depend on where the pieces end.
+as one pass over memory: with three buffers of float32 such a piece fills about 1.5 MB of it.
 """
 
 
@@ -293,7 +292,7 @@ def checked_update(update: Float[Tensor, " params"]) -> Float[Tensor, " params"]
 def largest_size(gradients: Float[Tensor, "..."]) -> Float[Tensor, ""]:
     """The size of the largest component, of at least one component; NaN where there is one."""
     if gradients.is_contiguous() and (name := kernel.name_for("largest", gradients)) is not None:
-        return torch.tensor(kernel.largest(name, gradients.view(-1)), dtype=gradients.dtype)
+        return gradients.new_tensor(kernel.largest(name, gradients.view(-1)))
     return torch.stack(torch.aminmax(gradients)).abs().max()
 
 

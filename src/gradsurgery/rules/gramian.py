@@ -88,7 +88,7 @@ def gramian_of(
         rows = [row.double() * scale for row in rows]
     if (name := kernel.name_for("add_gramian", *rows)) is not None:
         return kernel.gramian(name, rows)
-    total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    total = rows[0].new_zeros(len(rows), len(rows), dtype=torch.float64)
     for piece in pieces(*rows):
         wide = torch.stack(piece).double()
         total += wide @ wide.T

@@ -147,7 +147,8 @@ class SANDMask(ComponentwiseRule):
 
     def start(self, gradient: Float[Tensor, " params"]) -> State:
         """Mean, squared deviations, sum of signs, and the number of domains seen."""
-        return gradient, torch.zeros_like(gradient), signs_of(gradient), torch.ones(())
+        seen = torch.ones((), device="cpu")  # whatever the default is
+        return gradient, torch.zeros_like(gradient), signs_of(gradient), seen
 
     def fold(self, state: State, gradient: Float[Tensor, " params"]) -> State:
         """Welford's update, which does not cancel as a sum of squares would."""

@@ -78,7 +78,7 @@ class CAGrad(GramianRule):
     def weights(self, gramian: Float[Tensor, "domains domains"]) -> Float[Tensor, " domains"]:
         """1/D + c ‖g_0‖ w / ‖g_w‖."""
         domains = len(gramian)
-        mean = torch.full((domains,), 1 / domains, dtype=gramian.dtype)
+        mean = gramian.new_full((domains,), 1 / domains)
         largest = gramian.diagonal().max()
         if largest == 0:
             return mean

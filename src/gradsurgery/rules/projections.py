@@ -42,7 +42,7 @@ class PCGrad(GramianRule):
 
     def weights(self, gramian: Float[Tensor, "domains domains"]) -> Float[Tensor, " domains"]:
         """w_j = Σ_d c_dj."""
-        coefficients = torch.eye(len(gramian), dtype=gramian.dtype)
+        coefficients = torch.eye(len(gramian), dtype=gramian.dtype, device=gramian.device)
         for domain, other in self.random.pairs(len(gramian)):  # algorithm 1, line 4
             product = coefficients[domain] @ gramian[:, other]
             if product < 0:  # lines 5 and 6

@@ -198,7 +198,7 @@ class AgrEMA(RememberingRule):
         beta = self.values["beta"]
         if not self._counts and (name := kernel.name_for("judge_means", gradients, memory, update)):
             sound = kernel.judge_means(name, gradients, memory, beta, out=update, marks=marks)
-            return torch.tensor(sound)
+            return torch.tensor(sound, device="cpu")
         bounds = []
         for rows, before, total, agrees, none in pieces(gradients, memory, update, *marks):
             torch.sum(rows, 0, out=total)
