@@ -21,6 +21,7 @@ from gradsurgery.training.checkpoint import (
     continued,
     is_longer,
     remove_checkpoint,
+    remove_leftover,
     restore_learner,
 )
 from gradsurgery.training.device import computing_with, reset_peak_memory, resolve_device
@@ -87,7 +88,8 @@ def train(
             observe=observe,
         )
         record.save(directory)
-        _tidy(record, directory)
+        if not configuration.keep_checkpoint:
+            remove_checkpoint(directory)
         return record
 
 
@@ -145,13 +147,8 @@ def _finished(configuration: RunConfiguration, directory: Path) -> Record | None
     if (name := configuration.backbone) != record.configuration.backbone:
         find_network(name, len(record.data.classes), configuration.image_size)  # is it there?
     check_same(configuration, record.configuration, directory, "data")
-    _tidy(record, directory)  # where the process was killed just before it did
+    remove_leftover(record.configuration, directory)
     return record
-
-
-def _tidy(record: Record, directory: Path) -> None:
-    if not record.configuration.keep_checkpoint:
-        remove_checkpoint(directory)
 
 
 def prepare_images(
