@@ -197,7 +197,9 @@ def listed_names(text: str) -> list[str]:
 
 
 def left_out_classes(entries: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Why `--classes common` left out each class, from what is said to be left out, and why.
+    """Why each class is left out, from all that is said to be left out, and why.
+
+    Not every domain has it (`--classes common`), or none, where its folders hold no image.
 
     >>> left_out_classes([("class cow", "4 images, none in art"), ("a/class x.txt", "no image")])
     {'cow': '4 images, none in art'}
