@@ -227,6 +227,22 @@ LIBRARY = {
         lambda: list(pictures().contents()),
         "`encoded` gives a int; let it yield the bytes",
     ),
+    "hyperparameter: of a method's rule": (
+        lambda: gs.method("irm+cagrad", c=0.5),
+        r"settings, settings={'cagrad.c': 0.5} say, found c by itself",
+    ),
+    "hyperparameter: without its owner": (
+        lambda: gs.method("irm", settings={"penalty": 1}),
+        r"irm has no hyperparameter 'penalty'; it has: irm.penalty, irm.anneal",
+    ),
+    "hyperparameter: settings of a rule": (
+        lambda: gs.rule("cagrad", settings={"c": 0.5}),
+        r"by name, as gs.rule\('cagrad', c=0.4\), found settings, which are gs.method's",
+    ),
+    "losses: numbers": (
+        lambda: gs.backward([1.0, 2.0], MODEL.parameters(), gs.AgrSum()),
+        r"found float; give what the criterion returns, without .item\(\)",
+    ),
 }
 CALLS |= LIBRARY
 

@@ -53,6 +53,13 @@ def test_what_came_out_is_said_with_the_worst_domain():
     assert "Of art most images may have been trained on" in said
 
 
+def test_a_model_that_knows_no_more_than_the_largest_class_is_told():
+    sure = told(domains={"art": DomainEvaluation(tally=SURE)})  # 14 of 15, [70.2, …]; 10 are of a
+    assert "No better" not in sure
+    chance = "No better than to name the most frequent class for every image (56.0% right), as far"
+    assert f"{chance} as 25 images can tell." in told()  # 60 % [40.7, …], and 14 of 25 are of a
+
+
 def test_what_was_trained_on_and_is_unknown_is_said():
     seen = DomainEvaluation(tally=SURE, seen=7, unknown={"d": 2, "e": 1})
     said = told(domains={"art": seen})

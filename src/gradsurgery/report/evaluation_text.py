@@ -18,7 +18,13 @@ from gradsurgery.report.section import (
     listed,
     plain_table,
 )
-from gradsurgery.results.classification import INTERVALS, Assessment, Estimate, assess
+from gradsurgery.results.classification import (
+    INTERVALS,
+    Assessment,
+    Estimate,
+    as_good_as_one_class,
+    assess,
+)
 
 MOST_CLASSES = 20
 """Of a confusion matrix that is shown as a table."""
@@ -38,7 +44,8 @@ def evaluation_sentences(evaluation: EvaluationFile) -> list[str]:
     whole = found[_ALL]
     sentences = [
         f"{evaluation.model} on {evaluation.data}{part}: {_percent(whole.accuracy)} of "
-        f"{counted(whole.images, 'image')} right."
+        f"{counted(whole.images, 'image')} right.",
+        *no_better_sentences(whole_tally(evaluation)),
     ]
     if len(found) > 2:
         worst = min((name for name in found if name != _ALL), key=lambda d: found[d].accuracy.value)
@@ -63,6 +70,17 @@ def evaluation_sentences(evaluation: EvaluationFile) -> list[str]:
             f"first {first.identity}: {first.reason}."
         )
     return sentences
+
+
+def no_better_sentences(tally: Tally | None, where: str = "") -> list[str]:
+    """That to name one class for every image would be as good, where it would."""
+    if tally is None:
+        return []
+    matrix = tally.matrix()
+    share = as_good_as_one_class(int(matrix.trace()), matrix.sum(axis=1).tolist())
+    text = f"No better{where} than to name the most frequent class for every image"
+    images = counted(int(matrix.sum()), "image")
+    return [] if share is None else [f"{text} ({share:.1%} right), as far as {images} can tell."]
 
 
 def evaluation_tables(evaluation: EvaluationFile) -> list[Table]:

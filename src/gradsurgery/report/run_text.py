@@ -9,6 +9,7 @@ from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import left_out_classes
 from gradsurgery.documents.record import Copies, DataRecord, ModelResult, Record
 from gradsurgery.documents.tally import Tally
+from gradsurgery.report.evaluation_text import no_better_sentences
 from gradsurgery.report.section import (
     ABSENT,
     Block,
@@ -52,8 +53,10 @@ def run_blocks(record: Record) -> list[Text | Table]:
     recalls = recall_table(record)
     blocks = [about, _results(record), *([recalls] if recalls else []), _curves(record)]
     texts = [f"cost: {', '.join(filter(None, parts))}"]
+    target = record.configuration.target
+    texts += no_better_sentences(record.result.best.tests.get(target), f" on {target}")
     if missed := never_predicted(record):
-        texts.append(f"never predicted on {record.configuration.target}: {listed(missed)}")
+        texts.append(f"never predicted on {target}: {listed(missed)}")
     if record.data.skipped:
         texts.append(f"images left out, not decoded: {len(record.data.skipped)}")
     texts += recorded_sentences([record])
