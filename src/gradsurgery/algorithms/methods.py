@@ -108,8 +108,7 @@ def method(
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    >>> labels = torch.tensor([0, 1, 0, 1])
-    >>> batches = [(torch.randn(4, 3, 2, 2), labels) for _ in range(3)]
+    >>> batches = [(torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 0, 1])) for _ in range(3)]
     >>> result = method("irm+pcgrad").step(model, batches, optimizer, step=1)
     >>> len(result.losses), result.cosines.shape
     (3, torch.Size([3, 3]))
