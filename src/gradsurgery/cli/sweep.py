@@ -1,5 +1,6 @@
 """`gradsurgery sweep` and `compare`: many runs, and the report or the table on them."""
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -237,10 +238,10 @@ def _worker_count(options: opt.LaunchOptions, plan: Plan, gpus: tuple[str, ...])
 
 
 def print_table(folder: Path) -> None:
-    """Print the table of a folder of runs, and where it is."""
+    """Print the table of a folder of runs, and beside it where they are."""
     if any(folder.rglob(Record.file_name)):
         print_tables([folder])
-        print(f"runs: {folder}")
+        print(f"runs: {folder}", file=sys.stderr)
 
 
 def report_on(folder: Path, *, paper: bool = False) -> None:
