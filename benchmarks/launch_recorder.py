@@ -77,6 +77,11 @@ class Recording:
         """The totals."""
         return Counts(self.launches.total(), self.synchronisations.total(), self.copies.total())
 
+    def clear(self) -> None:
+        """Count from 0 again."""
+        for counter in (self.launches, self.synchronisations, self.copies):
+            counter.clear()
+
 
 @contextmanager
 def accelerated(*, triton: bool = True) -> Iterator[None]:
@@ -115,6 +120,15 @@ def recorded(*, run: bool = True) -> Iterator[Recording]:
             )
         stack.enter_context(mode)
         yield recording
+
+
+def second_step(step: Callable[[], object], *, run: bool = False) -> Recording:
+    """What the second step asks for: the first makes what later ones keep."""
+    with recorded(run=run) as recording:
+        step()
+        recording.clear()
+        step()
+    return recording
 
 
 def _starting_kernels() -> list[Any]:

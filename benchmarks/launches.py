@@ -17,7 +17,7 @@ from functools import partial
 
 import torch
 from contestants import adam, method_step, passes, pooled, random_batches, untrained
-from launch_recorder import Counts, Recording, accelerated, recorded
+from launch_recorder import Counts, Recording, accelerated, second_step
 
 from gradsurgery.kernels import network as kernels_network
 
@@ -52,13 +52,9 @@ def steps(
 
 
 def seen_by_recorder(step: Callable[[], object], *, triton: bool = True) -> Recording:
-    """What the second step asks for: the first makes what later ones keep."""
+    """What the second step asks for."""
     with accelerated(triton=triton):
-        with recorded(run=False):
-            step()
-        with recorded(run=False) as recording:
-            step()
-    return recording
+        return second_step(step)
 
 
 def seen_by_profiler(step: Callable[[], object]) -> Recording:

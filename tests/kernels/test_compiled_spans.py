@@ -7,6 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gradsurgery.engine.accumulators import largest_size
+from gradsurgery.kernels import compiled
 from gradsurgery.kernels.compiled import in_spans
 
 
@@ -38,3 +40,39 @@ def test_an_error_in_a_thread_is_raised(bad):
             in_spans(1000, call, least=10)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("by_torch", [False, True])
+@pytest.mark.parametrize("length", [1, 2, 9, 3 * compiled.LEAST + 5])  # the last in spans
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((-0.0,), 0.0),
+        ((1e-45, 0.0), 1e-45),  # not normal
+        ((2.0, -3.0), 3.0),
+        ((-3e38, 2e38), 3e38),
+        ((-float("inf"), 5.0), float("inf")),
+        ((float("inf"), float("nan")), float("nan")),
+        ((-float("nan"), -float("inf")), float("nan")),
+    ],
+)
+def test_the_largest_size_of_a_gradient(values, expected, length, by_torch, dtype, monkeypatch):
+    if by_torch:
+        monkeypatch.setattr(compiled, "library", lambda: None)
+    elif compiled.library() is None:
+        pytest.skip("no C compiler built the library")
+    gradient = torch.zeros(length, dtype=dtype)
+    for at, value in enumerate(values[:length]):
+        gradient[at * (length // 2)] = value
+    if length < len(values):
+        expected = abs(values[0])
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        found = largest_size(gradient)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(
+        found, torch.tensor(expected, dtype=dtype), rtol=0, atol=0, equal_nan=True
+    )

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from gradsurgery.engine.accumulator import Accumulator, Update, check_form, not_finite_update
 from gradsurgery.errors import ArgumentError
+from gradsurgery.kernels import compiled as kernel
 from gradsurgery.kernels.network import kernels_for, sent
 from gradsurgery.rules.base import (
     ComponentwiseRule,
@@ -29,7 +30,8 @@ class SingleGradients(Accumulator):
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         super().__init__(parameters)
-        self._extremes: dict[tuple[int, int], Tensor] = {}  # by domain and position
+        # the size of the largest component by domain and position, NaN where there is one
+        self._largest: dict[tuple[int, int], Tensor] = {}
         self._kept: set[int] = set()
 
     @override
@@ -39,8 +41,7 @@ class SingleGradients(Accumulator):
             return
         flat = flat_gradient(gradient, self._parameters[position])
         if flat.numel():
-            # NaN passes through aminmax, and min and max are finite only where everything is
-            self._extremes[domain, position] = torch.stack(torch.aminmax(flat))
+            self._largest[domain, position] = largest_size(flat)
         self._add(position, domain, flat)
 
     @abstractmethod
@@ -60,24 +61,24 @@ class SingleGradients(Accumulator):
 
     @override
     def first_non_finite(self) -> tuple[int, int] | None:
-        if not self._extremes:
+        if not self._largest:
             return None
-        finite = torch.stack(list(self._extremes.values())).isfinite().all(1).tolist()
-        found = [where for where, good in zip(self._extremes, finite, strict=True) if not good]
+        finite = torch.stack(list(self._largest.values())).isfinite().tolist()
+        found = [where for where, good in zip(self._largest, finite, strict=True) if not good]
         return min(found, default=None)
 
     @property
     @override
     def largest(self) -> float:
-        if not self._extremes:
+        if not self._largest:
             return 0.0
-        return float(torch.stack(list(self._extremes.values())).abs().max())
+        return float(torch.stack(list(self._largest.values())).max())
 
     def _shaped(self, flat: Tensor, position: int, *, poison: bool) -> Tensor:
         """The flat update in the parameter's shape."""
-        for (_, at), extremes in self._extremes.items() if poison else ():
+        for (_, at), largest in self._largest.items() if poison else ():
             if at == position:
-                flat.add_((extremes * 0).sum())  # 0, or NaN where one is not finite
+                flat.add_(largest * 0)  # 0, or NaN where one is not finite
         return shaped_gradient(flat, self._parameters[position])
 
 
@@ -157,9 +158,9 @@ class FoldedGradients(SingleGradients):
 
     def _precision(self, position: int, domain: int) -> torch.dtype:
         """Of the state with this domain's gradient in it; it never gets narrower."""
-        extremes = self._extremes.get((domain, position))
-        if extremes is not None and extremes.device.type == "cpu":  # elsewhere this would wait
-            self._totals[position] += max(map(abs, extremes.tolist()))
+        largest = self._largest.get((domain, position))
+        if largest is not None and largest.device.type == "cpu":  # elsewhere this would wait
+            self._totals[position] += largest.item()
         dtype = self._parameters[position].dtype
         return self._rule.precision(dtype, self._totals[position])
 
@@ -320,6 +321,13 @@ class JudgedMatrix(GradientMatrix):
         if not verdict.sound:  # a loss scaler is there to skip the step
             verdict.update.fill_(torch.nan)
         return self._judged(verdict)
+
+
+def largest_size(gradient: Float[Tensor, " params"]) -> Float[Tensor, ""]:
+    """max_n |g_n|, NaN where a component is NaN."""
+    if (name := kernel.name_for("largest", gradient)) is not None:
+        return torch.tensor(kernel.largest(name, gradient), dtype=gradient.dtype)
+    return torch.stack(torch.aminmax(gradient)).abs().max()
 
 
 def flat_gradient(gradient: Tensor, parameter: Tensor) -> Float[Tensor, " params"]:

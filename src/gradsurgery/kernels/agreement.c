@@ -4,16 +4,19 @@
    them into vector code for any processor. Every function works on the components begin..end. */
 
 #include <stdint.h>
+#include <string.h>
+
+#include "vectors.h"
 
 /* Components taken at a time: few enough that every row is read as one steady stream (at 1,024 and
    more each burst ends with a memory page), enough to keep the loops' overhead small. */
 #define BLOCK 256
 
-#define DEFINE(REAL, NAME)                                                                        \
+#define DEFINE(REAL, NAME, BITS, POSITIVE)                                                        \
     /* out = sum of the rows where all are > 0 or all are < 0, else 0. `stride` lies between the  \
        rows. Returns 0 where a NaN or an Inf turned up. */                                        \
-    int64_t agreement_sum_##NAME(const REAL *rows, int64_t stride, int64_t domains, REAL *out,        \
-                             int64_t begin, int64_t end) {                                        \
+    VECTORS int64_t agreement_sum_##NAME(const REAL *rows, int64_t stride, int64_t domains,       \
+                                         REAL *out, int64_t begin, int64_t end) {                 \
         REAL total[BLOCK], lowest[BLOCK], highest[BLOCK];                                         \
         int bad = 0;                                                                              \
         for (int64_t start = begin; start < end; start += BLOCK) {                                \
@@ -39,8 +42,8 @@
     }                                                                                             \
                                                                                                   \
     /* total += gradient where the signs are equal, NaN elsewhere and where total is NaN. */      \
-    void fold_agreement_##NAME(REAL *restrict total, const REAL *restrict gradient,               \
-                               int64_t begin, int64_t end) {                                      \
+    VECTORS void fold_agreement_##NAME(REAL *restrict total, const REAL *restrict gradient,       \
+                                       int64_t begin, int64_t end) {                              \
         const REAL nan = (REAL)__builtin_nan("");                                                 \
         for (int64_t n = begin; n < end; n++) {                                                   \
             REAL t = total[n], g = gradient[n];                                                   \
@@ -49,9 +52,26 @@
         }                                                                                         \
     }                                                                                             \
                                                                                                   \
+    /* The size of the largest component, NaN where there is one. Sizes are compared as whole     \
+       numbers, the bits without the sign: infinity is larger than what is finite, and NaN than   \
+       infinity. */                                                                               \
+    VECTORS REAL largest_##NAME(const REAL *gradient, int64_t begin, int64_t end) {               \
+        BITS top = 0;                                                                             \
+        for (int64_t n = begin; n < end; n++) {                                                   \
+            BITS size;                                                                            \
+            memcpy(&size, gradient + n, sizeof size);                                             \
+            size &= POSITIVE;                                                                     \
+            top = size > top ? size : top;                                                        \
+        }                                                                                         \
+        REAL largest;                                                                             \
+        memcpy(&largest, &top, sizeof top);                                                       \
+        return largest;                                                                           \
+    }                                                                                             \
+                                                                                                  \
     /* Sets NaN to 0. Returns how many components were neither NaN nor 0, and writes into `zeros` \
        how many were 0. */                                                                        \
-    int64_t resolve_marks_##NAME(REAL *total, int64_t *zeros, int64_t begin, int64_t end) {       \
+    VECTORS int64_t resolve_marks_##NAME(REAL *total, int64_t *zeros, int64_t begin,              \
+                                         int64_t end) {                                           \
         int64_t agreeing = 0, zero = 0;                                                           \
         for (int64_t start = begin; start < end; start += BLOCK) {                                \
             int64_t stop = end - start < BLOCK ? end : start + BLOCK;                             \
@@ -70,5 +90,5 @@
         return agreeing;                                                                          \
     }
 
-DEFINE(float, float32)
-DEFINE(double, float64)
+DEFINE(float, float32, int32_t, INT32_MAX)
+DEFINE(double, float64, int64_t, INT64_MAX)

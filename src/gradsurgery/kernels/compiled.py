@@ -115,6 +115,14 @@ def fold_agreement(
     in_spans(len(total), lambda begin, end: call(*pointers, begin, end))
 
 
+def largest(name: str, gradient: Float[Tensor, " params"]) -> float:
+    """The size of the largest component, NaN where there is one."""
+    real = ctypes.c_float if gradient.dtype == torch.float32 else ctypes.c_double
+    call, pointer = function(name, (POINTER, INTEGER, INTEGER), real), gradient.data_ptr()
+    sizes = in_spans(len(gradient), lambda begin, end: float(call(pointer, begin, end)))
+    return math.nan if any(map(math.isnan, sizes)) else max(sizes)
+
+
 def resolve_marks(name: str, total: Float[Tensor, " params"]) -> tuple[int, int]:
     """Set NaN to zero; how many components agree and are not zero, and how many are zero."""
     call = function(name, (POINTER, POINTER, INTEGER, INTEGER), INTEGER)

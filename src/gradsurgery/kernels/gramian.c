@@ -1,22 +1,17 @@
-/* Inner products of long rows and sums weighted by them, for one thread; gramian.py splits
+/* Inner products of long rows and sums weighted by them, for one thread; compiled.py splits
    the work over several. Every function works on the components begin..end.
 
    Float32 is multiplied and summed in float64, where neither 1e-25 nor 1e25 squared is lost. */
 
 #include <stdint.h>
 
+#include "vectors.h"
+
 /* Components taken at a time: the rows are read from memory once for all pairs, and stay in the
    nearest cache as float64 (`wide`: domains times BLOCK of them) for a few domains. */
 #define BLOCK 256
 /* Independent sums, which a compiler turns into vector code. */
 #define LANES 8
-
-/* Vectors of four where the processor has them; the sums are the same, to the last bit. */
-#if defined(__x86_64__) && defined(__GNUC__) && defined(__GLIBC__)
-#define VECTORS __attribute__((target_clones("avx2", "default")))
-#else
-#define VECTORS
-#endif
 
 #define DEFINE(REAL, NAME)                                                                        \
     /* Adds rows[i] . rows[j] to out[i * domains + j] for all i <= j. */                          \

@@ -1,9 +1,10 @@
 """PCGrad and Gradient Vaccine: turn each gradient away from its conflicts with the others."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import sqrt
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,7 +12,7 @@ from typing_extensions import override
 
 from gradsurgery.errors import ArgumentError
 from gradsurgery.hyperparameters import Hyperparameter
-from gradsurgery.kernels.network import accelerates, kernels_for
+from gradsurgery.kernels.network import accelerates, kernels_for, sent
 from gradsurgery.rules.gramian import GramianRule
 
 # A gradient this much smaller (squared) than it was before projections is rounding error.
@@ -126,32 +127,44 @@ class GradVac(GramianRule):
 
     def weights(self, gramian: Float[Tensor, "domains domains"]) -> Float[Tensor, " domains"]:
         """w_j = Σ_d c_dj with v_d = Σ_j c_dj g_j; advances the targets."""
-        targets, beta = self._targets_for(gramian), self._decay
-        coefficients = torch.eye(len(gramian), dtype=gramian.dtype)
-        for domain, other in self.random.pairs(len(gramian)):
+        return self._weights(gramian, self.random.pairs(len(gramian)))
+
+    def _weights(
+        self, gramian: Float[Tensor, "domains domains"], pairs: Iterable[tuple[int, int]]
+    ) -> Float[Tensor, " domains"]:
+        products, targets = gramian.numpy(), self._targets_for(gramian).numpy()  # written to
+        coefficients, beta = np.eye(len(products)), self._decay
+        for domain, other in pairs:
             row = coefficients[domain]
-            squared = (row @ gramian @ row).item()
-            length = sqrt(gramian[other, other].item())
-            if length == 0 or squared <= _VANISHED * gramian[domain, domain].item():
+            squared, length = row @ products @ row, sqrt(products[other, other])
+            if length == 0 or squared <= _VANISHED * products[domain, domain]:
                 continue
-            cosine = (row @ gramian[:, other]).item() / (sqrt(squared) * length)
+            cosine = row @ products[:, other] / (sqrt(squared) * length)
             cosine = min(max(cosine, -1.0), 1.0)
-            target = targets[domain, other].item()
+            target = targets[domain, other]
             row[other] += sqrt(squared) / length * step(cosine, target)
             targets[domain, other] = (1 - beta) * target + beta * cosine
-        return coefficients.sum(0)
+        return torch.from_numpy(coefficients.sum(0))
 
     @override
     def weights_on_device(
         self, gramian: Float[Tensor, "domains domains"]
     ) -> Float[Tensor, " domains"]:
-        if not accelerates([gramian]):
-            return super().weights_on_device(gramian)
+        if kernels_for([gramian]) is None:
+            return self.weights(gramian)
+        orders = self.random.orders_on(len(gramian), gramian.device)
+        if not accelerates([gramian]):  # the device is waited for once, for both
+            known = torch.cat([gramian, orders.to(gramian.dtype)], 1).cpu()
+            on_cpu, others = known[:, : len(gramian)].double(), known[:, len(gramian) :].long()
+            if not on_cpu.isfinite().all():
+                return gramian[0]
+            pairs = [(domain, other) for domain, row in enumerate(others.tolist()) for other in row]
+            return sent(self._weights(on_cpu, pairs).to(gramian.dtype), gramian.device)
         from gradsurgery.kernels.products import projections
 
         coefficients = projections(
             gramian,
-            self.random.orders_on(len(gramian), gramian.device),
+            orders,
             self._targets_for(gramian),
             beta=self._decay,
             vanished=_VANISHED,
@@ -172,7 +185,7 @@ class GradVac(GramianRule):
                 f"gradvac has targets for {len(self._targets)} domains, found {domains} gradients; "
                 "build a new rule, or load_state_dict({}), when the domains change"
             )
-        self._targets = self._targets.to(gramian.device)
+        self._targets = self._targets.to(gramian)
         return self._targets
 
 

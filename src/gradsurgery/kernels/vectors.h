@@ -1,0 +1,10 @@
+/* VECTORS before a function: it is compiled for several widths of vector, and the widest that the
+   processor has is taken. The results are the same, to the last bit. */
+
+#include <stdint.h> /* of the C library, whose name it defines */
+
+#if defined(__x86_64__) && defined(__GNUC__) && defined(__GLIBC__)
+#define VECTORS __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define VECTORS
+#endif
