@@ -86,6 +86,23 @@ def test_a_domain_without_an_image_of_a_known_class_has_no_figures():
     assert [row[0].text for row in tables[0].rows] == ["art"]
 
 
+def test_a_run_that_names_one_class_for_all_is_told(record):
+    classes, target = len(record.data.classes), record.configuration.target
+    assert text.chance_sentences(record) == []
+    record.result.best.tests[target] = Tally(confusion=["0:4"] * classes)
+    share, images = f"{1 / classes:.1%}", 4 * classes
+    (said,) = text.chance_sentences(record)
+    assert said == (
+        f"No better on {target} than to name the most frequent class for every image ({share} "
+        f"right), as far as {images} images can tell."
+    )
+    record.configuration = record.configuration.model_copy(update={"target": "none"})
+    assert text.chance_sentences(record) == []  # of all domains
+    record.result.best.tests = {target: Tally(confusion=["0:4"] * classes)}
+    (said,) = text.chance_sentences(record)
+    assert said.startswith("No better than to name")
+
+
 def recalls_of(*found: Record) -> Sequence[Block]:
     records = {Path(f"{i}/record.json"): record for i, record in enumerate(found)}
     return recalls_section(compare_runs(runs_frame(records)), records).blocks

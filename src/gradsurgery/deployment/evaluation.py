@@ -174,8 +174,8 @@ def _wanted(
         run = model.run_folder
         known = "" if run in (None, model.file.parent) else f", {run},"
         raise ArgumentError(
-            f"there is no split of {source.name} beside {model.file}; give the run's folder{known} "
-            "and the data that it was trained on, or leave --part out"
+            f"there is no split of {source.name} beside {model.file}, a model that was trained on "
+            f"{model.about.data}; give the run's folder{known} and that data, or leave --part out"
         )
     members = {name for domain in domains for name in split.domains.get(domain, {}).get(part, ())}
     chosen = [i for i in of_domains if listing.identities[i] in members]

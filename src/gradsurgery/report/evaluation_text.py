@@ -7,6 +7,7 @@ from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
 from gradsurgery.documents.deployment import EvaluationFile
+from gradsurgery.documents.record import Record
 from gradsurgery.documents.studies import Explanation, Place
 from gradsurgery.documents.tally import Tally
 from gradsurgery.report.section import (
@@ -81,6 +82,14 @@ def no_better_sentences(tally: Tally | None, where: str = "") -> list[str]:
     text = f"No better{where} than to name the most frequent class for every image"
     images = counted(int(matrix.sum()), "image")
     return [] if share is None else [f"{text} ({share:.1%} right), as far as {images} can tell."]
+
+
+def chance_sentences(record: Record) -> list[str]:
+    """The same of a run's best model on the domain held out, or on those trained on."""
+    tests, target = record.result.best.tests, record.configuration.held_out(record.data.domains)
+    if target is not None:
+        return no_better_sentences(tests.get(target), f" on {target}")
+    return no_better_sentences(Tally.merged([*tests.values()]) if tests else None)
 
 
 def evaluation_tables(evaluation: EvaluationFile) -> list[Table]:

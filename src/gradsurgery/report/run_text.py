@@ -9,7 +9,7 @@ from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import left_out_classes
 from gradsurgery.documents.record import Copies, DataRecord, ModelResult, Record
 from gradsurgery.documents.tally import Tally
-from gradsurgery.report.evaluation_text import no_better_sentences
+from gradsurgery.report.evaluation_text import chance_sentences
 from gradsurgery.report.section import (
     ABSENT,
     Block,
@@ -53,10 +53,9 @@ def run_blocks(record: Record) -> list[Text | Table]:
     recalls = recall_table(record)
     blocks = [about, _results(record), *([recalls] if recalls else []), _curves(record)]
     texts = [f"cost: {', '.join(filter(None, parts))}"]
-    target = record.configuration.target
-    texts += no_better_sentences(record.result.best.tests.get(target), f" on {target}")
+    texts += chance_sentences(record)
     if missed := never_predicted(record):
-        texts.append(f"never predicted on {target}: {listed(missed)}")
+        texts.append(f"never predicted on {record.configuration.target}: {listed(missed)}")
     if record.data.skipped:
         texts.append(f"images left out, not decoded: {len(record.data.skipped)}")
     texts += recorded_sentences([record])
@@ -183,7 +182,9 @@ def recalls_section(tables: Sequence[ComparisonTable], records: Records) -> Sect
                 f"{name} (in {n} of {counted(len(runs), 'run')})" for name, n in missed.items()
             ]
             if named:
-                sentences.append(f"{about}: never predicted on {target}: {listed(named)}.")
+                sentences.append(
+                    f"{about}: never predicted on {target}: {listed(named)}."
+                )
         caption = f"{about}: recall (%) of each class on each held-out domain"
         notes = ["Of the best / the last model, the mean over the runs."]
         rows = _recall_rows(classes, by_target)
