@@ -182,9 +182,7 @@ def recalls_section(tables: Sequence[ComparisonTable], records: Records) -> Sect
                 f"{name} (in {n} of {counted(len(runs), 'run')})" for name, n in missed.items()
             ]
             if named:
-                sentences.append(
-                    f"{about}: never predicted on {target}: {listed(named)}."
-                )
+                sentences.append(f"{about}: never predicted on {target}: {listed(named)}.")
         caption = f"{about}: recall (%) of each class on each held-out domain"
         notes = ["Of the best / the last model, the mean over the runs."]
         rows = _recall_rows(classes, by_target)
