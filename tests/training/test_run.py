@@ -241,6 +241,7 @@ def test_other_optimisers_train(
         ({"device": "toaster"}, ArgumentError, "device 'toaster' cannot be used"),
         ({"device": "meta"}, ArgumentError, "device 'meta' cannot train"),
         ({"data": "no-such-data"}, ArgumentError, "no-such-data"),
+        ({"split": "lists/"}, ArgumentError, "the split lists/ is no percentages"),
     ],
 )
 def test_errors_come_before_any_work_and_leave_nothing(

@@ -192,7 +192,7 @@ def listed_names(text: str) -> list[str]:
     try:
         row = next(csv.reader([text], skipinitialspace=True), [])
     except csv.Error as error:  # a line break, a name beyond all measure
-        raise ValueError(f"must be a list of names: {error}") from error
+        raise ValueError(f"is no list of names: {error}") from error
     return [name.strip() for name in row if name.strip()]
 
 

@@ -169,7 +169,7 @@ def complaint(error: ValidationError) -> str:
     found = "" if said else f", found {first['input']!r:.80}"
     if expected.startswith(f"{where} "):  # it says itself of what it speaks
         where = ""
-    colon = ":" if where and not expected.startswith("must ") else ""
+    colon = ":" if where and not expected.startswith(("must ", "is ")) else ""
     return f"{where}{colon} {expected}{found}".strip()
 
 
