@@ -212,6 +212,14 @@ LIBRARY = {
         lambda: gs.evaluate_model(None, None),
         "model is what gradsurgery.load_model gives, found a NoneType",
     ),
+    "source: classes": (
+        lambda: gs.open_source("rotated-digits", classes="some"),
+        "classes is same, common, all, found 'some'",
+    ),
+    "source: resize": (
+        lambda: gs.open_source("rotated-digits", resize=None),
+        "resize is squash, crop, pad, found None",
+    ),
     "source: its name": (lambda: pictures(name=b"x"), "the data set's name, found a bytes"),
     "source: domains": (lambda: pictures(domains="ab"), "list of names, found a str"),
     "source: a class": (lambda: pictures(classes=["u", 1]), r"classes_of\[1\] .* found a int"),

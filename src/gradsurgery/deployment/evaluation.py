@@ -98,6 +98,10 @@ def _check(model: TrainedModel, source: Source, batch_size: int, workers: int) -
 
 
 def _chosen(source: Source, domains: Collection[str] | None) -> list[str]:
+    if isinstance(domains, str):
+        raise ArgumentError(
+            f"domains are a list of names, found {domains!r:.80}; give [{domains!r:.80}]"
+        )
     chosen = list(source.domains) if domains is None else list(domains)
     if unknown := [domain for domain in chosen if domain not in source.domains]:
         raise ArgumentError(
