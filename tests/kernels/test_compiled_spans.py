@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradsurgery.engine.accumulators import largest_size
 from gradsurgery.kernels import compiled
 from gradsurgery.kernels.compiled import in_spans
+from gradsurgery.rules.base import largest_size
 
 
 @given(st.integers(0, 1000), st.integers(1, 200), st.integers(1, 5), st.integers(1, 6))

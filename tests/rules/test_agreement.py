@@ -97,6 +97,23 @@ def test_agr_rand_is_equation_4_where_the_domains_agree(gradients):
         assert not update.any()  # σ = 0 where nothing agrees
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("zero_agrees", [True, False])
+@pytest.mark.parametrize("length", [1, 7, 256, 1003])
+def test_every_draw_is_where_equation_4_wants_it(length, zero_agrees, reduction, dtype):
+    whole = torch.randint(-2, 3, (3, length), generator=torch.Generator().manual_seed(length))
+    draws = torch.empty(length, dtype=dtype).normal_(generator=torch.Generator().manual_seed(3))
+    signs = whole.sign()
+    agrees = (signs == signs[0]).all(0) & (zero_agrees | (signs[0] != 0))
+    total = whole.sum(0).double()
+    sigma = total[agrees].abs().mean() if agrees.any() else torch.zeros(())
+    expected = torch.where(agrees, total, draws * sigma) / (3 if reduction == "mean" else 1)
+    generator = torch.Generator().manual_seed(3)
+    rule = gs.AgrRand(generator=generator, zero_agrees=zero_agrees, reduction=reduction)
+    torch.testing.assert_close(rule(whole.to(dtype)), expected.to(dtype))
+
+
 def test_noise_has_the_sigma_of_equation_4_and_touches_conflicts_only():
     # 200,000 conflicts and σ = 3: the mean of the draws is N(0, 9/n), their variance is
     # 9 χ²(n−1)/(n−1), about N(9, 2·81/n). Limits of 5 standard deviations on each side:

@@ -12,13 +12,13 @@ from typing_extensions import override
 
 from gradsurgery.engine.accumulator import Accumulator, Update, check_form, not_finite_update
 from gradsurgery.errors import ArgumentError
-from gradsurgery.kernels import compiled as kernel
 from gradsurgery.kernels.network import kernels_for, sent
 from gradsurgery.rules.base import (
     ComponentwiseRule,
     Rule,
     State,
     beyond_precision,
+    largest_size,
     only_call_is_own,
 )
 from gradsurgery.rules.gramian import GramianRule, gramian_of, scale_of, weighted_sum
@@ -321,13 +321,6 @@ class JudgedMatrix(GradientMatrix):
         if not verdict.sound:  # a loss scaler is there to skip the step
             verdict.update.fill_(torch.nan)
         return self._judged(verdict)
-
-
-def largest_size(gradient: Float[Tensor, " params"]) -> Float[Tensor, ""]:
-    """max_n |g_n|, NaN where a component is NaN."""
-    if (name := kernel.name_for("largest", gradient)) is not None:
-        return torch.tensor(kernel.largest(name, gradient), dtype=gradient.dtype)
-    return torch.stack(torch.aminmax(gradient)).abs().max()
 
 
 def flat_gradient(gradient: Tensor, parameter: Tensor) -> Float[Tensor, " params"]:

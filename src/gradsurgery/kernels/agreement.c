@@ -3,6 +3,7 @@
    The loops are the definitions of rules/agreement.py, written so that a compiler turns
    them into vector code for any processor. Every function works on the components begin..end. */
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -11,6 +12,8 @@
 /* Components taken at a time: few enough that every row is read as one steady stream (at 1,024 and
    more each burst ends with a memory page), enough to keep the loops' overhead small. */
 #define BLOCK 256
+/* Independent sums, which a compiler turns into vector code. */
+#define LANES 8
 
 #define DEFINE(REAL, NAME, BITS, POSITIVE)                                                        \
     /* out = sum of the rows where all are > 0 or all are < 0, else 0. `stride` lies between the  \
@@ -88,6 +91,51 @@
         }                                                                                         \
         *zeros = zero;                                                                            \
         return agreeing;                                                                          \
+    }                                                                                             \
+                                                                                                  \
+    /* The sum of the sizes of the components that are not NaN, in double. Writes how many are    \
+       neither NaN nor 0, and how many are 0. */                                                  \
+    VECTORS double survey_marks_##NAME(const REAL *total, int64_t *agreeing, int64_t *zeros,      \
+                                       int64_t begin, int64_t end) {                              \
+        double sums[LANES] = {0}, sum = 0;                                                        \
+        int64_t nan = 0, zero = 0;                                                                \
+        for (int64_t start = begin; start < end; start += BLOCK) {                                \
+            int64_t stop = end - start < BLOCK ? end : start + BLOCK, n = start;                  \
+            int32_t nan_here = 0, zero_here = 0;                                                  \
+            for (int64_t m = start; m < stop; m++) {                                              \
+                nan_here += total[m] != total[m];                                                 \
+                zero_here += total[m] == 0;                                                       \
+            }                                                                                     \
+            for (; n + LANES <= stop; n += LANES)                                                 \
+                for (int64_t lane = 0; lane < LANES; lane++) {                                    \
+                    double value = total[n + lane];                                               \
+                    sums[lane] += value == value ? fabs(value) : 0;                               \
+                }                                                                                 \
+            for (; n < stop; n++) {                                                               \
+                double value = total[n];                                                          \
+                sums[0] += value == value ? fabs(value) : 0;                                      \
+            }                                                                                     \
+            nan += nan_here;                                                                      \
+            zero += zero_here;                                                                    \
+        }                                                                                         \
+        for (int64_t lane = 0; lane < LANES; lane++)                                              \
+            sum += sums[lane];                                                                    \
+        *agreeing = end - begin - nan - zero;                                                     \
+        *zeros = zero;                                                                            \
+        return sum;                                                                               \
+    }                                                                                             \
+                                                                                                  \
+    /* Puts noise of the deviation sigma where the total is NaN, and where it is 0 unless zeros   \
+       agree; then divides. */                                                                    \
+    VECTORS void fill_marks_##NAME(REAL *restrict total, const REAL *restrict noise, double sigma,\
+                                   double divisor, int64_t zero_agrees, int64_t begin,            \
+                                   int64_t end) {                                                 \
+        const REAL scale = (REAL)sigma, parts = (REAL)divisor;                                    \
+        for (int64_t n = begin; n < end; n++) {                                                   \
+            REAL value = total[n];                                                                \
+            int agrees = (value == value) & ((value != 0) | (zero_agrees != 0));                  \
+            total[n] = (agrees ? value : noise[n] * scale) / parts;                               \
+        }                                                                                         \
     }
 
 DEFINE(float, float32, int32_t, INT32_MAX)

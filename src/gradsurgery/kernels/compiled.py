@@ -137,6 +137,36 @@ def resolve_marks(name: str, total: Float[Tensor, " params"]) -> tuple[int, int]
     return sum(agreeing for agreeing, _ in counts), sum(zeros for _, zeros in counts)
 
 
+def survey_marks(name: str, total: Float[Tensor, " params"]) -> tuple[float, int, int]:
+    """The sum of the sizes that are not NaN, in float64; how many are not 0 either, and are 0."""
+    call = function(name, (POINTER, POINTER, POINTER, INTEGER, INTEGER), ctypes.c_double)
+    pointer = total.data_ptr()
+
+    def part(begin: int, end: int) -> tuple[float, int, int]:
+        agreeing, zeros = ctypes.c_int64(), ctypes.c_int64()
+        counts = ctypes.addressof(agreeing), ctypes.addressof(zeros)
+        return float(call(pointer, *counts, begin, end)), agreeing.value, zeros.value
+
+    sizes, agreeing, zeros = zip(*in_spans(len(total), part), strict=True)
+    return sum(sizes), sum(agreeing), sum(zeros)
+
+
+def fill_marks(
+    name: str,
+    total: Float[Tensor, " params"],
+    noise: Float[Tensor, " params"],
+    sigma: float,
+    divisor: int,
+    *,
+    zero_agrees: bool,
+) -> None:
+    """Put `noise` times sigma where the total is NaN, or 0 unless zeros agree; then divide."""
+    real = (ctypes.c_double, ctypes.c_double)
+    call = function(name, (POINTER, POINTER, *real, INTEGER, INTEGER, INTEGER))
+    given = total.data_ptr(), noise.data_ptr(), sigma, float(divisor), int(zero_agrees)
+    in_spans(len(total), lambda begin, end: call(*given, begin, end))
+
+
 def gramian(
     name: str, rows: Sequence[Float[Tensor, " params"]]
 ) -> Float[Tensor, "domains domains"]:

@@ -121,18 +121,29 @@ class AgrRand(AgreementRule):
     def finish(self, states: Sequence[State], domains: int) -> Consensus:
         """The totals with noise where they conflict."""
         totals = [total for (total,) in states]
-        zeros = torch.stack([(total == 0).sum() for total in totals])
-        if not self.values["zero_agrees"]:
-            for total in totals:
-                total.masked_fill_(total == 0, torch.nan)
-        sigma, counts = scale_of_noise(totals)
-        counts -= zeros if self.values["zero_agrees"] else 0
-        divisor = self.divisor(domains)
+        sizes, counts, zeros = torch.stack([survey_marks(total) for total in totals]).unbind(1)
+        agree = counts + zeros if self.values["zero_agrees"] else counts
+        sigma = sizes.sum() / agree.sum().clamp_min(1)
         for total in totals:
             for (running,) in pieces(total):
-                noise = self.random.normal_like(running).mul_(sigma)
-                running.copy_(torch.where(running.isnan(), noise, running).div_(divisor))
+                noise = self.random.normal_like(running)
+                self._fill(running, noise, sigma, self.divisor(domains))
         return Consensus(totals, counts, zeros)
+
+    def _fill(
+        self,
+        total: Float[Tensor, " params"],
+        noise: Float[Tensor, " params"],
+        sigma: Float[Tensor, ""],
+        divisor: int,
+    ) -> None:
+        """Put noise where the domains conflict, and divide."""
+        zero_agrees = self.values["zero_agrees"]
+        if (name := kernel.name_for("fill_marks", total, noise)) is not None:
+            kernel.fill_marks(name, total, noise, sigma.item(), divisor, zero_agrees=zero_agrees)
+            return
+        conflict = total.isnan() if zero_agrees else total.isnan() | (total == 0)
+        total.copy_(torch.where(conflict, noise.mul_(sigma), total).div_(divisor))
 
 
 def fold_agreement(total: Float[Tensor, " params"], gradient: Float[Tensor, " params"]) -> None:
@@ -185,14 +196,14 @@ def agreement_sum(
     return True
 
 
-def scale_of_noise(
-    totals: Sequence[Float[Tensor, " _"]],
-) -> tuple[Float[Tensor, ""], Float[Tensor, " states"]]:
-    """σ of equation 4 and the numbers of agreeing components; NaN marks a conflict in `totals`."""
-    magnitude = torch.zeros((), dtype=torch.float64, device=totals[0].device)
-    counts = torch.zeros(len(totals), dtype=torch.float64, device=totals[0].device)
-    for position, total in enumerate(totals):
-        for (running,) in pieces(total):
-            counts[position] += len(running) - running.isnan().sum()
-            magnitude += running.abs().nansum(dtype=torch.float64)
-    return magnitude / counts.sum().clamp_min(1), counts
+def survey_marks(total: Float[Tensor, " params"]) -> Float[Tensor, "3"]:
+    """Σ |t_n| where t_n is not NaN; how many components are not zero either, and are zero."""
+    if (name := kernel.name_for("survey_marks", total)) is not None:
+        return torch.tensor(kernel.survey_marks(name, total), dtype=torch.float64)
+    seen = torch.zeros(3, dtype=torch.float64, device=total.device)
+    for (running,) in pieces(total):
+        zeros = (running == 0).sum()
+        seen[0] += running.abs().nansum(dtype=torch.float64)
+        seen[1] += len(running) - running.isnan().sum() - zeros
+        seen[2] += zeros
+    return seen

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.hyperparameters import Hyperparameter, checked_values, spelled
+from gradsurgery.kernels import compiled as kernel
 from gradsurgery.kernels.network import Combination, combined, kernels_for
 from gradsurgery.rules.randomness import RandomSource
 
@@ -284,9 +285,16 @@ def beyond_precision(parameter: str | None = None, dtype: torch.dtype | None = N
 
 def checked_update(update: Float[Tensor, " params"]) -> Float[Tensor, " params"]:
     """The update of finite gradients; raises `NonFiniteError` where it is not finite."""
-    if update.numel() and not torch.stack(torch.aminmax(update)).isfinite().all():
+    if update.numel() and not largest_size(update).isfinite():
         raise beyond_precision(dtype=update.dtype)
     return update
+
+
+def largest_size(gradients: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+    """The size of the largest component, of at least one component; NaN where there is one."""
+    if gradients.is_contiguous() and (name := kernel.name_for("largest", gradients)) is not None:
+        return torch.tensor(kernel.largest(name, gradients.view(-1)), dtype=gradients.dtype)
+    return torch.stack(torch.aminmax(gradients)).abs().max()
 
 
 def check_rows_finite(gradients: Float[Tensor, "domains params"]) -> float:
@@ -296,9 +304,8 @@ def check_rows_finite(gradients: Float[Tensor, "domains params"]) -> float:
     """
     if gradients.numel() == 0:
         return 0.0
-    extremes: list[float] = torch.stack(torch.aminmax(gradients)).tolist()
-    if all(map(isfinite, extremes)):
-        return max(map(abs, extremes))
+    if isfinite(largest := largest_size(gradients).item()):
+        return largest
     domain, component = (~gradients.isfinite()).nonzero()[0].tolist()
     raise NonFiniteError(
         f"the gradient of domain {domain} is {gradients[domain, component].item()} at component "
