@@ -46,7 +46,7 @@ def test_compare_goes_on_after_a_failure_and_reports_it(command: Command, tmp_pa
     assert code == 1
     assert "agr-sum" in out
     last = err.splitlines()[-1]
-    assert last.startswith("error: 1 run(s) failed, rotated-digits/75/deep-all/seed-0-")
+    assert last.startswith("error: 1 run failed, rotated-digits/75/deep-all/seed-0-")
     assert "checkpoint.pt is damaged" in last
     assert json.loads((failing / "failure.json").read_text())["attempts"] == 1
 
