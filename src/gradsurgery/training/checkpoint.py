@@ -182,7 +182,7 @@ def check_same(
         )
         raise ArgumentError(
             f"{directory} holds a run with other options ({listed}); "
-            "choose another output folder, or delete this one"
+            "choose another output folder (--out), or delete this one"
         )
 
 

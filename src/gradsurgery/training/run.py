@@ -11,6 +11,7 @@ from gradsurgery.atomic import claimed
 from gradsurgery.backbones import build_backbone, check_batch_size
 from gradsurgery.backbones.networks import find_network
 from gradsurgery.data import ImageSet, Source, open_source, prepare, unknown_domain
+from gradsurgery.data.splits import check_split
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError
@@ -104,6 +105,7 @@ def check_run(
             unknown_domain(name, target, domains)
             + (quoted if any("," in domain for domain in domains) else "")
         )
+    check_split(configuration)
     average_values(configuration)  # raises where a hyperparameter is wrong, as the next does
     algorithm = build_method(
         method,
