@@ -212,6 +212,14 @@ LIBRARY = {
         lambda: gs.evaluate_model(None, None),
         "model is what gradsurgery.load_model gives, found a NoneType",
     ),
+    "source: classes": (
+        lambda: gs.open_source("rotated-digits", classes="some"),
+        "classes is same, common, all, found 'some'",
+    ),
+    "source: resize": (
+        lambda: gs.open_source("rotated-digits", resize=None),
+        "resize is squash, crop, pad, found None",
+    ),
     "source: its name": (lambda: pictures(name=b"x"), "the data set's name, found a bytes"),
     "source: domains": (lambda: pictures(domains="ab"), "list of names, found a str"),
     "source: a class": (lambda: pictures(classes=["u", 1]), r"classes_of\[1\] .* found a int"),
@@ -226,6 +234,22 @@ LIBRARY = {
     "source: encoded": (
         lambda: list(pictures().contents()),
         "`encoded` gives a int; let it yield the bytes",
+    ),
+    "hyperparameter: of a method's rule": (
+        lambda: gs.method("irm+cagrad", c=0.5),
+        r"settings, settings={'cagrad.c': 0.5} say, found c by itself",
+    ),
+    "hyperparameter: without its owner": (
+        lambda: gs.method("irm", settings={"penalty": 1}),
+        r"irm has no hyperparameter 'penalty'; it has: irm.penalty, irm.anneal",
+    ),
+    "hyperparameter: settings of a rule": (
+        lambda: gs.rule("cagrad", settings={"c": 0.5}),
+        r"by name, as gs.rule\('cagrad', c=0.4\), found settings, which are gs.method's",
+    ),
+    "losses: numbers": (
+        lambda: gs.backward([1.0, 2.0], MODEL.parameters(), gs.AgrSum()),
+        r"found float; give what the criterion returns, without .item\(\)",
     ),
 }
 CALLS |= LIBRARY

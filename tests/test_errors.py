@@ -1,10 +1,18 @@
 import pickle
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradsurgery.errors import ArgumentError, GradsurgeryError, one_line, printable
+from gradsurgery.errors import (
+    ArgumentError,
+    GradsurgeryError,
+    is_out_of_memory,
+    one_line,
+    printable,
+)
 
 
 @given(st.text(st.characters(codec=None)))
@@ -48,6 +56,22 @@ def test_of_a_message_of_any_length_beginning_and_end_are_kept():
 def test_what_other_libraries_say_is_one_line(error, line):
     assert one_line(error) == line
     assert len(one_line(ValueError("x" * 500))) == 200
+
+
+@pytest.mark.parametrize(
+    "allocate",
+    [
+        lambda: torch.empty(2**60, dtype=torch.uint8),
+        lambda: np.empty(2**60, np.uint8),
+        lambda: bytearray(2**62),
+    ],
+)
+def test_memory_that_there_is_not_is_known(allocate):
+    with pytest.raises((MemoryError, RuntimeError)) as caught:
+        allocate()
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_out_of_memory(RuntimeError("a bug"))
 
 
 def test_of_a_long_name_the_middle_is_left_out_and_the_rest_of_the_message_stays():

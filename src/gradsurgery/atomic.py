@@ -112,7 +112,7 @@ def _locked(path: Path) -> int:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 raise BusyError(
                     f"another process is working in {path.parent}; "
-                    "wait for it to end, or choose another output folder"
+                    "wait for it to end, or choose another output folder (--out)"
                 ) from error
             raise
         # The former holder may have removed the file between our opening and locking it.

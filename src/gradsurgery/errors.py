@@ -64,6 +64,12 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 200 else f"{text[:199]}…"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, numpy or torch has found no memory, of the processor or an accelerator."""
+    found = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return found or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+
+
 class GradsurgeryError(Exception):
     """Base of every error with a cure; the command line prints it as one line and exits 1.
 

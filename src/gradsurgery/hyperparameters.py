@@ -104,7 +104,7 @@ def check_names(owner: str, known: Sequence[str], given: Iterable[str]) -> None:
     """Raise `ArgumentError` for a name that is not known, listing those that are."""
     for name in given:
         if name not in known:
-            choices = ", ".join(f"{owner}.{n}" for n in known) or "none"
+            choices = ", ".join(known) or "none"
             raise ArgumentError(f"{owner} has no hyperparameter {name!r}; it has: {choices}")
 
 

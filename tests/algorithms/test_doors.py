@@ -169,7 +169,7 @@ def test_what_cannot_be_used_gets_one_line(name, words, neighbour, built):
             {"factor": 1},
             r"no hyperparameter 'factor'; .*neighbour:Scaled.facto",
         ),
-        ("neighbour:Scaled", {"neighbour:Scaled.k": 1}, r"no hyperparameter 'k'; it has: neigh"),
+        ("neighbour:Scaled", {"neighbour:Scaled.k": 1}, r"no hyperparameter 'k'; it has: "),
         ("neighbour:Scaled", {"neighbour:Scaled.factor": -1}, "is a number at least 0, found -1"),
         ("neighbour:first", {"neighbour:first.k": 1}, "no hyperparameter 'k'; it has: none"),
         ("neighbour:instance", {"neighbour:instance.factor": 1}, "'factor'; it has: none"),

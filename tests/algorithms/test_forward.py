@@ -1,5 +1,6 @@
 """How many forward passes a step makes, and that one for all domains takes the same steps."""
 
+from copy import deepcopy
 from types import SimpleNamespace
 
 import pytest
@@ -98,6 +99,33 @@ def test_one_image_is_no_batch_to_normalise_by(name, built):
     method, optimizer = built(name, batch_norm="per-domain"), oracles.sgd(model.parameters())
     with pytest.raises(ArgumentError, match=r"1 image .* a single value a channel .* 2 images"):
         method.step(model, oracles.batches(3, 1), optimizer, step=1)
+
+
+class Tokens(nn.Module):
+    """A normalisation whose places a linear layer takes as tokens, as in LeViT and XCiT."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(3, 4, 1), norm, nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.first(x)).flatten(2).transpose(1, 2).contiguous()
+        return self.last(x).tanh().sum(1)
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.InstanceNorm2d])
+@pytest.mark.parametrize("name", ["agr-sum", "mldg", "fish"])
+def test_one_image_has_the_gradient_of_two_equal_ones(name, kind, built):
+    torch.manual_seed(0)
+    norm = kind(4, affine=True).eval()
+    nn.init.normal_(norm.weight)
+    one = Tokens(norm).double()
+    two = deepcopy(one)
+    data = oracles.batches(3, 1)
+    twice = [(x.repeat(2, 1, 1, 1), y.repeat(2)) for x, y in data]
+    for model, batches in ((one, data), (two, twice)):
+        built(name).step(model, batches, oracles.sgd(model.parameters()), step=1)
+    torch.testing.assert_close(oracles.flat_parameters(one), oracles.flat_parameters(two))
 
 
 def test_another_error_on_one_image_stays_as_it_is(built):

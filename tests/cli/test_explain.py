@@ -37,6 +37,10 @@ def test_pictures_are_explained(run, command, tmp_path):
     assert code == 0, errors
     assert [answer.identity for answer in Explanation.load(out).shown] == ["a.png"]
     assert "1 answer explained by integrated gradients from grey." in output
+    before = (run / "explanation" / Explanation.file_name).read_bytes()
+    assert command("explain", str(run), str(tmp_path / "a.png"))[0] == 0
+    assert Explanation.load(run / "explanation-pictures").data == "pictures"
+    assert (run / "explanation" / Explanation.file_name).read_bytes() == before
 
 
 def test_a_broken_picture_is_named_and_the_others_explained(run, command, tmp_path):
@@ -58,7 +62,7 @@ def test_a_broken_picture_is_named_and_the_others_explained(run, command, tmp_pa
 def test_what_cannot_be_explained_is_named(run, command, tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
     code, _, errors = command("explain", str(run), str(tmp_path / "a.png"))
-    assert (code, "none of 1 pictures can be decoded" in errors) == (1, True)
+    assert (code, "none of 1 picture can be decoded" in errors) == (1, True)
     alone = tmp_path / "model.safetensors"
     alone.write_bytes((run / "model.safetensors").read_bytes())
     code, _, errors = command("explain", str(alone))

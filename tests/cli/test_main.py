@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gradsurgery import doors
@@ -128,6 +129,17 @@ def test_an_error_of_our_own_is_not_blamed_on_anybody(
     monkeypatch.setattr(train, "methods", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         command("methods")
+
+
+def test_memory_that_there_is_not_is_one_line(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gradsurgery.cli import train
+
+    monkeypatch.setattr(train, "methods", lambda: np.empty(2**60, np.uint8))
+    code, _, err = command("methods")
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith("error: out of memory: Unable to allocate 1.00 EiB")
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,10 @@ def test_a_sweep_ends_with_its_table_and_the_path_of_its_report(
         (["--plan", "none.yaml"], "cannot read the plan none.yaml"),
         (["nowhere"], "no data set 'nowhere'"),
         (["rotated-digits", "--grid", "learning_rate"], "--grid takes NAME=V1,V2"),
-        (["rotated-digits", "--grid", "lr=1"], "unknown option 'lr'; there is learning_rate"),
+        (
+            ["rotated-digits", "--grid", "lr=1"],
+            "error: grid: unknown option 'lr'; there is",
+        ),
         (["rotated-digits", "--threads", "0"], "threads must be greater than or equal"),
         (
             ["rotated-digits", "--threads", "0", "--launcher", "ray"],

@@ -62,12 +62,28 @@ def test_a_folder_of_one_domain_is_evaluated(command, model):
     assert "of 12 images right" in out.replace("\n", " ")
 
 
-def test_a_data_set_of_one_domain_says_how_it_is_evaluated(command, model, tmp_path):
+def test_one_domain_alone_is_evaluated_and_told(command, model, tmp_path):
+    (tmp_path / "photos/c/notes.txt").write_text("not among the images")
+    code, alone, err = command("evaluate", model, "photos/c", "--out", "here")
+    assert (code, err.splitlines()[0]) == (0, "note: photos/c is class/image, of one domain: c")
+    assert "left out of c: 1 file is something else than an image" in err
     (tmp_path / "new ones").mkdir()
     (tmp_path / "photos/c").rename(tmp_path / "new ones/c")
-    code, _, err = command("evaluate", model, "new ones")
-    assert code == 1
-    assert err.endswith("or give its one domain: 'new ones/c' --as-domain c\n")
+    code, within, err = command("evaluate", model, "new ones", "--out", "here")
+    assert (code, within) == (0, alone)
+    assert "note: new ones is class/image, of one domain: c\n" in err
+
+
+def test_a_folder_of_two_forms_is_not_taken_for_one_domain(command, model, tmp_path):
+    (tmp_path / "photos/c/dark/0.png").rename(tmp_path / "photos/c/0.png")
+    code, _, err = command("evaluate", model, "photos")
+    assert (code, "0.png lies directly in domain c" in err) == (1, True)
+
+
+def test_a_class_without_images_is_named(command, model, tmp_path):
+    (tmp_path / "photos/c/dim").mkdir()
+    code, _, err = command("evaluate", model, "photos")
+    assert (code, err) == (0, "left out of photos: class dim (0 images, none in any domain)\n")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +91,7 @@ def test_a_data_set_of_one_domain_says_how_it_is_evaluated(command, model, tmp_p
     [
         (["evaluate", "run", "photos", "--domains", "z"], "has no domain 'z'"),
         (["evaluate", "run", "absent"], "no data set 'absent'"),
-        (["evaluate", "run", "photos/c"], "--as-domain NAME"),
+        (["evaluate", "run", "photos/c/dark"], "lies directly in the data set's folder"),
         (["evaluate", "run", "run", "--as-domain", "x"], "holds no image in class/image"),
         (["export", "run"], "give --format"),
         (["export", "run", "--format", "onnx", "--out", "a.pt"], "must end in .onnx"),

@@ -132,6 +132,20 @@ def test_what_is_not_read_is_listed(make_folder, tmp_path):
     assert prepare(source, 8, tmp_path / "cache").left_out == source.left_out
 
 
+def test_a_class_without_an_image_in_any_domain_is_listed(make_folder, tmp_path):
+    root = make_folder(tmp_path / "set")
+    for place in ("art/cow", "photo/cow", "photo/hen"):
+        (root / place).mkdir()
+    (root / "photo/hen/0.psd").write_bytes(b"x")
+    source = open_source(str(root))
+    assert source.classes == ("cat", "dog")
+    assert [(each.identity, each.reason) for each in source.left_out] == [
+        ("photo/hen/0.psd", ".psd is not read"),
+        ("class cow", "0 images, none in any domain"),
+        ("class hen", "0 images, none in any domain"),
+    ]
+
+
 def test_a_class_of_files_that_are_not_read_names_them(make_folder, tmp_path):
     root = make_folder(tmp_path / "set")
     for i in range(3):

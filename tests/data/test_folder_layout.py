@@ -85,7 +85,7 @@ def test_names_of_files(make_folder, tmp_path):
         "readme.txt": ".txt is not read",
         "cat.png": "not as the layout {class}_{domain}_{id}.png",
     }
-    with pytest.raises(DataError, match=r"files left out: 14, the first cat\.png"):
+    with pytest.raises(DataError, match=r"left out: 14, the first cat\.png"):
         open_source(str(flat), layout="{domain}/{class}/{name}")
 
 

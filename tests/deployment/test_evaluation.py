@@ -95,7 +95,8 @@ def test_an_image_that_cannot_be_decoded_is_an_error_or_is_listed(trained, model
     ("options", "words"),
     [
         ({"domains": ["shop_e"]}, "no domain 'shop_e'; its domains are shop_a"),
-        ({"part": "validation"}, "there is no split of other"),
+        ({"domains": "shop_a"}, r"a list of names, found 'shop_a'; give \['shop_a'\]"),
+        ({"part": "validation"}, "no split of other beside .*, a model that was trained on photos"),
     ],
 )
 def test_what_is_not_there_is_named(trained, model, tmp_path, options, words):

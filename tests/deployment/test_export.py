@@ -46,7 +46,7 @@ def test_every_format_says_what_the_model_says_of_any_number(trained, model, for
         ("beside", torch.stack([model.preprocess(file) for file in files]).numpy()),
     ):
         path = tmp_path / normalization / name
-        assert export_model(model, path, form, normalization) <= 1e-4
+        assert export_model(model, str(path), form, normalization) <= 1e-4
         for count in (1, 3, len(files)):
             logits = torch.from_numpy(run(path, images[:count]))
             assert np.allclose(logits.softmax(1), expected[:count], atol=1e-5)

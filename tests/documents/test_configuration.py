@@ -1,16 +1,12 @@
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from gradsurgery.data.open_source import BUILT_IN as BUILT_IN_SETS
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import BUILT_IN_DATA as BUILT_IN
-from gradsurgery.documents.document import folder_name
 from gradsurgery.errors import ArgumentError
 
 
@@ -163,24 +159,3 @@ def test_how_a_run_computes_does_not_decide_its_folder() -> None:
     other = RunConfiguration(data="pacs", target="sketch", **options)
     assert other.departures() == plain.departures()
     assert plain.differences(other) == {}
-
-
-NAMES = st.text(st.sampled_from("a./\\%2FE\0\x1b :"), min_size=1) | st.text(min_size=1)
-
-
-@given(NAMES, NAMES)
-def test_different_names_have_different_folders(first, second):
-    names = {first, second}
-    folders = {folder_name(name) for name in names}
-    assert len(folders) == len(names)
-    for folder in folders:
-        assert "/" not in folder
-        assert not folder.startswith(".")
-        assert len(os.fsencode(folder)) <= 120
-        assert Path("x", folder).parent == Path("x")
-
-
-def test_long_names_have_different_folders():
-    first, second = folder_name("é" * 300 + "a"), folder_name("é" * 300 + "b")
-    assert first != second
-    assert max(len(os.fsencode(first)), len(os.fsencode(second))) <= 120

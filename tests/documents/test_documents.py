@@ -124,7 +124,7 @@ def test_a_file_that_is_none_is_one_line_with_its_name_and_the_cure(
         ("result.last.validation_accuracy", "0.5", "valid number"),
         ("result.best.test_accuracy.75", -0.1, "greater than or equal to 0"),
         ("curves.train_loss", [1.0], "1 values, expected 2"),
-        ("conflict", {"step": [1]}, "conflict losses has 0 values, expected 1"),
+        ("conflict", {"step": [1]}, "conflict: losses has 0 values, expected 1"),
         ("data.class_images", {"75": [1, 2]}, "class_images of 75 has 2 values, expected 10"),
         ("configuration.target", "sketch", "names the domain 'sketch'"),
         ("configuration.without", ["sketch"], "names the domain 'sketch'"),

@@ -83,8 +83,8 @@ def changed(content: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
         ("result.best.step", 0, r"result\.best\.step is none of the .* found 0"),
         ("result.last.step", 10_000, r"result\.last\.step is none of the .* found 10000"),
         ("result.best.averaged_from", 10_000, r"result\.best\.step is none of the"),
-        ("data.domains", ["a", "b", "a"], "data domains has 'a' twice"),
-        ("data.classes", ["x", "x"], "data classes has 'x' twice"),
+        ("data.domains", ["a", "b", "a"], "data: domains has 'a' twice"),
+        ("data.classes", ["x", "x"], "data: classes has 'x' twice"),
     ],
 )
 def test_a_record_of_what_cannot_be_is_one_error(

@@ -226,8 +226,8 @@ def test_losses_of_other_forms():
     command = [sys.executable, "-c", OTHER_FORMS]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     words = [
-        "loss of domain 1 is a tensor with one value, found NoneType",
-        "loss of domain 0 is a tensor with one value, found float",
+        "of domain 1 is a tensor with one value, found NoneType; give what the criterion returns",
+        "of domain 0 is a tensor with one value, found float; give what the criterion returns, w",
         "loss of domain 0 is a tensor with one value, found a ModelOutput; give its .loss",
         "losses are one scalar per source domain, found a ModelOutput; give its .loss",
         "loss of domain 0 is a tensor with one value, found dict",

@@ -53,6 +53,13 @@ def test_what_came_out_is_said_with_the_worst_domain():
     assert "Of art most images may have been trained on" in said
 
 
+def test_a_model_that_knows_no_more_than_the_largest_class_is_told():
+    sure = told(domains={"art": DomainEvaluation(tally=SURE)})  # 14 of 15, [70.2, …]; 10 are of a
+    assert "No better" not in sure
+    chance = "No better than to name the most frequent class for every image (56.0% right), as far"
+    assert f"{chance} as 25 images can tell." in told()  # 60 % [40.7, …], and 14 of 25 are of a
+
+
 def test_what_was_trained_on_and_is_unknown_is_said():
     seen = DomainEvaluation(tally=SURE, seen=7, unknown={"d": 2, "e": 1})
     said = told(domains={"art": seen})
@@ -77,6 +84,23 @@ def test_a_domain_without_an_image_of_a_known_class_has_no_figures():
     domains = {"art": DomainEvaluation(tally=SURE), "none": empty}
     tables = text.evaluation_tables(evaluation(domains=domains))
     assert [row[0].text for row in tables[0].rows] == ["art"]
+
+
+def test_a_run_that_names_one_class_for_all_is_told(record):
+    classes, target = len(record.data.classes), record.configuration.target
+    assert text.chance_sentences(record) == []
+    record.result.best.tests[target] = Tally(confusion=["0:4"] * classes)
+    share, images = f"{1 / classes:.1%}", 4 * classes
+    (said,) = text.chance_sentences(record)
+    assert said == (
+        f"No better on {target} than to name the most frequent class for every image ({share} "
+        f"right), as far as {images} images can tell."
+    )
+    record.configuration = record.configuration.model_copy(update={"target": "none"})
+    assert text.chance_sentences(record) == []  # of all domains
+    record.result.best.tests = {target: Tally(confusion=["0:4"] * classes)}
+    (said,) = text.chance_sentences(record)
+    assert said.startswith("No better than to name")
 
 
 def recalls_of(*found: Record) -> Sequence[Block]:

@@ -73,7 +73,7 @@ def test_it_says_what_to_expect_with_the_interval_of_scipy(everything: Record) -
     means = [0.6, 0.9, 0.3]
     assert "Expect 60 % of the images" in card
     assert "30 % on the worst of 3 domains left out in turn, 90 % on the best." in card
-    assert "Always to name the most frequent class is right for 67 %." in card  # 8 of 12
+    assert "name the most frequent class is right for 67 %. ITS RUNS DO" in card  # 8 of 12
     unseen = model_card(deployment(classes_unseen=[]), everything, None)
     assert "To guess one of its classes is right for 50 %." in unseen
     low, high = stats.t.interval(
@@ -86,6 +86,18 @@ def test_it_says_what_to_expect_with_the_interval_of_scipy(everything: Record) -
     assert "60.0 ± 14.1" in row  # 50 and 70
     assert "| mean" in card
     assert "56.7" in card  # of what is chosen without looking
+
+
+def test_it_says_whether_the_model_has_learned_anything(everything: Record) -> None:
+    warning = "ITS RUNS DO NO BETTER THAN THAT, as far as their test images can tell."
+    for recognised, warned in ((60, True), (160, False)):  # 30 and 80 of 100 images, of two seeds
+        classes = [
+            ClassRecall(name="dog", images=100, recognised=recognised, predicted=100),
+            ClassRecall(name="cat", images=100, recognised=0, predicted=100),
+        ]
+        card = model_card(deployment(classes_unseen=classes), everything, None)
+        assert "is right for 50 %." in card
+        assert (warning in card) == warned
 
 
 def test_equal_accuracies_give_no_interval(everything: Record) -> None:

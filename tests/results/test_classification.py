@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 from sklearn import metrics
 
 from gradsurgery.documents.tally import Tally
-from gradsurgery.results.classification import assess, proportion
+from gradsurgery.results.classification import as_good_as_one_class, assess, proportion
 
 
 def answers(seed: int, classes: int, count: int, sharp: float):
@@ -74,6 +74,25 @@ def test_proportions_have_wilson_s_interval(right, total):
     assert (found.low, found.high) == pytest.approx((middle - reach, middle + reach), abs=1e-9)
     wanted = binomtest(right, total).proportion_ci(method="wilson")
     assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), rel=1e-14, abs=0)
+
+
+@pytest.mark.parametrize(
+    ("right", "images", "share"),
+    [
+        (14, [20, 10], 2 / 3),  # below
+        (24, [20, 10], 2 / 3),  # above, by chance perhaps: p = 0.14, two-sided
+        (26, [20, 10], None),  # p = 0.019
+        (5, [5, 5], 0.5),
+        (0, [0, 7, 0], None),  # nothing to tell apart
+        (0, [], None),
+    ],
+)
+def test_what_naming_one_class_comes_to(right, images, share):
+    assert as_good_as_one_class(right, images) == share
+    if len(images) == 2:  # the interval holds what the test without continuity does not refuse
+        n, p = sum(images), max(images) / sum(images)
+        z = (right / n - p) / np.sqrt(p * (1 - p) / n)
+        assert (share is None) == (z > 1.959963984540054)
 
 
 def test_intervals_of_the_bootstrap_are_those_over_the_images():

@@ -319,8 +319,10 @@ def test_rules_by_name():
         gs.rule("agrsum")
     with pytest.raises(ArgumentError, match="sum has no hyperparameter 'tau'; it has: none"):
         gs.rule("sum", tau=0.5)
-    with pytest.raises(ArgumentError, match=r"it has: agr-rand.reduction, agr-rand.zero_agrees"):
+    with pytest.raises(ArgumentError, match=r"agr-rand has .* it has: reduction, zero_agrees"):
         gs.rule("agr-rand", tau=0.5)
+    with pytest.raises(ArgumentError, match=r"by name, as gs.rule\('cagrad', c=0.4\), found setti"):
+        gs.rule("cagrad", settings={"cagrad.c": 0.5})
 
 
 @pytest.mark.parametrize("name", RANDOM)

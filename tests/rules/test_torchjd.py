@@ -37,9 +37,7 @@ def test_options_are_the_aggregators():
         theirs("UPGrade")
     with pytest.raises(ArgumentError, match="'Weighting'; torchjd"):
         theirs("Weighting")
-    with pytest.raises(
-        ArgumentError, match=r"no hyperparameter 'trim'; it has: torchjd:Tri.*trim_number"
-    ):
+    with pytest.raises(ArgumentError, match=r"no hyperparameter 'trim'; it has: trim_number"):
         theirs("TrimmedMean", trim=1)
     with pytest.raises(ArgumentError, match=r"torchjd:CAGrad: missing .*'c'"):
         theirs("CAGrad")

@@ -190,7 +190,9 @@ def test_looks_on_the_way_and_a_run_interrupted_between_them(
     watched = Record.load(tmp_path / "whole" / "run" / "record.json")
     assert plain.model_dump(exclude={"cost"}) == watched.model_dump(exclude={"cost"})
     other = OPTIONS.model_copy(update={"repeats": 3})
-    with pytest.raises(ArgumentError, match="holds a diagnosis with other options"):
+    with pytest.raises(
+        ArgumentError, match=r"with other options \(repeats: 2 there, 3 here\); .*\(--out\)"
+    ):
         diagnose_training(configuration, other, digits, tmp_path / "parts")
 
 

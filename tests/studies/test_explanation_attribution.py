@@ -53,6 +53,29 @@ def test_integrated_gradients_of_a_linear_network_are_weight_times_input():
     torch.testing.assert_close(found, torch.tensor([[[48.0, 51.0], [54.0, 57.0]]]) / 57)
 
 
+class _Tokens(nn.Module):
+    """Two convolutions, a normalisation of the pooled map, and a linear layer on its places."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+        self.norm, self.head = nn.BatchNorm2d(4), nn.Linear(4, 2)
+        nn.init.normal_(self.norm.weight)
+
+    def forward(self, x):
+        x = self.norm(nn.functional.avg_pool2d(self.second(self.first(x)), 2))
+        return self.head(x.flatten(2).transpose(1, 2).contiguous()).tanh().sum(1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_image_alone_has_the_map_that_it_has_beside_another(method):
+    torch.manual_seed(0)
+    model, images, classes = _Tokens().eval(), torch.randn(2, 3, 12, 12), torch.tensor([0, 1])
+    both = attributions(model, images, classes, method)
+    alone = [attributions(model, images[[i]], classes[[i]], method) for i in range(2)]
+    torch.testing.assert_close(torch.cat(alone), both)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_maps_lie_between_0_and_1_and_the_model_stays_as_it_was(method):
     model = build_backbone("small-cnn", classes=3, weights="none", seed=0, image_size=14).model

@@ -193,8 +193,9 @@ def test_a_study_that_was_interrupted_goes_on_to_the_same_file(
     changed = replace(digits, digest="of another release")
     with pytest.raises(ArgumentError, match="a study of other images than rotated-digits has now"):
         study_tasks(SHORT, changed, tmp_path / "parts", seeds=[0])
-    other = SHORT.model_copy(update={"learning_rate": 0.1})
-    with pytest.raises(ArgumentError, match=r"other options \(learning_rate: 0.003 there, 0.1"):
+    other = SHORT.model_copy(update={"learning_rate": 0.1, "batch_size": 2})
+    words = r"\(batch_size: 4 there, 2 here, learning_rate: 0.003 there, 0.1 here\); choose"
+    with pytest.raises(ArgumentError, match=words):
         study_tasks(other, digits, tmp_path / "parts", seeds=[0])
 
 

@@ -60,7 +60,7 @@ def test_a_plan_that_holds_the_runs_that_are_begun_takes_the_place_of_another(
     message = str(caught.value)
     assert "belongs to another plan, with other iterations (7 there, 6 here); choose" in message
     assert f"1 of its runs, as {begun.relative_to(tmp_path)}, are begun" in message
-    assert "choose another folder, or add to that plan" in message
+    assert "choose another folder (--out), or add to that plan" in message
     assert (tmp_path / "plan.json").read_bytes() == before
     (begun / "checkpoint.pt").unlink()
     claim_folder(small, runs_of(small), tmp_path)

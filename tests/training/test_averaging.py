@@ -93,7 +93,7 @@ def test_hyperparameters_are_checked_and_belong_to_their_average(configured: Con
             1.5,
             "ema.decay is a number at least 0 and at most 0.99999, found 1.5",
         ),
-        ("ema", "ema.rate", 0.5, "ema has no hyperparameter 'rate'; it has: ema.decay"),
+        ("ema", "ema.rate", 0.5, "ema has no hyperparameter 'rate'; it has: decay"),
         ("swad", "swad.optimum_patience", 0, "a whole number at least 1, found 0"),
         ("swad", "swad.overfit_patience", 1.5, "a whole number at least 1, found 1.5"),
         ("swad", "swad.tolerance_rate", 0.3, "a number at least 1, found 0.3"),

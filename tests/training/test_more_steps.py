@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from gradsurgery.atomic import claimed
 from gradsurgery.data import ImageSet
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
@@ -111,3 +112,41 @@ def test_a_run_that_stopped_early_stays_stopped_with_more_iterations(
     record = train(configured(iterations=40, **still), tmp_path / "parts", opened=images)
     assert record.result.last.step == 8
     assert outcome(record, tmp_path / "parts") == outcome(whole, tmp_path / "whole")
+
+
+def test_a_finished_run_leaves_the_checkpoint_of_the_longer_one_that_was_interrupted(
+    tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    short, long = configured(iterations=8), configured(iterations=16)
+    finished = train(short, tmp_path, opened=images)
+
+    def interrupt(progress: TrainingProgress) -> None:
+        if progress.stage == "training" and progress.done == 14:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(long, tmp_path, interrupt, opened=images)
+    assert (tmp_path / "checkpoint.pt").exists()
+    assert train(short, tmp_path, opened=images) == finished
+    steps: list[int] = []
+    train(long, tmp_path, noted([], steps), opened=images)
+    assert 8 < min(steps) <= 14
+    assert {path.name for path in tmp_path.iterdir()} == RUN_FILES
+
+
+@pytest.mark.parametrize("contents", [None, b"not a checkpoint"])
+def test_a_finished_run_removes_what_it_was_killed_before_it_could(
+    contents: bytes | None, tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    kept = configured(iterations=8, keep_checkpoint=True)
+    train(kept, tmp_path / "kept", opened=images)
+    short = configured(iterations=8)
+    finished = train(short, tmp_path / "run", opened=images)
+    checkpoint = (tmp_path / "kept" / "checkpoint.pt").read_bytes()
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(contents or checkpoint)
+    (tmp_path / "run" / "best-4.safetensors").write_bytes(b"")
+    with claimed(tmp_path / "run"):  # by a process that is at work there
+        assert train(short, tmp_path / "run", opened=images) == finished
+        assert (tmp_path / "run" / "checkpoint.pt").exists()
+    assert train(short, tmp_path / "run", opened=images) == finished
+    assert {path.name for path in (tmp_path / "run").iterdir()} == RUN_FILES

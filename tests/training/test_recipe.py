@@ -231,6 +231,10 @@ def test_a_clipped_update_has_the_norm_of_the_limit(
         ({"method": "fish", "clip_norm": 1.0}, "no one update to clip"),
         ({"freeze_steps": 3}, "nothing is frozen"),
         ({"freeze": "all-but-head", "freeze_steps": 12}, "the whole run of 12 iterations"),
+        (
+            {"method": "agr-ema", "freeze": "all-but-head", "freeze_steps": 3},
+            "agr-ema remembers every component that is trained, found freeze_steps 3",
+        ),
         ({"average": "swad", "patience": 2}, "swad needs the losses after its valley"),
         ({"freeze": "*"}, "leaves nothing of small-cnn to train"),
         ({"freeze": "layer9"}, "no layer 'layer9' to freeze; it has features, classifier"),

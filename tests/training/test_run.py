@@ -15,7 +15,13 @@ from gradsurgery.data import ImageSet, draw_split, normalize, open_source, prepa
 from gradsurgery.data.loader import prefetched
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
-from gradsurgery.errors import ArgumentError, DataError, NonFiniteError, WeightsError
+from gradsurgery.errors import (
+    ArgumentError,
+    DataError,
+    GradsurgeryError,
+    NonFiniteError,
+    WeightsError,
+)
 from gradsurgery.training import TrainingProgress, train
 from gradsurgery.training import loop as loop_module
 from gradsurgery.training import run as run_module
@@ -235,6 +241,7 @@ def test_other_optimisers_train(
         ({"device": "toaster"}, ArgumentError, "device 'toaster' cannot be used"),
         ({"device": "meta"}, ArgumentError, "device 'meta' cannot train"),
         ({"data": "no-such-data"}, ArgumentError, "no-such-data"),
+        ({"split": "lists/"}, ArgumentError, "the split lists/ is no percentages"),
     ],
 )
 def test_errors_come_before_any_work_and_leave_nothing(
@@ -248,6 +255,23 @@ def test_errors_come_before_any_work_and_leave_nothing(
     with pytest.raises(error, match=words):
         train(configured(**options), tmp_path / "a" / "run", cache=cache)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["gather", "normalize"])  # in the thread ahead, and in a step
+def test_a_batch_beyond_all_memory_is_one_line(
+    place: str,
+    tmp_path: Path,
+    images: ImageSet,
+    configured: Configure,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr(f"gradsurgery.data.loader.{place}", full)
+    words = "out of memory on cpu with 8 images of 12 pixels per domain; lower --batch-size or"
+    with pytest.raises(GradsurgeryError, match=words):
+        train(configured(batch_size=8), tmp_path / "run", opened=images)
 
 
 def image_folder(root: Path, domains: list[str], each: int) -> Path:

@@ -1,6 +1,6 @@
 """Forward passes, one per domain or one over the pooled images, and the loss of their logits."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 from typing import Any
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import cross_entropy, one_hot
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
 
 from gradsurgery.engine import check_losses
 from gradsurgery.errors import ArgumentError
@@ -21,6 +23,39 @@ OUT_OF_REACH = -1e4
 _CLASS_NUMBERS = (torch.int64, torch.uint8)  # that torch has a cross-entropy for
 
 Logits = Float[Tensor, "batch classes"]
+_OF_BATCHES = {torch.batch_norm, torch.instance_norm} | {
+    functional.batch_norm,
+    functional.instance_norm,
+}
+
+
+class NormalizedRows(TorchFunctionMode):
+    """Inside, one row's normalisation and its gradient lie in memory in the order of dimensions.
+
+    On processors PyTorch (2.14) takes the place of one for that of the other where one of them is
+    laid out in another order, e.g. as a transposed view, and the gradient of a single row is wrong,
+    in evaluation mode too: LeViT, XCiT and EfficientFormer of timm have such rows.
+    """
+
+    @override
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in _OF_BATCHES:
+            return func(*args, **kwargs)
+        row, *others = args or (kwargs["input"],)
+        if row.ndim < 3 or len(row) != 1:
+            return func(*args, **kwargs)
+        named = {name: value for name, value in kwargs.items() if name != "input"}
+        result = func(row.contiguous(), *others, **named)
+        if result.requires_grad:
+            result.register_hook(torch.Tensor.contiguous)
+        return result
 
 
 class Forward:
@@ -99,7 +134,8 @@ class Forward:
 
     def _pass(self, images: Tensor) -> Tensor:
         try:
-            with self._autocast():
+            alone = len(images) == 1 and images.device.type == "cpu"
+            with self._autocast(), NormalizedRows() if alone else nullcontext():
                 logits = self.model(images)
         except ValueError as error:
             if len(images) != 1 or not _is_of_batch_norm(error, self.model):

@@ -86,6 +86,7 @@ def method(
     make_optimizer: OptimizerFactory | None = None,
     settings: Settings | None = None,
     batch_norm: BatchNorm = "frozen",
+    **misplaced: Any,
 ) -> Algorithm:
     """A method for a training loop of your own: `method("irm+pcgrad").step(model, batches, …)`.
 
@@ -107,8 +108,7 @@ def method(
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    >>> labels = torch.tensor([0, 1, 0, 1])
-    >>> batches = [(torch.randn(4, 3, 2, 2), labels) for _ in range(3)]
+    >>> batches = [(torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 0, 1])) for _ in range(3)]
     >>> result = method("irm+pcgrad").step(model, batches, optimizer, step=1)
     >>> len(result.losses), result.cosines.shape
     (3, torch.Size([3, 3]))
@@ -121,6 +121,7 @@ def method(
             "lambda parameters: torch.optim.Adam(parameters, lr=1e-4)"
         )
 
+    _check_none(misplaced, name)
     if not isinstance(batch_norm, str) or batch_norm not in get_args(BatchNorm):
         raise ArgumentError(
             f"batch_norm must be {', '.join(get_args(BatchNorm))}, found {batch_norm!r:.80}"
@@ -147,6 +148,19 @@ def method(
         batch_norm=batch_norm,
         rule=None if rule is None else as_rule(rule),
     )
+
+
+def _check_none(misplaced: Mapping[str, Any], method: Any) -> None:
+    """Raise an error for keywords that there are not, which may be hyperparameters."""
+    for key, value in misplaced.items():
+        known = hyperparameter_names(method) if isinstance(method, str) else []
+        owned = [name for name in known if name.endswith(f".{key}")]
+        if not owned:
+            raise TypeError(f"method() got an unexpected keyword argument {key!r}")
+        raise ArgumentError(
+            f"a method takes its hyperparameters as settings, settings={{{owned[0]!r}: "
+            f"{value!r:.80}}} say, found {key} by itself"
+        )
 
 
 def settings_of(name: str, settings: Settings) -> dict[str, str | int | float]:

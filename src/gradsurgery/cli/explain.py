@@ -22,6 +22,7 @@ from gradsurgery.documents.record import Record, SplitFile
 from gradsurgery.documents.studies import Explanation, ExplanationOptions
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.report.report import write_explanation
+from gradsurgery.report.section import counted
 from gradsurgery.studies.explanation import (
     ExplainedImage,
     Subject,
@@ -53,7 +54,11 @@ def explain(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Default: the folder explanation in that of the model."),
+        typer.Option(
+            "--out",
+            help="Default: the folder explanation in that of the model, of pictures "
+            "explanation-pictures.",
+        ),
     ] = None,
     backbone: opt.OwnBackboneOption = None,
     device: opt.DeviceOption = "auto",
@@ -68,7 +73,7 @@ def explain(
     chosen = ExplanationOptions(**options)
     check_named(images or [])
     trained = load_model(model, backbone=backbone, device=device)
-    folder = out or trained.file.parent / "explanation"
+    folder = out or trained.file.parent / ("explanation-pictures" if images else "explanation")
     with continuable():
         if images:
             explanation, shown = _of_pictures(trained, images, chosen)
@@ -94,7 +99,7 @@ def _of_pictures(
             )
     name_files(skipped, left_out)
     if not decoded:
-        raise DataError(f"none of {len(skipped)} pictures can be decoded")
+        raise DataError(f"none of {counted(len(skipped), 'picture')} can be decoded")
     pixels = torch.from_numpy(np.stack(decoded))
     return explain_pictures(_subject(trained), pixels, names, options)
 

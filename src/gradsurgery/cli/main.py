@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from gradsurgery import __version__
 from gradsurgery.doors import fault_of
-from gradsurgery.errors import GradsurgeryError, printable
+from gradsurgery.errors import GradsurgeryError, is_out_of_memory, one_line, printable
 
 PROGRAM = "gradsurgery"
 _LONGEST = 240  # characters of what is wrong
@@ -150,6 +150,14 @@ def run() -> None:
         sys.exit(1)
     except GradsurgeryError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(
+            f"error: out of memory: {one_line(error)}; take fewer or smaller images at a time",
+            file=sys.stderr,
+        )
         sys.exit(1)
     except OSError as error:  # a path that is too long, a disk that is gone
         what = "" if error.filename is None else f"{error.filename!s:.200}: "

@@ -1,5 +1,6 @@
 """`gradsurgery sweep` and `compare`: many runs, and the report or the table on them."""
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +19,7 @@ from gradsurgery.documents.document import folder_name, read_mapping, unknown_na
 from gradsurgery.documents.plan import PLAN_PARTS, Plan, number_or_text
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, WeightsError
-from gradsurgery.report.section import duration
+from gradsurgery.report.section import counted, duration
 from gradsurgery.sweep import Execution, run_sweep
 from gradsurgery.sweep.launcher import Launcher, LocalLauncher, Outcome, visible_gpus, worker_count
 from gradsurgery.sweep.run import existing_records, opened_sources, planned
@@ -237,10 +238,10 @@ def _worker_count(options: opt.LaunchOptions, plan: Plan, gpus: tuple[str, ...])
 
 
 def print_table(folder: Path) -> None:
-    """Print the table of a folder of runs, and where it is."""
+    """Print the table of a folder of runs, and beside it where they are."""
     if any(folder.rglob(Record.file_name)):
         print_tables([folder])
-        print(f"runs: {folder}")
+        print(f"runs: {folder}", file=sys.stderr)
 
 
 def report_on(folder: Path, *, paper: bool = False) -> None:
@@ -292,6 +293,6 @@ def failure_line(failed: dict[str, Outcome], folder: Path) -> str:
     """What failed, in a line."""
     first, outcome = next(iter(failed.items()))
     return (
-        f"{len(failed)} run(s) failed, {first} with: {outcome.error}; see failure.json in "
+        f"{counted(len(failed), 'run')} failed, {first} with: {outcome.error}; see failure.json in "
         f"{folder / first}, and repeat the same command to try again"
     )

@@ -20,7 +20,8 @@ from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.record import Record
 from gradsurgery.doors import entry_names, entry_place
-from gradsurgery.errors import ArgumentError
+from gradsurgery.errors import ArgumentError, printable
+from gradsurgery.report.evaluation_text import chance_sentences
 from gradsurgery.report.run_text import accuracy_text
 from gradsurgery.training import device
 from gradsurgery.training import train as train_run
@@ -70,6 +71,8 @@ def train(
     if finished:
         print("this run was finished before")
     print(result_line(record))
+    for sentence in chance_sentences(record):
+        print(printable(sentence))
     print(f"record: {directory / Record.file_name}")
 
 

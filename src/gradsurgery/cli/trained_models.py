@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,7 +18,7 @@ from gradsurgery.cli.data import open_data, progress_bar
 from gradsurgery.cli.finished_runs import print_sentences
 from gradsurgery.cli.train import continuable
 from gradsurgery.data import SkippedImage, Source
-from gradsurgery.data.folder import OneDomainSource
+from gradsurgery.data.folder import ELSEWHERE, OneDomainSource
 from gradsurgery.deployment import Predictions, TrainedModel, load_model
 from gradsurgery.deployment.evaluation import evaluate_model
 from gradsurgery.deployment.export import (
@@ -33,6 +32,7 @@ from gradsurgery.deployment.model_file import push as upload
 from gradsurgery.deployment.pictures import check_named, listed_pictures
 from gradsurgery.deployment.predictions_file import predictions_file
 from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.data_options import left_out_classes
 from gradsurgery.documents.deployment import EvaluatedPart, EvaluationFile
 from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.plan import names as listed_names
@@ -156,7 +156,10 @@ def evaluate(
     ] = "all",
     as_domain: Annotated[
         str | None,
-        typer.Option("--as-domain", help="DATA is a folder class/image, of a domain called so."),
+        typer.Option(
+            "--as-domain",
+            help="DATA is a folder class/image, of a domain called so. Default: as the folder is.",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -194,9 +197,11 @@ def evaluate(
     print_sentences(evaluation_sentences(evaluation))
     print()
     Console().print(OnTerminal(evaluation_tables(evaluation)))
-    if source.left_out:
-        files = counted(len(source.left_out), "file", "is something else than an image")
-        print(f"left out of {source.name}: {files}", file=sys.stderr)
+    empty = left_out_classes((each.identity, each.reason) for each in source.left_out)
+    files = len(source.left_out) - len(empty)
+    said = [counted(files, "file", "is something else than an image")] if files else []
+    if said := [*said, *(f"class {label} ({why})" for label, why in empty.items())]:
+        print(f"left out of {source.name}: {'; '.join(said)}", file=sys.stderr)
     print(f"tables and figures: {directory}")
 
 
@@ -214,35 +219,37 @@ def _default_folder(
 
 
 def _opened(data: str, options: dict[str, Any], as_domain: str | None) -> Source:
-    written = any(options.values())
+    written, root = any(options.values()), Path(data).expanduser()
     if as_domain is None:
         try:
             return open_data(data, {"classes": "all"} | options)
-        except DataError as error:
-            folder = Path(data).expanduser()
-            if not written and _is_one_domain(folder):
-                raise DataError(f"{error}, or call it one domain: --as-domain NAME") from error
-            within = sorted(folder.iterdir()) if folder.is_dir() and not written else []
-            if len(within) == 1 and _is_one_domain(within[0]):
-                raise DataError(
-                    f"{error}; or give its one domain: {shlex.quote(str(within[0]))} --as-domain "
-                    f"{shlex.quote(within[0].name)}"
-                ) from error
-            raise
+        except DataError:
+            domain = None if written else _one_domain(root)
+            if domain is None:
+                raise
+        print(f"note: {data} is class/image, of one domain: {domain.domains[0]}", file=sys.stderr)
+        return domain
     if written:
         raise ArgumentError("--as-domain takes a folder class/image; leave layout and columns out")
-    root = Path(data).expanduser()
     if not root.is_dir():
         raise ArgumentError(f"--as-domain takes a folder class/image, found {data!r}")
     return OneDomainSource(root, as_domain)
 
 
-def _is_one_domain(folder: Path) -> bool:
-    """Whether images lie in it as class/image."""
-    try:
-        return folder.is_dir() and bool(OneDomainSource(folder, "any").listing.identities)
-    except DataError:
-        return False
+def _one_domain(folder: Path) -> Source | None:
+    """The images of a folder class/image, of a domain called as it, or of the one folder in it.
+
+    None where images lie elsewhere too.
+    """
+    within = sorted(folder.iterdir()) if folder.is_dir() else []
+    for root in (folder, *(within if len(within) == 1 else ())):
+        try:
+            source = OneDomainSource(root, root.resolve().name)
+        except DataError:
+            continue
+        if all(each.reason != ELSEWHERE for each in source.left_out):
+            return source
+    return None
 
 
 def export(

@@ -213,20 +213,20 @@ class Layout:
             ) from error
 
 
-FOLDER, IMAGE = "a folder", "an image"
+FOLDER, IMAGE, ELSEWHERE = "a folder", "an image", "it does not lie in class/image"
 
 
 class FolderSource(FilesSource):
     """The images of a folder laid out as domain/class/image.
 
-    Images are the files whose names end as those of a format that can be read here. Other files of
-    a class and broken links are listed in `left_out`; hidden files count as absent.
+    Images are the files whose names end as those of a format that can be read here. `left_out` has
+    other files of a class, broken links and classes without an image; hidden files are not seen.
     """
 
     def __init__(self, root: Path) -> None:
         files: list[ImageFile] = []
         left_out: list[SkippedImage] = []
-        domains = []
+        folders: tuple[list[str], list[str]] = [], []  # of domains, of classes
         for above, entry, kind in _walk(root, readable_suffixes()):
             if kind == FOLDER and len(above) == 2:
                 raise DataError(
@@ -240,12 +240,14 @@ class FolderSource(FilesSource):
                     "folder out as domain/class/image"
                 )
             if kind == FOLDER:
-                domains += [] if above else [entry.name]
+                folders[len(above)].append(entry.name)
             elif kind == IMAGE:
                 files.append(ImageFile(Path(entry.path), above[0], above[1], entry.name))
             elif len(above) == 2 or entry.is_symlink():
                 left_out.append(_skipped("/".join((*above, entry.name)), kind))
-        super().__init__(root, files, left_out=left_out, domain_order=domains)
+        empty = sorted(set(folders[1]) - {file.label for file in files})
+        left_out += [_skipped(f"class {label}", "0 images, none in any domain") for label in empty]
+        super().__init__(root, files, left_out=left_out, domain_order=folders[0])
 
 
 class OneDomainSource(FilesSource):
@@ -258,9 +260,8 @@ class OneDomainSource(FilesSource):
 
     def __init__(self, root: Path, domain: str) -> None:
         def said(path: str) -> Said | str:
-            label, _, name = path.partition("/")
-            lies_so = name and "/" not in name
-            return Said(domain, label, name) if lies_so else "it does not lie in class/image"
+            label, *names = path.split("/")
+            return Said(domain, label, names[0]) if len(names) == 1 else ELSEWHERE
 
         files, left_out = _all_files(root, said)
         if not files:

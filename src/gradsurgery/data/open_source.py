@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from gradsurgery.data.derived import (
     PRESETS,
@@ -72,6 +72,9 @@ def open_source(
     if not isinstance(columns, Mapping | None):
         raise ArgumentError(f"columns are a mapping of names, found {columns!r:.80}")
     columns = dict(columns or {})
+    for what, found, kind in (("classes", classes, Classes), ("resize", resize, Resize)):
+        if not isinstance(found, str) or found not in get_args(kind):
+            raise ArgumentError(f"{what} is {', '.join(get_args(kind))}, found {found!r:.80}")
     source = _opened(spec, layout, columns)
     if layout and not isinstance(plain(source), LayoutSource):
         raise ArgumentError(f"{spec:.300} is no folder of images, and has no layout; leave it out")

@@ -40,11 +40,11 @@ class SkippedImage:
 
 
 def naming_left_out(error: DataError, left_out: Sequence[SkippedImage]) -> DataError:
-    """The error with a word of the files that were left out, which may be the reason for it."""
+    """The error with a word of what was left out, which may be the reason for it."""
     if not left_out:
         return error
     first = f"{left_out[0].identity} ({left_out[0].reason})"
-    return DataError(f"{error}; files left out: {len(left_out)}, the first {first}")
+    return DataError(f"{error}; left out: {len(left_out)}, the first {first}")
 
 
 def unknown_domain(source: str, name: str, domains: Sequence[str], purpose: str = "") -> str:
@@ -98,7 +98,7 @@ class Source(ABC):
     """How an image that is not square becomes so (`gradsurgery.data.decode_image`)."""
 
     left_out: tuple[SkippedImage, ...] = ()
-    """Files that lie among the images and are not read."""
+    """Files that lie among the images and are not read, and classes that are left out."""
 
     gaps: bool = False
     """Whether a domain may lack classes, as with `open_source(…, classes="all")`."""

@@ -172,15 +172,12 @@ def split_of(options: DataOptions, images: ImageSet, seed: int) -> Split:
     """
     from gradsurgery.data.duplicates import dropped
 
+    check_split(options)
     without = dropped(images) if options.drop_duplicates else frozenset()
     drawn = percentages(options.split)
     if drawn is not None:
         fractions = tuple(percent / 100 for percent in drawn)
         split = draw_split(images, seed, fractions, without=without)
-    elif options.split_per_run:
-        raise ArgumentError(
-            f"the split {options.split:.200} is the same for every run; leave --split-per-run out"
-        )
     else:
         found = _column(images) if options.split == "column" else _listed(images, options.split)
         parts = [None if i in without else part for i, part in enumerate(found)]
@@ -188,6 +185,27 @@ def split_of(options: DataOptions, images: ImageSet, seed: int) -> Split:
     if options.test_on == "all" and options.target in images.domains:
         split = _with_all_tested(split, images, options.target, without)
     return split
+
+
+def check_split(options: DataOptions) -> None:
+    """Raise `ArgumentError` for a split that is of no known kind, before an image is read."""
+    place = options.split
+    if percentages(place) is not None:
+        return
+    if options.split_per_run:
+        raise ArgumentError(
+            f"the split {place:.200} is the same for every run; leave --split-per-run out"
+        )
+    path = Path(place).expanduser()
+    try:
+        is_there = path.is_dir() or (path.is_file() and path.suffix == ".json")
+    except (OSError, ValueError):
+        is_there = False
+    if place != "column" and not is_there:
+        raise ArgumentError(
+            f"the split {place:.200} is no percentages (70/10/20), not the word column, and no "
+            "folder of lists or split.json; give one of them"
+        )
 
 
 def _with_all_tested(split: Split, images: ImageSet, target: str, without: frozenset[int]) -> Split:
@@ -219,11 +237,7 @@ def _listed(images: ImageSet, place: str) -> Parts:
     validation images, as in the files that PACS comes with, it has no test part.
     """
     path = Path(place).expanduser()
-    try:
-        is_folder, is_file = path.is_dir(), path.is_file()
-    except (OSError, ValueError):
-        is_folder = is_file = False
-    if is_file and path.suffix == ".json":
+    if path.is_file():
         file = SplitFile.load(path)
         lines = [
             (part, f"{path}, {part} of {domain}", identity)
@@ -231,13 +245,8 @@ def _listed(images: ImageSet, place: str) -> Parts:
             for part, identities in parts.items()
             for identity in identities
         ]
-    elif is_folder:
-        lines = list(_lines(path))
     else:
-        raise ArgumentError(
-            f"the split {place:.200} is no percentages (70/10/20), not the word column, and no "
-            "folder of lists or split.json; give one of them"
-        )
+        lines = list(_lines(path))
     return _assigned(images, lines, path)
 
 

@@ -98,6 +98,10 @@ def _check(model: TrainedModel, source: Source, batch_size: int, workers: int) -
 
 
 def _chosen(source: Source, domains: Collection[str] | None) -> list[str]:
+    if isinstance(domains, str):
+        raise ArgumentError(
+            f"domains are a list of names, found {domains!r:.80}; give [{domains!r:.80}]"
+        )
     chosen = list(source.domains) if domains is None else list(domains)
     if unknown := [domain for domain in chosen if domain not in source.domains]:
         raise ArgumentError(
@@ -174,8 +178,8 @@ def _wanted(
         run = model.run_folder
         known = "" if run in (None, model.file.parent) else f", {run},"
         raise ArgumentError(
-            f"there is no split of {source.name} beside {model.file}; give the run's folder{known} "
-            "and the data that it was trained on, or leave --part out"
+            f"there is no split of {source.name} beside {model.file}, a model that was trained on "
+            f"{model.about.data}; give the run's folder{known} and that data, or leave --part out"
         )
     members = {name for domain in domains for name in split.domains.get(domain, {}).get(part, ())}
     chosen = [i for i in of_domains if listing.identities[i] in members]

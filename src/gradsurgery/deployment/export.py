@@ -55,7 +55,7 @@ class Exported(nn.Module):
 
 def export_model(
     model: TrainedModel,
-    path: Path,
+    path: Path | str,
     form: Format = "onnx",
     normalization: Normalization = "inside",
 ) -> float:
@@ -78,7 +78,8 @@ def export_model(
     `MissingPackageError` without the packages; nothing is left behind then.
     """
     check_kind("model", model, TrainedModel, "what gradsurgery.load_model gives")
-    check_kind("path", path, Path, "a pathlib.Path")
+    check_kind("path", path, Path | str, "a file's path")
+    path = Path(path)
     if not isinstance(form, str) or form not in _EXPORTERS:
         raise ArgumentError(f"form is {', '.join(_EXPORTERS)}, found {form!r:.80}")
     digest = file_digest(model.file)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from gradsurgery.documents.document import Choices, option
+from gradsurgery.documents.document import Choices, option, unknown_name
 
 NO_TARGET = "none"
 """The target of a run that holds out no domain, where no domain is called so."""
@@ -38,8 +38,8 @@ def percentages(split: str) -> tuple[float, ...] | None:
     parts = tuple(float(part) for part in split.split("/") if re.fullmatch(r"\d+\.?\d*", part))
     if len(parts) != 3 or parts[0] <= 0 or abs(sum(parts) - 100) > 1e-6:
         raise ValueError(
-            "divides into training (above 0), validation and test images by percentages that sum "
-            f"to 100, as 70/10/20, found {split!r:.60}"
+            "must divide into training (above 0), validation and test images by percentages that "
+            f"sum to 100, as 70/10/20, found {split!r:.60}"
         )
     return parts
 
@@ -161,7 +161,7 @@ class DataOptions(Choices):
             return value
         pairs = [pair.partition("=") for pair in listed_names(value)]
         if not all(equals for _, equals, _ in pairs):
-            raise ValueError("names columns as label=species,domain=camera")
+            raise ValueError("must name columns as label=species,domain=camera")
         return {role.strip(): name.strip() for role, _, name in pairs}
 
     @field_validator("columns")
@@ -169,9 +169,9 @@ class DataOptions(Choices):
     def _known_roles(cls, value: dict[str, str]) -> dict[str, str]:
         for role, name in value.items():
             if role not in COLUMN_ROLES:
-                raise ValueError(f"knows {', '.join(COLUMN_ROLES)}, found {role!r:.60}")
+                raise unknown_name("column", role, COLUMN_ROLES)
             if not name:
-                raise ValueError(f"has no name for {role}, as {role}=NAME")
+                raise ValueError(f"{role} has no name; give {role}=NAME")
         return dict(sorted((role, name) for role, name in value.items() if role != name))
 
     @field_validator("split")
@@ -197,7 +197,9 @@ def listed_names(text: str) -> list[str]:
 
 
 def left_out_classes(entries: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Why `--classes common` left out each class, from what is said to be left out, and why.
+    """Why each class is left out, from all that is said to be left out, and why.
+
+    Not every domain has it (`--classes common`), or none, where its folders hold no image.
 
     >>> left_out_classes([("class cow", "4 images, none in art"), ("a/class x.txt", "no image")])
     {'cow': '4 images, none in art'}

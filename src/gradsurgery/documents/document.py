@@ -169,7 +169,8 @@ def complaint(error: ValidationError) -> str:
     found = "" if said else f", found {first['input']!r:.80}"
     if expected.startswith(f"{where} "):  # it says itself of what it speaks
         where = ""
-    return f"{where} {expected}{found}".strip()
+    colon = ":" if where and not expected.startswith(("must ", "is ")) else ""
+    return f"{where}{colon} {expected}{found}".strip()
 
 
 def check_values(content: Any) -> None:

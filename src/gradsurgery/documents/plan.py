@@ -169,7 +169,9 @@ class SweepPlan(Document):
 
     file_name: ClassVar[str] = "plan.json"
     title: ClassVar[str] = "plan of a sweep"
-    cure: ClassVar[str] = "delete it to let a plan have the folder, or choose another output folder"
+    cure: ClassVar[str] = (
+        "delete it to let a plan have the folder, or choose another output folder (--out)"
+    )
 
     plan: dict[str, Any]
     runs: list[PlannedRun] = Field(min_length=1)

@@ -202,6 +202,8 @@ def checked_loss(loss: Any, domain: int) -> Tensor:
     """The loss; raises `ArgumentError` unless it is one number that depends on what is trained."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         found = _described(loss)
+        if found == type(loss).__name__:
+            found = f"{found}; give what the criterion returns, without .item() or float()"
         if isinstance(loss, Tensor):
             found = f"shape {list(loss.shape)}; reduce it, e.g. loss.mean()"
         raise ArgumentError(

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from gradsurgery.algorithms.forward import NormalizedRows
 from gradsurgery.engine.passes import checked_loss, trainable_parameters
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.gradients.gradient_gram import block_of, grouped, layer_of
 from gradsurgery.gradients.model_state import unchanged
 from gradsurgery.gradients.one_by_one import (
-    NormalizedRows,
     SampleLoss,
     called_loss,
     check_model_and_loss,

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from gradsurgery.algorithms.forward import NormalizedRows
 from gradsurgery.engine.passes import trainable_parameters
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.gradients.layers import Gram
 from gradsurgery.gradients.model_state import ModelState, unchanged
 from gradsurgery.gradients.one_by_one import (
-    NormalizedRows,
     SampleLoss,
     Samples,
     SinglePasses,

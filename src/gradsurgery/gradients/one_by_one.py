@@ -7,10 +7,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
-from typing_extensions import override
 
 from gradsurgery.engine.graph import leaves_of_own_passes
 from gradsurgery.errors import ArgumentError
@@ -21,10 +18,6 @@ from gradsurgery.gradients.verification import are_near, projected_backward, ref
 
 SampleLoss = Callable[[Any, Any], Tensor]
 _STACKED = 16 * PIECE
-_OF_BATCHES = {torch.batch_norm, torch.instance_norm} | {
-    functional.batch_norm,
-    functional.instance_norm,
-}
 
 
 class Samples(NamedTuple):
@@ -236,34 +229,6 @@ def _detached(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     return value.detach().requires_grad_(value.requires_grad)
-
-
-class NormalizedRows(TorchFunctionMode):
-    """Inside, one row's normalisation and its gradient lie in memory in the order of dimensions.
-
-    On processors PyTorch (2.14) takes the place of one for that of the other where one of them is
-    laid out in another order, e.g. as a transposed view, and the gradient of a single row is wrong.
-    """
-
-    @override
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func not in _OF_BATCHES:
-            return func(*args, **kwargs)
-        row, *others = args or (kwargs["input"],)
-        if row.ndim < 3 or len(row) != 1:
-            return func(*args, **kwargs)
-        named = {name: value for name, value in kwargs.items() if name != "input"}
-        result = func(row.contiguous(), *others, **named)
-        if result.requires_grad:
-            result.register_hook(torch.Tensor.contiguous)
-        return result
 
 
 def stacked_grams(

@@ -7,6 +7,7 @@ from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
 from gradsurgery.documents.deployment import EvaluationFile
+from gradsurgery.documents.record import Record
 from gradsurgery.documents.studies import Explanation, Place
 from gradsurgery.documents.tally import Tally
 from gradsurgery.report.section import (
@@ -18,7 +19,13 @@ from gradsurgery.report.section import (
     listed,
     plain_table,
 )
-from gradsurgery.results.classification import INTERVALS, Assessment, Estimate, assess
+from gradsurgery.results.classification import (
+    INTERVALS,
+    Assessment,
+    Estimate,
+    as_good_as_one_class,
+    assess,
+)
 
 MOST_CLASSES = 20
 """Of a confusion matrix that is shown as a table."""
@@ -38,7 +45,8 @@ def evaluation_sentences(evaluation: EvaluationFile) -> list[str]:
     whole = found[_ALL]
     sentences = [
         f"{evaluation.model} on {evaluation.data}{part}: {_percent(whole.accuracy)} of "
-        f"{counted(whole.images, 'image')} right."
+        f"{counted(whole.images, 'image')} right.",
+        *no_better_sentences(whole_tally(evaluation)),
     ]
     if len(found) > 2:
         worst = min((name for name in found if name != _ALL), key=lambda d: found[d].accuracy.value)
@@ -63,6 +71,25 @@ def evaluation_sentences(evaluation: EvaluationFile) -> list[str]:
             f"first {first.identity}: {first.reason}."
         )
     return sentences
+
+
+def no_better_sentences(tally: Tally | None, where: str = "") -> list[str]:
+    """That to name one class for every image would be as good, where it would."""
+    if tally is None:
+        return []
+    matrix = tally.matrix()
+    share = as_good_as_one_class(int(matrix.trace()), matrix.sum(axis=1).tolist())
+    text = f"No better{where} than to name the most frequent class for every image"
+    images = counted(int(matrix.sum()), "image")
+    return [] if share is None else [f"{text} ({share:.1%} right), as far as {images} can tell."]
+
+
+def chance_sentences(record: Record) -> list[str]:
+    """The same of a run's best model on the domain held out, or on those trained on."""
+    tests, target = record.result.best.tests, record.configuration.held_out(record.data.domains)
+    if target is not None:
+        return no_better_sentences(tests.get(target), f" on {target}")
+    return no_better_sentences(Tally.merged([*tests.values()]) if tests else None)
 
 
 def evaluation_tables(evaluation: EvaluationFile) -> list[Table]:

@@ -13,6 +13,7 @@ from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA
 from gradsurgery.documents.studies import Diagnosis
 from gradsurgery.errors import printable
+from gradsurgery.report.evaluation_text import no_better_sentences
 from gradsurgery.report.gradients_text import diagnosis_sentences
 from gradsurgery.report.rendering import markdown_text, to_markdown
 from gradsurgery.report.run_text import accuracy_text, left_out_sentences
@@ -29,6 +30,7 @@ from gradsurgery.report.section import (
     value_text,
 )
 from gradsurgery.report.section import listed as spoken
+from gradsurgery.results.classification import as_good_as_one_class
 from gradsurgery.results.runs import guesses
 from gradsurgery.results.statistics import mean_interval
 
@@ -70,6 +72,7 @@ def short_card(about: ModelDescription, record: Record | None) -> str:
             f"Accuracy on the test images of {_line(target)}, a domain that was held out: "
             f"{accuracy}, of one run."
         )
+        expected = " ".join([expected, *no_better_sentences(best.tests.get(target))])
     sources = "" if about.domains is None else f"; domains {spoken(map(_line, about.domains))}"
     data = f"{_line(about.data)}{sources}"
     training = f"{about.method} on {about.backbone}, seed {about.seed}, step {about.step}"
@@ -146,10 +149,15 @@ def expectation(deployment: Deployment) -> Text:
     naming = "To guess one of its classes"
     if sum(images):
         guess, naming = max(images) / sum(images), "Always to name the most frequent class"
+    seeds = max(len(deployment.seeds), 1)  # whose test images are in part the same
+    right = sum(c.recognised for c in deployment.classes_unseen) // seeds
+    poor = as_good_as_one_class(right, [n // seeds for n in images])
+    warning = " ITS RUNS DO NO BETTER THAN THAT, as far as their test images can tell."
     return Text(
         f"Expect {percent(fmean(means))} of the images of a domain that it was not trained on to "
         f"be recognised: {percent(min(means))} on the worst of {count} domains left out in turn, "
         f"{percent(max(means))} on the best. {naming} is right for {percent(guess)}."
+        f"{'' if poor is None else warning}"
     )
 
 

@@ -156,10 +156,11 @@ def _tests(table: ComparisonTable) -> list[str]:
             f"{p_text(len(tests) * least_p(pairs))})."
         )
     if corrected:
-        sentences.append(
-            f"{on}, after Holm's correction over {family} (paired Wilcoxon, p < {SIGNIFICANCE}) "
-            f"these differ from {table.baseline}: {_named(corrected)}."
-        )
+        test = f"(paired Wilcoxon, p < {SIGNIFICANCE})"
+        which = f"after Holm's correction over {family} {test} these differ"
+        if len(tests) == 1:
+            which = f"the only test {test} shows a difference"
+        sentences.append(f"{on}, {which} from {table.baseline}: {_named(corrected)}.")
     if alone:
         sentences.append(
             f"{on}, these differ from {table.baseline} in a test taken alone and not after the "

@@ -109,6 +109,23 @@ def proportion(right: int, total: int) -> Estimate:
     return Estimate(right / total, low, high)
 
 
+def as_good_as_one_class(right: int, images: Sequence[int]) -> float | None:
+    """The share of the most frequent class where to name it always is as good; None elsewhere.
+
+    As good: Wilson's interval of right / Σ images does not lie above it. None too where fewer than
+    two classes have images, which nobody has to tell apart.
+
+    right: images that are recognised. images: how many there are of each class.
+
+    >>> as_good_as_one_class(18, [20, 10]), as_good_as_one_class(26, [20, 10])
+    (0.6666666666666666, None)
+    """
+    if sum(count > 0 for count in images) < 2:
+        return None
+    share = max(images) / sum(images)
+    return share if proportion(right, sum(images)).low <= share else None
+
+
 def _normal_quantile() -> float:
     """How many standard deviations a confidence interval reaches to either side."""
     return NormalDist().inv_cdf((1 + CONFIDENCE) / 2)

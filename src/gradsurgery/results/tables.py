@@ -136,18 +136,20 @@ class ComparisonTable:
             return "no test of one seed"
         if not self.tests:
             return f"no test, for {self.baseline} or all the others lack seeds"
-        return f"paired Wilcoxon test against {self.baseline}, with Holm's correction"
+        correction = ", with Holm's correction" if self.tests > 1 else ""
+        return f"paired Wilcoxon test against {self.baseline}{correction}"
 
     @property
     def notes(self) -> list[str]:
         """What the marks in the table mean, and what to beware of, one line each."""
         lines = []
         if self.tests:
-            tests = f"{self.tests} test{'' if self.tests == 1 else 's'}"
-            lines.append(
+            alone = f"*† p < {SIGNIFICANCE} in the table's only test, which needs no correction"
+            several = (
                 f"* p < {SIGNIFICANCE}, one test taken alone; "
-                f"† also after Holm's correction over the table's {tests}"
+                f"† also after Holm's correction over the table's {self.tests} tests"
             )
+            lines.append(alone if self.tests == 1 else several)
             pairs = max(c.comparison.n for c in self.cells.values() if c.comparison is not None)
             if least_p(pairs) >= SIGNIFICANCE:
                 lines.append(f"{pairs} seeds cannot give p < {SIGNIFICANCE}, only {least_p(pairs)}")

@@ -78,6 +78,11 @@ def rule(name: str, *, generator: torch.Generator | None = None, **options: Any)
     Raises `ArgumentError` for an unknown name or option, `MissingPackageError` where a rule needs a
     package that is not installed.
     """
+    if "settings" in options:
+        raise ArgumentError(
+            "a rule takes its hyperparameters by name, as gs.rule('cagrad', c=0.4), found "
+            "settings, which are gs.method's"
+        )
     return build_rule(name, options, generator)
 
 

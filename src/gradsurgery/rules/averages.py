@@ -34,10 +34,6 @@ class Sum(ComponentwiseRule):
     minimum_domains = 1
 
     @override
-    def divisor(self, domains: int) -> int:
-        return 1
-
-    @override
     def combination(self, domains: int) -> Combination | None:
         return Combination("sum", (float(self.divisor(domains)),))
 

@@ -119,8 +119,8 @@ class Rule(ABC):
             )
 
     def divisor(self, domains: int) -> int:
-        """What the sum over the domains is divided by, where "reduction" is a hyperparameter."""
-        return domains if self.values["reduction"] == "mean" else 1
+        """What a sum over the domains is divided by: their number where "reduction" is "mean"."""
+        return domains if self.values.get("reduction") == "mean" else 1
 
     def check_domains(self, domains: int) -> None:
         """Raise `ArgumentError` where the rule has no meaning for this many domains."""

@@ -98,10 +98,11 @@ class AgrEMA(RememberingRule):
     The rule keeps Σ_k β^k g_dn(t − k), in at least float32: the factor before the sum is positive
     and the same for all domains, so it changes no sign. That is D P numbers (bytes, as counts), in
     the `state_dict`; during a step the D gradients are held beside them. Domain d is the d-th loss
-    of every step; a gradient that is not there is a zero. The fraction of agreement reported is
-    that of Φ, among the components whose m_dn are not zero in every domain. A step that meets what
-    is not finite leaves the memory as it was. Loss scaling is refused with means, which would mix
-    the scales of several steps.
+    of every step, and the parameters are the same at every step: where `requires_grad` is switched
+    in between, build a new rule. A gradient that is not there is a zero. The fraction of agreement
+    reported is that of Φ, among the components whose m_dn are not zero in every domain. A step that
+    meets what is not finite leaves the memory as it was. Loss scaling is refused with means, which
+    would mix the scales of several steps.
 
     Source: this project; it is no rule of the paper. Agreement: Mansilla et al., "Domain
     Generalization via Gradient Surgery", ICCV 2021, eq. 2 and 3.

@@ -107,7 +107,7 @@ def diagnose_training(
     if missing and (directory / RUN_FOLDER / Record.file_name).exists():
         raise DataError(
             f"{directory} holds a finished run without its diagnosis at step {missing[0]}; delete "
-            "the folder, or choose another one"
+            "the folder, or choose another one (--out)"
         )
     split = split_of(configuration, images, configuration.seed_of_split)
 
@@ -158,8 +158,9 @@ def _on_device(
 def _continued(wanted: Diagnosis, directory: Path) -> Diagnosis:
     """The diagnosis in `directory`, which must be of the same network and options."""
     found = Diagnosis.load(directory)
-    names = ("data", "domains", "target", "network", "options")
-    check_same(wanted, found, names, directory, "a diagnosis")
+    check_same(wanted, found, ("data", "domains", "target", "network"), directory, "a diagnosis")
+    options = DiagnosisOptions.model_fields
+    check_same(wanted.options, found.options, options, directory, "a diagnosis")
     return found
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
-from gradsurgery.algorithms.forward import Forward
+from gradsurgery.algorithms.forward import Forward, NormalizedRows
 from gradsurgery.data import ImageSet, normalize
 from gradsurgery.data.pixels import gather
 from gradsurgery.documents.studies import Answer, Explanation, ExplanationOptions, Place
@@ -54,7 +54,7 @@ def attributions(
     """
     attr = _captum()
     images = images.detach()
-    with unchanged(model), torch.enable_grad():
+    with unchanged(model), torch.enable_grad(), NormalizedRows():
         if method == "grad-cam":
             layer = model.get_submodule(last_map(model, images[:1]))
             small = attr.LayerGradCam(model, layer).attribute(

@@ -52,14 +52,16 @@ def mean_of_known(values: Iterable[float | None]) -> float | None:
 def check_same(
     wanted: object, found: object, names: Iterable[str], directory: Path, what: str
 ) -> None:
-    """Raise `ArgumentError` where one of these options of what `directory` holds is another."""
-    for name in names:
-        here, there = getattr(wanted, name), getattr(found, name)
-        if here != there:
-            raise ArgumentError(
-                f"{directory} holds {what} with other options ({name}: {there!r:.200} there, "
-                f"{here!r:.200} here); choose another output folder, or delete this one"
-            )
+    """Raise `ArgumentError` where some of these options of what `directory` holds are others."""
+    both = [(name, getattr(found, name), getattr(wanted, name)) for name in names]
+    different = [
+        f"{n}: {old!r:.200} there, {new!r:.200} here" for n, old, new in both if old != new
+    ]
+    if different:
+        raise ArgumentError(
+            f"{directory} holds {what} with other options ({', '.join(different)}); choose another "
+            "output folder (--out), or delete this one"
+        )
 
 
 def check_every_step(configuration: RunConfiguration) -> None:
@@ -94,7 +96,7 @@ class StepObserver:
         if any(earlier < step for earlier in self._missing):
             raise DataError(
                 f"{self._file.parent} holds a run at step {step} that was not measured at step "
-                f"{min(self._missing)}; delete the folder, or choose another one"
+                f"{min(self._missing)}; delete the folder, or choose another one (--out)"
             )
         if step not in self._missing:
             return

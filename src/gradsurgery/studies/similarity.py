@@ -207,7 +207,7 @@ def _measured_run(
     if (directory / Record.file_name).exists() and missing:
         raise DataError(
             f"{directory} holds a finished run that was not measured at step {missing[0]}; "
-            "delete the folder, or choose another one"
+            "delete the folder, or choose another one (--out)"
         )
     if missing:
         pool = split_of(configuration, images, configuration.seed_of_split).train

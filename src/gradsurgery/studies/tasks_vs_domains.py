@@ -314,11 +314,11 @@ def _continued(wanted: TasksStudy, directory: Path) -> TasksStudy:
     if (found.name, found.domains) != (both.name, both.domains):
         raise ArgumentError(
             f"{directory} holds a study of {found.name} with the domains "
-            f"{', '.join(found.domains)}; choose another output folder, or delete this one"
+            f"{', '.join(found.domains)}; choose another output folder (--out), or delete this one"
         )
     if found.runs and found.digest != both.digest:
         raise ArgumentError(
             f"{directory} holds a study of other images than {both.name} has now; choose another "
-            "output folder, or delete this one"
+            "output folder (--out), or delete this one"
         )
     return both

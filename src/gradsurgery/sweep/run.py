@@ -246,7 +246,7 @@ def claim_folder(plan: Plan, runs: Sequence[SweepRun], folder: Path) -> None:
         if begun:
             raise ArgumentError(
                 f"{folder} belongs to another plan, with other {_difference(there.plan, plan)}; "
-                f"choose another folder, or add to that plan: {len(begun)} of its runs, "
+                f"choose another folder (--out), or add to that plan: {len(begun)} of its runs, "
                 f"as {begun[0].relative_to(folder)}, are begun and not in this one"
             )
         for run in dropped:

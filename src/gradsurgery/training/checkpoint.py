@@ -10,7 +10,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from gradsurgery.atomic import atomic_file
+from gradsurgery.atomic import atomic_file, claimed
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.document import Part, complaint
 from gradsurgery.documents.record import ConflictLog, Curves, Record
@@ -182,7 +182,7 @@ def check_same(
         )
         raise ArgumentError(
             f"{directory} holds a run with other options ({listed}); "
-            "choose another output folder, or delete this one"
+            "choose another output folder (--out), or delete this one"
         )
 
 
@@ -226,6 +226,23 @@ def remove_checkpoint(directory: Path) -> None:
     """Remove the checkpoint, then the model that it names."""
     (directory / CHECKPOINT_FILE).unlink(missing_ok=True)
     _remove_models(directory)
+
+
+def remove_leftover(finished: RunConfiguration, directory: Path) -> None:
+    """Remove the checkpoint of the finished run, whose process was killed just before it did.
+
+    It stays where it is of more steps, and where another process works in the folder.
+    """
+    if finished.keep_checkpoint or not (
+        (directory / CHECKPOINT_FILE).exists() or any(directory.glob("best-*.safetensors"))
+    ):
+        return
+    with suppress(OutputError), claimed(directory):
+        checkpoint = None
+        with suppress(CheckpointError):  # a damaged one is of no use
+            checkpoint = load_checkpoint(directory)
+        if checkpoint is None or not is_longer(checkpoint.configuration, finished):
+            remove_checkpoint(directory)
 
 
 def save_weights(weights: Weights, path: Path, metadata: dict[str, str] | None = None) -> None:

@@ -14,7 +14,7 @@ from gradsurgery.data import Batches
 from gradsurgery.data.loader import Fetched, prefetched
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.engine import BackwardResult
-from gradsurgery.errors import GradsurgeryError, NonFiniteError
+from gradsurgery.errors import GradsurgeryError, NonFiniteError, is_out_of_memory
 from gradsurgery.seeds import derive_seed
 from gradsurgery.training.checkpoint import Checkpoint, save_checkpoint
 from gradsurgery.training.cuda_graph import GraphedSteps
@@ -77,7 +77,7 @@ def run_steps(run: Run, batches: Batches, observe: Observer | None) -> str | Non
     explain, say = partial(_explained, batches), partial(_say, run)
     unread = UnreadSteps(explain, scaled=learner.scaler is not None)
 
-    with _reproducible(learner.device):
+    with _reproducible(learner.device), _naming_what_takes_memory(learner, configuration):
         _show(learner, checkpoint.step, observe)
         _set_training(learner, configuration, checkpoint.step + 1)
         steps = GraphedSteps(learner, configuration.cuda_graph, say)
@@ -177,14 +177,22 @@ def _step(
     if learner.rate is not None:
         learner.rate.set(step)
     size = configuration.batch_size
+    images, labels = fetched()
+    clock.images_are_there()
+    batches = list(zip(images.split(size), labels.split(size), strict=True))
+    return take(batches, step)
+
+
+@contextmanager
+def _naming_what_takes_memory(learner: Learner, configuration: RunConfiguration) -> Iterator[None]:
+    """Raise `GradsurgeryError` where there is no memory, for a step or for its images."""
     try:
-        images, labels = fetched()
-        clock.images_are_there()
-        batches = list(zip(images.split(size), labels.split(size), strict=True))
-        return take(batches, step)
-    except torch.OutOfMemoryError as error:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise GradsurgeryError(
-            f"out of memory on {learner.device} with {size} images of "
+            f"out of memory on {learner.device} with {configuration.batch_size} images of "
             f"{configuration.image_size} pixels per domain; lower --batch-size or --image-size"
         ) from error
 

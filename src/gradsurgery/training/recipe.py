@@ -11,6 +11,7 @@ from gradsurgery.algorithms import Algorithm
 from gradsurgery.backbones import Backbone, batch_norm_layers
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import ArgumentError
+from gradsurgery.rules.remembering import RememberingRule
 
 ALL_BUT_HEAD = "all-but-head"
 
@@ -28,6 +29,11 @@ def check_recipe(configuration: RunConfiguration, algorithm: Algorithm) -> None:
         )
     elif c.freeze_steps and c.freeze == "none":
         reason = f"freeze_steps is {c.freeze_steps} and nothing is frozen; say what by freeze"
+    elif c.freeze_steps and isinstance(getattr(algorithm, "rule", None), RememberingRule):
+        reason = (
+            f"{c.method} remembers every component that is trained, found freeze_steps "
+            f"{c.freeze_steps}, after which there are more; give 0, or another method"
+        )
     elif c.freeze_steps >= c.iterations:
         reason = (
             f"freeze_steps {c.freeze_steps} is the whole run of {c.iterations} iterations; give 0 "

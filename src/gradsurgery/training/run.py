@@ -11,6 +11,7 @@ from gradsurgery.atomic import claimed
 from gradsurgery.backbones import build_backbone, check_batch_size
 from gradsurgery.backbones.networks import find_network
 from gradsurgery.data import ImageSet, Source, open_source, prepare, unknown_domain
+from gradsurgery.data.splits import check_split
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError
@@ -21,6 +22,7 @@ from gradsurgery.training.checkpoint import (
     continued,
     is_longer,
     remove_checkpoint,
+    remove_leftover,
     restore_learner,
 )
 from gradsurgery.training.device import computing_with, reset_peak_memory, resolve_device
@@ -87,7 +89,8 @@ def train(
             observe=observe,
         )
         record.save(directory)
-        _tidy(record, directory)
+        if not configuration.keep_checkpoint:
+            remove_checkpoint(directory)
         return record
 
 
@@ -102,6 +105,7 @@ def check_run(
             unknown_domain(name, target, domains)
             + (quoted if any("," in domain for domain in domains) else "")
         )
+    check_split(configuration)
     average_values(configuration)  # raises where a hyperparameter is wrong, as the next does
     algorithm = build_method(
         method,
@@ -145,13 +149,8 @@ def _finished(configuration: RunConfiguration, directory: Path) -> Record | None
     if (name := configuration.backbone) != record.configuration.backbone:
         find_network(name, len(record.data.classes), configuration.image_size)  # is it there?
     check_same(configuration, record.configuration, directory, "data")
-    _tidy(record, directory)  # where the process was killed just before it did
+    remove_leftover(record.configuration, directory)
     return record
-
-
-def _tidy(record: Record, directory: Path) -> None:
-    if not record.configuration.keep_checkpoint:
-        remove_checkpoint(directory)
 
 
 def prepare_images(
