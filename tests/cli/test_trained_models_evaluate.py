@@ -70,8 +70,33 @@ def test_one_domain_alone_is_evaluated_and_told(command, model, tmp_path):
     (tmp_path / "new ones").mkdir()
     (tmp_path / "photos/c").rename(tmp_path / "new ones/c")
     code, within, err = command("evaluate", model, "new ones", "--out", "here")
-    assert (code, within) == (0, alone)
-    assert "note: new ones is class/image, of one domain: c\n" in err
+    assert (code, within) == (0, alone.replace(" on c:", " on new ones:", 1))
+
+
+def test_one_domain_is_evaluated_in_any_layout_or_table(command, model, tmp_path):
+    alone = command("evaluate", model, "photos/c", "--out", "here")[1].partition("By domain")[2]
+    rows = ["path,label,domain"]
+    for path in sorted((tmp_path / "photos/c").rglob("*.png")):
+        rows.append(f"photos/{path.relative_to(tmp_path / 'photos')},{path.parts[-2]},c")
+    (tmp_path / "c.csv").write_text("\n".join(rows))
+    assert (
+        command("evaluate", model, "c.csv", "--out", "here")[1].partition("By domain")[2] == alone
+    )
+    for path in sorted((tmp_path / "photos/c").rglob("*.png")):
+        (path.parent / f"patient {path.stem}").mkdir()
+        path.rename(path.parent / f"patient {path.stem}" / path.name)
+    ways = (
+        ["photos/c", "--layout", "{class}/{id}/{name}"],
+        ["photos/c", "--layout", "{class}/**/{name}", "--as-domain", "c"],
+    )
+    for way in ways:
+        code, said, _ = command("evaluate", model, *way, "--out", "here")
+        assert (code, said.partition("By domain")[2]) == (0, alone)
+    code, _, err = command("evaluate", model, "photos/c")
+    assert (code, 'say so with --layout "{class}/**/{name}"' in err) == (1, True)
+    layout = "{domain}/{class}/{id}/{name}"
+    code, _, err = command("evaluate", model, "photos", "--layout", layout, "--as-domain", "c")
+    assert (code, "a layout without {domain}" in err) == (1, True)
 
 
 def test_a_folder_of_two_forms_is_not_taken_for_one_domain(command, model, tmp_path):
@@ -92,7 +117,7 @@ def test_a_class_without_images_is_named(command, model, tmp_path):
         (["evaluate", "run", "photos", "--domains", "z"], "has no domain 'z'"),
         (["evaluate", "run", "absent"], "no data set 'absent'"),
         (["evaluate", "run", "photos/c/dark"], "lies directly in the data set's folder"),
-        (["evaluate", "run", "run", "--as-domain", "x"], "holds no image in class/image"),
+        (["evaluate", "run", "run", "--as-domain", "x"], "holds no image in {class}/{name}"),
         (["export", "run"], "give --format"),
         (["export", "run", "--format", "onnx", "--out", "a.pt"], "must end in .onnx"),
         (["export", "run", "--push", "someone/name"], "expected hf://owner/name"),

@@ -102,3 +102,29 @@ def make_images() -> Callable[[dict[str, list[int]]], ImageSet]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_images_static() -> Callable[[dict[str, list[int]]], ImageSet]:
+    """`make_images` for hypothesis, which wants fixtures that outlive an example."""
+
+    def make(numbers: dict[str, list[int]]) -> ImageSet:
+        rows = [
+            (d, c, f"{domain}/class{c}/{i:03d}")
+            for d, domain in enumerate(numbers)
+            for c, number in enumerate(numbers[domain])
+            for i in range(number)
+        ]
+        return ImageSet(
+            name="made",
+            domains=tuple(numbers),
+            classes=tuple(f"class{c}" for c in range(len(next(iter(numbers.values()))))),
+            images=np.zeros((len(rows), 1, 1, 3), dtype=np.uint8),
+            identities=tuple(identity for _, _, identity in rows),
+            domain=np.array([d for d, _, _ in rows], dtype=np.int64),
+            label=np.array([c for _, c, _ in rows], dtype=np.int64),
+            size=1,
+            digest="0",
+        )
+
+    return make

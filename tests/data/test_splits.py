@@ -67,33 +67,6 @@ def test_parts_partition_every_class_of_every_domain(make_images_static, numbers
             assert sizes == part_sizes(numbers[domain][c], PAPER)
 
 
-@pytest.fixture(scope="session")
-def make_images_static():
-    """`make_images` for hypothesis, which wants fixtures that outlive an example."""
-    from gradsurgery.data import ImageSet
-
-    def make(numbers):
-        rows = [
-            (d, c, f"{domain}/class{c}/{i:03d}")
-            for d, domain in enumerate(numbers)
-            for c, number in enumerate(numbers[domain])
-            for i in range(number)
-        ]
-        return ImageSet(
-            name="made",
-            domains=tuple(numbers),
-            classes=("class0", "class1"),
-            images=np.zeros((len(rows), 1, 1, 3), dtype=np.uint8),
-            identities=tuple(identity for _, _, identity in rows),
-            domain=np.array([d for d, _, _ in rows], dtype=np.int64),
-            label=np.array([c for _, c, _ in rows], dtype=np.int64),
-            size=1,
-            digest="0",
-        )
-
-    return make
-
-
 def names(images, split, domain):
     return {p: [images.identities[i] for i in getattr(split, p)[domain]] for p in PARTS}
 

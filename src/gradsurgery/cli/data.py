@@ -51,7 +51,7 @@ def info(
     Gaps and imbalance between domains and classes, files that are not read, images that cannot be
     decoded, identical files, and images that look alike.
     """
-    source = open_data(data, {"classes": "all"} | options)
+    source = open_data(data, {"classes": "all"} | options, fewest_domains=1)
     found = None
     if not quick:
         with progress_bar(len(source.listing.identities), "looking at images") as advance:
@@ -85,10 +85,10 @@ def prepare(
     _print_cache(images)
 
 
-def open_data(data: str, options: dict[str, Any]) -> Source:
+def open_data(data: str, options: dict[str, Any], fewest_domains: int = 2) -> Source:
     """The data set as a run with these options has it."""
     run = RunConfiguration(**options | {"data": data, "target": "any"})
-    return open_source(run.data, **run.reading)
+    return open_source(run.data, **run.reading, fewest_domains=fewest_domains)
 
 
 @cache_app.command("list")
@@ -176,6 +176,7 @@ def summarize(source: Source, found: Inspection | None = None) -> dict[str, Any]
             for label, n in zip(source.classes, numbers, strict=True)
             if n == 0
         ],
+        "groups": None if source.groups is None else len(_groups(source)),
         "left_out": _as_json(source.left_out),
         "bad": None if found is None else _as_json(found.bad),
         "several": None if found is None else list(found.several),
@@ -187,6 +188,35 @@ def summarize(source: Source, found: Inspection | None = None) -> dict[str, Any]
 def counted(source: Source) -> dict[str, list[int]]:
     """The number of images of each class, by domain."""
     return dict(zip(source.domains, source.counts().tolist(), strict=True))
+
+
+def _groups(source: Source) -> dict[tuple[str, object], int]:
+    """The number of images of each (domain, group); an image without a group is one by itself."""
+    named = zip(source.listing.domain.tolist(), source.groups or (), strict=True)
+    return dict(
+        Counter(
+            (source.domains[d], position if group is None else group)
+            for position, (d, group) in enumerate(named)
+        )
+    )
+
+
+def _group_sentences(source: Source) -> Iterator[str]:
+    if source.groups is None:
+        return
+    found = _groups(source)
+    yield (
+        f"The images are of {counted_files(len(found), 'group')}, of up to {max(found.values()):,} "
+        "images each; a split divides none of them."
+    )
+    times = Counter(group for _, group in found if isinstance(group, str))
+    if several := sorted(group for group, domains in times.items() if domains > 1):
+        among = " and ".join(domain for domain, group in found if group == several[0])
+        yield (
+            f"{counted_files(len(several), 'group', 'is')} in several domains by name, as "
+            f"{several[0]} in {among}: where those are the same (a patient, say), a domain that is "
+            "left out is not unseen."
+        )
 
 
 def _as_json(files: Sequence[SkippedImage]) -> list[dict[str, str]]:
@@ -205,10 +235,13 @@ def _print_table(source: Source, summary: dict[str, Any], found: Inspection | No
     console.print(_comparison(source), highlight=False, soft_wrap=True)
     counts_of = counted(source), source.classes
     sentences = [*gap_sentences(*counts_of), *imbalance_sentences(*counts_of)]
+    sentences += _group_sentences(source)
     if any(0 in numbers for numbers in counts_of[0].values()):
         sentences.append(
             "Train with --classes common (without such classes) or --classes all (with gaps)."
         )
+    if len(source.domains) == 1:
+        sentences.append("Training takes two domains at least; evaluate a model on this one.")
     if found is not None:
         sentences += copies_sentences(found.identical)
         if found.alike is not None:

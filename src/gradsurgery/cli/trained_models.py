@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,7 +19,7 @@ from gradsurgery.cli.data import open_data, progress_bar
 from gradsurgery.cli.finished_runs import print_sentences
 from gradsurgery.cli.train import continuable
 from gradsurgery.data import SkippedImage, Source
-from gradsurgery.data.folder import ELSEWHERE, OneDomainSource
+from gradsurgery.data.folder import CLASS_AND_NAME, ELSEWHERE, OneDomainSource
 from gradsurgery.deployment import Predictions, TrainedModel, load_model
 from gradsurgery.deployment.evaluation import evaluate_model
 from gradsurgery.deployment.export import (
@@ -158,7 +159,8 @@ def evaluate(
         str | None,
         typer.Option(
             "--as-domain",
-            help="DATA is a folder class/image, of a domain called so. Default: as the folder is.",
+            help="DATA is a folder class/image, or as a --layout without {domain}, of a domain "
+            "called so. Default: as the folder is.",
         ),
     ] = None,
     out: Annotated[
@@ -219,21 +221,28 @@ def _default_folder(
 
 
 def _opened(data: str, options: dict[str, Any], as_domain: str | None) -> Source:
-    written, root = any(options.values()), Path(data).expanduser()
-    if as_domain is None:
+    layout, root = options.get("layout", ""), Path(data).expanduser()
+    of_one = bool(layout) and not re.search(r"\{domain\+?\}|\(\?P<domain>", layout)
+    if as_domain is None and not (of_one and root.is_dir()):
         try:
-            return open_data(data, {"classes": "all"} | options)
+            return open_data(data, {"classes": "all"} | options, fewest_domains=1)
         except DataError:
-            domain = None if written else _one_domain(root)
+            domain = None if any(options.values()) else _one_domain(root)
             if domain is None:
                 raise
         print(f"note: {data} is class/image, of one domain: {domain.domains[0]}", file=sys.stderr)
         return domain
-    if written:
-        raise ArgumentError("--as-domain takes a folder class/image; leave layout and columns out")
+    if options.get("columns") or (layout and not of_one):
+        raise ArgumentError(
+            "--as-domain takes a folder class/image, or a layout without {domain}; leave out what "
+            "says the domain, or --as-domain"
+        )
     if not root.is_dir():
         raise ArgumentError(f"--as-domain takes a folder class/image, found {data!r}")
-    return OneDomainSource(root, as_domain)
+    domain = OneDomainSource(root, as_domain or root.resolve().name, layout or CLASS_AND_NAME)
+    if as_domain is None:
+        print(f"note: {data} is of one domain: {domain.domains[0]}", file=sys.stderr)
+    return domain
 
 
 def _one_domain(folder: Path) -> Source | None:

@@ -84,6 +84,8 @@ class DerivedSource(Source):
     domains, classes: what each domain and each class of `found` is called.
     """
 
+    fewest_domains = 1
+
     def __init__(
         self,
         found: Source,
@@ -115,6 +117,8 @@ class DerivedSource(Source):
         self.left_out = found.left_out
         if found.parts is not None:
             self.parts = tuple(found.parts[i] for i in self.origins)
+        if found.groups is not None:
+            self.groups = tuple(found.groups[i] for i in self.origins)
 
     @override
     def encoded(self) -> Iterator[bytes]:

@@ -2,17 +2,16 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from typing_extensions import override
 
 from gradsurgery.data.formats import readable_suffixes, why_unread
+from gradsurgery.data.layout import Layout, Said
 from gradsurgery.data.source import SkippedImage, Source, naming_left_out
-from gradsurgery.errors import ArgumentError, DataError, printable
+from gradsurgery.errors import DataError, printable
 
 
 @dataclass(frozen=True)
@@ -20,6 +19,7 @@ class ImageFile:
     """An image's file, its domain and class, and what it is called within them.
 
     part: of a split, where a table says so, in its words.
+    group: what it belongs to within its domain, where that is said.
     """
 
     path: Path
@@ -27,6 +27,7 @@ class ImageFile:
     label: str
     name: str
     part: str | None = None
+    group: str | None = None
 
 
 class FilesSource(Source):
@@ -36,6 +37,8 @@ class FilesSource(Source):
     reading: what else its listing follows from, as text.
     left_out: files that are not used, which an error names too.
     """
+
+    fewest_domains = 1
 
     def __init__(
         self,
@@ -62,6 +65,8 @@ class FilesSource(Source):
         self._signature = self._stated()
         if any(file.part for file in files):
             self.parts = tuple(files[row].part for row in self.listing.rows)
+        if any(file.group for file in files):
+            self.groups = tuple(files[row].group for row in self.listing.rows)
 
     @override
     def place(self) -> str:
@@ -103,116 +108,7 @@ def unreadable(path: Path, error: OSError) -> DataError:
     )
 
 
-_FIELD = re.compile(r"\{([a-z]*)(\+?)\}|(\*\*/?|\*)")
-_KNOWN = ("domain", "class", "name", "id")
-
-
-class Said(NamedTuple):
-    """What a path says of its image."""
-
-    domain: str
-    label: str
-    name: str
-
-
-class Layout:
-    """A pattern of paths, relative to the data set's folder, with / between folders.
-
-    "{domain}", "{class}", "{name}" and "{id}" stand for at least one character within a folder's or
-    a file's name, "{class+}" for one or more folders; "*" for anything within a name and "**" for
-    any folders. A field that occurs twice is put together with "/". A pattern with "(?P<domain>"
-    and "(?P<class>" in it is a regular expression.
-
-    Raises `ArgumentError` for a pattern that does not say both domain and class.
-
-    >>> Layout("{class}_{domain}_{id}.jpg").read("dog_shop_17.jpg")
-    Said(domain='shop', label='dog', name='dog_shop_17.jpg')
-    >>> Layout("{domain}/{class}/{class}/{name}").read("shop/animal/dog/17.jpg").label
-    'animal/dog'
-    """
-
-    def __init__(self, pattern: str) -> None:
-        self.pattern = pattern
-        self._is_expression = "(?P<" in pattern
-        both = [pattern] if self._is_expression else [self._expression("?"), self._expression("")]
-        self._readings = [self._compiled(expression) for expression in both]
-        self._groups = {field: self._groups_of(field) for field in ("domain", "class", "name")}
-        for field in ("domain", "class"):
-            if not self._groups[field]:
-                raise ArgumentError(
-                    f"the layout {pattern!r:.200} does not say the {field}; give it {{{field}}}, "
-                    "as in {domain}/{class}/{name}"
-                )
-        self._plain = bool(re.fullmatch(r"(\{(domain|class)\}/)+\{name\}", pattern))
-
-    def read(self, path: str) -> Said | None:
-        """What `path` says, None where it is not as the pattern.
-
-        Raises `DataError` where it can be read in two ways.
-        """
-        found = [match for reading in self._readings if (match := reading.fullmatch(path))]
-        if not found:
-            return None
-        said = [self._said(match, path) for match in found]
-        if said[0][:2] != said[-1][:2]:
-            first, last = (f"domain {d}, class {c}" for d, c, _ in (said[0], said[-1]))
-            raise DataError(
-                f"{path} can be read as {first} and as {last} by the layout {self.pattern}; make "
-                "it clearer, or give a regular expression with (?P<domain>…) and (?P<class>…)"
-            )
-        return said[0]
-
-    def _groups_of(self, field: str) -> list[str]:
-        """The expressions' groups of a field, which are numbered where the pattern is none."""
-        name = re.compile(field if self._is_expression else rf"{field}\d+")
-        return [group for group in self._readings[0].groupindex if name.fullmatch(group)]
-
-    def _said(self, match: re.Match[str], path: str) -> Said:
-        domain, label, name = (
-            "/".join(match[group] or "" for group in groups) for groups in self._groups.values()
-        )
-        if not domain or not label:  # a group that need not be there
-            raise DataError(f"the layout {self.pattern!r:.200} finds no domain or class in {path}")
-        # Where folders alone say domain and class, a name is unique in them.
-        return Said(domain, label, name if self._plain else path)
-
-    def _expression(self, lazy: str) -> str:
-        """The pattern as a regular expression whose fields take all they can, or as little."""
-        parts, end = [], 0
-        for number, match in enumerate(_FIELD.finditer(self.pattern)):
-            parts.append(self._literal(self.pattern[end : match.start()]))
-            end = match.end()
-            field, folders, star = match.groups()
-            if star:
-                kind = "[^/]*" if star == "*" else "(?:[^/]+/)*" if star == "**/" else ".*"
-                parts.append(f"{kind}{lazy}")
-                continue
-            if field not in _KNOWN:
-                raise ArgumentError(
-                    f"the layout {self.pattern!r:.200} has the field {{{field}}}; fields are "
-                    "{domain}, {class}, {name} and {id}, and * for anything"
-                )
-            kind = "[^/]+(?:/[^/]+)*" if folders else "[^/]+"
-            parts.append(f"(?P<{field}{number}>{kind}{lazy})")
-        return "".join(parts) + self._literal(self.pattern[end:])
-
-    def _literal(self, text: str) -> str:
-        if lone := re.search("[{}]", text):
-            raise ArgumentError(
-                f"the layout {self.pattern!r:.200} has a {lone[0]} that belongs to no field; "
-                "fields are {domain}, {class}, {name} and {id}"
-            )
-        return re.escape(text)
-
-    def _compiled(self, expression: str) -> re.Pattern[str]:
-        try:
-            return re.compile(expression)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ArgumentError(
-                f"the layout {self.pattern!r:.200} is no regular expression: {error}"
-            ) from error
-
-
+CLASS_AND_NAME = "{class}/{name}"  # of a folder whose images are of one domain
 FOLDER, IMAGE, ELSEWHERE = "a folder", "an image", "it does not lie in class/image"
 
 
@@ -231,13 +127,14 @@ class FolderSource(FilesSource):
             if kind == FOLDER and len(above) == 2:
                 raise DataError(
                     f"{entry.path} is a folder inside class {above[1]} of domain {above[0]}, "
-                    "expected images; lay the folder out as domain/class/image"
+                    "expected images; lay the folder out as domain/class/image, or say how it is "
+                    'with --layout, as "{domain}/{class}/**/{name}"'
                 )
             if kind == IMAGE and len(above) < 2:
                 what = f"domain {above[0]}" if above else "the data set's folder"
                 raise DataError(
                     f"{entry.path} lies directly in {what}, expected it in a class folder; lay the "
-                    "folder out as domain/class/image"
+                    "folder out as domain/class/image, or say how it is with --layout"
                 )
             if kind == FOLDER:
                 folders[len(above)].append(entry.name)
@@ -253,19 +150,16 @@ class FolderSource(FilesSource):
 class OneDomainSource(FilesSource):
     """The images of a folder laid out as class/image, all of the domain `domain`: to evaluate on.
 
+    layout: what the paths say instead, as for `LayoutSource`; it names no domain.
     What else lies there is as for `FolderSource`, or listed in `left_out`.
     """
 
-    fewest_domains = 1
-
-    def __init__(self, root: Path, domain: str) -> None:
-        def said(path: str) -> Said | str:
-            label, *names = path.split("/")
-            return Said(domain, label, names[0]) if len(names) == 1 else ELSEWHERE
-
-        files, left_out = _all_files(root, said)
+    def __init__(self, root: Path, domain: str, layout: str = CLASS_AND_NAME) -> None:
+        pattern, plain = Layout(layout, domain), layout == CLASS_AND_NAME
+        otherwise = ELSEWHERE if plain else f"not as the layout {layout}"
+        files, left_out = _all_files(root, lambda path: pattern.read(path) or otherwise)
         if not files:
-            raise DataError(f"{root} holds no image in class/image; name a folder of that layout")
+            raise DataError(f"{root} holds no image in {layout}; name a folder of that layout")
         super().__init__(root, files, left_out=left_out)
 
 
@@ -293,7 +187,11 @@ def _all_files(
         path = "/".join((*above, entry.name))
         found = said(path) if kind == IMAGE else kind
         if isinstance(found, Said):
-            files.append(ImageFile(Path(entry.path), *found))
+            files.append(
+                ImageFile(
+                    Path(entry.path), found.domain, found.label, found.name, group=found.group
+                )
+            )
         elif kind != FOLDER:
             left_out.append(_skipped(path, found))
     return files, left_out

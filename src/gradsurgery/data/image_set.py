@@ -44,6 +44,7 @@ class ImageSet:
     decoder: the method that decoded them, None for `decode_image`.
     resize: how images that were not square became so.
     parts: each image's part of a split, in the words of the source; None where it says nothing.
+    groups: what each image belongs to within its domain, as a patient; None where nothing is said.
     hashes: the sha256 of each image's file, as hexadecimal digits; empty where it is not known.
     gaps: whether a domain may lack classes.
     """
@@ -65,6 +66,7 @@ class ImageSet:
     decoder: str | None = None
     resize: Resize = "squash"
     parts: tuple[str | None, ...] | None = None
+    groups: tuple[str | None, ...] | None = None
     hashes: tuple[str, ...] = ()
     gaps: bool = False
 
@@ -190,7 +192,8 @@ def read_image_set(cache: Path, digest: str | None, source: Source) -> ImageSet 
             resize_first=source.resize_first,
             decoder=decoder_of(source),
             resize=source.resize,
-            parts=_parts_of(source, file.identities),
+            parts=_said_of(source.parts, source, file.identities),
+            groups=_said_of(source.groups, source, file.identities),
             hashes=tuple(file.hashes) if len(file.hashes) == count else (),
             gaps=source.gaps,
         )
@@ -199,10 +202,13 @@ def read_image_set(cache: Path, digest: str | None, source: Source) -> ImageSet 
         return None
 
 
-def _parts_of(source: Source, identities: list[str]) -> tuple[str | None, ...] | None:
-    if source.parts is None:
+def _said_of(
+    texts: tuple[str | None, ...] | None, source: Source, identities: list[str]
+) -> tuple[str | None, ...] | None:
+    """What the source says of each image in `texts`, for the images that are kept."""
+    if texts is None:
         return None
-    said = dict(zip(source.listing.identities, source.parts, strict=True))
+    said = dict(zip(source.listing.identities, texts, strict=True))
     return tuple(said.get(identity) for identity in identities)
 
 

@@ -28,7 +28,7 @@ class ManifestSource(FilesSource):
     tabs, whichever its first line has; encodings are UTF-8, and UTF-16 with its mark.
 
     columns: what the columns path, label, domain and split are called in the table, where that is
-        not their own name.
+        not their own name; and group, which no column is for unless it is named.
 
     Raises `DataError`, one line, for a table that cannot be read, a column that is missing, an
     empty value, a file that does not exist or is named twice.
@@ -36,7 +36,8 @@ class ManifestSource(FilesSource):
 
     def __init__(self, path: Path, columns: Mapping[str, str]) -> None:
         self.table = path
-        names = {role: columns.get(role, role) for role in (*NEEDED, "split")}
+        also = ("split", "group") if "group" in columns else ("split",)
+        names = {role: columns.get(role, role) for role in (*NEEDED, *also)}
         files: list[ImageFile] = []
         seen: dict[Path, tuple[int, Row]] = {}
         missing: list[str] = []
@@ -50,7 +51,14 @@ class ManifestSource(FilesSource):
             if (before := seen.setdefault(file, (line, row))) != (line, row):
                 raise self._repeated(line, row, *before)
             files.append(
-                ImageFile(file, row["domain"], row["label"], row["path"], row["split"] or None)
+                ImageFile(
+                    file,
+                    row["domain"],
+                    row["label"],
+                    row["path"],
+                    row["split"] or None,
+                    row.get("group") or None,
+                )
             )
         if missing:
             more = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
@@ -65,7 +73,7 @@ class ManifestSource(FilesSource):
 
     def _cell(self, line: int, cells: Row, name: str, role: str) -> str:
         value = cells.get(name, "").strip()
-        if not value and role != "split":
+        if not value and role in NEEDED:
             raise DataError(
                 f"{self.table}, line {line}: {name} is empty, expected the image's {role}; fill it "
                 "in, or remove the row"

@@ -19,7 +19,7 @@ from gradsurgery.data.digits import CodedDigits, CodedDigitsOptions, ColoredDigi
 from gradsurgery.data.folder import FolderSource, LayoutSource
 from gradsurgery.data.manifest import SUFFIXES, ManifestSource
 from gradsurgery.data.parquet import ParquetSource, parquet_files
-from gradsurgery.data.source import Source, naming_left_out
+from gradsurgery.data.source import Source, check_domains, naming_left_out
 from gradsurgery.data.tables import HubSource
 from gradsurgery.documents.data_options import Classes, Resize
 from gradsurgery.doors import entry_names, is_door, load_object, provenance
@@ -39,6 +39,7 @@ def open_source(
     columns: Mapping[str, str] | None = None,
     classes: Classes = "same",
     resize: Resize = "squash",
+    fewest_domains: int = 2,
 ) -> Source:
     """Open the data set that `spec` names; lists its images, decodes none.
 
@@ -53,13 +54,14 @@ def open_source(
 
     Args:
         spec: the data set.
-        layout: what the paths of a folder's images say (`gradsurgery.data.folder.Layout`); ""
+        layout: what the paths of a folder's images say (`gradsurgery.data.layout.Layout`); ""
             stands for domain/class/image.
         columns: what the columns of a table are called, by what they are for: path (image in a
             Parquet file), label, domain, split.
         classes: where a domain lacks a class, "same" refuses the data set, "common" leaves out the
             classes that not every domain has, and "all" takes it as it is.
         resize: how images that are not square become so (`gradsurgery.data.decode_image`).
+        fewest_domains: 2 to train on; 1 does to evaluate a model on.
 
     Raises `ArgumentError` for any other `spec` and for what does not go with it, `DataError` where
     the data set is not usable.
@@ -84,6 +86,10 @@ def open_source(
         raise ArgumentError(
             f"{source.name} decodes images by itself, always square; leave resize {resize} out"
         )
+    try:
+        check_domains(source.name, source.domains, fewest_domains)
+    except DataError as error:
+        raise naming_left_out(error, source.left_out) from None
     if classes == "common":
         source = with_common_classes(source)
     source.gaps = classes == "all"

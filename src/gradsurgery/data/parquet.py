@@ -44,6 +44,7 @@ class ParquetSource(TableSource):
         names: list[str | None] = []
         declared: list[Sequence[str] | None] = []
         parts: list[str | None] = []
+        groups: list[str | None] = []
         self._lengths: list[int] = []
         self._beside: list[Path] | None = []  # image files; None where it is not known which
         for path in self.files:
@@ -55,6 +56,7 @@ class ParquetSource(TableSource):
             classes += labels["label"]
             names += [file_name(text) for text in labels["paths"]]
             parts += labels["parts"]
+            groups += labels["groups"]
             if labels["images"] == "paths" and self._beside is not None:
                 self._beside += [path.parent / text for text in labels["paths"] if text]
             elif labels["images"] == "unknown":
@@ -63,6 +65,8 @@ class ParquetSource(TableSource):
         super().__init__(name, domains, classes, names, order_of_classes(declared, set(classes)))
         if any(parts):
             self.parts = tuple(parts[row] for row in self.listing.rows)
+        if any(groups):
+            self.groups = tuple(groups[row] for row in self.listing.rows)
 
     @override
     def place(self) -> str:
@@ -124,7 +128,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _read_labels(path: Path, columns: Mapping[str, str]) -> dict[str, Any]:
-    """Domain, label, path and part of every row, and where the images are; reads no image."""
+    """What every row says but for its image, and where the images are; reads no image."""
     import pyarrow.parquet as pq
 
     image, domain, label, split = (
@@ -135,23 +139,25 @@ def _read_labels(path: Path, columns: Mapping[str, str]) -> dict[str, Any]:
         check_columns(schema.names, str(path), columns)
         kind = image_kind(schema.field(image).type, str(path))
         read = {"bytes": [], "paths": [image], "both": [f"{image}.path"]}[kind]
-        has_parts = [split] if split in schema.names else []
-        table = file.read(columns=[domain, label, *has_parts, *read])
+        also = {"parts": split if split in schema.names else None, "groups": columns.get("group")}
+        named = dict.fromkeys(name for name in (domain, label, *also.values()) if name)
+        table = file.read(columns=[*named, *read])
         stored = kind == "bytes" or (kind == "both" and _all_stored(file, image))
     paths: list[str | None] = [None] * table.num_rows
     if kind != "bytes":
         cells = table[image].to_pylist()
         paths = cells if kind == "paths" else [cell and cell["path"] for cell in cells]
     names = _declared_names(schema.metadata, path, (domain, label))
-    parts: list[str | None] = [None] * table.num_rows
-    if has_parts:
-        parts = [None if each is None else str(each) for each in table[split].to_pylist()]
-    return {
+    said = {what: [None] * table.num_rows for what in also} | {
+        what: [None if each is None else str(each) for each in table[name].to_pylist()]
+        for what, name in also.items()
+        if name is not None
+    }
+    return said | {
         "domain": column_names(table[domain].to_pylist(), names[domain], domain, str(path)),
         "label": column_names(table[label].to_pylist(), names[label], label, str(path)),
         "class names": names[label],
         "paths": paths,
-        "parts": parts,
         "images": "stored" if stored else "paths" if kind == "paths" else "unknown",
     }
 

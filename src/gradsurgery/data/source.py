@@ -89,7 +89,7 @@ class Source(ABC):
     """
 
     fewest_domains = 2
-    """A model that is trained needs two; one that is evaluated, one."""
+    """A model that is trained needs two; one that is evaluated, one, and `open_source` is told."""
 
     resize_first: int | None = None
     """Side in pixels to which images are resized before they are resized to the network's size."""
@@ -105,6 +105,10 @@ class Source(ABC):
 
     parts: tuple[str | None, ...] | None = None
     """Where the source says so, each image's part of a split, in the source's words."""
+
+    groups: tuple[str | None, ...] | None = None
+    """Where the source says so, what each image belongs to within its domain, as a patient: a
+    split that is drawn divides no group."""
 
     reading: dict[str, Any] | None = None
     """How `open_source` was told to read it; None for a source that it has not opened."""
@@ -250,13 +254,7 @@ def list_images(
     domains_of, classes_of = list(map(printable, domains_of)), list(map(printable, classes_of))
     domains = _names(name, "domain", domains_of, domain_order)
     classes = _names(name, "class", classes_of, class_order)
-    if len(domains) < fewest_domains:
-        raise DataError(
-            f"{name}: found {len(domains)} {'domain' if len(domains) == 1 else 'domains'} "
-            f"({', '.join(domains) or 'none'}), "
-            "expected at least 2; give each domain a folder of its own, or a name in the column "
-            "'domain'"
-        )
+    check_domains(name, list(domains), fewest_domains)
     domain = np.array([domains[d] for d in domains_of], dtype=np.int64)
     label = np.array([classes[c] for c in classes_of], dtype=np.int64)
     identities = [
@@ -270,6 +268,17 @@ def list_images(
     rows = np.array(order, dtype=np.int64)
     ordered = tuple(identities[row] for row in order)
     return Listing(tuple(domains), tuple(classes), ordered, domain[rows], label[rows], rows)
+
+
+def check_domains(name: str, domains: Sequence[str], fewest: int) -> None:
+    """Raise `DataError` where the data set `name` has fewer domains."""
+    if len(domains) < fewest:
+        found = f"{len(domains)} {'domain' if len(domains) == 1 else 'domains'}"
+        raise DataError(
+            f"{name}: found {found} ({', '.join(domains) or 'none'}), expected at least 2"
+            f"{' (1 to evaluate a model on)' if fewest == 1 else ''}; give each domain a folder of "
+            "its own, or a name in the column 'domain'"
+        )
 
 
 def _check_texts(what: str, names: Any) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gradsurgery.data.groups import PARTS, check_undivided, grouped_parts, part_sizes
 from gradsurgery.data.image_set import ImageSet
 from gradsurgery.documents.data_options import DataOptions, percentages
 from gradsurgery.documents.record import SplitFile
@@ -22,7 +23,6 @@ from gradsurgery.errors import ArgumentError, DataError, printable
 from gradsurgery.seeds import named_generator
 
 Indices = NDArray[np.int64]
-PARTS = ("train", "validation", "test")
 _NAMES = {
     **{part: part for part in PARTS},
     "training": "train",
@@ -80,9 +80,12 @@ def draw_split(
 
     Each class of each domain is divided by the method of the largest remainder (see
     `part_sizes`), with a generator of its own: a domain's split depends neither on the other
-    domains nor on the order in which images are listed.
+    domains nor on the order in which images are listed. Where images belong to groups, none of
+    which is divided, the parts come as near to these sizes as `grouped_parts` finds them.
     """
     exact = check_fractions(fractions)
+    if images.groups is not None:
+        return as_split(images, grouped_parts(images, seed, exact, frozenset(without)), seed)
     parts: list[str | None] = [None] * len(images.identities)
     for d, domain in enumerate(images.domains):
         for c, label in enumerate(images.classes):
@@ -113,26 +116,6 @@ def as_split(images: ImageSet, parts: Sequence[str | None], seed: int = 0) -> Sp
     unused = tuple(images.identities[i] for i in ordered if parts[i] is None)
     digest = hashlib.sha256(json.dumps(identities, sort_keys=True).encode()).hexdigest()
     return Split(**indices, digest=digest, seed=seed, identities=identities, unused=unused)
-
-
-def part_sizes(count: int, fractions: tuple[Fraction, ...]) -> list[int]:
-    """Divide `count` images by the method of the largest remainder.
-
-    Every part gets floor(count * fraction), what is left goes one each to the largest remainders,
-    ties to the earlier part. A class always gets a training image;
-    from three images on every part with a fraction above 0 gets at least one, from the largest.
-    """
-    quotas = [count * fraction for fraction in fractions]
-    sizes = [math.floor(quota) for quota in quotas]
-    by_remainder = sorted(range(len(sizes)), key=lambda i: (sizes[i] - quotas[i], i))
-    for i in by_remainder[: count - sum(sizes)]:
-        sizes[i] += 1
-    required = [i for i, f in enumerate(fractions) if f > 0] if count >= 3 else [0][:count]
-    for i in required:
-        if sizes[i] == 0:
-            sizes[sizes.index(max(sizes))] -= 1
-            sizes[i] = 1
-    return sizes
 
 
 def check_fractions(fractions: Sequence[float]) -> tuple[Fraction, ...]:
@@ -181,6 +164,7 @@ def split_of(options: DataOptions, images: ImageSet, seed: int) -> Split:
     else:
         found = _column(images) if options.split == "column" else _listed(images, options.split)
         parts = [None if i in without else part for i, part in enumerate(found)]
+        check_undivided(images, parts)
         split = as_split(images, parts, seed)
     if options.test_on == "all" and options.target in images.domains:
         split = _with_all_tested(split, images, options.target, without)

@@ -31,6 +31,8 @@ class TableSource(Source):
     hash ("dog.jpg", "dog.jpg#2"): identities do not depend on the order of the rows.
     """
 
+    fewest_domains = 1
+
     def __init__(
         self,
         name: str,
@@ -93,7 +95,7 @@ def check_columns(
     columns: their names in the table, where those are not `COLUMNS`.
     """
     columns = columns or {}
-    also = ["split"] if "split" in columns else []
+    also = [role for role in ("split", "group") if role in columns]
     expected = [column_name(columns, role) for role in (*COLUMNS, *also)]
     missing = [column for column in expected if column not in found]
     if missing:

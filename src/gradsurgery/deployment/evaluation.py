@@ -112,9 +112,15 @@ def _chosen(source: Source, domains: Collection[str] | None) -> list[str]:
 
 
 def _unknown_classes(model: TrainedModel, source: Source, images: int) -> DataError:
+    cure = "give the data other class names"
+    if set(source.domains) <= set(model.classes):
+        cure = (
+            "its folders of domains are called as the classes: it is of one domain, and deeper "
+            'than class/image; say so with --layout "{class}/**/{name}"'
+        )
     return DataError(
         f"none of the {images} images of {source.name} is of a class that the model knows "
-        f"({', '.join(model.classes):.300}); give the data other class names"
+        f"({', '.join(model.classes):.300}); {cure}"
     )
 
 

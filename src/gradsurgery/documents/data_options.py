@@ -16,7 +16,7 @@ from gradsurgery.documents.document import Choices, option, unknown_name
 NO_TARGET = "none"
 """The target of a run that holds out no domain, where no domain is called so."""
 
-COLUMN_ROLES = ("path", "image", "label", "domain", "split")
+COLUMN_ROLES = ("path", "image", "label", "domain", "split", "group")
 """What the columns of a table of images are for, and what they are called where nothing is said."""
 
 Classes = Literal["same", "common", "all"]
@@ -63,7 +63,8 @@ class DataOptions(Choices):
     layout: str = option(
         "condition",
         'What the paths of a folder\'s images say: "{domain}/{class}/{name}" (the default), '
-        '"{class}_{domain}_{id}.jpg", * for what is of no account, ** for folders.',
+        '"{class}_{domain}_{id}.jpg", {group} for what stays in one part of the split (a patient), '
+        "* for what is of no account, ** for folders.",
         "",
         free=True,
         max_length=500,
@@ -71,7 +72,8 @@ class DataOptions(Choices):
     columns: dict[str, str] = option(
         "condition",
         "Other names of a table's columns, as label=species,domain=camera; of path (image in "
-        "Parquet files), label, domain and split.",
+        "Parquet files), label, domain and split; and group, whose images stay in one part of the "
+        "split, as of a patient.",
         {},
         free=True,
     )
@@ -172,7 +174,8 @@ class DataOptions(Choices):
                 raise unknown_name("column", role, COLUMN_ROLES)
             if not name:
                 raise ValueError(f"{role} has no name; give {role}=NAME")
-        return dict(sorted((role, name) for role, name in value.items() if role != name))
+        named = {r: name for r, name in value.items() if r != name or r == "group"}
+        return dict(sorted(named.items()))
 
     @field_validator("split")
     @classmethod

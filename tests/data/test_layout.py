@@ -3,7 +3,7 @@
 import pytest
 
 from gradsurgery.data import open_source, prepare
-from gradsurgery.data.folder import Layout
+from gradsurgery.data.layout import Layout
 from gradsurgery.errors import ArgumentError, DataError
 
 
@@ -38,6 +38,20 @@ def test_an_unclear_path_is_refused_not_guessed():
     readings = "domain clock, class alarm and as domain shop, class alarm_clock"
     with pytest.raises(DataError, match=f"can be read as {readings}"):
         Layout("{class}_{domain}_{id}.jpg").read("alarm_clock_shop_1.jpg")
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "{domain}/{class}/{group}/{name}",
+        "{domain}/{class}/{group}/*",
+        r"(?P<domain>\w+)/(?P<class>\w+)/(?P<group>p\d+)/.*",
+    ],
+)
+def test_a_group_is_said_too(layout):
+    assert Layout(layout).read("shop/dog/p7/1.jpg") == ("shop", "dog", "shop/dog/p7/1.jpg", "p7")
+    with pytest.raises(DataError, match="group p and as domain shop, class dog, group p_7"):
+        Layout("{domain}/{class}/{group}_{id}.jpg").read("shop/dog/p_7_1.jpg")
 
 
 @pytest.mark.parametrize(

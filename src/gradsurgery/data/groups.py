@@ -1,0 +1,131 @@
+"""Images that stay in one part of a split: how many each part gets, and whole groups of them."""
+
+import itertools
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import partial
+
+import torch
+
+from gradsurgery.data.image_set import ImageSet
+from gradsurgery.errors import DataError
+from gradsurgery.seeds import named_generator
+
+PARTS = ("train", "validation", "test")
+
+
+def part_sizes(count: int, fractions: tuple[Fraction, ...]) -> list[int]:
+    """Divide `count` images by the method of the largest remainder.
+
+    Every part gets floor(count * fraction), what is left goes one each to the largest remainders,
+    ties to the earlier part. A class always gets a training image;
+    from three images on every part with a fraction above 0 gets at least one, from the largest.
+    """
+    quotas = [count * fraction for fraction in fractions]
+    sizes = [math.floor(quota) for quota in quotas]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: (sizes[i] - quotas[i], i))
+    for i in by_remainder[: count - sum(sizes)]:
+        sizes[i] += 1
+    required = [i for i, f in enumerate(fractions) if f > 0] if count >= 3 else [0][:count]
+    for i in required:
+        if sizes[i] == 0:
+            sizes[sizes.index(max(sizes))] -= 1
+            sizes[i] = 1
+    return sizes
+
+
+def grouped_parts(
+    images: ImageSet, seed: int, fractions: tuple[Fraction, ...], without: frozenset[int]
+) -> list[str | None]:
+    """The part of every image, the same for all images of a group of a domain.
+
+    without: positions of images that are in no part.
+
+    An image without a group is one by itself. In every domain the groups that hold the largest
+    shares of a class are given away first, those alike in an order drawn at random. Let t_pc be how
+    many images of class c the part p has by now, q_pc how many `part_sizes` gives it, and N_c how
+    many there are: a group goes where it lowers Σ_pc (t_pc − q_pc)² / (q_pc N_c) the most. With
+    groups of one image each the parts have exactly the sizes q. From three groups on, no part is
+    empty that is to have images, unless another would lose a class to it.
+    """
+    parts: list[str | None] = [None] * len(images.identities)
+    for d, domain in enumerate(images.domains):
+        members = [i for i in (images.domain == d).nonzero()[0].tolist() if i not in without]
+        groups = _groups(images, sorted(members, key=images.identities.__getitem__))
+        counts = [Counter(images.label[group].tolist()) for group in groups]
+        generator = named_generator(seed, "split", domain, "groups")
+        order = torch.randperm(len(groups), generator=generator).tolist()
+        chosen = _given_away(counts, order, fractions)
+        _fill_empty(counts, chosen, fractions)
+        for group, part in zip(groups, chosen, strict=True):
+            for i in group:
+                parts[i] = PARTS[part]
+    return parts
+
+
+def _given_away(
+    counts: Sequence[Counter[int]], order: Sequence[int], fractions: tuple[Fraction, ...]
+) -> list[int]:
+    """The part of each group, of which `counts` has the number of images of each class."""
+    total = sum(counts, Counter[int]())
+    quotas = {c: part_sizes(n, fractions) for c, n in total.items()}
+    lacking = {c: list(sizes) for c, sizes in quotas.items()}
+    shares = [sum(n / total[c] for c, n in count.items()) for count in counts]
+    chosen = [0] * len(counts)
+
+    def gain(count: Counter[int], part: int) -> float:
+        return sum(
+            n * (2 * lacking[c][part] - n) / (max(quotas[c][part], 1) * total[c])
+            for c, n in count.items()
+        )
+
+    for g in sorted(order, key=lambda g: -shares[g]):
+        chosen[g] = part = max(range(len(PARTS)), key=partial(gain, counts[g]))
+        for c, n in counts[g].items():
+            lacking[c][part] -= n
+    return chosen
+
+
+def _fill_empty(
+    counts: Sequence[Counter[int]], chosen: list[int], fractions: tuple[Fraction, ...]
+) -> None:
+    """Give a part that has nothing the smallest group that the part with most groups can spare."""
+    total = sum(counts, Counter[int]())
+    for part in range(len(PARTS)):
+        wanted = any(part_sizes(n, fractions)[part] for n in total.values())
+        if part in chosen or not wanted or len(counts) < len(PARTS):
+            continue
+        (donor, _), *_ = Counter(chosen).most_common(1)
+        there = [g for g, of in enumerate(chosen) if of == donor]
+        images = sum((counts[g] for g in there), Counter[int]())
+        spare = [g for g in there if all(images[c] > n for c, n in counts[g].items())]
+        if spare:
+            chosen[min(spare, key=lambda g: counts[g].total())] = part
+
+
+def check_undivided(images: ImageSet, parts: Sequence[str | None]) -> None:
+    """Raise `DataError` where a split of the user's own has a group in two parts."""
+    for d, domain in enumerate(images.domains):
+        for group in _groups(images, (images.domain == d).nonzero()[0].tolist()):
+            first: dict[str, int] = {}
+            for i in group:
+                if (part := parts[i]) is not None:
+                    first.setdefault(part, i)
+            if len(first) > 1:
+                (one, i), (other, j) = itertools.islice(first.items(), 2)
+                raise DataError(
+                    f"group {images.groups and images.groups[i]} of {domain} is divided: "
+                    f"{images.identities[i]} is a {one} image and {images.identities[j]} a {other} "
+                    "image; mend the split, or leave the group out of --layout or --columns"
+                )
+
+
+def _groups(images: ImageSet, members: Sequence[int]) -> list[list[int]]:
+    """The images of one domain that belong together, in the order of their first."""
+    groups: defaultdict[object, list[int]] = defaultdict(list)
+    for i in members:
+        name = None if images.groups is None else images.groups[i]
+        groups[i if name is None else name].append(i)
+    return list(groups.values())

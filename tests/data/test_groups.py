@@ -1,0 +1,165 @@
+"""Images of one patient, say, stay in one part of a split."""
+
+from collections import Counter, defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradsurgery.data import draw_split, open_source, prepare, split_of
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.errors import DataError
+
+LAYOUT = "{domain}/{class}/{group}_{id}.png"
+
+
+@pytest.fixture
+def root(make_folder, tmp_path):
+    """Ten images a class and domain: p0_0, p0_1, p1_2, …, of five patients each."""
+    root = make_folder(tmp_path / "set", each=10)
+    for path in root.rglob("*.png"):
+        path.rename(path.with_name(f"p{int(path.stem) // 2}_{path.stem}.png"))
+    return root
+
+
+def table(root, name="t.csv", group="patient"):
+    lines = [f"path,label,domain,{group}"]
+    for path in sorted(root.rglob("*.png")):
+        patient = path.stem.partition("_")[0]
+        lines.append(f"{path.relative_to(root)},{path.parts[-2]},{path.parts[-3]},{patient}")
+    (root / name).write_text("\n".join(lines))
+    return str(root / name)
+
+
+def parts_of_groups(images, split):
+    """The parts in which each (domain, group) has images."""
+    found = defaultdict(set)
+    for part in ("train", "validation", "test"):
+        for domain, positions in getattr(split, part).items():
+            for i in positions.tolist():
+                found[domain, images.groups[i]].add(part)
+    return found
+
+
+def options(**given):
+    return RunConfiguration(data="x", target="photo", **given)
+
+
+@pytest.mark.parametrize("way", ["layout", "table", "parquet"])
+def test_no_group_is_divided(root, tmp_path, way):
+    if way == "layout":
+        source = open_source(str(root), layout=LAYOUT)
+    else:
+        place = table(root)
+        if way == "parquet":
+            rows = [line.split(",") for line in (root / "t.csv").read_text().split("\n")]
+            place = str(root / "t.parquet")
+            cells = {name: list(cells) for name, *cells in zip(*rows, strict=True)}
+            pq.write_table(pa.table(cells), place)
+        source = open_source(place, columns={"group": "patient", "path": "path"})
+    images = prepare(source, 8, tmp_path / "cache")
+    split = split_of(options(), images, seed=3)
+    found = parts_of_groups(images, split)
+    assert len(found) == 10  # a patient has cats and dogs
+    assert all(len(parts) == 1 for parts in found.values())
+    # 20 images of five patients of four: 14, 2 and 4 are nearest to 12, 4 and 4.
+    assert split.sizes()["art"] == {"train": 12, "validation": 4, "test": 4}
+    again = prepare(source, 8, tmp_path / "cache")  # out of the cache
+    assert split_of(options(), again, seed=3).identities == split.identities
+    others = {split_of(options(), images, seed=seed).digest for seed in range(6)}
+    assert len(others) > 1
+
+
+def test_a_column_is_for_groups_only_where_it_is_named(root):
+    place = table(root, group="group")
+    assert open_source(place).groups is None
+    named = RunConfiguration(data="x", target="y", columns="group=group")
+    assert open_source(place, **named.reading).groups is not None
+    with pytest.raises(DataError, match="has no column ward"):
+        open_source(place, columns={"group": "ward"})
+
+
+def test_a_split_of_ones_own_divides_no_group_either(root, tmp_path):
+    place = table(root)
+    lines = (root / "t.csv").read_text().split("\n")
+    said = [f"{line},{'test' if 'art/cat/p0_1' in line else 'train'}" for line in lines[1:]]
+    (root / "t.csv").write_text("\n".join([lines[0] + ",split", *said]))
+    columns = {"group": "patient"}
+    images = prepare(open_source(place, columns=columns), 8, tmp_path / "cache")
+    with pytest.raises(
+        DataError, match=r"group p0 of art is divided: .* is a t\w+ image and .* a t\w+"
+    ):
+        split_of(options(split="column"), images, 0)
+    whole = replace(images, groups=None)
+    assert len(split_of(options(split="column"), whole, 0).test["art"]) == 1
+
+
+def test_images_without_a_group_are_one_each(root, tmp_path):
+    place = table(root)
+    text = (root / "t.csv").read_text()
+    (root / "t.csv").write_text(text.replace(",p0", ","))
+    images = prepare(open_source(place, columns={"group": "patient"}), 8, tmp_path / "cache")
+    assert images.groups.count(None) == 8
+    split = draw_split(images)
+    assert sum(split.sizes()["art"].values()) == 20
+
+
+@given(st.lists(st.integers(1, 40), min_size=2, max_size=2), st.integers(0, 5))
+def test_groups_of_one_image_leave_the_sizes_as_they_are(make_images_static, counts, seed):
+    images = make_images_static({"art": counts, "photo": counts})
+    grouped = replace(images, groups=tuple(images.identities))
+    plain, found = draw_split(images, seed), draw_split(grouped, seed)
+    for part in ("train", "validation", "test"):
+        for domain in images.domains:
+            sizes = [
+                Counter(images.label[getattr(s, part)[domain]].tolist()) for s in (plain, found)
+            ]
+            assert sizes[0] == sizes[1]
+
+
+def test_no_part_is_empty_from_three_groups_on(make_images_static):
+    images = make_images_static({"art": [30, 30], "photo": [30, 30]})
+    groups = [f"p{i % 3}" for i in range(len(images.identities))]  # a third of every class each
+    assert draw_split(replace(images, groups=tuple(groups))).sizes() == {
+        domain: {"train": 20, "validation": 20, "test": 20} for domain in images.domains
+    }
+
+
+@given(st.data())
+def test_every_image_is_in_one_part(make_images_static, data):
+    counts = data.draw(st.lists(st.integers(1, 12), min_size=3, max_size=3))
+    images = make_images_static({"art": counts, "photo": counts})
+    names = st.sampled_from(["a", "b", "c", "d", None])
+    n = len(images.identities)
+    grouped = replace(images, groups=tuple(data.draw(st.lists(names, min_size=n, max_size=n))))
+    split = draw_split(grouped)
+    for d, domain in enumerate(images.domains):
+        used = np.concatenate([split.train[domain], split.validation[domain], split.test[domain]])
+        assert sorted(used.tolist()) == np.flatnonzero(images.domain == d).tolist()
+    named = {key: parts for key, parts in parts_of_groups(grouped, split).items() if key[1]}
+    assert all(len(parts) == 1 for parts in named.values())
+
+
+def test_a_rare_class_is_trained_on_even_in_a_large_group(make_images_static):
+    images = make_images_static({"art": [200, 2], "photo": [200, 2]})
+    groups = [f"p{i // 20}" for i in range(len(images.identities))]
+    for d in range(2):  # both images of the rare class are of a patient with 20 others
+        for i in np.flatnonzero((images.domain == d) & (images.label == 1)):
+            groups[i] = groups[np.flatnonzero(images.domain == d)[0]]
+    split = draw_split(replace(images, groups=tuple(groups)))
+    for domain in images.domains:
+        assert (images.label[split.train[domain]] == 1).sum() == 2
+
+
+def test_data_info_counts_groups(root):
+    from typer.testing import CliRunner
+
+    from gradsurgery.cli.data import app
+
+    said = CliRunner().invoke(app, ["info", str(root), "--layout", LAYOUT, "--quick"]).output
+    assert "The images are of 10 groups, of up to 4 images each; a split divides none" in said
+    assert "5 groups are in several domains by name, as p0 in art and photo" in said
