@@ -43,6 +43,29 @@ def test_nothing_is_left_of_a_file_that_fails(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_dead_process_was_writing_is_removed_by_the_next_writer(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    old, new, alive, other = (
+        tmp_path / name
+        for name in (
+            f".a[1].{dead.pid}.tmp",
+            f".b.{dead.pid}.tmp",
+            f".a[1].{os.getppid()}.tmp",
+            f".a1.{dead.pid}.tmp",
+        )
+    )
+    for path in (old, new, alive, other):
+        path.touch()
+    for path in (old, alive, other):
+        os.utime(path, (0, 0))
+    for name in ("a[1]", "b"):
+        with atomic_file(tmp_path / name) as temporary:
+            temporary.write_text("whole")
+    left = {path.name for path in tmp_path.iterdir()} - {"a[1]", "b"}
+    assert left == {new.name, alive.name, other.name}  # the new one may be another machine's
+
+
 def test_a_folder_that_stays_empty_is_removed_with_its_parents(tmp_path: Path) -> None:
     with claimed(tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b").is_dir()

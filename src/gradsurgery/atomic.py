@@ -1,9 +1,11 @@
 """Files and folders appear whole or not at all, and one process at a time works in a folder."""
 
 import errno
+import glob
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 from gradsurgery.errors import OutputError
 
 _LOCK_FILE = ".lock"
+_SETTLED = 10.0  # seconds
 _LEFTOVER = re.compile(
     r"\.((record|configuration|split|failure)\.json|checkpoint\.pt|(model|best-\d+)\.safetensors)\.\d+\.tmp"
 )
@@ -26,11 +29,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     The file gets the permissions of a new file, whatever those are that its writer gave it.
     Raises `OutputError` where the file system refuses (full, read-only, no permission); the
-    temporary file is removed on any failure.
+    temporary file is removed on any failure, and by the next writer where the process was killed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
         temporary.touch()
         permissions = temporary.stat().st_mode & 0o777
         yield temporary
@@ -127,6 +131,23 @@ def _remove_leftovers(directory: Path) -> None:
     for path in directory.glob(".*.tmp"):
         if _LEFTOVER.fullmatch(path.name):
             path.unlink()
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what a process that is gone was writing in place of `path`.
+
+    That of the last seconds may be another machine's, whose processes are not known here.
+    """
+    if os.name != "posix":  # elsewhere one cannot ask for a process without harm
+        return
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        number = left.name.rpartition(".tmp")[0].rpartition(".")[2]
+        with suppress(OSError):
+            if number.isdecimal() and time.time() - left.stat().st_mtime > _SETTLED:
+                try:
+                    os.kill(int(number), 0)
+                except ProcessLookupError:
+                    left.unlink()
 
 
 def _remove_empty(directories: list[Path]) -> None:
