@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -199,3 +200,58 @@ def test_threads_that_wait_sleep_unless_somebody_says_otherwise(
     with pytest.raises(SystemExit):
         main.run()
     assert found == [after]
+
+
+def ended(code: str, *prefix: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What becomes of `gradsurgery methods`, in a process of its own, where `methods` is `code`."""
+    program = (
+        "import sys; from gradsurgery.cli import main, train\n"
+        f"def methods():\n    {code}\n"
+        "train.methods = methods\nsys.argv = ['gradsurgery', 'methods']\nmain.run()"
+    )
+    command = [*prefix, sys.executable, "-c", program]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | environment, check=False
+    )
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_command_that_is_told_to_end_leaves_no_file_half_written(
+    name: str, tmp_path: Path
+) -> None:
+    code = (
+        "import os, signal, pathlib; from gradsurgery.atomic import atomic_file\n"
+        f"    with atomic_file(pathlib.Path({str(tmp_path / 'a')!r})) as left:\n"
+        f"        left.write_text('half'); os.kill(os.getpid(), signal.{name}); print('on')"
+    )
+    found = ended(code)
+    assert (found.returncode, found.stdout, found.stderr) == (130, "", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["somebodys.py"]
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGHUP); print('on')"
+    found = ended(code, "sh", "-c", 'trap "" HUP; exec "$0" "$@"')
+    assert (found.returncode, found.stdout) == (0, "on\n")
+
+
+@pytest.mark.parametrize("closed", ["<&- >&-", ">&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_are_no_files_of_others(closed: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "a")
+    code = (
+        f"import os; file = open({path!r}, 'w'); assert file.fileno() > 2; sys.stdout.isatty()"
+        "; print('lost', flush=True); os.system('echo lost'); file.write('kept')"
+    )
+    found = ended(code, "sh", "-c", f'exec "$0" "$@" {closed}')
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
+    assert (tmp_path / "a").read_text() == "kept"
+
+
+def test_an_encoding_without_a_letter_is_no_traceback() -> None:
+    ascii_only = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    found = ended("print('H\\u00e4matom')", **ascii_only)
+    assert (found.returncode, found.stdout) == (0, "H\\xe4matom\n")
+    found = ended("import os; os.stat('H\\u00e4matom')", **ascii_only)
+    assert (found.returncode, found.stderr.count("\n")) == (1, 1)
+    assert found.stderr.startswith("error: the environment's encoding ascii cannot write 'H\\xe4m")
+    assert "set PYTHONUTF8=1" in found.stderr

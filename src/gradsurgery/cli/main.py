@@ -3,9 +3,12 @@
 A command's module is imported when the command is called, so that `--help` is instant.
 """
 
+import io
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -136,6 +139,7 @@ def run() -> None:
     # Before torch is imported: threads that wait for each other sleep. Spinning takes the time of
     # those that are waited for, where a machine has other work. Results do not depend on it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _take_surroundings()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # images that cannot be read are named
     try:
         code = app(standalone_mode=False, prog_name=PROGRAM)
@@ -159,6 +163,15 @@ def run() -> None:
             file=sys.stderr,
         )
         sys.exit(1)
+    except UnicodeEncodeError as error:
+        if error.encoding.lower() == "utf-8":
+            raise
+        print(
+            f"error: the environment's encoding {error.encoding} cannot write "
+            f"{error.object!a:.200}; set PYTHONUTF8=1",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except OSError as error:  # a path that is too long, a disk that is gone
         what = "" if error.filename is None else f"{error.filename!s:.200}: "
         print(f"error: {what}{error.strerror or error}", file=sys.stderr)
@@ -167,6 +180,29 @@ def run() -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _take_surroundings() -> None:
+    """Make do with streams that are closed or of a small encoding, and end in order when told to.
+
+    A closed one's number would be given to the next file that is opened, for others to write to.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            mode = os.O_RDONLY if number == 0 else os.O_WRONLY
+            descriptor = os.open(os.devnull, mode)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            ending = getattr(signal, name, None)  # Windows lacks one
+            if ending is not None and signal.getsignal(ending) is signal.SIG_DFL:
+                signal.signal(ending, signal.default_int_handler)
 
 
 def usage_line(error: Any, typed: Sequence[str]) -> str:
