@@ -96,6 +96,19 @@ def test_a_study_killed_at_any_moment_ends_in_the_same_file(
     assert left == {path.name for path in (tmp_path / "whole" / "seed-0").iterdir()}
 
 
+def test_a_run_that_was_killed_after_its_last_measurement_is_finished(
+    tmp_path: Path, digits: ImageSet, configured: Configure
+) -> None:
+    study_similarity([configured()], OPTIONS, digits, tmp_path)
+    folder = tmp_path / "seed-0"
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name in ("record.json", "model.safetensors"):
+        (folder / name).unlink()
+    study_similarity([configured()], OPTIONS, digits, tmp_path)
+    assert {path.name for path in folder.iterdir()} == set(files)
+    assert (folder / "model.safetensors").read_bytes() == files["model.safetensors"]
+
+
 def test_a_finished_study_is_read_and_not_repeated(
     tmp_path: Path, digits: ImageSet, configured: Configure
 ) -> None:

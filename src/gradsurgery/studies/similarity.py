@@ -209,7 +209,8 @@ def _measured_run(
             f"{directory} holds a finished run that was not measured at step {missing[0]}; "
             "delete the folder, or choose another one (--out)"
         )
-    if missing:
+    begun = (directory / RunConfiguration.file_name).exists()
+    if missing or (begun and not (directory / Record.file_name).exists()):
         pool = split_of(configuration, images, configuration.seed_of_split).train
         _check_feasible(pool, images, part)
 
