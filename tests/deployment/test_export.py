@@ -1,6 +1,10 @@
 """Exports are run in their own runtime, here once more, against the formula of their input."""
 
+import errno
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +107,38 @@ def test_packages_that_are_not_there_are_named(model, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(gs.GradsurgeryError, match=r'pip install "gradsurgery\[export\]"'):
         export_model(model, tmp_path / "model.onnx")
+
+
+FULL = """
+import resource, signal, sys, warnings
+from pathlib import Path
+import gradsurgery as gs
+from gradsurgery.deployment.export import export_model
+warnings.simplefilter("ignore")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+model = gs.load_model(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # a larger file cannot be written
+try:
+    export_model(model, Path(sys.argv[2]), sys.argv[3])
+except gs.errors.OutputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [("onnx", "a.onnx"), ("torch-export", "a.pt2"), ("torchscript", "a.pt")],
+)
+def test_a_file_that_cannot_be_written_is_one_line_and_none(trained, form, name, tmp_path):
+    path = tmp_path / name
+    found = subprocess.run(
+        [sys.executable, "-c", FULL, str(trained.folder), str(path), form],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (found.returncode, found.stdout) == (
+        0,
+        f"cannot write {path}: {os.strerror(errno.EFBIG)}; choose another place\n",
+    ), found.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 """A trained model in the form of another runtime, which is run before it is called done."""
 
 import copy
+import io
 import json
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from gradsurgery.atomic import atomic_file
+from gradsurgery.atomic import atomic_file, output_error
 from gradsurgery.backbones.weights import file_digest
 from gradsurgery.deployment.trained_model import TrainedModel
 from gradsurgery.errors import (
@@ -95,6 +96,8 @@ def export_model(
                 run = _EXPORTERS[form](network, images[:2], temporary, model)
         except GradsurgeryError:
             raise
+        except OSError as error:
+            raise output_error(path, error) from error
         except Exception as error:  # each exporter has errors of its own, of many lines
             raise ArgumentError(
                 f"{model.about.backbone} cannot be exported as {form}: {one_line(error)}; choose "
@@ -200,8 +203,9 @@ def _to_torch_export(
     program = torch.export.export(
         network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
     )
-    with path.open("wb") as file:
-        torch.export.save(program, file)
+    content = io.BytesIO()  # on a full disk torch would end the process
+    torch.export.save(program, content)
+    path.write_bytes(content.getbuffer())
     with path.open("rb") as file:
         loaded = torch.export.load(file).module()
     return _of_torch(loaded)
@@ -211,7 +215,9 @@ def _to_torchscript(
     network: nn.Module, example: Tensor, path: Path, model: TrainedModel
 ) -> Runtime:
     traced: Any = torch.jit.trace(network, example)
-    traced.save(str(path))
+    content = io.BytesIO()
+    torch.jit.save(traced, content)
+    path.write_bytes(content.getbuffer())
     return _of_torch(torch.jit.load(str(path)))
 
 
