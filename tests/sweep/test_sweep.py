@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from gradsurgery.data import open_source
 from gradsurgery.documents.plan import Plan
-from gradsurgery.errors import ArgumentError
+from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.sweep import Execution, run_sweep
 from gradsurgery.sweep import run as run_module
 from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task, work
@@ -77,6 +78,37 @@ def swept(
         show=show,
     )
     return failed, [line for line in lines if line], states[-1]
+
+
+def test_a_domain_without_test_images_is_told_before_any_run(tmp_path: Path) -> None:
+    for domain, count in (("large", 10), ("small", 2), ("other", 10)):
+        for label in ("cat", "dog"):
+            (tmp_path / "data" / domain / label).mkdir(parents=True)
+            for i in range(count):  # of two images of a class both are trained on
+                color = (i, count, len(label + domain) * 9)
+                Image.new("RGB", (8, 8), color).save(
+                    tmp_path / "data" / domain / label / f"{i}.png"
+                )
+    data = str(tmp_path / "data")
+    options = {"backbone": "small-cnn", "weights": "none", "image_size": 8, "iterations": 1}
+    launcher, sources = Scripted(), {data: open_source(data)}
+
+    def sweep(plan: Plan) -> None:
+        run_sweep(
+            plan,
+            sources,
+            tmp_path / "out",
+            launch=lambda: launcher,
+            execution=Execution(),
+            show=lambda *_: None,
+        )
+
+    few = Plan(data=[data], targets="all", methods=["deep-all"], seeds="1", options=options)
+    with pytest.raises(DataError, match=r"no image of small is left for testing; .*--test-on all"):
+        sweep(few)
+    assert launcher.submitted == []
+    sweep(few.model_copy(update={"options": {**options, "test_on": "all"}}))
+    assert len(launcher.submitted) == 3
 
 
 def test_a_sweep_leaves_the_records_that_runs_by_themselves_leave(

@@ -18,12 +18,13 @@ from gradsurgery.sweep.runs import OpenedData, SweepRun, plan_runs
 from gradsurgery.sweep.schedule import Execution, Schedule, Show, SweepProgress
 from gradsurgery.training import TrainingProgress
 from gradsurgery.training.checkpoint import CHECKPOINT_FILE, check_same, remove_checkpoint
-from gradsurgery.training.images_used import gaps_of
+from gradsurgery.training.images_used import check_divided, gaps_of
 from gradsurgery.training.run import prepare_images
 
 _BEGUN = (Record.file_name, CHECKPOINT_FILE)
 _BUSY = 1.0  # seconds before a run that another process works on is asked for again
 _WAIT = 0.5  # seconds between two looks at the clock
+_DIVIDING = {"target", "without", "split", "test_on", "drop_duplicates"}
 
 
 def opened_sources(plan: Plan) -> dict[str, Source]:
@@ -215,12 +216,21 @@ def _prepare(
     execution: Execution,
     prepared: Callable[[int, int], None],
 ) -> None:
-    """Decode what the runs need once, before workers ask for it."""
-    each = [run.configuration for run in runs]
-    needed = {(c.data, c.image_size, c.skip_bad, str(c.reading)): c for c in each}
-    for _, c in sorted(needed.items()):
+    """Decode what the runs need once, before workers ask for it, and see whether it is enough.
+
+    Raises `DataError` where a run would have too few images.
+    """
+    needed: dict[tuple[Any, ...], dict[str, RunConfiguration]] = {}
+    for c in (run.configuration for run in runs):
+        images_of = (c.data, c.image_size, c.skip_bad, str(c.reading))
+        division = c.model_dump_json(include=_DIVIDING) + str(c.seed_of_split)
+        needed.setdefault(images_of, {}).setdefault(division, c)
+    for _, divided in sorted(needed.items()):
+        c, *_ = divided.values()
         source = reopened(sources[c.data], c.data, c.reading)
-        prepare_images(source, c, execution.cache, lambda at: prepared(at.done, at.total))
+        images = prepare_images(source, c, execution.cache, lambda at: prepared(at.done, at.total))
+        for each in divided.values():
+            check_divided(each, images)
 
 
 def _result(record: Record) -> str:

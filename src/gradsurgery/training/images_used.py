@@ -48,10 +48,7 @@ class ImagesUsed:
     @classmethod
     def of(cls, configuration: RunConfiguration, images: ImageSet) -> "ImagesUsed":
         """What a run uses of `images`; raises `DataError` where that is too little."""
-        split = split_of(configuration, images, configuration.seed_of_split)
-        sources = configuration.sources(images.domains)
-        target = configuration.held_out(images.domains)
-        _check_split(split, sources, target, images.name)
+        split, sources, target = _divided(configuration, images)
         copies = copies_in_run(images, split, sources, target)
         return cls(images, split, sources, *copies)
 
@@ -153,6 +150,22 @@ class ImagesUsed:
         listed = self.images.counts()[[self.images.domains.index(d) for d in self.sources]]
         lacking = torch.from_numpy(listed == 0)
         return lacking & ~lacking.all(0)
+
+
+def check_divided(configuration: RunConfiguration, images: ImageSet) -> None:
+    """Raise `DataError` where the split of a run leaves too little."""
+    _divided(configuration, images)
+
+
+def _divided(
+    configuration: RunConfiguration, images: ImageSet
+) -> tuple[Split, list[str], str | None]:
+    """The split, the source domains and the target, if any."""
+    split = split_of(configuration, images, configuration.seed_of_split)
+    sources = configuration.sources(images.domains)
+    target = configuration.held_out(images.domains)
+    _check_split(split, sources, target, images.name)
+    return split, sources, target
 
 
 def gaps_of(source: Source | ImageSet) -> Gaps:
