@@ -53,6 +53,7 @@ def test_a_folder_becomes_a_model_with_its_card(
     final = tmp_path / "mine" / deployment.directory
     record = Record.load(final)
     assert record.configuration.target == "none"
+    assert deployment.tested == dict.fromkeys(("left", "middle", "right"), 2)
     assert record.configuration.method == deployment.candidate.method
     assert f"\ntraining {record.configuration.method} on all domains\n" in err
     assert record.result.best.target_accuracy is None

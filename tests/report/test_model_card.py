@@ -88,6 +88,15 @@ def test_it_says_what_to_expect_with_the_interval_of_scipy(everything: Record) -
     assert "56.7" in card  # of what is chosen without looking
 
 
+def test_it_says_how_many_images_each_accuracy_rests_on(everything: Record) -> None:
+    card = model_card(deployment(tested={"photo": 1000, "sketch": 8}), everything, None)
+    rows = [[cell.strip() for cell in line.split("|")] for line in card.splitlines()]
+    counted = {row[1]: row[2] for row in rows if len(row) == 6}
+    assert (counted["photo"], counted["sketch"], counted["art_painting"]) == ("1,000", "8", "–")
+    assert "so it is for sketch." in card
+    assert "so it is for" not in model_card(deployment(), everything, None)
+
+
 def test_it_says_whether_the_model_has_learned_anything(everything: Record) -> None:
     warning = "ITS RUNS DO NO BETTER THAN THAT, as far as their test images can tell."
     for recognised, warned in ((60, True), (160, False)):  # 30 and 80 of 100 images, of two seeds

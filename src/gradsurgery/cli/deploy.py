@@ -36,6 +36,7 @@ from gradsurgery.results.deployment import (
     choose,
     classes_unseen,
     copied_tests,
+    tested_images,
     without_looking,
 )
 from gradsurgery.studies.diagnosis import diagnose_run
@@ -135,6 +136,7 @@ def _finish(
         chosen=chosen,
         without_it=without_looking(candidates, criterion, domains),
         classes_unseen=classes_unseen(tried[chosen].records),
+        tested=tested_images(tried[chosen].records),
         copied=copied_tests([each for candidate in tried for each in candidate.records]),
         directory=run.directory,
     )

@@ -190,6 +190,7 @@ class Deployment(Document):
     classes_unseen: how the chosen candidate does on the classes of domains left out, over all
         of its runs; empty where the records do not say.
     copied: for every domain left out with test images that were trained on, how many.
+    tested: by domain, on how many images it was tested when it was left out; may be empty.
     directory: of the run on all domains, relative to the deployment's.
     """
 
@@ -208,6 +209,7 @@ class Deployment(Document):
     without_it: dict[str, Fraction]
     classes_unseen: list[ClassRecall] = []
     copied: list[CopiedTests] = []
+    tested: dict[str, Count] = {}
     directory: str
 
     @property

@@ -36,6 +36,8 @@ from gradsurgery.results.statistics import mean_interval
 
 _WEAKEST = 10
 """Classes that the card names."""
+_FEW = 30
+"""Test images of a domain below which the card is wary."""
 
 
 def model_card(deployment: Deployment, record: Record, conflict: Diagnosis | None) -> str:
@@ -181,7 +183,7 @@ def copied_sentences(deployment: Deployment) -> list[str]:
 
 
 def _expected(deployment: Deployment) -> Iterator[Block]:
-    means, domains = _by_domain(deployment), deployment.domains
+    means, domains, tested = _by_domain(deployment), deployment.domains, deployment.tested
     yield expectation(deployment)
     if copied := copied_sentences(deployment):
         yield Listing(copied)
@@ -208,17 +210,22 @@ def _expected(deployment: Deployment) -> Iterator[Block]:
         runs = deployment.candidate.unseen[domain]
         spread = f" ± {100 * stdev(runs):.1f}" if len(runs) > 1 else ""
         chosen = deployment.without_it.get(domain)
-        rows.append([domain, f"{100 * fmean(runs):.1f}{spread}", _number(chosen)])
-    rows.append(
-        ["mean", f"{100 * fmean(means):.1f}", _number(fmean([*deployment.without_it.values()]))]
-    )
-    columns = ["left out", "accuracy (%)", "chosen without it (%)"]
-    shown = 3 if len(deployment.candidates) > 1 else 2
+        images = f"{tested[domain]:,}" if domain in tested else "–"
+        rows.append([domain, images, f"{100 * fmean(runs):.1f}{spread}", _number(chosen)])
+    without = _number(fmean([*deployment.without_it.values()]))
+    rows.append(["mean", "", f"{100 * fmean(means):.1f}", without])
+    columns = ["left out", "test images", "accuracy (%)", "chosen without it (%)"]
+    shown = 4 if len(deployment.candidates) > 1 else 3
     yield plain_table("", columns[:shown], [row[:shown] for row in rows])
-    if shown == 3:
+    if few := [domain for domain in domains if tested.get(domain, _FEW) < _FEW]:
         yield Text(
-            "The second column is what the candidate has that the other domains' runs choose: it "
-            "is not too high for having been chosen, as the first is a little."
+            f"An accuracy on fewer than {_FEW} images says little, and counts as much as the "
+            f"others in the mean, the worst and the best: so it is for {spoken(map(_line, few))}."
+        )
+    if shown == 4:
+        yield Text(
+            "The last column is what the candidate has that the other domains' runs choose: it "
+            "is not too high for having been chosen, as the one before it is a little."
         )
 
 

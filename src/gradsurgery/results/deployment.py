@@ -116,6 +116,17 @@ def copied_tests(records: Sequence[Record]) -> list[CopiedTests]:
     return [found[domain] for domain in records[0].data.domains if domain in found]
 
 
+def tested_images(records: Sequence[Record]) -> dict[str, int]:
+    """By domain, the most images that a run tested it on that left it out."""
+    found: dict[str, int] = {}
+    for record in records:
+        target = record.configuration.target
+        if target in record.split.sizes:
+            tests = record.split.sizes[target].test
+            found[target] = max(tests, found.get(target, 0))
+    return found
+
+
 def _options(configuration: RunConfiguration) -> dict[str, object]:
     """What a candidate is beside its method."""
     options = configuration.departures()
