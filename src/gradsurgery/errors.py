@@ -1,5 +1,7 @@
 """Errors a user can mend. Each message names what, where, expected, found and the cure."""
 
+import errno
+import os
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -67,6 +69,10 @@ def one_line(error: BaseException) -> str:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, numpy or torch has found no memory, of the processor or an accelerator."""
     found = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if isinstance(error, ImportError):  # of a library that does not fit
+        return "failed to map segment" in str(error) or os.strerror(errno.ENOMEM) in str(error)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     return found or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
 
 

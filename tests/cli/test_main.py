@@ -215,6 +215,29 @@ def ended(code: str, *prefix: str, **environment: str) -> subprocess.CompletedPr
     )
 
 
+def test_a_library_that_there_is_no_memory_for_is_one_line(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gradsurgery.cli import train
+
+    def absent(what: str) -> Callable[[], None]:
+        def fail() -> None:
+            raise ImportError(what)
+
+        return fail
+
+    said = "libtorch_cpu.so: failed to map segment from shared object"
+    monkeypatch.setattr(train, "methods", absent(said))
+    code, _, err = command("methods")
+    assert (code, err) == (
+        1,
+        f"error: out of memory: {said}; give the process more (ulimit -v)\n",
+    )
+    monkeypatch.setattr(train, "methods", absent("no module of that name"))
+    with pytest.raises(ImportError, match="no module of that name"):
+        command("methods")
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
 def test_a_command_that_is_told_to_end_leaves_no_file_half_written(
     name: str, tmp_path: Path

@@ -155,13 +155,13 @@ def run() -> None:
     except GradsurgeryError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
-    except (MemoryError, RuntimeError) as error:
+    except (ImportError, MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        print(
-            f"error: out of memory: {one_line(error)}; take fewer or smaller images at a time",
-            file=sys.stderr,
-        )
+        cure = "take fewer or smaller images at a time"
+        if isinstance(error, ImportError):
+            cure = "give the process more (ulimit -v)"
+        print(f"error: out of memory: {one_line(error)}; {cure}", file=sys.stderr)
         sys.exit(1)
     except UnicodeEncodeError as error:
         if error.encoding.lower() == "utf-8":
