@@ -61,6 +61,18 @@ def test_train_leaves_a_record_and_says_what_came_out(command: Command, tmp_path
     assert "finished before" in out
 
 
+def test_a_finished_run_says_that_images_came_or_went(command: Command, model: str) -> None:
+    record = json.loads(Path(model, "record.json").read_text())["configuration"]
+    assert record["target"] == "c"
+    options = ["--backbone", "small-cnn", "--weights", "none", "--image-size", "8"]
+    options += ["--iterations", "2", "--batch-size", "4", "--device", "cpu", "--out", model]
+    again = ["train", "photos", "--target", "c", *options]
+    assert command(*again)[1].startswith("this run was finished before\n")
+    Path("photos/a/dark/0.png").unlink()
+    said = command(*again)[1].splitlines()[0]
+    assert said.startswith("this run was finished before, on 36 images, and photos has 35 now: ")
+
+
 def test_classes_that_are_left_out_are_told_and_decoding_once(command: Command) -> None:
     for domain, labels in {"a": "xyz", "b": "xyz", "c": "xy"}.items():
         for label in labels:

@@ -88,8 +88,10 @@ def prepare(  # noqa: PLR0917
                         images = _write_images(folder, digest, decoding, workers or cpus())
                     elif not images.hashes:
                         images = _with_hashes(images, source, hashes)
-            except OSError as error:
-                raise output_error(folder, error) from error
+            except (OSError, OutputError) as error:
+                said = output_error(folder, error) if isinstance(error, OSError) else error
+                which = "the cache is named by --cache or $GRADSURGERY_CACHE"
+                raise OutputError(f"{said}; {which}") from error
         if index is not None:
             with suppress(OSError, OutputError):  # without it the next opening reads all images
                 _write_index(folder, index, digest)
