@@ -163,3 +163,26 @@ def test_a_name_that_is_too_long_for_a_file_is_one_short_line(name):
 def test_what_is_no_number_of_pictures_is_refused(number):
     with pytest.raises(ArgumentError, match="batch_size is a whole number from 1 to 10000"):
         check_count("batch_size", number)
+
+
+def test_a_stream_takes_what_predict_takes_and_reads_it_as_it_comes(trained, model):
+    files = trained.files("train", "shop_a")
+    files = (files * (40 // len(files) + 1))[:40]
+    read = 0
+
+    def arriving():
+        nonlocal read
+        for read, file in enumerate(files, start=1):
+            yield file.read_bytes() if read % 2 else Image.open(file)
+        yield b"no picture"
+
+    names, labels, skipped = [], [], []
+    for part in model.stream(arriving(), batch_size=2):
+        assert read <= len(names) + 3 * 2
+        names += part.names
+        labels += part.labels
+        skipped += part.skipped
+    assert names == [f"image {i}" for i in range(40)]
+    assert labels == model.predict([file.read_bytes() for file in files]).labels
+    assert [each.identity for each in skipped] == ["image 40"]
+    assert list(model.stream([])) == []

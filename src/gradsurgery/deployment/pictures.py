@@ -34,30 +34,39 @@ def check_named(paths: Sequence[Path]) -> None:
         )
 
 
-def listed_pictures(given: Any) -> tuple[Iterator[Picture], list[SkippedImage]]:
+def listed_pictures(
+    given: Any, *, or_none: bool = False
+) -> tuple[Iterator[Picture], list[SkippedImage]]:
     """Every picture that is meant, in order, and the files of folders that are none.
 
     given: a picture (see `Preparation`), a folder, or an iterable of them; an array of four
         dimensions is a batch. Folders are gone through to any depth, by name; hidden files count
         as absent. The second list is complete once the first has been gone through.
 
+    or_none: whether nothing may be given.
+
     Raises `DataError` for a folder without pictures, `ArgumentError` where nothing is given.
     """
     left_out: list[SkippedImage] = []
-    return _pictures(_separate(given), left_out), left_out
+    return _pictures(_separate(given), left_out, or_none), left_out
 
 
 def _separate(given: Any) -> Iterable[Any]:
     if isinstance(given, np.ndarray | Tensor):
         return given if given.ndim == 4 else [given]
-    alone = isinstance(given, str | bytes | Path) or not isinstance(given, Iterable)
+    alone = isinstance(given, str | bytes | Path | Picture) or not isinstance(given, Iterable)
     return [given] if alone else given
 
 
-def _pictures(given: Iterable[Any], left_out: list[SkippedImage]) -> Iterator[Picture]:
+def _pictures(
+    given: Iterable[Any], left_out: list[SkippedImage], or_none: bool
+) -> Iterator[Picture]:
     seen: set[str] = set()
     position = -1
     for position, each in enumerate(given):
+        if isinstance(each, Picture):  # which has its name
+            yield each
+            continue
         if not isinstance(each, str | Path):
             yield Picture(f"image {position}", each)
             continue
@@ -73,7 +82,7 @@ def _pictures(given: Iterable[Any], left_out: list[SkippedImage]) -> Iterator[Pi
         if none:
             other = f"no picture, but {len(left_out)} other files" if left_out else "no file"
             raise DataError(f"{path} holds {other}; name a folder with pictures")
-    if position < 0:
+    if position < 0 and not or_none:
         raise ArgumentError("no image is given; name files or folders")
 
 

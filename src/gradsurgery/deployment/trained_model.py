@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gradsurgery.backbones import OwnBackbone, rebuild
 from gradsurgery.data import Preparation, SkippedImage, cpus, normalize
 from gradsurgery.deployment.model_file import PREFIX, downloaded, open_model_file
-from gradsurgery.deployment.pictures import Picture, listed_pictures, prepared
+from gradsurgery.deployment.pictures import listed_pictures, prepared
 from gradsurgery.documents.deployment import Deployment, ModelDescription
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError, check_kind
@@ -128,9 +128,14 @@ class TrainedModel:
         return joined(self.classes, parts if skip_bad else map(_all_decoded, parts))
 
     def stream(
-        self, pictures: Iterable[Picture], *, batch_size: int = BATCH, workers: int | None = None
+        self, images: Any, *, batch_size: int = BATCH, workers: int | None = None
     ) -> Iterator[Predictions]:
-        """As `predict`, batch by batch: for any number of pictures, which are read as they come."""
+        """As `predict`, batch by batch: for any number of pictures, which are read as they come.
+
+        What cannot be decoded is listed in `skipped`. A batch is yielded when up to two more have
+        been read, so that pictures are decoded while the network works.
+        """
+        pictures, _ = listed_pictures(images, or_none=True)
         check_count("batch_size", batch_size)
         if workers is not None:
             check_count("workers", workers)
