@@ -195,14 +195,15 @@ def test_channels_last_and_transposed_parameters_keep_their_layout():
     st.sampled_from(["agr-sum", "pcgrad", "median"]),
     st.integers(0, 2),
     st.sampled_from(["nan", "inf"]),
+    st.sampled_from([torch.bfloat16, torch.float32, torch.float64]),
 )
-def test_a_gradient_that_is_not_finite_names_domain_and_parameter(rule, bad, value):
-    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+def test_a_gradient_that_is_not_finite_names_domain_and_parameter(rule, bad, value, dtype):
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)).to(dtype)
     before = [p.clone() for p in network.parameters()]
 
     def losses():
         for domain in range(3):
-            out = network(torch.ones(1, 2)).sum()
+            out = network(torch.ones(1, 2, dtype=dtype)).sum()
             if domain == bad:
                 # a finite loss whose gradient is not: the factor is 0 in the value alone
                 out = out + Poison.apply(network[1].weight, float(value)).sum()

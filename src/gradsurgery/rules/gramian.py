@@ -63,10 +63,16 @@ class GramianRule(Rule):
             (summed,) = out
             assert summed is not None
             return summed
-        largest = check_rows_finite(gradients)
-        scale = scale_of(largest) if gradients.dtype == torch.float64 else 1.0
+        scale = 1.0
+        if gradients.dtype == torch.float64:
+            scale = scale_of(check_rows_finite(gradients))
         gramian = gramian_of(gradients.unbind(0), scale=scale).cpu()
-        return checked_update(weighted_sum(gradients.unbind(0), self.weights(gramian), out=update))
+        if not gramian.isfinite().all():  # products of what is narrower are, where the rows are
+            check_rows_finite(gradients)
+        weights = self.weights(gramian)
+        weighted_sum(gradients.unbind(0), weights, out=update)
+        near = not largest_of_sum(gramian, weights) / scale < torch.finfo(update.dtype).max
+        return checked_update(update) if near else update
 
 
 def scale_of(largest: float) -> float:
@@ -78,6 +84,13 @@ def scale_of(largest: float) -> float:
     if largest == 0 or not isfinite(largest) or 1e-140 < largest < 1e140:
         return 1.0
     return 2.0 ** min(-round(log2(largest)), 1000)
+
+
+def largest_of_sum(
+    gramian: Float[Tensor, "domains domains"], weights: Float[Tensor, " domains"]
+) -> float:
+    """Σ_d |w_d| √G_dd: no component of Σ_d w_d g_d is larger."""
+    return float(gramian.diagonal().sqrt() @ weights.to(gramian).abs())
 
 
 def gramian_of(
