@@ -22,7 +22,7 @@ from gradsurgery.rules.base import (
     largest_size,
     only_call_is_own,
 )
-from gradsurgery.rules.gramian import GramianRule, gramian_of, scale_of, weighted_sum
+from gradsurgery.rules.gramian import GramianRule, gramian_of, scale_of, weighted_sum, weights_of
 from gradsurgery.rules.remembering import RememberingRule, Verdict
 
 
@@ -196,7 +196,7 @@ class StoredGradients(SingleGradients):
         scale = scale_of(self.largest)
         grams = [gramian_of(column, scale=scale) for column in reached]
         gramian = torch.stack(grams).sum(0).cpu()
-        weights = self._rule.weights(gramian) if gramian.isfinite().all() else gramian[0]
+        weights = weights_of(self._rule, gramian) if gramian.isfinite().all() else gramian[0]
         gradients = [
             self._shaped(weighted_sum(column, weights, out=column[0]), position, poison=poison)
             if column
