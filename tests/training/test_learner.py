@@ -1,3 +1,4 @@
+import functools
 import re
 import sys
 from collections.abc import Callable
@@ -55,7 +56,7 @@ def test_a_model_has_its_own_forward_again_after_a_compiled_step(
     model: Any = learner.backbone.model
     own: Callable[..., Any] = model.forward  # as a wrapped one, of the model and not of its class
     model.forward = own
-    learner.compiled_forward = lambda images: own(images)
+    learner.compiled_forward = functools.partial(own)
     with learner.compiled():
         assert model.forward is learner.compiled_forward
     assert model.forward is own
