@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+import gradsurgery as gs
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageSet
 from gradsurgery.documents.configuration import RunConfiguration
@@ -64,6 +65,23 @@ def test_float32_is_multiplied_as_the_precision_says(
     with pytest.raises(KeyboardInterrupt), float32_products(device, precision):
         raise KeyboardInterrupt
     assert (products(), torch.get_float32_matmul_precision()) == before
+
+
+def test_a_run_is_the_same_whatever_numbers_are_by_default(
+    tmp_path: Path, images: ImageSet, configured: Configure, outcome: Outcome
+) -> None:
+    """As `torch.set_default_dtype(torch.float64)` says in many a notebook."""
+    c = configured(augment="domainbed", average="ema", clip_norm=1.0, class_weights="balanced")
+    expected = outcome(train(c, tmp_path / "plain", opened=images), tmp_path / "plain")
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = outcome(train(c, tmp_path / "double", opened=images), tmp_path / "double")
+        logits = gs.load_model(tmp_path / "double").module(torch.zeros(1, 3, 12, 12).float())
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found == expected
+    assert logits.dtype == torch.float32
 
 
 def test_what_a_user_has_set_is_there_again() -> None:
