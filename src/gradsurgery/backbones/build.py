@@ -149,7 +149,7 @@ def _downloaded(name: str, built: Network) -> State:
 def check_image_size(model: nn.Module, name: str, classes: int, size: int) -> None:
     """Pass a blank image through; raises `ArgumentError` where not one logit a class comes out."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.device("cpu"):
             logits = model(torch.zeros(1, 3, size, size, dtype=torch.float32))
     except (Exception, SystemExit) as error:  # the library's or anybody's code
         raise ArgumentError(

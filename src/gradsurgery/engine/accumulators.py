@@ -263,7 +263,9 @@ class GradientMatrix(SingleGradients):
         """What a rule with a memory says of the whole network, split into the parameters."""
         reached = [position in self._reached for position in range(len(self._parameters))]
         device = verdict.update.device
-        bounds, counted = (sent(torch.tensor(each), device) for each in (self._bounds, reached))
+        bounds, counted = (
+            sent(torch.tensor(each, device="cpu"), device) for each in (self._bounds, reached)
+        )
         counts = [  # in few launches, however many parameters there are
             torch.nn.functional.pad(marks.cumsum(0), (1, 0))[bounds].diff() * counted
             for marks in (verdict.agreeing, verdict.zero)
