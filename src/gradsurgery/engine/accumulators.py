@@ -33,6 +33,7 @@ from gradsurgery.rules.gramian import (
     largest_of_sum,
     scale_of,
     weighted_sum,
+    weights_of,
 )
 from gradsurgery.rules.remembering import RememberingRule, Verdict
 
@@ -153,7 +154,8 @@ class StoredGradients(SingleGradients):
             return Update(gradients)
         gramian = torch.stack(list(self._products.values())).sum(0).cpu()
         finite = bool(gramian.isfinite().all())
-        weights = self._rule.weights(gramian) if finite else torch.full_like(gramian[0], torch.nan)
+        unknown = torch.full_like(gramian[0], torch.nan)
+        weights = weights_of(self._rule, gramian) if finite else unknown
         self._bound = largest_of_sum(gramian, weights) / self._scale
         for position in self._products:
             column = self._filled(position)
@@ -249,7 +251,9 @@ class GradientMatrix(SingleGradients):
         """What a rule with a memory says of the whole network, split into the parameters."""
         reached = [position in self._reached for position in range(len(self._parameters))]
         device = verdict.update.device
-        bounds, counted = (sent(torch.tensor(each), device) for each in (self._bounds, reached))
+        bounds, counted = (
+            sent(torch.tensor(each, device="cpu"), device) for each in (self._bounds, reached)
+        )
         counts = [  # in few launches, however many parameters there are
             torch.nn.functional.pad(marks.cumsum(0), (1, 0))[bounds].diff() * counted
             for marks in (verdict.agreeing, verdict.zero)
