@@ -28,10 +28,16 @@ _DIVIDING = {"target", "without", "split", "test_on", "drop_duplicates"}
 
 
 def opened_sources(plan: Plan) -> dict[str, Source]:
-    """The data sets of `plan`, read as its options say; raises as `open_source` does."""
+    """The data sets of `plan`, read as its options say; raises as `open_source` does.
+
+    With all classes where the grid has ways to go about those that a domain lacks.
+    """
+    ways = plan.grid.get("classes", [])
     opened = {}
     for spec in plan.data:
         asked = {name: value for name, value in plan.options.items() if name not in plan.grid}
+        if ways and "same" not in ways:
+            asked["classes"] = "all"
         c = RunConfiguration(**{**asked, "data": spec, "target": "any", "settings": {}})
         opened[spec] = open_source(spec, **c.reading)
     return opened
