@@ -26,7 +26,14 @@ from gradsurgery.training.checkpoint import (
     restore_learner,
 )
 from gradsurgery.training.device import computing_with, reset_peak_memory, resolve_device
-from gradsurgery.training.images_used import Gaps, ImagesUsed, check_gaps, check_weights, gaps_of
+from gradsurgery.training.images_used import (
+    Gaps,
+    ImagesUsed,
+    check_gaps,
+    check_told_split,
+    check_weights,
+    gaps_of,
+)
 from gradsurgery.training.learner import build_learner, build_optimizer
 from gradsurgery.training.loop import Observer, run_steps
 from gradsurgery.training.outcome import Run, conclude
@@ -162,6 +169,7 @@ def prepare_images(
     """The data set decoded for the run, unless it is already; `report` hears how far it is."""
     if isinstance(source, ImageSet):
         return source
+    check_told_split(configuration, source)
     return prepare(
         source,
         size=configuration.image_size,
