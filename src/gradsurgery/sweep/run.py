@@ -30,7 +30,7 @@ def opened_sources(plan: Plan) -> dict[str, Source]:
     """The data sets of `plan`, read as its options say; raises as `open_source` does."""
     opened = {}
     for spec in plan.data:
-        asked = {name: value for name, value in plan.options.items() if name not in plan.grid}
+        asked = {name: value for name, value in plan.options.items() if name not in plan.searched}
         c = RunConfiguration(**{**asked, "data": spec, "target": "any", "settings": {}})
         opened[spec] = open_source(spec, **c.reading)
     return opened
