@@ -169,7 +169,7 @@ class ComparisonTable:
         if guessing:
             lines.append(f"hardly better than guessing on their own domains: {', '.join(guessing)}")
         versions: dict[str, set[str]] = {}
-        for name, digest in itertools.chain.from_iterable(self.frame["code"]):
+        for name, digest in itertools.chain.from_iterable(self.frame.get("code", ())):
             versions.setdefault(name, set()).update([digest] if digest else [])
         if changed := [name for name, digests in versions.items() if len(digests) > 1]:
             lines.append(
