@@ -1,10 +1,10 @@
 """Counts what a step would ask of an accelerator: kernel launches, synchronisations, copies.
 
 No accelerator is needed: the tensors lie on the processor and are taken for an accelerator's, but
-for those that Python makes without naming a device, and what is computed of them alone. Such a
-host tensor costs no launch; moving it to a device, `.to(device)`, is a copy, and a synchronisation
-unless it is `non_blocking`; reading a device's tensor (`.item()`, `bool(t)`, `.tolist()`, `.cpu()`,
-`nonzero` …) is both.
+for those that Python makes without naming a device, or on "cpu", and what is computed of them
+alone. Such a host tensor costs no launch; moving it to a device, `.to(device)`, is a copy, and a
+synchronisation unless it is `non_blocking`; reading a device's tensor (`.item()`, `bool(t)`,
+`.tolist()`, `.cpu()`, `nonzero` …) is both.
 """
 
 import ctypes
@@ -219,14 +219,14 @@ class _Dispatched(TorchDispatchMode):
 
     def factory(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A tensor that Python makes lies where it says, by default on the host."""
-        if kwargs.get("device") is not None:
+        if kwargs.get("device") not in (None, "cpu"):
             return original(*args, **kwargs)
         with self._pause():
             return self._mark(original(*args, **kwargs))
 
     def tensor(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Of Python's numbers, which have to be copied to a device."""
-        if kwargs.get("device") is not None and not self._paused:
+        if kwargs.get("device") not in (None, "cpu") and not self._paused:
             self._copied_there("tensor", waits=True)
             with self._pause():
                 return original(*args, **kwargs)

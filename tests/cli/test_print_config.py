@@ -108,6 +108,7 @@ def test_figure_2_is_printed_for_similarity(command: Command) -> None:
     assert printed(command, *again, "--targets", "0")["target"] == "0"
     Path("given.yaml").write_text(yaml.safe_dump(options | {"seeds": [3]}))
     assert printed(command, *again)["seeds"] == "3,"
+    assert printed(command, "similarity", "--config", "given.yaml")["seeds"] == "3,"
     Path("given.yaml").write_text(yaml.safe_dump(options | {"seeds": 0}))
     assert "seeds" in command(*again, "--print-config")[2]
     Path("given.yaml").write_text(yaml.safe_dump(options | {"method": "agr-sum"}))

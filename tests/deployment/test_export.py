@@ -69,6 +69,15 @@ class OfTwo(SmallCNN):
         return super().forward(images) * (2 if len(images) == 2 else 1)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:`torch.jit:FutureWarning")
+@pytest.mark.parametrize("form", ["onnx", "torch-export", "torchscript"])
+@pytest.mark.parametrize("normalization", ["inside", "beside"])
+def test_another_default_device_changes_nothing(model, form, normalization, tmp_path):
+    with torch.device("meta"):
+        difference = export_model(model, tmp_path / "model", form, normalization)
+    assert difference <= 1e-4
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("network", "form", "words"),

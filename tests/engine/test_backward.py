@@ -195,14 +195,15 @@ def test_channels_last_and_transposed_parameters_keep_their_layout():
     st.sampled_from(["agr-sum", "pcgrad", "median"]),
     st.integers(0, 2),
     st.sampled_from(["nan", "inf"]),
+    st.sampled_from([torch.bfloat16, torch.float32, torch.float64]),
 )
-def test_a_gradient_that_is_not_finite_names_domain_and_parameter(rule, bad, value):
-    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+def test_a_gradient_that_is_not_finite_names_domain_and_parameter(rule, bad, value, dtype):
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)).to(dtype)
     before = [p.clone() for p in network.parameters()]
 
     def losses():
         for domain in range(3):
-            out = network(torch.ones(1, 2)).sum()
+            out = network(torch.ones(1, 2, dtype=dtype)).sum()
             if domain == bad:
                 # a finite loss whose gradient is not: the factor is 0 in the value alone
                 out = out + Poison.apply(network[1].weight, float(value)).sum()
@@ -652,6 +653,38 @@ def test_a_rule_gets_the_gramian_of_the_gradients_as_they_are(dtype, kernels, re
     torch.testing.assert_close(Unit()(rows), expected)
 
 
+class Weighed(GramianRule):
+    """The weights that it is given, whatever they are."""
+
+    name = "weighed"
+
+    def __init__(self, weights):
+        super().__init__()
+        self._weights = weights
+
+    def weights(self, gramian):
+        return self._weights
+
+
+@pytest.mark.parametrize("kernels", [None, "accelerator", "without_triton"])
+def test_weights_are_one_real_number_per_domain(kernels, request):
+    """What takes the sum reads a number per domain from memory, which may be another's."""
+    if kernels is not None:
+        request.getfixturevalue(kernels)
+    rows = torch.tensor([[1.0, 2.0], [4.0, 8.0], [16.0, 32.0]])
+    odd = [torch.ones(2), torch.ones(4), torch.ones(3, 1), torch.ones(()), [1.0, 1.0, 1.0], None]
+    for weights in [*odd, torch.ones(3, dtype=torch.complex64)]:
+        with pytest.raises(ArgumentError, match=r"one weight per domain.* of shape \[3\], found"):
+            Weighed(weights)(rows)
+        weight = torch.zeros(2, requires_grad=True)
+        with pytest.raises(ArgumentError, match=r"one weight per domain.* of shape \[3\], found"):
+            gs.backward([row @ weight for row in rows], [weight], Weighed(weights))
+        assert weight.grad is None
+    table = torch.tensor([[1, 0], [10, 0], [100, 0]])
+    for weights in [table[:, 0], table[:, 0].float().requires_grad_()]:
+        assert Weighed(weights)(rows).tolist() == [1641.0, 3282.0]
+
+
 def test_float64_at_its_ends():
     rows = torch.tensor([[1e-310, 0.0], [0.0, 1e-310]], dtype=torch.float64)
     torch.testing.assert_close(gs.PCGrad()(rows), rows.sum(0), rtol=1e-6, atol=0)
@@ -688,14 +721,19 @@ def test_a_minus_sign_that_is_not_in_memory(rule, shape, kernels, request):
     torch.testing.assert_close(part.grad, torch.full(shape, expected))
 
 
-@pytest.mark.parametrize("rule", sorted(set(RULES) - {"agr-ema"}))
-def test_another_default_device_changes_nothing(rule):
+@pytest.mark.parametrize("kernels", [None, "accelerator", "without_triton"])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.filterwarnings("ignore:(divide by zero|invalid value):RuntimeWarning")
+def test_another_default_device_changes_nothing(rule, kernels, request):
     """As `torch.set_default_device("cuda")` does not, in a process with a model on the CPU."""
-    rows = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
-    expected = seeded(rule)(rows)
-    weight = torch.zeros(40, requires_grad=True)
+    if kernels is not None:
+        request.getfixturevalue(kernels)
+    length = 40 + [*RULES].index(rule)  # of which nothing is known yet
+    rows = torch.randn(3, length, generator=torch.Generator().manual_seed(0))
+    weight = torch.zeros(length, requires_grad=True)
     with torch.device("meta"):
         update = seeded(rule)(rows)
         gs.backward([row @ weight for row in rows], [weight], seeded(rule))
+    expected = seeded(rule)(rows)
     assert torch.equal(update, expected)
     torch.testing.assert_close(weight.grad, expected)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import gradsurgery as gs
-from gradsurgery.engine.accumulator import Abstaining, Accumulator, Update, with_votes
+from gradsurgery.engine.abstaining import Abstaining, with_votes
+from gradsurgery.engine.accumulator import Accumulator, Update
 from gradsurgery.errors import ArgumentError, NonFiniteError
 
 NO_SAY = torch.tensor([[True, False, False], [False, False, True], [False, False, True]])

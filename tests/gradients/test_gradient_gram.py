@@ -269,3 +269,19 @@ def test_parameters_without_components():
     gram = gs.gradient_gram(model, lambda output, _: output[:, 0], x, x)
     assert gram.layers["0"].tolist() == torch.zeros(3, 3).tolist()
     assert gram.layers["1"].tolist() == torch.ones(3, 3).tolist()
+
+
+def test_another_default_device_changes_nothing():
+    """As `torch.set_default_device("cuda")` does not, in a process with a model on the CPU."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
+    x, y = torch.randn(6, 3, 8, 8), torch.tensor([0, 1, 2, 3, 4, 0])
+    batches = [(x[:3], y[:3]), (x[3:], y[3:])]
+    with torch.device("meta"):
+        gram = gs.gradient_gram(model, nn.CrossEntropyLoss(), x, y)
+        conflict = gs.domain_conflict(model, nn.CrossEntropyLoss(), batches)
+    expected = stored_grams(model, cross_entropy, x, y)
+    assert relative_error(gram.total, sum(expected.values())) < 1e-5
+    again = gs.domain_conflict(model, nn.CrossEntropyLoss(), batches)
+    for name, found in conflict.items():
+        assert torch.equal(found.cosines, again[name].cosines)

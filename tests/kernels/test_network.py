@@ -223,6 +223,22 @@ def test_an_update_beyond_the_precision_is_found(form, rule):
 
 
 @pytest.mark.parametrize("form", ["triton", "torch"])
+@pytest.mark.parametrize("rule", [gs.ANDMask, gs.SANDMask])
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float16, 3e4), (torch.float32, 2e38)])
+def test_an_update_that_is_rescaled_beyond_the_precision_is_found(form, rule, dtype, size):
+    parameters = [torch.zeros(4, dtype=dtype), torch.zeros(0, dtype=dtype)]
+    rows = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, -1.0, -1.0, -1.0]], dtype=dtype) * size
+    empty = torch.zeros(0, dtype=dtype)
+    # one component in four is kept, of the size that all have, and divided by a quarter
+    found = updates(rule(rescale=True), parameters, [[row, empty] for row in rows], form)
+    assert found.found == 1
+    smaller = [[row / 16, empty] for row in rows]
+    if rule is gs.SANDMask:  # whose squares end before
+        smaller = [[row / 2e38, empty] for row in rows]
+    assert not updates(rule(rescale=True), parameters, smaller, form).found
+
+
+@pytest.mark.parametrize("form", ["triton", "torch"])
 def test_agr_rand_draws_where_the_domains_conflict_and_keeps_the_rest(form):
     generator = torch.Generator().manual_seed(0)
     parameters = [torch.zeros(40_000), torch.zeros(300, 100)]

@@ -279,10 +279,15 @@ def test_any_name_of_a_domain(name, record, tmp_path):
 
 
 def test_file_names_are_told_apart():
-    assert file_stems("figure3", ["pacs", "a/b", "a b"]) == [
-        "figure3-pacs",
-        "figure3-a-b-2",
-        "figure3-a-b-3",
-    ]
-    assert file_stems("figure3", ["ü", "x"]) == ["figure3-1", "figure3-x"]
+    assert file_stems("figure3", ["pacs", "a/b"]) == ["figure3-pacs", "figure3-a-b"]
+    for names in (
+        ["pacs", "a/b", "a b"],
+        ["a", "A", "a 1"],
+        ["2", "ü"],
+        ["ü", "x"],
+        ["é", "ü", "1"],
+    ):
+        stems = file_stems("figure3", names)
+        assert len(set(stems)) == len(names)
+        assert all(stem.startswith("figure3-") for stem in stems)
     assert all(Path(name).name == name for name in file_stems("f", ["../x", "y"]))

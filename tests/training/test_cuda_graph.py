@@ -1,6 +1,7 @@
 """When a step is recorded, compared and replayed; a stand-in for the graph repeats the step."""
 
 import random
+import weakref
 from contextlib import contextmanager
 
 import numpy as np
@@ -86,6 +87,25 @@ def test_another_formula_of_the_losses_is_recorded_anew():
     assert Repeated.recorded == 2  # steps 1 to 6, and 8 on; step 7 drops the optimiser's state
     torch.testing.assert_close(losses, expected, rtol=0, atol=0)
     torch.testing.assert_close(weights, expected_weights, rtol=0, atol=0)
+
+
+def test_a_graph_is_let_go_once_its_last_replay_has_run(monkeypatch):
+    """The tables that a replay copies to the device are memory of the host, which goes with it."""
+    learner = learner_for("irm", **{"irm.anneal": 6})
+    events = []
+
+    class Counted(Repeated):
+        def replay(self, batches):
+            events.append("replayed")
+            return super().replay(batches)
+
+        def __del__(self):
+            events.append("gone")
+
+    monkeypatch.setattr(cuda_graph, "_Graph", Counted)
+    monkeypatch.setattr(cuda_graph, "_wait_for", lambda device: events.append("waited"))
+    run(learner, "auto")
+    assert events[:5] == ["replayed", "replayed", "replayed", "waited", "gone"]
 
 
 def test_a_replay_that_differs_is_never_used(monkeypatch):
@@ -239,15 +259,33 @@ def test_a_subclass_with_losses_of_its_own_is_not_recorded():
 
 
 def test_where_memory_ends_the_step_is_taken_as_it_is(monkeypatch):
+    """With all memory that it had before there was a graph."""
+    held, put_back = [], cuda_graph._put_back
+
     class Large(Repeated):
         def replay(self, batches):
-            super().replay(batches)
+            held.append(weakref.ref(self))
+            of_the_step = super().replay(batches).losses
+            held.append(weakref.ref(of_the_step))
             raise torch.OutOfMemoryError("CUDA out of memory")
 
+    def watched(state, values):
+        held.extend(map(weakref.ref, values))
+        put_back(state, values)
+
+    def refuse(taken, reason):
+        held.append([reference for reference in held if reference() is not None])
+        taken.refusal = reason
+
     monkeypatch.setattr(cuda_graph, "_Graph", Large)
+    monkeypatch.setattr(cuda_graph, "_put_back", watched)
+    monkeypatch.setattr(GraphedSteps, "_refuse", refuse)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     losses, weights, taken = run(learner_for("agr-rand"), "auto")
     expected, expected_weights, _ = run(learner_for("agr-rand"), "off")
+    *references, alive = held
+    assert len(references) > 2
+    assert alive == []
     assert "no memory for a graph" in taken.refusal
     torch.testing.assert_close(losses, expected, rtol=0, atol=0)
     torch.testing.assert_close(weights, expected_weights, rtol=0, atol=0)

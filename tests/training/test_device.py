@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
+import gradsurgery as gs
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageSet
 from gradsurgery.documents.configuration import RunConfiguration
@@ -64,6 +66,39 @@ def test_float32_is_multiplied_as_the_precision_says(
     with pytest.raises(KeyboardInterrupt), float32_products(device, precision):
         raise KeyboardInterrupt
     assert (products(), torch.get_float32_matmul_precision()) == before
+
+
+@pytest.mark.filterwarnings("ignore:the images that:UserWarning")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"augment": "domainbed", "average": "ema", "clip_norm": 1.0, "class_weights": "balanced"},
+        {"method": "agr-ema", "batches": "single", "augment": "flip"},
+        {"method": "fish", "average": "swad", "balance": "classes"},
+    ],
+)
+def test_a_run_is_the_same_whatever_torch_has_for_defaults(
+    options: dict[str, Any], tmp_path: Path, configured: Configure, outcome: Outcome
+) -> None:
+    """As `torch.set_default_dtype(torch.float64)` and `torch.set_default_device("cuda")` set."""
+    c, cache = configured(**options), tmp_path / "cache"
+
+    def run(place: str) -> tuple[Any, Tensor]:
+        record = gs.train(c, tmp_path / place, cache=cache)
+        pictures = [np.full((20, 30, 3), 200, np.uint8)]
+        answers = gs.load_model(tmp_path / place, device="cpu").predict(pictures)
+        return outcome(record, tmp_path / place), torch.from_numpy(answers.probabilities)
+
+    expected, said = run("plain")
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):  # where no number can be read
+            found, told = run("others")
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found == expected
+    assert torch.equal(told, said)
 
 
 def test_what_a_user_has_set_is_there_again() -> None:

@@ -226,6 +226,25 @@ def test_a_plan_reads_its_data_as_its_options_say(root, tmp_path):
     assert not elsewhere & {run.directory for run in runs}
 
 
+def test_a_grid_may_vary_what_becomes_of_gaps(root):
+    def classes_of(method, *ways):
+        plan = Plan(
+            data=[str(root)],
+            methods=[method],
+            targets=["c"],
+            seeds=[0],
+            grid={"classes": list(ways)},
+        )
+        return [run.configuration.classes for run in planned(plan, opened_sources(plan))]
+
+    assert classes_of("deep-all", "common", "all") == ["common", "all"]
+    assert classes_of("erm+sand-mask", "common") == ["common"]
+    with pytest.raises(ArgumentError, match="some have none on class cow"):
+        classes_of("erm+sand-mask", "common", "all")
+    with pytest.raises(DataError, match="cow has no image in domain b"):
+        classes_of("deep-all", "common", "same")
+
+
 def test_the_command_of_a_run_repeats_how_its_data_is_read():
     configuration = RunConfiguration(
         data="t.csv", target="c", columns="label=the species,domain=camera", split="column"

@@ -1,3 +1,4 @@
+import functools
 import re
 import sys
 from collections.abc import Callable
@@ -6,12 +7,14 @@ from types import FrameType
 from typing import Any
 
 import pytest
+import torch
 
 import gradsurgery
+from gradsurgery.backbones import build_backbone
 from gradsurgery.data import ImageSet
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.training import train
-from gradsurgery.training.learner import Learner
+from gradsurgery.training.learner import Learner, build_learner
 
 PACKAGE = Path(str(gradsurgery.__file__)).parent
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
@@ -43,3 +46,21 @@ def test_a_step_enters_no_file_that_the_page_on_the_house_does_not_name(
     named = set(re.findall(r"[`(]([\w/]+\.py)", trip)) | {"errors.py"}
     assert {"engine/backward.py", "rules/agreement.py"} < files
     assert files - {"backbones/networks.py"} <= named
+
+
+def test_a_model_has_its_own_forward_again_after_a_compiled_step(
+    images: ImageSet, configured: Callable[..., RunConfiguration]
+) -> None:
+    backbone = build_backbone("small-cnn", classes=10, weights="none", seed=0, image_size=20)
+    learner = build_learner(configured(method="agr-sum"), backbone, torch.device("cpu"))
+    model: Any = learner.backbone.model
+    own: Callable[..., Any] = model.forward  # as a wrapped one, of the model and not of its class
+    model.forward = own
+    learner.compiled_forward = functools.partial(own)
+    with learner.compiled():
+        assert model.forward is learner.compiled_forward
+    assert model.forward is own
+    del model.forward
+    with learner.compiled():
+        assert model.forward is learner.compiled_forward
+    assert "forward" not in vars(model)

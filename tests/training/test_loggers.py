@@ -106,6 +106,13 @@ def test_one_that_does_not_start_ends_the_run_with_a_line(tmp_path):
         run([HERE + "NotStarting"], tmp_path / "run")
 
 
+def test_those_that_had_started_before_it_are_closed(tmp_path):
+    with pytest.raises(GradsurgeryError, match="does not start: no server"):
+        run((f"{HERE}Remembering", f"{HERE}NotStarting"), tmp_path / "run")
+    (first,) = MADE
+    assert first.closed is True
+
+
 def test_a_run_that_ends_early_is_closed_as_failed(tmp_path):
     def interrupt(progress):
         if progress.done == 4 and progress.stage == "training":

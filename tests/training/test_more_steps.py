@@ -58,6 +58,30 @@ def test_a_kept_checkpoint_goes_on_to_the_record_of_a_longer_run(
     assert train(longer, tmp_path / "parts", opened=images) == record
 
 
+def test_a_process_killed_between_model_and_record_leaves_no_record_of_another_model(
+    tmp_path: Path,
+    images: ImageSet,
+    configured: Configure,
+    outcome: Outcome,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shorter, longer = (configured(iterations=n, keep_checkpoint=True) for n in (8, 16))
+    whole = train(longer, tmp_path / "whole", opened=images)
+    train(shorter, tmp_path / "parts", opened=images)
+
+    def killed(record: Record, folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(longer, tmp_path / "parts", opened=images)
+    with pytest.raises(ArgumentError, match="iterations: 16 there, 8 here"):
+        train(shorter, tmp_path / "parts", opened=images)
+    record = train(longer, tmp_path / "parts", opened=images)
+    assert outcome(record, tmp_path / "parts") == outcome(whole, tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

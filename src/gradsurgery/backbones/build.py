@@ -119,11 +119,19 @@ def _draw_heads(built: Network) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, what is drawn on the processor comes from `seed`; nothing of it is left outside."""
+    """Inside, what is made is float32 on the processor, and what is drawn comes from `seed`.
+
+    Nothing of it is left outside.
+    """
     # Only the CPU's generator: torch.manual_seed would also reseed every accelerator.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)
-        yield
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.default_generator.manual_seed(seed)
+            yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 def _downloaded(name: str, built: Network) -> State:
@@ -141,8 +149,8 @@ def _downloaded(name: str, built: Network) -> State:
 def check_image_size(model: nn.Module, name: str, classes: int, size: int) -> None:
     """Pass a blank image through; raises `ArgumentError` where not one logit a class comes out."""
     try:
-        with torch.no_grad():
-            logits = model(torch.zeros(1, 3, size, size))
+        with torch.no_grad(), torch.device("cpu"):
+            logits = model(torch.zeros(1, 3, size, size, dtype=torch.float32))
     except (Exception, SystemExit) as error:  # the library's or anybody's code
         raise ArgumentError(
             f"{name} cannot take images of {size} pixels: {one_line(error)}; choose another size"

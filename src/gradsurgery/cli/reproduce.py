@@ -9,7 +9,7 @@ import typer
 
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.finished_runs import open_examples
-from gradsurgery.cli.studies import run_study
+from gradsurgery.cli.studies import run_study, written_seeds
 from gradsurgery.cli.sweep import plan_parts, report_on, run_plan
 from gradsurgery.data import open_source
 from gradsurgery.documents.configuration import RunConfiguration
@@ -142,9 +142,7 @@ def figure2(
             f"{config}; leave it out, or use `gradsurgery similarity --config`"
         )
     written = {name: chosen.pop(name, None) for name in ("data", "target", "seeds")}
-    in_plan = 3 if written["seeds"] is None else written["seeds"]
-    listed = "".join(f"{seed}," for seed in in_plan) if isinstance(in_plan, list) else str(in_plan)
-    seeds = seeds or listed
+    seeds = seeds or written_seeds(written["seeds"])
     in_file = datasets is None and written["data"] is not None
     _, run = opt.parted(chosen, SimilarityOptions)
     documents = 0

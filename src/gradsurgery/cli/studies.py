@@ -53,8 +53,15 @@ def similarity(
     of one class at a time. The same command again goes on where it was interrupted.
     """
     chosen = opt.configured(config, options, ["seeds", *SimilarityOptions.model_fields])
-    written = chosen.pop("seeds", "3")
-    run_study(chosen, seeds or str(written), out, cache, print_config=print_config)
+    written = written_seeds(chosen.pop("seeds", None))
+    run_study(chosen, seeds or written, out, cache, print_config=print_config)
+
+
+def written_seeds(found: Any) -> str:
+    """The seeds that a file says, as the command line takes them; three where it says none."""
+    if isinstance(found, list):
+        return "".join(f"{seed}," for seed in found)
+    return "3" if found is None else str(found)
 
 
 def run_study(

@@ -101,7 +101,7 @@ class DomainBatches:
         known = self._orders.get(names)
         if known is None or known[0] != epoch:
             generator = named_generator(self.seed, *names, epoch)
-            drawn = torch.randperm(len(members), generator=generator).numpy()
+            drawn = torch.randperm(len(members), generator=generator, device="cpu").numpy()
             self._orders[names] = known = (epoch, members[drawn])
         return known[1]
 
@@ -128,7 +128,7 @@ class SingleDomainBatches:
             raise ArgumentError(f"step is {step}, expected 0 or more")
         domains = self._all.domains
         generator = named_generator(self._all.seed, "single domain", step)
-        chosen = int(torch.randint(len(domains), (), generator=generator))
+        chosen = int(torch.randint(len(domains), (), generator=generator, device="cpu"))
         return (domains[chosen],) * len(domains)
 
     def indices_at(self, step: int) -> Int64[np.ndarray, "domains batch"]:

@@ -36,7 +36,9 @@ class DigitsSource(Source):
         self, name: str, domains: Sequence[str], classes: Sequence[str], label: NDArray[np.int64]
     ) -> None:
         self._pixels = load_pixels()[0]
-        order = torch.randperm(len(label), generator=named_generator(SEED, name, "domain"))
+        order = torch.randperm(
+            len(label), generator=named_generator(SEED, name, "domain"), device="cpu"
+        )
         dealt = np.empty(len(label), dtype=np.int64)
         dealt[order.numpy()] = np.arange(len(label)) % len(domains)
         super().__init__(
@@ -139,7 +141,9 @@ def load_pixels() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 def _draw(name: str, purpose: str, count: int) -> NDArray[np.float64]:
     generator = named_generator(SEED, name, purpose)
-    draws: NDArray[np.float64] = torch.rand(count, generator=generator, dtype=torch.float64).numpy()
+    draws: NDArray[np.float64] = torch.rand(
+        count, generator=generator, dtype=torch.float64, device="cpu"
+    ).numpy()
     return draws
 
 
@@ -274,7 +278,9 @@ def _dealt(digit: NDArray[np.int64], options: CodedDigitsOptions) -> NDArray[np.
     turn = 0
     for label in range(10):
         members = np.flatnonzero(digit == label)
-        order = torch.randperm(len(members), generator=_generator(options, "domain", label))
+        order = torch.randperm(
+            len(members), generator=_generator(options, "domain", label), device="cpu"
+        )
         others = members[order.numpy()][len(members) // TARGET_SHARE :]
         dealt[others] = (turn + np.arange(len(others))) % options.domains
         turn += len(others)
@@ -286,7 +292,9 @@ def _bits(
 ) -> NDArray[np.uint8]:
     """The strip of each image, [images, bits] of 0 and 1."""
     strips = _random_bits(len(digit), options, "strips")
-    draw = torch.rand(len(digit), generator=_generator(options, "share"), dtype=torch.float64)
+    draw = torch.rand(
+        len(digit), generator=_generator(options, "share"), dtype=torch.float64, device="cpu"
+    )
     carries = draw.numpy() < options.share
     for domain in range(options.domains):
         codes = _random_bits(10, options, "code", domain)
@@ -297,7 +305,9 @@ def _bits(
 
 def _random_bits(count: int, options: CodedDigitsOptions, *purpose: str | int) -> NDArray[np.uint8]:
     generator = _generator(options, *purpose)
-    drawn = torch.randint(2, (count, options.bits), generator=generator, dtype=torch.uint8)
+    drawn = torch.randint(
+        2, (count, options.bits), generator=generator, dtype=torch.uint8, device="cpu"
+    )
     bits: NDArray[np.uint8] = drawn.numpy()
     return bits
 

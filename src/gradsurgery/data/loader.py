@@ -245,7 +245,7 @@ def _copied(images: ImageSet, device: torch.device) -> DeviceImages:
 
 def _host_memory(device: torch.device, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Memory of the host that the device copies from on its own."""
-    return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+    return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
 
 
 def _free_bytes(device: torch.device) -> int:

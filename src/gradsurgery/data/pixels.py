@@ -142,13 +142,14 @@ class Augmentation:
     """
 
     def __init__(self, name: Augment, *, size: int, seed: int) -> None:
-        self._transform = _transform(name, size)
+        with torch.device("cpu"):  # on which transforms draw, and keep what they draw by
+            self._transform = _transform(name, size)
         self._seed = seed
 
     def __call__(self, pixels: Pixels, positions: Int64[np.ndarray, " batch"], step: int) -> Pixels:
         """The images at `positions`, changed for step `step`; call it where nothing else draws."""
         changed = torch.empty_like(pixels)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             for i, position in enumerate(positions.tolist()):
                 # torch.manual_seed would seed every accelerator too
                 torch.default_generator.manual_seed(

@@ -89,7 +89,8 @@ def draw_split(
             members = np.flatnonzero((images.domain == d) & (images.label == c)).tolist()
             members = sorted(set(members) - set(without), key=images.identities.__getitem__)
             generator = named_generator(seed, "split", domain, label)
-            order = iter(torch.randperm(len(members), generator=generator).tolist())
+            drawn = torch.randperm(len(members), generator=generator, device="cpu")
+            order = iter(drawn.tolist())
             for part, size in zip(PARTS, part_sizes(len(members), exact), strict=True):
                 for i in itertools.islice(order, size):
                     parts[members[i]] = part

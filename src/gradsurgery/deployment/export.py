@@ -44,7 +44,8 @@ class Exported(nn.Module):
         super().__init__()
         self.network = network
         for name, values in (("mean", mean), ("std", std)):
-            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1))
+            numbers = torch.tensor(values, dtype=torch.float32, device="cpu")
+            self.register_buffer(name, numbers.view(1, 3, 1, 1))
 
     @override
     def forward(self, images: Tensor) -> Tensor:
@@ -90,7 +91,7 @@ def export_model(
     images = _images(model, normalization, max(_BATCHES))
     with atomic_file(path) as temporary:
         try:
-            with warnings.catch_warnings(), torch.no_grad():
+            with warnings.catch_warnings(), torch.no_grad(), torch.device("cpu"):
                 warnings.simplefilter("ignore")  # each exporter's of its own future
                 run = _EXPORTERS[form](network, images[:2], temporary, model)
         except GradsurgeryError:
@@ -131,7 +132,9 @@ def _check_replaceable(path: Path, digest: str) -> None:
 def _images(model: TrainedModel, normalization: Normalization, count: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     size = model.preprocess.size
-    pixels = torch.randint(0, 256, (count, size, size, 3), generator=generator, dtype=torch.uint8)
+    pixels = torch.randint(
+        0, 256, (count, size, size, 3), generator=generator, dtype=torch.uint8, device="cpu"
+    )
     if normalization == "inside":
         return pixels
     return torch.stack([model.preprocess(image.numpy()) for image in pixels])

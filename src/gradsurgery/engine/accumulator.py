@@ -6,21 +6,16 @@ they come from.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
 from gradsurgery.errors import ArgumentError
-
-NO_WEIGHT = 2.0**-60
-"""What a vote weighs that only has a sign: lost in the rounding of a sum of gradients.
-
-It is no smaller than the smallest normal number, and so keeps its sign.
-"""
+from gradsurgery.rules.base import largest_size
 
 
 class Update(NamedTuple):
@@ -105,115 +100,94 @@ class Accumulator(ABC):
         """
         return None
 
-    @property
-    def largest(self) -> float:
-        """The size of the largest component of all gradients, 0 where that is not known."""
+    def bound(self, domains: int) -> float:
+        """What no component of the update of finite gradients is larger than.
+
+        0 where it is known to be finite already.
+        """
         return 0.0
 
 
-class Abstaining(Accumulator):
-    """Hands on gradients in which a domain abstains where it has no say.
+class SingleGradients(Accumulator):
+    """Receives one gradient after the other, and looks whether it is finite."""
 
-    Where a domain has no say and its gradient is zero, it votes with the first domain that has a
-    say, without weight: the signs agree where those of the other domains do, and the sum is theirs.
-
-    no_say: by a parameter's position, the rows that a domain has no say on. Their gradients are
-        kept until all domains' are there; where the accumulator takes a whole domain at once, those
-        of all parameters.
-    """
-
-    def __init__(
-        self,
-        accumulator: Accumulator,
-        parameters: Sequence[Tensor],
-        no_say: Mapping[int, Bool[Tensor, "domains rows"]],
-    ) -> None:
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
         super().__init__(parameters)
-        if any(parameters[position].dtype == torch.float16 for position in no_say):
-            raise ArgumentError(
-                "a vote without weight is lost in float16; keep the parameters of no_say in "
-                "float32, and compute under autocast"
-            )
-        self.at_once = accumulator.at_once
-        self._accumulator = accumulator
-        self._no_say = no_say
-        self._domains = len(next(iter(no_say.values())))
-        self._held: dict[int, list[Tensor | None]] = {position: [] for position in no_say}
-        self._whole: list[list[Tensor | None]] = []
+        # the size of the largest component by domain and position, NaN where there is one
+        self._largest: dict[tuple[int, int], Tensor] = {}
+        self._kept: set[int] = set()
 
     @override
     def receive(self, position: int, domain: int, gradient: Tensor | None) -> None:
-        if position not in self._no_say:
-            self._accumulator.receive(position, domain, gradient)
+        if gradient is None:
+            self._add(position, domain, None)
             return
-        if domain >= self._domains:
-            self.check_domains(domain + 1)
-        self._held[position].append(gradient)
-        if len(self._held[position]) == self._domains:
-            votes = with_votes(self._held.pop(position), self._no_say[position])
-            for at, vote in enumerate(votes):
-                self._accumulator.receive(position, at, vote)
+        flat = flat_gradient(gradient, self._parameters[position])
+        if flat.numel():
+            self._largest[domain, position] = largest_size(flat)
+        self._add(position, domain, flat)
 
-    @override
-    def receive_domain(self, domain: int, gradients: Sequence[Tensor | None]) -> None:
-        if self.at_once:
-            super().receive_domain(domain, gradients)
-            return
-        if domain >= self._domains:
-            self.check_domains(domain + 1)
-        self._whole.append(list(gradients))
-        if len(self._whole) == self._domains:
-            for position, mask in self._no_say.items():
-                votes = with_votes([whole[position] for whole in self._whole], mask)
-                for whole, vote in zip(self._whole, votes, strict=True):
-                    whole[position] = vote
-            for at, whole in enumerate(self._whole):
-                self._accumulator.receive_domain(at, whole)
-            self._whole.clear()
+    @abstractmethod
+    def _add(self, position: int, domain: int, gradient: Float[Tensor, " params"] | None) -> None:
+        """Keep what the rule needs of the gradient."""
 
-    @override
-    def finish(self, domains: int, *, poison: bool) -> Update:
-        self.check_domains(domains)
-        return self._accumulator.finish(domains, poison=poison)
+    def _own(self, gradient: Float[Tensor, " params"]) -> Float[Tensor, " params"]:
+        """The gradient to keep and write to: a copy where another that is kept has its memory.
 
-    def check_domains(self, domains: int) -> None:
-        """Raise `ArgumentError` where there are more domains or fewer than the rows speak of."""
-        if domains != self._domains:
-            raise ArgumentError(
-                f"no_say is of {self._domains} domains, found {domains} losses; give a row for "
-                "every domain"
-            )
+        Autograd gives two parameters the same memory where they are added up as views.
+        """
+        memory = gradient.untyped_storage().data_ptr()
+        if memory in self._kept and gradient.numel():
+            return gradient.clone()
+        self._kept.add(memory)
+        return gradient
 
     @override
     def first_non_finite(self) -> tuple[int, int] | None:
-        return self._accumulator.first_non_finite()
+        if not self._largest:
+            return None
+        finite = torch.stack(list(self._largest.values())).isfinite().tolist()
+        found = [where for where, good in zip(self._largest, finite, strict=True) if not good]
+        return min(found, default=None)
 
-    @property
     @override
-    def largest(self) -> float:
-        return self._accumulator.largest
+    def bound(self, domains: int) -> float:
+        # a sum of the gradients, or one divided by a fraction of the components
+        return self._size() * domains * sum(p.numel() for p in self._parameters)
+
+    def _size(self) -> float:
+        """The size of the largest component of all gradients."""
+        if not self._largest:
+            return 0.0
+        return float(torch.stack(list(self._largest.values())).max())
+
+    def _shaped(self, flat: Tensor, position: int, *, poison: bool) -> Tensor:
+        """The flat update in the parameter's shape."""
+        for (_, at), largest in self._largest.items() if poison else ():
+            if at == position:
+                flat.add_(largest * 0)  # 0, or NaN where one is not finite
+        return shaped_gradient(flat, self._parameters[position])
 
 
-def with_votes(
-    gradients: Sequence[Tensor | None], no_say: Bool[Tensor, "domains rows"]
-) -> list[Tensor | None]:
-    """The domains' gradients of one parameter, with the votes of those that have no say on a row.
+def flat_gradient(gradient: Tensor, parameter: Tensor) -> Float[Tensor, " params"]:
+    """The gradient's components in the order in which `parameter` lies in memory.
 
-    A row that no domain has a say on is left as it is, and what is not finite makes no vote.
+    A view where the two are laid out alike, which autograd sees to, and a copy elsewhere. How far
+    apart the components of a dimension of length 1 would be says nothing.
     """
-    there = next((gradient for gradient in gradients if gradient is not None), None)
-    if there is None:
-        return list(gradients)
-    masks = no_say.reshape(*no_say.shape, *(1,) * (there.ndim - 1))
-    leading = torch.zeros_like(there)  # the gradient of the first that has a say, by row
-    voted = masks[0] & False
-    for gradient, mask in zip(gradients, masks, strict=True):
-        if gradient is not None:
-            leading = gradient.where(~mask & ~voted, leading)
-        voted = voted | ~mask
-    size = (leading.abs() * NO_WEIGHT).clamp_min(torch.finfo(leading.dtype).tiny)
-    votes = (leading.sign() * size).masked_fill(~leading.isfinite(), 0.0)
-    return [
-        votes * mask if gradient is None else gradient.where(~mask | (gradient != 0), votes)
-        for gradient, mask in zip(gradients, masks, strict=True)
-    ]
+    if gradient.layout != torch.strided:
+        raise ArgumentError(
+            f"gradients are dense, found {gradient.layout}; build Embedding with sparse=False"
+        )
+    lengths = zip(gradient.stride(), parameter.stride(), parameter.shape, strict=True)
+    if any(own != other for own, other, size in lengths if size != 1):
+        gradient = torch.empty_like(parameter, requires_grad=False).copy_(gradient)
+    gradient = gradient.resolve_neg()  # what is imaginary has its minus sign outside its memory
+    if gradient.is_contiguous():
+        return gradient.view(-1)
+    return gradient.as_strided((gradient.numel(),), (1,))
+
+
+def shaped_gradient(flat: Float[Tensor, " params"], parameter: Tensor) -> Tensor:
+    """The inverse of `flat_gradient`: the same memory in the parameter's shape and layout."""
+    return flat.as_strided(parameter.size(), parameter.stride())

@@ -1,8 +1,7 @@
 """What is kept of the domains' gradients until the rule has its update, for each kind of rule."""
 
-from abc import abstractmethod
 from collections.abc import Sequence
-from functools import reduce
+from functools import cached_property, reduce
 from itertools import accumulate
 from typing import Any
 
@@ -11,7 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from gradsurgery.engine.accumulator import Accumulator, Update, check_form, not_finite_update
+from gradsurgery.engine.accumulator import (
+    Accumulator,
+    SingleGradients,
+    Update,
+    check_form,
+    flat_gradient,
+    not_finite_update,
+)
 from gradsurgery.errors import ArgumentError
 from gradsurgery.kernels.network import kernels_for, sent
 from gradsurgery.rules.base import (
@@ -19,68 +25,17 @@ from gradsurgery.rules.base import (
     Rule,
     State,
     beyond_precision,
-    largest_size,
     only_call_is_own,
 )
-from gradsurgery.rules.gramian import GramianRule, gramian_of, scale_of, weighted_sum
+from gradsurgery.rules.gramian import (
+    GramianRule,
+    gramian_of,
+    largest_of_sum,
+    scale_of,
+    weighted_sum,
+    weights_of,
+)
 from gradsurgery.rules.remembering import RememberingRule, Verdict
-
-
-class SingleGradients(Accumulator):
-    """Receives one gradient after the other, and looks whether it is finite."""
-
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        super().__init__(parameters)
-        # the size of the largest component by domain and position, NaN where there is one
-        self._largest: dict[tuple[int, int], Tensor] = {}
-        self._kept: set[int] = set()
-
-    @override
-    def receive(self, position: int, domain: int, gradient: Tensor | None) -> None:
-        if gradient is None:
-            self._add(position, domain, None)
-            return
-        flat = flat_gradient(gradient, self._parameters[position])
-        if flat.numel():
-            self._largest[domain, position] = largest_size(flat)
-        self._add(position, domain, flat)
-
-    @abstractmethod
-    def _add(self, position: int, domain: int, gradient: Float[Tensor, " params"] | None) -> None:
-        """Keep what the rule needs of the gradient."""
-
-    def _own(self, gradient: Float[Tensor, " params"]) -> Float[Tensor, " params"]:
-        """The gradient to keep and write to: a copy where another that is kept has its memory.
-
-        Autograd gives two parameters the same memory where they are added up as views.
-        """
-        memory = gradient.untyped_storage().data_ptr()
-        if memory in self._kept and gradient.numel():
-            return gradient.clone()
-        self._kept.add(memory)
-        return gradient
-
-    @override
-    def first_non_finite(self) -> tuple[int, int] | None:
-        if not self._largest:
-            return None
-        finite = torch.stack(list(self._largest.values())).isfinite().tolist()
-        found = [where for where, good in zip(self._largest, finite, strict=True) if not good]
-        return min(found, default=None)
-
-    @property
-    @override
-    def largest(self) -> float:
-        if not self._largest:
-            return 0.0
-        return float(torch.stack(list(self._largest.values())).max())
-
-    def _shaped(self, flat: Tensor, position: int, *, poison: bool) -> Tensor:
-        """The flat update in the parameter's shape."""
-        for (_, at), largest in self._largest.items() if poison else ():
-            if at == position:
-                flat.add_(largest * 0)  # 0, or NaN where one is not finite
-        return shaped_gradient(flat, self._parameters[position])
 
 
 def accumulator_for(rule: Rule, parameters: Sequence[Tensor]) -> Accumulator:
@@ -180,30 +135,63 @@ class FoldedGradients(SingleGradients):
 
 
 class StoredGradients(SingleGradients):
-    """For Gramian rules: keeps the gradients of every domain until the weights are known."""
+    """For Gramian rules: keeps the gradients of every domain until the weights are known.
+
+    Products of float32 are finite where the gradients are, and tell so; float64 is looked at first.
+    """
 
     def __init__(self, rule: GramianRule, parameters: Sequence[Tensor]) -> None:
         super().__init__(parameters)
         self._rule = rule
         self._columns: list[list[Tensor | None]] = [[] for _ in parameters]
+        self._looks = any(parameter.dtype == torch.float64 for parameter in parameters)
+        self._bound = 0.0
 
     def finish(self, domains: int, *, poison: bool) -> Update:
         """Σ_d w_d g_d with the rule's weights, in the memory of the first gradient."""
-        columns = [self._filled(position) for position in range(len(self._parameters))]
-        reached = [column for column in columns if column]
-        if not reached:
-            return Update([None] * len(columns))
-        scale = scale_of(self.largest)
-        grams = [gramian_of(column, scale=scale) for column in reached]
-        gramian = torch.stack(grams).sum(0).cpu()
-        weights = self._rule.weights(gramian) if gramian.isfinite().all() else gramian[0]
-        gradients = [
-            self._shaped(weighted_sum(column, weights, out=column[0]), position, poison=poison)
-            if column
-            else None
-            for position, column in enumerate(columns)
-        ]
+        gradients: list[Tensor | None] = [None] * len(self._parameters)
+        if not self._products:
+            return Update(gradients)
+        gramian = torch.stack(list(self._products.values())).sum(0).cpu()
+        finite = bool(gramian.isfinite().all())
+        unknown = torch.full_like(gramian[0], torch.nan)
+        weights = weights_of(self._rule, gramian) if finite else unknown
+        self._bound = largest_of_sum(gramian, weights) / self._scale
+        for position in self._products:
+            column = self._filled(position)
+            flat = weighted_sum(column, weights, out=column[0])
+            gradients[position] = self._shaped(flat, position, poison=poison)
         return Update(gradients, gramian=gramian)
+
+    @override
+    def receive(self, position: int, domain: int, gradient: Tensor | None) -> None:
+        if gradient is None or self._looks:
+            super().receive(position, domain, gradient)
+        else:
+            self._add(position, domain, flat_gradient(gradient, self._parameters[position]))
+
+    @override
+    def first_non_finite(self) -> tuple[int, int] | None:
+        if self._looks:
+            return super().first_non_finite()
+        products = self._products.items()
+        spoilt = [(~gram.diagonal().isfinite()).nonzero().view(-1) for _, gram in products]
+        found = zip((position for position, _ in products), spoilt, strict=True)
+        return min(((int(d), at) for at, ds in found for d in ds), default=None)
+
+    @override
+    def bound(self, domains: int) -> float:
+        return self._bound
+
+    @cached_property
+    def _products(self) -> dict[int, Float[Tensor, "domains domains"]]:
+        """The Gramian of each parameter that a domain reaches, by position."""
+        columns = ((position, self._filled(position)) for position in range(len(self._columns)))
+        return {at: gramian_of(column, scale=self._scale) for at, column in columns if column}
+
+    @cached_property
+    def _scale(self) -> float:
+        return scale_of(self._size())
 
     def _add(self, position: int, domain: int, gradient: Float[Tensor, " params"] | None) -> None:
         self._columns[position].append(None if gradient is None else self._own(gradient))
@@ -263,7 +251,9 @@ class GradientMatrix(SingleGradients):
         """What a rule with a memory says of the whole network, split into the parameters."""
         reached = [position in self._reached for position in range(len(self._parameters))]
         device = verdict.update.device
-        bounds, counted = (sent(torch.tensor(each), device) for each in (self._bounds, reached))
+        bounds, counted = (
+            sent(torch.tensor(each, device="cpu"), device) for each in (self._bounds, reached)
+        )
         counts = [  # in few launches, however many parameters there are
             torch.nn.functional.pad(marks.cumsum(0), (1, 0))[bounds].diff() * counted
             for marks in (verdict.agreeing, verdict.zero)
@@ -322,27 +312,3 @@ class JudgedMatrix(GradientMatrix):
         if not verdict.sound:  # a loss scaler is there to skip the step
             verdict.update.fill_(torch.nan)
         return self._judged(verdict)
-
-
-def flat_gradient(gradient: Tensor, parameter: Tensor) -> Float[Tensor, " params"]:
-    """The gradient's components in the order in which `parameter` lies in memory.
-
-    A view where the two are laid out alike, which autograd sees to, and a copy elsewhere. How far
-    apart the components of a dimension of length 1 would be says nothing.
-    """
-    if gradient.layout != torch.strided:
-        raise ArgumentError(
-            f"gradients are dense, found {gradient.layout}; build Embedding with sparse=False"
-        )
-    lengths = zip(gradient.stride(), parameter.stride(), parameter.shape, strict=True)
-    if any(own != other for own, other, size in lengths if size != 1):
-        gradient = torch.empty_like(parameter, requires_grad=False).copy_(gradient)
-    gradient = gradient.resolve_neg()  # what is imaginary has its minus sign outside its memory
-    if gradient.is_contiguous():
-        return gradient.view(-1)
-    return gradient.as_strided((gradient.numel(),), (1,))
-
-
-def shaped_gradient(flat: Float[Tensor, " params"], parameter: Tensor) -> Tensor:
-    """The inverse of `flat_gradient`: the same memory in the parameter's shape and layout."""
-    return flat.as_strided(parameter.size(), parameter.stride())

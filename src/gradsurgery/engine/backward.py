@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gradsurgery.engine.accumulator import Abstaining, Accumulator, Update, not_finite_update
+from gradsurgery.engine.abstaining import Abstaining
+from gradsurgery.engine.accumulator import Accumulator, Update, not_finite_update
 from gradsurgery.engine.accumulators import accumulator_for
 from gradsurgery.engine.passes import (
     DomainLoss,
@@ -245,7 +246,7 @@ def write_update(
         if not deferred and scaler is None:
             result.check()
             if update.found is None:
-                _check_update(update, accumulator.largest * len(values), named)
+                _check_update(update, accumulator.bound(len(values)), named)
         after = _added(before, update.gradients)
     except BaseException:
         for (_, parameter), gradient in zip(named, before, strict=True):
@@ -320,18 +321,13 @@ def check_losses(losses: Float[Tensor, " domains"]) -> None:
             )
 
 
-def _check_update(update: Update, size: float, named: list[NamedParameter]) -> None:
+def _check_update(update: Update, bound: float, named: list[NamedParameter]) -> None:
     """Raise `NonFiniteError` where finite gradients make an update that is not.
 
-    size: of the components' sums, at most; the update is looked at where that comes near the end of
-        a precision.
+    bound: no component is larger; the update is looked at where that is beyond a precision.
     """
-    components = sum(parameter.numel() for _, parameter in named)
     for gradient, (name, parameter) in zip(update.gradients, named, strict=True):
-        # a sum of the gradients is no larger, nor one divided by a fraction of the components than
-        # their number times that; one with weights may be
-        small = size * components < torch.finfo(parameter.dtype).max
-        if gradient is None or (small and update.gramian is None):
+        if gradient is None or bound < torch.finfo(parameter.dtype).max:
             continue
         if not gradient.isfinite().all():
             raise beyond_precision(name, parameter.dtype)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from gradsurgery.engine.accumulator import Accumulator, Update
-from gradsurgery.engine.accumulators import (
-    GradientMatrix,
+from gradsurgery.engine.accumulator import (
+    Accumulator,
+    Update,
     flat_gradient,
     shaped_gradient,
-    widest,
 )
+from gradsurgery.engine.accumulators import GradientMatrix, widest
 from gradsurgery.kernels.network import Combination, Kernels, Seen
 from gradsurgery.rules.base import ComponentwiseRule, Rule
 from gradsurgery.rules.gramian import GramianRule

@@ -122,8 +122,8 @@ def conflict_of(gradients: Float[Tensor, "domains params"]) -> Conflict:
     moving = agreeing = 0
     kept = 0.0
     gram = torch.zeros(count, count, dtype=torch.float64, device=gradients.device)
-    against_rest = torch.zeros(count, dtype=torch.int64)
-    differing = torch.zeros(count, count, dtype=torch.int64)
+    against_rest = torch.zeros(count, dtype=torch.int64, device="cpu")
+    differing = torch.zeros(count, count, dtype=torch.int64, device="cpu")
     for piece in gradients.split(_PIECE, dim=1):
         signs = piece.sign().to(torch.int8)
         lowest, highest = signs.amin(0), signs.amax(0)

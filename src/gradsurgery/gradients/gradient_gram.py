@@ -130,7 +130,8 @@ def gradient_gram(model: nn.Module, loss: SampleLoss, x: Tensor, y: Any) -> Grad
     fallbacks: dict[str, None] = {}
     for name, parameter in named:
         layer = layer_of(name, model)
-        gram = layers.setdefault(layer, torch.zeros(len(x), len(x), dtype=torch.float64))
+        none = torch.zeros(len(x), len(x), dtype=torch.float64, device="cpu")
+        gram = layers.setdefault(layer, none)
         if parameter in grams:
             layers[layer] = gram + grams[parameter].cpu()
         if id(parameter) in slow:

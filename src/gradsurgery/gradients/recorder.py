@@ -117,7 +117,7 @@ class Recorder(TorchFunctionMode):
         self._samples = samples
         self.uses: Counter[Tensor] = Counter()
         self._receiver: Callable[[Tap | None, Tensor], None] | None = None
-        self._anchor = torch.zeros((), requires_grad=True)
+        self._anchor = torch.zeros((), requires_grad=True, device="cpu")
         self._leaf: Tensor | None = None
         self.dtypes: set[torch.dtype] = set()
         self.taps: list[Tap] = []

@@ -183,7 +183,7 @@ _WIDTH = 1024
 @cache
 def _directions(count: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     generator = torch.Generator().manual_seed(count)
-    return (torch.randn(count, 4, generator=generator) / 2).to(device, dtype)
+    return (torch.randn(count, 4, generator=generator, device="cpu") / 2).to(device, dtype)
 
 
 def _weights(samples: int, *, narrow: bool) -> list[Float[Tensor, " samples"]]:
@@ -194,13 +194,14 @@ def _weights(samples: int, *, narrow: bool) -> list[Float[Tensor, " samples"]]:
     narrow: whether float16, with its few exponents, is in the pass.
     """
     span = 4 if narrow else 32
-    powers = torch.exp2(torch.arange(-span, span, dtype=torch.float32))
+    powers = torch.exp2(torch.arange(-span, span, dtype=torch.float32, device="cpu"))
     values = torch.cat([powers, -powers])
-    values = values[torch.randperm(len(values), generator=torch.Generator().manual_seed(0))]
+    generator = torch.Generator().manual_seed(0)
+    values = values[torch.randperm(len(values), generator=generator, device="cpu")]
     rounds = 0
     while len(values) ** rounds < samples:
         rounds += 1
-    numbers = torch.arange(samples)
+    numbers = torch.arange(samples, device="cpu")
     return [values[numbers // len(values) ** at % len(values)] for at in range(rounds)]
 
 

@@ -109,7 +109,7 @@ def combine(
     if combination.kind == "agr-rand" and seed is not None:
         _replace_marks(combination, out, layout, partials, counts, found=found, seed=seed)
     elif combination.rescale:
-        _rescale(out, partials, sizes)
+        _rescale(out, partials, sizes, found=found)
     return Seen(flags, found, *(counts if combination.kind in COUNTING else ()))
 
 
@@ -149,13 +149,22 @@ def _replace_marks(
     )
 
 
-def _rescale(tensors: Sequence[Tensor | None], masks: Tensor, sizes: tuple[int, ...]) -> None:
-    """Divide each tensor by the mean of its mask, whose sums over the blocks are `masks`."""
+def _rescale(
+    tensors: Sequence[Tensor | None], masks: Tensor, sizes: tuple[int, ...], *, found: Tensor
+) -> None:
+    """Divide each tensor by the mean of its mask, whose sums over the blocks are `masks`.
+
+    found: becomes 1.0 where that ends beyond the precision.
+    """
     # on the processor the sums have one order
     sums = masks.cpu().split([-(-size // BLOCK) for size in sizes])
+    rescaled = []
     for tensor, part, size in zip(tensors, sums, sizes, strict=True):
-        if tensor is not None:
-            tensor.div_(part.sum().item() / max(size, 1) or 1.0)
+        if tensor is not None and size:
+            rescaled.append(tensor.div_(part.sum().item() / size or 1.0))
+    if rescaled:
+        largest = torch.stack(torch._foreach_norm(rescaled, ord=torch.inf))
+        found.copy_(torch.maximum(found, largest.isfinite().all().logical_not().to(found)))
 
 
 @kept(64)

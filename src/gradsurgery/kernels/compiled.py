@@ -25,7 +25,7 @@ POINTER, INTEGER = ctypes.c_void_p, ctypes.c_int64
 
 LEAST = 1 << 17
 """Components of a gradient that are worth a thread."""
-_BLOCK = 256  # as in gramian.c
+_BLOCK, _LANES = 128, 8  # as in gramian.c
 
 
 @cache
@@ -206,10 +206,10 @@ def gramian(
     pointers, domains = _pointers(rows), len(rows)
 
     def part(begin: int, end: int) -> Tensor:
-        total = torch.zeros(domains, domains, dtype=torch.float64, device="cpu")
+        total = torch.zeros(domains, domains, _LANES, dtype=torch.float64, device="cpu")
         wide = torch.empty(domains * _BLOCK, dtype=torch.float64, device="cpu")
         call(pointers, domains, wide.data_ptr(), total.data_ptr(), begin, end)
-        return total
+        return total.sum(-1)
 
     upper = torch.stack(in_spans(len(rows[0]), part)).sum(0)
     return upper + upper.triu(1).T

@@ -162,9 +162,9 @@ def places_of(sizes: tuple[int, ...], device: torch.device) -> Places:
     """
     blocks = [-(-size // BLOCK) for size in sizes]
     blocks[0] = max(blocks[0], 1 - sum(blocks))
-    counts = torch.tensor(blocks)
+    counts = torch.tensor(blocks, device="cpu")
     begins: list[int] = ((counts.cumsum(0) - counts) * BLOCK).tolist()
-    owners = torch.repeat_interleave(torch.arange(len(sizes)), counts).to(device)
+    owners = torch.repeat_interleave(torch.arange(len(sizes), device="cpu"), counts).to(device)
     return Places(begins, sizes, blocks, owners)
 
 
@@ -200,12 +200,12 @@ def joined(rows: Rows, places: Places, dtype: torch.dtype) -> Float[Tensor, "row
 @kept(8)
 def _padding(dtype: torch.dtype, device: torch.device) -> Tensor:
     # a copy is there when it is returned, for every stream; a graph would fill it at its replays
-    return torch.zeros(BLOCK, dtype=dtype).to(device)
+    return torch.zeros(BLOCK, dtype=dtype, device="cpu").to(device)
 
 
 @kept(64)
 def _numbers(values: tuple[int, ...], device: torch.device) -> Int[Tensor, " values"]:
-    return torch.tensor(values).to(device)
+    return torch.tensor(values, device="cpu").to(device)
 
 
 def _largest(vectors: Tensor) -> Tensor:
@@ -298,7 +298,8 @@ def _rescale(update: Float[Tensor, " length"], mask: Tensor, places: Places) -> 
         min(part.sum().item(), size) / max(size, 1) or 1.0  # a mask that keeps all keeps the zeros
         for part, size in zip(sums, places.sizes, strict=True)
     ]
-    by_block = torch.tensor(means).repeat_interleave(torch.tensor(places.blocks))
+    counts = torch.tensor(places.blocks, device="cpu")
+    by_block = torch.tensor(means, device="cpu").repeat_interleave(counts)
     update.view(-1, BLOCK).div_(by_block.to(update.device, update.dtype)[:, None])
 
 

@@ -220,11 +220,11 @@ class Layout(NamedTuple):
 @kept(32)
 def layout_of(sizes: tuple[int, ...], device: torch.device) -> Layout:
     """The layout of tensors with so many components; kept, since a network's is always the same."""
-    counts = torch.tensor(sizes, dtype=torch.int64)
+    counts = torch.tensor(sizes, dtype=torch.int64, device="cpu")
     blocks = (counts + BLOCK - 1) // BLOCK
-    owners = torch.repeat_interleave(torch.arange(len(sizes)), blocks)
+    owners = torch.repeat_interleave(torch.arange(len(sizes), device="cpu"), blocks)
     first = blocks.cumsum(0) - blocks
-    begins = (torch.arange(len(owners)) - first[owners]) * BLOCK
+    begins = (torch.arange(len(owners), device="cpu") - first[owners]) * BLOCK
     return Layout(
         counts.int().to(device),
         (counts.cumsum(0) - counts).to(device),
@@ -243,7 +243,8 @@ def staged_tables(device: torch.device) -> Iterator[list[Any]]:
     them from at every replay. Gives what the graph reads and does not hold itself, that memory and
     what is `kept` for every step; it has to stay as long as the graph.
     """
-    pinned = torch.empty(_TABLES, dtype=torch.int64, pin_memory=device.type == "cuda")
+    on_cuda = device.type == "cuda"
+    pinned = torch.empty(_TABLES, dtype=torch.int64, device="cpu", pin_memory=on_cuda)
     _staging.memory, _staging.used, _staging.read = pinned, 0, [pinned]
     try:
         yield _staging.read
@@ -278,7 +279,7 @@ def table_of(rows: Rows, device: torch.device) -> Table:
     place = _staging.memory[_staging.used : _staging.used + len(addresses)]
     _staging.used += len(addresses)
     # what does not fit in there raises
-    place.copy_(torch.tensor(addresses, dtype=torch.int64))
+    place.copy_(torch.tensor(addresses, dtype=torch.int64, device="cpu"))
     return Table(place.to(device, non_blocking=True), _are_aligned(addresses))
 
 
@@ -288,7 +289,7 @@ def _kept_table(addresses: tuple[int, ...], device: torch.device, stream: int) -
 
     A training loop's gradients lie at the same few places again and again.
     """
-    table = sent(torch.tensor(addresses, dtype=torch.int64), device)
+    table = sent(torch.tensor(addresses, dtype=torch.int64, device="cpu"), device)
     return Table(table, _are_aligned(addresses))
 
 

@@ -229,11 +229,12 @@ def file_stems(stem: str, names: Sequence[str]) -> list[str]:
     if len(names) == 1:
         return [stem]
     slugs = [re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] for name in names]
-    stems = []
-    for place, slug in enumerate(slugs, start=1):
-        number = str(place) if slugs.count(slug) > 1 or not slug else ""
-        stems.append("-".join(filter(None, [stem, slug, number])))
-    return stems
+    apart = len(set(slugs)) == len(slugs) and all(slugs)  # else all are numbered: "a-1" is a name
+    numbers = [""] * len(slugs) if apart else map(str, range(1, len(slugs) + 1))
+    return [
+        "-".join(filter(None, [stem, slug, number]))
+        for slug, number in zip(slugs, numbers, strict=True)
+    ]
 
 
 def _drawn(

@@ -8,11 +8,13 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import isfinite, log2
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gradsurgery.errors import ArgumentError
 from gradsurgery.kernels import compiled as kernel
 from gradsurgery.kernels.network import kernels_for, sent
 from gradsurgery.rules.base import (
@@ -46,7 +48,7 @@ class GramianRule(Rule):
         on_cpu = gramian.cpu().double()
         if not on_cpu.isfinite().all():
             return gramian[0]
-        return sent(self.weights(on_cpu).to(gramian.dtype), gramian.device)
+        return sent(weights_of(self, on_cpu).to(gramian.dtype), gramian.device)
 
     def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
         """The update Σ_d w_d g_d."""
@@ -63,10 +65,40 @@ class GramianRule(Rule):
             (summed,) = out
             assert summed is not None
             return summed
-        largest = check_rows_finite(gradients)
-        scale = scale_of(largest) if gradients.dtype == torch.float64 else 1.0
+        scale = 1.0
+        if gradients.dtype == torch.float64:
+            scale = scale_of(check_rows_finite(gradients))
         gramian = gramian_of(gradients.unbind(0), scale=scale).cpu()
-        return checked_update(weighted_sum(gradients.unbind(0), self.weights(gramian), out=update))
+        if not gramian.isfinite().all():  # products of what is narrower are, where the rows are
+            check_rows_finite(gradients)
+        weights = weights_of(self, gramian)
+        weighted_sum(gradients.unbind(0), weights, out=update)
+        near = not largest_of_sum(gramian, weights) / scale < torch.finfo(update.dtype).max
+        return checked_update(update) if near else update
+
+
+def weights_of(
+    rule: GramianRule, gramian: Float[Tensor, "domains domains"]
+) -> Float[Tensor, " domains"]:
+    """What `rule.weights` gives for the Gramian, in its precision.
+
+    Raises `ArgumentError` where that is not one real number per domain: whatever takes the weighted
+    sum reads as many from memory as there are gradients.
+    """
+    weights: Any = rule.weights(gramian)
+    if (
+        not isinstance(weights, Tensor)
+        or weights.shape != gramian.shape[:1]
+        or weights.is_complex()
+    ):
+        found = type(weights).__name__
+        if isinstance(weights, Tensor):
+            found = f"{weights.dtype} of shape {list(weights.shape)}"
+        raise ArgumentError(
+            f"the rule {rule.name} gives one weight per domain, expected a tensor of real numbers "
+            f"of shape {list(gramian.shape[:1])}, found {found}"
+        )
+    return weights.detach().to(gramian).contiguous()
 
 
 def scale_of(largest: float) -> float:
@@ -78,6 +110,13 @@ def scale_of(largest: float) -> float:
     if largest == 0 or not isfinite(largest) or 1e-140 < largest < 1e140:
         return 1.0
     return 2.0 ** min(-round(log2(largest)), 1000)
+
+
+def largest_of_sum(
+    gramian: Float[Tensor, "domains domains"], weights: Float[Tensor, " domains"]
+) -> float:
+    """Σ_d |w_d| √G_dd: no component of Σ_d w_d g_d is larger."""
+    return float(gramian.diagonal().sqrt() @ weights.to(gramian).abs())
 
 
 def gramian_of(

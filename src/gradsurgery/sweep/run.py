@@ -27,10 +27,16 @@ _WAIT = 0.5  # seconds between two looks at the clock
 
 
 def opened_sources(plan: Plan) -> dict[str, Source]:
-    """The data sets of `plan`, read as its options say; raises as `open_source` does."""
+    """The data sets of `plan`, read as its options say; raises as `open_source` does.
+
+    With all classes where the grid has ways to go about those that a domain lacks.
+    """
+    ways = {way for grid in plan.grids for way in grid.get("classes", ["same"])}
     opened = {}
     for spec in plan.data:
         asked = {name: value for name, value in plan.options.items() if name not in plan.searched}
+        if "same" not in ways:
+            asked["classes"] = "all"
         c = RunConfiguration(**{**asked, "data": spec, "target": "any", "settings": {}})
         opened[spec] = open_source(spec, **c.reading)
     return opened

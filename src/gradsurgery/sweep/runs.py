@@ -125,7 +125,8 @@ def identity(configuration: RunConfiguration, data: str) -> str:
 
 
 def _planned(configuration: RunConfiguration, data: OpenedData, plan: Plan) -> SweepRun:
-    check_run(configuration, data.name, data.domains, data.gaps)
+    gaps = data.gaps if configuration.classes == "all" else ()  # others have none
+    check_run(configuration, data.name, data.domains, gaps)
     c = configuration
     run = f"seed-{c.seed}-{identity(c, data.name)}"
     place = f"{folder_name(data.name)}/{folder_name(c.target)}/{folder_name(c.method)}/{run}"

@@ -84,6 +84,8 @@ class GraphedSteps:
         shapes = [(images.shape, labels.shape) for images, labels in batches]
         key = stage, self.learner.freezing.holds(step), shapes
         if key != self._stage:  # what was recorded is of another formula
+            if self._graph is not None:  # its last replay may not have read yet what goes with it
+                _wait_for(self.learner.device)
             self._stage, self._eager, self._graph, self._compared = key, 0, None, 0
         if self._graph is None:
             draws = _draws_on_host(self.learner)
@@ -96,7 +98,7 @@ class GraphedSteps:
                     self._record(batches, step)
             return result
         if self._compared < _COMPARED:
-            return self._compare(self._graph, batches, step)
+            return self._compare(batches, step)
         return self._graph.replay(batches)
 
     def _record(self, batches: Sequence[Batch], step: int) -> None:
@@ -112,26 +114,31 @@ class GraphedSteps:
             reason = " ".join(str(error).split())[:160]
             self._refuse(f"the step cannot be recorded ({type(error).__name__}: {reason})")
 
-    def _compare(self, graph: "_Graph", batches: Sequence[Batch], step: int) -> BackwardResult:
+    def _compare(self, batches: Sequence[Batch], step: int) -> BackwardResult:
         """Take the step both ways; what stays is the step that was not replayed."""
         seeds = _generator_states(self.learner)
         state = _tensors_of(self.learner)
         before: list[Tensor] = []
-        try:
+        after: list[Tensor] = []
+        taken: BackwardResult | None = None
+        with suppress(torch.OutOfMemoryError):  # a step fits beside no graph
             before += [tensor.clone() for tensor in state]
-            losses = graph.replay(batches).losses
-            after = [tensor.clone() for tensor in state]
+            assert self._graph is not None
+            losses = self._graph.replay(batches).losses
+            after += [*(tensor.clone() for tensor in state), losses]
             _put_back(state, before)
             _set_generators(self.learner, seeds)
             taken = self.learner.take(batches, step)
-        except torch.OutOfMemoryError:  # a step fits beside no graph
+        if taken is None:  # and the error is gone, which held what the step had made so far
             _put_back(state, before)
             _set_generators(self.learner, seeds)
-            graph = self._graph = None  # type: ignore[assignment]
+            before.clear()
+            after.clear()
+            self._graph = None
             torch.cuda.empty_cache()
             self._refuse("there is no memory for a graph beside a step")
             return self.learner.take(batches, step)
-        pairs = zip([*after, losses], [*_tensors_of(self.learner), taken.losses], strict=True)
+        pairs = zip(after, [*_tensors_of(self.learner), taken.losses], strict=True)
         if all(_same_bits(left, right) for left, right in pairs):
             self._compared += 1
         else:
@@ -182,6 +189,12 @@ class _Graph:
         result = self._result
         update, checked = Update(*map(_copy, result.update)), _copy(result.checked)
         return replace(result, losses=result.losses.clone(), checked=checked, update=update)
+
+
+def _wait_for(device: torch.device) -> None:
+    """Let the device end what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @torch.no_grad()

@@ -106,17 +106,19 @@ def computing_with(
 ) -> Iterator[int]:
     """Inside, torch computes with so many threads of the processor; None leaves them as they are.
 
-    `device` is the current one, on which kernels start, and multiplies as `precision` says. Gives
-    the number of threads.
+    `device` is the current one, on which kernels start, and multiplies as `precision` says; numbers
+    are float32 unless it is said. Gives the number of threads.
     """
-    own = torch.get_num_threads()
+    own, default = torch.get_num_threads(), torch.get_default_dtype()
     current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     torch.set_num_threads(threads or own)
+    torch.set_default_dtype(torch.float32)
     try:
         with current, float32_products(device, precision):
             yield threads or own
     finally:
         torch.set_num_threads(own)
+        torch.set_default_dtype(default)
 
 
 def reset_peak_memory(device: torch.device) -> None:

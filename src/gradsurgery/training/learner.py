@@ -79,6 +79,7 @@ class Learner:
             yield
             return
         model: Any = self.backbone.model
+        own = vars(model).get("forward")  # of a model that was given another one than its class's
         model.forward = self.compiled_forward
         try:
             yield
@@ -91,6 +92,8 @@ class Learner:
             ) from error
         finally:
             del model.forward
+            if own is not None:
+                model.forward = own
 
     @property
     def judged(self) -> Backbone:

@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
@@ -210,10 +210,12 @@ def logger_class(name: str) -> type[Logger]:
 class LoggedRun:
     """The report of a run, which goes to its loggers too.
 
-    start: makes the loggers, at the first step that has figures.
+    start: makes the loggers one after the other, at the first step that has figures.
     """
 
-    def __init__(self, start: Callable[[], dict[str, Logger]], report: ProgressCallback) -> None:
+    def __init__(
+        self, start: Callable[[], Iterable[tuple[str, Logger]]], report: ProgressCallback
+    ) -> None:
         self._start = start
         self._report = report
         self._loggers: dict[str, Logger] | None = None
@@ -224,7 +226,9 @@ class LoggedRun:
         if progress.stage != "training" or not (figures := figures_of(progress)):
             return
         if self._loggers is None:
-            self._loggers = self._start()
+            self._loggers = {}
+            for name, logger in self._start():  # those that have started are closed in any case
+                self._loggers[name] = logger
         self._tell(progress, lambda logger: logger.log(progress.done, figures))
 
     def finished(self, record: Record) -> None:
@@ -255,8 +259,9 @@ def logged(
     options = configuration.model_dump(mode="json")
     classes = {name: logger_class(name) for name in names}
 
-    def start() -> dict[str, Logger]:
-        return {name: _started(name, kind, directory, options) for name, kind in classes.items()}
+    def start() -> Iterator[tuple[str, Logger]]:
+        for name, kind in classes.items():
+            yield name, _started(name, kind, directory, options)
 
     run = LoggedRun(start, report)
     try:

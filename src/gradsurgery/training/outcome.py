@@ -146,6 +146,8 @@ def conclude(run: Run, *, cuda_graph: str | None) -> Record:
     learner, checkpoint, used = run.learner, run.checkpoint, run.used
     c, images, backbone = checkpoint.configuration, used.images, learner.backbone
     result = _tested_models(run)
+    # one of fewer steps would speak of another model
+    (run.directory / Record.file_name).unlink(missing_ok=True)
     _save_model(learner.judged, c, images, result.best, run.directory)
     return Record(
         configuration=c,

@@ -155,7 +155,7 @@ def _mean_of_pairs(cosines: Tensor) -> float | None:
     """Mean over the pairs of domains."""
     if len(cosines) < 2:
         return None
-    rows, columns = torch.triu_indices(len(cosines), len(cosines), offset=1)
+    rows, columns = torch.triu_indices(len(cosines), len(cosines), offset=1, device="cpu")
     return float(cosines[rows, columns].mean())
 
 

@@ -125,7 +125,7 @@ def gram_in_spans(
         are there at a time.
     """
     if not shape.numel():
-        return torch.zeros(samples, samples, dtype=torch.float64)
+        return torch.zeros(samples, samples, dtype=torch.float64, device="cpu")
     length = shape[0] if shape else 1
     each = samples * max(shape.numel() // max(length, 1), 1)
     span = max(PIECE // each // step, 1) * step
