@@ -3,6 +3,7 @@
 Without one the package installs all the same, and does the same in more passes over memory.
 """
 
+import hashlib
 import os
 import shlex
 import subprocess
@@ -28,13 +29,19 @@ class CompileNative(BuildHookInterface[Any]):
         library = folder / "libgradsurgery.so"
         compiler = shlex.split(os.environ.get("CC", "cc"))
         sources = sorted(map(str, folder.glob("*.c")))
-        command = [*compiler, *FLAGS, *sources, "-o", str(library)]
+        command = [*compiler, *FLAGS, f'-DSOURCES="{digest_of(folder)}"', *sources]
         library.unlink(missing_ok=True)
         try:
-            subprocess.run(command, check=True, capture_output=True, text=True)
+            subprocess.run([*command, "-o", str(library)], check=True, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError) as error:
             self.app.display_warning(f"the compiled loops are left out: {error}")
             return
         build_data["artifacts"].append("src/gradsurgery/kernels/libgradsurgery.so")
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
+
+
+def digest_of(folder: Path) -> str:
+    """The sha256 of the sources, as kernels/compiled.py takes it of those that it is loaded with."""
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".c", ".h"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

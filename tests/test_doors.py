@@ -1,8 +1,10 @@
 """Objects of other packages by name."""
 
+import hashlib
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -111,11 +113,14 @@ def test_what_cannot_be_used_gets_one_line(package, name, words):
 def test_provenance(package):
     expected = {"object": "neighbour.rules:Mine", "package": "neighbour-dist", "version": "1.2"}
     mine = loaded("neighbour.rules:Mine")
+    file = Path(sys.modules["neighbour.rules"].__file__)
+    expected["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    file.write_text("changed = 'after it was imported'\n")
     assert provenance(mine) == expected
     assert provenance(mine()) == expected
     assert provenance(loaded("first-one"))["object"] == "neighbour.rules:first"
     loose = {"object": "script:Loose", "package": "script", "version": None}
-    assert provenance(loaded("script:Loose")) == loose
+    assert provenance(loaded("script:Loose")).items() >= loose.items()
     assert load_object(expected["object"], "rule", fits=callable, expected="") is mine
 
 

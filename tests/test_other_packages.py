@@ -1,5 +1,6 @@
 """A package outside of this one brings a rule, an objective, a data source and a backbone."""
 
+import itertools
 import json
 import os
 import re
@@ -7,8 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+import gradsurgery as gs
+from tests.algorithms import oracles
 
 PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
 FILES = dict(
@@ -75,9 +81,72 @@ def gradsurgery(tmp_path: Path, elsewhere: Path) -> Run:
 
 
 def test_the_page_has_every_kind() -> None:
-    assert set(FILES) == {
-        f"mypackage/{name}.py" for name in ("rules", "objectives", "sources", "backbones")
-    }
+    kinds = ("rules", "quorum", "objectives", "alignment", "sharpness", "sources", "backbones")
+    assert set(FILES) == {f"mypackage/{name}.py" for name in kinds}
+
+
+def written(name: str) -> dict[str, Any]:
+    """What a module of the page defines."""
+    names: dict[str, Any] = {}
+    exec(FILES[f"mypackage/{name}.py"], names)
+    return names
+
+
+def test_the_quorum_of_the_page_by_hand() -> None:
+    quorum = written("quorum")["Quorum"]
+    columns = [[1, 2, 3, 4, 0], [1, 2, 3, -4, 0], [1, 2, 0, 1, 0], [1, -2, 0, 1, 0]]
+    gradients = torch.tensor(columns, dtype=torch.float64)
+    for share, expected in ((1, [4, 0, 0, 0, 0]), (0.75, [4, 4, 0, 2, 0]), (0.5, [4, 4, 6, 2, 0])):
+        assert quorum(share=share)(gradients).tolist() == expected
+    model = torch.nn.Linear(5, 1, bias=False, dtype=torch.float64)
+    result = gs.backward((model(g).sum() for g in gradients), model.parameters(), quorum(share=0.7))
+    assert model.weight.grad is not None
+    assert model.weight.grad.tolist() == [[4, 4, 0, 2, 0]]
+    assert result.agreeing == 3 / 4  # the last component is zero in every domain
+
+
+@pytest.mark.parametrize("rule", ["mean", "sum"])
+def test_the_objectives_of_the_page_by_their_formulas(rule: str) -> None:
+    data = oracles.batches(3)
+
+    def taken(objective: gs.Objective) -> torch.Tensor:
+        model = oracles.network()
+        before = oracles.flat_parameters(model)
+        method = gs.method(objective, rule=gs.rule(rule))
+        method.step(model, data, oracles.sgd(model.parameters()), step=1)
+        scale = oracles.LEARNING_RATE * (3 if rule == "sum" else 1)
+        return (before - oracles.flat_parameters(model)) / scale
+
+    model = oracles.network()
+    features = [model[:-1](images) for images, _ in data]
+    distances = [
+        (one.mean(0) - other.mean(0)).pow(2).mean() + (one.T.cov() - other.T.cov()).pow(2).mean()
+        for one, other in itertools.combinations(features, 2)
+    ]
+    whole = sum(oracles.risks(model, data)) / 3 + 0.7 * sum(distances) / 3
+    coral = written("alignment")["CORAL"](gamma=0.7)
+    torch.testing.assert_close(taken(coral), oracles.flat_gradient(whole, model))
+
+    gradient = oracles.flat_gradient(sum(oracles.risks(model, data)) / 3, model)
+    there = oracles.flat_parameters(model) + 0.3 * gradient / gradient.norm()
+    torch.nn.utils.vector_to_parameters(there, model.parameters())
+    worst = oracles.flat_gradient(sum(oracles.risks(model, data)) / 3, model)
+    torch.testing.assert_close(taken(written("sharpness")["SAM"](rho=0.3)), worst)
+    assert not torch.allclose(worst, gradient, rtol=0.01)
+
+
+def test_train_with_the_methods_of_the_page(gradsurgery: Run) -> None:
+    methods = [
+        "mypackage.quorum:Quorum",
+        "mypackage.alignment:CORAL",
+        "mypackage.alignment:CORAL+agr-sum",
+        "mypackage.sharpness:SAM",
+        "mypackage.sharpness:SAM+mypackage.quorum:Quorum",
+    ]
+    done = gradsurgery(
+        *(["train", "mypackage.sources:Stripes", *RUN, "--method", method] for method in methods)
+    )
+    assert done.stdout.count("code 0") == len(methods), done.stderr
 
 
 def test_train_with_all_four_and_its_record(gradsurgery: Run, tmp_path: Path) -> None:

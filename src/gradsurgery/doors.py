@@ -13,9 +13,11 @@ import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cache
+from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
-from types import FrameType
+from pathlib import Path
+from types import FrameType, ModuleType
 from typing import Any, Literal, NamedTuple
 
 from gradsurgery.errors import ArgumentError, one_line
@@ -71,6 +73,7 @@ def load_object(name: str, kind: Kind, *, fits: Callable[[Any], bool], expected:
     found: Any = _module(module_name, where)
     for attribute in attributes.split("."):
         found = _attribute(found, attribute, where, module_name)
+    provenance(found)  # as the file is now, when it was imported
     if not fits(found):
         raise ArgumentError(f"{where} is {_shape(found)}; expected {expected}")
     _loaded[name] = _Loaded(where, module_name, attributes)
@@ -122,7 +125,8 @@ def provenance(found: Any) -> dict[str, str | None]:
     """Where a class, a function or an instance of a class comes from, for records.
 
     Gives "object", the "module:Name" that `load_object` takes; "package", the installed package, or
-    the module where none was installed; "version" of the package, None where it states none.
+    the module where none was installed; "version" of the package, None where it states none;
+    "sha256" of the file that it is written in, as it was when it was first asked for.
 
     >>> from gradsurgery.errors import DataError
     >>> provenance(DataError)["object"]
@@ -132,11 +136,21 @@ def provenance(found: Any) -> dict[str, str | None]:
     module = getattr(kind, "__module__", None) or "builtins"
     top = module.partition(".")[0]
     where = f"{module}:{kind.__qualname__}"
+    digest = _digest_of(sys.modules.get(module))
+    about = {"object": where, "package": top, "version": None, "sha256": digest}
     for distribution in _distributions().get(top, ()):
-        return {"object": where, "package": distribution, "version": version(distribution)}
+        return about | {"package": distribution, "version": version(distribution)}
     stated = getattr(sys.modules.get(top), "__version__", None)
-    stated = stated if isinstance(stated, str) else None
-    return {"object": where, "package": top, "version": stated}
+    return about | {"version": stated if isinstance(stated, str) else None}
+
+
+@cache
+def _digest_of(module: ModuleType | None) -> str | None:
+    path = getattr(module, "__file__", None)
+    try:
+        return sha256(Path(path).read_bytes()).hexdigest() if path else None
+    except OSError:  # it is in an archive, or gone
+        return None
 
 
 @cache

@@ -1,8 +1,10 @@
 """Rules and objectives of other packages, by name and as instances."""
 
+import hashlib
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -203,7 +205,8 @@ def test_names_and_provenance(neighbour):
     assert settings_of("weighted", {"weighted.weight": 1, "irm.anneal": 1}) == {
         "weighted.weight": 1
     }
-    place = {"package": "neighbour", "version": "1.2"}
+    digest = hashlib.sha256(Path(sys.modules["neighbour"].__file__).read_bytes()).hexdigest()
+    place = {"package": "neighbour", "version": "1.2", "sha256": digest}
     assert method_provenance("weighted+neighbour:first") == [
         {"object": "neighbour:Weighted", **place},
         {"object": "neighbour:first", **place},

@@ -2,6 +2,8 @@
 
 import importlib
 import sys
+from hashlib import sha256
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,6 +110,7 @@ def test_a_function_of_the_number_of_classes(package):
         "object": f"{package}:tiny",
         "package": package,
         "version": "4.2",
+        "sha256": sha256(Path(sys.modules[package].__file__).read_bytes()).hexdigest(),
     }
     assert build("small-cnn").provenance is None
 

@@ -110,6 +110,17 @@ def test_values_to_try_are_numbers_where_they_look_like_it() -> None:
         grid_from(["x="])
 
 
+def test_values_that_are_given_are_tried_with_each_of_a_list_of_grids(
+    command: Command, tmp_path: Path
+) -> None:
+    drawn = "grid: [{learning_rate: 1e-3, weight_decay: 0}, {learning_rate: 2e-3}]\n"
+    (tmp_path / "plan.yaml").write_text(f"data: rotated-digits\nmethods: [deep-all]\n{drawn}")
+    given = ["--targets", "75", "--seeds", "1", "--iterations", "1", "--grid", "batch_size=2,4,8"]
+    code, out, err = command("sweep", "--plan", "plan.yaml", *given, "--dry-run")
+    assert code == 0, err
+    assert out.startswith("6 runs, 0 finished")
+
+
 def test_the_panel_says_how_it_goes() -> None:
     from rich.console import Console
 

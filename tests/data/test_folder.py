@@ -33,6 +33,8 @@ def test_hidden_files_and_files_that_are_no_images_do_not_count(make_folder, tmp
                  "art/cat/._0.png"):  # fmt: skip
         (root / name).write_bytes(b"x")
     (root / ".git").mkdir()
+    (root / "__MACOSX" / "set" / "art").mkdir(parents=True)  # in archives that a Mac has packed
+    (root / "__MACOSX" / "set" / "art" / "._0.png").write_bytes(b"x")
     assert open_source(str(root)).counts().tolist() == [[3, 3], [3, 3]]
 
 

@@ -3,6 +3,8 @@
 import importlib
 import os
 import sys
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,6 +129,7 @@ def test_a_source_of_ten_lines(package, make_folder, tmp_path):
         "object": f"{package}:Photos",
         "package": package,
         "version": "0.3",
+        "sha256": sha256(Path(sys.modules[package].__file__).read_bytes()).hexdigest(),
     }
     first = prepare(source, 8, tmp_path / "cache")
     assert first.provenance == source.provenance

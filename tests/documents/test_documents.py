@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from gradsurgery import documents
+from gradsurgery.cli.options import configured
 from gradsurgery.documents.configuration import (
     Role,
     RunConfiguration,
@@ -213,6 +214,13 @@ def test_a_configuration_given_back_as_yaml_is_the_same(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(run.model_dump()))
     for file in (tmp_path / "configuration.json", path):
         assert RunConfiguration(**read_mapping(file, "configuration")) == run
+
+
+def test_the_record_of_a_run_is_a_file_of_its_options() -> None:
+    folder = next(FIRST.glob("runs/*/record.json")).parent
+    record = Record.load(str(folder))
+    assert RunConfiguration.load(str(folder / "record.json")) == record.configuration
+    assert configured(folder / "record.json", {"data": "b"})["data"] == "b"
 
 
 def test_documents_need_no_torch() -> None:

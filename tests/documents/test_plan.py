@@ -70,6 +70,10 @@ grid:
         ({"data": ["a"], "grid": {"method": ["x"]}}, "method has a place of its own"),
         ({"data": ["a"], "grid": {"learning_rate": []}}, "learning_rate has no values"),
         ({"data": ["a"], "grid": {"learning_rate": [1, 1]}}, "one of them twice"),
+        ({"data": ["a"], "grid": [{"learning_rate": [1, 1]}]}, "one of them twice"),
+        ({"data": ["a"], "grid": [{}, {"method": ["x"]}]}, "method has a place of its own"),
+        ({"data": ["a"], "grid": [3]}, "grid is a mapping or a list of mappings, found [3]"),
+        ({"data": ["a"], "grid": []}, "grid is a mapping or a list of mappings, found []"),
     ],
 )
 def test_what_is_no_plan(parts: dict[str, Any], words: str) -> None:

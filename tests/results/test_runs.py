@@ -145,13 +145,40 @@ def test_what_is_compared_follows_the_roles_of_the_options(written, tmp_path):
     assert not {"data", "device", "threads", "seed", "settings"} & {*conditions, *hyperparameters}
 
 
-@pytest.mark.parametrize("changes", [{}, {"configuration__threads": 2}])
-def test_a_run_that_is_there_twice_is_refused(changes, written, tmp_path):
+@pytest.mark.parametrize(
+    ("changes", "results"),
+    [
+        ({}, "the same results"),
+        ({"configuration__threads": 2}, "the same results"),
+        ({"best": 0.125}, "other results"),
+    ],
+)
+def test_a_run_that_is_there_twice_is_refused(changes, results, written, tmp_path):
     written(configuration__without=["photo"])
     written(folder="copy", configuration__without=["photo"], **changes)
-    words = r"agr-sum on sketch without photo with seed 0 is there twice: .*copy.* and .*runs"
-    with pytest.raises(DataError, match=words):
+    found = f"agr-sum on sketch without photo with seed 0 is there twice, with {results}: "
+    with pytest.raises(DataError, match=rf"{found}.*copy.* and .*runs"):
         runs_in(tmp_path)
+
+
+def test_code_that_was_changed_between_runs_is_told_under_the_table(written, tmp_path):
+    def made_with(seed, *digests):
+        path = written(seed=seed)
+        content = json.loads(path.read_text())
+        about = {"object": "mine:Rule", "package": "mine", "version": None}
+        content["objects"] = [about | ({"sha256": each} if each else {}) for each in digests]
+        path.write_text(json.dumps(content))
+
+    def notes():
+        (table,) = compare_runs(runs_in(tmp_path))
+        return [note for note in table.notes if "mine:Rule was changed" in note]
+
+    made_with(0, "a" * 64)
+    made_with(1, "a" * 64)
+    made_with(2, None)  # a record of before has none
+    assert notes() == []
+    made_with(3, "b" * 64)
+    assert len(notes()) == 1
 
 
 @pytest.mark.parametrize("name", options_of("incidental"))

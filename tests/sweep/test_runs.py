@@ -41,6 +41,36 @@ def test_all_methods_are_the_papers(plan: MakePlan, runs_of: RunsOf) -> None:
     assert [run.configuration.method for run in runs] == list(METHODS)
 
 
+def test_a_list_of_grids_runs_each_of_them_and_no_other(plan: MakePlan, runs_of: RunsOf) -> None:
+    drawn = [
+        {"learning_rate": "1e-3", "group-dro.eta": 0.1},
+        {"learning_rate": 2e-3, "group-dro.eta": 0.2, "weight_decay": 0},
+        {"learning_rate": 2e-3, "group-dro.eta": [0.2, 0.3]},
+    ]
+    runs = runs_of(plan(methods=["deep-all", "group-dro"], seeds=1, grid=drawn))
+    found = [
+        (c.method, c.learning_rate, c.weight_decay, c.settings.get("group-dro.eta"))
+        for c in (run.configuration for run in runs)
+    ]
+    usual = RunConfiguration(data="rotated-digits", target="75").weight_decay
+    assert sorted(found, key=str) == sorted(
+        [
+            ("deep-all", 1e-3, usual, None),
+            ("deep-all", 2e-3, 0, None),
+            ("deep-all", 2e-3, usual, None),
+            ("group-dro", 1e-3, usual, 0.1),
+            ("group-dro", 2e-3, 0, 0.2),
+            ("group-dro", 2e-3, usual, 0.2),
+            ("group-dro", 2e-3, usual, 0.3),
+        ],
+        key=str,
+    )
+    assert "learning_rate=0.002 weight_decay=0.0 group-dro.eta=0.2" in {run.tried for run in runs}
+    taken = {"grid": [{"iterations": 1}], "options": {"iterations": 2}}
+    with pytest.raises(ArgumentError, match="iterations is an option of the plan and in its grid"):
+        runs_of(plan(**taken))
+
+
 def test_a_grid_runs_a_method_once_for_each_value_it_knows(plan: MakePlan, runs_of: RunsOf) -> None:
     runs = runs_of(
         plan(

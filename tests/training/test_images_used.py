@@ -173,6 +173,31 @@ def test_test_images_of_a_source_may_be_missing(root):
         run(root, classes="common", split="80/20/0")
 
 
+def test_lists_that_lack_a_part_are_refused_before_an_image_is_decoded(root):
+    """DomainNet comes with lists of training and of test images alone."""
+    names = sorted(path.relative_to(root).as_posix() for path in root.glob("*/[cd]*[tg]/*.png"))
+    lists = root.parent / "lists"
+    lists.mkdir()
+    for domain in "abc":
+        own = [name for name in names if name.startswith(domain)]
+        (lists / f"{domain}_train.txt").write_text("".join(f"{name} 0\n" for name in own[::2]))
+        (lists / f"{domain}_test.txt").write_text("".join(f"{name} 0\n" for name in own[1::2]))
+    for options in ({}, {"drop_duplicates": True}):
+        with pytest.raises(DataError, match="has no validation images of the source domains"):
+            run(root, classes="common", split=str(lists), **options)
+    (lists / "a_train.txt").rename(lists / "a_val.txt")
+    with pytest.raises(DataError, match="no image of domain a is for training"):
+        run(root, classes="common", split=str(lists))
+    (lists / "a_val.txt").rename(lists / "a_train.txt")
+    (lists / "b_test.txt").rename(lists / "b_val.txt")
+    (lists / "c_test.txt").unlink()
+    with pytest.raises(DataError, match="has no test images of c; name some, or test on all"):
+        run(root, classes="common", split=str(lists))
+    assert not (root.parent / "cache").exists()
+    record, _ = run(root, classes="common", split=str(lists), test_on="all")
+    assert record.split.sizes["c"].test == 20
+
+
 def test_balance_and_weights_change_the_run_and_are_continued(root):
     plain, balanced, weighted = (
         run(root, classes="all", **options)[0].curves.train_loss

@@ -1,5 +1,8 @@
+import hashlib
+import importlib
 import multiprocessing
 import random
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
@@ -314,3 +317,26 @@ def test_an_output_folder_that_is_a_file_is_found_out_before_training(
     with pytest.raises(GradsurgeryError, match="cannot write"):
         train(configured(), tmp_path / "file" / "run", reports.append, opened=images)
     assert reports == []
+
+
+def test_code_that_changes_while_a_run_is_interrupted_is_told_and_recorded(
+    tmp_path: Path, images: ImageSet, configured: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "_CHECKPOINT_SHARE", 1.0)
+    monkeypatch.syspath_prepend(tmp_path)
+    configuration = configured(method="erm+changing:rule", iterations=6, validate_every=2)
+    code = tmp_path / "changing.py"
+    digests, notes = [], []
+    for step, factor in ((3, "1"), (5, "1"), (9, "2.5")):
+        code.write_text(f"def rule(gradients):\n    return {factor} * gradients.mean(0)\n")
+        monkeypatch.delitem(sys.modules, "changing", raising=False)
+        importlib.invalidate_caches()
+        digests.append(hashlib.sha256(code.read_bytes()).hexdigest())
+        if step < 9:
+            interrupted(tmp_path / "run", configuration, images, step)
+    record = train(configuration, tmp_path / "run", lambda p: notes.append(p.note), opened=images)
+    assert [each["sha256"] for each in record.objects] == digests[1:]
+    assert [note for note in notes if note] == [
+        "the code of changing:rule has changed since the run began: its record names both"
+    ]
+    monkeypatch.delitem(sys.modules, "changing")

@@ -4,6 +4,7 @@ Two domains with the same images and opposite labels have, at weights of zero, g
 opposite to the last bit: Agr-Sum leaves nothing of them. Two that agree move the weights.
 """
 
+import json
 import re
 import warnings
 
@@ -89,6 +90,28 @@ class TestUpdates:
         trainer = code_of("transformers", monkeypatch)["SurgeryTrainer"]
         trainer(WithLoss(linear), arguments, train_dataset=rows).train()
         assert moved(linear) is moves
+
+
+def test_domainbeds_results_are_chosen_as_it_does(tmp_path):
+    """By hand: the highest mean of the other environments' validation accuracies in each trial."""
+    text = (ROOT / "docs" / "integrations" / "domainbed.md").read_text(encoding="utf-8")
+    names: dict = {}
+    exec(re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[-1], names)
+
+    def write(run, trial, *lines, test_envs=(1,)):
+        about = {"dataset": "PACS", "algorithm": "ERM", "test_envs": test_envs, "trial_seed": trial}
+        keys = [f"env{env}_{part}_acc" for env in range(3) for part in ("in", "out")]
+        found = (dict(zip(keys, values, strict=True)) for values in lines)
+        content = [json.dumps({**figures, "args": about}) for figures in found]
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "results.jsonl").write_text("\n".join(content) + "\n")
+
+    #            in, out of environments 0, 1 (held out) and 2
+    write("a", 0, (0.9, 0.5, 0.3, 0.99, 0.9, 0.7), (1.0, 0.7, 0.2, 0.0, 1.0, 0.7))
+    write("b", 0, (0.9, 0.6, 0.1, 0.99, 0.9, 0.7))
+    write("c", 1, (0.5, 0.4, 0.25, 0.9, 0.5, 0.4))
+    write("pair", 1, (1.0, 1.0, 1.0, 1.0, 1.0, 1.0), test_envs=(1, 2))
+    assert names["training_domain"](tmp_path) == {("PACS", "ERM", 1): [20.0, 25.0]}
 
 
 class WithLoss(nn.Module):

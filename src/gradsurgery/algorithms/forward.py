@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from functools import reduce
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.functional import cross_entropy, one_hot
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -82,6 +84,7 @@ class Forward:
         self.values: Tensor | None = None
         self._autocast = autocast
         self._lacking = lacking
+        self._weights: dict[str, Tensor] = {}
 
     def __call__(
         self, images: Sequence[Tensor], of: Sequence[tuple[int, ...]] | None = None
@@ -98,8 +101,21 @@ class Forward:
         domains = of or [(domain,) for domain in range(len(images))]
         return (self._reached(z, part) for z, part in zip(passes, domains, strict=True))
 
+    def at(self, weights: Mapping[str, Tensor]) -> "Forward":
+        """The network where the parameters of these names have these values instead.
+
+        Gradients go through the values to what they are made of: the loss at θ + ε has its gradient
+        there, and hands it to θ.
+        """
+        moved = copy(self)
+        moved._weights = {**self._weights, **weights}
+        return moved
+
     def with_head_inputs(self, images: Sequence[Tensor]) -> Iterator[tuple[Tensor, Logits]]:
-        """The same, with what goes into the last linear layer: [batch, features]."""
+        """The same, with what goes into the last linear layer: the features, [batch, features].
+
+        Raises `ArgumentError` where the network does not end in a linear layer.
+        """
         passes: Iterator[tuple[Tensor, ...]]
         if not self.shared:
             passes = (self._pass_to_head(part) for part in images)
@@ -136,7 +152,10 @@ class Forward:
         try:
             alone = len(images) == 1 and images.device.type == "cpu"
             with self._autocast(), NormalizedRows() if alone else nullcontext():
-                logits = self.model(images)
+                if self._weights:
+                    logits = functional_call(self.model, self._weights, (images,))
+                else:
+                    logits = self.model(images)
         except ValueError as error:
             if len(images) != 1 or not _is_of_batch_norm(error, self.model):
                 raise
@@ -157,8 +176,8 @@ class Forward:
         linear = [layer for layer in self.model.modules() if isinstance(layer, nn.Linear)]
         if not linear:
             raise ArgumentError(
-                f"{type(self.model).__name__} has no linear layer, which fishr needs as its last; "
-                "choose another backbone or method"
+                f"{type(self.model).__name__} has no linear layer, which the method needs as its "
+                "last (fishr does); choose another backbone or method"
             )
         seen: list[tuple[Tensor, Tensor]] = []
         handle = linear[-1].register_forward_hook(
@@ -172,7 +191,8 @@ class Forward:
         if outputs is not logits:
             raise ArgumentError(
                 f"the last linear layer of {type(self.model).__name__} does not give its "
-                "logits, which fishr needs; choose another backbone or method"
+                "logits, which the method needs (fishr does); choose another backbone or "
+                "method"
             )
         return widened(inputs), widened(logits)
 

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from errno import EINVAL
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -42,8 +43,11 @@ def read_state(path: Path) -> State:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # corrupt bytes lead an unpickler to errors of any kind
+        reason = one_line(error)
+        if isinstance(error, UnpicklingError):  # whose words recommend to load it nevertheless
+            reason = "it holds something else than tensors, as a whole model"
         raise WeightsError(
-            f"{path} is no weights file: {one_line(error)}; "
+            f"{path} is no weights file: {reason}; "
             "expected a state dict saved as .pth, .pt or .safetensors"
         ) from error
     for key in ("state_dict", "model"):

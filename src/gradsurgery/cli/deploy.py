@@ -12,7 +12,7 @@ from gradsurgery.atomic import atomic_file
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.finished_runs import make_report
 from gradsurgery.cli.live import displayed
-from gradsurgery.cli.sweep import grid_from, mapping_of, plan_parts, run_plan
+from gradsurgery.cli.sweep import grid_of, plan_parts, run_plan
 from gradsurgery.data import Source, reopened
 from gradsurgery.documents.data_options import NO_TARGET
 from gradsurgery.documents.deployment import Deployment
@@ -80,7 +80,7 @@ def deploy(
     """
     given = {"data": data and [data], "methods": methods, "seeds": seeds}
     parts = plan_parts(config, given, options)
-    parts["grid"] = mapping_of(parts, "grid") | grid_from(grid)
+    parts["grid"] = grid_of(parts, grid)
     for name, value in (("targets", "all"), ("leave_one_domain_out", False)):
         if parts.setdefault(name, value) != value:
             raise ArgumentError(f"{name} is not for a deployment, which leaves out every domain")

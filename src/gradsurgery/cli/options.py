@@ -54,8 +54,8 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         "--plan",
-        help="A YAML file of options by name (learning_rate: 1e-4), or of the parts of a plan; "
-        "what is given here takes its place.",
+        help="A YAML file of options by name (learning_rate: 1e-4), a run's record.json, or a file "
+        "of the parts of a plan; what is given here takes its place.",
     ),
 ]
 PrintConfigOption = Annotated[

@@ -68,7 +68,7 @@ def sweep(
     """
     given = {"data": data or None, "methods": methods, "targets": targets, "seeds": seeds}
     parts = plan_parts(config, given, options)
-    parts["grid"] = mapping_of(parts, "grid") | grid_from(grid)
+    parts["grid"] = grid_of(parts, grid)
     if leave_one_domain_out:
         parts["leave_one_domain_out"] = True
     after = report_on if report else print_table
@@ -127,6 +127,14 @@ def mapping_of(parts: dict[str, Any], name: str) -> dict[str, Any]:
     if found is not None and not isinstance(found, dict):
         raise ArgumentError(f"{name} of the plan: must be a mapping, found {found!r:.60}")
     return found or {}
+
+
+def grid_of(parts: dict[str, Any], texts: list[str] | None) -> dict[str, Any] | list[Any]:
+    """The grid of a plan's parts, or its list of grids, with the values of `texts` in each."""
+    given, found = grid_from(texts), parts.get("grid")
+    if isinstance(found, list):
+        return [each | given if isinstance(each, dict) else each for each in found]
+    return mapping_of(parts, "grid") | given
 
 
 def grid_from(texts: list[str] | None) -> dict[str, list[Any]]:
@@ -206,7 +214,7 @@ def resolved_options(plan: Plan) -> dict[str, Any]:
     shared = {
         name: value
         for name, value in runs[0].items()
-        if name not in (*PLAN_PARTS, *plan.grid) and all(run[name] == value for run in runs)
+        if name not in (*PLAN_PARTS, *plan.searched) and all(run[name] == value for run in runs)
     }
     return shared | {"settings": plan.options.get("settings", {})}
 

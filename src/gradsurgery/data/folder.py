@@ -116,7 +116,8 @@ class FolderSource(FilesSource):
     """The images of a folder laid out as domain/class/image.
 
     Images are the files whose names end as those of a format that can be read here. `left_out` has
-    other files of a class, broken links and classes without an image; hidden files are not seen.
+    other files of a class, broken links and classes without an image; what is hidden, or in a
+    Mac's __MACOSX, is not seen.
     """
 
     def __init__(self, root: Path) -> None:
@@ -225,7 +226,7 @@ def _walk(
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith(".")]
+            visible = [each for each in entries if not each.name.startswith((".", "__MACOSX"))]
     except OSError as error:
         raise DataError(
             f"cannot list {folder}: {error.strerror}; check that you may read it"

@@ -275,11 +275,12 @@ class RunConfiguration(DataOptions):
         }
 
     @classmethod
-    def load(cls, path: Path) -> "RunConfiguration":
+    def load(cls, path: Path | str) -> "RunConfiguration":
         """The options in a YAML or JSON file, or in `configuration.json` of the folder `path`.
 
         Raises `ArgumentError`.
         """
+        path = Path(path)
         path = path / cls.file_name if path.is_dir() else path
         return cls(**read_mapping(path, "configuration", known_options()))
 

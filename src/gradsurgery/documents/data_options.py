@@ -104,8 +104,7 @@ class DataOptions(Choices):
     )
     test_on: Literal["test", "all"] = option(
         "condition",
-        "The target's images that are tested on: its test part (the paper's), or all of them "
-        "(DomainBed's).",
+        "The target's images that are tested on: its test part (the paper's), or all of them.",
         "test",
         free=True,
     )

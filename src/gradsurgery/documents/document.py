@@ -48,12 +48,13 @@ class Document(Part):
     version: int = 1
 
     @classmethod
-    def load(cls: type[Kind], path: Path) -> Kind:
+    def load(cls: type[Kind], path: Path | str) -> Kind:
         """Read the file at `path`, or the one of its name in the folder `path`.
 
         Raises `DataError`, one line that names the file, what is wrong and the cure, where it
         cannot be read, is cut off, is something else or of a later version.
         """
+        path = Path(path)
         path = path / cls.file_name if path.is_dir() else path
         if path.exists() and not path.is_file():  # a device has no end
             raise DataError(f"{path} is not a regular file; name a {cls.title}")
@@ -208,6 +209,8 @@ def _not_ascii(*texts: Any) -> str:
 def read_mapping(path: Path, what: str, known: Sequence[str] | None = None) -> dict[str, Any]:
     """What a YAML or JSON file says by name: the options of a run, or the parts of a plan.
 
+    Of the record of a run it is the configuration.
+
     Raises `ArgumentError`, calling it `what`, where it cannot be read, is no mapping by name, of a
     later version, or has a name in it that is not among those `known`, where given; its values
     are not checked.
@@ -222,6 +225,8 @@ def read_mapping(path: Path, what: str, known: Sequence[str] | None = None) -> d
         raise ArgumentError(f"the {what} {path} is not YAML: {one_line(error)}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ArgumentError(f"the {what} {path} is no mapping: give one line NAME: VALUE for each")
+    if known is not None and isinstance(content.get("configuration"), dict):
+        content = content["configuration"]
     if (version := content.pop("version", FILE_VERSION)) != FILE_VERSION:
         raise ArgumentError(
             f"the {what} {path} is of version {version!r:.60}, expected {FILE_VERSION}; "

@@ -1,5 +1,6 @@
 """What a sweep is to run, and the files that say so in its folder."""
 
+import itertools
 import re
 from pathlib import PurePosixPath
 from typing import Any, ClassVar, Literal
@@ -14,6 +15,7 @@ from gradsurgery.errors import ArgumentError
 _MOST_SEEDS = 100_000
 Value = bool | int | float | str
 Targets = Literal["all"] | list[str]
+Grid = dict[str, list[Value]]
 
 PLAN_PARTS = {
     "data": "data",
@@ -41,7 +43,8 @@ class Plan(Choices):
         takes its own. What has a part of its own here is not among them.
     grid: values to try of an option or a hyperparameter ("learning_rate", "backbone",
         "irm.penalty"): every combination is run. Methods without a hyperparameter are run
-        once.
+        once. A list of such mappings is a list of grids, all of which are run: settings that
+        were drawn at random, say.
     leave_one_domain_out: also run with every pair of domains held out, for the model selection
         of that name.
     """
@@ -53,7 +56,7 @@ class Plan(Choices):
     methods: list[str] = Field(["deep-all", "agr-sum"], min_length=1)
     seeds: list[int] = Field([0, 1, 2], min_length=1)
     options: dict[str, Any] = Field(default_factory=dict)
-    grid: dict[str, list[Value]] = Field(default_factory=dict)
+    grid: Grid | list[Grid] = Field(default_factory=dict)
     leave_one_domain_out: bool = False
 
     @property
@@ -66,6 +69,16 @@ class Plan(Choices):
         if not isinstance(threads, int) or threads < 1:
             raise ArgumentError(f"--threads is at least 1, found {threads!r}")
         return threads
+
+    @property
+    def grids(self) -> list[Grid]:
+        """The grid, or each of the list."""
+        return self.grid if isinstance(self.grid, list) else [self.grid]
+
+    @property
+    def searched(self) -> list[str]:
+        """What the grids have values of."""
+        return list(dict.fromkeys(name for grid in self.grids for name in grid))
 
     @field_validator("data", "methods", mode="before")
     @classmethod
@@ -114,6 +127,10 @@ class Plan(Choices):
     @field_validator("grid", mode="before")
     @classmethod
     def _values(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            if not value or not all(isinstance(each, dict) for each in value):
+                raise ValueError(f"is a mapping or a list of mappings, found {value!r:.80}")
+            return [cls._values(each) for each in value]
         if not isinstance(value, dict):
             return {} if value is None else value
         listed = {name: each if isinstance(each, list) else [each] for name, each in value.items()}
@@ -124,18 +141,19 @@ class Plan(Choices):
 
     @field_validator("options", "grid")
     @classmethod
-    def _not_a_plan_part(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _not_a_plan_part(cls, value: Any) -> Any:
         for name, part in PLAN_PARTS.items():
-            if name in value:
+            if any(name in each for each in (value if isinstance(value, list) else [value])):
                 raise ValueError(f"{name} has a place of its own in the plan, {part}")
         return value
 
     @field_validator("grid")
     @classmethod
-    def _values_to_try(cls, value: dict[str, list[Value]]) -> dict[str, list[Value]]:
+    def _values_to_try(cls, value: Grid | list[Grid]) -> Grid | list[Grid]:
         unsearched = options_of("place", "identity", "incidental")
         searched = options_of("condition", "hyperparameter")
-        for name, values in value.items():
+        grids = value if isinstance(value, list) else [value]
+        for name, values in itertools.chain.from_iterable(grid.items() for grid in grids):
             if name in unsearched:
                 raise ValueError(f"{name} does not change what is learned, and is not searched")
             if "." not in name and name not in searched:

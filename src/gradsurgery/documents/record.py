@@ -277,8 +277,8 @@ def _by_layer(values: Mapping[str, int | float]) -> dict[str, int | float]:
 class Record(RunDocument):
     """A finished run; `conflict` is None where the run did not log it.
 
-    `objects` names what the run took from outside of this software (rules, objectives, a data
-    source, a backbone): the object, its package and that package's version.
+    `objects` is what the run took from outside of this software (rule, objective, data source,
+    backbone): its name, package, version and file's sha256; twice if it changed during the run.
     """
 
     file_name: ClassVar[str] = "record.json"

@@ -191,7 +191,8 @@ def run_backward(
             raise
         raise ArgumentError(
             f"the graph of the loss of domain {domain} is used up already; where the domains share "
-            "one forward pass, give their losses as a list, for which the graph is kept"
+            "one forward pass, give their losses as a list, for which the graph is kept; in an "
+            "objective, detach what a loss takes from other domains"
         ) from error
     finally:
         for leaf, gradient in zip(beside, before, strict=True):

@@ -5,7 +5,9 @@ for the tensors; where it gives none, callers use torch or NumPy.
 """
 
 import ctypes
+import hashlib
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -30,20 +32,34 @@ _BLOCK, _LANES = 128, 8  # as in gramian.c
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled library, None where it was not built."""
-    path = Path(__file__).with_name("libgradsurgery.so")
+    """The compiled library, None where it was not built of these sources."""
+    folder = Path(__file__).parent
     try:
-        return ctypes.CDLL(str(path))
+        found = ctypes.CDLL(str(folder / "libgradsurgery.so"))
     except OSError:  # not built, or for another processor or C library
         return None
+    sources = sorted(file for file in folder.iterdir() if file.suffix in (".c", ".h"))
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()
+    try:
+        built_of = (ctypes.c_char * len(digest)).in_dll(found, "built_of").value.decode()
+    except ValueError:  # of a version that did not say
+        built_of = ""
+    if built_of != digest:
+        warnings.warn(
+            "the compiled loops are of another version and not used, which is slower; install "
+            "gradsurgery anew",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return found
 
 
 def name_for(operation: str, *tensors: Tensor) -> str | None:
     """The compiled `operation` for these tensors: "operation_float32" or "operation_float64".
 
     None where there is none: in another precision or place, with gaps along the last dimension or
-    a minus sign that is not in memory, or in a library that was built before the operation was
-    written.
+    a minus sign that is not in memory, or without the library.
     """
     first = tensors[0]
     name = f"{operation}_{str(first.dtype).removeprefix('torch.')}"

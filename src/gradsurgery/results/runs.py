@@ -167,7 +167,8 @@ def runs_frame(records: Records) -> "pd.DataFrame":
     were set), `method_name` (without them), `seed`; for the `best` and the `last` model each
     `best_step`, `best_validation_accuracy` and `best_target_accuracy` (fractions in [0, 1]),
     `best_target_validation_accuracy` (NaN where it was not tested), `best_test_accuracy` (dict,
-    domain to fraction) and `best_guessing` (see `guesses`).
+    domain to fraction) and `best_guessing` (see `guesses`); `code`, the objects from outside of
+    this software, each with the sha256 of its file, None where a record has none.
 
     As JSON objects: `conditions`, what the runs of an experiment share; `hyperparameters`, what a
     search may choose, the method's own among them; `settings`, these own ones; and `protocol`,
@@ -250,6 +251,7 @@ def _row(path: Path, record: Record) -> dict[str, Any]:
         "hyperparameters": as_json(hyperparameters | options.settings),
         "settings": as_json(options.settings),
         "protocol": as_json(conditions | hyperparameters),
+        "code": tuple((each["object"], each.get("sha256")) for each in record.objects),
     }
     for name, model in (("best", record.result.best), ("last", record.result.last)):
         validated = model.target_validation_accuracy
@@ -275,9 +277,11 @@ def _each_once(rows: list[dict[str, Any]], records: Records) -> list[dict[str, A
         differing = one.configuration.differences(other.configuration)
         if not differing.keys() & options_of("incidental") or one.result != other.result:
             without = f" without {', '.join(row['without'])}" if row["without"] else ""
+            results = "the same results" if one.result == other.result else "other results"
             raise DataError(
                 f"the run of {row['method']} on {row['target']}{without} with seed {row['seed']} "
-                f"is there twice: {first['record']} and {row['record']}; give one of them"
+                f"is there twice, with {results}: {first['record']} and {row['record']}; give one "
+                "of them"
             )
     return list(kept.values())
 

@@ -1,5 +1,6 @@
 """Comparison tables: accuracy on the target by method and target, each method tested."""
 
+import itertools
 import json
 import statistics
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -167,6 +168,15 @@ class ComparisonTable:
         ]
         if guessing:
             lines.append(f"hardly better than guessing on their own domains: {', '.join(guessing)}")
+        versions: dict[str, set[str]] = {}
+        for name, digest in itertools.chain.from_iterable(self.frame.get("code", ())):
+            versions.setdefault(name, set()).update([digest] if digest else [])
+        if changed := [name for name, digests in versions.items() if len(digests) > 1]:
+            lines.append(
+                f"the code of {', '.join(sorted(changed))} was changed between these runs, or "
+                "during one (sha256 in their records): if it computes another thing now, delete "
+                "and repeat the earlier ones"
+            )
         caution = built_in(self.data).caution
         return [*lines, caution] if caution else lines
 

@@ -12,7 +12,7 @@ from gradsurgery.hyperparameters import check_names
 from gradsurgery.rules import torchjd
 from gradsurgery.rules.agreement import AgrRand, AgrSum
 from gradsurgery.rules.averages import Mean, Median, Sum, TrimmedMean
-from gradsurgery.rules.base import ComponentwiseRule, FunctionRule, Rule, as_rule
+from gradsurgery.rules.base import ComponentwiseRule, Consensus, FunctionRule, Rule, as_rule
 from gradsurgery.rules.gramian import GramianRule
 from gradsurgery.rules.masks import ANDMask, GradDrop, SANDMask
 from gradsurgery.rules.minimum_norm import MGDA, CAGrad
@@ -30,6 +30,7 @@ __all__ = [
     "AgrSum",
     "CAGrad",
     "ComponentwiseRule",
+    "Consensus",
     "FunctionRule",
     "GradDrop",
     "GradVac",

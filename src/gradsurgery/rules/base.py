@@ -204,7 +204,7 @@ class ComponentwiseRule(Rule):
 
     @abstractmethod
     def finish(self, states: Sequence[State], domains: int) -> Consensus:
-        """The updates of the whole network, one per state, and the fraction of agreement."""
+        """The updates of the whole network, one per state, and how many components agree."""
 
     def __call__(self, gradients: Float[Tensor, "domains params"]) -> Float[Tensor, " params"]:
         """The update for the gradients g_d, folded row by row."""

@@ -32,11 +32,11 @@ def opened_sources(plan: Plan) -> dict[str, Source]:
 
     With all classes where the grid has ways to go about those that a domain lacks.
     """
-    ways = plan.grid.get("classes", [])
+    ways = {way for grid in plan.grids for way in grid.get("classes", ["same"])}
     opened = {}
     for spec in plan.data:
-        asked = {name: value for name, value in plan.options.items() if name not in plan.grid}
-        if ways and "same" not in ways:
+        asked = {name: value for name, value in plan.options.items() if name not in plan.searched}
+        if "same" not in ways:
             asked["classes"] = "all"
         c = RunConfiguration(**{**asked, "data": spec, "target": "any", "settings": {}})
         opened[spec] = open_source(spec, **c.reading)

@@ -130,7 +130,8 @@ def _planned(configuration: RunConfiguration, data: OpenedData, plan: Plan) -> S
     c = configuration
     run = f"seed-{c.seed}-{identity(c, data.name)}"
     place = f"{folder_name(data.name)}/{folder_name(c.target)}/{folder_name(c.method)}/{run}"
-    varied = {name for name, values in plan.grid.items() if len(values) > 1}
+    varied = {name for name in plan.searched if len({str(g.get(name)) for g in plan.grids}) > 1}
+    varied |= {name for grid in plan.grids for name, values in grid.items() if len(values) > 1}
     values = c.model_dump() | c.settings
     tried = " ".join(f"{name}={value}" for name, value in values.items() if name in varied)
     return SweepRun(c, data.name, place, tried)
@@ -164,9 +165,8 @@ def _held_out(
 
 
 def configurations(plan: Plan, method: str, **place: Any) -> Iterator[RunConfiguration]:
-    """One for every combination of the grid's values; `place` is data, target, without and seed."""
-    for values in itertools.product(*plan.grid.values()):
-        point = dict(zip(plan.grid, values, strict=True))
+    """One for every combination of a grid's values; `place` is data, target, without and seed."""
+    for point in _points(plan):
         options = {name: value for name, value in point.items() if not _is_setting(name)}
         given = plan.options.get("settings", {}) | {
             name: value for name, value in point.items() if _is_setting(name)
@@ -182,6 +182,12 @@ def configurations(plan: Plan, method: str, **place: Any) -> Iterator[RunConfigu
                 "settings": settings_of(method, settings) | average_settings(settings),
             }
         )
+
+
+def _points(plan: Plan) -> Iterator[dict[str, Value]]:
+    for grid in plan.grids:
+        for values in itertools.product(*grid.values()):
+            yield dict(zip(grid, values, strict=True))
 
 
 def _is_setting(name: str) -> bool:
@@ -200,11 +206,11 @@ def _setting(value: Value) -> float | str:
 def _check_settings(plan: Plan, methods: Sequence[str]) -> None:
     """Raise `ArgumentError` for a hyperparameter that none of the methods has."""
     given: dict[str, Any] = plan.options.get("settings", {})
-    names = [*given, *filter(_is_setting, plan.grid)]
+    names = [*given, *filter(_is_setting, plan.searched)]
     known = set(average_settings(dict.fromkeys(names, 0.0)))
     for method in methods:
         known |= settings_of(method, dict.fromkeys(names, 0.0)).keys()
     if unused := [name for name in names if name not in known]:
         raise ArgumentError(f"no method of this comparison has the hyperparameter {unused[0]!r}")
-    if taken := [name for name in (*plan.options, *given) if name in plan.grid]:
+    if taken := [name for name in (*plan.options, *given) if name in plan.searched]:
         raise ArgumentError(f"{taken[0]} is an option of the plan and in its grid; give it once")

@@ -48,6 +48,7 @@ class Checkpoint(Part):
         configuration: the run's.
         data_digest: of the image set.
         split_digest: of the split.
+        objects: code from outside of this software that the steps ran, in each of its versions.
         step: steps done.
         learner: states of model, optimiser, loss scaler and algorithm.
         curves: the validations so far.
@@ -65,6 +66,7 @@ class Checkpoint(Part):
     configuration: RunConfiguration
     data_digest: str
     split_digest: str
+    objects: list[dict[str, str | None]] = Field(default_factory=list)
     step: int = Field(default=0, ge=0)
     learner: dict[str, Any] = Field(default_factory=dict)
     curves: Curves = Field(default_factory=Curves)

@@ -23,7 +23,7 @@ from gradsurgery.data import (
 )
 from gradsurgery.data.duplicates import copies_in_run
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.data_options import left_out_classes
+from gradsurgery.documents.data_options import left_out_classes, percentages
 from gradsurgery.documents.record import Copies
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.rules import ANDMask, SANDMask
@@ -164,7 +164,7 @@ def _divided(
     split = split_of(configuration, images, configuration.seed_of_split)
     sources = configuration.sources(images.domains)
     target = configuration.held_out(images.domains)
-    _check_split(split, sources, target, images.name)
+    _check_split(split, configuration, sources, target, images.name)
     return split, sources, target
 
 
@@ -239,15 +239,54 @@ def _pictures(count: int) -> str:
     return "a picture is" if count == 1 else f"{count} pictures are"
 
 
-def _check_split(split: Split, sources: Sequence[str], target: str | None, name: str) -> None:
+def check_told_split(configuration: RunConfiguration, source: Source) -> None:
+    """Raise an error for a split by a column or by lists that is of no use, before decoding."""
+    if percentages(configuration.split) is not None:
+        return
+    listing = source.listing
+    undecoded = ImageSet(
+        name=source.name,
+        domains=source.domains,
+        classes=source.classes,
+        images=np.empty((0, 0, 0, 3), dtype=np.uint8),
+        identities=listing.identities,
+        domain=listing.domain,
+        label=listing.label,
+        size=0,
+        digest="",
+        parts=source.parts,
+        groups=source.groups,
+    )
+    told = configuration.model_copy(update={"drop_duplicates": False})  # its files are not read
+    _divided(told, undecoded)
+
+
+def _check_split(
+    split: Split,
+    configuration: RunConfiguration,
+    sources: Sequence[str],
+    target: str | None,
+    name: str,
+) -> None:
     """Every number of the record needs an image at least."""
     sizes = split.sizes()
+    place = configuration.split
+    drawn = percentages(place) is not None
+    told = f"the split {place:.200} of {name}"
     if all(sizes[domain]["validation"] == 0 for domain in sources):
-        raise DataError(f"{name} is too small: no image is left for validation; add images")
+        raise DataError(
+            f"{name} is too small: no image is left for validation; add images"
+            if drawn
+            else f"{told} has no validation images of the source domains; name some of "
+            "those for training as validation (val) instead"
+        )
     if target is not None and not sizes[target]["test"]:
+        cure = "test on all images of the target with --test-on all"
         raise DataError(
             f"{name} is too small: no image of {target} is left for testing; have 3 images or more "
-            "of a class in every domain, or test on all images of the target with --test-on all"
+            f"of a class in every domain, or {cure}"
+            if drawn
+            else f"{told} has no test images of {target}; name some, or {cure}"
         )
     if untrained := [domain for domain in sources if sizes[domain]["train"] == 0]:
         raise DataError(

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from gradsurgery import __version__
-from gradsurgery.algorithms import method_provenance
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageLoader, ImageSet, Split
 from gradsurgery.data.loader import prefetched
@@ -150,7 +149,6 @@ def conclude(run: Run, *, cuda_graph: str | None) -> Record:
     # one of fewer steps would speak of another model
     (run.directory / Record.file_name).unlink(missing_ok=True)
     _save_model(learner.judged, c, images, result.best, run.directory)
-    foreign = (images.provenance, backbone.provenance)
     return Record(
         configuration=c,
         data=_data_record(used),
@@ -163,7 +161,7 @@ def conclude(run: Run, *, cuda_graph: str | None) -> Record:
         curves=checkpoint.curves,
         conflict=checkpoint.conflict if c.log_conflict else None,
         result=result,
-        objects=method_provenance(c.method) + [place for place in foreign if place is not None],
+        objects=checkpoint.objects,
         environment=_environment(learner.device),
         cost=Cost(
             seconds=checkpoint.seconds + time.perf_counter() - start,

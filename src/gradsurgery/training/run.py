@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from gradsurgery.algorithms import build_method
+from gradsurgery.algorithms import build_method, method_provenance
 from gradsurgery.algorithms.objectives import Fishr
 from gradsurgery.atomic import claimed
-from gradsurgery.backbones import build_backbone, check_batch_size
+from gradsurgery.backbones import Backbone, build_backbone, check_batch_size
 from gradsurgery.backbones.networks import find_network
 from gradsurgery.data import ImageSet, Source, open_source, prepare, unknown_domain
 from gradsurgery.data.splits import check_split
@@ -26,7 +26,14 @@ from gradsurgery.training.checkpoint import (
     restore_learner,
 )
 from gradsurgery.training.device import computing_with, reset_peak_memory, resolve_device
-from gradsurgery.training.images_used import Gaps, ImagesUsed, check_gaps, check_weights, gaps_of
+from gradsurgery.training.images_used import (
+    Gaps,
+    ImagesUsed,
+    check_gaps,
+    check_told_split,
+    check_weights,
+    gaps_of,
+)
 from gradsurgery.training.learner import build_learner, build_optimizer
 from gradsurgery.training.loop import Observer, run_steps
 from gradsurgery.training.outcome import Run, conclude
@@ -162,6 +169,7 @@ def prepare_images(
     """The data set decoded for the run, unless it is already; `report` hears how far it is."""
     if isinstance(source, ImageSet):
         return source
+    check_told_split(configuration, source)
     return prepare(
         source,
         size=configuration.image_size,
@@ -211,17 +219,42 @@ def _record(
         used.prepare(learner.algorithm, c, backbone, device)
         for line in used.notes(c.held_out(images.domains)):
             report(TrainingProgress("images", len(images.label), len(images.label), note=line))
+        objects = _foreign_objects(c, images, backbone)
         if checkpoint is None:
             c.save(directory)
             used.split.save(directory)
             checkpoint = Checkpoint(
-                configuration=c, data_digest=images.digest, split_digest=used.split.digest
+                configuration=c,
+                data_digest=images.digest,
+                split_digest=used.split.digest,
+                objects=objects,
             )
         else:
             restore_learner(learner, checkpoint, used, directory)
+            _note_changes(objects, checkpoint, report)
             if c.iterations != checkpoint.configuration.iterations:
                 c.save(directory)
             checkpoint.configuration = c  # which may be worked on elsewhere by now
             report(TrainingProgress("resuming", checkpoint.step, c.iterations))
         run = Run(learner, checkpoint, used, learner.loader(images), directory, report)
         return conclude(run, cuda_graph=run_steps(run, used.batches(c), observe))
+
+
+def _foreign_objects(
+    configuration: RunConfiguration, images: ImageSet, backbone: Backbone
+) -> list[dict[str, str | None]]:
+    """Where what a run takes from outside of this software comes from."""
+    beside = (images.provenance, backbone.provenance)
+    return method_provenance(configuration.method) + [each for each in beside if each is not None]
+
+
+def _note_changes(
+    objects: list[dict[str, str | None]], checkpoint: Checkpoint, report: ProgressCallback
+) -> None:
+    """Add to the checkpoint code that is another than the steps so far ran, and say so."""
+    changed = [each for each in objects if each not in checkpoint.objects]
+    if changed and checkpoint.objects:
+        names = ", ".join(str(each["object"]) for each in changed)
+        line = f"the code of {names} has changed since the run began: its record names both"
+        report(TrainingProgress("training", checkpoint.step, 0, note=line))
+    checkpoint.objects.extend(changed)
