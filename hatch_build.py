@@ -29,10 +29,10 @@ class CompileNative(BuildHookInterface[Any]):
         library = folder / "libgradsurgery.so"
         compiler = shlex.split(os.environ.get("CC", "cc"))
         sources = sorted(map(str, folder.glob("*.c")))
-        command = [*compiler, *FLAGS, f'-DSOURCES="{digest_of(folder)}"', *sources]
+        command = [*compiler, *FLAGS, f'-DSOURCES="{digest_of(folder)}"', *sources, "-o"]
         library.unlink(missing_ok=True)
         try:
-            subprocess.run([*command, "-o", str(library)], check=True, capture_output=True, text=True)
+            subprocess.run([*command, library], check=True, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError) as error:
             self.app.display_warning(f"the compiled loops are left out: {error}")
             return
@@ -42,6 +42,6 @@ class CompileNative(BuildHookInterface[Any]):
 
 
 def digest_of(folder: Path) -> str:
-    """The sha256 of the sources, as kernels/compiled.py takes it of those that it is loaded with."""
+    """The sha256 of the sources, as kernels/compiled.py takes it of those beside it."""
     files = sorted(file for file in folder.iterdir() if file.suffix in (".c", ".h"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

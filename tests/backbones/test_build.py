@@ -3,6 +3,7 @@ import urllib.error
 import pytest
 import torch
 from torch import nn
+from torch.torch_version import TorchVersion
 
 from gradsurgery.backbones import backbone_names, build_backbone
 from gradsurgery.errors import ArgumentError, WeightsError
@@ -139,3 +140,22 @@ def test_the_last_layer_is_drawn_like_a_layer_replaced_by_hand():
     bound = 1 / head.in_features**0.5
     assert bound / 2 < head.weight.abs().max() <= bound
     assert head.bias.abs().max() <= bound
+
+
+@pytest.mark.parametrize("version", ["2.9.1", "2.13.0+cpu", "2.14.0"])
+def test_group_norms_behind_frozen_layers_do_not_end_the_process(version, monkeypatch):
+    """The backward pass of torch 2.9 to 2.13 does, for what lies with the channels last."""
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    model = build_backbone("small-cnn", classes=3, weights="none", seed=0).model
+    model.features[0].requires_grad_(False)
+    norm = next(module for module in model.modules() if isinstance(module, nn.GroupNorm))
+    seen = []
+    norm.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    images = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        loss = model(images.to(memory_format=memory_format)).square().sum()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        gradients.append(torch.autograd.grad(loss, trained))
+    assert seen[1].is_contiguous() == (version != "2.14.0")
+    torch.testing.assert_close(*gradients)

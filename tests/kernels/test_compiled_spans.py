@@ -1,6 +1,8 @@
 """Spans cover everything once, and what goes wrong in a thread is raised."""
 
+import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,3 +100,20 @@ def test_memory_with_the_opposite_sign_is_not_read(kind):
     rows = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     found = gs.rule(kind)(torch._neg_view(rows))  # as .imag of a conjugate gives
     torch.testing.assert_close(found, gs.rule(kind)(-rows))
+
+
+@pytest.mark.skipif(compiled.library() is None, reason="no C compiler built the library")
+def test_a_library_of_other_sources_is_not_called(tmp_path, monkeypatch):
+    """Its functions would read and write beyond what they are given."""
+    folder = Path(compiled.__file__).parent
+    for file in (*folder.glob("*.[ch]"), folder / "libgradsurgery.so"):
+        shutil.copy(file, tmp_path)
+    monkeypatch.setattr(compiled, "__file__", str(tmp_path / "compiled.py"))
+    load = compiled.library.__wrapped__
+    assert load() is not None
+    with (tmp_path / "gramian.c").open("a") as source:
+        source.write("\n")
+    with pytest.warns(RuntimeWarning, match="of another version and not used"):
+        assert load() is None
+    (tmp_path / "libgradsurgery.so").unlink()
+    assert load() is None

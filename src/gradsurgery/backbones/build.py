@@ -91,6 +91,8 @@ def build_backbone(
     if state is not None:
         load_state(built.model, state, built.heads, built.adapt, name=name, origin=origin)
     model = built.model.eval()
+    if torch.__version__ < "2.14":
+        guard_group_norm(model)
     if image_size is not None:
         check_image_size(model, name, classes, image_size)
     return Backbone(
@@ -102,6 +104,24 @@ def build_backbone(
         digest,
         built.provenance,
         built.heads,
+    )
+
+
+def guard_group_norm(model: nn.Module) -> None:
+    """Have group norms take what lies channel by channel where it needs no gradient.
+
+    Before 2.14, torch ends the process in a group norm's backward pass on a processor where that
+    lies with the channels last, as images do, behind frozen layers.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.register_forward_pre_hook(_channel_by_channel)
+
+
+def _channel_by_channel(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(
+        each.contiguous() if each.device.type == "cpu" and not each.requires_grad else each
+        for each in arguments
     )
 
 
