@@ -13,7 +13,7 @@ from pathlib import Path
 from gradsurgery.errors import OutputError
 
 _LOCK_FILE = ".lock"
-_SETTLED = 10.0  # seconds
+_SETTLED = 600.0  # seconds
 _LEFTOVER = re.compile(
     r"\.((record|configuration|split|failure)\.json|checkpoint\.pt|(model|best-\d+)\.safetensors)\.\d+\.tmp"
 )
@@ -136,7 +136,7 @@ def _remove_leftovers(directory: Path) -> None:
 def _remove_abandoned(path: Path) -> None:
     """Remove what a process that is gone was writing in place of `path`.
 
-    That of the last seconds may be another machine's, whose processes are not known here.
+    That of the last minutes may be another machine's, whose processes are not known here.
     """
     if os.name != "posix":  # elsewhere one cannot ask for a process without harm
         return

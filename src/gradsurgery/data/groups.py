@@ -56,7 +56,7 @@ def grouped_parts(
         groups = _groups(images, sorted(members, key=images.identities.__getitem__))
         counts = [Counter(images.label[group].tolist()) for group in groups]
         generator = named_generator(seed, "split", domain, "groups")
-        order = torch.randperm(len(groups), generator=generator).tolist()
+        order = torch.randperm(len(groups), generator=generator, device="cpu").tolist()
         chosen = _given_away(counts, order, fractions)
         _fill_empty(counts, chosen, fractions)
         for group, part in zip(groups, chosen, strict=True):
