@@ -142,7 +142,10 @@ def test_the_last_layer_is_drawn_like_a_layer_replaced_by_hand():
     assert head.bias.abs().max() <= bound
 
 
-@pytest.mark.parametrize("version", ["2.9.1", "2.13.0+cpu", "2.14.0"])
+sound = pytest.mark.skipif(torch.__version__ < "2.14", reason="torch ends the process")
+
+
+@pytest.mark.parametrize("version", ["2.9.1", "2.13.0+cpu", pytest.param("2.14.0", marks=sound)])
 def test_group_norms_behind_frozen_layers_do_not_end_the_process(version, monkeypatch):
     """The backward pass of torch 2.9 to 2.13 does, for what lies with the channels last."""
     monkeypatch.setattr(torch, "__version__", TorchVersion(version))
