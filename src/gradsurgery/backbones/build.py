@@ -12,7 +12,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
-from gradsurgery.backbones.networks import Network, Triple, find_network, library_has, network_by
+from gradsurgery.backbones.networks import (
+    Network,
+    Triple,
+    find_network,
+    guard_group_norm,
+    library_has,
+    network_by,
+)
 from gradsurgery.backbones.weights import State, file_digest, load_all, load_state, read_state
 from gradsurgery.errors import ArgumentError, WeightsError, one_line
 from gradsurgery.seeds import derive_seed
@@ -104,24 +111,6 @@ def build_backbone(
         digest,
         built.provenance,
         built.heads,
-    )
-
-
-def guard_group_norm(model: nn.Module) -> None:
-    """Have group norms take what lies channel by channel where it needs no gradient.
-
-    Before 2.14, torch ends the process in a group norm's backward pass on a processor where that
-    lies with the channels last, as images do, behind frozen layers.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.GroupNorm):
-            module.register_forward_pre_hook(_channel_by_channel)
-
-
-def _channel_by_channel(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(
-        each.contiguous() if each.device.type == "cpu" and not each.requires_grad else each
-        for each in arguments
     )
 
 

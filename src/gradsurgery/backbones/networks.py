@@ -304,3 +304,21 @@ def _constructed(name: str, image_size: int | None, build: Callable[[], Any]) ->
 def _triple(values: Any) -> Triple:
     red, green, blue = (float(value) for value in values)
     return red, green, blue
+
+
+def guard_group_norm(model: nn.Module) -> None:
+    """Have group norms take what lies channel by channel where it needs no gradient.
+
+    Before 2.14, torch ends the process in a group norm's backward pass on a processor where that
+    lies with the channels last, as images do, behind frozen layers.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.register_forward_pre_hook(_channel_by_channel)
+
+
+def _channel_by_channel(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(
+        each.contiguous() if each.device.type == "cpu" and not each.requires_grad else each
+        for each in arguments
+    )
