@@ -56,7 +56,7 @@ class ParquetSource(TableSource):
             classes += labels["label"]
             names += [file_name(text) for text in labels["paths"]]
             parts += labels["parts"]
-            groups += labels["groups"]
+            groups += [group or None for group in labels["groups"]]
             if labels["images"] == "paths" and self._beside is not None:
                 self._beside += [path.parent / text for text in labels["paths"] if text]
             elif labels["images"] == "unknown":
