@@ -199,6 +199,10 @@ def test_rows_without_a_group_are_one_each_in_parquet_too(root):
     pq.write_table(pa.Table.from_pylist(cells), root / "t.parquet")
     groups = open_source(str(root / "t.parquet"), columns={"group": "patient"}).groups
     assert Counter(groups) == {None: 20, "p0": 20}
+    numbers = pa.array([float("nan"), None, 7.0, 7.0] * 10)
+    pq.write_table(pa.Table.from_pylist(cells).append_column("n", numbers), root / "t.parquet")
+    groups = open_source(str(root / "t.parquet"), columns={"group": "n"}).groups
+    assert Counter(groups) == {None: 20, "7.0": 20}
 
 
 def test_data_info_counts_groups(root):
