@@ -1,6 +1,7 @@
 """Objects of other packages by name."""
 
 import hashlib
+import importlib
 import subprocess
 import sys
 import textwrap
@@ -122,6 +123,18 @@ def test_provenance(package):
     loose = {"object": "script:Loose", "package": "script", "version": None}
     assert provenance(loaded("script:Loose")).items() >= loose.items()
     assert load_object(expected["object"], "rule", fits=callable, expected="") is mine
+
+
+def test_a_module_that_is_loaded_again_is_of_its_new_file(package):
+    first = provenance(loaded("neighbour.rules:Mine"))["sha256"]
+    module = sys.modules["neighbour.rules"]
+    file = Path(module.__file__)
+    for number in range(3):
+        file.write_text(f"class Mine: number = {number}  # {'.' * number}\n")
+        assert provenance(module.Mine)["sha256"] == first  # what is run is still the former
+        importlib.reload(module)
+        first = hashlib.sha256(file.read_bytes()).hexdigest()
+        assert provenance(module.Mine)["sha256"] == first
 
 
 def test_looking_imports_nothing_heavy():

@@ -17,7 +17,7 @@ from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import Any, Literal, NamedTuple
 
 from gradsurgery.errors import ArgumentError, one_line
@@ -126,7 +126,8 @@ def provenance(found: Any) -> dict[str, str | None]:
 
     Gives "object", the "module:Name" that `load_object` takes; "package", the installed package, or
     the module where none was installed; "version" of the package, None where it states none;
-    "sha256" of the file that it is written in, as it was when it was first asked for.
+    "sha256" of the file that it is written in, as it was when it was first asked for since the
+    module was imported.
 
     >>> from gradsurgery.errors import DataError
     >>> provenance(DataError)["object"]
@@ -136,7 +137,7 @@ def provenance(found: Any) -> dict[str, str | None]:
     module = getattr(kind, "__module__", None) or "builtins"
     top = module.partition(".")[0]
     where = f"{module}:{kind.__qualname__}"
-    digest = _digest_of(sys.modules.get(module))
+    digest = _digest_of(module)
     about = {"object": where, "package": top, "version": None, "sha256": digest}
     for distribution in _distributions().get(top, ()):
         return about | {"package": distribution, "version": version(distribution)}
@@ -144,13 +145,34 @@ def provenance(found: Any) -> dict[str, str | None]:
     return about | {"version": stated if isinstance(stated, str) else None}
 
 
-@cache
-def _digest_of(module: ModuleType | None) -> str | None:
-    path = getattr(module, "__file__", None)
-    try:
-        return sha256(Path(path).read_bytes()).hexdigest() if path else None
-    except OSError:  # it is in an archive, or gone
+def _digest_of(name: str) -> str | None:
+    """The sha256 of the file of the module `name`, as it was when the module was asked about.
+
+    A module that was imported again (importlib.reload, %autoreload) has another spec.
+    """
+    module = sys.modules.get(name)
+    path, spec = getattr(module, "__file__", None), getattr(module, "__spec__", None)
+    if not path:
         return None
+    known = _digests.get(name)
+    if known is None or known.module is not module or known.spec is not spec:
+        try:
+            digest = sha256(Path(path).read_bytes()).hexdigest()
+        except OSError:  # it is in an archive, or gone
+            digest = None
+        _digests[name] = known = _Digest(module, spec, digest)
+    return known.sha256
+
+
+class _Digest(NamedTuple):
+    """The digest of a module's file, and what was imported from it."""
+
+    module: Any
+    spec: Any
+    sha256: str | None
+
+
+_digests: dict[str, _Digest] = {}
 
 
 @cache

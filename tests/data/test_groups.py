@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gradsurgery.data import draw_split, open_source, prepare, split_of
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import DataError
+from gradsurgery.training.images_used import check_divided
 
 LAYOUT = "{domain}/{class}/{group}_{id}.png"
 
@@ -153,6 +154,55 @@ def test_a_rare_class_is_trained_on_even_in_a_large_group(make_images_static):
     split = draw_split(replace(images, groups=tuple(groups)))
     for domain in images.domains:
         assert (images.label[split.train[domain]] == 1).sum() == 2
+
+
+def of_classes(images, sizes):
+    """Groups of so many images within each class of each domain, as of plants of a species."""
+    names = [number for number, size in enumerate(sizes) for _ in range(size)]
+    seen = Counter()
+    groups = []
+    for d, label in zip(images.domain.tolist(), images.label.tolist(), strict=True):
+        groups.append(f"{label}-{names[seen[d, label]]}")
+        seen[d, label] += 1
+    return replace(images, groups=tuple(groups))
+
+
+def test_groups_of_one_class_each_leave_the_parts_near_the_fractions(make_images_static):
+    counts = {"art": [10] * 10, "photo": [10] * 10}
+    pairs = of_classes(make_images_static(counts), [2] * 5)
+    # 7 : 1 : 2 of a class cannot be had of pairs, but of the domain: 35, 5 and 10 pairs
+    assert draw_split(pairs).sizes()["art"] == {"train": 70, "validation": 10, "test": 20}
+    uneven = draw_split(of_classes(make_images_static(counts), [8, 2]), 0, (0.6, 0.2, 0.2))
+    assert uneven.sizes()["art"] == {"train": 80, "validation": 10, "test": 10}
+
+
+def test_what_another_part_can_spare_fills_an_empty_one(make_images_static):
+    images = of_classes(make_images_static({"art": [10] * 4, "photo": [10] * 4}), [8, 2])
+    # the pair of each class is a test image's (2 of 10); no class of training can spare a group
+    assert draw_split(images).sizes()["art"] == {"train": 32, "validation": 2, "test": 6}
+
+
+def test_too_few_groups_are_told_of_as_groups(make_images_static):
+    images = make_images_static({"art": [30, 30], "photo": [30, 30]})
+    images = replace(images, groups=("p0",) * len(images.identities))
+    with pytest.raises(DataError, match="left for validation; have 3 groups or more in every"):
+        check_divided(options(), images)
+
+
+def test_rows_without_a_group_are_one_each_in_parquet_too(root):
+    cells = [
+        {"image": str(path), "domain": path.parts[-3], "label": path.parts[-2], "patient": group}
+        for path, group in zip(
+            sorted(root.rglob("*.png")), ["", None, "p0", "p0"] * 10, strict=True
+        )
+    ]
+    pq.write_table(pa.Table.from_pylist(cells), root / "t.parquet")
+    groups = open_source(str(root / "t.parquet"), columns={"group": "patient"}).groups
+    assert Counter(groups) == {None: 20, "p0": 20}
+    numbers = pa.array([float("nan"), None, 7.0, 7.0] * 10)
+    pq.write_table(pa.Table.from_pylist(cells).append_column("n", numbers), root / "t.parquet")
+    groups = open_source(str(root / "t.parquet"), columns={"group": "n"}).groups
+    assert Counter(groups) == {None: 20, "7.0": 20}
 
 
 def test_data_info_counts_groups(root):

@@ -236,6 +236,9 @@ def test_images_that_changed_since_are_noticed(
     interrupted(tmp_path, configured(), images, 9)
     with pytest.raises(CheckpointError, match="have changed since"):
         train(configured(), tmp_path, opened=replace(images, digest="0" * 64))
+    grouped = replace(images, groups=("one", *[None] * (len(images.identities) - 1)))
+    with pytest.raises(CheckpointError, match=r"the split of .* \(its groups, .*\) has changed"):
+        train(configured(), tmp_path, opened=grouped)
 
 
 def test_a_model_no_checkpoint_names_is_not_believed(

@@ -72,37 +72,46 @@ def _given_away(
     total = sum(counts, Counter[int]())
     quotas = {c: part_sizes(n, fractions) for c, n in total.items()}
     lacking = {c: list(sizes) for c, sizes in quotas.items()}
+    in_all = [sum(sizes) for sizes in zip(*quotas.values(), strict=True)]
     shares = [sum(n / total[c] for c, n in count.items()) for count in counts]
     chosen = [0] * len(counts)
 
-    def gain(count: Counter[int], part: int) -> float:
-        return sum(
+    def gain(count: Counter[int], part: int) -> tuple[float, bool, int]:
+        lowered = sum(
             n * (2 * lacking[c][part] - n) / (max(quotas[c][part], 1) * total[c])
             for c, n in count.items()
         )
+        untrained = any(lacking[c][0] == quotas[c][0] for c in count)
+        return lowered, untrained and PARTS[part] == "train", in_all[part]
 
     for g in sorted(order, key=lambda g: -shares[g]):
         chosen[g] = part = max(range(len(PARTS)), key=partial(gain, counts[g]))
         for c, n in counts[g].items():
             lacking[c][part] -= n
+            in_all[part] -= n
     return chosen
 
 
 def _fill_empty(
     counts: Sequence[Counter[int]], chosen: list[int], fractions: tuple[Fraction, ...]
 ) -> None:
-    """Give a part that has nothing the smallest group that the part with most groups can spare."""
+    """Give a part that has nothing the smallest group of the part with most that can spare one.
+
+    The training part keeps an image of every class that it has, another part a group.
+    """
     total = sum(counts, Counter[int]())
     for part in range(len(PARTS)):
         wanted = any(part_sizes(n, fractions)[part] for n in total.values())
         if part in chosen or not wanted or len(counts) < len(PARTS):
             continue
-        (donor, _), *_ = Counter(chosen).most_common(1)
-        there = [g for g, of in enumerate(chosen) if of == donor]
-        images = sum((counts[g] for g in there), Counter[int]())
-        spare = [g for g in there if all(images[c] > n for c, n in counts[g].items())]
-        if spare:
-            chosen[min(spare, key=lambda g: counts[g].total())] = part
+        for donor, number in Counter(chosen).most_common():
+            spare = [g for g, of in enumerate(chosen) if of == donor and number > 1]
+            if PARTS[donor] == "train":
+                images = sum((counts[g] for g in spare), Counter[int]())
+                spare = [g for g in spare if all(images[c] > n for c, n in counts[g].items())]
+            if spare:
+                chosen[min(spare, key=lambda g: counts[g].total())] = part
+                break
 
 
 def check_undivided(images: ImageSet, parts: Sequence[str | None]) -> None:

@@ -1,6 +1,7 @@
 """Images in Parquet files, in the layout of Hugging Face `datasets`."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -149,7 +150,7 @@ def _read_labels(path: Path, columns: Mapping[str, str]) -> dict[str, Any]:
         paths = cells if kind == "paths" else [cell and cell["path"] for cell in cells]
     names = _declared_names(schema.metadata, path, (domain, label))
     said = {what: [None] * table.num_rows for what in also} | {
-        what: [None if each is None else str(each) for each in table[name].to_pylist()]
+        what: [_text(each) for each in table[name].to_pylist()]
         for what, name in also.items()
         if name is not None
     }
@@ -160,6 +161,13 @@ def _read_labels(path: Path, columns: Mapping[str, str]) -> dict[str, Any]:
         "paths": paths,
         "images": "stored" if stored else "paths" if kind == "paths" else "unknown",
     }
+
+
+def _text(cell: Any) -> str | None:
+    """What a cell says, None where it is empty or not a number."""
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return None
+    return str(cell) or None
 
 
 def _all_stored(file: Any, image: str) -> bool:

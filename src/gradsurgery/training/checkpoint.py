@@ -212,9 +212,12 @@ def restore_learner(
     """
     digests = used.images.digest, used.split.digest
     if (checkpoint.data_digest, checkpoint.split_digest) != digests:
+        name, what = used.images.name, "the images of {name} have"
+        if checkpoint.data_digest == used.images.digest:
+            what = "the split of {name} (its groups, column or lists) has"
         raise CheckpointError(
-            f"the images of {used.images.name} have changed since the run in {directory} began; "
-            "bring them back, or delete the folder and start again"
+            f"{what.format(name=name)} changed since the run in {directory} began; "
+            "bring back what it was, or delete the folder and start again"
         )
     try:
         learner.restore(checkpoint.learner)

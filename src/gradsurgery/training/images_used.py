@@ -164,7 +164,7 @@ def _divided(
     split = split_of(configuration, images, configuration.seed_of_split)
     sources = configuration.sources(images.domains)
     target = configuration.held_out(images.domains)
-    _check_split(split, configuration, sources, target, images.name)
+    _check_split(split, configuration, sources, target, images)
     return split, sources, target
 
 
@@ -266,16 +266,19 @@ def _check_split(
     configuration: RunConfiguration,
     sources: Sequence[str],
     target: str | None,
-    name: str,
+    images: ImageSet,
 ) -> None:
     """Every number of the record needs an image at least."""
-    sizes = split.sizes()
+    sizes, name = split.sizes(), images.name
     place = configuration.split
     drawn = percentages(place) is not None
     told = f"the split {place:.200} of {name}"
+    more = "3 images or more of a class in every domain"
+    if images.groups is not None:
+        more = "3 groups or more in every domain, and 2 of each class, for none is divided"
     if all(sizes[domain]["validation"] == 0 for domain in sources):
         raise DataError(
-            f"{name} is too small: no image is left for validation; add images"
+            f"{name} is too small: no image is left for validation; have {more}"
             if drawn
             else f"{told} has no validation images of the source domains; name some of "
             "those for training as validation (val) instead"
@@ -283,8 +286,7 @@ def _check_split(
     if target is not None and not sizes[target]["test"]:
         cure = "test on all images of the target with --test-on all"
         raise DataError(
-            f"{name} is too small: no image of {target} is left for testing; have 3 images or more "
-            f"of a class in every domain, or {cure}"
+            f"{name} is too small: no image of {target} is left for testing; have {more}, or {cure}"
             if drawn
             else f"{told} has no test images of {target}; name some, or {cure}"
         )
