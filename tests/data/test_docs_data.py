@@ -11,6 +11,7 @@ CODE = re.findall(r"^```python3\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 @pytest.mark.parametrize("code", CODE)
 def test_the_code_of_the_page_runs(code):
+    assert re.search("^ *assert ", code, re.MULTILINE)  # by which it checks itself
     exec(code, {})
 
 

@@ -157,8 +157,7 @@ class StoredGradients(SingleGradients):
         unknown = torch.full_like(gramian[0], torch.nan)
         weights = weights_of(self._rule, gramian) if finite else unknown
         self._bound = largest_of_sum(gramian, weights) / self._scale
-        for position in self._products:
-            column = self._filled(position)
+        for position, column in self._filled.items():
             flat = weighted_sum(column, weights, out=column[0])
             gradients[position] = self._shaped(flat, position, poison=poison)
         return Update(gradients, gramian=gramian)
@@ -186,8 +185,8 @@ class StoredGradients(SingleGradients):
     @cached_property
     def _products(self) -> dict[int, Float[Tensor, "domains domains"]]:
         """The Gramian of each parameter that a domain reaches, by position."""
-        columns = ((position, self._filled(position)) for position in range(len(self._columns)))
-        return {at: gramian_of(column, scale=self._scale) for at, column in columns if column}
+        columns = self._filled.items()
+        return {at: gramian_of(column, scale=self._scale) for at, column in columns}
 
     @cached_property
     def _scale(self) -> float:
@@ -196,12 +195,16 @@ class StoredGradients(SingleGradients):
     def _add(self, position: int, domain: int, gradient: Float[Tensor, " params"] | None) -> None:
         self._columns[position].append(None if gradient is None else self._own(gradient))
 
-    def _filled(self, position: int) -> list[Tensor]:
-        """One parameter's gradients, zeros where a domain does not reach it; [] where none does."""
-        column, parameter = self._columns[position], self._parameters[position]
-        if all(gradient is None for gradient in column):
-            return []
-        return [parameter.new_zeros(parameter.numel()) if g is None else g for g in column]
+    @cached_property
+    def _filled(self) -> dict[int, list[Tensor]]:
+        """The gradients of each parameter that a domain reaches, zeros for domains that do not."""
+        return {
+            position: [parameter.new_zeros(parameter.numel()) if g is None else g for g in column]
+            for position, (parameter, column) in enumerate(
+                zip(self._parameters, self._columns, strict=True)
+            )
+            if any(gradient is not None for gradient in column)
+        }
 
 
 # How many domains come is known at the end. Most sets have up to four source domains; a row that

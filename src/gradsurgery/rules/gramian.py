@@ -116,7 +116,7 @@ def largest_of_sum(
     gramian: Float[Tensor, "domains domains"], weights: Float[Tensor, " domains"]
 ) -> float:
     """Σ_d |w_d| √G_dd: no component of Σ_d w_d g_d is larger."""
-    return float(gramian.diagonal().sqrt() @ weights.to(gramian).abs())
+    return float(gramian.diagonal().sqrt() @ weights.abs())
 
 
 def gramian_of(
