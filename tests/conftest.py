@@ -1,6 +1,7 @@
 """Under the tests every annotated shape and type of the package is checked at run time."""
 
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -15,6 +16,11 @@ check_annotations("gradsurgery")
 # start do the same: sums are the same bits only with the same number of threads.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# What a shell starts in the background ignores Ctrl-C, and so would the processes that tests
+# interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Without a GPU the kernels that are written in Triton run on CPU tensors, in its interpreter. It
 # has to be known before triton is imported.
