@@ -102,6 +102,16 @@ def test_many_domains_and_rows_with_gaps(implementation):
     torch.testing.assert_close(update, (weights @ gaps.double()).float(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("domains", [1, 2, 3, 5, 8, 9])
+def test_products_of_float32_are_those_of_float64_to_the_bit(domains, implementation):
+    # they are exact in it, so that it makes no difference whether they are rounded with the sum
+    generator = torch.Generator().manual_seed(domains)
+    sizes = torch.exp(8 * torch.randn(domains, 1000, generator=generator))
+    rows = torch.randn(domains, 1000, generator=generator) * sizes
+    wide = gramian_of([row.double() for row in rows])
+    assert torch.equal(gramian_of(rows.unbind(0)), wide)
+
+
 def test_the_gramian_is_the_same_at_every_call():
     rows = torch.randn(3, 600_001, generator=torch.Generator().manual_seed(0)).unbind(0)
     before = torch.get_num_threads()

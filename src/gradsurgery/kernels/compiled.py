@@ -27,7 +27,7 @@ POINTER, INTEGER = ctypes.c_void_p, ctypes.c_int64
 
 LEAST = 1 << 17
 """Components of a gradient that are worth a thread."""
-_BLOCK, _LANES = 128, 8  # as in gramian.c
+_BLOCK, _LANES = 64, 8  # as in gramian.c
 
 
 @cache

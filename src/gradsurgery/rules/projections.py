@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from gradsurgery.errors import ArgumentError
 from gradsurgery.hyperparameters import Hyperparameter
+from gradsurgery.kernels.flat import projections
 from gradsurgery.kernels.network import accelerates, kernels_for, sent
 from gradsurgery.rules.gramian import GramianRule
 
@@ -42,12 +43,9 @@ class PCGrad(GramianRule):
 
     def weights(self, gramian: Float[Tensor, "domains domains"]) -> Float[Tensor, " domains"]:
         """w_j = Σ_d c_dj."""
-        coefficients = torch.eye(len(gramian), dtype=gramian.dtype, device=gramian.device)
-        for domain, other in self.random.pairs(len(gramian)):  # algorithm 1, line 4
-            product = coefficients[domain] @ gramian[:, other]
-            if product < 0:  # lines 5 and 6
-                coefficients[domain, other] -= product / gramian[other, other]
-        return coefficients.sum(0)
+        others = [other for _, other in self.random.pairs(len(gramian))]  # algorithm 1, line 4
+        orders = torch.tensor(others, dtype=torch.int64, device=gramian.device)
+        return projections(gramian, orders.view(len(gramian), -1)).sum(0)
 
     @override
     def weights_on_device(
@@ -160,9 +158,9 @@ class GradVac(GramianRule):
                 return gramian[0]
             pairs = [(domain, other) for domain, row in enumerate(others.tolist()) for other in row]
             return sent(self._weights(on_cpu, pairs).to(gramian.dtype), gramian.device)
-        from gradsurgery.kernels.products import projections
+        from gradsurgery.kernels import products
 
-        coefficients = projections(
+        coefficients = products.projections(
             gramian,
             orders,
             self._targets_for(gramian),
