@@ -12,8 +12,8 @@
 /* The sha256 of the sources, without which the library is not taken for this version's. */
 const char built_of[] = SOURCES;
 
-/* Components taken at a time: few enough that every row is read as one steady stream (at 1,024 and
-   more each burst ends with a memory page), enough to keep the loops' overhead small. */
+/* Components taken at a time: few enough to stay in the nearest cache, enough to keep the loops'
+   overhead small. */
 #define BLOCK 256
 /* Independent sums, which a compiler turns into vector code. */
 #define LANES 8
@@ -31,6 +31,7 @@ const char built_of[] = SOURCES;
                 total[n] = lowest[n] = highest[n] = rows[start + n];                              \
             for (int64_t d = 1; d < domains; d++) {                                               \
                 const REAL *row = rows + d * stride + start;                                      \
+                FETCH_NEXT(REAL, row, BLOCK, end - start);                                        \
                 for (int64_t n = 0; n < size; n++) {                                              \
                     REAL value = row[n];                                                          \
                     total[n] += value;                                                            \
@@ -157,6 +158,8 @@ const char built_of[] = SOURCES;
             for (int64_t d = 0; d < domains; d++) {                                               \
                 REAL *row = rows + d * stride + start;                                            \
                 const REAL *before = memory + d * apart + start;                                  \
+                FETCH_NEXT(REAL, row, BLOCK, end - start);                                        \
+                FETCH_NEXT(REAL, before, BLOCK, end - start);                                     \
                 for (int64_t n = 0; n < size; n++) {                                              \
                     REAL value = row[n], mean = value + decay * before[n];                        \
                     row[n] = mean;                                                                \

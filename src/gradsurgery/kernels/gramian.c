@@ -18,12 +18,6 @@ typedef double lanes __attribute__((vector_size(LANES * sizeof(double)), aligned
 /* Pairs of one row multiplied side by side: an addition of one does not wait for its last one. */
 #define PAIRS 4
 
-/* The next block of a row comes from memory while this one is used: no processor foresees by itself
-   what comes of many rows. */
-#define FETCH_NEXT(REAL, ROW, SIZE, LEFT)                                                         \
-    for (int64_t n = SIZE; n < 2 * SIZE && n < LEFT; n += 64 / sizeof(REAL))                      \
-    __builtin_prefetch((ROW) + n)
-
 #define DEFINE(REAL, NAME, ROUNDING)                                                              \
     /* Adds rows[i] . rows[j], as LANES sums, to out[i][j] for all i <= j. */                     \
     VECTORS ROUNDING void add_gramian_##NAME(const REAL *const *rows, int64_t domains,            \
