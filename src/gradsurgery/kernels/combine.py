@@ -63,18 +63,19 @@ def combine(
     random: the rule's source of draws.
     """
     device, dtype, tensors = like.device, like.dtype, len(sizes)
-    layout = layout_of(sizes, device)
+    wide, layout = _wide(dtype), layout_of(sizes, device)
+    blocks = layout.owners.shape[0]
     marks = torch.zeros((len(rows) + 2) * tensors + 1, dtype=torch.int32, device=device)
     found = marks[-1].view(torch.float32)
-    after = before if before or out else _fresh(combination.kind, sum(sizes), _wide(dtype), found)
+    after = before if before or out else _fresh(combination.kind, sum(sizes), wide, found)
     total, second, signs = (found if t is None else t for t in (after or (None,) * 3)[:3])
     seed = random.seed_on(device) if out is not None and combination.draws else None
     sums = out is not None and (combination.rescale or combination.kind == "agr-rand")
-    partials = torch.empty(len(layout.owners) * sums, dtype=torch.float64, device=device)
+    partials = torch.empty(blocks * sums, dtype=torch.float64, device=device)
     table = table_of(rows if out is None else [*rows, out], device)
     launch(
         combine_program,
-        (len(layout.owners),),
+        (blocks,),
         table.addresses,
         *layout,
         marks,
@@ -97,12 +98,13 @@ def combine(
         SUMS=sums,
         ALIGNED=table.aligned,
         DTYPE=TYPES[dtype],
-        WIDE=TYPES[_wide(dtype)],
+        WIDE=TYPES[wide],
         BLOCK=BLOCK,
         TILE=TILE,
         num_warps=WARPS,
     )
-    flags, counts = marks[:-1].view(-1, tensors).split([len(rows), 2])
+    by_tensor = marks[:-1].view(-1, tensors)
+    flags, counts = by_tensor[:-2], by_tensor[-2:]
     found = found if before is None else torch.maximum(found, before.found)
     if out is None:
         return Seen(flags, found, running=Running(total, second, signs, found))

@@ -128,15 +128,22 @@ def kernels_for(tensors: Sequence[Tensor]) -> Kernels | None:
     """What works through all of these tensors of one device at once; None on the processor."""
     if tensors[0].device.type in ONE_BY_ONE - DEVICES:
         return None
+    dtype = tensors[0].dtype
+    alike = all(tensor.dtype == dtype for tensor in tensors)
+    return _kernels(compiled=alike and accelerates(tensors), double=dtype == torch.float64)
+
+
+@cache
+def _kernels(*, compiled: bool, double: bool) -> Kernels:
     from gradsurgery.kernels import flat
 
     kernels = Kernels(flat.combine, flat.weigh, flat.gather, flat.projections)
-    if not accelerates(tensors) or len({tensor.dtype for tensor in tensors}) > 1:
+    if not compiled:
         return kernels
     from gradsurgery.kernels import combine, products
 
     # the squares of float64 have to be scaled first
-    weigh = kernels.weigh if tensors[0].dtype == torch.float64 else products.weigh
+    weigh = kernels.weigh if double else products.weigh
     return Kernels(combine.combine, weigh, products.gather, products.projections)
 
 
@@ -148,7 +155,7 @@ def combined(
 ) -> tuple[Float[Tensor, " params"], Seen]:
     """The update of a component-wise rule for stored gradients, whose rows have no gaps."""
     out: list[Tensor | None] = [torch.empty_like(gradients[0])]
-    rows: list[list[Tensor | None]] = [[row] for row in gradients]
+    rows: list[list[Tensor | None]] = [[row] for row in gradients.unbind()]
     running, flags, taken = None, [], 0
     while taken < len(rows):
         part = rows[taken : taken + ROWS]

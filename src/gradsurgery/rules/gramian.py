@@ -56,7 +56,7 @@ class GramianRule(Rule):
         gradients = gradients.detach()
         update = torch.empty_like(gradients[0])
         if gradients.numel() and (kernels := kernels_for([update])) is not None:
-            rows = [[row] for row in gradients.contiguous()]
+            rows = [[row] for row in gradients.contiguous().unbind()]
             out: list[Tensor | None] = [update]
             *_, found = kernels.weigh(rows, (len(update),), self.weights_on_device, out=out)
             if found.item():
