@@ -1,6 +1,6 @@
 """The rules alone on stored gradients, against summing them.
 
-    python benchmarks/rules.py [--params 57030000] [--rounds 7] [--busy 2]
+    python benchmarks/rules.py [--params 57030000] [--domains 3 8] [--rounds 7] [--busy 2]
 
 Peers, measured in the same rounds: TorchJD's aggregators (where installed) and the way the
 published code works, a stack of signs and whole-tensor temporaries. The first table writes into
@@ -35,6 +35,7 @@ def stacked_signs(gradients: torch.Tensor) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--params", type=int, default=57_030_000)
+    parser.add_argument("--domains", type=int, nargs="+", default=[3, 8])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--busy", type=int, default=0, help="processes that run beside it")
     options = parser.parse_args()
@@ -58,7 +59,7 @@ def busy_processes(count: int) -> Iterator[None]:
 def measure(options: argparse.Namespace) -> None:
     print(f"{options.busy} busy processes beside it")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, P = {options.params:,}")
-    for domains in (3, 8):
+    for domains in options.domains:
         generator = torch.Generator().manual_seed(domains)
         gradients = torch.randn(domains, options.params, generator=generator)
         gradients.sub_(gradients.mean(0), alpha=1.05)  # conflicting pairs

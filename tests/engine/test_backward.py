@@ -666,8 +666,16 @@ class Weighed(GramianRule):
         return self._weights
 
 
+class WeighedThere(Weighed):
+    """The same without a round trip to the host."""
+
+    def weights_on_device(self, gramian):
+        return self._weights
+
+
+@pytest.mark.parametrize("kind", [Weighed, WeighedThere])
 @pytest.mark.parametrize("kernels", [None, "accelerator", "without_triton"])
-def test_weights_are_one_real_number_per_domain(kernels, request):
+def test_weights_are_one_real_number_per_domain(kernels, kind, request):
     """What takes the sum reads a number per domain from memory, which may be another's."""
     if kernels is not None:
         request.getfixturevalue(kernels)
@@ -675,14 +683,14 @@ def test_weights_are_one_real_number_per_domain(kernels, request):
     odd = [torch.ones(2), torch.ones(4), torch.ones(3, 1), torch.ones(()), [1.0, 1.0, 1.0], None]
     for weights in [*odd, torch.ones(3, dtype=torch.complex64)]:
         with pytest.raises(ArgumentError, match=r"one weight per domain.* of shape \[3\], found"):
-            Weighed(weights)(rows)
+            kind(weights)(rows)
         weight = torch.zeros(2, requires_grad=True)
         with pytest.raises(ArgumentError, match=r"one weight per domain.* of shape \[3\], found"):
-            gs.backward([row @ weight for row in rows], [weight], Weighed(weights))
+            gs.backward([row @ weight for row in rows], [weight], kind(weights))
         assert weight.grad is None
     table = torch.tensor([[1, 0], [10, 0], [100, 0]])
     for weights in [table[:, 0], table[:, 0].float().requires_grad_()]:
-        assert Weighed(weights)(rows).tolist() == [1641.0, 3282.0]
+        assert kind(weights)(rows).tolist() == [1641.0, 3282.0]
 
 
 def test_float64_at_its_ends():

@@ -5,6 +5,7 @@ anybody's function of a matrix is waited for here.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from gradsurgery.engine.accumulator import (
 from gradsurgery.engine.accumulators import GradientMatrix, widest
 from gradsurgery.kernels.network import Combination, Kernels, Seen
 from gradsurgery.rules.base import ComponentwiseRule, Rule
-from gradsurgery.rules.gramian import GramianRule
+from gradsurgery.rules.gramian import GramianRule, weights_of
 from gradsurgery.rules.remembering import RememberingRule
 
 # So many domains' gradients wait for a component-wise rule: most data sets have up to four source
@@ -132,9 +133,8 @@ class WeighedGradients(NetworkGradients):
         out = self._first_gradients()
         if all(update is None for update in out):
             return Update(out)
-        gramian, flags, found = self._kernels.weigh(
-            self._rows, self._sizes, self._rule.weights_on_device, out=out
-        )
+        weigh = partial(weights_of, self._rule, on_device=True)
+        gramian, flags, found = self._kernels.weigh(self._rows, self._sizes, weigh, out=out)
         return Update(out, gramian=gramian, flags=flags, found=found)
 
 

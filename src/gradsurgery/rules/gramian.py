@@ -7,6 +7,7 @@ is wrong by 1e-3, components of 1e-23 have squares of zero and those of 1e20 inf
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import isfinite, log2
 from typing import Any
 
@@ -58,7 +59,8 @@ class GramianRule(Rule):
         if gradients.numel() and (kernels := kernels_for([update])) is not None:
             rows = [[row] for row in gradients.contiguous().unbind()]
             out: list[Tensor | None] = [update]
-            *_, found = kernels.weigh(rows, (len(update),), self.weights_on_device, out=out)
+            weigh = partial(weights_of, self, on_device=True)
+            *_, found = kernels.weigh(rows, (len(update),), weigh, out=out)
             if found.item():
                 check_rows_finite(gradients)
                 raise beyond_precision(dtype=gradients.dtype)
@@ -78,14 +80,14 @@ class GramianRule(Rule):
 
 
 def weights_of(
-    rule: GramianRule, gramian: Float[Tensor, "domains domains"]
+    rule: GramianRule, gramian: Float[Tensor, "domains domains"], *, on_device: bool = False
 ) -> Float[Tensor, " domains"]:
-    """What `rule.weights` gives for the Gramian, in its precision.
+    """What `rule.weights`, or `rule.weights_on_device`, gives for the Gramian, in its precision.
 
     Raises `ArgumentError` where that is not one real number per domain: whatever takes the weighted
     sum reads as many from memory as there are gradients.
     """
-    weights: Any = rule.weights(gramian)
+    weights: Any = (rule.weights_on_device if on_device else rule.weights)(gramian)
     if (
         not isinstance(weights, Tensor)
         or weights.shape != gramian.shape[:1]
