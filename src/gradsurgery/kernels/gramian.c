@@ -18,11 +18,10 @@ typedef double lanes __attribute__((vector_size(LANES * sizeof(double)), aligned
 /* Pairs of one row multiplied side by side: an addition of one does not wait for its last one. */
 #define PAIRS 4
 
-#define DEFINE(REAL, NAME, ROUNDING)                                                              \
+#define DEFINE(REAL, NAME)                                                                        \
     /* Adds rows[i] . rows[j], as LANES sums, to out[i][j] for all i <= j. */                     \
-    VECTORS ROUNDING void add_gramian_##NAME(const REAL *const *rows, int64_t domains,            \
-                                             double *wide, double *out, int64_t begin,            \
-                                             int64_t end) {                                       \
+    VECTORS void add_gramian_##NAME(const REAL *const *rows, int64_t domains, double *wide,       \
+                                    double *out, int64_t begin, int64_t end) {                    \
         for (int64_t start = begin; start < end; start += BLOCK) {                                \
             int64_t size = end - start < BLOCK ? end - start : BLOCK;                             \
             int64_t padded = (size + LANES - 1) / LANES * LANES;                                  \
@@ -71,5 +70,5 @@ typedef double lanes __attribute__((vector_size(LANES * sizeof(double)), aligned
         }                                                                                         \
     }
 
-DEFINE(float, float32, AT_ONCE)
-DEFINE(double, float64, )
+DEFINE(float, float32)
+DEFINE(double, float64)

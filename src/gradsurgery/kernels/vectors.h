@@ -11,14 +11,6 @@
 #define VECTORS
 #endif
 
-/* AT_ONCE before a function: a product and a sum may be rounded together, where the processor can.
-   For products that are exact, as those of float32 in float64, whose sums are the same then. */
-#if defined(__GNUC__) && !defined(__clang__)
-#define AT_ONCE __attribute__((optimize("fp-contract=fast")))
-#else
-#define AT_ONCE
-#endif
-
 /* The next SIZE components of a row, of which LEFT are left, come from memory while these are used:
    a processor does not foresee by itself what comes of many rows. */
 #define FETCH_NEXT(REAL, ROW, SIZE, LEFT)                                                         \
