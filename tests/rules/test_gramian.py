@@ -104,7 +104,7 @@ def test_many_domains_and_rows_with_gaps(implementation):
 
 @pytest.mark.parametrize("domains", [1, 2, 3, 5, 8, 9])
 def test_products_of_float32_are_those_of_float64_to_the_bit(domains, implementation):
-    # they are exact in it, so that it makes no difference whether they are rounded with the sum
+    # which holds them exactly
     generator = torch.Generator().manual_seed(domains)
     sizes = torch.exp(8 * torch.randn(domains, 1000, generator=generator))
     rows = torch.randn(domains, 1000, generator=generator) * sizes
