@@ -9,7 +9,7 @@ from PIL import Image
 
 from gradsurgery.data import open_source
 from gradsurgery.documents.plan import Plan
-from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError
 from gradsurgery.sweep import Execution, run_sweep
 from gradsurgery.sweep import run as run_module
 from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task, work
@@ -246,3 +246,15 @@ def test_the_estimate_counts_what_is_left_at_what_it_takes(plan: MakePlan, tmp_p
         records[run.directory] = record
     # One run of either method is left, and each takes what the other of its method took.
     assert estimate(runs, records, SOURCES, Execution()) == (2, 8.0, 0)
+
+
+def test_a_method_that_fails_while_it_is_timed_is_named(
+    plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing_rules.py").write_text("def doubled(g):\n    return g * 2\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    runs = planned(plan(methods=["deep-all", "erm+failing_rules:doubled"]), SOURCES)
+    with pytest.raises(
+        GradsurgeryError, match=r"^erm\+failing_rules:doubled on rotated-digits fails: the rule"
+    ):
+        estimate(runs, {}, SOURCES, Execution())
