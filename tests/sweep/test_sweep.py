@@ -1,6 +1,8 @@
 """A sweep through a launcher whose workers do as the test says."""
 
+import importlib
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from PIL import Image
 
 from gradsurgery.data import open_source
 from gradsurgery.documents.plan import Plan
-from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError
+from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.sweep import Execution, run_sweep
 from gradsurgery.sweep import run as run_module
 from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task, work
@@ -255,6 +257,26 @@ def test_a_method_that_fails_while_it_is_timed_is_named(
     monkeypatch.syspath_prepend(str(tmp_path))
     runs = planned(plan(methods=["deep-all", "erm+failing_rules:doubled"]), SOURCES)
     with pytest.raises(
-        GradsurgeryError, match=r"^erm\+failing_rules:doubled on rotated-digits fails: the rule"
+        ArgumentError, match=r"^erm\+failing_rules:doubled on rotated-digits fails: the rule"
     ):
         estimate(runs, {}, SOURCES, Execution())
+
+
+def test_code_that_changes_after_runs_were_finished_is_told(
+    plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    asked = plan(methods=["deep-all", "erm+edited_rules:mine"], seeds="2")
+    code = tmp_path / "edited_rules.py"
+    said = []
+    for body in ("g.mean(0)", "g.mean(0)", "g.sum(0)"):
+        code.write_text(f"def mine(g):\n    return {body}\n")
+        monkeypatch.delitem(sys.modules, "edited_rules", raising=False)
+        importlib.invalidate_caches()
+        failed, lines, _ = swept(asked, tmp_path / "out", Scripted())
+        assert not failed
+        said.append([line for line in lines if "has changed since" in line])
+    assert said[:2] == [[], []]
+    (line,) = said[2]
+    assert line.startswith("the code of edited_rules:mine has changed since 2 of these runs were ")
+    monkeypatch.delitem(sys.modules, "edited_rules")
