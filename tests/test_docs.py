@@ -108,6 +108,11 @@ def test_a_model_is_used_as_the_pages_say(shop, capsys):
     assert said[2] == "(2, 2)"
     assert names["logits"].shape == (7, 2)
     assert names["evaluation"].domains["shop_c"].tally.images == 7
+    assert names["cells"].loc["shop_photos", "shop_c", "agr-sum"]["mean"] <= 1
+    assert names["tried"]["learning_rate"].tolist() == [1e-5]
+    assert names["curves"]["step"].tolist() == [1]
+    assert set(names["recalls"]["domain"]) == {"shop_a", "shop_b", "shop_c"}
+    assert {"cup", "hat"} <= set(names["recalls"])
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))

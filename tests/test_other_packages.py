@@ -81,7 +81,16 @@ def gradsurgery(tmp_path: Path, elsewhere: Path) -> Run:
 
 
 def test_the_page_has_every_kind() -> None:
-    kinds = ("rules", "quorum", "objectives", "alignment", "sharpness", "sources", "backbones")
+    kinds = (
+        "rules",
+        "quorum",
+        "objectives",
+        "warm",
+        "alignment",
+        "sharpness",
+        "sources",
+        "backbones",
+    )
     assert set(FILES) == {f"mypackage/{name}.py" for name in kinds}
 
 
@@ -118,6 +127,11 @@ def test_the_objectives_of_the_page_by_their_formulas(rule: str) -> None:
         return (before - oracles.flat_parameters(model)) / scale
 
     model = oracles.network()
+    risks = torch.stack(oracles.risks(model, data))
+    whole = risks.mean() + 0.7 * 1 / 4 * risks.var(correction=0)
+    warm = written("warm")["WarmVREx"](penalty=0.7, warm=4)
+    torch.testing.assert_close(taken(warm), oracles.flat_gradient(whole, model))
+
     features = [model[:-1](images) for images, _ in data]
     distances = [
         (one.mean(0) - other.mean(0)).pow(2).mean() + (one.T.cov() - other.T.cov()).pow(2).mean()
@@ -138,6 +152,7 @@ def test_the_objectives_of_the_page_by_their_formulas(rule: str) -> None:
 def test_train_with_the_methods_of_the_page(gradsurgery: Run) -> None:
     methods = [
         "mypackage.quorum:Quorum",
+        "mypackage.warm:WarmVREx+agr-sum",
         "mypackage.alignment:CORAL",
         "mypackage.alignment:CORAL+agr-sum",
         "mypackage.sharpness:SAM",

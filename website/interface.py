@@ -11,6 +11,8 @@ PACKAGES = {
     "gradsurgery.data": "Data",
     "gradsurgery.training": "Training",
     "gradsurgery.results": "Results",
+    "gradsurgery.documents.record": "Records",
+    "gradsurgery.documents.tally": "Counts of a record",
     "gradsurgery.errors": "Errors",
 }
 """What has a page: the package itself, and the rooms that a program may want to enter."""

@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
 from hashlib import sha256
@@ -143,6 +143,19 @@ def provenance(found: Any) -> dict[str, str | None]:
         return about | {"package": distribution, "version": version(distribution)}
     stated = getattr(sys.modules.get(top), "__version__", None)
     return about | {"version": stated if isinstance(stated, str) else None}
+
+
+def changed_code(objects: Iterable[Mapping[str, str | None]]) -> list[str]:
+    """Those of the objects of a record whose file is another now; imports nothing.
+
+    One whose module is not imported, or whose file is not known, is not among them.
+    """
+    then: dict[str, set[str | None]] = {}
+    for each in objects:
+        then.setdefault(str(each["object"]), set()).add(each.get("sha256"))
+    now = {name: _digest_of(name.partition(":")[0]) for name in then}
+    known = [name for name in then if now[name] and None not in then[name]]
+    return [name for name in known if now[name] not in then[name]]
 
 
 def _digest_of(name: str) -> str | None:

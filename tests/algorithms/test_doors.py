@@ -287,6 +287,16 @@ def test_an_objective_that_does_not_yield_is_named(rule):
         gs.method(Listed(), rule=rule).step(model, batches, optimizer, step=1)
 
 
+def test_losses_out_of_a_stack_are_told_how_to_share_no_graph():
+    class Stacked(gs.Objective):
+        def losses(self, forward, batches, step):
+            yield from torch.stack(self.risks(forward, batches))
+
+    method = gs.method(Stacked(), rule=gs.AgrSum())
+    with pytest.raises(ArgumentError, match=r"domain 1 .* take none out of a torch\.stack of them"):
+        moved(method, oracles.batches(2))
+
+
 def test_settings_with_a_rule_of_ones_own_mean_nothing():
     with pytest.raises(
         ArgumentError, match=r"settings are of a method by name, found irm\.penalty"

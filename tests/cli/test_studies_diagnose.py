@@ -69,7 +69,7 @@ def test_a_short_run_a_run_s_folder_and_the_files(command: Command, tmp_path: Pa
     assert [snapshot["step"] for snapshot in found["snapshots"]] == [0, 2, 4]
     assert found["options"]["batch_size"] == 8
     figures = {"domains", "layers", "training"}
-    names = {f"diagnosis-{figure}.{suffix}" for figure in figures for suffix in ("png", "svg")}
+    names = {f"diagnosis-{figure}.{kind}" for figure in figures for kind in ("png", "svg", "pdf")}
     assert {path.name for path in folder.iterdir()} == {
         "run",
         "diagnosis.json",

@@ -20,7 +20,7 @@ def test_figure_tables_and_record_are_written(command: Command, tmp_path: Path) 
     assert [m["step"] for m in study["runs"][0]["measurements"]] == [0, 4]
     assert study["configuration"]["batch_size"] == 8
     files = {path.name for path in folder.iterdir()}
-    suffixes = ("csv", "json", "md", "png", "svg")
+    suffixes = ("csv", "json", "md", "png", "svg", "pdf")
     assert files == {"seed-1", "seed-3", *(f"similarity.{suffix}" for suffix in suffixes)}
     assert "held out" in out.splitlines()[0]
     assert f"figure: {(folder / 'similarity.png').relative_to(tmp_path)}" in out

@@ -14,8 +14,8 @@ SHORT = ["study", "tasks-vs-domains", "rotated-digits", "--target", "75", "--ite
 SHORT += ["--image-size", "12", "--groups", "2", "--batch-size", "4", "--repeats", "2"]
 SHORT += ["--evaluated", "10", "--measure-at", "0", "--device", "cpu"]
 FEW = ["--groupings", "tasks,domains", "--rules", "sum,pcgrad", "--seeds", "2"]
-FILES = {f"tasks-vs-domains.{kind}" for kind in ("json", "md", "png", "svg")}
-DIALS = {f"tasks-vs-domains-dials.{kind}" for kind in ("png", "svg")}
+FILES = {f"tasks-vs-domains.{kind}" for kind in ("json", "md", "png", "svg", "pdf")}
+DIALS = {f"tasks-vs-domains-dials.{kind}" for kind in ("png", "svg", "pdf")}
 
 
 def test_a_study_and_its_figure_from_what_is_stored(command: Command, tmp_path: Path) -> None:

@@ -167,6 +167,7 @@ def test_figures_and_tables_are_written(tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {
         "evaluation.json",
         "evaluation.md",
+        "evaluation-confusion.pdf",
         "evaluation-confusion.png",
         "evaluation-confusion.svg",
     }  # calibration is not known of one of the domains

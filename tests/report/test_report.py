@@ -28,7 +28,7 @@ def compared(written, tmp_path):
 
 
 def stems(folder):
-    return {path.stem for path in folder.iterdir() if path.suffix in (".png", ".svg")}
+    return {path.stem for path in folder.iterdir() if path.suffix in (".png", ".svg", ".pdf")}
 
 
 def test_everything_is_written_into_the_folder(compared):
@@ -36,7 +36,7 @@ def test_everything_is_written_into_the_folder(compared):
     folder = compared / "report"
     assert report.page == folder / "report.html"
     assert {path.name for path in folder.iterdir()} == {
-        *(f"{stem}.{kind}" for stem in FIGURES for kind in ("png", "svg")),
+        *(f"{stem}.{kind}" for stem in FIGURES for kind in ("png", "svg", "pdf")),
         *(f"table1.{kind}" for kind in ("md", "tex", "csv")),
         *("statistics.md", "statistics.csv", "report.html", "files.json"),
     }

@@ -185,8 +185,8 @@ def test_ranks_that_do_not_differ(written, told):
             for seed in range(2):
                 written(method, target, seed, best=0.5)
     assert told()[-1] == (
-        "Over 2 (data set, target) cells, the best average rank has deep-all, agr-sum and pcgrad "
-        "(2.00); Friedman's test shows no significant difference of ranks (p = 1)."
+        "Over 2 (data set, target) cells, the best average rank is that of deep-all, agr-sum and "
+        "pcgrad (2.00); Friedman's test shows no significant difference of ranks (p = 1)."
     )
 
 
@@ -199,7 +199,7 @@ def test_ranks_that_differ(written, told):
                     changes = {"folder": folder, "configuration__iterations": iterations}
                     written(method, target, seed, best=0.5 + place / 10, **changes)
     assert told()[-1].startswith(
-        "Over 4 (data set, setting, target) cells, the best average rank has pcgrad (1.00); "
+        "Over 4 (data set, setting, target) cells, the best average rank is that of pcgrad (1.00); "
         "Friedman's test says that ranks differ (p = 0.018), which is a rough guide"
     )
 

@@ -160,7 +160,7 @@ def test_files_are_the_same_each_time(tmp_path: Path) -> None:
     write_tasks_study(WHOLE, tmp_path / "first")
     write_tasks_study(kept, tmp_path / "second")
     first, second = (sorted((tmp_path / name).iterdir()) for name in ("first", "second"))
-    assert len(first) == 5
+    assert len(first) == 7
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 

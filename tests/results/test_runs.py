@@ -237,6 +237,8 @@ def test_curves_are_a_row_a_validation_and_absent_values_are_nan(record, tmp_pat
     curves = curves_frame(inventory.runs.assign(method="mine"), inventory.records)
     assert list(curves["step"]) == [20, 40]
     assert list(curves.iloc[1][["method", "target", "seed"]]) == ["mine", "sketch", 0]
+    assert set(curves["data"]) == {"pacs"}
+    assert set(curves["record"]) == set(inventory.runs["record"])  # to merge with the runs
     assert list(curves.iloc[1][["train_loss", "validation_loss"]]) == [1.0, 1.0]
     assert curves["cosine"].isna().all()
     assert list(curves["validation_loss"].isna()) == [True, False]

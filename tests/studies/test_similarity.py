@@ -1,5 +1,7 @@
+import importlib
 import multiprocessing
 import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +118,22 @@ def test_a_finished_study_is_read_and_not_repeated(
     written = (tmp_path / "seed-0" / Record.file_name).stat().st_mtime_ns
     assert study_similarity([configured()], OPTIONS, digits, tmp_path) == first
     assert (tmp_path / "seed-0" / Record.file_name).stat().st_mtime_ns == written
+
+
+def test_code_that_changes_after_a_study_was_finished_is_told(
+    tmp_path: Path, digits: ImageSet, configured: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    notes: list[str | None] = []
+    for factor in (1, 2):
+        (tmp_path / "studied.py").write_text(f"def mine(g):\n    return {factor} * g.mean(0)\n")
+        monkeypatch.delitem(sys.modules, "studied", raising=False)
+        importlib.invalidate_caches()
+        of = configured(method="erm+studied:mine")
+        study_similarity([of], OPTIONS, digits, tmp_path / "study", lambda p: notes.append(p.note))
+    (told,) = filter(None, notes)
+    assert told.startswith("the code of studied:mine has changed since this run was finished")
+    monkeypatch.delitem(sys.modules, "studied")
 
 
 def test_other_options_in_the_same_folder_are_an_error(

@@ -183,6 +183,15 @@ def test_two_data_sets_of_one_name_are_refused(plan: MakePlan) -> None:
         plan_runs(plan(data=list(opened), targets="all"), opened)
 
 
+@pytest.mark.parametrize("key", ["photos", "x/photos"])
+def test_targets_are_given_by_the_place_of_a_data_set_or_by_its_name(
+    key: str, plan: MakePlan
+) -> None:
+    opened = {"x/photos": OpenedData("photos", ("a", "b", "c"))}
+    runs = plan_runs(plan(data=list(opened), targets={key: ["b"]}), opened)
+    assert {run.configuration.target for run in runs} == {"b"}
+
+
 def test_the_identity_is_that_of_the_options_wherever_data_and_device_are() -> None:
     base: dict[str, Any] = {"data": "pacs:x", "target": "sketch"}
     first = identity(RunConfiguration(**base), "pacs")

@@ -1,6 +1,8 @@
 """A sweep through a launcher whose workers do as the test says."""
 
+import importlib
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -246,3 +248,35 @@ def test_the_estimate_counts_what_is_left_at_what_it_takes(plan: MakePlan, tmp_p
         records[run.directory] = record
     # One run of either method is left, and each takes what the other of its method took.
     assert estimate(runs, records, SOURCES, Execution()) == (2, 8.0, 0)
+
+
+def test_a_method_that_fails_while_it_is_timed_is_named(
+    plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing_rules.py").write_text("def doubled(g):\n    return g * 2\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    runs = planned(plan(methods=["deep-all", "erm+failing_rules:doubled"]), SOURCES)
+    with pytest.raises(
+        ArgumentError, match=r"^erm\+failing_rules:doubled on rotated-digits fails: the rule"
+    ):
+        estimate(runs, {}, SOURCES, Execution())
+
+
+def test_code_that_changes_after_runs_were_finished_is_told(
+    plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    asked = plan(methods=["deep-all", "erm+edited_rules:mine"], seeds="2")
+    code = tmp_path / "edited_rules.py"
+    said = []
+    for body in ("g.mean(0)", "g.mean(0)", "g.sum(0)"):
+        code.write_text(f"def mine(g):\n    return {body}\n")
+        monkeypatch.delitem(sys.modules, "edited_rules", raising=False)
+        importlib.invalidate_caches()
+        failed, lines, _ = swept(asked, tmp_path / "out", Scripted())
+        assert not failed
+        said.append([line for line in lines if "has changed since" in line])
+    assert said[:2] == [[], []]
+    (line,) = said[2]
+    assert line.startswith("the code of edited_rules:mine has changed since 2 of these runs were ")
+    monkeypatch.delitem(sys.modules, "edited_rules")

@@ -343,3 +343,40 @@ def test_code_that_changes_while_a_run_is_interrupted_is_told_and_recorded(
         "the code of changing:rule has changed since the run began: its record names both"
     ]
     monkeypatch.delitem(sys.modules, "changing")
+
+
+@pytest.mark.parametrize("part", ["method", "backbone"])
+def test_code_that_changes_after_a_run_was_finished_is_told(
+    part: str,
+    tmp_path: Path,
+    images: ImageSet,
+    configured: Configure,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"{part}_edited:mine"
+    options = {"method": {"method": f"erm+{name}"}, "backbone": {"backbone": name}}[part]
+    configuration = configured(iterations=2, validate_every=2, **options)
+    code = tmp_path / f"{part}_edited.py"
+    bodies = {
+        "method": "def mine(g):\n    return g.mean(0)\n",
+        "backbone": "from gradsurgery.backbones.networks import SmallCNN\n"
+        "class mine(SmallCNN): ...\n",
+    }
+    told: list[list[str]] = []
+    for remark in ("", "# the same in effect\n", "# the same in effect\n"):
+        code.write_text(bodies[part] + remark)
+        monkeypatch.delitem(sys.modules, code.stem, raising=False)
+        importlib.invalidate_caches()
+        notes: list[str] = []
+        train(
+            configuration,
+            tmp_path / "run",
+            lambda p, notes=notes: notes.append(p.note or ""),
+            opened=images,
+        )
+        told.append([note for note in notes if note])
+    assert told[0] == []
+    assert told[1] == told[2]
+    assert told[1][0].startswith(f"the code of {name} has changed since this run was finished; ")
+    monkeypatch.delitem(sys.modules, code.stem)

@@ -35,7 +35,7 @@ class Plan(Choices):
 
     data: data sets, each as `gradsurgery train` takes it.
     targets: domains to hold out in turn: "all", names, or a mapping from a data set (as in
-        `data`) to either.
+        `data`, or by its name: pacs for pacs:PATH) to either.
     methods: names, or `objective+rule`; "all" is the paper's eight.
     seeds: of the runs. A number n stands for 0 … n − 1, "3-5" for 3, 4, 5.
     options: options of every run, by the names of `RunConfiguration`'s fields; the

@@ -190,9 +190,10 @@ def run_backward(
         if "backward through the graph a second time" not in str(error):
             raise
         raise ArgumentError(
-            f"the graph of the loss of domain {domain} is used up already; where the domains share "
-            "one forward pass, give their losses as a list, for which the graph is kept; in an "
-            "objective, detach what a loss takes from other domains"
+            f"the graph of the loss of domain {domain} is used up already; in a loop of your own "
+            "give losses that share a graph as a list, for which it is kept; "
+            "in an objective yield losses that share none: detach what one takes from other "
+            "domains, and take none out of a torch.stack of them"
         ) from error
     finally:
         for leaf, gradient in zip(beside, before, strict=True):

@@ -82,8 +82,8 @@ def write_report(
     """Write tables, figures and `report.html` of the runs in `folder`.
 
     Written are table1.md, .tex and .csv, statistics.md and .csv, every figure that the records
-    give as PNG and SVG, selection.md where hyperparameters were searched, and the page. Each file
-    is there whole or not at all, the page comes last; the same records give the same bytes.
+    give as PNG, SVG and PDF, selection.md where hyperparameters were searched, and the page. Each
+    file is there whole or not at all, the page comes last; the same records give the same bytes.
     files.json lists them: those that an earlier report wrote and this one does not are removed.
 
     Args:
@@ -120,9 +120,9 @@ def write_report(
     }
     for kind, stem, drawing in _drawn(tables, inventory.records, ranking, options.examples):
         tell(f"drawing {stem}")
-        png, svg = save(drawing.figure, out / stem)
+        png, svg, pdf = save(drawing.figure, out / stem)
         pixels = round(drawing.figure.get_figwidth() * PIXELS_PER_INCH)
-        source, names = embedded(svg.read_bytes(), png.read_bytes()), (png.name, svg.name)
+        source, names = embedded(svg.read_bytes(), png.read_bytes()), (png.name, svg.name, pdf.name)
         figures[kind].append(Figure(source, drawing.alt, drawing.caption, names, pixels))
     tell("writing the page")
     drawn = [name for of_kind in figures.values() for figure in of_kind for name in figure.files]
@@ -181,7 +181,7 @@ def write_similarity(study: SimilarityStudy, directory: Path) -> list[str]:
 
     _write(directory / "similarity.md", section_markdown(similarity_section(study)))
     _write(directory / "similarity.csv", similarity_csv(study))
-    png, _ = save(draw_similarity(study), directory / "similarity")
+    png, *_ = save(draw_similarity(study), directory / "similarity")
     told = [f"figure: {png}", f"measurements: {directory / study.file_name}"]
     return [*similarity_sentences(study), *told]
 
@@ -214,7 +214,7 @@ def write_tasks_study(study: TasksStudy, directory: Path) -> list[str]:
     if not study.runs:
         raise DataError(f"{study.name}: no run of the study is finished; repeat its command")
     _write(directory / "tasks-vs-domains.md", section_markdown(tasks_section(study)))
-    png, _ = save(draw_tasks(study), directory / "tasks-vs-domains")
+    png, *_ = save(draw_tasks(study), directory / "tasks-vs-domains")
     if (turned := draw_dials(study)) is not None:
         save(turned, directory / "tasks-vs-domains-dials")
     return [*tasks_sentences(study), f"tables and figures: {directory} ({png.name})"]

@@ -44,9 +44,10 @@ def _compared(tables: Sequence[ComparisonTable]) -> str:
     model = "with the best validation accuracy on the source domains"
     if tables[0].model == "last":
         model = "after the last step"
+    joined = "and" if domains else "with"
     return (
         f"{counted(len(methods), 'method')}{named} {verb} on {listed(data)}{domains}, "
-        f"and {seeds}. The figures are accuracies on the test images of the "
+        f"{joined} {seeds}. The figures are accuracies on the test images of the "
         f"domain held out, which training never saw, of the model {model}."
     )
 
@@ -222,7 +223,7 @@ def _ranked(ranking: Ranking, tables: Sequence[ComparisonTable]) -> str:
         )
     best = ranking.ranks[0]
     first = [m for m, rank in zip(ranking.methods, ranking.ranks, strict=True) if rank == best]
-    order = f"the best average rank has {listed(first)} ({best:.2f})"
+    order = f"the best average rank is that of {listed(first)} ({best:.2f})"
     return f"Over {cells_text(ranking, tables)}, {order}; {verdict}."
 
 

@@ -187,18 +187,17 @@ def runs_frame(records: Records) -> "pd.DataFrame":
 def curves_frame(runs: "pd.DataFrame", records: Records) -> "pd.DataFrame":
     """One row for every validation of each of the `runs`.
 
-    Columns: `method`, `target` and `seed` as the runs have them; `step`, `train_loss`,
-    `validation_loss`, `validation_accuracy`, `agreeing` and `cosine`, NaN where there is no value.
+    Columns: `record`, `data`, `method`, `target` and `seed` as the runs have them; `step`,
+    `train_loss`, `validation_loss`, `validation_accuracy`, `agreeing` and `cosine`, NaN where there
+    is no value.
     """
     import pandas as pd
 
-    about = ["record", "method", "target", "seed"]
-    frames = [
-        pd.DataFrame(dict(records[Path(file)].curves), dtype=float).assign(
-            method=method, target=target, seed=seed
-        )
-        for file, method, target, seed in zip(*(runs[name] for name in about), strict=True)
-    ]
+    about = ["record", "data", "method", "target", "seed"]
+    frames = []
+    for of in zip(*(runs[name] for name in about), strict=True):
+        values = dict(records[Path(of[0])].curves)
+        frames.append(pd.DataFrame(values, dtype=float).assign(**dict(zip(about, of, strict=True))))
     return pd.concat(frames, ignore_index=True)
 
 

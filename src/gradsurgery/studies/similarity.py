@@ -220,6 +220,8 @@ def _measured_run(
 
         observer = StepObserver(missing, directory / SimilarityStudy.file_name, measure)
         train(configuration, directory, report, opened=images, observe=observer)
+    elif begun:  # is finished, and says so where its code has changed since
+        train(configuration, directory, report, opened=images)
     return part
 
 

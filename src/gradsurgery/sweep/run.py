@@ -19,7 +19,7 @@ from gradsurgery.sweep.schedule import Execution, Schedule, Show, SweepProgress
 from gradsurgery.training import TrainingProgress
 from gradsurgery.training.checkpoint import CHECKPOINT_FILE, check_same, remove_checkpoint
 from gradsurgery.training.images_used import check_divided, gaps_of
-from gradsurgery.training.run import prepare_images
+from gradsurgery.training.run import changed_since, prepare_images
 
 _BEGUN = (Record.file_name, CHECKPOINT_FILE)
 _BUSY = 1.0  # seconds before a run that another process works on is asked for again
@@ -96,12 +96,30 @@ def run_sweep(
         if run.directory in records:
             tidy(run, folder)
             progress.finished(run, records[run.directory], before=True)
+    show(progress, _changed_code(runs, records))
     if not todo:
-        show(progress, "")
         return {}
     with launch() as launcher:
         progress.workers = launcher.workers
         return _Sweep(todo, folder.absolute(), launcher, execution, progress, show).run()
+
+
+def _changed_code(runs: Sequence[SweepRun], records: Mapping[str, Record]) -> str:
+    """Says where code has changed since runs were finished; "" where none has."""
+    found = {
+        run.directory: changed
+        for run in runs
+        if run.directory in records
+        and (changed := changed_since(run.configuration, records[run.directory]))
+    }
+    if not found:
+        return ""
+    names = ", ".join(dict.fromkeys(name for changed in found.values() for name in changed))
+    return (
+        f"the code of {names} has changed since {len(found)} of these runs were finished (such as "
+        f"{next(iter(found))}); to run them as it is now, name another folder (--out), or delete "
+        "theirs"
+    )
 
 
 @dataclass

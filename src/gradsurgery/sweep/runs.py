@@ -100,6 +100,12 @@ def plan_runs(plan: Plan, opened: Mapping[str, OpenedData]) -> list[SweepRun]:
     listed = [METHODS if method == "all" else (method,) for method in plan.methods]
     methods = list(dict.fromkeys(itertools.chain.from_iterable(listed)))
     _check_settings(plan, methods)
+    known = {*plan.data, *titles}
+    if isinstance(plan.targets, dict) and (unknown := sorted(set(plan.targets) - known)):
+        raise ArgumentError(
+            f"targets are given for {unknown[0]!r}, which is no data set of the plan; they are "
+            f"{', '.join(plan.data)}"
+        )
     targets = {spec: _targets(plan, spec, data) for spec, data in opened.items()}
     runs = [
         _planned(configuration, opened[spec], plan)
@@ -140,12 +146,7 @@ def _planned(configuration: RunConfiguration, data: OpenedData, plan: Plan) -> S
 def _targets(plan: Plan, spec: str, data: OpenedData) -> list[str]:
     asked = plan.targets
     if isinstance(asked, dict):
-        if unknown := [key for key in asked if key not in plan.data]:
-            raise ArgumentError(
-                f"targets are given for {unknown[0]!r}, which is no data set of the plan; they are "
-                f"{', '.join(plan.data)}"
-            )
-        asked = asked.get(spec, "all")
+        asked = asked.get(spec, asked.get(data.name, "all"))
     if asked == "all":
         return list(data.domains)
     if not asked:

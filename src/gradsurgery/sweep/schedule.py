@@ -16,6 +16,7 @@ from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageSet, Source, image_loader, reopened, split_of
 from gradsurgery.documents.configuration import RunConfiguration, costly_options
 from gradsurgery.documents.record import Record
+from gradsurgery.errors import ArgumentError
 from gradsurgery.sweep.launcher import Outcome
 from gradsurgery.sweep.runs import SweepRun
 from gradsurgery.training import TrainingProgress, train
@@ -203,7 +204,11 @@ def estimate(
     costs = {kind: statistics.mean(seconds) for kind, seconds in finished.items()}
     for position, kind in enumerate(unknown):
         timed(position, len(unknown))
-        costs[kind] = _timed_cost(one[kind], sources, execution)
+        try:
+            costs[kind] = _timed_cost(one[kind], sources, execution)
+        except ArgumentError as error:
+            method = one[kind].configuration.method
+            raise ArgumentError(f"{method} on {one[kind].data} fails: {error}") from error
     timed(len(unknown), len(unknown))
     total = sum(costs[kind] * count for kind, count in counts.items())
     return Estimate(len(todo), total, len(unknown))

@@ -1,5 +1,6 @@
 """One run from a configuration to its record."""
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from gradsurgery.data import ImageSet, Source, open_source, prepare, unknown_dom
 from gradsurgery.data.splits import check_split
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
+from gradsurgery.doors import changed_code
 from gradsurgery.errors import ArgumentError
 from gradsurgery.training.averaging import average_values, method_settings
 from gradsurgery.training.checkpoint import (
@@ -82,6 +84,13 @@ def train(
     check_run(configuration, source.name, source.domains, gaps_of(source))
     device = resolve_device(configuration.device)
     if (record := _finished(configuration, directory)) is not None:
+        if changed := changed_since(configuration, record):
+            line = (
+                f"the code of {', '.join(changed)} has changed since this run was finished; to run "
+                "it as it is now, name another folder (--out), or delete this one"
+            )
+            steps = record.result.last.step
+            report(TrainingProgress("training", steps, steps, note=line))
         return record
     with claimed(directory):
         if (record := _finished(configuration, directory)) is not None:
@@ -158,6 +167,14 @@ def _finished(configuration: RunConfiguration, directory: Path) -> Record | None
     check_same(configuration, record.configuration, directory, "data")
     remove_leftover(record.configuration, directory)
     return record
+
+
+def changed_since(configuration: RunConfiguration, record: Record) -> list[str]:
+    """The code from elsewhere that a finished run has used and that is another now."""
+    if record.objects:
+        with suppress(ArgumentError):  # one that is gone is not needed any more
+            find_network(configuration.backbone, len(record.data.classes), configuration.image_size)
+    return changed_code(record.objects)
 
 
 def prepare_images(

@@ -96,7 +96,7 @@ def test_of_many_steps_sixteen_are_shown() -> None:
     assert (len(shown), shown[0], shown[-1]) == (16, "1", "100")
 
 
-@pytest.mark.parametrize("kind", ["png", "svg"])
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
 def test_the_same_diagnosis_gives_the_same_bytes(kind, tmp_path: Path) -> None:
     first, second = (conflict_figures(diagnosis([0]))["diagnosis-layers"] for _ in range(2))
     assert encoded(first, kind) == encoded(second, kind)

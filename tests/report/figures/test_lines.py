@@ -118,6 +118,8 @@ def test_lines_are_the_means_and_the_runs(runs: int, lines: int, bands: int) -> 
     assert list(within.get_ydata()) == pytest.approx([0.3, 0.5])
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["within a domain (0.400)", "across domains (0.100)"]
+    told = axes.get_title(loc="left")
+    assert ("(thin lines)" in told, "95 % intervals" in told) == (runs > 1, bands > 0)
 
 
 def test_nothing_to_draw_is_an_error() -> None:

@@ -74,16 +74,33 @@ def test_files_are_the_same_bytes_again_whatever_the_users_settings(tmp_path):
     with mpl.rc_context({"font.size": 20, "savefig.dpi": 50, "svg.hashsalt": "other"}):
         paths = save(drawing(), tmp_path / "a.b")
     assert [path.read_bytes() for path in paths] == first
-    assert [path.name for path in paths] == ["a.b.png", "a.b.svg"]
+    assert [path.name for path in paths] == ["a.b.png", "a.b.svg", "a.b.pdf"]
     assert sorted(tmp_path.iterdir()) == sorted(paths)
 
 
 def test_an_svg_is_well_formed_asks_for_no_font_and_has_no_date(tmp_path):
-    _, path = save(drawing(), tmp_path / "figure")
+    _, path, _ = save(drawing(), tmp_path / "figure")
     text = path.read_text(encoding="utf-8")
     tags = {element.tag.rpartition("}")[2] for element in ElementTree.fromstring(text).iter()}
     assert "text" not in tags
     assert "date" not in tags
+
+
+def test_the_panels_lie_alike_in_every_file(tmp_path):
+    laid_out, figure = drawing(), drawing()
+    with styled():
+        laid_out.draw_without_rendering()
+    save(figure, tmp_path / "figure")
+    first, last = (each.axes[0].get_position().bounds for each in (laid_out, figure))
+    assert last == pytest.approx(first, abs=0.01)
+
+
+def test_a_pdf_has_its_letters_as_truetype_and_no_date(tmp_path):
+    *_, path = save(drawing(), tmp_path / "figure")
+    content = path.read_bytes()
+    assert content.startswith(b"%PDF-")
+    assert b"/Subtype /Type3" not in content  # which IEEE and ACM refuse
+    assert b"/CreationDate" not in content
 
 
 def test_the_users_settings_stay_as_they_are():
@@ -100,5 +117,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
 
 def test_long_names_are_broken_and_cut():
     assert wrapped("a" * 100, width=10) == "\n".join(["a" * 10, "a" * 10, "a" * 9 + "…"])
+    assert wrapped("mine:WarmVREx+mine:SoftSum") == "mine:WarmVREx+\nmine:SoftSum"
+    assert wrapped("irm+agr-sum, a + b", 30) == "irm+agr-sum, a + b"
     assert wrapped("irm (irm.penalty=10)") == "irm\n(irm.penalty=10)"
     assert wrapped("") == ""

@@ -181,7 +181,9 @@ def draw_similarity(study: SimilarityStudy) -> Figure:
     axes.set_ylabel("mean cosine similarity")
     count, options = len(study.runs), study.configuration
     what = f"{study.data}, {options.backbone}, {options.method}, {options.target} held out"
-    title = wrapped(f"{what}, {count} run{'s' if count > 1 else ''}", 80)
+    runs = "1 run" if count == 1 else f"{count} runs (thin lines)"
+    bands = ", bands: 95 % intervals" if count > 2 else ""
+    title = wrapped(f"{what}, {runs}{bands}", 80)
     axes.set_title(title, fontsize=7, fontweight="normal", color=GREY, loc="left")
     axes.legend(loc="best")
     tidy(axes)

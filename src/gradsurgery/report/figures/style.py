@@ -19,6 +19,7 @@ from gradsurgery.atomic import atomic_file
 from gradsurgery.errors import printable
 
 Line = Literal["-", "--", "-.", ":"]
+Kind = Literal["png", "svg", "pdf"]
 
 DOTS_PER_INCH = 200
 PANEL_WIDTH = 1.65
@@ -98,24 +99,24 @@ def new_figure(
     return figure, axes
 
 
-def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
-    """Write `stem`.png and `stem`.svg and return their paths; raises `OutputError`.
+def save(figure: Figure, stem: Path) -> tuple[Path, Path, Path]:
+    """Write `stem`.png, .svg and .pdf and return their paths; raises `OutputError`.
 
     The same figure gives the same bytes (with the same matplotlib): no date, no random ids.
     """
-    written = []
-    for kind in ("png", "svg"):
-        path = stem.with_name(f"{stem.name}.{kind}")
+    kinds: tuple[Kind, Kind, Kind] = ("png", "svg", "pdf")
+    png, svg, pdf = (stem.with_name(f"{stem.name}.{kind}") for kind in kinds)
+    for kind, path in zip(kinds, (png, svg, pdf), strict=True):
         with atomic_file(path) as temporary:
             temporary.write_bytes(encoded(figure, kind))
-        written.append(path)
-    return written[0], written[1]
+        figure.set_layout_engine("none")  # stays as the first has it: a second layout moves things
+    return png, svg, pdf
 
 
-def encoded(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
-    """The content of the figure's PNG or SVG file."""
+def encoded(figure: Figure, kind: Kind) -> bytes:
+    """The content of the figure's PNG, SVG or PDF file."""
     stream = io.BytesIO()
-    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    metadata = {{"png": "Software", "svg": "Date", "pdf": "CreationDate"}[kind]: None}
     with styled():
         figure.savefig(stream, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)
     return stream.getvalue()
@@ -153,10 +154,12 @@ def _style(place: int) -> MethodStyle:
 def wrapped(name: str, width: int = 18, lines: int = 3) -> str:
     """A name as a label: broken into lines of `width` characters, cut with … after `lines`.
 
-    >>> wrapped("group-dro")
-    'group-dro'
+    >>> print(wrapped("mixup+mypackage:MyRule"))
+    mixup+
+    mypackage:MyRule
     """
-    parts = textwrap.wrap(printable(name), width) or [""]
+    broken = textwrap.wrap(printable(name).replace("+", "+ "), width)  # rather there than in a word
+    parts = [part.replace("+ ", "+") for part in broken] or [""]
     if len(parts) > lines:
         parts = [*parts[: lines - 1], parts[lines - 1][: width - 1] + "…"]
     return "\n".join(parts)
