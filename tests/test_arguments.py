@@ -92,6 +92,10 @@ CALLS = {
     "step: -1": (lambda: stepped("irm", step=-1), "counted from 1, found -1"),
     "step: a half": (lambda: stepped(step=1.5), r"counted from 1, found 1\.5"),
     "step's model": (lambda: stepped(model=None), "model is a torch.nn.Module, found a NoneType"),
+    "step's optimizer: of another model": (
+        lambda: stepped(optimizer=torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)),
+        "none of the model's parameters",
+    ),
     "step's optimizer": (lambda: stepped(optimizer=5), "torch optimiser .* found a int"),
     "step's batches": (
         lambda: stepped(batches=None),
