@@ -18,6 +18,8 @@ SIGNIFICANCE = 0.05
 RESAMPLES = 10_000
 EXACT_UP_TO = 100
 TOLERANCE = 1e-12
+"""Up to which a difference is a rounding error: of fractions those are of about 1e-16, in percent
+1e-14, and two fractions that do differ, of up to a million images, differ by more."""
 
 
 @dataclass(frozen=True)
@@ -215,9 +217,7 @@ class SignedRanks:
         return (self.positive - self.negative) / total if total else 0.0
 
 
-def signed_ranks(
-    differences: Sequence[float | int], *, tolerance: float = TOLERANCE
-) -> SignedRanks:
+def signed_ranks(differences: Sequence[float | int]) -> SignedRanks:
     """The two-sided signed-rank test that paired differences are symmetric about 0.
 
     The differences d_i ≠ 0 are ranked by abs(d_i), ties sharing the mean of their ranks;
@@ -228,10 +228,8 @@ def signed_ranks(
     gives p = 1.
 
     Args:
-        differences: one a pair.
-        tolerance: absolute values that differ by no more are tied, and those no larger are zero.
-            The difference of two fractions has a rounding error of about 1e-16, in percent 1e-14;
-            two that do differ, with up to a million images, differ by more than 1e-12.
+        differences: one a pair. Absolute values that differ by up to 1e-12 are tied, and those no
+            larger are zero.
 
     Raises `ArgumentError` where a difference is not finite.
 
@@ -244,8 +242,8 @@ def signed_ranks(
     values = np.asarray(differences, dtype=np.float64)
     if not np.isfinite(values).all():
         raise ArgumentError(f"differences must be finite, found {list(differences)}")
-    kept = values[np.abs(values) > tolerance]
-    doubled = doubled_midranks(np.abs(kept), tolerance)
+    kept = values[np.abs(values) > TOLERANCE]
+    doubled = doubled_midranks(np.abs(kept))
     positive, total = int(doubled[kept > 0].sum()), int(doubled.sum())
     p = _exact_p(doubled, positive) if len(kept) <= EXACT_UP_TO else _normal_p(doubled, positive)
     return SignedRanks(positive / 2, (total - positive) / 2, p, len(kept), len(values) - len(kept))
@@ -260,13 +258,11 @@ def least_p(n: int) -> float:
     return min(1.0, 2.0 ** (1 - n))
 
 
-def doubled_midranks(
-    sizes: Float64[np.ndarray, " n"], tolerance: float = TOLERANCE
-) -> Int64[np.ndarray, " n"]:
+def doubled_midranks(sizes: Float64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
     """Twice the rank of every value, 1 for the smallest, ties at the mean of their ranks.
 
-    Values are tied where no gap between neighbours in their order exceeds `tolerance`. Rounding
-    them to a grid instead would part two that lie on both sides of a grid point's middle.
+    Values are tied where no gap between neighbours in their order exceeds 1e-12. Rounding them to a
+    grid instead would part two that lie on both sides of a grid point's middle.
 
     >>> doubled_midranks(np.array([0.3, 0.1 + 0.2, 0.1])).tolist()
     [5, 5, 2]
@@ -274,7 +270,7 @@ def doubled_midranks(
     from scipy.stats import rankdata
 
     order = np.argsort(sizes, kind="stable")
-    group = np.concatenate([[0], np.cumsum(np.diff(sizes[order]) > tolerance)])[: len(sizes)]
+    group = np.concatenate([[0], np.cumsum(np.diff(sizes[order]) > TOLERANCE)])[: len(sizes)]
     ranks = np.empty(len(sizes), dtype=np.int64)
     ranks[order] = 2 * rankdata(group)
     return ranks
