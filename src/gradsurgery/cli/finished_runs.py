@@ -88,7 +88,7 @@ def print_tables(
     """
     inventory = take_inventory(paths)
     search = search_of(inventory, selected or ALL)
-    planned = (inventory.planned or {}).values()
+    planned = inventory.planned.values()
     tables = compare_runs(search.runs, model or search.model, baseline, planned)
     if output == "rich":
         print_comparisons(tables, paper=paper, statistics=statistics)

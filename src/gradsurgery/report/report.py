@@ -102,7 +102,7 @@ def write_report(
     inventory = found if isinstance(found, Inventory) else take_inventory(found)
     out = out or inventory.paths[0] / "report"
     search = search_of(inventory, options.selected)
-    model, planned = options.model or search.model, (inventory.planned or {}).values()
+    model, planned = options.model or search.model, inventory.planned.values()
     tables = compare_runs(search.runs, model, options.baseline, planned)
     _check_baseline(options.baseline, tables)
     ranking = rank_methods(tables)

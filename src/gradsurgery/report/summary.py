@@ -56,7 +56,7 @@ def _complete(inventory: Inventory, tables: Sequence[ComparisonTable]) -> str:
     extra = int((inventory.runs["without"].map(len) > 0).sum())
     partial = sum(not cell.complete for table in tables for cell in table.cells.values())
     empty = sum(len(t.methods) * len(t.targets) - len(t.cells) for t in tables)
-    if inventory.planned is None:
+    if not inventory.planned:
         sentences = [counted(there, "run", "is there")]
         sentences[0] += f"; {counted(failed, 'run')} failed" if failed else ""
     else:

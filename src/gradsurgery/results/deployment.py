@@ -35,7 +35,7 @@ def candidates_of(inventory: Inventory) -> list[Tried]:
 
     Raises `DataError` where the runs are of several data sets.
     """
-    order = {folder: float(i) for i, folder in enumerate(inventory.planned or {})}
+    order = {folder: float(i) for i, folder in enumerate(inventory.planned)}
 
     def place(file: Path) -> float:
         return order.get(file.parent.resolve(), math.inf)
