@@ -210,7 +210,7 @@ def _expected(deployment: Deployment) -> Iterator[Block]:
         runs = deployment.candidate.unseen[domain]
         spread = f" ± {100 * stdev(runs):.1f}" if len(runs) > 1 else ""
         chosen = deployment.without_it.get(domain)
-        images = f"{tested[domain]:,}" if domain in tested else "–"
+        images = f"{tested[domain]:,}" if domain in tested else ABSENT
         rows.append([domain, images, f"{100 * fmean(runs):.1f}{spread}", _number(chosen)])
     without = _number(fmean([*deployment.without_it.values()]))
     rows.append(["mean", "", f"{100 * fmean(means):.1f}", without])

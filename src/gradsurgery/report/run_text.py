@@ -42,7 +42,7 @@ def run_blocks(record: Record) -> list[Text | Table]:
         name.replace("_", " "): value_text(getattr(record.configuration, name))
         for name in RunConfiguration.model_fields
     }
-    about = plain_table("", [], [[name, text] for name, text in options.items() if text != "–"])
+    about = plain_table("", [], [[name, text] for name, text in options.items() if text != ABSENT])
     cost = record.cost
     parts = [
         f"{cost.seconds:.1f} s",
@@ -218,10 +218,6 @@ def _recall_rows(
 
 def _models(record: Record) -> tuple[ModelResult, ModelResult]:
     return record.result.best, record.result.last
-
-
-_UNEVEN = 3.0
-"""From how many times as many images on the largest class or domain is worth a word."""
 
 
 def gap_sentences(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> list[str]:
