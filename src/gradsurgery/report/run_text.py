@@ -129,8 +129,7 @@ def accuracy_text(accuracy: float, tally: Tally | None) -> str:
     """
     if tally is None:
         return f"{accuracy:.1%}"
-    matrix = tally.matrix()
-    found = proportion(int(matrix.trace()), int(matrix.sum()))
+    found = proportion(tally.right, tally.images)
     return f"{accuracy:.1%} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
