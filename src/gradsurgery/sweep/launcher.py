@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 
 from gradsurgery.atomic import BusyError
-from gradsurgery.data import ImageSet, open_source
+from gradsurgery.data import ImageSet, cpus, open_source
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
 from gradsurgery.doors import fault_of
@@ -163,7 +163,7 @@ def worker_count(asked: int | None, *, gpus: int, runs_per_gpu: int, threads: in
         return asked
     if gpus:
         return gpus * runs_per_gpu
-    return max(1, min((os.cpu_count() or 1) // threads, _MOST))
+    return max(1, min(cpus() // threads, _MOST))
 
 
 class LocalLauncher(Launcher):
