@@ -60,7 +60,7 @@ def diagnose_run(
     """
     record = Record.load(directory / Record.file_name)
     configuration = record.configuration
-    split = split_of(record.configuration, images, record.split.seed)
+    split = split_of(configuration, images, record.split.seed)
     if (images.digest, split.digest) != (record.data.digest, record.split.digest):
         raise DataError(
             f"the run in {directory} was trained on other images than {images.name} has; give the "
