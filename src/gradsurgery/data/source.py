@@ -322,27 +322,29 @@ def count_images(
     return counts
 
 
+Key = TypeVar("Key")
+Content = TypeVar("Content")
 Result = TypeVar("Result")
 
 
 def worked_on(
-    contents: Iterable[tuple[int, bytes]],
-    work: Callable[[int, bytes], Result],
+    contents: Iterable[tuple[Key, Content]],
+    work: Callable[[Key, Content], Result],
     *,
     workers: int,
     ahead: int,
 ) -> Generator[Result, None, None]:
-    """Yield `work(position, content)` for all of a source's `contents`, in their order.
+    """Yield `work(key, content)` for all `contents`, as those of a source, in their order.
 
-    workers: threads that work. ahead: how many encoded images may wait in memory.
+    workers: threads that work. ahead: how many images may wait in memory.
     """
     pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for position, content in contents:
+            for key, content in contents:
                 if len(pending) == ahead:
                     yield pending.popleft().result()
-                pending.append(pool.submit(work, position, content))
+                pending.append(pool.submit(work, key, content))
             while pending:
                 yield pending.popleft().result()
         finally:

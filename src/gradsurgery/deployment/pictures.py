@@ -1,8 +1,7 @@
 """The pictures that a person names, files, folders or objects, and their decoding ahead of use."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -14,6 +13,7 @@ from torch import Tensor
 from gradsurgery.data import BadImageError, SkippedImage
 from gradsurgery.data.folder import FOLDER, kind_of, visible_entries
 from gradsurgery.data.formats import readable_suffixes
+from gradsurgery.data.source import worked_on
 from gradsurgery.errors import ArgumentError, DataError, printable
 
 
@@ -129,32 +129,26 @@ def prepared(
     A job that raises `BadImageError` is in `bad`. At most so many pictures are in memory as three
     batches have, however many jobs there are.
     """
-    pending: deque[tuple[Key, Future[Decoded]]] = deque()
     keys: list[Key] = []
     bad: list[tuple[Key, str]] = []
     pixels = np.empty((batch, size, size, 3), dtype=np.uint8)
-
-    def take() -> None:
-        key, future = pending.popleft()
-        try:
-            pixels[len(keys)] = future.result()
+    with closing(worked_on(jobs, _done, workers=workers, ahead=_AHEAD * batch)) as decoded:
+        for key, found in decoded:
+            if isinstance(found, str):
+                bad.append((key, found))
+                continue
+            pixels[len(keys)] = found
             keys.append(key)
-        except BadImageError as error:
-            bad.append((key, str(error)))
+            if len(keys) == batch:
+                yield Prepared(keys, pixels, bad)
+                keys, bad, pixels = [], [], np.empty_like(pixels)
+    if keys or bad:
+        yield Prepared(keys, pixels[: len(keys)], bad)
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="pictures") as pool:
-        try:
-            for key, job in jobs:
-                if len(pending) == _AHEAD * batch:
-                    take()
-                pending.append((key, pool.submit(job)))
-                if len(keys) == batch:
-                    yield Prepared(keys, pixels, bad)
-                    keys, bad, pixels = [], [], np.empty_like(pixels)
-            while pending:
-                take()
-                if len(keys) == batch or not pending:
-                    yield Prepared(keys, pixels[: len(keys)], bad)
-                    keys, bad, pixels = [], [], np.empty_like(pixels)
-        finally:
-            pool.shutdown(cancel_futures=True)
+
+def _done(key: Key, job: Callable[[], Decoded]) -> tuple[Key, Decoded | str]:
+    """What the job gives, or why the picture is a bad one."""
+    try:
+        return key, job()
+    except BadImageError as error:
+        return key, str(error)
