@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from gradsurgery.backbones.weights import file_digest
-from gradsurgery.data import Source, cpus
+from gradsurgery.data import Source, cpus, unknown_domain
+from gradsurgery.data.cache import bad_image
 from gradsurgery.data.derived import draws_itself
 from gradsurgery.deployment.pictures import Job, Prepared, prepared
 from gradsurgery.deployment.trained_model import BATCH, TrainedModel, check_count
@@ -62,7 +63,7 @@ def evaluate_model(
     jobs = _jobs(model, source, counted)
     for batch in prepared(jobs, model.preprocess.size, batch_size, workers):
         if batch.bad and not skip_bad:
-            raise _undecoded(source, *batch.bad[0])
+            raise bad_image(source, *batch.bad[0])
         skipped += [SkippedFile(identity=listing.identities[i], reason=why) for i, why in batch.bad]
         _answer(model, source, batch, labels, answers)
         done = len(skipped) + sum(each.count for each in answers.values())
@@ -104,10 +105,7 @@ def _chosen(source: Source, domains: Collection[str] | None) -> list[str]:
         )
     chosen = list(source.domains) if domains is None else list(domains)
     if unknown := [domain for domain in chosen if domain not in source.domains]:
-        raise ArgumentError(
-            f"{source.name} has no domain {unknown[0]!r}; its domains are "
-            f"{', '.join(source.domains)}"
-        )
+        raise ArgumentError(unknown_domain(source.name, unknown[0], source.domains))
     return chosen
 
 
@@ -139,13 +137,6 @@ def _answer(
         rows = np.flatnonzero(domains == domain)
         truth = torch.from_numpy(labels[keys[rows]])
         answers[source.domains[domain]].add(logits[torch.from_numpy(rows)], truth)
-
-
-def _undecoded(source: Source, position: int, reason: str) -> DataError:
-    return DataError(
-        f"cannot decode {source.location(position)}: {reason}; replace it, or leave such images "
-        "out with --skip-bad (skip_bad=True)"
-    )
 
 
 def _split_of(model: TrainedModel, source: Source) -> SplitFile | None:
