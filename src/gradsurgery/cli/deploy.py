@@ -157,7 +157,8 @@ def _finish(
 def _final_run(plan: Plan, source: Source, chosen: Tried) -> SweepRun:
     """The chosen candidate's run on all domains, with the first seed."""
     options = chosen.configuration.model_dump(exclude=set(PLAN_PARTS))
-    options |= {name: plan.options[name] for name in ("device",) if name in plan.options}
+    if "device" in plan.options:  # where it is worked on may be another than the candidates'
+        options["device"] = plan.options["device"]
     final = Plan(
         data=plan.data,
         targets=[NO_TARGET],

@@ -54,11 +54,10 @@ def unknown_domain(source: str, name: str, domains: Sequence[str], purpose: str 
     """
     composed = unicodedata.normalize("NFC", name)
     alike = [each for each in domains if unicodedata.normalize("NFC", each) == composed]
-    spelled = (
-        f"; one that looks the same is written in other characters, {alike[0]!a}: rename it"
-        if alike
-        else ""
-    )
+    spelled = ""
+    if alike:
+        other = f"written in other characters, {alike[0]!a}: rename it"
+        spelled = f"; one that looks the same is {other}"
     listed = ", ".join(domains)
     return f"{source} has no domain {name!r}{purpose}; its domains are {listed}{spelled}"
 
