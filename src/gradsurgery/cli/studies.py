@@ -17,8 +17,9 @@ from gradsurgery.cli.live import displayed
 from gradsurgery.cli.train import check_target, continuable
 from gradsurgery.data import open_source, prepare
 from gradsurgery.documents.configuration import RunConfiguration, options_of
+from gradsurgery.documents.data_options import listed_names
 from gradsurgery.documents.document import folder_name
-from gradsurgery.documents.plan import names, number_or_text, parse_seeds
+from gradsurgery.documents.plan import number_or_text, parse_seeds
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.studies import DiagnosisOptions, SimilarityOptions
 from gradsurgery.documents.tasks_vs_domains import TasksOptions, TasksStudy
@@ -261,9 +262,11 @@ def tasks_vs_domains(
         print_sentences(write_tasks_study(TasksStudy.load(stored), out or stored))
         return
     listed = {"tasks": tasks, "groupings": groupings, "rules": rules}
-    chosen = options | {name: names(text) for name, text in listed.items() if text is not None}
+    chosen = options | {
+        name: listed_names(text) for name, text in listed.items() if text is not None
+    }
     if measure_at is not None:
-        chosen["measure_at"] = [_whole(text) for text in names(measure_at)]
+        chosen["measure_at"] = [_whole(text) for text in listed_names(measure_at)]
     studied = TasksOptions(**chosen)
     dials = dict(_dial(text) for text in dial or [])
     devices.keep_freed_memory()  # before torch allocates anything
@@ -295,7 +298,7 @@ def _whole(text: str) -> int:
 def _dial(text: str) -> tuple[str, list[float]]:
     """A dial and its values from NAME=VALUE,VALUE."""
     name, equals, listed = text.partition("=")
-    values = [number_or_text(value) for value in names(listed)]
+    values = [number_or_text(value) for value in listed_names(listed)]
     numbers = [float(value) for value in values if not isinstance(value, str)]
     if not equals or not numbers or len(numbers) < len(values):
         raise ArgumentError(f"--dial takes NAME=VALUE,VALUE, e.g. groups=2,5, found {text!r}")

@@ -33,10 +33,9 @@ from gradsurgery.deployment.model_file import push as upload
 from gradsurgery.deployment.pictures import check_named, listed_pictures
 from gradsurgery.deployment.predictions_file import predictions_file
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.data_options import left_out_classes
+from gradsurgery.documents.data_options import left_out_classes, listed_names
 from gradsurgery.documents.deployment import EvaluatedPart, EvaluationFile
 from gradsurgery.documents.document import folder_name
-from gradsurgery.documents.plan import names as listed_names
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.report.evaluation_text import evaluation_sentences, evaluation_tables
