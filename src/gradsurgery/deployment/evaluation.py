@@ -15,6 +15,7 @@ from gradsurgery.deployment.pictures import Job, Prepared, prepared
 from gradsurgery.deployment.trained_model import BATCH, TrainedModel, check_count
 from gradsurgery.documents.deployment import DomainEvaluation, EvaluatedPart, EvaluationFile
 from gradsurgery.documents.record import SkippedFile, SplitFile
+from gradsurgery.documents.tally import Tally
 from gradsurgery.errors import ArgumentError, DataError, check_kind
 from gradsurgery.training.outcome import Answers
 
@@ -69,7 +70,7 @@ def evaluate_model(
         done = len(skipped) + sum(each.count for each in answers.values())
         progress(done, len(counted))
     about = model.about
-    seen = None if split is None else _trained_on(split, model)
+    trained_on = None if split is None else _trained_on(split, model)
     return EvaluationFile(
         model=str(model.file),
         model_digest=file_digest(model.file)[:16],
@@ -80,10 +81,12 @@ def evaluate_model(
         data=source.name,
         part=part,
         domains={
-            domain: DomainEvaluation(
-                tally=answers[domain].tally(len(model.classes)),
-                unknown=_unknown(source, wanted, labels, domain),
-                seen=_seen(source, counted, seen, domain),
+            domain: _of_domain(
+                source,
+                [i for i in wanted if source.domains[listing.domain[i]] == domain],
+                labels,
+                answers[domain].tally(len(model.classes)),
+                trained_on,
             )
             for domain in chosen
         },
@@ -201,23 +204,17 @@ def _jobs(model: TrainedModel, source: Source, counted: set[int]) -> Iterator[Jo
                 yield position, partial(model.preprocess.pixels, content)
 
 
-def _unknown(source: Source, wanted: list[int], labels: np.ndarray, domain: str) -> dict[str, int]:
+def _of_domain(
+    source: Source,
+    members: list[int],
+    labels: np.ndarray,
+    tally: Tally,
+    trained_on: set[str] | None,
+) -> DomainEvaluation:
+    """What there is to say of a domain's images, of which `tally` counts the answers."""
     listing = source.listing
-    return dict(
-        Counter(
-            source.classes[listing.label[i]]
-            for i in wanted
-            if labels[i] < 0 and source.domains[listing.domain[i]] == domain
-        )
-    )
-
-
-def _seen(source: Source, counted: set[int], seen: set[str] | None, domain: str) -> int | None:
-    if seen is None:
-        return None
-    listing = source.listing
-    return sum(
-        listing.identities[i] in seen
-        for i in counted
-        if source.domains[listing.domain[i]] == domain
-    )
+    unknown = Counter(source.classes[listing.label[i]] for i in members if labels[i] < 0)
+    seen = None
+    if trained_on is not None:
+        seen = sum(listing.identities[i] in trained_on for i in members if labels[i] >= 0)
+    return DomainEvaluation(tally=tally, unknown=dict(unknown), seen=seen)
