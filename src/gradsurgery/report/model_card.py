@@ -316,10 +316,10 @@ def _candidates(deployment: Deployment) -> Iterator[Block]:
         else "By leave-one-domain-out: the accuracy on each domain of the best model trained "
         "without it, averaged."
     )
-    yield candidates_table(deployment)
+    yield tried_table(deployment)
 
 
-def candidates_table(deployment: Deployment) -> Table:
+def tried_table(deployment: Deployment) -> Table:
     """Every candidate, how it scores, and which was chosen."""
     options = [each.options for each in deployment.candidates]
     names = sorted({name for of_one in options for name in of_one})
