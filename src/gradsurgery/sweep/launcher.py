@@ -29,8 +29,14 @@ from gradsurgery.training.loggers import logged
 from gradsurgery.training.progress import ProgressCallback
 from gradsurgery.training.run import prepare_images
 
+if TYPE_CHECKING:
+    from multiprocessing.context import SpawnProcess
+
 ASKED_TO_END = 128 + SIGTERM
 """The exit code of a worker that was asked to end."""
+_MOST = 8  # workers on processors without being asked: each has a model and an optimiser in memory
+_STARTS = 3  # a worker that dies this often before its first word will not do better
+_PATIENCE = 10.0  # seconds for a worker to leave its folder in order
 
 
 @dataclass(frozen=True)
@@ -123,14 +129,6 @@ def work(task: Task, report: ProgressCallback) -> Outcome:
             raise
         return Outcome("failed", fault_of(error) or one_line(error), traceback.format_exc())
     return Outcome("done", before=before)
-
-
-if TYPE_CHECKING:
-    from multiprocessing.context import SpawnProcess
-
-_MOST = 8  # workers on processors without being asked: each has a model and an optimiser in memory
-_STARTS = 3  # a worker that dies this often before its first word will not do better
-_PATIENCE = 10.0  # seconds for a worker to leave its folder in order
 
 
 def visible_gpus(device: str) -> tuple[str, ...]:
