@@ -131,7 +131,11 @@ def write_report(
         (out / name).unlink(missing_ok=True)
     ReportFiles(files=files).save(out)
     page = assemble(
-        *(out, inventory, tables, ranking, search),
+        out,
+        inventory,
+        tables,
+        ranking,
+        search,
         figures=figures,
         notes=options.notes,
         paper=options.paper,

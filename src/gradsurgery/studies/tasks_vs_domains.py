@@ -228,12 +228,9 @@ def run_cell(
             backbone.model.eval()
             losses.append(_rounded(training_loss(backbone, groups, turned.evaluated)))
             if cell.rule == turned.rules[0]:
+                by_layer = cell.dial is None
                 measured.append(
-                    measure(
-                        *(backbone, groups, named, own, turned),
-                        step=step,
-                        by_layer=cell.dial is None,
-                    )
+                    measure(backbone, groups, named, own, turned, step=step, by_layer=by_layer)
                 )
         if step == turned.iterations:
             break
