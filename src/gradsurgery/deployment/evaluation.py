@@ -67,17 +67,15 @@ def evaluate_model(
             raise bad_image(source, *batch.bad[0])
         skipped += [SkippedFile(identity=listing.identities[i], reason=why) for i, why in batch.bad]
         _answer(model, source, batch, labels, answers)
-        done = len(skipped) + sum(each.count for each in answers.values())
-        progress(done, len(counted))
-    about = model.about
+        progress(len(skipped) + sum(each.count for each in answers.values()), len(counted))
     trained_on = None if split is None else _trained_on(split, model)
     return EvaluationFile(
         model=str(model.file),
         model_digest=file_digest(model.file)[:16],
         classes=list(model.classes),
-        trained_data=about.data,
-        trained_on=about.domains,
-        target=about.target,
+        trained_data=model.about.data,
+        trained_on=model.about.domains,
+        target=model.about.target,
         data=source.name,
         part=part,
         domains={
