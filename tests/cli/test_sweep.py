@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,12 @@ def test_a_sweep_ends_with_its_table_and_the_path_of_its_report(
     assert code == 0
     assert out.splitlines()[0] == "8 runs, 4 finished in runs"
     assert out.splitlines()[1].startswith("4 to do: about ")
+    code, out, err = command(*arguments, "--seeds", "2", "--dry-run", "--workers", "16")
+    found = re.search(r"about (\S+) s of one worker, (\S+) s with 16;", out)
+    assert found is not None, out
+    assert float(found[1]) / float(found[2]) == pytest.approx(4, rel=0.1)  # four runs, not 16
+    code, out, err = command(*arguments, "--seeds", "2", "--dry-run", "--launcher", "ray")
+    assert re.search("s of one worker; from", out), out  # nobody knows how large the cluster is
 
 
 @pytest.mark.parametrize(

@@ -282,9 +282,13 @@ def print_estimate(
         print(f"{len(runs) - len(records)} to do; no estimate of the time they take: {error}")
         return
     workers = _worker_count(options, plan, visible_gpus(str(plan.options.get("device", "auto"))))
+    together = left.seconds / max(1, min(workers, left.runs))
+    several = f", {duration(together)} with {workers}"
+    if options.launcher == "ray" and options.workers is None:  # as many as the cluster has room for
+        several = ""
     print(
-        f"{left.runs} to do: about {duration(left.seconds)} of one worker, "
-        f"{duration(left.seconds / workers)} with {workers}; {_basis(left, records)}"
+        f"{left.runs} to do: about {duration(left.seconds)} of one worker{several}; "
+        f"{_basis(left, records)}"
     )
     if len(records) < len(runs):
         print("images are counted and not looked at: gradsurgery data info names broken ones")
