@@ -110,7 +110,7 @@ def list_cached(cache: opt.CacheOption = None) -> None:
         Console().print(table)
     total = sum(each.bytes for each in found)
     console.print(
-        f"{len(found)} decoded data sets, {total / 1e6:,.1f} MB, in "
+        f"{counted(len(found), 'decoded data set')}, {total / 1e6:,.1f} MB, in "
         f"{escape(printable(str(folder)))}"
     )
 

@@ -21,6 +21,7 @@ from gradsurgery.errors import ArgumentError
 from gradsurgery.report.figures.pictures import draw_examples
 from gradsurgery.report.figures.style import save
 from gradsurgery.report.report import file_stems
+from gradsurgery.report.section import counted
 from gradsurgery.sweep.runs import DATA_SETS, paper_plan
 
 app = typer.Typer(
@@ -157,7 +158,8 @@ def figure2(
             held_out = [str(written["target"])]
         if dry_run and not print_config:
             runs = len(held_out) * len(parse_seeds(seeds))
-            print(f"{runs} runs on {source.name}, one for each target and seed, into {folder}")
+            count = counted(runs, "run")
+            print(f"{count} on {source.name}, one for each target and seed, into {folder}")
             continue
         for target in held_out:
             place = folder / folder_name(source.name) / folder_name(target)

@@ -268,7 +268,7 @@ def print_estimate(
     """Print how many runs there are, how many are finished, and how long the others will take."""
     runs = planned(plan, sources)
     records = existing_records(runs, folder)
-    print(f"{len(runs)} runs, {len(records)} finished in {folder}")
+    print(f"{counted(len(runs), 'run')}, {len(records)} finished in {folder}")
     try:
         with displayed("timing", lines=False) as timing:
             left = estimate(
@@ -296,8 +296,8 @@ def print_estimate(
 
 def _basis(left: Estimate, records: dict[str, Record]) -> str:
     """What an estimate is based on."""
-    kinds = f"{left.timed} kind{'' if left.timed == 1 else 's'} of run timed here for a few steps"
-    finished = f"what {len(records)} finished runs took" if records else ""
+    kinds = f"{counted(left.timed, 'kind')} of run timed here for a few steps"
+    finished = f"what {counted(len(records), 'finished run')} took" if records else ""
     return "from " + " and ".join(filter(None, [kinds if left.timed else "", finished]))
 
 
