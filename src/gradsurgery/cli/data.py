@@ -137,15 +137,10 @@ def prune_cached(
     for name in names or ():
         if not any(each.folder.name.startswith(name) for each in found):
             raise ArgumentError(f"{folder} has no decoded data set {name!r}; see data cache list")
-    chosen = [
-        each
-        for each in found
-        if (
-            any(each.folder.name.startswith(name) for name in names)
-            if names
-            else each.days_unused >= unused
-        )
-    ]
+    if names:
+        chosen = [each for each in found if each.folder.name.startswith(tuple(names))]
+    else:
+        chosen = [each for each in found if each.days_unused >= unused]
     removed = [each for each in chosen if dry_run or remove_cached(folder, each)]
     freed = sum(each.bytes for each in removed)
     print(
