@@ -216,7 +216,7 @@ def _ranked(ranking: Ranking | None, tables: Sequence[ComparisonTable]) -> str:
     if ranking is None or (p := ranking.p) is None:
         return ""
     verdict = f"Friedman's test shows no significant difference of ranks (p = {p_text(p)})"
-    if p < ranking.level:
+    if p < SIGNIFICANCE:
         verdict = (
             f"Friedman's test says that ranks differ (p = {p_text(p)}), which is a rough guide: "
             "the targets of a data set share training images"

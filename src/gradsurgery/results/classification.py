@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradsurgery.documents.tally import Tally
+from gradsurgery.results.statistics import CONFIDENCE
 from gradsurgery.seeds import derive_seed
 
-CONFIDENCE = 0.95
-"""Of every interval."""
 RESAMPLES = 2000
 INTERVALS = (
     "Intervals are of 95 %: Wilson's of accuracy, recall and precision; bootstrap percentiles over "
