@@ -149,7 +149,7 @@ def prune_cached(
     )
 
 
-def summarize(source: Source, found: Inspection | None = None) -> dict[str, Any]:
+def summarize(source: Source, found: Inspection | None) -> dict[str, Any]:
     """Counts of a source, whether they are the paper's, and what reading the images has shown."""
     preset = matching_preset(source)
     counts = by_domain(source)

@@ -71,7 +71,7 @@ def run_study(
     out: Path | None,
     cache: Path | None,
     *,
-    print_config: bool = False,
+    print_config: bool,
 ) -> None:
     """Train and measure with every seed, write what came out, and print it.
 

@@ -155,8 +155,8 @@ def run_plan(
     options: opt.LaunchOptions,
     *,
     after: Callable[[Path], None],
+    print_config: bool,
     dry_run: bool = False,
-    print_config: bool = False,
 ) -> None:
     """Do the runs of a plan that are missing, then write and print what they came to.
 
