@@ -138,9 +138,9 @@ def test_the_panel_says_how_it_goes() -> None:
     progress.running["pacs sketch agr-sum seed 0"] = TrainingProgress("training", 20, 100)
     progress.running["pacs [photo] irm seed 0"] = None
     progress.best["pacs", "sketch"] = (0.625, "irm")
-    assert time_left(progress) == "–"
+    assert time_left(progress.seconds_left()) == "–"
     progress._seconds.extend([30.0, 90.0])
-    assert time_left(progress) == "0:02:00"  # 4 runs of a minute, two at a time
+    assert time_left(progress.seconds_left()) == "0:02:00"  # 4 runs of a minute, two at a time
     console = Console(width=160, record=True)
     console.print(panel("runs", progress))
     text = console.export_text()

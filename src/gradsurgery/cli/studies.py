@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,7 @@ from rich.console import Console
 
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.finished_runs import print_sentences
-from gradsurgery.cli.live import displayed
+from gradsurgery.cli.live import displayed, time_left
 from gradsurgery.cli.train import check_target, continuable
 from gradsurgery.data import open_source, prepare
 from gradsurgery.documents.configuration import RunConfiguration, options_of
@@ -318,11 +317,10 @@ def _displayed() -> Iterator["Callable[[StudyProgress], None]"]:
         def report(progress: "StudyProgress") -> None:
             nonlocal shown
             now = time.monotonic()
-            left = "–"
+            left = None
             if progress.steps:
-                rest = (now - began) * (progress.all_steps - progress.steps) / progress.steps
-                left = str(timedelta(seconds=round(rest)))
-            line = f"{progress.runs} of {progress.all_runs} runs, time left {left}"
+                left = (now - began) * (progress.all_steps - progress.steps) / progress.steps
+            line = f"{progress.runs} of {progress.all_runs} runs, time left {time_left(left)}"
             if status is not None and now - shown > _SECONDS:
                 shown = now
                 status.update(line)
