@@ -310,12 +310,10 @@ def _training(deployment: Deployment, record: Record) -> Iterator[Block]:
 def _candidates(deployment: Deployment) -> Iterator[Block]:
     if len(deployment.candidates) < 2:
         return
-    yield Text(
-        f"By {deployment.criterion}: {CRITERIA[deployment.criterion].score}."
-        if deployment.criterion != "leave-one-domain-out"
-        else "By leave-one-domain-out: the accuracy on each domain of the best model trained "
-        "without it, averaged."
-    )
+    score = CRITERIA[deployment.criterion].score
+    if deployment.criterion == "leave-one-domain-out":  # of a deployment every domain is a source
+        score = "the accuracy on each domain of the best model trained without it, averaged"
+    yield Text(f"By {deployment.criterion}: {score}.")
     yield tried_table(deployment)
 
 

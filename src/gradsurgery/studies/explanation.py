@@ -178,7 +178,7 @@ def explain_domains(
     options: ExplanationOptions,
     *,
     target: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> tuple[Explanation, list[ExplainedImage]]:
     """Explain some answers in every domain, and map the features of many images.
 
@@ -192,11 +192,10 @@ def explain_domains(
             f"{images.name} has the classes {', '.join(images.classes):.120} and {subject.name} "
             f"{', '.join(subject.classes):.120}; explain it on images of its own classes"
         )
-    tell = progress or (lambda *_: None)
     most = max(options.points // max(len(chosen), 1), options.per_domain)
     drawn = {domain: _drawn(here, most, domain, options) for domain, here in chosen.items()}
     positions = np.concatenate(list(drawn.values()))
-    probabilities, features = _answered(subject, images.images, positions, tell)
+    probabilities, features = _answered(subject, images.images, positions, progress)
     answers = [
         _answer(subject, row, images.identities[at], images, int(at))
         for row, at in zip(probabilities, positions, strict=True)
@@ -258,13 +257,13 @@ def _answered(
     subject: Subject,
     images: UInt8[np.ndarray, "all height width 3"],
     positions: Int64[np.ndarray, " images"],
-    tell: Progress,
+    progress: Progress,
 ) -> tuple[Float[Tensor, "images classes"], Float[Tensor, "images features"]]:
     """Probabilities and features of the images at these positions."""
     parts = []
     for start in range(0, len(positions), _BATCH):
         parts.append(_pass(subject, gather(images, positions[start : start + _BATCH])))
-        tell(min(start + _BATCH, len(positions)), len(positions))
+        progress(min(start + _BATCH, len(positions)), len(positions))
     probabilities, features = zip(*parts, strict=True)
     return torch.cat(probabilities), torch.cat(features)
 
