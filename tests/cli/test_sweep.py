@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,12 @@ def test_a_sweep_ends_with_its_table_and_the_path_of_its_report(
     assert code == 0
     assert out.splitlines()[0] == "8 runs, 4 finished in runs"
     assert out.splitlines()[1].startswith("4 to do: about ")
+    code, out, err = command(*arguments, "--seeds", "2", "--dry-run", "--workers", "16")
+    found = re.search(r"about (\S+) s of one worker, (\S+) s with 16;", out)
+    assert found is not None, out
+    assert float(found[1]) / float(found[2]) == pytest.approx(4, rel=0.1)  # four runs, not 16
+    code, out, err = command(*arguments, "--seeds", "2", "--dry-run", "--launcher", "ray")
+    assert re.search("s of one worker; from", out), out  # nobody knows how large the cluster is
 
 
 @pytest.mark.parametrize(
@@ -119,6 +126,9 @@ def test_values_that_are_given_are_tried_with_each_of_a_list_of_grids(
     code, out, err = command("sweep", "--plan", "plan.yaml", *given, "--dry-run")
     assert code == 0, err
     assert out.startswith("6 runs, 0 finished")
+    one = ["--methods", "deep-all", "--targets", "75", "--seeds", "1", "--iterations", "1"]
+    code, out, err = command("sweep", "rotated-digits", *one, "--dry-run")
+    assert out.startswith("1 run, 0 finished"), err
 
 
 def test_the_panel_says_how_it_goes() -> None:
@@ -128,9 +138,9 @@ def test_the_panel_says_how_it_goes() -> None:
     progress.running["pacs sketch agr-sum seed 0"] = TrainingProgress("training", 20, 100)
     progress.running["pacs [photo] irm seed 0"] = None
     progress.best["pacs", "sketch"] = (0.625, "irm")
-    assert time_left(progress) == "–"
+    assert time_left(progress.seconds_left()) == "–"
     progress._seconds.extend([30.0, 90.0])
-    assert time_left(progress) == "0:02:00"  # 4 runs of a minute, two at a time
+    assert time_left(progress.seconds_left()) == "0:02:00"  # 4 runs of a minute, two at a time
     console = Console(width=160, record=True)
     console.print(panel("runs", progress))
     text = console.export_text()

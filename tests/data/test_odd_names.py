@@ -13,7 +13,7 @@ from PIL import Image
 import gradsurgery as gs
 from gradsurgery.data import open_source, unknown_domain
 from gradsurgery.data.tables import order_of_classes
-from gradsurgery.documents.plan import names
+from gradsurgery.documents.data_options import listed_names
 from gradsurgery.errors import ArgumentError, DataError
 
 
@@ -34,7 +34,7 @@ def test_the_hubs_names_are_no_paths(place):
 @pytest.mark.parametrize("text", ["a\nb", "a\rb", "x" * 140_000])
 def test_a_list_of_names_is_one_line(text):
     with pytest.raises(ArgumentError, match="is no list of names"):
-        names(text)
+        listed_names(text)
     with pytest.raises(ArgumentError, match="is no list of names"):
         gs.RunConfiguration(data="x", target="y", columns=f"label={text}")
 

@@ -105,6 +105,13 @@ def test_what_is_not_there_is_named(trained, model, tmp_path, options, words):
         evaluate_model(model, opened(data), **options)
 
 
+def test_a_domain_that_only_looks_as_it_was_typed_is_named(trained, model, tmp_path):
+    data = shutil.copytree(trained.data, tmp_path / "other")
+    (data / "shop_d").rename(data / "K\u0061\u0308se")  # as a Mac writes it
+    with pytest.raises(ArgumentError, match=r"one that looks the same .*: rename it"):
+        evaluate_model(model, opened(data), domains=["K\u00e4se"])
+
+
 def test_a_split_of_images_that_are_gone_is_an_error(trained, model, tmp_path):
     data = shutil.copytree(trained.data, tmp_path / "photos")
     identity = trained.files("test", "shop_d")[0].relative_to(trained.data)

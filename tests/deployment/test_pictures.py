@@ -37,6 +37,13 @@ def test_a_folder_is_gone_through_to_any_depth_in_order(root):
     ]
 
 
+def test_a_link_that_leads_to_itself_is_left_out(root):
+    (root / "round").symlink_to("round")
+    pictures, left_out = listed_pictures(root)
+    assert len(list(pictures)) == 4
+    assert ("round", "a broken link") in [(Path(f.identity).name, f.reason) for f in left_out]
+
+
 def test_what_is_named_twice_is_one_picture(root):
     given = [root / "z.png", root, str(root / "b"), root / "z.png"]
     assert names(given, root) == ["z.png", "a.webp", "b/2.PNG", "b/deep/er/1.jpg"]
@@ -50,6 +57,11 @@ def test_a_folder_without_pictures_is_an_error(root):
     (root / "empty").mkdir()
     with pytest.raises(DataError, match="holds no file; name a folder with pictures"):
         names(root / "empty", root)
+    with pytest.raises(DataError, match="holds no file"):  # the other one, in b, is not its
+        names([root / "b", root / "empty"], root)
+    (root / "empty" / "a.txt").touch()
+    with pytest.raises(DataError, match="empty holds no picture, but 1 other file;"):
+        names([root / "b", root / "empty"], root)
 
 
 def test_an_array_of_four_dimensions_is_a_batch(root):

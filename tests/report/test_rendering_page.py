@@ -14,7 +14,6 @@ from gradsurgery.report.section import (
     Table,
     Text,
     Verbatim,
-    leading_number,
 )
 
 EVIL = "<script>alert('1')</script> & \"quoted\" {{ 7 * 7 }}"
@@ -82,14 +81,24 @@ def test_rows_are_sorted_by_numbers():
         ("+1.5", 1.5),
         ("1.9e-06*", 1.9e-6),
         ("1,024", 1024.0),
-        ("[+0.1, +0.2]", ""),
-        ("agr-sum", ""),
-        ("–", None),
-        ("", None),
     ],
 )
-def test_the_number_a_text_begins_with(text, number):
-    assert leading_number(text) == number
+def test_columns_are_sorted_by_the_number_a_text_begins_with(text, number):
+    assert float(Entry(text).key) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("[+0.1, +0.2]", "[+0.1, +0.2]"),
+        ("agr-sum", "agr-sum"),
+        ("–", None),
+        ("", None),
+        (" ", None),
+    ],
+)
+def test_what_is_no_number_is_sorted_as_text_and_a_dash_last(text, key):
+    assert Entry(text).key == key
 
 
 def test_a_large_svg_gives_way_to_a_smaller_png():

@@ -28,7 +28,7 @@ def test_paths_without_records(tmp_path):
 
 def test_planned_runs_in_their_order_and_what_is_missing(written, tmp_path):
     path = written(folder="one", seed=1)
-    assert take_inventory([tmp_path]).planned is None
+    assert take_inventory([tmp_path]).planned == {}
     place = path.parent.relative_to(tmp_path).as_posix()
     runs = [{"directory": place, "seed": 1}, {"directory": "b", "without": ["photo"]}]
     write_plan(tmp_path, [*runs, {"directory": "c"}])

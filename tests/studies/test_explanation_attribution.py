@@ -1,5 +1,7 @@
 """Attribution against formulas worked out by hand."""
 
+from typing import get_args
+
 import pytest
 import torch
 import torchvision
@@ -8,7 +10,7 @@ from torch import nn
 from gradsurgery.backbones import build_backbone
 from gradsurgery.errors import ArgumentError
 from gradsurgery.studies.explanation import (
-    METHODS,
+    AttributionMethod,
     attributions,
     best_method,
     embedded_in_plane,
@@ -67,7 +69,7 @@ class _Tokens(nn.Module):
         return self.head(x.flatten(2).transpose(1, 2).contiguous()).tanh().sum(1)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", get_args(AttributionMethod))
 def test_one_image_alone_has_the_map_that_it_has_beside_another(method):
     torch.manual_seed(0)
     model, images, classes = _Tokens().eval(), torch.randn(2, 3, 12, 12), torch.tensor([0, 1])
@@ -76,7 +78,7 @@ def test_one_image_alone_has_the_map_that_it_has_beside_another(method):
     torch.testing.assert_close(torch.cat(alone), both)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", get_args(AttributionMethod))
 def test_maps_lie_between_0_and_1_and_the_model_stays_as_it_was(method):
     model = build_backbone("small-cnn", classes=3, weights="none", seed=0, image_size=14).model
     model.train()

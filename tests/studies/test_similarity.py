@@ -183,7 +183,7 @@ def test_a_domain_without_enough_images_of_the_class_is_left_out(
     reason = {"d1": f"{second.skipped['d1'][0]} training images of class c1, 5 needed"}
     assert (second.domains, second.skipped) == (["d0", "d2"], reason)
     sentences = similarity_sentences(study)
-    assert sentences[-1] == f"d1 was left out 1 times: {reason['d1']}."
+    assert sentences[-1] == f"d1 was left out 1 time: {reason['d1']}."
 
 
 def test_a_measurement_with_one_domain_left_says_so(tmp_path: Path, configured: Configure) -> None:

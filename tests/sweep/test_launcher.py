@@ -62,7 +62,9 @@ def heard(launcher: LocalLauncher, seconds: float = 60.0) -> list[Event]:
 
 
 def test_workers_are_as_many_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    # A job of 12 processors on a machine of 64, as batch systems give them out.
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
     assert worker_count(None, gpus=0, runs_per_gpu=1, threads=1) == 8
     assert worker_count(None, gpus=0, runs_per_gpu=1, threads=5) == 2
     assert worker_count(None, gpus=0, runs_per_gpu=1, threads=99) == 1

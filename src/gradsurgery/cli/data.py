@@ -24,8 +24,7 @@ from gradsurgery.documents.data_options import left_out_classes
 from gradsurgery.errors import ArgumentError, printable
 from gradsurgery.report.rendering import OnTerminal
 from gradsurgery.report.run_text import copies_sentences, gap_sentences, imbalance_sentences
-from gradsurgery.report.section import counted as counted_files
-from gradsurgery.report.section import plain_table
+from gradsurgery.report.section import counted, plain_table
 
 app = typer.Typer(help="Look at a data set, or decode it ahead of time.", no_args_is_help=True)
 cache_app = typer.Typer(help="The decoded data sets on this machine.", no_args_is_help=True)
@@ -111,7 +110,7 @@ def list_cached(cache: opt.CacheOption = None) -> None:
         Console().print(table)
     total = sum(each.bytes for each in found)
     console.print(
-        f"{len(found)} decoded data sets, {total / 1e6:,.1f} MB, in "
+        f"{counted(len(found), 'decoded data set')}, {total / 1e6:,.1f} MB, in "
         f"{escape(printable(str(folder)))}"
     )
 
@@ -138,15 +137,10 @@ def prune_cached(
     for name in names or ():
         if not any(each.folder.name.startswith(name) for each in found):
             raise ArgumentError(f"{folder} has no decoded data set {name!r}; see data cache list")
-    chosen = [
-        each
-        for each in found
-        if (
-            any(each.folder.name.startswith(name) for name in names)
-            if names
-            else each.days_unused >= unused
-        )
-    ]
+    if names:
+        chosen = [each for each in found if each.folder.name.startswith(tuple(names))]
+    else:
+        chosen = [each for each in found if each.days_unused >= unused]
     removed = [each for each in chosen if dry_run or remove_cached(folder, each)]
     freed = sum(each.bytes for each in removed)
     print(
@@ -155,24 +149,24 @@ def prune_cached(
     )
 
 
-def summarize(source: Source, found: Inspection | None = None) -> dict[str, Any]:
+def summarize(source: Source, found: Inspection | None) -> dict[str, Any]:
     """Counts of a source, whether they are the paper's, and what reading the images has shown."""
     preset = matching_preset(source)
-    counts = source.counts()
+    counts = by_domain(source)
     return {
         "name": source.name,
-        "images": int(counts.sum()),
+        "images": sum(map(sum, counts.values())),
         "domains": list(source.domains),
         "classes": list(source.classes),
         "counts": {
-            domain: dict(zip(source.classes, map(int, row), strict=True))
-            for domain, row in zip(source.domains, counts, strict=True)
+            domain: dict(zip(source.classes, numbers, strict=True))
+            for domain, numbers in counts.items()
         },
         "preset": preset.name if preset else None,
         "paper_counts": not differing_counts(preset, source) if preset else None,
         "gaps": [
             {"domain": domain, "class": label}
-            for domain, numbers in counted(source).items()
+            for domain, numbers in counts.items()
             for label, n in zip(source.classes, numbers, strict=True)
             if n == 0
         ],
@@ -185,7 +179,7 @@ def summarize(source: Source, found: Inspection | None = None) -> dict[str, Any]
     }
 
 
-def counted(source: Source) -> dict[str, list[int]]:
+def by_domain(source: Source) -> dict[str, list[int]]:
     """The number of images of each class, by domain."""
     return dict(zip(source.domains, source.counts().tolist(), strict=True))
 
@@ -206,14 +200,14 @@ def _group_sentences(source: Source) -> Iterator[str]:
         return
     found = _groups(source)
     yield (
-        f"The images are of {counted_files(len(found), 'group')}, of up to {max(found.values()):,} "
+        f"The images are of {counted(len(found), 'group')}, of up to {max(found.values()):,} "
         "images each; a split divides none of them."
     )
     times = Counter(group for _, group in found if isinstance(group, str))
     if several := sorted(group for group, domains in times.items() if domains > 1):
         among = " and ".join(domain for domain, group in found if group == several[0])
         yield (
-            f"{counted_files(len(several), 'group', 'is')} in several domains by name, as "
+            f"{counted(len(several), 'group', 'is')} in several domains by name, as "
             f"{several[0]} in {among}: where those are the same (a patient, say), a domain that is "
             "left out is not unseen."
         )
@@ -227,16 +221,17 @@ def _print_table(source: Source, summary: dict[str, Any], found: Inspection | No
     console = Console()
     console.print(_counts_table(source, console))
     console.print(
-        f"{counted_files(summary['images'], 'image')}, "
-        f"{counted_files(len(source.domains), 'domain')}, "
+        f"{counted(summary['images'], 'image')}, "
+        f"{counted(len(source.domains), 'domain')}, "
         f"{len(source.classes)} {'class' if len(source.classes) == 1 else 'classes'}",
         highlight=False,
     )
     console.print(_comparison(source), highlight=False, soft_wrap=True)
-    counts_of = counted(source), source.classes
-    sentences = [*gap_sentences(*counts_of), *imbalance_sentences(*counts_of)]
+    counts = by_domain(source)
+    sentences = gap_sentences(counts, source.classes)
+    sentences += imbalance_sentences(counts, source.classes)
     sentences += _group_sentences(source)
-    if any(0 in numbers for numbers in counts_of[0].values()):
+    if any(0 in numbers for numbers in counts.values()):
         sentences.append(
             "Train with --classes common (without such classes) or --classes all (with gaps)."
         )
@@ -247,7 +242,7 @@ def _print_table(source: Source, summary: dict[str, Any], found: Inspection | No
         if found.alike is not None:
             sentences += copies_sentences(found.alike, alike=True)
         if found.several:
-            files = counted_files(len(found.several), "file", "has several pictures")
+            files = counted(len(found.several), "file", "has several pictures")
             sentences.append(
                 f"{files} (an animation, pages), of which the first is used: {found.several[0]}"
                 f"{', …' if len(found.several) > 1 else ''}."
@@ -302,7 +297,7 @@ def _comparison(source: Source) -> str:
 
 
 @contextmanager
-def progress_bar(count: int, doing: str = "decoding") -> Iterator[Callable[[int, int], None]]:
+def progress_bar(count: int, doing: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on a terminal, nothing elsewhere."""
     console = Console(stderr=True)
     columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -339,5 +334,5 @@ def _print_skipped(files: Sequence[SkippedImage], one: str, several: str, what: 
         console.print(f"  {printable(file.identity)}: {printable(file.reason)}")
     if len(files) > SKIPPED_SHOWN:
         kinds = Counter(file.reason for file in files[SKIPPED_SHOWN:])
-        counted = ", ".join(f"{printable(kind)} ({n:,})" for kind, n in kinds.most_common(5))
-        console.print(f"  and {len(files) - SKIPPED_SHOWN:,} more: {counted}")
+        listed = ", ".join(f"{printable(kind)} ({n:,})" for kind, n in kinds.most_common(5))
+        console.print(f"  and {len(files) - SKIPPED_SHOWN:,} more: {listed}")

@@ -22,10 +22,10 @@ from gradsurgery.documents.record import Record
 from gradsurgery.documents.studies import Diagnosis, DiagnosisOptions
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.report.model_card import (
-    candidates_table,
     copied_sentences,
     expectation,
     model_card,
+    tried_table,
 )
 from gradsurgery.report.rendering import OnTerminal
 from gradsurgery.report.section import Text
@@ -149,7 +149,7 @@ def _finish(
     deployment.save(model)
     page = make_report([folder]).page
     told = [expectation(deployment), *map(Text, copied_sentences(deployment))]
-    Console().print(OnTerminal([candidates_table(deployment), *told]))
+    Console().print(OnTerminal([tried_table(deployment), *told]))
     print(f"model and card: {model}")
     print(f"report: {page}")
 
@@ -157,7 +157,8 @@ def _finish(
 def _final_run(plan: Plan, source: Source, chosen: Tried) -> SweepRun:
     """The chosen candidate's run on all domains, with the first seed."""
     options = chosen.configuration.model_dump(exclude=set(PLAN_PARTS))
-    options |= {name: plan.options[name] for name in ("device",) if name in plan.options}
+    if "device" in plan.options:  # where it is worked on may be another than the candidates'
+        options["device"] = plan.options["device"]
     final = Plan(
         data=plan.data,
         targets=[NO_TARGET],

@@ -88,7 +88,7 @@ def print_tables(
     """
     inventory = take_inventory(paths)
     search = search_of(inventory, selected or ALL)
-    planned = (inventory.planned or {}).values()
+    planned = inventory.planned.values()
     tables = compare_runs(search.runs, model or search.model, baseline, planned)
     if output == "rich":
         print_comparisons(tables, paper=paper, statistics=statistics)
@@ -233,11 +233,11 @@ def recorded_data(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def open_examples(spec: str, *, size: int = 112, **reading: Any) -> "Examples":
+def open_examples(spec: str, **reading: Any) -> "Examples":
     """An image of every class and domain; raises as `open_source` does."""
     from gradsurgery.data import example_images, open_source
-    from gradsurgery.report.figures.pictures import Examples  # takes matplotlib
+    from gradsurgery.report.figures.pictures import SIDE, Examples  # takes matplotlib
 
     source = open_source(spec, **reading)
-    images = example_images(source, size)
+    images = example_images(source, SIDE)
     return Examples(source.name, source.classes, source.domains, images)

@@ -150,7 +150,7 @@ def panel(title: str, progress: "SweepProgress") -> RenderableType:
         Text(f"{len(progress.running)} running"),
         Text(f"{progress.failed} failed", style="red" if progress.failed else ""),
         Text(f"{progress.aside} elsewhere" if progress.aside else ""),
-        Text(f"time left {time_left(progress)}"),
+        Text(f"time left {time_left(progress.seconds_left())}"),
     )
     runs = Table.grid(padding=(0, 2))
     for run, training in list(progress.running.items())[:_SHOWN_RUNS]:
@@ -164,13 +164,13 @@ def panel(title: str, progress: "SweepProgress") -> RenderableType:
     return Group(counts, runs, best)
 
 
-def time_left(progress: "SweepProgress") -> str:
+def time_left(seconds: float | None) -> str:
     """Hours, minutes and seconds, or a dash where nothing is known yet."""
-    seconds = progress.seconds_left()
     return "–" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
 def _print_run(progress: "SweepProgress", line: str) -> None:
     if line:
-        left = "" if not progress.seconds_left() else f" (time left {time_left(progress)})"
+        seconds = progress.seconds_left()
+        left = f" (time left {time_left(seconds)})" if seconds else ""
         print(line + left, file=sys.stderr, flush=True)

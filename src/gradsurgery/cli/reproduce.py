@@ -13,13 +13,15 @@ from gradsurgery.cli.studies import run_study, written_seeds
 from gradsurgery.cli.sweep import plan_parts, report_on, run_plan
 from gradsurgery.data import open_source
 from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.data_options import listed_names
 from gradsurgery.documents.document import folder_name
-from gradsurgery.documents.plan import names, parse_seeds
+from gradsurgery.documents.plan import parse_seeds
 from gradsurgery.documents.studies import SimilarityOptions
 from gradsurgery.errors import ArgumentError
 from gradsurgery.report.figures.pictures import draw_examples
 from gradsurgery.report.figures.style import save
 from gradsurgery.report.report import file_stems
+from gradsurgery.report.section import counted
 from gradsurgery.sweep.runs import DATA_SETS, paper_plan
 
 app = typer.Typer(
@@ -63,7 +65,7 @@ def _command(name: str, folder: str, summary: str) -> None:
         launch: opt.LaunchOptions,
         options: dict[str, Any],
     ) -> None:
-        data = None if datasets is None else names(datasets)
+        data = None if datasets is None else listed_names(datasets)
         given = {"data": data, "methods": methods, "targets": targets, "seeds": seeds}
         run_plan(
             plan_parts(config, given, options, paper_plan(name)),
@@ -151,12 +153,13 @@ def figure2(
         source = open_source(asked.data, **asked.reading)
         held_out: Sequence[str] = source.domains
         if targets not in (None, "all"):
-            held_out = names(targets)
+            held_out = listed_names(targets)
         elif targets is None and written["target"] is not None:
             held_out = [str(written["target"])]
         if dry_run and not print_config:
             runs = len(held_out) * len(parse_seeds(seeds))
-            print(f"{runs} runs on {source.name}, one for each target and seed, into {folder}")
+            count = counted(runs, "run")
+            print(f"{count} on {source.name}, one for each target and seed, into {folder}")
             continue
         for target in held_out:
             place = folder / folder_name(source.name) / folder_name(target)
@@ -168,4 +171,4 @@ def figure2(
 
 
 def _specs(datasets: str | None) -> list[str]:
-    return list(DATA_SETS) if datasets is None else names(datasets)
+    return list(DATA_SETS) if datasets is None else listed_names(datasets)

@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,12 +12,13 @@ from rich.console import Console
 
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.finished_runs import print_sentences
-from gradsurgery.cli.live import displayed
+from gradsurgery.cli.live import displayed, time_left
 from gradsurgery.cli.train import check_target, continuable
 from gradsurgery.data import open_source, prepare
 from gradsurgery.documents.configuration import RunConfiguration, options_of
+from gradsurgery.documents.data_options import listed_names
 from gradsurgery.documents.document import folder_name
-from gradsurgery.documents.plan import names, number_or_text, parse_seeds
+from gradsurgery.documents.plan import number_or_text, parse_seeds
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.studies import DiagnosisOptions, SimilarityOptions
 from gradsurgery.documents.tasks_vs_domains import TasksOptions, TasksStudy
@@ -70,7 +70,7 @@ def run_study(
     out: Path | None,
     cache: Path | None,
     *,
-    print_config: bool = False,
+    print_config: bool,
 ) -> None:
     """Train and measure with every seed, write what came out, and print it.
 
@@ -261,9 +261,11 @@ def tasks_vs_domains(
         print_sentences(write_tasks_study(TasksStudy.load(stored), out or stored))
         return
     listed = {"tasks": tasks, "groupings": groupings, "rules": rules}
-    chosen = options | {name: names(text) for name, text in listed.items() if text is not None}
+    chosen = options | {
+        name: listed_names(text) for name, text in listed.items() if text is not None
+    }
     if measure_at is not None:
-        chosen["measure_at"] = [_whole(text) for text in names(measure_at)]
+        chosen["measure_at"] = [_whole(text) for text in listed_names(measure_at)]
     studied = TasksOptions(**chosen)
     dials = dict(_dial(text) for text in dial or [])
     devices.keep_freed_memory()  # before torch allocates anything
@@ -295,7 +297,7 @@ def _whole(text: str) -> int:
 def _dial(text: str) -> tuple[str, list[float]]:
     """A dial and its values from NAME=VALUE,VALUE."""
     name, equals, listed = text.partition("=")
-    values = [number_or_text(value) for value in names(listed)]
+    values = [number_or_text(value) for value in listed_names(listed)]
     numbers = [float(value) for value in values if not isinstance(value, str)]
     if not equals or not numbers or len(numbers) < len(values):
         raise ArgumentError(f"--dial takes NAME=VALUE,VALUE, e.g. groups=2,5, found {text!r}")
@@ -315,11 +317,10 @@ def _displayed() -> Iterator["Callable[[StudyProgress], None]"]:
         def report(progress: "StudyProgress") -> None:
             nonlocal shown
             now = time.monotonic()
-            left = "–"
+            left = None
             if progress.steps:
-                rest = (now - began) * (progress.all_steps - progress.steps) / progress.steps
-                left = str(timedelta(seconds=round(rest)))
-            line = f"{progress.runs} of {progress.all_runs} runs, time left {left}"
+                left = (now - began) * (progress.all_steps - progress.steps) / progress.steps
+            line = f"{progress.runs} of {progress.all_runs} runs, time left {time_left(left)}"
             if status is not None and now - shown > _SECONDS:
                 shown = now
                 status.update(line)

@@ -155,8 +155,8 @@ def run_plan(
     options: opt.LaunchOptions,
     *,
     after: Callable[[Path], None],
+    print_config: bool,
     dry_run: bool = False,
-    print_config: bool = False,
 ) -> None:
     """Do the runs of a plan that are missing, then write and print what they came to.
 
@@ -268,7 +268,7 @@ def print_estimate(
     """Print how many runs there are, how many are finished, and how long the others will take."""
     runs = planned(plan, sources)
     records = existing_records(runs, folder)
-    print(f"{len(runs)} runs, {len(records)} finished in {folder}")
+    print(f"{counted(len(runs), 'run')}, {len(records)} finished in {folder}")
     try:
         with displayed("timing", lines=False) as timing:
             left = estimate(
@@ -282,9 +282,13 @@ def print_estimate(
         print(f"{len(runs) - len(records)} to do; no estimate of the time they take: {error}")
         return
     workers = _worker_count(options, plan, visible_gpus(str(plan.options.get("device", "auto"))))
+    together = left.seconds / max(1, min(workers, left.runs))
+    several = f", {duration(together)} with {workers}"
+    if options.launcher == "ray" and options.workers is None:  # as many as the cluster has room for
+        several = ""
     print(
-        f"{left.runs} to do: about {duration(left.seconds)} of one worker, "
-        f"{duration(left.seconds / workers)} with {workers}; {_basis(left, records)}"
+        f"{left.runs} to do: about {duration(left.seconds)} of one worker{several}; "
+        f"{_basis(left, records)}"
     )
     if len(records) < len(runs):
         print("images are counted and not looked at: gradsurgery data info names broken ones")
@@ -292,8 +296,8 @@ def print_estimate(
 
 def _basis(left: Estimate, records: dict[str, Record]) -> str:
     """What an estimate is based on."""
-    kinds = f"{left.timed} kind{'' if left.timed == 1 else 's'} of run timed here for a few steps"
-    finished = f"what {len(records)} finished runs took" if records else ""
+    kinds = f"{counted(left.timed, 'kind')} of run timed here for a few steps"
+    finished = f"what {counted(len(records), 'finished run')} took" if records else ""
     return "from " + " and ".join(filter(None, [kinds if left.timed else "", finished]))
 
 

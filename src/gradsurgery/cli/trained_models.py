@@ -33,10 +33,9 @@ from gradsurgery.deployment.model_file import push as upload
 from gradsurgery.deployment.pictures import check_named, listed_pictures
 from gradsurgery.deployment.predictions_file import predictions_file
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.data_options import left_out_classes
+from gradsurgery.documents.data_options import left_out_classes, listed_names
 from gradsurgery.documents.deployment import EvaluatedPart, EvaluationFile
 from gradsurgery.documents.document import folder_name
-from gradsurgery.documents.plan import names as listed_names
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.report.evaluation_text import evaluation_sentences, evaluation_tables
@@ -221,17 +220,18 @@ def _default_folder(
 
 
 def _opened(data: str, options: dict[str, Any], as_domain: str | None) -> Source:
+    """The data set: of one domain where --as-domain, the layout, or what lies there says so."""
     layout, root = options.get("layout", ""), Path(data).expanduser()
     of_one = bool(layout) and not re.search(r"\{domain\+?\}|\(\?P<domain>", layout)
     if as_domain is None and not (of_one and root.is_dir()):
         try:
             return open_data(data, {"classes": "all"} | options, fewest_domains=1)
         except DataError:
-            domain = None if any(options.values()) else _one_domain(root)
-            if domain is None:
+            source = None if any(options.values()) else _one_domain(root)
+            if source is None:
                 raise
-        print(f"note: {data} is class/image, of one domain: {domain.domains[0]}", file=sys.stderr)
-        return domain
+        print(f"note: {data} is class/image, of one domain: {source.domains[0]}", file=sys.stderr)
+        return source
     if options.get("columns") or (layout and not of_one):
         raise ArgumentError(
             "--as-domain takes a folder class/image, or a layout without {domain}; leave out what "
@@ -239,10 +239,10 @@ def _opened(data: str, options: dict[str, Any], as_domain: str | None) -> Source
         )
     if not root.is_dir():
         raise ArgumentError(f"--as-domain takes a folder class/image, found {data!r}")
-    domain = OneDomainSource(root, as_domain or root.resolve().name, layout or CLASS_AND_NAME)
+    source = OneDomainSource(root, as_domain or root.resolve().name, layout or CLASS_AND_NAME)
     if as_domain is None:
-        print(f"note: {data} is of one domain: {domain.domains[0]}", file=sys.stderr)
-    return domain
+        print(f"note: {data} is of one domain: {source.domains[0]}", file=sys.stderr)
+    return source
 
 
 def _one_domain(folder: Path) -> Source | None:

@@ -24,7 +24,7 @@ from filelock import Timeout
 from numpy.typing import NDArray
 
 from gradsurgery.atomic import atomic_file, atomic_folder, output_error
-from gradsurgery.data.derived import plain
+from gradsurgery.data.derived import innermost
 from gradsurgery.data.formats import BadImageError
 from gradsurgery.data.image_set import (
     FORMAT,
@@ -70,7 +70,7 @@ def prepare(  # noqa: PLR0917
     if workers is not None and workers < 1:
         raise ArgumentError(f"workers is {workers}, expected a number of threads of at least 1")
     source.check_complete()
-    folder, decoder = cache_folder(cache), _own_decoder(plain(source))
+    folder, decoder = cache_folder(cache), _own_decoder(innermost(source))
     index = _index_path(folder / "index", source.signature(), source, size, decoder)
     place = _index_path(folder / "places", source.place(), source, size, decoder)
     images = read_image_set(folder, _indexed(index), source)

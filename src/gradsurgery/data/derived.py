@@ -29,12 +29,12 @@ class Preset:
 
     def domain(self, found: str) -> str | None:
         """The canonical name of a domain, None where the name is unknown."""
-        names = {_plain(name): name for name in self.domains} | dict(self.aliases)
-        return names.get(_plain(found))
+        names = {_letters(name): name for name in self.domains} | dict(self.aliases)
+        return names.get(_letters(found))
 
     def label(self, found: str) -> str | None:
         """The canonical name of a class, None where the name is unknown."""
-        return {_plain(name): name for name in self.classes}.get(_plain(found))
+        return {_letters(name): name for name in self.classes}.get(_letters(found))
 
 
 OFFICE_HOME_CLASSES = (
@@ -187,7 +187,7 @@ def differing_counts(preset: Preset, source: Source) -> list[tuple[str, int, int
     return [(d, n, found[d]) for d, n in preset.images.items() if found[d] != n]
 
 
-def _plain(name: str) -> str:
+def _letters(name: str) -> str:
     """A name's letters and digits: "Real World", "real_world" and "Real-World" are one."""
     return re.sub(r"[\W_]", "", name.casefold())
 
@@ -262,11 +262,11 @@ def layers(source: Source) -> Iterator[Source]:
         yield from layers(source.found)
 
 
-def plain(source: Source) -> Source:
+def innermost(source: Source) -> Source:
     """The last of a source's `layers`."""
     return list(layers(source))[-1]
 
 
 def draws_itself(source: Source) -> bool:
     """Whether the source decodes its images otherwise than `gradsurgery.data.decode_image`."""
-    return type(plain(source)).decode is not Source.decode
+    return type(innermost(source)).decode is not Source.decode

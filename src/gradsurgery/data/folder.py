@@ -216,14 +216,15 @@ def _walk(
         if (place := os.path.realpath(folder)) in seen:
             return
         seen.add(place)
-    for entry in _entries(folder):
-        kind = _kind(entry, suffixes)
+    for entry in visible_entries(folder):
+        kind = kind_of(entry, suffixes)
         yield above, entry, kind
         if kind == FOLDER:
             yield from _walk(Path(entry.path), suffixes, (*above, entry.name), seen)
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def visible_entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder, by name, but for what is hidden; raises `DataError`."""
     try:
         with os.scandir(folder) as entries:
             visible = [each for each in entries if not each.name.startswith((".", "__MACOSX"))]
@@ -234,8 +235,11 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     return sorted(visible, key=lambda entry: entry.name)
 
 
-def _kind(entry: os.DirEntry[str], suffixes: frozenset[str]) -> str:
-    """`FOLDER`, `IMAGE`, or why it is left out."""
+def kind_of(entry: os.DirEntry[str], suffixes: frozenset[str]) -> str:
+    """`FOLDER`, `IMAGE`, or why it is left out.
+
+    suffixes: as `readable_suffixes` gives them.
+    """
     try:
         if entry.is_dir():
             return FOLDER

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from pydantic import Field
 
-from gradsurgery.data.derived import plain
+from gradsurgery.data.derived import innermost
 from gradsurgery.data.source import SkippedImage, Source, count_images
 from gradsurgery.documents.data_options import Resize
 from gradsurgery.documents.document import Document
@@ -77,7 +77,7 @@ class ImageSet:
 
 def decoder_of(source: Source) -> str | None:
     """The method of its own that decodes the source's images, None for `decode_image`."""
-    method = type(plain(source)).decode
+    method = type(innermost(source)).decode
     return None if method is Source.decode else f"{method.__module__}.{method.__qualname__}"
 
 

@@ -11,8 +11,8 @@ from gradsurgery.data.derived import (
     PRESETS,
     PresetSource,
     draws_itself,
+    innermost,
     layers,
-    plain,
     with_common_classes,
 )
 from gradsurgery.data.digits import CodedDigits, CodedDigitsOptions, ColoredDigits, RotatedDigits
@@ -78,9 +78,9 @@ def open_source(
         if not isinstance(found, str) or found not in get_args(kind):
             raise ArgumentError(f"{what} is {', '.join(get_args(kind))}, found {found!r:.80}")
     source = _opened(spec, layout, columns)
-    if layout and not isinstance(plain(source), LayoutSource):
+    if layout and not isinstance(innermost(source), LayoutSource):
         raise ArgumentError(f"{spec:.300} is no folder of images, and has no layout; leave it out")
-    if columns and not isinstance(plain(source), ManifestSource | ParquetSource):
+    if columns and not isinstance(innermost(source), ManifestSource | ParquetSource):
         raise ArgumentError(f"{spec:.300} is no table of images, and has no columns to name")
     if resize != "squash" and draws_itself(source):
         raise ArgumentError(

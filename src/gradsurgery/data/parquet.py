@@ -35,10 +35,10 @@ class ParquetSource(TableSource):
     columns: what these columns are called in the files, where that is not their own name.
     """
 
-    def __init__(self, root: Path, columns: Mapping[str, str] | None = None) -> None:
+    def __init__(self, root: Path, columns: Mapping[str, str]) -> None:
         self.files = parquet_files(root)
         self._stated = [stated(path.resolve()) for path in self.files]
-        self.columns = dict(columns or {})
+        self.columns = dict(columns)
         self._root = root
         domains: list[str] = []
         classes: list[str] = []

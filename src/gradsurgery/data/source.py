@@ -54,11 +54,10 @@ def unknown_domain(source: str, name: str, domains: Sequence[str], purpose: str 
     """
     composed = unicodedata.normalize("NFC", name)
     alike = [each for each in domains if unicodedata.normalize("NFC", each) == composed]
-    spelled = (
-        f"; one that looks the same is written in other characters, {alike[0]!a}: rename it"
-        if alike
-        else ""
-    )
+    spelled = ""
+    if alike:
+        other = f"written in other characters, {alike[0]!a}: rename it"
+        spelled = f"; one that looks the same is {other}"
     listed = ", ".join(domains)
     return f"{source} has no domain {name!r}{purpose}; its domains are {listed}{spelled}"
 
@@ -322,27 +321,29 @@ def count_images(
     return counts
 
 
+Key = TypeVar("Key")
+Content = TypeVar("Content")
 Result = TypeVar("Result")
 
 
 def worked_on(
-    contents: Iterable[tuple[int, bytes]],
-    work: Callable[[int, bytes], Result],
+    contents: Iterable[tuple[Key, Content]],
+    work: Callable[[Key, Content], Result],
     *,
     workers: int,
     ahead: int,
 ) -> Generator[Result, None, None]:
-    """Yield `work(position, content)` for all of a source's `contents`, in their order.
+    """Yield `work(key, content)` for all `contents`, as those of a source, in their order.
 
-    workers: threads that work. ahead: how many encoded images may wait in memory.
+    workers: threads that work. ahead: how many images may wait in memory.
     """
     pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for position, content in contents:
+            for key, content in contents:
                 if len(pending) == ahead:
                     yield pending.popleft().result()
-                pending.append(pool.submit(work, position, content))
+                pending.append(pool.submit(work, key, content))
             while pending:
                 yield pending.popleft().result()
         finally:

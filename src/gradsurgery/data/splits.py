@@ -254,9 +254,10 @@ def _lines(folder: Path) -> Iterator[tuple[str, str, str]]:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"cannot read {path}: {error}; save it as UTF-8") from error
+        (part,) = meant
         for number, line in enumerate(text.splitlines(), start=1):
             if line.strip() and not line.startswith("#"):
-                yield meant.copy().pop(), f"{path}, line {number}", line.strip()
+                yield part, f"{path}, line {number}", line.strip()
 
 
 def _assigned(images: ImageSet, lines: Sequence[tuple[str, str, str]], path: Path) -> Parts:

@@ -265,17 +265,16 @@ class HubSource(TableSource):
 
 
 @contextmanager
-def _without_retries_told() -> Iterator[None]:
+def silenced(*libraries: str) -> Iterator[None]:
     """Without a word of each attempt to reach the Hub: what came of them is told in the end."""
-    libraries = [logging.getLogger(name) for name in ("huggingface_hub", "datasets")]
-    levels = [library.level for library in libraries]
-    for library in libraries:
-        library.setLevel(logging.CRITICAL)
+    levels = {name: logging.getLogger(name).level for name in libraries}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        for library, level in zip(libraries, levels, strict=True):
-            library.setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _load(repository: str) -> Any:
@@ -283,7 +282,7 @@ def _load(repository: str) -> Any:
     import datasets
 
     try:
-        with _without_retries_told():
+        with silenced("huggingface_hub", "datasets"):
             splits = datasets.load_dataset(repository)
     # The network, the Hub and its clients raise exceptions of a dozen unrelated classes.
     except Exception as error:

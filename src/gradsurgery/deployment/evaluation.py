@@ -8,12 +8,14 @@ import numpy as np
 import torch
 
 from gradsurgery.backbones.weights import file_digest
-from gradsurgery.data import Source, cpus
+from gradsurgery.data import Source, cpus, unknown_domain
+from gradsurgery.data.cache import bad_image
 from gradsurgery.data.derived import draws_itself
 from gradsurgery.deployment.pictures import Job, Prepared, prepared
 from gradsurgery.deployment.trained_model import BATCH, TrainedModel, check_count
 from gradsurgery.documents.deployment import DomainEvaluation, EvaluatedPart, EvaluationFile
 from gradsurgery.documents.record import SkippedFile, SplitFile
+from gradsurgery.documents.tally import Tally
 from gradsurgery.errors import ArgumentError, DataError, check_kind
 from gradsurgery.training.outcome import Answers
 
@@ -62,27 +64,27 @@ def evaluate_model(
     jobs = _jobs(model, source, counted)
     for batch in prepared(jobs, model.preprocess.size, batch_size, workers):
         if batch.bad and not skip_bad:
-            raise _undecoded(source, *batch.bad[0])
+            raise bad_image(source, *batch.bad[0])
         skipped += [SkippedFile(identity=listing.identities[i], reason=why) for i, why in batch.bad]
         _answer(model, source, batch, labels, answers)
-        done = len(skipped) + sum(each.count for each in answers.values())
-        progress(done, len(counted))
-    about = model.about
-    seen = None if split is None else _trained_on(split, model)
+        progress(len(skipped) + sum(each.count for each in answers.values()), len(counted))
+    trained_on = None if split is None else _trained_on(split, model)
     return EvaluationFile(
         model=str(model.file),
         model_digest=file_digest(model.file)[:16],
         classes=list(model.classes),
-        trained_data=about.data,
-        trained_on=about.domains,
-        target=about.target,
+        trained_data=model.about.data,
+        trained_on=model.about.domains,
+        target=model.about.target,
         data=source.name,
         part=part,
         domains={
-            domain: DomainEvaluation(
-                tally=answers[domain].tally(len(model.classes)),
-                unknown=_unknown(source, wanted, labels, domain),
-                seen=_seen(source, counted, seen, domain),
+            domain: _of_domain(
+                source,
+                [i for i in wanted if source.domains[listing.domain[i]] == domain],
+                labels,
+                answers[domain].tally(len(model.classes)),
+                trained_on,
             )
             for domain in chosen
         },
@@ -104,10 +106,7 @@ def _chosen(source: Source, domains: Collection[str] | None) -> list[str]:
         )
     chosen = list(source.domains) if domains is None else list(domains)
     if unknown := [domain for domain in chosen if domain not in source.domains]:
-        raise ArgumentError(
-            f"{source.name} has no domain {unknown[0]!r}; its domains are "
-            f"{', '.join(source.domains)}"
-        )
+        raise ArgumentError(unknown_domain(source.name, unknown[0], source.domains))
     return chosen
 
 
@@ -139,13 +138,6 @@ def _answer(
         rows = np.flatnonzero(domains == domain)
         truth = torch.from_numpy(labels[keys[rows]])
         answers[source.domains[domain]].add(logits[torch.from_numpy(rows)], truth)
-
-
-def _undecoded(source: Source, position: int, reason: str) -> DataError:
-    return DataError(
-        f"cannot decode {source.location(position)}: {reason}; replace it, or leave such images "
-        "out with --skip-bad (skip_bad=True)"
-    )
 
 
 def _split_of(model: TrainedModel, source: Source) -> SplitFile | None:
@@ -210,23 +202,17 @@ def _jobs(model: TrainedModel, source: Source, counted: set[int]) -> Iterator[Jo
                 yield position, partial(model.preprocess.pixels, content)
 
 
-def _unknown(source: Source, wanted: list[int], labels: np.ndarray, domain: str) -> dict[str, int]:
+def _of_domain(
+    source: Source,
+    members: list[int],
+    labels: np.ndarray,
+    tally: Tally,
+    trained_on: set[str] | None,
+) -> DomainEvaluation:
+    """What there is to say of a domain's images, of which `tally` counts the answers."""
     listing = source.listing
-    return dict(
-        Counter(
-            source.classes[listing.label[i]]
-            for i in wanted
-            if labels[i] < 0 and source.domains[listing.domain[i]] == domain
-        )
-    )
-
-
-def _seen(source: Source, counted: set[int], seen: set[str] | None, domain: str) -> int | None:
-    if seen is None:
-        return None
-    listing = source.listing
-    return sum(
-        listing.identities[i] in seen
-        for i in counted
-        if source.domains[listing.domain[i]] == domain
-    )
+    unknown = Counter(source.classes[listing.label[i]] for i in members if labels[i] < 0)
+    seen = None
+    if trained_on is not None:
+        seen = sum(listing.identities[i] in trained_on for i in members if labels[i] >= 0)
+    return DomainEvaluation(tally=tally, unknown=dict(unknown), seen=seen)

@@ -1,6 +1,5 @@
 """A model file, on the disk or the Hub: its header is checked before anything is allocated."""
 
-import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 from gradsurgery.backbones.weights import State
 from gradsurgery.data import PRESETS
+from gradsurgery.data.tables import silenced
 from gradsurgery.documents.deployment import ModelDescription
 from gradsurgery.documents.record import Record, SplitFile
 from gradsurgery.errors import ArgumentError, OutputError, WeightsError, one_line
@@ -185,13 +185,11 @@ def _endpoint() -> str | None:
 def _quietly() -> Iterator[None]:
     """Without bars and warnings: what came of it is told in the end."""
     bars: Any = import_module("huggingface_hub.utils")
-    library, shown = logging.getLogger("huggingface_hub"), not bars.are_progress_bars_disabled()
-    level = library.level
-    library.setLevel(logging.CRITICAL)
+    shown = not bars.are_progress_bars_disabled()
     bars.disable_progress_bars()
     try:
-        yield
+        with silenced("huggingface_hub"):
+            yield
     finally:
-        library.setLevel(level)
         if shown:
             bars.enable_progress_bars()

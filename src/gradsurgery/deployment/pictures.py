@@ -1,9 +1,7 @@
 """The pictures that a person names, files, folders or objects, and their decoding ahead of use."""
 
-import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -13,7 +11,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from gradsurgery.data import BadImageError, SkippedImage
-from gradsurgery.data.formats import readable_suffixes, why_unread
+from gradsurgery.data.folder import FOLDER, kind_of, visible_entries
+from gradsurgery.data.formats import readable_suffixes
+from gradsurgery.data.source import worked_on
 from gradsurgery.errors import ArgumentError, DataError, printable
 
 
@@ -70,18 +70,19 @@ def _pictures(
         if not isinstance(each, str | Path):
             yield Picture(f"image {position}", each)
             continue
-        path = Path(each)
-        paths = _walk(path, left_out) if path.is_dir() else [path]
-        none = True
-        for found in paths:
-            none = False
+        path, before = Path(each), len(left_out)
+        empty = True
+        for found in _walk(path, left_out) if path.is_dir() else [path]:
+            empty = False
             name = printable(str(found))
             if name not in seen:  # named twice, or in a folder that is named too
                 seen.add(name)
                 yield Picture(name, found)
-        if none:
-            other = f"no picture, but {len(left_out)} other files" if left_out else "no file"
-            raise DataError(f"{path} holds {other}; name a folder with pictures")
+        if empty:
+            others = len(left_out) - before
+            files = f"{others} other file{'' if others == 1 else 's'}"
+            found_there = f"no picture, but {files}" if others else "no file"
+            raise DataError(f"{path} holds {found_there}; name a folder with pictures")
     if position < 0 and not or_none:
         raise ArgumentError("no image is given; name files or folders")
 
@@ -92,26 +93,16 @@ def _walk(folder: Path, left_out: list[SkippedImage]) -> Iterator[Path]:
     A link may lead back to where it lies.
     """
     suffixes = readable_suffixes()
-    try:
-        with os.scandir(folder) as entries:
-            visible = sorted((e for e in entries if not e.name.startswith(".")), key=_name)
-    except OSError as error:
-        raise DataError(
-            f"cannot list {folder}: {error.strerror}; check that you may read it"
-        ) from error
-    for entry in visible:
+    for entry in visible_entries(folder):
         path = Path(entry.path)
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(path, left_out)
         elif path.suffix.lower() in suffixes:
             yield path
         else:
-            kind = "a link to a folder" if entry.is_dir() else why_unread(path.suffix)
-            left_out.append(SkippedImage(printable(str(path)), printable(kind)))
-
-
-def _name(entry: "os.DirEntry[str]") -> str:
-    return entry.name
+            kind = kind_of(entry, suffixes)
+            why = "a link to a folder" if kind == FOLDER else kind
+            left_out.append(SkippedImage(printable(str(path)), printable(why)))
 
 
 Key = TypeVar("Key")
@@ -138,32 +129,26 @@ def prepared(
     A job that raises `BadImageError` is in `bad`. At most so many pictures are in memory as three
     batches have, however many jobs there are.
     """
-    pending: deque[tuple[Key, Future[Decoded]]] = deque()
     keys: list[Key] = []
     bad: list[tuple[Key, str]] = []
     pixels = np.empty((batch, size, size, 3), dtype=np.uint8)
-
-    def take() -> None:
-        key, future = pending.popleft()
-        try:
-            pixels[len(keys)] = future.result()
+    with closing(worked_on(jobs, _done, workers=workers, ahead=_AHEAD * batch)) as decoded:
+        for key, found in decoded:
+            if isinstance(found, str):
+                bad.append((key, found))
+                continue
+            pixels[len(keys)] = found
             keys.append(key)
-        except BadImageError as error:
-            bad.append((key, str(error)))
+            if len(keys) == batch:
+                yield Prepared(keys, pixels, bad)
+                keys, bad, pixels = [], [], np.empty_like(pixels)
+    if keys or bad:
+        yield Prepared(keys, pixels[: len(keys)], bad)
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="pictures") as pool:
-        try:
-            for key, job in jobs:
-                if len(pending) == _AHEAD * batch:
-                    take()
-                pending.append((key, pool.submit(job)))
-                if len(keys) == batch:
-                    yield Prepared(keys, pixels, bad)
-                    keys, bad, pixels = [], [], np.empty_like(pixels)
-            while pending:
-                take()
-                if len(keys) == batch or not pending:
-                    yield Prepared(keys, pixels[: len(keys)], bad)
-                    keys, bad, pixels = [], [], np.empty_like(pixels)
-        finally:
-            pool.shutdown(cancel_futures=True)
+
+def _done(key: Key, job: Callable[[], Decoded]) -> tuple[Key, Decoded | str]:
+    """What the job gives, or why the picture is a bad one."""
+    try:
+        return key, job()
+    except BadImageError as error:
+        return key, str(error)

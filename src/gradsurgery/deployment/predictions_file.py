@@ -103,7 +103,7 @@ def predictions_file(path: Path, top: int, model: str) -> Iterator[PredictionsFi
     columns += ["error", "model"]
     growing = path if path.suffix == ".csv" else path.with_name(f"{path.name}.part")
     is_new = not growing.exists()
-    if growing != path and path.exists() and not growing.exists():
+    if growing != path and path.exists() and is_new:
         _parquet_to_csv(path, growing)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

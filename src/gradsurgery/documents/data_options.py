@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from gradsurgery.documents.document import Choices, option, unknown_name
+from gradsurgery.errors import ArgumentError
 
 NO_TARGET = "none"
 """The target of a run that holds out no domain, where no domain is called so."""
@@ -190,12 +191,18 @@ class DataOptions(Choices):
 
 
 def listed_names(text: str) -> list[str]:
-    """Names separated by commas; raises `ValueError` where they are none."""
+    """Names separated by commas, each once; one with a comma in it is quoted as in a CSV file.
+
+    Raises `ArgumentError` where they are none.
+
+    >>> listed_names('photo, "Käse, x",photo')
+    ['photo', 'Käse, x']
+    """
     try:
         row = next(csv.reader([text], skipinitialspace=True), [])
     except csv.Error as error:  # a line break, a name beyond all measure
-        raise ValueError(f"is no list of names: {error}") from error
-    return [name.strip() for name in row if name.strip()]
+        raise ArgumentError(f"this is no list of names: {error}, found {text!r:.80}") from error
+    return list(dict.fromkeys(name.strip() for name in row if name.strip()))
 
 
 def left_out_classes(entries: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -206,6 +206,13 @@ def _not_ascii(*texts: Any) -> str:
     return "".join(text for text in texts if isinstance(text, str) and not text.isascii())
 
 
+def check_lengths(length: int, *lists: tuple[str, list[Any]]) -> None:
+    """Raise `ValueError` unless every list, each with its name, has as many values."""
+    for name, values in lists:
+        if len(values) != length:
+            raise ValueError(f"{name} has {len(values)} values, expected {length}")
+
+
 def read_mapping(path: Path, what: str, known: Sequence[str] | None = None) -> dict[str, Any]:
     """What a YAML or JSON file says by name: the options of a run, or the parts of a plan.
 

@@ -83,7 +83,7 @@ class Plan(Choices):
     @field_validator("data", "methods", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
-        return names(value) if isinstance(value, str) else value
+        return listed_names(value) if isinstance(value, str) else value
 
     @field_validator("data")
     @classmethod
@@ -114,7 +114,7 @@ class Plan(Choices):
     @classmethod
     def _targets(cls, value: Any) -> Any:
         if isinstance(value, int | float | str):  # a domain may be called 75
-            return value if value == "all" else names(str(value))
+            return value if value == "all" else listed_names(str(value))
         if isinstance(value, dict):
             return {without_slash(str(key)): cls._targets(each) for key, each in value.items()}
         return [str(each) for each in value] if isinstance(value, list) else value
@@ -219,18 +219,6 @@ def number_or_text(text: str) -> int | float | str:
         except ValueError:
             continue
     return text
-
-
-def names(text: str) -> list[str]:
-    """Names separated by commas, each once; one with a comma in it is quoted as in a CSV file.
-
-    >>> names('photo, "Käse, x",photo')
-    ['photo', 'Käse, x']
-    """
-    try:
-        return list(dict.fromkeys(listed_names(text)))
-    except ValueError as error:
-        raise ArgumentError(f"{text!r:.80} {error}") from error
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, model_validator
 
 from gradsurgery.documents.configuration import RunDocument
-from gradsurgery.documents.document import LARGEST, Document, Part
+from gradsurgery.documents.document import LARGEST, Document, Part, check_lengths
 from gradsurgery.documents.tally import Tally
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -68,12 +68,8 @@ class DataRecord(Part):
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
                 raise ValueError(f"{what} has {twice!r:.80} twice, expected each once")
-        for domain, counts in self.class_images.items():
-            if len(counts) != len(self.classes):
-                raise ValueError(
-                    f"class_images of {domain} has {len(counts)} values, expected "
-                    f"{len(self.classes)}"
-                )
+        counts = [(f"class_images of {domain}", n) for domain, n in self.class_images.items()]
+        check_lengths(len(self.classes), *counts)
         return self
 
 
@@ -136,13 +132,11 @@ class Curves(Part):
 
     @model_validator(mode="after")
     def _of_one_length(self) -> "Curves":
-        """Every curve has a value for every validation, which may be None."""
-        for name in type(self).model_fields:
-            values = getattr(self, name)
-            if not values and name in ("validation_loss", "agreeing", "cosine"):
+        """Every curve has a value for every validation; of those that may be absent it is None."""
+        for name in ("validation_loss", "agreeing", "cosine"):
+            if not getattr(self, name):
                 setattr(self, name, [None] * len(self.step))
-            elif len(values) != len(self.step):
-                raise ValueError(f"{name} has {len(values)} values, expected {len(self.step)}")
+        check_lengths(len(self.step), *self)
         return self
 
     def best(self) -> int:
@@ -226,11 +220,10 @@ class ConflictLog(Part):
     @model_validator(mode="after")
     def _of_one_length(self) -> "ConflictLog":
         """Every list has an entry for every step; `moving`, which is younger, may lack some."""
-        count = len(self.step)
-        for name in ("losses", "agreeing", "cosines", "layers", "moving"):
-            found = len(getattr(self, name))
-            if found > count or (found < count and name != "moving"):
-                raise ValueError(f"{name} has {found} values, expected {count}")
+        of_every_step = ("losses", "agreeing", "cosines", "layers")
+        check_lengths(len(self.step), *((name, getattr(self, name)) for name in of_every_step))
+        if len(self.moving) > len(self.step):
+            check_lengths(len(self.step), ("moving", self.moving))
         return self
 
     def append(
@@ -252,7 +245,7 @@ class ConflictLog(Part):
         """
         self.step.append(step)
         self.losses.append(_finite_all(losses))
-        self.agreeing.append(None if agreeing is None else _finite_all([agreeing])[0])
+        self.agreeing.append(_finite(agreeing))
         self.cosines.append(None if cosines is None else [_finite_all(row) for row in cosines])
         if by_parameter is None or moving is None:
             self.layers.append(None)

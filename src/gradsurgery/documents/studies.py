@@ -5,21 +5,14 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from gradsurgery.documents.configuration import RunDocument
-from gradsurgery.documents.document import Choices, Document, Part
+from gradsurgery.documents.document import Choices, Document, Part, check_lengths
 from gradsurgery.errors import ArgumentError
 
 Cosines = list[list[float | None]]
 
 
-def _check_lengths(length: int, *values: tuple[str, list[Any]]) -> None:
-    """Raise `ValueError` unless everything, each with its name, has as many entries."""
-    for name, found in values:
-        if len(found) != length:
-            raise ValueError(f"{name} has {len(found)} values, expected {length}")
-
-
 def _check_square(cosines: Cosines, domains: int) -> None:
-    _check_lengths(domains, ("cosines", cosines), *(("cosines", row) for row in cosines))
+    check_lengths(domains, ("cosines", cosines), *(("cosines", row) for row in cosines))
 
 
 class Measurement(Part):
@@ -198,7 +191,7 @@ class LoggedConflict(Part):
     @model_validator(mode="after")
     def _of_one_length(self) -> "LoggedConflict":
         values = ("agreeing", self.agreeing), ("cosine", self.cosine)
-        _check_lengths(len(self.step), *values, *self.groups.items())
+        check_lengths(len(self.step), *values, *self.groups.items())
         return self
 
 
@@ -241,7 +234,7 @@ class Diagnosis(Document):
                 raise ValueError(f"most_conflicting is no domain, {snapshot.most_conflicting!r}")
             for group in (snapshot.total, *snapshot.groups):
                 by_domain = ("cosine_with_rest", group.cosine_with_rest)
-                _check_lengths(count, ("against_rest", group.against_rest), by_domain)
+                check_lengths(count, ("against_rest", group.against_rest), by_domain)
                 _check_square(group.cosines, count)
         return self
 

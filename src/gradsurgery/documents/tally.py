@@ -106,10 +106,14 @@ class Tally(Part):
         return int(self.matrix().sum())
 
     @property
+    def right(self) -> int:
+        """How many are taken for what they are."""
+        return int(self.matrix().trace())
+
+    @property
     def accuracy(self) -> float:
         """The fraction of the images that is right; NaN of none."""
-        matrix = self.matrix()
-        return float(matrix.trace() / matrix.sum()) if matrix.sum() else math.nan
+        return self.right / self.images if self.images else math.nan
 
     @model_validator(mode="after")
     def _is_of_its_classes(self) -> "Tally":

@@ -107,10 +107,8 @@ class TasksOptions(Choices):
         wanted = {step for step in self.measure_at if 0 <= step < self.iterations}
         return sorted({*wanted, self.iterations})
 
-    def turned(self, dial: str | None, value: float | int) -> "TasksOptions":
+    def turned(self, dial: str, value: float | int) -> "TasksOptions":
         """These options with one of the dials at another value."""
-        if dial is None:
-            return self
         if dial not in DIALS:
             raise ArgumentError(f"unknown dial {dial!r}; there are {', '.join(DIALS)}")
         whole = isinstance(type(self).model_fields[dial].default, int)

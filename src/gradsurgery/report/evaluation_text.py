@@ -77,10 +77,9 @@ def no_better_sentences(tally: Tally | None, where: str = "") -> list[str]:
     """That to name one class for every image would be as good, where it would."""
     if tally is None:
         return []
-    matrix = tally.matrix()
-    share = as_good_as_one_class(int(matrix.trace()), matrix.sum(axis=1).tolist())
+    share = as_good_as_one_class(tally.right, tally.matrix().sum(axis=1).tolist())
     text = f"No better{where} than to name the most frequent class for every image"
-    images = counted(int(matrix.sum()), "image")
+    images = counted(tally.images, "image")
     return [] if share is None else [f"{text} ({share:.1%} right), as far as {images} can tell."]
 
 

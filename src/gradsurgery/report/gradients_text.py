@@ -342,5 +342,5 @@ def similarity_sentences(study: SimilarityStudy) -> list[str]:
     ]
     skipped = [each for run in study.runs for m in run.measurements for each in m.skipped.items()]
     for (domain, reason), times in Counter(skipped).items():
-        sentences.append(f"{domain} was left out {times} times: {reason}.")
+        sentences.append(f"{domain} was left out {counted(times, 'time')}: {reason}.")
     return sentences

@@ -210,7 +210,7 @@ def _expected(deployment: Deployment) -> Iterator[Block]:
         runs = deployment.candidate.unseen[domain]
         spread = f" ± {100 * stdev(runs):.1f}" if len(runs) > 1 else ""
         chosen = deployment.without_it.get(domain)
-        images = f"{tested[domain]:,}" if domain in tested else "–"
+        images = f"{tested[domain]:,}" if domain in tested else ABSENT
         rows.append([domain, images, f"{100 * fmean(runs):.1f}{spread}", _number(chosen)])
     without = _number(fmean([*deployment.without_it.values()]))
     rows.append(["mean", "", f"{100 * fmean(means):.1f}", without])
@@ -310,16 +310,14 @@ def _training(deployment: Deployment, record: Record) -> Iterator[Block]:
 def _candidates(deployment: Deployment) -> Iterator[Block]:
     if len(deployment.candidates) < 2:
         return
-    yield Text(
-        f"By {deployment.criterion}: {CRITERIA[deployment.criterion].score}."
-        if deployment.criterion != "leave-one-domain-out"
-        else "By leave-one-domain-out: the accuracy on each domain of the best model trained "
-        "without it, averaged."
-    )
-    yield candidates_table(deployment)
+    score = CRITERIA[deployment.criterion].score
+    if deployment.criterion == "leave-one-domain-out":  # of a deployment every domain is a source
+        score = "the accuracy on each domain of the best model trained without it, averaged"
+    yield Text(f"By {deployment.criterion}: {score}.")
+    yield tried_table(deployment)
 
 
-def candidates_table(deployment: Deployment) -> Table:
+def tried_table(deployment: Deployment) -> Table:
     """Every candidate, how it scores, and which was chosen."""
     options = [each.options for each in deployment.candidates]
     names = sorted({name for of_one in options for name in of_one})

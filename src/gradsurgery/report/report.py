@@ -102,7 +102,7 @@ def write_report(
     inventory = found if isinstance(found, Inventory) else take_inventory(found)
     out = out or inventory.paths[0] / "report"
     search = search_of(inventory, options.selected)
-    model, planned = options.model or search.model, (inventory.planned or {}).values()
+    model, planned = options.model or search.model, inventory.planned.values()
     tables = compare_runs(search.runs, model, options.baseline, planned)
     _check_baseline(options.baseline, tables)
     ranking = rank_methods(tables)
@@ -131,7 +131,11 @@ def write_report(
         (out / name).unlink(missing_ok=True)
     ReportFiles(files=files).save(out)
     page = assemble(
-        *(out, inventory, tables, ranking, search),
+        out,
+        inventory,
+        tables,
+        ranking,
+        search,
         figures=figures,
         notes=options.notes,
         paper=options.paper,

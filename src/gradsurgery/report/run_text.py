@@ -42,7 +42,7 @@ def run_blocks(record: Record) -> list[Text | Table]:
         name.replace("_", " "): value_text(getattr(record.configuration, name))
         for name in RunConfiguration.model_fields
     }
-    about = plain_table("", [], [[name, text] for name, text in options.items() if text != "–"])
+    about = plain_table("", [], [[name, text] for name, text in options.items() if text != ABSENT])
     cost = record.cost
     parts = [
         f"{cost.seconds:.1f} s",
@@ -129,8 +129,7 @@ def accuracy_text(accuracy: float, tally: Tally | None) -> str:
     """
     if tally is None:
         return f"{accuracy:.1%}"
-    matrix = tally.matrix()
-    found = proportion(int(matrix.trace()), int(matrix.sum()))
+    found = proportion(tally.right, tally.images)
     return f"{accuracy:.1%} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
@@ -218,10 +217,6 @@ def _recall_rows(
 
 def _models(record: Record) -> tuple[ModelResult, ModelResult]:
     return record.result.best, record.result.last
-
-
-_UNEVEN = 3.0
-"""From how many times as many images on the largest class or domain is worth a word."""
 
 
 def gap_sentences(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> list[str]:

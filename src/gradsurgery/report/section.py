@@ -45,9 +45,20 @@ class Entry:
 
     @property
     def key(self) -> str | None:
-        """What a page's column is sorted by: a number, else the text; None, for a dash, is last."""
-        found = leading_number(self.text)
-        return None if found is None else self.text if found == "" else str(found)
+        """What a page's column is sorted by; None, for a dash, is last.
+
+        The number that the text is or begins with, else the text.
+
+        >>> Entry("71.25 ± 1.06*").key, Entry("agr-sum").key, Entry("–").key
+        ('71.25', 'agr-sum', None)
+        """
+        if self.text.strip() in ("", ABSENT):
+            return None
+        first = self.text.split(maxsplit=1)[0].rstrip("*†").replace("−", "-").replace(",", "")
+        try:
+            return str(float(first))
+        except ValueError:
+            return self.text
 
 
 @dataclass(frozen=True)
@@ -125,21 +136,6 @@ def plain_table(
 ) -> Table:
     """A table of texts."""
     return Table(caption, columns, [[Entry(text) for text in row] for row in rows], notes)
-
-
-def leading_number(text: str) -> float | str | None:
-    """The number that `text` is or begins with, "" for another text, None for a dash.
-
-    >>> leading_number("71.25 ± 1.06*"), leading_number("agr-sum"), leading_number("–")
-    (71.25, '', None)
-    """
-    if text in ("", ABSENT):
-        return None
-    first = text.split(maxsplit=1)[0].rstrip("*†").replace("−", "-").replace(",", "")
-    try:
-        return float(first)
-    except ValueError:
-        return ""
 
 
 def percent(fraction: float | None) -> str:

@@ -24,8 +24,7 @@ def summarize(
         sentences += [*_averages(table), *_tests(table), *_misled(table)]
         sentences.append(f"{caution}." if (caution := built_in(table.data).caution) else "")
     sentences += copied_targets(list(inventory.records.values()))
-    if ranking is not None and ranking.p is not None:
-        sentences.append(_ranked(ranking, tables))
+    sentences.append(_ranked(ranking, tables))
     return [sentence for sentence in sentences if sentence]
 
 
@@ -57,7 +56,7 @@ def _complete(inventory: Inventory, tables: Sequence[ComparisonTable]) -> str:
     extra = int((inventory.runs["without"].map(len) > 0).sum())
     partial = sum(not cell.complete for table in tables for cell in table.cells.values())
     empty = sum(len(t.methods) * len(t.targets) - len(t.cells) for t in tables)
-    if inventory.planned is None:
+    if not inventory.planned:
         sentences = [counted(there, "run", "is there")]
         sentences[0] += f"; {counted(failed, 'run')} failed" if failed else ""
     else:
@@ -213,10 +212,12 @@ def _named(tests: dict[tuple[str, str], PairedComparison]) -> str:
     return listed([*parts, *([f"{more} more, in the table of tests"] if more else [])])
 
 
-def _ranked(ranking: Ranking, tables: Sequence[ComparisonTable]) -> str:
-    p = 1.0 if ranking.p is None else ranking.p
+def _ranked(ranking: Ranking | None, tables: Sequence[ComparisonTable]) -> str:
+    """Who has the best average rank, and Friedman's test; "" where that is not to be had."""
+    if ranking is None or (p := ranking.p) is None:
+        return ""
     verdict = f"Friedman's test shows no significant difference of ranks (p = {p_text(p)})"
-    if p < ranking.level:
+    if p < SIGNIFICANCE:
         verdict = (
             f"Friedman's test says that ranks differ (p = {p_text(p)}), which is a rough guide: "
             "the targets of a data set share training images"

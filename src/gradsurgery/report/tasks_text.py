@@ -48,8 +48,9 @@ def gradient_frame(study: TasksStudy) -> pd.DataFrame:
             for effect in measured.effects:
                 lengths = effect.model_dump(exclude={"rule", "curvature"})
                 row |= {f"{effect.rule}.{name}": value for name, value in lengths.items()}
-                known = effect.curvature is not None and whole is not None and whole > 0
-                row[f"{effect.rule}.bend"] = effect.curvature / whole if known else None  # type: ignore[operator]
+                row[f"{effect.rule}.bend"] = None
+                if effect.curvature is not None and whole is not None and whole > 0:
+                    row[f"{effect.rule}.bend"] = effect.curvature / whole
             rows.append(row)
     frame = pd.DataFrame(rows, columns=None if rows else ["grouping", "dial", "step"])
     return frame.astype(dict.fromkeys(frame.columns.difference(["grouping", "dial"]), float))
@@ -183,8 +184,9 @@ def _words(outcome: Outcome) -> str:
     if versus is None:
         return ""
     what = {"loss": "training loss", "held_out": "held out", "unseen": "unseen"}[outcome.name]
-    digits, unit = (3, "") if outcome.name == "loss" else (1, " points")
-    return f"{what} {versus.difference:+.{digits}f}{unit} (p = {versus.p:.2g})"
+    unit = "" if outcome.name == "loss" else " points"
+    difference = f"{versus.difference:+.{OUTCOMES[outcome.name]}f}{unit}"
+    return f"{what} {difference} (p = {versus.p:.2g})"
 
 
 def _cosines_table(study: TasksStudy, plain: pd.DataFrame) -> Table:

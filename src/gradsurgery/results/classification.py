@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradsurgery.documents.tally import Tally
+from gradsurgery.results.statistics import CONFIDENCE
 from gradsurgery.seeds import derive_seed
 
-CONFIDENCE = 0.95
-"""Of every interval."""
 RESAMPLES = 2000
 INTERVALS = (
     "Intervals are of 95 %: Wilson's of accuracy, recall and precision; bootstrap percentiles over "
@@ -82,13 +81,12 @@ def assess(tally: Tally, classes: Sequence[str]) -> Assessment:
     matrix = tally.matrix()
     random = np.random.default_rng(derive_seed(0, "bootstrap of a tally"))
     resampled = _resampled(matrix.reshape(-1), random).reshape(-1, *matrix.shape)
-    total, right = int(matrix.sum()), int(matrix.trace())
     return Assessment(
-        images=total,
-        accuracy=proportion(right, total),
+        images=tally.images,
+        accuracy=proportion(tally.right, tally.images),
         balanced_accuracy=_estimate(_balanced_accuracy(matrix), _balanced_accuracy(resampled)),
         macro_f1=_estimate(_macro_f1(matrix), _macro_f1(resampled)),
-        log_loss=_log_loss(tally, total),
+        log_loss=_log_loss(tally),
         calibration_error=_calibration_error(tally, random),
         classes=[_class_figures(name, matrix, k) for k, name in enumerate(classes)],
     )
@@ -171,10 +169,10 @@ def _diagonal(matrix: Matrix) -> Matrix:
     return np.diagonal(matrix, axis1=-2, axis2=-1)
 
 
-def _log_loss(tally: Tally, total: int) -> Estimate | None:
+def _log_loss(tally: Tally) -> Estimate | None:
     if tally.log_loss is None or tally.log_loss_deviation is None:
         return None
-    reach = _normal_quantile() * tally.log_loss_deviation / math.sqrt(total)
+    reach = _normal_quantile() * tally.log_loss_deviation / math.sqrt(tally.images)
     return Estimate(tally.log_loss, tally.log_loss - reach, tally.log_loss + reach)
 
 

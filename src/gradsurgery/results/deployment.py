@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.configuration import RunConfiguration, options_of
 from gradsurgery.documents.deployment import ClassRecall, CopiedTests, DeploymentCandidate
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CriterionName
@@ -16,8 +16,6 @@ from gradsurgery.documents.tally import Tally
 from gradsurgery.errors import DataError
 from gradsurgery.results.runs import Inventory
 from gradsurgery.results.selection import first_best
-
-_DECIDED = ("target", "seed", "without", "method", "data")
 
 
 class Tried(NamedTuple):
@@ -37,7 +35,7 @@ def candidates_of(inventory: Inventory) -> list[Tried]:
 
     Raises `DataError` where the runs are of several data sets.
     """
-    order = {folder: float(i) for i, folder in enumerate(inventory.planned or {})}
+    order = {folder: float(i) for i, folder in enumerate(inventory.planned)}
 
     def place(file: Path) -> float:
         return order.get(file.parent.resolve(), math.inf)
@@ -129,8 +127,8 @@ def tested_images(records: Sequence[Record]) -> dict[str, int]:
 
 def _options(configuration: RunConfiguration) -> dict[str, object]:
     """What a candidate is beside its method."""
-    options = configuration.departures()
-    return {name: value for name, value in options.items() if name not in _DECIDED}
+    options, apart = configuration.departures(), options_of("identity")
+    return {name: value for name, value in options.items() if name not in apart}
 
 
 def _candidate(records: Sequence[Record], seeds: Sequence[int]) -> DeploymentCandidate:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradsurgery.errors import ArgumentError
-from gradsurgery.results.statistics import doubled_midranks
+from gradsurgery.results.statistics import SIGNIFICANCE, doubled_midranks
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Ranking:
 
     `ranks` are in [1, k], 1 the best; `statistic` and `p` are Friedman's, None where there are
     fewer than three methods or two cells; two methods whose ranks differ by no more than
-    `critical_difference` are not told apart by Nemenyi's test at `level`, and `cliques` are the
+    `critical_difference` are not told apart by Nemenyi's test at 0.05, and `cliques` are the
     largest groups of such methods, which a critical-difference diagram joins by a bar. `cells`
     names the cells, `left_out` those that some method lacks.
     """
@@ -28,15 +28,11 @@ class Ranking:
     statistic: float | None
     p: float | None
     critical_difference: float
-    level: float
     cliques: tuple[tuple[str, ...], ...]
 
 
 def ranking(
-    methods: Sequence[str],
-    scores: Sequence[tuple[str, Mapping[str, float | int]]],
-    *,
-    level: float = 0.05,
+    methods: Sequence[str], scores: Sequence[tuple[str, Mapping[str, float | int]]]
 ) -> Ranking | None:
     """Rank `methods` by the scores of each cell, which has a name; higher is better.
 
@@ -53,7 +49,7 @@ def ranking(
     rows = [[float(of_cell[method]) for method in methods] for _, of_cell in full]
     ranks = dict(zip(methods, average_ranks(rows), strict=True))
     test = friedman(rows) if len(methods) > 2 and len(full) > 1 else None
-    difference = critical_difference(len(methods), len(full), level=level)
+    difference = critical_difference(len(methods), len(full))
     ordered = sorted(methods, key=ranks.__getitem__)
     return Ranking(
         methods=tuple(ordered),
@@ -63,7 +59,6 @@ def ranking(
         statistic=None if test is None else test[0],
         p=None if test is None else test[1],
         critical_difference=difference,
-        level=level,
         cliques=tuple(
             tuple(ordered[first : last + 1])
             for first, last in cliques([ranks[method] for method in ordered], difference)
@@ -113,7 +108,7 @@ def friedman(rows: Sequence[Sequence[float | int]]) -> tuple[float, float]:
     return float(statistic), float(p)
 
 
-def critical_difference(methods: int, cells: int, *, level: float = 0.05) -> float:
+def critical_difference(methods: int, cells: int, *, level: float = SIGNIFICANCE) -> float:
     """Nemenyi's critical difference of average ranks, q_α √(k (k + 1) / (6 N)).
 
     q_α is the studentized range's upper α point for k groups and infinite degrees of freedom,

@@ -28,14 +28,14 @@ class Inventory:
     """The records at some paths, and what should be there too.
 
     records: by their files.
-    planned: the runs that the sweeps' plans name by their folders, None where no folder has a plan.
+    planned: the runs that the sweeps' plans name by their folders, none where there is no plan.
     searched: whether a plan tries several hyperparameters.
     failures: runs that were given up, by their folders.
     """
 
     paths: tuple[Path, ...]
     records: Records
-    planned: dict[Path, PlannedRun] | None
+    planned: dict[Path, PlannedRun]
     searched: bool
     failures: dict[Path, Failure]
 
@@ -51,7 +51,7 @@ class Inventory:
         there |= {folder.resolve() for folder in self.failures}
         return [
             run
-            for folder, run in (self.planned or {}).items()
+            for folder, run in self.planned.items()
             if folder not in there and not (folder / Record.file_name).exists()
         ]
 
@@ -73,7 +73,7 @@ def take_inventory(paths: Sequence[Path]) -> Inventory:
     return Inventory(
         paths=tuple(paths),
         records=records,
-        planned=planned if plans else None,
+        planned=planned,
         searched=any(plan.plan.get("grid") for plan in plans.values()),
         failures={file.parent: Failure.load(file) for file in _failure_files(paths)},
     )

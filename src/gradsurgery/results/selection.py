@@ -6,6 +6,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from gradsurgery.documents.plan import PlannedRun
@@ -134,12 +135,13 @@ def selected_runs(runs: "pd.DataFrame", criterion: str, selection: Selection) ->
 
 def select_by_all(inventory: Inventory) -> Selections:
     """What every criterion chooses."""
-    planned = inventory.planned or {}
-    criteria = {name: select(inventory.runs, name, planned=planned) for name in CRITERIA}
-    return Selections(criteria=criteria)
+    runs, planned = inventory.runs, inventory.planned
+    return Selections(criteria={name: select(runs, name, planned=planned) for name in CRITERIA})
 
 
-def select(runs: "pd.DataFrame", criterion: str, *, planned: Planned | None = None) -> Selection:
+def select(
+    runs: "pd.DataFrame", criterion: str, *, planned: Planned = MappingProxyType({})
+) -> Selection:
     """For every data set, target, method and conditions the hyperparameters that score best.
 
     The score is the mean over the seeds of what `CRITERIA[criterion]` says; of equal scores the
@@ -159,7 +161,7 @@ def select(runs: "pd.DataFrame", criterion: str, *, planned: Planned | None = No
     """
     if criterion not in CRITERIA:
         raise ArgumentError(f"criterion must be one of {', '.join(CRITERIA)}, found {criterion!r}")
-    about, planned = CRITERIA[criterion], planned or {}
+    about = CRITERIA[criterion]
     done = {Path(record).parent.resolve() for record in runs["record"]}
     waiting = [run for folder, run in planned.items() if folder not in done]
     groups = _grouped(runs.to_dict("records"), list(planned))

@@ -15,9 +15,13 @@ from jaxtyping import Float64, Int64
 from gradsurgery.errors import ArgumentError
 
 SIGNIFICANCE = 0.05
+CONFIDENCE = 0.95
+"""Of every interval."""
 RESAMPLES = 10_000
 EXACT_UP_TO = 100
 TOLERANCE = 1e-12
+"""Up to which a difference is a rounding error: of fractions those are of about 1e-16, in percent
+1e-14, and two fractions that do differ, of up to a million images, differ by more."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +111,9 @@ def holm(p_values: Sequence[float | int]) -> list[float]:
 
 
 def bootstrap_interval(
-    values: Sequence[float | int], *, seed: int, level: float = 0.95, resamples: int = RESAMPLES
+    values: Sequence[float | int], *, seed: int, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
-    """The percentile interval of the mean: quantiles (1 ∓ level) / 2 of resampled means.
+    """The 95 % percentile interval of the mean: from quantile 0.025 to 0.975 of resampled means.
 
     Each resample draws n of the n values with replacement. Few values make it too narrow: with
     n = 3 it cannot reach beyond them, and for one value it is that value.
@@ -117,17 +121,16 @@ def bootstrap_interval(
     Args:
         values: the paired differences.
         seed: of numpy's generator; the same seed and n draw the same positions.
-        level: of confidence, between 0 and 1.
         resamples: how many means are drawn.
 
-    Raises `ArgumentError` where there is no value, or the level is not between 0 and 1.
+    Raises `ArgumentError` where there is no value.
 
     >>> bootstrap_interval([2.0, 2.0], seed=0)
     (2.0, 2.0)
 
     Source: Efron & Tibshirani 1993, "An introduction to the bootstrap", chapter 13.
     """
-    _check(values, level, "a bootstrap interval")
+    _check_any(values, "a bootstrap interval")
     if len(values) == 1:
         return float(values[0]), float(values[0])
     from scipy.stats import bootstrap
@@ -136,7 +139,7 @@ def bootstrap_interval(
         (np.asarray(values, dtype=np.float64),),
         np.mean,
         n_resamples=resamples,
-        confidence_level=level,
+        confidence_level=CONFIDENCE,
         method="percentile",
         random_state=np.random.default_rng(seed),
     ).confidence_interval
@@ -152,30 +155,29 @@ class MeanInterval(NamedTuple):
     n: int
 
 
-def mean_interval(values: Sequence[float], *, level: float = 0.95) -> MeanInterval:
-    """Student's interval of a mean: x̄ ± t s / √n.
+def mean_interval(values: Sequence[float]) -> MeanInterval:
+    """Student's 95 % interval of a mean: x̄ ± t s / √n.
 
-    t is the quantile (1 + level) / 2 of Student's distribution with n − 1 degrees of freedom, s the
-    standard deviation with n − 1 in its denominator. With two or three runs it is wide, as it must
-    be where the spread is known so badly.
+    t is the quantile 0.975 of Student's distribution with n − 1 degrees of freedom, s the standard
+    deviation with n − 1 in its denominator. With two or three runs it is wide, as it must be where
+    the spread is known so badly.
 
     Args:
         values: one a run, taken to be normally distributed.
-        level: of confidence, between 0 and 1.
 
-    Raises `ArgumentError` where there is no value, or the level is not between 0 and 1.
+    Raises `ArgumentError` where there is no value.
 
     >>> mean_interval([2.0, 2.0])
     MeanInterval(mean=2.0, low=2.0, high=2.0, n=2)
     """
-    _check(values, level, "a mean")
+    _check_any(values, "a mean")
     n = len(values)
     mean = fmean(values)
     if n == 1:
         return MeanInterval(mean, None, None, 1)
     from scipy.special import stdtrit
 
-    margin = float(stdtrit(n - 1, (1 + level) / 2)) * float(stdev(values)) / math.sqrt(n)
+    margin = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * float(stdev(values)) / math.sqrt(n)
     return MeanInterval(mean, mean - margin, mean + margin, n)
 
 
@@ -184,11 +186,9 @@ def _exact(value: float | int) -> float:
     return 0.0 if abs(value) <= TOLERANCE else float(value)
 
 
-def _check(values: Sequence[float | int], level: float, what: str) -> None:
+def _check_any(values: Sequence[float | int], what: str) -> None:
     if not len(values):
         raise ArgumentError(f"{what} needs at least one value, found none")
-    if not 0 < level < 1:
-        raise ArgumentError(f"level must lie between 0 and 1, found {level}")
 
 
 @dataclass(frozen=True)
@@ -215,9 +215,7 @@ class SignedRanks:
         return (self.positive - self.negative) / total if total else 0.0
 
 
-def signed_ranks(
-    differences: Sequence[float | int], *, tolerance: float = TOLERANCE
-) -> SignedRanks:
+def signed_ranks(differences: Sequence[float | int]) -> SignedRanks:
     """The two-sided signed-rank test that paired differences are symmetric about 0.
 
     The differences d_i ≠ 0 are ranked by abs(d_i), ties sharing the mean of their ranks;
@@ -228,10 +226,8 @@ def signed_ranks(
     gives p = 1.
 
     Args:
-        differences: one a pair.
-        tolerance: absolute values that differ by no more are tied, and those no larger are zero.
-            The difference of two fractions has a rounding error of about 1e-16, in percent 1e-14;
-            two that do differ, with up to a million images, differ by more than 1e-12.
+        differences: one a pair. Absolute values that differ by up to 1e-12 are tied, and those no
+            larger are zero.
 
     Raises `ArgumentError` where a difference is not finite.
 
@@ -244,8 +240,8 @@ def signed_ranks(
     values = np.asarray(differences, dtype=np.float64)
     if not np.isfinite(values).all():
         raise ArgumentError(f"differences must be finite, found {list(differences)}")
-    kept = values[np.abs(values) > tolerance]
-    doubled = doubled_midranks(np.abs(kept), tolerance)
+    kept = values[np.abs(values) > TOLERANCE]
+    doubled = doubled_midranks(np.abs(kept))
     positive, total = int(doubled[kept > 0].sum()), int(doubled.sum())
     p = _exact_p(doubled, positive) if len(kept) <= EXACT_UP_TO else _normal_p(doubled, positive)
     return SignedRanks(positive / 2, (total - positive) / 2, p, len(kept), len(values) - len(kept))
@@ -260,13 +256,11 @@ def least_p(n: int) -> float:
     return min(1.0, 2.0 ** (1 - n))
 
 
-def doubled_midranks(
-    sizes: Float64[np.ndarray, " n"], tolerance: float = TOLERANCE
-) -> Int64[np.ndarray, " n"]:
+def doubled_midranks(sizes: Float64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
     """Twice the rank of every value, 1 for the smallest, ties at the mean of their ranks.
 
-    Values are tied where no gap between neighbours in their order exceeds `tolerance`. Rounding
-    them to a grid instead would part two that lie on both sides of a grid point's middle.
+    Values are tied where no gap between neighbours in their order exceeds 1e-12. Rounding them to a
+    grid instead would part two that lie on both sides of a grid point's middle.
 
     >>> doubled_midranks(np.array([0.3, 0.1 + 0.2, 0.1])).tolist()
     [5, 5, 2]
@@ -274,7 +268,7 @@ def doubled_midranks(
     from scipy.stats import rankdata
 
     order = np.argsort(sizes, kind="stable")
-    group = np.concatenate([[0], np.cumsum(np.diff(sizes[order]) > tolerance)])[: len(sizes)]
+    group = np.concatenate([[0], np.cumsum(np.diff(sizes[order]) > TOLERANCE)])[: len(sizes)]
     ranks = np.empty(len(sizes), dtype=np.int64)
     ranks[order] = 2 * rankdata(group)
     return ranks

@@ -15,7 +15,12 @@ from gradsurgery.documents.studies import (
 )
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.gradients.gradient_gram import block_of
-from gradsurgery.studies.measuring import StepObserver, check_every_step, check_same
+from gradsurgery.studies.measuring import (
+    StepObserver,
+    check_every_step,
+    check_same,
+    mean_of_known,
+)
 from gradsurgery.studies.snapshot import diagnose_step
 from gradsurgery.training import train
 from gradsurgery.training.device import resolve_device
@@ -60,7 +65,7 @@ def diagnose_run(
     """
     record = Record.load(directory / Record.file_name)
     configuration = record.configuration
-    split = split_of(record.configuration, images, record.split.seed)
+    split = split_of(configuration, images, record.split.seed)
     if (images.digest, split.digest) != (record.data.digest, record.split.digest):
         raise DataError(
             f"the run in {directory} was trained on other images than {images.name} has; give the "
@@ -231,5 +236,4 @@ def _weighted(
 
 def _mean_pair(matrix: list[Numbers]) -> float | None:
     """Mean over the pairs of different domains."""
-    pairs = [value for d, row in enumerate(matrix) for value in row[:d] if value is not None]
-    return sum(pairs) / len(pairs) if pairs else None
+    return mean_of_known(value for d, row in enumerate(matrix) for value in row[:d])

@@ -19,7 +19,6 @@ from gradsurgery.gradients.model_state import unchanged
 from gradsurgery.seeds import derive_seed, named_generator
 
 AttributionMethod = Literal["grad-cam", "integrated-gradients"]
-METHODS: tuple[AttributionMethod, ...] = ("grad-cam", "integrated-gradients")
 _STEPS = 32  # of the path integral
 
 
@@ -73,11 +72,11 @@ def attributions(
 
 
 def last_map(model: nn.Module, image: Float[Tensor, "1 3 height width"]) -> str:
-    """The name of the layer that gives the map of the last convolution as later layers see it:
+    """The name of the layer that gives the map of the last convolution as later layers see it.
 
-    after its normalisation and activation, without which it has the sign of nothing. The last
-    layer in the order of a pass, from that convolution on, whose map has as many places, before the
-    first with fewer: some networks pool to fewer places and repeat them.
+    That is after its normalisation and activation, without which it has the sign of nothing: the
+    last layer in the order of a pass, from that convolution on, whose map has as many places,
+    before the first with fewer, as some networks pool to fewer places and repeat them.
 
     Raises `ArgumentError` for a network without a convolution whose map has several places, or
     whose only one cuts the image into patches.
@@ -124,9 +123,10 @@ def best_method(model: nn.Module, image: Float[Tensor, "1 3 height width"]) -> A
 def embedded_in_plane(
     features: Float[Tensor, "images features"], seed: int
 ) -> Sequence[tuple[float, float]]:
-    """The features in a plane by t-SNE (van der Maaten & Hinton 2008), started from two principal
+    """The features in a plane by t-SNE (van der Maaten & Hinton 2008).
 
-    components; its perplexity is 30, or a third of the images where there are fewer than 91.
+    It starts from two principal components; its perplexity is 30, or a third of the images where
+    there are fewer than 91.
     """
     from sklearn.manifold import TSNE
 
@@ -178,7 +178,7 @@ def explain_domains(
     options: ExplanationOptions,
     *,
     target: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> tuple[Explanation, list[ExplainedImage]]:
     """Explain some answers in every domain, and map the features of many images.
 
@@ -192,11 +192,10 @@ def explain_domains(
             f"{images.name} has the classes {', '.join(images.classes):.120} and {subject.name} "
             f"{', '.join(subject.classes):.120}; explain it on images of its own classes"
         )
-    tell = progress or (lambda *_: None)
     most = max(options.points // max(len(chosen), 1), options.per_domain)
     drawn = {domain: _drawn(here, most, domain, options) for domain, here in chosen.items()}
     positions = np.concatenate(list(drawn.values()))
-    probabilities, features = _answered(subject, images.images, positions, tell)
+    probabilities, features = _answered(subject, images.images, positions, progress)
     answers = [
         _answer(subject, row, images.identities[at], images, int(at))
         for row, at in zip(probabilities, positions, strict=True)
@@ -258,13 +257,13 @@ def _answered(
     subject: Subject,
     images: UInt8[np.ndarray, "all height width 3"],
     positions: Int64[np.ndarray, " images"],
-    tell: Progress,
+    progress: Progress,
 ) -> tuple[Float[Tensor, "images classes"], Float[Tensor, "images features"]]:
     """Probabilities and features of the images at these positions."""
     parts = []
     for start in range(0, len(positions), _BATCH):
         parts.append(_pass(subject, gather(images, positions[start : start + _BATCH])))
-        tell(min(start + _BATCH, len(positions)), len(positions))
+        progress(min(start + _BATCH, len(positions)), len(positions))
     probabilities, features = zip(*parts, strict=True)
     return torch.cat(probabilities), torch.cat(features)
 

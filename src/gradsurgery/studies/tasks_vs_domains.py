@@ -29,13 +29,12 @@ from gradsurgery.rules import build_rule
 from gradsurgery.seeds import named_generator
 from gradsurgery.studies.groupings import (
     Groups,
-    Task,
     all_logits,
     find_tasks,
     parameters_in_order,
     spread,
 )
-from gradsurgery.studies.measuring import check_same
+from gradsurgery.studies.measuring import Positions, check_same
 from gradsurgery.studies.removals import Surgery, measure
 from gradsurgery.training.device import resolve_device
 
@@ -197,7 +196,9 @@ def run_cell(
 
     stepped: called with the steps done.
     """
-    turned = options if cell.dial is None else options.turned(cell.dial, cell.value or 0)
+    turned = options
+    if cell.dial is not None and cell.value is not None:
+        turned = options.turned(cell.dial, cell.value)
     sources = spread_sources(images, turned)
     tasks = find_tasks(images, turned.tasks, sources)
     outputs = sum(task.size for task in tasks)
@@ -227,12 +228,9 @@ def run_cell(
             backbone.model.eval()
             losses.append(_rounded(training_loss(backbone, groups, turned.evaluated)))
             if cell.rule == turned.rules[0]:
+                by_layer = cell.dial is None
                 measured.append(
-                    measure(
-                        *(backbone, groups, named, own, turned),
-                        step=step,
-                        by_layer=cell.dial is None,
-                    )
+                    measure(backbone, groups, named, own, turned, step=step, by_layer=by_layer)
                 )
         if step == turned.iterations:
             break
@@ -265,15 +263,13 @@ def training_loss(backbone: Backbone, groups: Groups, most: int) -> float:
     return fsum(values) / len(values)
 
 
-def accuracies(
-    backbone: Backbone, groups: Groups, positions: "np.ndarray[tuple[int], np.dtype[np.int64]]"
-) -> dict[str, float]:
+def accuracies(backbone: Backbone, groups: Groups, positions: Positions) -> dict[str, float]:
     """The accuracy of every task that is trained, where the images have a label of it."""
     backbone.model.eval()
     logits = all_logits(backbone, groups.images, positions)
     found = {}
     for number in range(1 if groups.one_task else groups.count):
-        task: Task = groups.tasks[number]
+        task = groups.tasks[number]
         labels = task.labels[positions]
         if (labels >= 0).all():
             right = groups.logits_of(number, logits).argmax(1).numpy() == labels

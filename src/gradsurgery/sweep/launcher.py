@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 
 from gradsurgery.atomic import BusyError
-from gradsurgery.data import ImageSet, open_source
+from gradsurgery.data import ImageSet, cpus, open_source
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
 from gradsurgery.doors import fault_of
@@ -29,8 +29,14 @@ from gradsurgery.training.loggers import logged
 from gradsurgery.training.progress import ProgressCallback
 from gradsurgery.training.run import prepare_images
 
+if TYPE_CHECKING:
+    from multiprocessing.context import SpawnProcess
+
 ASKED_TO_END = 128 + SIGTERM
 """The exit code of a worker that was asked to end."""
+_MOST = 8  # workers on processors without being asked: each has a model and an optimiser in memory
+_STARTS = 3  # a worker that dies this often before its first word will not do better
+_PATIENCE = 10.0  # seconds for a worker to leave its folder in order
 
 
 @dataclass(frozen=True)
@@ -125,14 +131,6 @@ def work(task: Task, report: ProgressCallback) -> Outcome:
     return Outcome("done", before=before)
 
 
-if TYPE_CHECKING:
-    from multiprocessing.context import SpawnProcess
-
-_MOST = 8  # workers on processors without being asked: each has a model and an optimiser in memory
-_STARTS = 3  # a worker that dies this often before its first word will not do better
-_PATIENCE = 10.0  # seconds for a worker to leave its folder in order
-
-
 def visible_gpus(device: str) -> tuple[str, ...]:
     """The GPUs that runs with the option `device` may use, as CUDA_VISIBLE_DEVICES names them.
 
@@ -163,7 +161,7 @@ def worker_count(asked: int | None, *, gpus: int, runs_per_gpu: int, threads: in
         return asked
     if gpus:
         return gpus * runs_per_gpu
-    return max(1, min((os.cpu_count() or 1) // threads, _MOST))
+    return max(1, min(cpus() // threads, _MOST))
 
 
 class LocalLauncher(Launcher):

@@ -52,7 +52,6 @@ class Schedule:
     keys: Iterable[str]
     retries: int
     running: set[str] = field(default_factory=set)
-    done: set[str] = field(default_factory=set)
     failed: dict[str, Outcome] = field(default_factory=dict)
     attempts: Counter[str] = field(default_factory=Counter)
     losses: Counter[str] = field(default_factory=Counter)
@@ -87,7 +86,6 @@ class Schedule:
     def finished(self, key: str) -> None:
         """The run's record is there."""
         self.running.discard(key)
-        self.done.add(key)
 
     def fail(self, key: str, outcome: Outcome) -> None:
         """The run is given up at once."""

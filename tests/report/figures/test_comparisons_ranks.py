@@ -21,7 +21,6 @@ def drawn(ranks, critical_difference=1.0, cliques=()):
         statistic=None,
         p=None,
         critical_difference=critical_difference,
-        level=0.05,
         cliques=tuple(map(tuple, cliques)),
     )
     drawing = draw_ranks(ranking, "2 cells", method_styles(ordered))

@@ -25,6 +25,7 @@ from gradsurgery.report.figures.style import (
 )
 from gradsurgery.report.section import listed
 from gradsurgery.results.ranking import Ranking
+from gradsurgery.results.statistics import SIGNIFICANCE
 from gradsurgery.results.tables import Cell, ComparisonTable
 
 _LEAST_FOR_A_BOX = 3  # runs: quartiles of fewer say nothing that the points do not say
@@ -276,7 +277,7 @@ def draw_ranks(ranking: Ranking, cells: str, styles: Styles) -> Drawing:
         line = axes.plot([min(ends) - beyond, max(ends) + beyond], [y, y], color="black")[0]
         line.set(linewidth=3, solid_capstyle="butt", gid=f"clique-{level}")
     _draw_names(axes, {method: ranks[method] for method in ordered}, below, styles)
-    test = f"Nemenyi's test at {ranking.level:g}"
+    test = f"Nemenyi's test at {SIGNIFICANCE}"
     note = f"Methods joined by a bar are not told apart by {test}."
     set_heading(figure, f"Average ranks over {cells}", note)
     caption = (

@@ -81,7 +81,7 @@ def _draw_over_steps(
 
 def _draw_differences(axes: Axes, study: TasksStudy, name: str, label: str) -> None:
     """A dot and a 95 % interval for each rule and grouping."""
-    tidy(axes, grid="y")
+    tidy(axes)
     axes.axhline(0, color=GREY, linewidth=0.8, zorder=1)
     rules = study.options.rules[1:]
     width = 0.8 / max(len(study.options.groupings), 1)
