@@ -62,9 +62,8 @@ def combine(
     before: what was known after the domains before these.
     random: the rule's source of draws.
     """
-    device, dtype, tensors = like.device, like.dtype, len(sizes)
-    wide, layout = _wide(dtype), layout_of(sizes, device)
-    blocks = layout.owners.shape[0]
+    device, wide, layout = like.device, _wide(like.dtype), layout_of(sizes, like.device)
+    tensors, blocks = len(sizes), layout.owners.shape[0]
     marks = torch.zeros((len(rows) + 2) * tensors + 1, dtype=torch.int32, device=device)
     found = marks[-1].view(torch.float32)
     after = before if before or out else _fresh(combination.kind, sum(sizes), wide, found)
@@ -97,14 +96,13 @@ def combine(
         COUNTS=out is not None and combination.kind in COUNTING,
         SUMS=sums,
         ALIGNED=table.aligned,
-        DTYPE=TYPES[dtype],
+        DTYPE=TYPES[like.dtype],
         WIDE=TYPES[wide],
         BLOCK=BLOCK,
         TILE=TILE,
         num_warps=WARPS,
     )
-    by_tensor = marks[:-1].view(-1, tensors)
-    flags, counts = by_tensor[:-2], by_tensor[-2:]
+    flags, counts = marks[:-1].view(-1, tensors).tensor_split((-2,))
     found = found if before is None else torch.maximum(found, before.found)
     if out is None:
         return Seen(flags, found, running=Running(total, second, signs, found))
