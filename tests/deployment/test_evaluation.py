@@ -1,5 +1,6 @@
 """What evaluation counts, against predicting the files one by one."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from gradsurgery.data.folder import OneDomainSource
 from gradsurgery.deployment.evaluation import evaluate_model
 from gradsurgery.documents.deployment import EvaluationFile
 from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.training import train
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,34 @@ def test_classes_that_the_model_does_not_know_are_counted_apart(trained, model, 
     expected = matrix_by_hand(model, files)
     assert (evaluation.domains["shop_a"].tally.matrix() == expected).all()
     assert evaluation.domains["shop_b"].tally.matrix()[1].sum() == 0
+
+
+def test_images_are_counted_by_what_they_belong_to(trained, model):
+    # 00.png … 13.png: two groups, by their first digit
+    source = open_source(str(trained.data), layout=r"(?P<domain>.*)/(?P<class>.*)/(?P<group>.).*")
+    found = evaluate_model(model, source, domains=["shop_a"]).domains["shop_a"].tally
+    for group, first in zip(found.groups, "01", strict=True):
+        files = sorted((trained.data / "shop_a").glob(f"*/{first}*"))
+        expected = matrix_by_hand(model, files)
+        matrix = np.zeros((3, 3), int)
+        for cell in group.split():
+            label, predicted, _, count = map(int, re.split("[>@:]", cell))
+            matrix[label, predicted] += count
+        assert (matrix == expected).all()
+    plain = evaluate_model(model, opened(trained.data), domains=["shop_a"])
+    assert plain.domains["shop_a"].tally.groups == []
+
+
+def test_a_record_has_the_groups_that_evaluation_counts(trained, tmp_path):
+    layout = r"(?P<domain>.*)/(?P<class>.*)/(?P<group>..).*"
+    options = {"layout": layout, "iterations": 2, "validate_every": 2}
+    configuration = trained.record.configuration.model_copy(update=options)
+    record = train(configuration, tmp_path / "run", cache=tmp_path)
+    source = open_source(str(trained.data), layout=layout)
+    found = evaluate_model(gs.load_model(tmp_path / "run"), source, part="test")
+    for domain, tally in record.result.best.tests.items():
+        assert sorted(tally.groups) == sorted(found.domains[domain].tally.groups)
+        assert tally.in_groups
 
 
 def test_a_folder_of_one_domain(trained, model):

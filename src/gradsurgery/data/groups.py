@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gradsurgery.data.image_set import ImageSet
 from gradsurgery.errors import DataError
@@ -53,7 +55,8 @@ def grouped_parts(
     parts: list[str | None] = [None] * len(images.identities)
     for d, domain in enumerate(images.domains):
         members = [i for i in (images.domain == d).nonzero()[0].tolist() if i not in without]
-        groups = _groups(images, sorted(members, key=images.identities.__getitem__))
+        members = sorted(members, key=images.identities.__getitem__)
+        groups = _groups(images.groups, members)
         counts = [Counter(images.label[group].tolist()) for group in groups]
         generator = named_generator(seed, "split", domain, "groups")
         order = torch.randperm(len(groups), generator=generator, device="cpu").tolist()
@@ -117,7 +120,7 @@ def _fill_empty(
 def check_undivided(images: ImageSet, parts: Sequence[str | None]) -> None:
     """Raise `DataError` where a split of the user's own has a group in two parts."""
     for d, domain in enumerate(images.domains):
-        for group in _groups(images, (images.domain == d).nonzero()[0].tolist()):
+        for group in _groups(images.groups, (images.domain == d).nonzero()[0].tolist()):
             first: dict[str, int] = {}
             for i in group:
                 if (part := parts[i]) is not None:
@@ -131,10 +134,23 @@ def check_undivided(images: ImageSet, parts: Sequence[str | None]) -> None:
                 )
 
 
-def _groups(images: ImageSet, members: Sequence[int]) -> list[list[int]]:
+def group_numbers(
+    groups: Sequence[str | None] | None, domain: NDArray[np.int64]
+) -> NDArray[np.int64] | None:
+    """A number for each image's group of its domain; None where nothing is said of groups."""
+    if groups is None:
+        return None
+    numbers = np.empty(len(domain), dtype=np.int64)
+    for d in np.unique(domain).tolist():
+        for group in _groups(groups, (domain == d).nonzero()[0].tolist()):
+            numbers[group] = group[0]
+    return numbers
+
+
+def _groups(groups: Sequence[str | None] | None, members: Sequence[int]) -> list[list[int]]:
     """The images of one domain that belong together, in the order of their first."""
-    groups: defaultdict[object, list[int]] = defaultdict(list)
+    found: defaultdict[object, list[int]] = defaultdict(list)
     for i in members:
-        name = None if images.groups is None else images.groups[i]
-        groups[i if name is None else name].append(i)
-    return list(groups.values())
+        name = None if groups is None else groups[i]
+        found[i if name is None else name].append(i)
+    return list(found.values())

@@ -10,6 +10,7 @@ import torch
 from gradsurgery.backbones.weights import file_digest
 from gradsurgery.data import Source, cpus
 from gradsurgery.data.derived import draws_itself
+from gradsurgery.data.groups import group_numbers
 from gradsurgery.deployment.pictures import Job, Prepared, prepared
 from gradsurgery.deployment.trained_model import BATCH, TrainedModel, check_count
 from gradsurgery.documents.deployment import DomainEvaluation, EvaluatedPart, EvaluationFile
@@ -52,11 +53,11 @@ def evaluate_model(
     chosen = _chosen(source, domains)
     split = _split_of(model, source)
     wanted = _wanted(model, source, split, chosen, part)
-    known = {name: position for position, name in enumerate(model.classes)}
-    labels = np.array([known.get(name, -1) for name in source.classes])[listing.label]
+    labels = _labels(model, source)
     counted = {i for i in wanted if labels[i] >= 0}
     if not counted:
         raise _unknown_classes(model, source, len(wanted))
+    groups = group_numbers(source.groups, listing.domain)
     answers = {domain: Answers() for domain in chosen}
     skipped: list[SkippedFile] = []
     jobs = _jobs(model, source, counted)
@@ -64,7 +65,7 @@ def evaluate_model(
         if batch.bad and not skip_bad:
             raise _undecoded(source, *batch.bad[0])
         skipped += [SkippedFile(identity=listing.identities[i], reason=why) for i, why in batch.bad]
-        _answer(model, source, batch, labels, answers)
+        _answer(model, source, batch, labels, answers, groups=groups)
         done = len(skipped) + sum(each.count for each in answers.values())
         progress(done, len(counted))
     about = model.about
@@ -124,12 +125,20 @@ def _unknown_classes(model: TrainedModel, source: Source, images: int) -> DataEr
     )
 
 
+def _labels(model: TrainedModel, source: Source) -> np.ndarray:
+    """Of each image, the position of its class among the model's, -1 where it is none."""
+    known = {name: position for position, name in enumerate(model.classes)}
+    return np.array([known.get(name, -1) for name in source.classes])[source.listing.label]
+
+
 def _answer(
     model: TrainedModel,
     source: Source,
     batch: Prepared[int],
     labels: np.ndarray,
     answers: dict[str, Answers],
+    *,
+    groups: np.ndarray | None,
 ) -> None:
     """Add what the model says of a batch to the answers of each image's domain."""
     logits = model.logits(torch.from_numpy(batch.pixels)).cpu()
@@ -138,7 +147,8 @@ def _answer(
     for domain in np.unique(domains).tolist():
         rows = np.flatnonzero(domains == domain)
         truth = torch.from_numpy(labels[keys[rows]])
-        answers[source.domains[domain]].add(logits[torch.from_numpy(rows)], truth)
+        of_groups = None if groups is None else groups[keys[rows]]
+        answers[source.domains[domain]].add(logits[torch.from_numpy(rows)], truth, of_groups)
 
 
 def _undecoded(source: Source, position: int, reason: str) -> DataError:

@@ -191,6 +191,9 @@ class Deployment(Document):
         of its runs; empty where the records do not say.
     copied: for every domain left out with test images that were trained on, how many.
     tested: by domain, on how many images it was tested when it was left out; may be empty.
+    tested_groups: the same of groups, as patients; empty where images are in none.
+    unseen_low: where they are in groups, the lower end of the interval of the chosen candidate's
+        accuracy on all those images, a mean over the seeds.
     directory: of the run on all domains, relative to the deployment's.
     """
 
@@ -210,6 +213,8 @@ class Deployment(Document):
     classes_unseen: list[ClassRecall] = []
     copied: list[CopiedTests] = []
     tested: dict[str, Count] = {}
+    tested_groups: dict[str, Count] = {}
+    unseen_low: Fraction | None = None
     directory: str
 
     @property

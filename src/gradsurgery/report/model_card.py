@@ -31,6 +31,7 @@ from gradsurgery.report.section import (
 )
 from gradsurgery.report.section import listed as spoken
 from gradsurgery.results.classification import as_good_as_one_class
+from gradsurgery.results.deployment import low_end
 from gradsurgery.results.runs import guesses
 from gradsurgery.results.statistics import mean_interval
 
@@ -151,9 +152,7 @@ def expectation(deployment: Deployment) -> Text:
     naming = "To guess one of its classes"
     if sum(images):
         guess, naming = max(images) / sum(images), "Always to name the most frequent class"
-    seeds = max(len(deployment.seeds), 1)  # whose test images are in part the same
-    right = sum(c.recognised for c in deployment.classes_unseen) // seeds
-    poor = as_good_as_one_class(right, [n // seeds for n in images])
+    poor = as_good_as_one_class(low_end(deployment), images)
     warning = " ITS RUNS DO NO BETTER THAN THAT, as far as their test images can tell."
     return Text(
         f"Expect {percent(fmean(means))} of the images of a domain that it was not trained on to "
@@ -184,6 +183,7 @@ def copied_sentences(deployment: Deployment) -> list[str]:
 
 def _expected(deployment: Deployment) -> Iterator[Block]:
     means, domains, tested = _by_domain(deployment), deployment.domains, deployment.tested
+    groups = deployment.tested_groups
     yield expectation(deployment)
     if copied := copied_sentences(deployment):
         yield Listing(copied)
@@ -211,16 +211,19 @@ def _expected(deployment: Deployment) -> Iterator[Block]:
         spread = f" ± {100 * stdev(runs):.1f}" if len(runs) > 1 else ""
         chosen = deployment.without_it.get(domain)
         images = f"{tested[domain]:,}" if domain in tested else "–"
+        images += f" of {counted(groups[domain], 'group')}" if domain in groups else ""
         rows.append([domain, images, f"{100 * fmean(runs):.1f}{spread}", _number(chosen)])
     without = _number(fmean([*deployment.without_it.values()]))
     rows.append(["mean", "", f"{100 * fmean(means):.1f}", without])
     columns = ["left out", "test images", "accuracy (%)", "chosen without it (%)"]
     shown = 4 if len(deployment.candidates) > 1 else 3
     yield plain_table("", columns[:shown], [row[:shown] for row in rows])
-    if few := [domain for domain in domains if tested.get(domain, _FEW) < _FEW]:
+    independent = tested | groups
+    if few := [domain for domain in domains if independent.get(domain, _FEW) < _FEW]:
         yield Text(
-            f"An accuracy on fewer than {_FEW} images says little, and counts as much as the "
-            f"others in the mean, the worst and the best: so it is for {spoken(map(_line, few))}."
+            f"An accuracy on fewer than {_FEW} {'groups of ' if groups else ''}images says little, "
+            "and counts as much as the others in the mean, the worst and the best: so it is for "
+            f"{spoken(map(_line, few))}."
         )
     if shown == 4:
         yield Text(

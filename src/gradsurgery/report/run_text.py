@@ -24,7 +24,7 @@ from gradsurgery.report.section import (
     rounded,
     value_text,
 )
-from gradsurgery.results.classification import proportion
+from gradsurgery.results.classification import accuracy_of
 from gradsurgery.results.runs import Records
 from gradsurgery.results.tables import ComparisonTable
 
@@ -122,16 +122,16 @@ def _curves(record: Record) -> Table:
 
 
 def accuracy_text(accuracy: float, tally: Tally | None) -> str:
-    """In %, with Wilson's interval of 95 % where the images were counted.
+    """In %, with the interval of 95 % where the images were counted, and how many groups they are.
 
     >>> accuracy_text(0.9, Tally(confusion=["0:9 1:1", ""]))
     '90.0% [59.6, 98.2]'
     """
     if tally is None:
         return f"{accuracy:.1%}"
-    matrix = tally.matrix()
-    found = proportion(int(matrix.trace()), int(matrix.sum()))
-    return f"{accuracy:.1%} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+    found = accuracy_of(tally)
+    groups = f" of {counted(len(tally.groups), 'group')}" if tally.in_groups else ""
+    return f"{accuracy:.1%} [{100 * found.low:.1f}, {100 * found.high:.1f}]{groups}"
 
 
 def recall_table(record: Record) -> Table | None:
