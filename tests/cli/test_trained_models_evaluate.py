@@ -150,3 +150,29 @@ def test_the_help_of_export_shows_the_shapes(command):
     shown = " ".join(command("export", "--help")[1].replace("│", " ").split())
     assert "uint8 (batch, size, size, 3)" in shown
     assert "float32 (batch, 3, size, size)" in shown
+
+
+@pytest.mark.parametrize("way", ["layout", "table"])
+def test_a_run_s_data_are_read_as_the_run_read_them(command, model, tmp_path, way):
+    (tmp_path / "deep").mkdir()
+    lines = ["file,label,domain,patient"]
+    for number, path in enumerate(sorted((tmp_path / "photos").glob("*/*/*.png"))):
+        d, c, name = path.parts[-3:]
+        to = tmp_path / "deep" / d / f"p{number // 2}" / c / name
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_bytes(path.read_bytes())
+        lines.append(f"{to.relative_to(tmp_path)},{c},{d},p{number // 2}")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    data, how = "deep", ["--layout", "{domain}/{group}/{class}/{name}"]
+    if way == "table":
+        data, how = "list.csv", ["--columns", "path=file,group=patient"]
+    options = ["--backbone", "small-cnn", "--weights", "none", "--image-size", "8"]
+    options += ["--iterations", "2", "--batch-size", "4", "--device", "cpu", "--out", "grouped"]
+    assert command("train", data, "--target", "c", *how, *options)[0] == 0
+    code, out, err = command("evaluate", "grouped", data, "--part", "test")
+    assert (code, err.count("\n")) == (0, 1)
+    assert err.startswith(f"note: {data} is read as the model's run read it, with ")
+    told = command("evaluate", "grouped", data, "--part", "test", *how)
+    assert (told[1].split("By domain")[0], told[2]) == (out.split("By domain")[0], "")
+    code, _, err = command("evaluate", "run", data, "--part", "test", *how)
+    assert (code, "there is no split of" in err) == (1, True)  # this run was on other data

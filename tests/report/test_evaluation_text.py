@@ -86,6 +86,9 @@ def test_what_was_trained_on_and_is_unknown_is_said():
     seen = DomainEvaluation(tally=SURE, seen=7, unknown={"d": 2, "e": 1})
     said = told(domains={"art": seen})
     assert "7 images of these were trained on" in said
+    assert "ATTENTION" not in said
+    many = DomainEvaluation(tally=SURE, seen=8)  # of 15
+    assert "ATTENTION: 8 images of these were trained on" in told(domains={"art": many})
     assert "in art: 3 images, d (2) and e (1)" in said
     assert "does not say which domains" in told(trained_on=None)
 

@@ -43,7 +43,7 @@ from gradsurgery.report.evaluation_text import evaluation_sentences, evaluation_
 from gradsurgery.report.model_card import short_card
 from gradsurgery.report.rendering import OnTerminal
 from gradsurgery.report.report import write_evaluation
-from gradsurgery.report.section import counted
+from gradsurgery.report.section import counted, value_text
 
 _NAMED = 20  # pictures that could not be decoded, and other files
 
@@ -180,6 +180,8 @@ def evaluate(
     """
     trained = load_model(model, backbone=backbone, device=device)
     skip_bad = options.pop("skip_bad", False)
+    if as_domain is None:
+        options |= _as_its_run(trained, data, options, part)
     source = _opened(data, options, as_domain)
     with continuable(), progress_bar(len(source.listing.identities), "evaluating") as tell:
         evaluation = evaluate_model(
@@ -205,6 +207,23 @@ def evaluate(
     if said := [*said, *(f"class {label} ({why})" for label, why in empty.items())]:
         print(f"left out of {source.name}: {'; '.join(said)}", file=sys.stderr)
     print(f"tables and figures: {directory}")
+
+
+def _as_its_run(
+    trained: TrainedModel, data: str, options: dict[str, Any], part: EvaluatedPart
+) -> dict[str, Any]:
+    """How the model's run read its data, where DATA is that and nothing else is said."""
+    if any(options.values()) or trained.run_folder is None:
+        return {}
+    run = Record.load(trained.run_folder).configuration
+    read = {name: value for name in ("layout", "columns") if (value := getattr(run, name))}
+    here, there = (Path(place).expanduser().resolve() for place in (data, run.data))
+    moved = part != "all" and here.name == there.name
+    if not read or not (data == run.data or here == there or moved):
+        return {}
+    said = " and ".join(f"{name} {value_text(value)}" for name, value in read.items())
+    print(f"note: {data} is read as the model's run read it, with {said}", file=sys.stderr)
+    return read
 
 
 def _default_folder(

@@ -61,9 +61,20 @@ class Split:
             for domain, parts in self.identities.items()
         }
 
-    def save(self, folder: Path) -> None:
-        """Write `split.json`, with the identities of the images, into `folder`."""
-        SplitFile(seed=self.seed, digest=self.digest, domains=self.identities).save(folder)
+    def save(self, folder: Path, hashes: Sequence[str] = ()) -> None:
+        """Write `split.json`, with the identities of the images, into `folder`.
+
+        hashes: of all files of the image set, by which training images are known anywhere.
+        """
+        file = SplitFile(seed=self.seed, digest=self.digest, domains=self.identities)
+        if hashes:
+            file.files = {d: [file_mark(hashes[i]) for i in of] for d, of in self.train.items()}
+        file.save(folder)
+
+
+def file_mark(digest: str) -> str:
+    """As much of a file's sha256 as tells it from a data set's others."""
+    return digest[:16]
 
 
 def draw_split(

@@ -251,9 +251,9 @@ class ConflictLog(Part):
         sizes: numbers of all components of every tensor.
         """
         self.step.append(step)
-        self.losses.append(_finite_all(losses))
-        self.agreeing.append(None if agreeing is None else _finite_all([agreeing])[0])
-        self.cosines.append(None if cosines is None else [_finite_all(row) for row in cosines])
+        self.losses.append([*map(_finite, losses)])
+        self.agreeing.append(_finite(agreeing))
+        self.cosines.append(None if cosines is None else [[*map(_finite, row)] for row in cosines])
         if by_parameter is None or moving is None:
             self.layers.append(None)
             self.moving.append(None)
@@ -331,7 +331,10 @@ class Record(RunDocument):
 
 
 class SplitFile(Document):
-    """The identities of the images of each domain and part, and the seed that drew them."""
+    """The identities of the images of each domain and part, and the seed that drew them.
+
+    files: how the sha256 of each training image's file begins, by domain; empty if not known.
+    """
 
     file_name: ClassVar[str] = "split.json"
     title: ClassVar[str] = "split"
@@ -340,11 +343,8 @@ class SplitFile(Document):
     seed: int
     digest: str
     domains: dict[str, dict[str, list[str]]]
+    files: dict[str, list[str]] = {}
 
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and abs(value) <= LARGEST else None
-
-
-def _finite_all(values: list[float]) -> list[float | None]:
-    return [_finite(value) for value in values]

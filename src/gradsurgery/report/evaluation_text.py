@@ -205,7 +205,8 @@ def _seen(evaluation: EvaluationFile) -> list[str]:
     if None not in counts:
         seen = sum(count or 0 for count in counts)
         trained = f"{counted(seen, 'image')} of these {'was' if seen == 1 else 'were'} trained on"
-        return [f"{trained}: their accuracy says nothing of new images."] if seen else []
+        most = "ATTENTION: " if 2 * seen >= whole_tally(evaluation).images else ""
+        return [f"{most}{trained}: their accuracy says nothing of new images."] if seen else []
     shared = [d for d in evaluation.domains if _role(evaluation, d) == "yes"]
     if not shared:
         return []

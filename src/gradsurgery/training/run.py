@@ -222,7 +222,7 @@ def _record(
         objects = _foreign_objects(c, images, backbone)
         if checkpoint is None:
             c.save(directory)
-            used.split.save(directory)
+            used.split.save(directory, images.hashes)
             checkpoint = Checkpoint(
                 configuration=c,
                 data_digest=images.digest,
