@@ -3,6 +3,7 @@
 import pytest
 
 from gradsurgery.documents.deployment import EvaluationFile
+from gradsurgery.documents.record import Record
 
 
 def test_a_model_is_evaluated_on_data(command, model, tmp_path):
@@ -176,3 +177,31 @@ def test_a_run_s_data_are_read_as_the_run_read_them(command, model, tmp_path, wa
     assert (told[1].split("By domain")[0], told[2]) == (out.split("By domain")[0], "")
     code, _, err = command("evaluate", "run", data, "--part", "test", *how)
     assert (code, "there is no split of" in err) == (1, True)  # this run was on other data
+
+
+def test_weights_that_knew_the_domain_held_out_are_told_of(command, model, tmp_path):
+    """A model of a and b (c held out); then one with a held out; then c, which both knew not."""
+    options = ["--backbone", "small-cnn", "--image-size", "8", "--iterations", "2"]
+    options += ["--batch-size", "4", "--device", "cpu", "--method", "deep-all"]
+    first = "run/model.safetensors"
+    code, out, err = command(
+        "train", "photos", "--target", "a", "--weights", first, *options, "--out", "second"
+    )
+    assert code == 0
+    assert f"the weights {first} were trained on a, by what their file says" in err
+    told = "ATTENTION: runs with a of photos held out began with weights that had been trained on"
+    assert told in out
+    assert told in command("show", "second")[1].replace("\n", " ").replace("  ", " ")
+    assert Record.load(tmp_path / "second").model.weights_domains == ["a", "b"]
+    said = command("evaluate", "second", "photos", "--domains", "a")[1]
+    assert "a was held out. Its initial weights had been trained on a and b of it." in said
+    code, out, err = command(
+        "train", "photos", "--target", "c", "--weights", first, *options, "--out", "third"
+    )
+    assert (code, "ATTENTION" in out, "were trained on" in err) == (0, False, False)
+    last = "second/model.safetensors"  # trained on b and c, and before that on a and b
+    command("train", "photos", "--target", "a", "--weights", last, *options, "--out", "fourth")
+    assert Record.load(tmp_path / "fourth").model.weights_domains == ["a", "b", "c"]
+    (tmp_path / "photos").rename(tmp_path / "others")
+    command("train", "others", "--target", "a", "--weights", first, *options, "--out", "fifth")
+    assert Record.load(tmp_path / "fifth").model.weights_domains == []

@@ -181,3 +181,11 @@ def test_tests_in_groups_are_counted_in_groups(everything):
     poor = "ITS RUNS DO NO BETTER THAN THAT"
     assert poor in model_card(deployment(unseen_low=0.6), everything, None)
     assert poor not in model_card(deployment(unseen_low=0.7), everything, None)
+
+
+def test_weights_that_knew_a_domain_left_out_are_told_of_first(everything):
+    card = model_card(deployment(known=["photo"]), everything, None)
+    said = "ATTENTION: runs with photo of pacs held out began with weights that had been trained on"
+    assert said in card
+    assert card.index(said) < card.index("Each domain was left out")
+    assert "began with weights" not in model_card(deployment(), everything, None)

@@ -17,6 +17,7 @@ from gradsurgery.results.deployment import (
     candidates_of,
     choose,
     classes_unseen,
+    known_domains,
     unseen_groups,
     unseen_low,
     without_looking,
@@ -111,6 +112,13 @@ def test_what_is_tested_in_groups_is_counted_in_groups(record: dict[str, Any]) -
     record["result"]["best"]["tests"] = {target: {"confusion": rows}}
     records = [Record.model_validate(record)]
     assert (unseen_groups(records), unseen_low(records)) == ({}, None)
+
+
+def test_domains_that_the_weights_knew_are_found(record: dict[str, Any]) -> None:
+    record["configuration"]["target"] = "photo"
+    for known, found in ([], []), (["sketch"], []), (["photo", "sketch"], ["photo"]):
+        record["model"]["weights_domains"] = known
+        assert known_domains([Record.model_validate(record)]) == found
 
 
 def test_runs_on_all_domains_are_not_compared(tmp_path: Path, written: Written) -> None:

@@ -36,6 +36,7 @@ from gradsurgery.results.deployment import (
     choose,
     classes_unseen,
     copied_tests,
+    known_domains,
     tested_images,
     unseen_groups,
     unseen_low,
@@ -141,6 +142,7 @@ def _finish(
         tested=tested_images(tried[chosen].records),
         tested_groups=unseen_groups(tried[chosen].records),
         unseen_low=unseen_low(tried[chosen].records),
+        known=known_domains([each for candidate in tried for each in candidate.records]),
         copied=copied_tests([each for candidate in tried for each in candidate.records]),
         directory=run.directory,
     )

@@ -70,8 +70,7 @@ def evaluate_model(
             raise _undecoded(source, *batch.bad[0])
         skipped += [SkippedFile(identity=listing.identities[i], reason=why) for i, why in batch.bad]
         _answer(model, source, batch, labels, answers, groups=groups)
-        done = len(skipped) + sum(each.count for each in answers.values())
-        progress(done, len(counted))
+        progress(len(skipped) + sum(each.count for each in answers.values()), len(counted))
     about = model.about
     return EvaluationFile(
         model=str(model.file),
@@ -80,6 +79,7 @@ def evaluate_model(
         trained_data=about.data,
         trained_on=about.domains,
         target=about.target,
+        trained_before=about.domains_before,
         data=source.name,
         part=part,
         domains={

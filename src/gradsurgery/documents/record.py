@@ -70,10 +70,8 @@ class DataRecord(Part):
                 raise ValueError(f"{what} has {twice!r:.80} twice, expected each once")
         for domain, counts in self.class_images.items():
             if len(counts) != len(self.classes):
-                raise ValueError(
-                    f"class_images of {domain} has {len(counts)} values, expected "
-                    f"{len(self.classes)}"
-                )
+                expected = f"expected {len(self.classes)}"
+                raise ValueError(f"class_images of {domain} has {len(counts)} values, {expected}")
         return self
 
 
@@ -95,11 +93,14 @@ class SplitRecord(Part):
 
 
 class ModelRecord(Part):
-    """The network: `weights_digest` is that of the initial weights' file, None without one."""
+    """The network, the digest of its initial weights' file (None without one), and the domains of
+    this data set that these weights had been trained on.
+    """
 
     parameters: Count
     pretrained: bool
     weights_digest: str | None
+    weights_domains: list[str] = []
 
 
 class Curves(Part):
@@ -304,10 +305,8 @@ class Record(RunDocument):
                 raise ValueError(f"configuration names the domain {domain!r}, expected {domains}")
         for model in (self.result.best, self.result.last):
             if (model.target_accuracy is None) != (configuration.held_out(domains) is None):
-                raise ValueError(
-                    f"a target_accuracy is {model.target_accuracy}, and the configuration's target "
-                    f"is {configuration.target!r}"
-                )
+                about = f"and the configuration's target is {configuration.target!r}"
+                raise ValueError(f"a target_accuracy is {model.target_accuracy}, {about}")
             for domain, tally in model.tests.items():
                 if len(tally.confusion) != len(self.data.classes):
                     raise ValueError(f"tests of {domain} are of {len(tally.confusion)} classes")

@@ -1,6 +1,6 @@
 """What is said of a model on images: how often it is right, and what its answers rest on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -109,6 +109,24 @@ def chance_sentences(record: Record) -> list[str]:
     return no_better_sentences(Tally.merged([*tests.values()]) if tests else None)
 
 
+def known_targets(records: Iterable[Record]) -> list[str]:
+    """A sentence for every target that the initial weights of runs had been trained on."""
+    found = dict.fromkeys(
+        (record.data.name, record.configuration.target)
+        for record in records
+        if record.configuration.target in record.model.weights_domains
+    )
+    return [known_sentence(data, target) for data, target in found]
+
+
+def known_sentence(data: str, target: str) -> str:
+    """That the accuracy on a domain that was held out is none on an unseen one."""
+    return (
+        f"ATTENTION: runs with {target} of {data} held out began with weights that had "
+        "been trained on it, so that the accuracy says nothing of a domain that was never seen."
+    )
+
+
 def evaluation_tables(evaluation: EvaluationFile) -> list[Table]:
     """By domain, by class, and the confusion matrix of all domains together."""
     found = _assessed(evaluation)
@@ -194,9 +212,10 @@ def _trained(evaluation: EvaluationFile) -> str:
     if evaluation.trained_on is None:
         return f"The model file does not say which domains of {evaluation.trained_data} it is from."
     held_out = "" if evaluation.target is None else f"; {evaluation.target} was held out"
-    return (
-        f"It was trained on {listed(evaluation.trained_on)} of {evaluation.trained_data}{held_out}."
-    )
+    before = evaluation.trained_before
+    also = f" Its initial weights had been trained on {listed(before)} of it." if before else ""
+    data = evaluation.trained_data
+    return f"It was trained on {listed(evaluation.trained_on)} of {data}{held_out}.{also}"
 
 
 def _seen(evaluation: EvaluationFile) -> list[str]:
@@ -221,7 +240,7 @@ def _role(evaluation: EvaluationFile, domain: str) -> str:
     own = evaluation.data == evaluation.trained_data and domain != _ALL
     if evaluation.trained_on is None or not own:
         return ABSENT
-    return "yes" if domain in evaluation.trained_on else "no"
+    return "yes" if domain in evaluation.trained_on + evaluation.trained_before else "no"
 
 
 def _percent(estimate: Estimate | None, unit: str = " %") -> str:

@@ -13,7 +13,7 @@ from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA
 from gradsurgery.documents.studies import Diagnosis
 from gradsurgery.errors import printable
-from gradsurgery.report.evaluation_text import no_better_sentences
+from gradsurgery.report.evaluation_text import known_sentence, known_targets, no_better_sentences
 from gradsurgery.report.gradients_text import diagnosis_sentences
 from gradsurgery.report.rendering import markdown_text, to_markdown
 from gradsurgery.report.run_text import accuracy_text, left_out_sentences
@@ -69,13 +69,13 @@ def short_card(about: ModelDescription, record: Record | None) -> str:
     expected = "How it does on a domain that it was not trained on was not measured."
     target = about.target
     if target is not None and record is not None and target in record.result.best.test_accuracy:
-        best = record.result.best
-        accuracy = accuracy_text(best.test_accuracy[target], best.tests.get(target))
+        best, tests = record.result.best, record.result.best.tests.get(target)
+        accuracy = accuracy_text(best.test_accuracy[target], tests)
         expected = (
             f"Accuracy on the test images of {_line(target)}, a domain that was held out: "
             f"{accuracy}, of one run."
         )
-        expected = " ".join([expected, *no_better_sentences(best.tests.get(target))])
+        expected = " ".join([expected, *known_targets([record]), *no_better_sentences(tests)])
     sources = "" if about.domains is None else f"; domains {spoken(map(_line, about.domains))}"
     data = f"{_line(about.data)}{sources}"
     training = f"{about.method} on {about.backbone}, seed {about.seed}, step {about.step}"
@@ -164,7 +164,7 @@ def expectation(deployment: Deployment) -> Text:
 
 def copied_sentences(deployment: Deployment) -> list[str]:
     """A sentence for every domain left out whose accuracy rests on images that were trained on."""
-    sentences = []
+    sentences = [known_sentence(_line(deployment.data), _line(d)) for d in deployment.known]
     for each in deployment.copied:
         counts = [("identical to", each.identical), ("like", each.alike)]
         those = spoken(f"{n:,} {'is' if n == 1 else 'are'} {how}" for how, n in counts if n)

@@ -9,7 +9,7 @@ from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import left_out_classes
 from gradsurgery.documents.record import Copies, DataRecord, ModelResult, Record
 from gradsurgery.documents.tally import Tally
-from gradsurgery.report.evaluation_text import chance_sentences
+from gradsurgery.report.evaluation_text import chance_sentences, known_targets
 from gradsurgery.report.section import (
     ABSENT,
     Block,
@@ -53,7 +53,7 @@ def run_blocks(record: Record) -> list[Text | Table]:
     recalls = recall_table(record)
     blocks = [about, _results(record), *([recalls] if recalls else []), _curves(record)]
     texts = [f"cost: {', '.join(filter(None, parts))}"]
-    texts += chance_sentences(record)
+    texts += [*known_targets([record]), *chance_sentences(record)]
     if missed := never_predicted(record):
         texts.append(f"never predicted on {record.configuration.target}: {listed(missed)}")
     if record.data.skipped:

@@ -145,6 +145,17 @@ def unseen_groups(records: Sequence[Record]) -> dict[str, int]:
     return found
 
 
+def known_domains(records: Sequence[Record]) -> list[str]:
+    """The domains that the initial weights of runs which left them out had been trained on."""
+    return sorted(
+        {
+            record.configuration.target
+            for record in records
+            if record.configuration.target in record.model.weights_domains
+        }
+    )
+
+
 def unseen_low(records: Sequence[Record]) -> float | None:
     """Where images are in groups, where the interval of the accuracy on domains left out begins.
 

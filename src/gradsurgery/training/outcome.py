@@ -22,7 +22,7 @@ from gradsurgery.data import ImageLoader, ImageSet, Split
 from gradsurgery.data.groups import group_numbers
 from gradsurgery.data.loader import prefetched
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.deployment import ModelDescription
+from gradsurgery.documents.deployment import ModelDescription, domains_known
 from gradsurgery.documents.record import (
     Cost,
     DataRecord,
@@ -179,6 +179,7 @@ def conclude(run: Run, *, cuda_graph: str | None) -> Record:
             parameters=sum(parameter.numel() for parameter in backbone.model.parameters()),
             pretrained=backbone.pretrained,
             weights_digest=backbone.weights_digest,
+            weights_domains=domains_known(backbone.weights_metadata, images.name, images.domains),
         ),
         curves=checkpoint.curves,
         conflict=checkpoint.conflict if c.log_conflict else None,
@@ -268,6 +269,7 @@ def _save_model(
         precision=configuration.precision,
         data=images.name,
         domains=configuration.sources(images.domains),
+        domains_before=domains_known(backbone.weights_metadata, images.name, images.domains),
         target=configuration.held_out(images.domains),
         method=configuration.method,
         average=configuration.average,
