@@ -74,6 +74,24 @@ def output_error(path: Path, error: OSError) -> OutputError:
     return OutputError(f"cannot write {path}: {error.strerror or error}; choose another place")
 
 
+def check_folder(directory: Path) -> None:
+    """Raise `OutputError` where files cannot be written into `directory`; leaves nothing there.
+
+    For work that writes in the end what it would be a pity to have computed in vain.
+    """
+    made: list[Path] = []
+    probe = directory / f".{os.getpid()}.tmp"
+    try:
+        made += _absent(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise output_error(directory, error) from error
+    finally:
+        _remove_empty(made)
+
+
 @contextmanager
 def claimed(directory: Path) -> Iterator[None]:
     """Create `directory` and hold it against every other process.
@@ -82,8 +100,9 @@ def claimed(directory: Path) -> Iterator[None]:
     again. Raises `BusyError` where another process holds it, `OutputError` where it is not
     writable.
     """
-    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    made: list[Path] = []
     try:
+        made += _absent(directory)
         directory.mkdir(parents=True, exist_ok=True)
         lock = _locked(directory / _LOCK_FILE)
     except OSError as error:
@@ -148,6 +167,11 @@ def _remove_abandoned(path: Path) -> None:
                     os.kill(int(number), 0)
                 except ProcessLookupError:
                     left.unlink()
+
+
+def _absent(directory: Path) -> list[Path]:
+    """The folder and those above it that are not there, from the innermost on."""
+    return [path for path in (directory, *directory.parents) if not path.exists()]
 
 
 def _remove_empty(directories: list[Path]) -> None:

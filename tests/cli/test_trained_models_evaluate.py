@@ -205,3 +205,31 @@ def test_weights_that_knew_the_domain_held_out_are_told_of(command, model, tmp_p
     (tmp_path / "photos").rename(tmp_path / "others")
     command("train", "others", "--target", "a", "--weights", first, *options, "--out", "fifth")
     assert Record.load(tmp_path / "fifth").model.weights_domains == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "work"),
+    [
+        (["report", "run"], "gradsurgery.cli.finished_runs.take_inventory"),
+        (["evaluate", "run", "photos"], "gradsurgery.cli.trained_models.evaluate_model"),
+        (["explain", "run"], "gradsurgery.cli.explain._of_run"),
+        (["diagnose", "--run", "run"], "gradsurgery.cli.studies.prepare_images"),
+        (["similarity", "photos", "--target", "c"], "gradsurgery.cli.studies.prepare_images"),
+        (["study", "tasks-vs-domains", "rotated-digits"], "gradsurgery.cli.studies.prepare"),
+        (["reproduce", "figure1"], "gradsurgery.cli.reproduce.open_examples"),
+    ],
+)
+@pytest.mark.parametrize("out", ["file/within", "n" * 300])
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(
+    command, model, tmp_path, monkeypatch, arguments, work, out
+):
+    def never(*arguments, **options):
+        raise AssertionError("nothing is to be done in vain")
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(work, never)
+    there = sorted(tmp_path.rglob("*"))
+    code, _, err = command(*arguments, "--out", out)
+    assert code == 1
+    assert "error: cannot write" in err.splitlines()[-1]
+    assert sorted(tmp_path.rglob("*")) == there

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
+from gradsurgery.atomic import check_folder
 from gradsurgery.backbones.weights import file_digest
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.data import open_data, progress_bar
@@ -183,6 +184,8 @@ def evaluate(
     if as_domain is None:
         options |= _as_its_run(trained, data, options, part)
     source = _opened(data, options, as_domain)
+    within = Path("evaluation", folder_name(source.name))
+    check_folder(out or within)
     with continuable(), progress_bar(len(source.listing.identities), "evaluating") as tell:
         evaluation = evaluate_model(
             trained,
@@ -196,7 +199,7 @@ def evaluate(
         )
     written = (options.get(name, "") for name in ("layout", "columns"))
     reads = [str(Path(data).absolute()), *written, as_domain, skip_bad]
-    directory = out or _default_folder(evaluation, trained, domains, reads)
+    directory = out or within / _default_name(evaluation, trained, domains, reads)
     write_evaluation(evaluation, directory)
     print_sentences(evaluation_sentences(evaluation))
     print()
@@ -226,9 +229,9 @@ def _as_its_run(
     return read
 
 
-def _default_folder(
+def _default_name(
     evaluation: EvaluationFile, trained: TrainedModel, domains: str | None, reads: Sequence[object]
-) -> Path:
+) -> str:
     """Says of what model and images it is; other options than these have another folder."""
     about, part = trained.about, evaluation.part
     said = [about.method, about.target or "", f"seed-{about.seed}", part if part != "all" else ""]
@@ -236,7 +239,7 @@ def _default_folder(
     options = json.dumps([evaluation.model_digest, part, chosen, *reads])
     digest = hashlib.sha256(options.encode()).hexdigest()[:8]
     name = "-".join([*filter(None, said), *chosen])
-    return Path("evaluation", folder_name(evaluation.data), f"{folder_name(name)}-{digest}")
+    return f"{folder_name(name)}-{digest}"
 
 
 def _opened(data: str, options: dict[str, Any], as_domain: str | None) -> Source:
