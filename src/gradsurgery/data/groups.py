@@ -16,6 +16,7 @@ from gradsurgery.errors import DataError
 from gradsurgery.seeds import named_generator
 
 PARTS = ("train", "validation", "test")
+_NEAR = 0.03  # of a domain's images: how far a part may be from its size
 
 
 def part_sizes(count: int, fractions: tuple[Fraction, ...]) -> list[int]:
@@ -48,9 +49,12 @@ def grouped_parts(
     An image without a group is one by itself. In every domain the groups that hold the largest
     shares of a class are given away first, those alike in an order drawn at random. Let t_pc be how
     many images of class c the part p has by now, q_pc how many `part_sizes` gives it, and N_c how
-    many there are: a group goes where it lowers Σ_pc (t_pc − q_pc)² / (q_pc N_c) the most. With
-    groups of one image each the parts have exactly the sizes q. From three groups on, no part is
-    empty that is to have images, unless another would lose a class to it.
+    many there are: a group goes where it lowers C = Σ_pc (t_pc − q_pc)² / (q_pc N_c) the most. With
+    groups of one image each the parts have exactly the sizes q. Large groups may suit every class
+    so and leave a part more than 3 % of the images from its size: with D the same of the K
+    classes as one, groups are then moved, one at a time, as long as that lowers C + 2 K D. From
+    three groups on, no part is empty that is to have images, unless another would lose a class to
+    it; training never is.
     """
     parts: list[str | None] = [None] * len(images.identities)
     for d, domain in enumerate(images.domains):
@@ -61,6 +65,7 @@ def grouped_parts(
         generator = named_generator(seed, "split", domain, "groups")
         order = torch.randperm(len(groups), generator=generator, device="cpu").tolist()
         chosen = _given_away(counts, order, fractions)
+        _move_to_fit(counts, order, chosen, fractions)
         _fill_empty(counts, chosen, fractions)
         for group, part in zip(groups, chosen, strict=True):
             for i in group:
@@ -95,14 +100,71 @@ def _given_away(
     return chosen
 
 
+def _move_to_fit(
+    counts: Sequence[Counter[int]],
+    order: Sequence[int],
+    chosen: list[int],
+    fractions: tuple[Fraction, ...],
+) -> None:
+    """While a part is far from its size, move the group that lowers C + 2 K D the most.
+
+    C, K and D are those of `grouped_parts`.
+
+    The training part keeps an image of every class that it has.
+    """
+    total = sum(counts, Counter[int]())
+    quotas = {c: part_sizes(n, fractions) for c, n in total.items()}
+    everything = -1  # all classes as one more
+    quotas[everything] = [sum(sizes) for sizes in zip(*quotas.values(), strict=True)]
+    weights = {c: 1 / n for c, n in total.items()} | {everything: 2 * len(total) / total.total()}
+    lacking = {c: list(sizes) for c, sizes in quotas.items()}
+    moved = [count | Counter({everything: count.total()}) for count in counts]
+    for count, part in zip(moved, chosen, strict=True):
+        for c, n in count.items():
+            lacking[c][part] -= n
+
+    def rise(g: int, to: int) -> float:
+        part = chosen[g]
+        if part == 0 and any(quotas[c][0] - lacking[c][0] == n for c, n in counts[g].items()):
+            return 0.0
+        return sum(
+            weights[c]
+            * (
+                n * (2 * lacking[c][part] + n) / max(quotas[c][part], 1)
+                - n * (2 * lacking[c][to] - n) / max(quotas[c][to], 1)
+            )
+            for c, n in moved[g].items()
+        )
+
+    while max(map(abs, lacking[everything])) > _NEAR * total.total():
+        alike = {(chosen[g], *sorted(counts[g].items())): g for g in order}  # one of each kind
+        ways = [
+            (g, to)
+            for g in alike.values()
+            for to, size in enumerate(quotas[everything])
+            if to != chosen[g] and size
+        ]
+        best = min(ways, key=lambda way: rise(*way), default=None)
+        if best is None or rise(*best) > -1e-9:  # what is less is rounding
+            return
+        g, to = best
+        for c, n in moved[g].items():
+            lacking[c][chosen[g]] += n
+            lacking[c][to] -= n
+        chosen[g] = to
+
+
 def _fill_empty(
     counts: Sequence[Counter[int]], chosen: list[int], fractions: tuple[Fraction, ...]
 ) -> None:
     """Give a part that has nothing the smallest group of the part with most that can spare one.
 
-    The training part keeps an image of every class that it has, another part a group.
+    The training part keeps an image of every class that it has, another part a group. Where
+    training has nothing, it gets what validation has, or else what the tests have.
     """
     total = sum(counts, Counter[int]())
+    if chosen and 0 not in chosen and len(chosen) < len(PARTS):
+        chosen[chosen.index(min(chosen))] = 0
     for part in range(len(PARTS)):
         wanted = any(part_sizes(n, fractions)[part] for n in total.values())
         if part in chosen or not wanted or len(counts) < len(PARTS):

@@ -220,7 +220,7 @@ def _record(
         used.prepare(learner.algorithm, c, backbone, device)
         target = c.held_out(images.domains)
         known = domains_known(backbone.weights_metadata, images.name, images.domains)
-        for line in [*_told_of_weights(c, target, known), *used.notes(target)]:
+        for line in [*_told_of_weights(c, target, known), *used.notes(target, c.split)]:
             report(TrainingProgress("images", len(images.label), len(images.label), note=line))
         objects = _foreign_objects(c, images, backbone)
         if checkpoint is None:
