@@ -155,6 +155,16 @@ def part_name(text: str, where: str) -> str:
     )
 
 
+def parts_in(name: str) -> set[str]:
+    """The parts that the words of a file's or folder's name mean.
+
+    >>> parts_in("photo_crossval_kfold"), parts_in("0000")
+    ({'validation'}, set())
+    """
+    words = re.split(r"[\W_]+", name.lower())
+    return {_NAMES[word] for word in words if word in _NAMES}
+
+
 Parts = Sequence[str | None]
 
 
@@ -216,7 +226,8 @@ def _with_all_tested(split: Split, images: ImageSet, target: str, without: froze
 def _column(images: ImageSet) -> Parts:
     if images.parts is None:
         raise ArgumentError(
-            f"{images.name} has no column split; give percentages, as 70/10/20, or lists of files"
+            f"{images.name} has no column split, nor Parquet files called train, validation and "
+            "test; give percentages, as 70/10/20, or lists of files"
         )
     return [
         part_name(said, f"{images.name}, {identity}") if said else None
@@ -254,8 +265,7 @@ def _lines(folder: Path) -> Iterator[tuple[str, str, str]]:
             f"{folder} holds no lists of images; name them train.txt, val.txt and test.txt"
         )
     for path in lists:
-        words = re.split(r"[\W_]+", path.stem.lower())
-        meant = {_NAMES[word] for word in words if word in _NAMES}
+        meant = parts_in(path.stem)
         if len(meant) != 1:
             raise DataError(
                 f"the name of {path} says {' and '.join(sorted(meant)) or 'no part'}, expected one "
