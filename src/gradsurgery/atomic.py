@@ -5,6 +5,7 @@ import glob
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -74,22 +75,32 @@ def output_error(path: Path, error: OSError) -> OutputError:
     return OutputError(f"cannot write {path}: {error.strerror or error}; choose another place")
 
 
-def check_folder(directory: Path) -> None:
-    """Raise `OutputError` where files cannot be written into `directory`; leaves nothing there.
+def expanded(place: str | os.PathLike[str]) -> Path:
+    """The path with ~ and ~user written out; as it is where there is no such user."""
+    return Path(os.path.expanduser(place))  # noqa: PTH111, Path's raises
 
-    For work that writes in the end what it would be a pity to have computed in vain.
+
+def check_folder(directory: Path) -> None:
+    """Raise `OutputError` where files cannot be written into `directory`, as far as can be seen.
+
+    For work that writes in the end what it would be a pity to have computed in vain. Nothing is
+    made: another process may be about to.
     """
-    made: list[Path] = []
-    probe = directory / f".{os.getpid()}.tmp"
     try:
-        made += _absent(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        for place in (directory, *directory.parents):
+            try:
+                mode = place.stat().st_mode
+            except (FileNotFoundError, NotADirectoryError):
+                if place.is_symlink():
+                    raise
+                continue
+            if not stat.S_ISDIR(mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
     except OSError as error:
         raise output_error(directory, error) from error
-    finally:
-        _remove_empty(made)
 
 
 @contextmanager

@@ -233,3 +233,17 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_work(
     assert code == 1
     assert "error: cannot write" in err.splitlines()[-1]
     assert sorted(tmp_path.rglob("*")) == there
+
+
+def test_the_home_of_a_user_who_is_none_is_no_place(command, model):
+    for arguments in (
+        ["evaluate", "run", "~nobody-of-this-name/photos"],
+        ["train", "photos", "--target", "c", "--split", "~nobody-of-this-name/split.json"],
+    ):
+        code, _, err = command(*arguments)
+        assert (code, err.splitlines()[-1].startswith("error: ")) == (1, True)
+
+
+def test_a_damaged_record_is_not_in_the_way(command, model, tmp_path):
+    (tmp_path / "run" / "record.json").write_text("{")
+    assert command("evaluate", "run", "photos")[0] == 0

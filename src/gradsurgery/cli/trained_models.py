@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from gradsurgery.atomic import check_folder
+from gradsurgery.atomic import check_folder, expanded
 from gradsurgery.backbones.weights import file_digest
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.data import open_data, progress_bar
@@ -218,9 +218,12 @@ def _as_its_run(
     """How the model's run read its data, where DATA is that and nothing else is said."""
     if any(options.values()) or trained.run_folder is None:
         return {}
-    run = Record.load(trained.run_folder).configuration
+    try:
+        run = Record.load(trained.run_folder).configuration
+    except DataError:  # which the model does not need
+        return {}
     read = {name: value for name in ("layout", "columns") if (value := getattr(run, name))}
-    here, there = (Path(place).expanduser().resolve() for place in (data, run.data))
+    here, there = (expanded(place).resolve() for place in (data, run.data))
     moved = part != "all" and here.name == there.name
     if not read or not (data == run.data or here == there or moved):
         return {}
@@ -243,7 +246,7 @@ def _default_name(
 
 
 def _opened(data: str, options: dict[str, Any], as_domain: str | None) -> Source:
-    layout, root = options.get("layout", ""), Path(data).expanduser()
+    layout, root = options.get("layout", ""), expanded(data)
     of_one = bool(layout) and not re.search(r"\{domain\+?\}|\(\?P<domain>", layout)
     if as_domain is None and not (of_one and root.is_dir()):
         try:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gradsurgery.atomic import expanded
 from gradsurgery.data.groups import PARTS, check_undivided, grouped_parts, part_sizes
 from gradsurgery.data.image_set import ImageSet
 from gradsurgery.documents.data_options import DataOptions, percentages
@@ -202,7 +203,7 @@ def check_split(options: DataOptions) -> None:
         raise ArgumentError(
             f"the split {place:.200} is the same for every run; leave --split-per-run out"
         )
-    path = Path(place).expanduser()
+    path = expanded(place)
     try:
         is_there = path.is_dir() or (path.is_file() and path.suffix == ".json")
     except (OSError, ValueError):
@@ -243,7 +244,7 @@ def _listed(images: ImageSet, place: str) -> Parts:
     may end in a label's number. Where a domain's test list holds all of its training and
     validation images, as in the files that PACS comes with, it has no test part.
     """
-    path = Path(place).expanduser()
+    path = expanded(place)
     if path.is_file():
         file = SplitFile.load(path)
         lines = [

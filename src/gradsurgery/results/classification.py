@@ -198,9 +198,9 @@ def _class_figures(name: str, matrix: Counts, k: int, groups: Groups | None) -> 
 def _resampled_sums(matrix: Counts, random: np.random.Generator) -> _Sums:
     """Of as many images drawn anew, with replacement."""
     labels, predicted = np.nonzero(matrix)
-    drawn = _resampled(matrix[labels, predicted], random)
+    drawn = np.ascontiguousarray(_resampled(matrix[labels, predicted], random).T)
     every = itertools.repeat(slice(None))
-    cells = zip(labels.tolist(), predicted.tolist(), every, drawn.T, strict=False)
+    cells = zip(labels.tolist(), predicted.tolist(), every, drawn, strict=False)
     return _Sums.added(len(matrix), RESAMPLES, cells)
 
 
