@@ -222,6 +222,17 @@ def test_too_few_groups_are_told_of_as_groups(make_images_static):
         check_divided(options(), images)
 
 
+def test_a_domain_of_which_no_image_is_left_has_no_parts(make_images_static):
+    images = make_images_static({"art": [4, 4], "photo": [4, 4]})
+    grouped = replace(images, groups=tuple(f"p{i // 2}" for i in range(len(images.identities))))
+    without = np.flatnonzero(images.domain == 0).tolist()
+    assert draw_split(grouped, without=without).sizes()["art"] == {
+        "train": 0,
+        "validation": 0,
+        "test": 0,
+    }
+
+
 def test_a_split_far_from_the_percentages_is_told_of(make_images_static):
     images = make_images_static({"art": [20, 20], "photo": [20, 20]})
     halves = of_classes(images, [10, 10])

@@ -113,6 +113,8 @@ def _move_to_fit(
     The training part keeps an image of every class that it has.
     """
     total = sum(counts, Counter[int]())
+    if not total:
+        return
     quotas = {c: part_sizes(n, fractions) for c, n in total.items()}
     everything = -1  # all classes as one more
     quotas[everything] = [sum(sizes) for sizes in zip(*quotas.values(), strict=True)]
