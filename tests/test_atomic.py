@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradsurgery.atomic import atomic_file, claimed
+from gradsurgery.atomic import atomic_file, check_folder, claimed
 from gradsurgery.errors import OutputError
 from gradsurgery.training.checkpoint import save_weights
 
@@ -112,3 +112,26 @@ def test_a_file_in_the_way_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot write"), claimed(tmp_path / "file" / "run"):
         pass
+
+
+def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
+    check_folder(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "there").mkdir()
+    check_folder(tmp_path / "there")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for name in ("file", "file/a", "n" * 300, "link"):
+        place = tmp_path / name
+        with pytest.raises(OutputError, match="cannot write"):
+            check_folder(place)
+        with pytest.raises(OutputError, match="cannot write"), claimed(place):
+            pass
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="who may write everywhere")
+def test_a_folder_without_permission_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir(mode=0o555)
+    with pytest.raises(OutputError, match="no permission"):
+        check_folder(tmp_path / "kept" / "a" / "b")

@@ -5,6 +5,7 @@ import glob
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -74,6 +75,34 @@ def output_error(path: Path, error: OSError) -> OutputError:
     return OutputError(f"cannot write {path}: {error.strerror or error}; choose another place")
 
 
+def expanded(place: str | os.PathLike[str]) -> Path:
+    """The path with ~ and ~user written out; as it is where there is no such user."""
+    return Path(os.path.expanduser(place))  # noqa: PTH111, Path's raises
+
+
+def check_folder(directory: Path) -> None:
+    """Raise `OutputError` where files cannot be written into `directory`, as far as can be seen.
+
+    For work that writes in the end what it would be a pity to have computed in vain. Nothing is
+    made: another process may be about to.
+    """
+    try:
+        for place in (directory, *directory.parents):
+            try:
+                mode = place.stat().st_mode
+            except (FileNotFoundError, NotADirectoryError):
+                if place.is_symlink():
+                    raise
+                continue
+            if not stat.S_ISDIR(mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
+    except OSError as error:
+        raise output_error(directory, error) from error
+
+
 @contextmanager
 def claimed(directory: Path) -> Iterator[None]:
     """Create `directory` and hold it against every other process.
@@ -82,8 +111,9 @@ def claimed(directory: Path) -> Iterator[None]:
     again. Raises `BusyError` where another process holds it, `OutputError` where it is not
     writable.
     """
-    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    made: list[Path] = []
     try:
+        made += _absent(directory)
         directory.mkdir(parents=True, exist_ok=True)
         lock = _locked(directory / _LOCK_FILE)
     except OSError as error:
@@ -148,6 +178,11 @@ def _remove_abandoned(path: Path) -> None:
                     os.kill(int(number), 0)
                 except ProcessLookupError:
                     left.unlink()
+
+
+def _absent(directory: Path) -> list[Path]:
+    """The folder and those above it that are not there, from the innermost on."""
+    return [path for path in (directory, *directory.parents) if not path.exists()]
 
 
 def _remove_empty(directories: list[Path]) -> None:

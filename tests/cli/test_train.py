@@ -251,7 +251,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
     assert command("data", "prepare", "rotated-digits", "--image-size", "12")[0] == 0
     limited = (
         "import resource\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))\n" + ENTRY
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (80_000, resource.RLIM_INFINITY))\n" + ENTRY
     )
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
     done = subprocess.run(

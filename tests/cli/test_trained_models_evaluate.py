@@ -3,6 +3,7 @@
 import pytest
 
 from gradsurgery.documents.deployment import EvaluationFile
+from gradsurgery.documents.record import Record
 
 
 def test_a_model_is_evaluated_on_data(command, model, tmp_path):
@@ -150,3 +151,99 @@ def test_the_help_of_export_shows_the_shapes(command):
     shown = " ".join(command("export", "--help")[1].replace("│", " ").split())
     assert "uint8 (batch, size, size, 3)" in shown
     assert "float32 (batch, 3, size, size)" in shown
+
+
+@pytest.mark.parametrize("way", ["layout", "table"])
+def test_a_run_s_data_are_read_as_the_run_read_them(command, model, tmp_path, way):
+    (tmp_path / "deep").mkdir()
+    lines = ["file,label,domain,patient"]
+    for number, path in enumerate(sorted((tmp_path / "photos").glob("*/*/*.png"))):
+        d, c, name = path.parts[-3:]
+        to = tmp_path / "deep" / d / f"p{number // 2}" / c / name
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_bytes(path.read_bytes())
+        lines.append(f"{to.relative_to(tmp_path)},{c},{d},p{number // 2}")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    data, how = "deep", ["--layout", "{domain}/{group}/{class}/{name}"]
+    if way == "table":
+        data, how = "list.csv", ["--columns", "path=file,group=patient"]
+    options = ["--backbone", "small-cnn", "--weights", "none", "--image-size", "8"]
+    options += ["--iterations", "2", "--batch-size", "4", "--device", "cpu", "--out", "grouped"]
+    assert command("train", data, "--target", "c", *how, *options)[0] == 0
+    code, out, err = command("evaluate", "grouped", data, "--part", "test")
+    assert (code, err.count("\n")) == (0, 1)
+    assert err.startswith(f"note: {data} is read as the model's run read it, with ")
+    told = command("evaluate", "grouped", data, "--part", "test", *how)
+    assert (told[1].split("By domain")[0], told[2]) == (out.split("By domain")[0], "")
+    code, _, err = command("evaluate", "run", data, "--part", "test", *how)
+    assert (code, "there is no split of" in err) == (1, True)  # this run was on other data
+
+
+def test_weights_that_knew_the_domain_held_out_are_told_of(command, model, tmp_path):
+    """A model of a and b (c held out); then one with a held out; then c, which both knew not."""
+    options = ["--backbone", "small-cnn", "--image-size", "8", "--iterations", "2"]
+    options += ["--batch-size", "4", "--device", "cpu", "--method", "deep-all"]
+    first = "run/model.safetensors"
+    code, out, err = command(
+        "train", "photos", "--target", "a", "--weights", first, *options, "--out", "second"
+    )
+    assert code == 0
+    assert f"the weights {first} were trained on a, by what their file says" in err
+    told = "ATTENTION: runs with a of photos held out began with weights that had been trained on"
+    assert told in out
+    assert told in command("show", "second")[1].replace("\n", " ").replace("  ", " ")
+    assert Record.load(tmp_path / "second").model.weights_domains == ["a", "b"]
+    said = command("evaluate", "second", "photos", "--domains", "a")[1]
+    assert "a was held out. Its initial weights had been trained on a and b of it." in said
+    code, out, err = command(
+        "train", "photos", "--target", "c", "--weights", first, *options, "--out", "third"
+    )
+    assert (code, "ATTENTION" in out, "were trained on" in err) == (0, False, False)
+    last = "second/model.safetensors"  # trained on b and c, and before that on a and b
+    command("train", "photos", "--target", "a", "--weights", last, *options, "--out", "fourth")
+    assert Record.load(tmp_path / "fourth").model.weights_domains == ["a", "b", "c"]
+    (tmp_path / "photos").rename(tmp_path / "others")
+    command("train", "others", "--target", "a", "--weights", first, *options, "--out", "fifth")
+    assert Record.load(tmp_path / "fifth").model.weights_domains == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "work"),
+    [
+        (["report", "run"], "gradsurgery.cli.finished_runs.take_inventory"),
+        (["evaluate", "run", "photos"], "gradsurgery.cli.trained_models.evaluate_model"),
+        (["explain", "run"], "gradsurgery.cli.explain._of_run"),
+        (["diagnose", "--run", "run"], "gradsurgery.cli.studies.prepare_images"),
+        (["similarity", "photos", "--target", "c"], "gradsurgery.cli.studies.prepare_images"),
+        (["study", "tasks-vs-domains", "rotated-digits"], "gradsurgery.cli.studies.prepare"),
+        (["reproduce", "figure1"], "gradsurgery.cli.reproduce.open_examples"),
+    ],
+)
+@pytest.mark.parametrize("out", ["file/within", "n" * 300])
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(
+    command, model, tmp_path, monkeypatch, arguments, work, out
+):
+    def never(*arguments, **options):
+        raise AssertionError("nothing is to be done in vain")
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(work, never)
+    there = sorted(tmp_path.rglob("*"))
+    code, _, err = command(*arguments, "--out", out)
+    assert code == 1
+    assert "error: cannot write" in err.splitlines()[-1]
+    assert sorted(tmp_path.rglob("*")) == there
+
+
+def test_the_home_of_a_user_who_is_none_is_no_place(command, model):
+    for arguments in (
+        ["evaluate", "run", "~nobody-of-this-name/photos"],
+        ["train", "photos", "--target", "c", "--split", "~nobody-of-this-name/split.json"],
+    ):
+        code, _, err = command(*arguments)
+        assert (code, err.splitlines()[-1].startswith("error: ")) == (1, True)
+
+
+def test_a_damaged_record_is_not_in_the_way(command, model, tmp_path):
+    (tmp_path / "run" / "record.json").write_text("{")
+    assert command("evaluate", "run", "photos")[0] == 0

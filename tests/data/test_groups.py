@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gradsurgery.data import draw_split, open_source, prepare, split_of
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import DataError
-from gradsurgery.training.images_used import check_divided
+from gradsurgery.training.images_used import ImagesUsed, check_divided
 
 LAYOUT = "{domain}/{class}/{group}_{id}.png"
 
@@ -47,7 +47,7 @@ def parts_of_groups(images, split):
 
 
 def options(**given):
-    return RunConfiguration(data="x", target="photo", **given)
+    return RunConfiguration(**{"data": "x", "target": "photo"} | given)
 
 
 @pytest.mark.parametrize("way", ["layout", "table", "parquet"])
@@ -176,6 +176,39 @@ def test_groups_of_one_class_each_leave_the_parts_near_the_fractions(make_images
     assert uneven.sizes()["art"] == {"train": 80, "validation": 10, "test": 10}
 
 
+def test_large_groups_of_a_class_each_leave_the_domain_near_the_fractions(make_images_static):
+    images = make_images_static({"art": [20] * 10, "photo": [20] * 10})
+    fours = of_classes(images, [5] * 4)
+    sizes = draw_split(fours).sizes()["art"]
+    # asked are 140, 20 and 40: class by class 15, 0 and 5 are nearest, which come to 150, 0 and 50
+    asked = {"train": 140, "validation": 20, "test": 40}
+    assert all(abs(sizes[part] - asked[part]) <= 0.03 * 200 for part in asked)
+    trained = images.label[draw_split(fours).train["art"]]
+    assert set(trained.tolist()) == set(range(10))
+
+
+@pytest.mark.parametrize("classes", [[20], [10, 10]])
+def test_two_groups_are_for_training_and_tests(make_images_static, classes):
+    images = make_images_static({"art": classes, "photo": classes})
+    halves = replace(images, groups=tuple(f"p{i % 2}" for i in range(len(images.identities))))
+    for fractions in ((0.2, 0.4, 0.4), (0.1, 0.5, 0.4), (0.1, 0.4, 0.5)):
+        sizes = draw_split(halves, 0, fractions).sizes()["art"]
+        assert sizes == {"train": 10, "validation": 0, "test": 10}
+
+
+@given(st.lists(st.integers(1, 15), min_size=1, max_size=8), st.integers(0, 5), st.data())
+def test_training_has_images_of_every_domain(make_images_static, sizes, seed, data):
+    classes = data.draw(st.integers(1, 3))
+    images = make_images_static({"art": [sum(sizes)] * classes, "photo": [sum(sizes)] * classes})
+    fractions = data.draw(st.sampled_from([(0.7, 0.1, 0.2), (0.2, 0.4, 0.4), (0.5, 0.5, 0.0)]))
+    split = draw_split(of_classes(images, sizes), seed, fractions)
+    again = draw_split(of_classes(images, sizes), seed, fractions)
+    assert split.identities == again.identities
+    for domain in images.domains:
+        assert len(split.train[domain])
+        assert fractions[2] or not len(split.test[domain])
+
+
 def test_what_another_part_can_spare_fills_an_empty_one(make_images_static):
     images = of_classes(make_images_static({"art": [10] * 4, "photo": [10] * 4}), [8, 2])
     # the pair of each class is a test image's (2 of 10); no class of training can spare a group
@@ -187,6 +220,32 @@ def test_too_few_groups_are_told_of_as_groups(make_images_static):
     images = replace(images, groups=("p0",) * len(images.identities))
     with pytest.raises(DataError, match="left for validation; have 3 groups or more in every"):
         check_divided(options(), images)
+
+
+def test_a_domain_of_which_no_image_is_left_has_no_parts(make_images_static):
+    images = make_images_static({"art": [4, 4], "photo": [4, 4]})
+    grouped = replace(images, groups=tuple(f"p{i // 2}" for i in range(len(images.identities))))
+    without = np.flatnonzero(images.domain == 0).tolist()
+    assert draw_split(grouped, without=without).sizes()["art"] == {
+        "train": 0,
+        "validation": 0,
+        "test": 0,
+    }
+
+
+def test_a_split_far_from_the_percentages_is_told_of(make_images_static):
+    images = make_images_static({"art": [20, 20], "photo": [20, 20]})
+    halves = of_classes(images, [10, 10])
+    target = options(split="40/20/40")
+    used = ImagesUsed.of(target, halves)
+    said = [line for line in used.notes("photo", "40/20/40") if "no group is divided" in line]
+    assert said == ["art is split 50/25/25 (and 1 more), not 40/20/40, for no group is divided"]
+    assert not [line for line in used.notes("photo", "50/25/25") if "divided" in line]
+    alone = ImagesUsed.of(options(split="40/20/40", test_on="all"), halves)
+    (said,) = (line for line in alone.notes("photo", "40/20/40") if "no group is divided" in line)
+    assert "more" not in said  # all of photo are tests
+    plain = ImagesUsed.of(target, images)
+    assert not [line for line in plain.notes("photo", "40/20/40") if "divided" in line]
 
 
 def test_rows_without_a_group_are_one_each_in_parquet_too(root):

@@ -2,6 +2,7 @@ import base64
 import hashlib
 import logging
 import random
+from collections import Counter
 
 import datasets
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gradsurgery.data import open_source, prepare
+from gradsurgery.data import open_source, prepare, split_of
+from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import ArgumentError, DataError, printable
 
 NAMES = ["dog", "cat"]
@@ -171,6 +173,62 @@ def test_the_hub_joins_all_splits(rows, write_parquet, hub, tmp_path):
     assert np.array_equal(first.images, prepare(local, 8, tmp_path / "cache").images)
     assert source.signature() == open_source("hf://owner/name").signature() is not None
     assert "hf://owner/name, row" in source.location(0)
+
+
+PLACES = {
+    "train": "train-00000-of-00002.parquet",
+    "validation": "val/0000.parquet",
+    "test": "default/test/0000.parquet",
+}
+
+
+def test_files_called_as_parts_are_a_split(rows, write_parquet, tmp_path):
+    for number, place in enumerate(PLACES.values()):
+        path = tmp_path / "set" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_parquet(path, rows[number::3])
+    source = open_source(str(tmp_path / "set"))
+    expected = [next(p for p, f in PLACES.items() if f in source.location(i)) for i in range(12)]
+    assert len(rows) == 12
+    images = prepare(source, 8, tmp_path / "cache")
+    run = RunConfiguration(data="set", target="photo", split="column")
+    split = split_of(run, images, 0)
+    for part, place in PLACES.items():
+        for positions in getattr(split, part).values():
+            assert {expected[i] for i in positions} <= {part}, place
+    assert not split.unused
+    sizes = Counter(expected)
+    assert {part: sum(map(len, getattr(split, part).values())) for part in PLACES} == sizes
+
+
+def test_files_of_one_part_or_with_a_column_are_none(rows, write_parquet, tmp_path):
+    for number in range(2):
+        path = tmp_path / "one" / f"train-{number}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        write_parquet(path, rows[number::2])
+    source = open_source(str(tmp_path / "one"))
+    assert source.parts is None
+    with pytest.raises(ArgumentError, match="nor Parquet files called train, validation and test"):
+        split_of(
+            RunConfiguration(data="one", target="photo", split="column"),
+            prepare(source, 8, tmp_path / "cache"),
+            0,
+        )
+    table = pq.read_table(tmp_path / "one/train-0.parquet")
+    pq.write_table(
+        table.append_column("split", pa.array(["test"] * len(table))),
+        tmp_path / "one/train-0.parquet",
+    )
+    (tmp_path / "one/train-1.parquet").rename(tmp_path / "one/val.parquet")
+    assert Counter(open_source(str(tmp_path / "one")).parts) == {"test": 6, None: 6}
+
+
+def test_the_hub_s_splits_are_the_parts(rows, write_parquet, hub, tmp_path):
+    write_parquet(hub / "train-00000.parquet", rows[:7])
+    write_parquet(hub / "test-00000.parquet", rows[7:])
+    source, local = open_source("hf://owner/name"), open_source("owner/name")
+    assert Counter(source.parts) == {"train": 7, "test": 5}
+    assert source.parts == local.parts
 
 
 def test_the_hub_names_missing_columns(hub):

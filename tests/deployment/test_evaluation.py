@@ -1,5 +1,7 @@
 """What evaluation counts, against predicting the files one by one."""
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from gradsurgery.data.folder import OneDomainSource
 from gradsurgery.deployment.evaluation import evaluate_model
 from gradsurgery.documents.deployment import EvaluationFile
 from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.training import train
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +77,34 @@ def test_classes_that_the_model_does_not_know_are_counted_apart(trained, model, 
     assert evaluation.domains["shop_b"].tally.matrix()[1].sum() == 0
 
 
+def test_images_are_counted_by_what_they_belong_to(trained, model):
+    # 00.png … 13.png: two groups, by their first digit
+    source = open_source(str(trained.data), layout=r"(?P<domain>.*)/(?P<class>.*)/(?P<group>.).*")
+    found = evaluate_model(model, source, domains=["shop_a"]).domains["shop_a"].tally
+    for group, first in zip(found.groups, "01", strict=True):
+        files = sorted((trained.data / "shop_a").glob(f"*/{first}*"))
+        expected = matrix_by_hand(model, files)
+        matrix = np.zeros((3, 3), int)
+        for cell in group.split():
+            label, predicted, _, count = map(int, re.split("[>@:]", cell))
+            matrix[label, predicted] += count
+        assert (matrix == expected).all()
+    plain = evaluate_model(model, opened(trained.data), domains=["shop_a"])
+    assert plain.domains["shop_a"].tally.groups == []
+
+
+def test_a_record_has_the_groups_that_evaluation_counts(trained, tmp_path):
+    layout = r"(?P<domain>.*)/(?P<class>.*)/(?P<group>..).*"
+    options = {"layout": layout, "iterations": 2, "validate_every": 2}
+    configuration = trained.record.configuration.model_copy(update=options)
+    record = train(configuration, tmp_path / "run", cache=tmp_path)
+    source = open_source(str(trained.data), layout=layout)
+    found = evaluate_model(gs.load_model(tmp_path / "run"), source, part="test")
+    for domain, tally in record.result.best.tests.items():
+        assert sorted(tally.groups) == sorted(found.domains[domain].tally.groups)
+        assert tally.in_groups
+
+
 def test_a_folder_of_one_domain(trained, model):
     source = OneDomainSource(trained.data / "shop_d", "shop_d")
     found = evaluate_model(model, source)
@@ -89,6 +120,35 @@ def test_an_image_that_cannot_be_decoded_is_an_error_or_is_listed(trained, model
     found = evaluate_model(model, opened(data), skip_bad=True)
     assert [file.identity for file in found.skipped] == ["shop_a/cat/00.png"]
     assert found.domains["shop_a"].tally.images == 41
+
+
+def test_images_that_were_trained_on_are_known_under_any_name(trained, model, tmp_path):
+    data = tmp_path / "next_year" / "new" / "cat"
+    data.mkdir(parents=True)
+    learned = [f for f in trained.files("train", "shop_a") if f.parent.name == "cat"]
+    others = [f for f in trained.files("test", "shop_a") if f.parent.name == "cat"]
+    held_out = [f for f in trained.files("train", "shop_d") if f.parent.name == "cat"]
+    for number, file in enumerate([*learned, *others, *held_out]):
+        shutil.copyfile(file, data / f"{number}{file.suffix}")
+    source = open_source(str(data.parent.parent), classes="all", fewest_domains=1)
+    assert evaluate_model(model, source).domains["new"].seen == len(learned) > 0
+
+
+def test_a_split_of_before_files_were_noted_knows_names(trained, tmp_path):
+    run = shutil.copytree(trained.folder, tmp_path / "run")
+    split = json.loads((run / "split.json").read_text())
+    assert len(split.pop("files")["shop_a"]) == len(trained.files("train", "shop_a"))
+    (run / "split.json").write_text(json.dumps(split))
+    found = evaluate_model(gs.load_model(run), opened(trained.data))
+    assert found.domains["shop_a"].seen == len(trained.files("train", "shop_a"))
+    other = shutil.copytree(trained.data, tmp_path / "other")
+    assert evaluate_model(gs.load_model(run), opened(other)).domains["shop_a"].seen is None
+
+
+def test_data_that_is_read_otherwise_is_not_that_of_the_split(trained, model):
+    source = open_source(str(trained.data), layout="{domain}/{class}/{name}.{id}")
+    with pytest.raises(DataError, match=r"none of the \d+ images of the run's split, .*--layout"):
+        evaluate_model(model, source, part="test")
 
 
 @pytest.mark.parametrize(

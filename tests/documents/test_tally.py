@@ -1,6 +1,7 @@
 """What is counted of a pass, against counting by hand."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -43,6 +44,27 @@ def test_every_image_is_in_one_cell_and_in_one_bin(case: Case) -> None:
     assert Tally.model_validate_json(tally.model_dump_json(), strict=True) == tally
 
 
+@given(answers(), st.integers(1, 6))
+def test_groups_are_counted_as_the_images_are(case: Case, groups: int) -> None:
+    label, predicted, confidence, loss, _ = case
+    group = np.arange(len(label)) * 7 % groups
+    tally = Tally.of(*case, group=group)
+    numbers = np.unique(group).tolist()
+    assert len(tally.groups) == len(numbers)
+    edges = np.linspace(0, 1, 16, dtype=np.float32)
+    expected = Counter()
+    for n, a, b, c in zip(group.tolist(), label, predicted, confidence, strict=True):
+        place = max(i for i, edge in enumerate(edges) if edge <= c)
+        expected[numbers.index(n), a, b, place] += 1
+    assert Counter({tuple(row[:4]): row[4] for row in tally.cells().tolist()}) == expected
+    assert tally.group_losses == pytest.approx([loss[group == n].mean() for n in numbers])
+    assert tally.in_groups == (len(numbers) < len(label))
+    assert Tally.model_validate_json(tally.model_dump_json(), strict=True) == tally
+    twice = Tally.merged([tally, tally])
+    assert len(twice.groups) == 2 * len(numbers)
+    assert Tally.merged([tally, Tally.of(*case)]).groups == []  # of some nothing is known
+
+
 @given(answers(), st.lists(st.integers(0, 40), max_size=3))
 def test_parts_merge_to_the_whole(case: Case, cuts: list[int]) -> None:
     *columns, classes = case
@@ -76,6 +98,12 @@ def test_nothing_has_no_accuracy() -> None:
         {"confusion": ["0:1"], "calibration": ["3 1 2 0.5"]},
         {"confusion": ["0:1"], "calibration": ["3 2 1 1.5"]},
         {"confusion": ["0:1"], "calibration": ["3 2 1 e.e"]},
+        {"confusion": ["0:1"], "groups": ["0>0@3:2"]},
+        {"confusion": ["0:1"], "groups": ["0>1@3:1"]},
+        {"confusion": ["0:1"], "groups": ["0>0@16:1"]},
+        {"confusion": ["0:1"], "groups": ["0>0:1"]},
+        {"confusion": ["0:2"], "groups": ["0>0@3:1", "0>0@4:1"], "group_losses": [0.5]},
+        {"confusion": ["0:1"], "group_losses": [0.5]},
     ],
 )
 def test_counts_that_cannot_be_are_refused(content: dict) -> None:

@@ -60,10 +60,35 @@ def test_a_model_that_knows_no_more_than_the_largest_class_is_told():
     assert f"{chance} as 25 images can tell." in told()  # 60 % [40.7, …], and 14 of 25 are of a
 
 
+def test_groups_are_counted_and_widen_the_intervals():
+    groups = ["0>0@14:9", "0>1@14:1", "1>1@14:5"]
+    found = evaluation(domains={"art": DomainEvaluation(tally=in_groups(SURE, groups))})
+    said = " ".join(text.evaluation_sentences(found))
+    assert "The images are of 3 groups, and those of a group are not independent" in said
+    assert "[70.2" not in text.evaluation_sentences(found)[0]  # Wilson's of 15 images
+    domains, confidence, *_ = text.evaluation_tables(found)
+    assert domains.columns[:3] == ["domain", "images", "groups"]
+    assert [each.text for each in domains.rows[0][:3]] == ["art", "15", "3"]
+    assert "Rao & Scott" in confidence.notes[0]
+    alone = evaluation(domains={"art": DomainEvaluation(tally=in_groups(SURE, [" ".join(groups)]))})
+    sentences = text.evaluation_sentences(alone)
+    assert "93.3 % [0.0, 100.0] of 15 images right" in sentences[0]
+    assert "All images are of one group: what they say of others is not known." in sentences
+    assert "(66.7% right), as far as 15 images of 1 group can tell" in sentences[1]
+    assert not any("group" in line for line in text.evaluation_sentences(evaluation()))
+
+
+def in_groups(tally: Tally, groups: list[str]) -> Tally:
+    return Tally.model_validate(tally.model_dump() | {"groups": groups, "log_loss": None})
+
+
 def test_what_was_trained_on_and_is_unknown_is_said():
     seen = DomainEvaluation(tally=SURE, seen=7, unknown={"d": 2, "e": 1})
     said = told(domains={"art": seen})
     assert "7 images of these were trained on" in said
+    assert "ATTENTION" not in said
+    many = DomainEvaluation(tally=SURE, seen=8)  # of 15
+    assert "ATTENTION: 8 images of these were trained on" in told(domains={"art": many})
     assert "in art: 3 images, d (2) and e (1)" in said
     assert "does not say which domains" in told(trained_on=None)
 

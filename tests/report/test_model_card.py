@@ -168,3 +168,24 @@ def test_a_candidate_that_lacks_runs_is_listed_as_such(everything: Record) -> No
     assert "lacks photo seed 1" in card
     alone = deployment(candidates=deployment().candidates[:1])
     assert "What it was chosen among" not in model_card(alone, everything, None)
+
+
+def test_tests_in_groups_are_counted_in_groups(everything):
+    few = {"art_painting": 300, "photo": 400, "sketch": 500}
+    groups = {"art_painting": 45, "photo": 12, "sketch": 60}
+    card = model_card(deployment(tested=few, tested_groups=groups), everything, None)
+    assert "| 400 of 12 groups |" in card
+    assert "fewer than 30 groups of images says little" in card
+    assert "so it is for photo." in card
+    # the most frequent class is right for 8 of 12
+    poor = "ITS RUNS DO NO BETTER THAN THAT"
+    assert poor in model_card(deployment(unseen_low=0.6), everything, None)
+    assert poor not in model_card(deployment(unseen_low=0.7), everything, None)
+
+
+def test_weights_that_knew_a_domain_left_out_are_told_of_first(everything):
+    card = model_card(deployment(known=["photo"]), everything, None)
+    said = "ATTENTION: runs with photo of pacs held out began with weights that had been trained on"
+    assert said in card
+    assert card.index(said) < card.index("Each domain was left out")
+    assert "began with weights" not in model_card(deployment(), everything, None)

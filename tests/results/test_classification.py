@@ -11,7 +11,8 @@ from scipy.stats import binomtest
 from sklearn import metrics
 
 from gradsurgery.documents.tally import Tally
-from gradsurgery.results.classification import as_good_as_one_class, assess, proportion
+from gradsurgery.results.classification import as_good_as_one_class, assess
+from gradsurgery.results.intervals import proportion
 
 
 def answers(seed: int, classes: int, count: int, sharp: float):
@@ -88,7 +89,8 @@ def test_proportions_have_wilson_s_interval(right, total):
     ],
 )
 def test_what_naming_one_class_comes_to(right, images, share):
-    assert as_good_as_one_class(right, images) == share
+    low = proportion(right, sum(images)).low if images else 0.0
+    assert as_good_as_one_class(low, images) == share
     if len(images) == 2:  # the interval holds what the test without continuity does not refuse
         n, p = sum(images), max(images) / sum(images)
         z = (right / n - p) / np.sqrt(p * (1 - p) / n)
@@ -134,3 +136,11 @@ def test_a_class_with_images_that_is_never_predicted_is_named():
 def test_the_same_tally_has_the_same_intervals():
     tally = tally_of(*answers(5, 4, 50, 1.0))
     assert assess(tally, "abcd") == assess(tally, "abcd")
+
+
+def test_images_that_are_all_right_have_no_interval_of_no_width():
+    found = assess(Tally(confusion=["0:6", "1:4"]), "ab")
+    wanted = binomtest(10, 10).proportion_ci(method="wilson")
+    for each in (found.accuracy, found.balanced_accuracy, found.macro_f1):
+        assert (each.value, each.high) == (1.0, 1.0)
+        assert each.low == pytest.approx(wanted.low)

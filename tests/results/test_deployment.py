@@ -4,7 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from gradsurgery.documents.deployment import Deployment, DeploymentCandidate
 from gradsurgery.documents.record import Record
@@ -15,6 +17,9 @@ from gradsurgery.results.deployment import (
     candidates_of,
     choose,
     classes_unseen,
+    known_domains,
+    unseen_groups,
+    unseen_low,
     without_looking,
 )
 
@@ -87,6 +92,33 @@ def test_answers_of_domains_left_out_are_counted_by_class(record: dict[str, Any]
     ]
     # dog: 4 + 1 images, 3 + 1 recognised, predicted 3 + 2 + 1 times; cat: 2 + 4, 0 + 4, 1 + 4
     assert found == [("dog", 5, 4, 6), ("cat", 6, 4, 5)]
+
+
+def test_what_is_tested_in_groups_is_counted_in_groups(record: dict[str, Any]) -> None:
+    record["configuration"]["target"] = target = record["data"]["domains"][0]
+    classes = len(record["data"]["classes"])
+    rows, groups = ["0:8 1:4", *[""] * (classes - 1)], ["0>0@9:3 0>1@9:2", "0>1@9:2", "0>0@9:5"]
+    tally = Tally.model_validate({"confusion": rows, "groups": groups})
+    record["result"]["best"]["tests"] = {target: tally.model_dump()}
+    records = [Record.model_validate(record)]
+    assert unseen_groups(records) == {target: 3}
+    right, images = np.array([3, 0, 5]), np.array([5, 2, 5])
+    p, without = 8 / 12, (8 - right) / (12 - images)
+    variance = 2 / 3 * ((without - p) ** 2).sum()
+    effective = min(p * (1 - p) / variance, 12)
+    k = stats.t.ppf(0.975, 144 / 54 - 1) ** 2 / effective
+    low = min(np.roots([1 + k, -2 * p - k, p * p]).real)
+    assert unseen_low(records) == pytest.approx(low)
+    record["result"]["best"]["tests"] = {target: {"confusion": rows}}
+    records = [Record.model_validate(record)]
+    assert (unseen_groups(records), unseen_low(records)) == ({}, None)
+
+
+def test_domains_that_the_weights_knew_are_found(record: dict[str, Any]) -> None:
+    record["configuration"]["target"] = "photo"
+    for known, found in ([], []), (["sketch"], []), (["photo", "sketch"], ["photo"]):
+        record["model"]["weights_domains"] = known
+        assert known_domains([Record.model_validate(record)]) == found
 
 
 def test_runs_on_all_domains_are_not_compared(tmp_path: Path, written: Written) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,14 @@ from gradsurgery.backbones.networks import (
     library_has,
     network_by,
 )
-from gradsurgery.backbones.weights import State, file_digest, load_all, load_state, read_state
+from gradsurgery.backbones.weights import (
+    State,
+    file_digest,
+    load_all,
+    load_state,
+    metadata_of,
+    read_state,
+)
 from gradsurgery.errors import ArgumentError, WeightsError, one_line
 from gradsurgery.seeds import derive_seed
 
@@ -33,6 +40,7 @@ class Backbone:
     provenance: where a network from another package comes from, None for torchvision's, timm's and
         ours.
     heads: the paths of its last layers, where they are known.
+    weights_metadata: what the weights file says of itself.
     """
 
     name: str
@@ -43,6 +51,7 @@ class Backbone:
     weights_digest: str | None
     provenance: dict[str, str | None] | None = None
     heads: tuple[str, ...] = ()
+    weights_metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_backbone(
@@ -87,11 +96,13 @@ def build_backbone(
     with seeded(derive_seed(seed, "weights")):
         built = get()
         state, digest, origin = None, None, f"the default weights of {name}"
+        metadata: dict[str, str] = {}
         if weights == "default":
             state = _downloaded(name, built)
         elif weights != "none":
             origin, digest = weights, file_digest(Path(weights))
             state = read_state(Path(weights))
+            metadata = metadata_of(Path(weights))
     if built.new_heads:
         with seeded(derive_seed(seed, "head")):
             _draw_heads(built)
@@ -111,6 +122,7 @@ def build_backbone(
         digest,
         built.provenance,
         built.heads,
+        metadata,
     )
 
 

@@ -29,6 +29,16 @@ def file_digest(path: Path) -> str:
         ) from error
 
 
+def metadata_of(path: Path) -> dict[str, str]:
+    """What a weights file says of itself, as model files of this software do; empty in general."""
+    if path.suffix != ".safetensors":
+        return {}
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
+
+
 def read_state(path: Path) -> State:
     """The state dict in a .pth, .pt or .safetensors file, on the CPU.
 

@@ -36,7 +36,10 @@ from gradsurgery.results.deployment import (
     choose,
     classes_unseen,
     copied_tests,
+    known_domains,
     tested_images,
+    unseen_groups,
+    unseen_low,
     without_looking,
 )
 from gradsurgery.studies.diagnosis import diagnose_run
@@ -137,6 +140,9 @@ def _finish(
         without_it=without_looking(candidates, criterion, domains),
         classes_unseen=classes_unseen(tried[chosen].records),
         tested=tested_images(tried[chosen].records),
+        tested_groups=unseen_groups(tried[chosen].records),
+        unseen_low=unseen_low(tried[chosen].records),
+        known=known_domains([each for candidate in tried for each in candidate.records]),
         copied=copied_tests([each for candidate in tried for each in candidate.records]),
         directory=run.directory,
     )

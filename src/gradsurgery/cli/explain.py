@@ -9,6 +9,7 @@ import torch
 import typer
 from jaxtyping import Int64
 
+from gradsurgery.atomic import check_folder
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.finished_runs import print_sentences
 from gradsurgery.cli.live import displayed
@@ -74,6 +75,7 @@ def explain(
     check_named(images or [])
     trained = load_model(model, backbone=backbone, device=device)
     folder = out or trained.file.parent / ("explanation-pictures" if images else "explanation")
+    check_folder(folder)
     with continuable():
         if images:
             explanation, shown = _of_pictures(trained, images, chosen)

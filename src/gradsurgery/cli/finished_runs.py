@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from gradsurgery.atomic import check_folder, expanded
 from gradsurgery.cli import options as opt
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA, CriterionName, Model, Selections
@@ -203,6 +204,8 @@ def make_report(
 
     examples: data sets to show images of; None takes those of the records that are at hand.
     """
+    if out is not None:
+        check_folder(out)
     with Console(stderr=True).status("reading records") as status:
         inventory = take_inventory(folders)
         images, notes = [], []
@@ -228,7 +231,7 @@ def recorded_data(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
         spec = record.configuration.data
         preset, colon, place = spec.partition(":")
         here = place if colon and preset in PRESETS else spec
-        if preset in BUILT_IN or Path(here).expanduser().exists():
+        if preset in BUILT_IN or expanded(here).exists():
             found[spec] = record.configuration.reading
     return found
 

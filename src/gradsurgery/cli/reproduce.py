@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gradsurgery.atomic import check_folder
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.finished_runs import open_examples
 from gradsurgery.cli.studies import run_study, written_seeds
@@ -106,6 +107,7 @@ def figure1(
     if dry_run:
         print(f"0 runs: draws images of {', '.join(_specs(datasets))} into {folder}")
         return
+    check_folder(folder)
     examples = [open_examples(spec) for spec in _specs(datasets)]
     stems = file_stems("figure1", [each.data for each in examples])
     for stem, each in zip(stems, examples, strict=True):

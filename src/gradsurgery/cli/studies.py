@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from gradsurgery.atomic import check_folder
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.finished_runs import print_sentences
 from gradsurgery.cli.live import displayed, time_left
@@ -95,6 +96,7 @@ def run_study(
     directory = out or Path(
         "similarity", *map(folder_name, (source.name, first.target, first.method))
     )
+    check_folder(directory)
     with continuable(), displayed(first.method) as report:
         images = prepare_images(source, first, cache, report)
         study = study_similarity(configurations, options, images, directory, report)
@@ -144,6 +146,7 @@ def diagnose(
     devices.keep_freed_memory()  # before torch allocates anything
     source = open_source(given.get("data", configuration.data), **configuration.reading)
     directory = out or run or Path("diagnosis") / folder_name(source.name)
+    check_folder(directory)
     trains = run is None and _steps(given)
     if trains:
         check_run(configuration, source.name, source.domains)
@@ -271,6 +274,7 @@ def tasks_vs_domains(
     devices.keep_freed_memory()  # before torch allocates anything
     source = open_source(studied.data, classes=studied.classes)
     directory = out or Path("tasks-vs-domains", folder_name(source.name))
+    check_folder(directory)
     from gradsurgery.studies.tasks_vs_domains import study_tasks
 
     with continuable(), _displayed() as report:

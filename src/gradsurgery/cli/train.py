@@ -21,7 +21,7 @@ from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.record import Record
 from gradsurgery.doors import entry_names, entry_place
 from gradsurgery.errors import ArgumentError, printable
-from gradsurgery.report.evaluation_text import chance_sentences
+from gradsurgery.report.evaluation_text import chance_sentences, known_targets
 from gradsurgery.report.run_text import accuracy_text
 from gradsurgery.training import device
 from gradsurgery.training import train as train_run
@@ -71,7 +71,7 @@ def train(
     if finished:
         print(f"this run was finished before{_on_others(record, source)}")
     print(result_line(record))
-    for sentence in chance_sentences(record):
+    for sentence in [*known_targets([record]), *chance_sentences(record)]:
         print(printable(sentence))
     print(f"record: {directory / Record.file_name}")
 

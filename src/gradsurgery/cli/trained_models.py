@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
+from gradsurgery.atomic import check_folder, expanded
 from gradsurgery.backbones.weights import file_digest
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.data import open_data, progress_bar
@@ -42,7 +43,7 @@ from gradsurgery.report.evaluation_text import evaluation_sentences, evaluation_
 from gradsurgery.report.model_card import short_card
 from gradsurgery.report.rendering import OnTerminal
 from gradsurgery.report.report import write_evaluation
-from gradsurgery.report.section import counted
+from gradsurgery.report.section import counted, value_text
 
 _NAMED = 20  # pictures that could not be decoded, and other files
 
@@ -179,7 +180,11 @@ def evaluate(
     """
     trained = load_model(model, backbone=backbone, device=device)
     skip_bad = options.pop("skip_bad", False)
+    if as_domain is None:
+        options |= _as_its_run(trained, data, options, part)
     source = _opened(data, options, as_domain)
+    within = Path("evaluation", folder_name(source.name))
+    check_folder(out or within)
     with continuable(), progress_bar(len(source.listing.identities), "evaluating") as tell:
         evaluation = evaluate_model(
             trained,
@@ -193,7 +198,7 @@ def evaluate(
         )
     written = (options.get(name, "") for name in ("layout", "columns"))
     reads = [str(Path(data).absolute()), *written, as_domain, skip_bad]
-    directory = out or _default_folder(evaluation, trained, domains, reads)
+    directory = out or within / _default_name(evaluation, trained, domains, reads)
     write_evaluation(evaluation, directory)
     print_sentences(evaluation_sentences(evaluation))
     print()
@@ -206,9 +211,29 @@ def evaluate(
     print(f"tables and figures: {directory}")
 
 
-def _default_folder(
+def _as_its_run(
+    trained: TrainedModel, data: str, options: dict[str, Any], part: EvaluatedPart
+) -> dict[str, Any]:
+    """How the model's run read its data, where DATA is that and nothing else is said."""
+    if any(options.values()) or trained.run_folder is None:
+        return {}
+    try:
+        run = Record.load(trained.run_folder).configuration
+    except DataError:  # which the model does not need
+        return {}
+    read = {name: value for name in ("layout", "columns") if (value := getattr(run, name))}
+    here, there = (expanded(place).resolve() for place in (data, run.data))
+    moved = part != "all" and here.name == there.name
+    if not read or not (data == run.data or here == there or moved):
+        return {}
+    said = " and ".join(f"{name} {value_text(value)}" for name, value in read.items())
+    print(f"note: {data} is read as the model's run read it, with {said}", file=sys.stderr)
+    return read
+
+
+def _default_name(
     evaluation: EvaluationFile, trained: TrainedModel, domains: str | None, reads: Sequence[object]
-) -> Path:
+) -> str:
     """Says of what model and images it is; other options than these have another folder."""
     about, part = trained.about, evaluation.part
     said = [about.method, about.target or "", f"seed-{about.seed}", part if part != "all" else ""]
@@ -216,12 +241,12 @@ def _default_folder(
     options = json.dumps([evaluation.model_digest, part, chosen, *reads])
     digest = hashlib.sha256(options.encode()).hexdigest()[:8]
     name = "-".join([*filter(None, said), *chosen])
-    return Path("evaluation", folder_name(evaluation.data), f"{folder_name(name)}-{digest}")
+    return f"{folder_name(name)}-{digest}"
 
 
 def _opened(data: str, options: dict[str, Any], as_domain: str | None) -> Source:
     """The data set: of one domain where --as-domain, the layout, or what lies there says so."""
-    layout, root = options.get("layout", ""), Path(data).expanduser()
+    layout, root = options.get("layout", ""), expanded(data)
     of_one = bool(layout) and not re.search(r"\{domain\+?\}|\(\?P<domain>", layout)
     if as_domain is None and not (of_one and root.is_dir()):
         try:

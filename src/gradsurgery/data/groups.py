@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gradsurgery.data.image_set import ImageSet
 from gradsurgery.errors import DataError
 from gradsurgery.seeds import named_generator
 
 PARTS = ("train", "validation", "test")
+_NEAR = 0.03  # of a domain's images: how far a part may be from its size
 
 
 def part_sizes(count: int, fractions: tuple[Fraction, ...]) -> list[int]:
@@ -46,18 +49,23 @@ def grouped_parts(
     An image without a group is one by itself. In every domain the groups that hold the largest
     shares of a class are given away first, those alike in an order drawn at random. Let t_pc be how
     many images of class c the part p has by now, q_pc how many `part_sizes` gives it, and N_c how
-    many there are: a group goes where it lowers Σ_pc (t_pc − q_pc)² / (q_pc N_c) the most. With
-    groups of one image each the parts have exactly the sizes q. From three groups on, no part is
-    empty that is to have images, unless another would lose a class to it.
+    many there are: a group goes where it lowers C = Σ_pc (t_pc − q_pc)² / (q_pc N_c) the most. With
+    groups of one image each the parts have exactly the sizes q. Large groups may suit every class
+    so and leave a part more than 3 % of the images from its size: with D the same of the K
+    classes as one, groups are then moved, one at a time, as long as that lowers C + 2 K D. From
+    three groups on, no part is empty that is to have images, unless another would lose a class to
+    it; training never is.
     """
     parts: list[str | None] = [None] * len(images.identities)
     for d, domain in enumerate(images.domains):
         members = [i for i in (images.domain == d).nonzero()[0].tolist() if i not in without]
-        groups = _groups(images, sorted(members, key=images.identities.__getitem__))
+        members = sorted(members, key=images.identities.__getitem__)
+        groups = _groups(images.groups, members)
         counts = [Counter(images.label[group].tolist()) for group in groups]
         generator = named_generator(seed, "split", domain, "groups")
         order = torch.randperm(len(groups), generator=generator, device="cpu").tolist()
         chosen = _given_away(counts, order, fractions)
+        _move_to_fit(counts, order, chosen, fractions)
         _fill_empty(counts, chosen, fractions)
         for group, part in zip(groups, chosen, strict=True):
             for i in group:
@@ -92,14 +100,73 @@ def _given_away(
     return chosen
 
 
+def _move_to_fit(
+    counts: Sequence[Counter[int]],
+    order: Sequence[int],
+    chosen: list[int],
+    fractions: tuple[Fraction, ...],
+) -> None:
+    """While a part is far from its size, move the group that lowers C + 2 K D the most.
+
+    C, K and D are those of `grouped_parts`.
+
+    The training part keeps an image of every class that it has.
+    """
+    total = sum(counts, Counter[int]())
+    if not total:
+        return
+    quotas = {c: part_sizes(n, fractions) for c, n in total.items()}
+    everything = -1  # all classes as one more
+    quotas[everything] = [sum(sizes) for sizes in zip(*quotas.values(), strict=True)]
+    weights = {c: 1 / n for c, n in total.items()} | {everything: 2 * len(total) / total.total()}
+    lacking = {c: list(sizes) for c, sizes in quotas.items()}
+    moved = [count | Counter({everything: count.total()}) for count in counts]
+    for count, part in zip(moved, chosen, strict=True):
+        for c, n in count.items():
+            lacking[c][part] -= n
+
+    def rise(g: int, to: int) -> float:
+        part = chosen[g]
+        if part == 0 and any(quotas[c][0] - lacking[c][0] == n for c, n in counts[g].items()):
+            return 0.0
+        return sum(
+            weights[c]
+            * (
+                n * (2 * lacking[c][part] + n) / max(quotas[c][part], 1)
+                - n * (2 * lacking[c][to] - n) / max(quotas[c][to], 1)
+            )
+            for c, n in moved[g].items()
+        )
+
+    while max(map(abs, lacking[everything])) > _NEAR * total.total():
+        alike = {(chosen[g], *sorted(counts[g].items())): g for g in order}  # one of each kind
+        ways = [
+            (g, to)
+            for g in alike.values()
+            for to, size in enumerate(quotas[everything])
+            if to != chosen[g] and size
+        ]
+        best = min(ways, key=lambda way: rise(*way), default=None)
+        if best is None or rise(*best) > -1e-9:  # what is less is rounding
+            return
+        g, to = best
+        for c, n in moved[g].items():
+            lacking[c][chosen[g]] += n
+            lacking[c][to] -= n
+        chosen[g] = to
+
+
 def _fill_empty(
     counts: Sequence[Counter[int]], chosen: list[int], fractions: tuple[Fraction, ...]
 ) -> None:
     """Give a part that has nothing the smallest group of the part with most that can spare one.
 
-    The training part keeps an image of every class that it has, another part a group.
+    The training part keeps an image of every class that it has, another part a group. Where
+    training has nothing, it gets what validation has, or else what the tests have.
     """
     total = sum(counts, Counter[int]())
+    if chosen and 0 not in chosen and len(chosen) < len(PARTS):
+        chosen[chosen.index(min(chosen))] = 0
     for part in range(len(PARTS)):
         wanted = any(part_sizes(n, fractions)[part] for n in total.values())
         if part in chosen or not wanted or len(counts) < len(PARTS):
@@ -117,7 +184,7 @@ def _fill_empty(
 def check_undivided(images: ImageSet, parts: Sequence[str | None]) -> None:
     """Raise `DataError` where a split of the user's own has a group in two parts."""
     for d, domain in enumerate(images.domains):
-        for group in _groups(images, (images.domain == d).nonzero()[0].tolist()):
+        for group in _groups(images.groups, (images.domain == d).nonzero()[0].tolist()):
             first: dict[str, int] = {}
             for i in group:
                 if (part := parts[i]) is not None:
@@ -131,10 +198,23 @@ def check_undivided(images: ImageSet, parts: Sequence[str | None]) -> None:
                 )
 
 
-def _groups(images: ImageSet, members: Sequence[int]) -> list[list[int]]:
+def group_numbers(
+    groups: Sequence[str | None] | None, domain: NDArray[np.int64]
+) -> NDArray[np.int64] | None:
+    """A number for each image's group of its domain; None where nothing is said of groups."""
+    if groups is None:
+        return None
+    numbers = np.empty(len(domain), dtype=np.int64)
+    for d in np.unique(domain).tolist():
+        for group in _groups(groups, (domain == d).nonzero()[0].tolist()):
+            numbers[group] = group[0]
+    return numbers
+
+
+def _groups(groups: Sequence[str | None] | None, members: Sequence[int]) -> list[list[int]]:
     """The images of one domain that belong together, in the order of their first."""
-    groups: defaultdict[object, list[int]] = defaultdict(list)
+    found: defaultdict[object, list[int]] = defaultdict(list)
     for i in members:
-        name = None if images.groups is None else images.groups[i]
-        groups[i if name is None else name].append(i)
-    return list(groups.values())
+        name = None if groups is None else groups[i]
+        found[i if name is None else name].append(i)
+    return list(found.values())

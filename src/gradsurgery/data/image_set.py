@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from pydantic import Field
 
+from gradsurgery.atomic import expanded
 from gradsurgery.data.derived import innermost
 from gradsurgery.data.source import SkippedImage, Source, count_images
 from gradsurgery.documents.data_options import Resize
@@ -225,9 +226,9 @@ def sync_folder(folder: Path) -> None:
 def cache_folder(cache: Path | str | None = None) -> Path:
     """The argument, else $GRADSURGERY_CACHE, else gradsurgery in $XDG_CACHE_HOME or ~/.cache."""
     if cache is not None:
-        return Path(cache).expanduser()
+        return expanded(cache)
     if own := os.environ.get("GRADSURGERY_CACHE"):
-        return Path(own).expanduser()
+        return expanded(own)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "gradsurgery"
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from gradsurgery.data.splits import parts_in
 from gradsurgery.data.tables import (
     ROWS_AT_ONCE,
     TableSource,
@@ -30,7 +31,8 @@ class ParquetSource(TableSource):
     Columns: `image` (binary; or the path of a file, relative to the folder of the table; or a
     struct of bytes and path), `domain` and `label` (string, or integer with or without names).
     Names of integers are read from the schema's metadata key "huggingface"; integers without names
-    are called by their digits. A column `split` says which part an image belongs to.
+    are called by their digits. A column `split` says which part an image belongs to; without one,
+    the words train, validation and test in the names of several files or their folders do.
 
     columns: what these columns are called in the files, where that is not their own name.
     """
@@ -64,6 +66,11 @@ class ParquetSource(TableSource):
                 self._beside = None
         name = root.resolve().name.removesuffix(".parquet")
         super().__init__(name, domains, classes, names, order_of_classes(declared, set(classes)))
+        if not any(parts):
+            of_files = [_part_of(path, root) for path in self.files]
+            if len({part for part in of_files if part}) > 1:
+                pairs = zip(of_files, self._lengths, strict=True)
+                parts = [part for part, rows in pairs for _ in range(rows)]
         if any(parts):
             self.parts = tuple(parts[row] for row in self.listing.rows)
         if any(groups):
@@ -101,6 +108,15 @@ class ParquetSource(TableSource):
                 return f"{path}, row {row}"
             row -= length
         raise IndexError(row)
+
+
+def _part_of(path: Path, root: Path) -> str | None:
+    """The part that a file's name means, or that of the innermost folder which means one."""
+    above = path.relative_to(root).parents if path != root else ()
+    for name in (path.stem, *(folder.name for folder in above)):
+        if meant := parts_in(name):
+            return meant.pop() if len(meant) == 1 else None
+    return None
 
 
 def parquet_files(root: Path) -> list[Path]:

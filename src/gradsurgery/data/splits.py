@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gradsurgery.atomic import expanded
 from gradsurgery.data.groups import PARTS, check_undivided, grouped_parts, part_sizes
 from gradsurgery.data.image_set import ImageSet
 from gradsurgery.documents.data_options import DataOptions, percentages
@@ -61,9 +62,20 @@ class Split:
             for domain, parts in self.identities.items()
         }
 
-    def save(self, folder: Path) -> None:
-        """Write `split.json`, with the identities of the images, into `folder`."""
-        SplitFile(seed=self.seed, digest=self.digest, domains=self.identities).save(folder)
+    def save(self, folder: Path, hashes: Sequence[str] = ()) -> None:
+        """Write `split.json`, with the identities of the images, into `folder`.
+
+        hashes: of all files of the image set, by which training images are known anywhere.
+        """
+        file = SplitFile(seed=self.seed, digest=self.digest, domains=self.identities)
+        if hashes:
+            file.files = {d: [file_mark(hashes[i]) for i in of] for d, of in self.train.items()}
+        file.save(folder)
+
+
+def file_mark(digest: str) -> str:
+    """As much of a file's sha256 as tells it from a data set's others."""
+    return digest[:16]
 
 
 def draw_split(
@@ -144,6 +156,16 @@ def part_name(text: str, where: str) -> str:
     )
 
 
+def parts_in(name: str) -> set[str]:
+    """The parts that the words of a file's or folder's name mean.
+
+    >>> parts_in("photo_crossval_kfold"), parts_in("0000")
+    ({'validation'}, set())
+    """
+    words = re.split(r"[\W_]+", name.lower())
+    return {_NAMES[word] for word in words if word in _NAMES}
+
+
 Parts = Sequence[str | None]
 
 
@@ -181,7 +203,7 @@ def check_split(options: DataOptions) -> None:
         raise ArgumentError(
             f"the split {place:.200} is the same for every run; leave --split-per-run out"
         )
-    path = Path(place).expanduser()
+    path = expanded(place)
     try:
         is_there = path.is_dir() or (path.is_file() and path.suffix == ".json")
     except (OSError, ValueError):
@@ -205,7 +227,8 @@ def _with_all_tested(split: Split, images: ImageSet, target: str, without: froze
 def _column(images: ImageSet) -> Parts:
     if images.parts is None:
         raise ArgumentError(
-            f"{images.name} has no column split; give percentages, as 70/10/20, or lists of files"
+            f"{images.name} has no column split, nor Parquet files called train, validation and "
+            "test; give percentages, as 70/10/20, or lists of files"
         )
     return [
         part_name(said, f"{images.name}, {identity}") if said else None
@@ -221,7 +244,7 @@ def _listed(images: ImageSet, place: str) -> Parts:
     may end in a label's number. Where a domain's test list holds all of its training and
     validation images, as in the files that PACS comes with, it has no test part.
     """
-    path = Path(place).expanduser()
+    path = expanded(place)
     if path.is_file():
         file = SplitFile.load(path)
         lines = [
@@ -243,8 +266,7 @@ def _lines(folder: Path) -> Iterator[tuple[str, str, str]]:
             f"{folder} holds no lists of images; name them train.txt, val.txt and test.txt"
         )
     for path in lists:
-        words = re.split(r"[\W_]+", path.stem.lower())
-        meant = {_NAMES[word] for word in words if word in _NAMES}
+        meant = parts_in(path.stem)
         if len(meant) != 1:
             raise DataError(
                 f"the name of {path} says {' and '.join(sorted(meant)) or 'no part'}, expected one "

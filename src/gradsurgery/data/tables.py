@@ -224,11 +224,14 @@ def file_name(path: str | None) -> str | None:
 
 
 class HubSource(TableSource):
-    """All splits of the data set `owner/name`, with the columns image, domain and label."""
+    """All splits of the data set `owner/name`, with the columns image, domain and label.
+
+    The splits are the parts of `--split column`, where there are several.
+    """
 
     def __init__(self, repository: str) -> None:
         self.repository = repository
-        self._dataset = _load(repository)
+        self._dataset, parts = _load(repository)
         features = self._dataset.features
         names = {column: getattr(features[column], "names", None) for column in ("domain", "label")}
         domains, classes = (
@@ -237,6 +240,8 @@ class HubSource(TableSource):
         )
         order = order_of_classes([names["label"]], set(classes))
         super().__init__(repository.rpartition("/")[2], domains, classes, self._files(), order)
+        if len(set(parts)) > 1:
+            self.parts = tuple(parts[row] for row in self.listing.rows)
 
     def _files(self) -> list[str | None]:
         return [
@@ -277,8 +282,8 @@ def silenced(*libraries: str) -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _load(repository: str) -> Any:
-    """All splits joined, images left encoded."""
+def _load(repository: str) -> tuple[Any, list[str]]:
+    """All splits joined, images left encoded, and what the split of each row is called."""
     import datasets
 
     try:
@@ -296,8 +301,9 @@ def _load(repository: str) -> Any:
         image_kind(split.features.arrow_schema.field("image").type, f"hf://{repository}")
         kept = split.select_columns(list(COLUMNS))
         encoded.append(kept.cast_column("image", datasets.Image(decode=False)))
+    parts = [name for name, split in splits.items() for _ in range(len(split))]
     try:
-        return datasets.concatenate_datasets(encoded)
+        return datasets.concatenate_datasets(encoded), parts
     except ValueError as error:
         raise DataError(
             f"the splits of hf://{repository} have columns of different types: {one_line(error)}; "

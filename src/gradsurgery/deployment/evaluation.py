@@ -1,8 +1,10 @@
 """A trained model on images whose classes are known."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +13,8 @@ from gradsurgery.backbones.weights import file_digest
 from gradsurgery.data import Source, cpus, unknown_domain
 from gradsurgery.data.cache import bad_image
 from gradsurgery.data.derived import draws_itself
+from gradsurgery.data.groups import group_numbers
+from gradsurgery.data.splits import file_mark
 from gradsurgery.deployment.pictures import Job, Prepared, prepared
 from gradsurgery.deployment.trained_model import BATCH, TrainedModel, check_count
 from gradsurgery.documents.deployment import DomainEvaluation, EvaluatedPart, EvaluationFile
@@ -52,30 +56,32 @@ def evaluate_model(
     _check(model, source, batch_size, workers)
     listing = source.listing
     chosen = _chosen(source, domains)
-    split = _split_of(model, source)
+    split = _split_in(model.file.parent)
+    seen = _Seen(split or _split_in(model.run_folder), model, source)
     wanted = _wanted(model, source, split, chosen, part)
-    known = {name: position for position, name in enumerate(model.classes)}
-    labels = np.array([known.get(name, -1) for name in source.classes])[listing.label]
+    labels = _labels(model, source)
     counted = {i for i in wanted if labels[i] >= 0}
     if not counted:
         raise _unknown_classes(model, source, len(wanted))
+    groups = group_numbers(source.groups, listing.domain)
     answers = {domain: Answers() for domain in chosen}
     skipped: list[SkippedFile] = []
-    jobs = _jobs(model, source, counted)
+    jobs = _jobs(model, source, counted, seen)
     for batch in prepared(jobs, model.preprocess.size, batch_size, workers):
         if batch.bad and not skip_bad:
             raise bad_image(source, *batch.bad[0])
         skipped += [SkippedFile(identity=listing.identities[i], reason=why) for i, why in batch.bad]
-        _answer(model, source, batch, labels, answers)
+        _answer(model, source, batch, labels, answers, groups=groups)
         progress(len(skipped) + sum(each.count for each in answers.values()), len(counted))
-    trained_on = None if split is None else _trained_on(split, model)
+    about = model.about
     return EvaluationFile(
         model=str(model.file),
         model_digest=file_digest(model.file)[:16],
         classes=list(model.classes),
-        trained_data=model.about.data,
-        trained_on=model.about.domains,
-        target=model.about.target,
+        trained_data=about.data,
+        trained_on=about.domains,
+        target=about.target,
+        trained_before=about.domains_before,
         data=source.name,
         part=part,
         domains={
@@ -84,7 +90,7 @@ def evaluate_model(
                 [i for i in wanted if source.domains[listing.domain[i]] == domain],
                 labels,
                 answers[domain].tally(len(model.classes)),
-                trained_on,
+                seen.count(domain),
             )
             for domain in chosen
         },
@@ -123,12 +129,20 @@ def _unknown_classes(model: TrainedModel, source: Source, images: int) -> DataEr
     )
 
 
+def _labels(model: TrainedModel, source: Source) -> np.ndarray:
+    """Of each image, the position of its class among the model's, -1 where it is none."""
+    known = {name: position for position, name in enumerate(model.classes)}
+    return np.array([known.get(name, -1) for name in source.classes])[source.listing.label]
+
+
 def _answer(
     model: TrainedModel,
     source: Source,
     batch: Prepared[int],
     labels: np.ndarray,
     answers: dict[str, Answers],
+    *,
+    groups: np.ndarray | None,
 ) -> None:
     """Add what the model says of a batch to the answers of each image's domain."""
     logits = model.logits(torch.from_numpy(batch.pixels)).cpu()
@@ -137,25 +151,52 @@ def _answer(
     for domain in np.unique(domains).tolist():
         rows = np.flatnonzero(domains == domain)
         truth = torch.from_numpy(labels[keys[rows]])
-        answers[source.domains[domain]].add(logits[torch.from_numpy(rows)], truth)
+        of_groups = None if groups is None else groups[keys[rows]]
+        answers[source.domains[domain]].add(logits[torch.from_numpy(rows)], truth, of_groups)
 
 
-def _split_of(model: TrainedModel, source: Source) -> SplitFile | None:
-    """The split that the model was trained with, where it lies beside it and is of the source."""
-    folder = model.file.parent
-    if source.name != model.about.data or not (folder / SplitFile.file_name).exists():
-        return None
-    split = SplitFile.load(folder)
-    trained = {name for parts in split.domains.values() for name in parts.get("train", ())}
-    return split if trained.intersection(source.listing.identities) else None
+def _split_in(folder: Path | None) -> SplitFile | None:
+    there = folder is not None and (folder / SplitFile.file_name).exists()
+    return SplitFile.load(folder) if there and folder is not None else None
 
 
-def _trained_on(split: SplitFile, model: TrainedModel) -> set[str]:
-    """The training images of the domains that were trained on: the others' were not used."""
-    stated = model.about.domains
-    used = {d for d in split.domains if d in stated} if stated else set(split.domains)
-    used.discard(model.about.target or "")
-    return {name for domain in used for name in split.domains[domain].get("train", ())}
+class _Seen:
+    """Which of the images the model was trained on, so far as that is known.
+
+    By their files, where the split of the run says what these were; else by their names, where the
+    source is called as the data that the model was trained on.
+    """
+
+    def __init__(self, split: SplitFile | None, model: TrainedModel, source: Source) -> None:
+        self.source, self.found, self.by_file = source, set[int](), False
+        self.trained: set[str] | None = None
+        if split is None:
+            return
+        stated = model.about.domains  # the others' training images were not used
+        used = {d for d in split.domains if d in stated} if stated else set(split.domains)
+        used.discard(model.about.target or "")
+        names = {domain: parts.get("train", []) for domain, parts in split.domains.items()}
+        known = {name for of_domain in names.values() for name in of_domain}
+        if split.files:
+            self.by_file, names = True, split.files
+        elif source.name != model.about.data or known.isdisjoint(source.listing.identities):
+            return
+        self.trained = {name for domain in used for name in names.get(domain, ())}
+
+    def look_at(self, position: int, content: bytes) -> None:
+        """Take note of an image."""
+        name = self.source.listing.identities[position]
+        if self.by_file:
+            name = file_mark(hashlib.sha256(content).hexdigest())
+        if self.trained is not None and name in self.trained:
+            self.found.add(position)
+
+    def count(self, domain: str) -> int | None:
+        """How many of the domain's images were trained on; None where that is not known."""
+        if self.trained is None:
+            return None
+        source = self.source
+        return len([i for i in self.found if source.domains[source.listing.domain[i]] == domain])
 
 
 def _wanted(
@@ -172,7 +213,7 @@ def _wanted(
     ]
     if part == "all":
         return of_domains
-    if split is None:
+    if split is None or source.name != model.about.data:
         run = model.run_folder
         known = "" if run in (None, model.file.parent) else f", {run},"
         raise ArgumentError(
@@ -181,21 +222,31 @@ def _wanted(
         )
     members = {name for domain in domains for name in split.domains.get(domain, {}).get(part, ())}
     chosen = [i for i in of_domains if listing.identities[i] in members]
+    if members and not chosen:
+        raise DataError(
+            f"{source.name} has none of the {len(members)} images of the run's split, as "
+            f"{min(members)}: its own are called as {listing.identities[0]}; give the data that "
+            "the run was trained on, read as it was (--layout, --columns), or leave --part out"
+        )
     if len(chosen) < len(members):
         absent = min(members - {listing.identities[i] for i in chosen})
         raise DataError(
             f"{source.name} lacks {len(members) - len(chosen)} images of the run's split, the "
-            f"first {absent}; give the data that the run was trained on, or leave --part out"
+            f"first {absent}; give the data that the run was trained on, read as it was, or leave "
+            "--part out"
         )
     if not chosen:
         raise DataError(f"the run's split has no {part} images of {', '.join(domains)}")
     return chosen
 
 
-def _jobs(model: TrainedModel, source: Source, counted: set[int]) -> Iterator[Job[int]]:
+def _jobs(
+    model: TrainedModel, source: Source, counted: set[int], seen: _Seen
+) -> Iterator[Job[int]]:
     own, size = draws_itself(source), model.preprocess.size
     for position, content in source.contents():
         if position in counted:
+            seen.look_at(position, content)
             if own:
                 yield position, partial(source.decode, position, content, size)
             else:
@@ -207,12 +258,9 @@ def _of_domain(
     members: list[int],
     labels: np.ndarray,
     tally: Tally,
-    trained_on: set[str] | None,
+    seen: int | None,
 ) -> DomainEvaluation:
     """What there is to say of a domain's images, of which `tally` counts the answers."""
     listing = source.listing
     unknown = Counter(source.classes[listing.label[i]] for i in members if labels[i] < 0)
-    seen = None
-    if trained_on is not None:
-        seen = sum(listing.identities[i] in trained_on for i in members if labels[i] >= 0)
     return DomainEvaluation(tally=tally, unknown=dict(unknown), seen=seen)

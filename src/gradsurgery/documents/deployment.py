@@ -4,7 +4,8 @@ The header of `model.safetensors`, `evaluation.json` and `deployment.json`.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -15,6 +16,7 @@ from gradsurgery.documents.document import Document, Part
 from gradsurgery.documents.record import Count, Fraction, SkippedFile
 from gradsurgery.documents.selection import CriterionName
 from gradsurgery.documents.tally import Tally
+from gradsurgery.errors import DataError
 
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
 Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
@@ -33,6 +35,7 @@ class ModelDescription(Document):
     decoder: who decoded the training's images, None for `decode_image`.
     precision: of the forward passes in training and tests.
     data, domains: the data set, and those of its domains that the model was trained on.
+    domains_before: those that its initial weights had been trained on (`domains_known`).
     target: the domain held out.
     method, average, seed, step: of the run.
     split_seed: the seed of the split into training, validation and test images.
@@ -59,6 +62,7 @@ class ModelDescription(Document):
     precision: Precision = "float32"
     data: str
     domains: list[str] | None = None
+    domains_before: list[str] = []
     target: str | None
     method: str
     average: str
@@ -74,6 +78,24 @@ class ModelDescription(Document):
         if not min(self.std) > 0 or not all(math.isfinite(1 / value) for value in self.std):
             raise ValueError(f"std must be above 0, found {self.std}")
         return self
+
+
+def domains_known(metadata: Mapping[str, str], data: str, domains: Sequence[str]) -> list[str]:
+    """Those of a data set's domains that weights were trained on, by what their file says.
+
+    metadata: in the header of the file; of one that is no model of this software, or of a data set
+        of another name, nothing is known.
+    """
+    try:
+        about = ModelDescription.parsed(metadata[ModelDescription.key], Path("weights"))
+    except (KeyError, DataError):
+        return []
+    if about.data != data:
+        return []
+    stated = about.domains
+    if stated is None:
+        stated = [domain for domain in domains if domain != about.target]
+    return [domain for domain in domains if domain in {*stated, *about.domains_before}]
 
 
 EvaluatedPart = Literal["all", "train", "validation", "test"]
@@ -98,6 +120,7 @@ class EvaluationFile(Document):
     classes: the model's, in the order of the tallies.
     trained_data, trained_on, target: the data and domains that it was trained on, and the one that
         was held out; None where the model file does not say.
+    trained_before: the domains that its initial weights had been trained on.
     data, part: what was evaluated: a part of the run's split, or all.
     skipped: images that cannot be decoded.
     """
@@ -112,6 +135,7 @@ class EvaluationFile(Document):
     trained_data: str
     trained_on: list[str] | None
     target: str | None
+    trained_before: list[str] = []
     data: str
     part: EvaluatedPart = "all"
     domains: dict[str, DomainEvaluation] = Field(min_length=1)
@@ -191,6 +215,10 @@ class Deployment(Document):
         of its runs; empty where the records do not say.
     copied: for every domain left out with test images that were trained on, how many.
     tested: by domain, on how many images it was tested when it was left out; may be empty.
+    tested_groups: the same of groups, as patients; empty where images are in none.
+    known: the domains that the initial weights of runs which left them out had been trained on.
+    unseen_low: where they are in groups, the lower end of the interval of the chosen candidate's
+        accuracy on all those images, a mean over the seeds.
     directory: of the run on all domains, relative to the deployment's.
     """
 
@@ -210,6 +238,9 @@ class Deployment(Document):
     classes_unseen: list[ClassRecall] = []
     copied: list[CopiedTests] = []
     tested: dict[str, Count] = {}
+    tested_groups: dict[str, Count] = {}
+    unseen_low: Fraction | None = None
+    known: list[str] = []
     directory: str
 
     @property

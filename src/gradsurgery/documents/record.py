@@ -91,11 +91,14 @@ class SplitRecord(Part):
 
 
 class ModelRecord(Part):
-    """The network: `weights_digest` is that of the initial weights' file, None without one."""
+    """The network, the digest of its initial weights' file (None without one), and the domains of
+    this data set that these weights had been trained on.
+    """
 
     parameters: Count
     pretrained: bool
     weights_digest: str | None
+    weights_domains: list[str] = []
 
 
 class Curves(Part):
@@ -244,9 +247,9 @@ class ConflictLog(Part):
         sizes: numbers of all components of every tensor.
         """
         self.step.append(step)
-        self.losses.append(_finite_all(losses))
+        self.losses.append([*map(_finite, losses)])
         self.agreeing.append(_finite(agreeing))
-        self.cosines.append(None if cosines is None else [_finite_all(row) for row in cosines])
+        self.cosines.append(None if cosines is None else [[*map(_finite, row)] for row in cosines])
         if by_parameter is None or moving is None:
             self.layers.append(None)
             self.moving.append(None)
@@ -297,10 +300,8 @@ class Record(RunDocument):
                 raise ValueError(f"configuration names the domain {domain!r}, expected {domains}")
         for model in (self.result.best, self.result.last):
             if (model.target_accuracy is None) != (configuration.held_out(domains) is None):
-                raise ValueError(
-                    f"a target_accuracy is {model.target_accuracy}, and the configuration's target "
-                    f"is {configuration.target!r}"
-                )
+                about = f"and the configuration's target is {configuration.target!r}"
+                raise ValueError(f"a target_accuracy is {model.target_accuracy}, {about}")
             for domain, tally in model.tests.items():
                 if len(tally.confusion) != len(self.data.classes):
                     raise ValueError(f"tests of {domain} are of {len(tally.confusion)} classes")
@@ -324,7 +325,10 @@ class Record(RunDocument):
 
 
 class SplitFile(Document):
-    """The identities of the images of each domain and part, and the seed that drew them."""
+    """The identities of the images of each domain and part, and the seed that drew them.
+
+    files: how the sha256 of each training image's file begins, by domain; empty if not known.
+    """
 
     file_name: ClassVar[str] = "split.json"
     title: ClassVar[str] = "split"
@@ -333,11 +337,8 @@ class SplitFile(Document):
     seed: int
     digest: str
     domains: dict[str, dict[str, list[str]]]
+    files: dict[str, list[str]] = {}
 
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and abs(value) <= LARGEST else None
-
-
-def _finite_all(values: list[float]) -> list[float | None]:
-    return [_finite(value) for value in values]

@@ -1,6 +1,8 @@
 """What one pass over images counts: every figure of a classifier follows from it."""
 
 import math
+import re
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -16,6 +18,8 @@ BINS = 15
 
 _Counts = Annotated[str, Field(pattern=r"^(\d{1,15}:\d{1,15}( \d{1,15}:\d{1,15})*)?$")]
 _Bin = Annotated[str, Field(pattern=r"^\d{1,2} \d{1,15} \d{1,15} [\d.e+-]{1,30}$")]
+_CELL = r"\d{1,9}>\d{1,9}@\d{1,2}:\d{1,15}"
+_Group = Annotated[str, Field(pattern=rf"^{_CELL}( {_CELL})*$")]
 
 
 class Tally(Part):
@@ -27,6 +31,10 @@ class Tally(Part):
         number from 0, how many there are, how many of them are right, the mean confidence.
     log_loss, log_loss_deviation: mean and standard deviation of the images' cross-entropy (nats).
         None, as `calibration` is empty, where a prediction is not finite.
+    groups: where images belong together, as those of a patient, the images of each group by class,
+        class predicted and bin: "0>2@9:4" are 4 of the first class taken for the third, their
+        confidence in bin 9. Empty where nothing is known of groups.
+    group_losses: the mean cross-entropy of each group; empty where the log loss is None.
 
     >>> Tally(confusion=["0:41 2:3", "1:5", ""]).matrix().tolist()
     [[41, 0, 3], [0, 5, 0], [0, 0, 0]]
@@ -36,6 +44,8 @@ class Tally(Part):
     calibration: list[_Bin] = []
     log_loss: float | None = None
     log_loss_deviation: float | None = None
+    groups: list[_Group] = []
+    group_losses: list[float] = []
 
     @classmethod
     def of(
@@ -45,12 +55,15 @@ class Tally(Part):
         confidence: Float32[np.ndarray, " images"],
         loss: NDArray[np.floating],
         classes: int,
+        *,
+        group: Int64[np.ndarray, " images"] | None = None,
     ) -> "Tally":
         """Count images.
 
         label, predicted: positions of classes, of which there are `classes`.
         confidence: the probability of the class predicted, from 0 to 1.
         loss: the cross-entropy of each image.
+        group: a number for each, the same for those that belong together.
         """
         rows: list[list[str]] = [[] for _ in range(classes)]
         pairs, counts = np.unique(label * classes + predicted, return_counts=True)
@@ -63,14 +76,23 @@ class Tally(Part):
             tally.calibration = _binned(confidence, label == predicted)
             tally.log_loss = float(losses.mean())
             tally.log_loss_deviation = float(losses.std())
+        if group is not None:
+            bins = _bin_of(confidence) if finite else np.zeros(len(label), np.int64)
+            tally.groups = _grouped(
+                np.unique(group, return_inverse=True)[1], label, predicted, bins
+            )
+            if finite:
+                tally.group_losses = _means(losses, group)
         return tally
 
     @classmethod
     def merged(cls, tallies: Sequence["Tally"]) -> "Tally":
         """The tally of all the images of several with the same classes."""
         matrix = sum(tally.matrix() for tally in tallies)
-        whole = cls(confusion=_confusion(np.asarray(matrix)))
         counted = [tally for tally in tallies if tally.images]
+        whole = cls(confusion=_confusion(np.asarray(matrix)))
+        if all(tally.groups for tally in counted):
+            whole.groups = [group for tally in counted for group in tally.groups]
         if not counted or any(tally.log_loss is None for tally in counted):
             return whole
         bins = sum(tally.bins() for tally in counted)
@@ -81,6 +103,8 @@ class Tally(Part):
         mean = float(weights @ means / weights.sum())
         square = float(weights @ (spreads**2 + (means - mean) ** 2) / weights.sum())
         whole.log_loss, whole.log_loss_deviation = mean, math.sqrt(square)
+        if whole.groups:
+            whole.group_losses = [loss for tally in counted for loss in tally.group_losses]
         return whole
 
     def matrix(self) -> Int64[np.ndarray, "classes classes"]:
@@ -99,6 +123,20 @@ class Tally(Part):
             position, images, correct, confidence = line.split()
             bins[int(position)] = int(images), int(correct), int(images) * float(confidence)
         return bins
+
+    def cells(self) -> Int64[np.ndarray, "cells 5"]:
+        """A row for each entry of `groups`: the group's number, class, predicted, bin, images."""
+        rows = [
+            [number, *map(int, re.split("[>@:]", cell))]
+            for number, group in enumerate(self.groups)
+            for cell in group.split()
+        ]
+        return np.array(rows, dtype=np.int64).reshape(-1, 5)
+
+    @property
+    def in_groups(self) -> bool:
+        """Whether some images belong together."""
+        return 0 < len(self.groups) < self.images
 
     @property
     def images(self) -> int:
@@ -133,7 +171,23 @@ class Tally(Part):
                 raise ValueError(
                     f"calibration has {line!r}, expected bin images correct confidence"
                 )
+        self._check_groups()
         return self
+
+    def _check_groups(self) -> None:
+        """They hold the images of `confusion`, each once, and have a loss each or none."""
+        if not self.groups and not self.group_losses:
+            return
+        found, matrix = self.cells(), self.matrix()
+        counted = np.zeros_like(matrix)
+        if found.size and max(found[:, 1].max(), found[:, 2].max()) < len(matrix):
+            np.add.at(counted, (found[:, 1], found[:, 2]), found[:, 4])
+        if not (counted == matrix).all() or found[:, 3].max(initial=0) > BINS:
+            raise ValueError("groups do not have the images of confusion")
+        if len(self.group_losses) not in (0, len(self.groups)):
+            raise ValueError(
+                f"group_losses has {len(self.group_losses)} values, expected {len(self.groups)}"
+            )
 
 
 def _confusion(matrix: NDArray[np.int64]) -> list[str]:
@@ -143,9 +197,30 @@ def _confusion(matrix: NDArray[np.int64]) -> list[str]:
     ]
 
 
-def _binned(confidence: Float32[np.ndarray, " images"], correct: NDArray[np.bool_]) -> list[str]:
+def _grouped(*columns: Int64[np.ndarray, " images"]) -> list[str]:
+    """The entry of each group; columns: the group's number, class, predicted, bin of each image."""
+    cells, counts = np.unique(np.stack(columns, axis=1), axis=0, return_counts=True)
+    written: defaultdict[int, list[str]] = defaultdict(list)
+    for (number, label, predicted, place), count in zip(
+        cells.tolist(), counts.tolist(), strict=True
+    ):
+        written[number].append(f"{label}>{predicted}@{place}:{count}")
+    return [" ".join(entries) for entries in written.values()]
+
+
+def _means(losses: NDArray[np.float64], group: Int64[np.ndarray, " images"]) -> list[float]:
+    """The mean of each group, in the order of their numbers."""
+    _, number, images = np.unique(group, return_inverse=True, return_counts=True)
+    return list((np.bincount(number, weights=losses) / images).tolist())
+
+
+def _bin_of(confidence: Float32[np.ndarray, " images"]) -> NDArray[np.int64]:
     edges = np.linspace(0, 1, BINS + 1, dtype=np.float32)
-    position = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, BINS)
+    return np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, BINS)
+
+
+def _binned(confidence: Float32[np.ndarray, " images"], correct: NDArray[np.bool_]) -> list[str]:
+    position = _bin_of(confidence)
     bins = np.zeros((BINS + 1, 3))
     for column, values in enumerate((np.ones(len(correct)), correct, confidence)):
         bins[:, column] = np.bincount(position, weights=values, minlength=BINS + 1)

@@ -1,6 +1,6 @@
 """What is said of a model on images: how often it is right, and what its answers rest on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -21,11 +21,13 @@ from gradsurgery.report.section import (
 )
 from gradsurgery.results.classification import (
     INTERVALS,
+    INTERVALS_OF_GROUPS,
     Assessment,
-    Estimate,
+    accuracy_of,
     as_good_as_one_class,
     assess,
 )
+from gradsurgery.results.intervals import Estimate
 
 MOST_CLASSES = 20
 """Of a confusion matrix that is shown as a table."""
@@ -47,6 +49,7 @@ def evaluation_sentences(evaluation: EvaluationFile) -> list[str]:
         f"{evaluation.model} on {evaluation.data}{part}: {_percent(whole.accuracy)} of "
         f"{counted(whole.images, 'image')} right.",
         *no_better_sentences(whole_tally(evaluation)),
+        *group_sentences(whole_tally(evaluation)),
     ]
     if len(found) > 2:
         worst = min((name for name in found if name != _ALL), key=lambda d: found[d].accuracy.value)
@@ -73,13 +76,28 @@ def evaluation_sentences(evaluation: EvaluationFile) -> list[str]:
     return sentences
 
 
+def group_sentences(tally: Tally) -> list[str]:
+    """That images belong together, where they do, and what that means for the intervals."""
+    if not tally.in_groups:
+        return []
+    if len(tally.groups) == 1:
+        return ["All images are of one group: what they say of others is not known."]
+    return [
+        f"The images are of {len(tally.groups):,} groups, and those of a group are not "
+        "independent: the intervals are as wide as so many groups make them."
+    ]
+
+
 def no_better_sentences(tally: Tally | None, where: str = "") -> list[str]:
     """That to name one class for every image would be as good, where it would."""
     if tally is None:
         return []
-    share = as_good_as_one_class(tally.right, tally.matrix().sum(axis=1).tolist())
+    of_classes = tally.matrix().sum(axis=1).tolist()
+    share = as_good_as_one_class(accuracy_of(tally).low, of_classes) if sum(of_classes) else None
     text = f"No better{where} than to name the most frequent class for every image"
     images = counted(tally.images, "image")
+    if tally.in_groups:
+        images += f" of {counted(len(tally.groups), 'group')}"
     return [] if share is None else [f"{text} ({share:.1%} right), as far as {images} can tell."]
 
 
@@ -91,6 +109,24 @@ def chance_sentences(record: Record) -> list[str]:
     return no_better_sentences(Tally.merged([*tests.values()]) if tests else None)
 
 
+def known_targets(records: Iterable[Record]) -> list[str]:
+    """A sentence for every target that the initial weights of runs had been trained on."""
+    found = dict.fromkeys(
+        (record.data.name, record.configuration.target)
+        for record in records
+        if record.configuration.target in record.model.weights_domains
+    )
+    return [known_sentence(data, target) for data, target in found]
+
+
+def known_sentence(data: str, target: str) -> str:
+    """That the accuracy on a domain that was held out is none on an unseen one."""
+    return (
+        f"ATTENTION: runs with {target} of {data} held out began with weights that had "
+        "been trained on it, so that the accuracy says nothing of a domain that was never seen."
+    )
+
+
 def evaluation_tables(evaluation: EvaluationFile) -> list[Table]:
     """By domain, by class, and the confusion matrix of all domains together."""
     found = _assessed(evaluation)
@@ -98,10 +134,16 @@ def evaluation_tables(evaluation: EvaluationFile) -> list[Table]:
     if len(found) == 2:  # one domain, which is all
         del found[_ALL]
     columns = ["domain", "images", "accuracy (%)", "balanced accuracy (%)", "macro F1 (%)"]
+    grouped = {name: tally.groups for name, tally in _tallies(evaluation).items()}
+    intervals, in_groups = INTERVALS, whole_tally(evaluation).in_groups
+    if in_groups:
+        columns.insert(2, "groups")
+        intervals = INTERVALS_OF_GROUPS
     by_domain = [
         [
             name,
             f"{each.images:,}",
+            *([f"{len(grouped[name]):,}"] if in_groups else []),
             *(_percent(e, unit="") for e in (each.accuracy, each.balanced_accuracy, each.macro_f1)),
         ]
         for name, each in found.items()
@@ -130,7 +172,7 @@ def evaluation_tables(evaluation: EvaluationFile) -> list[Table]:
     ]
     tables = [
         plain_table("By domain", columns, by_domain),
-        plain_table("Confidence, by domain", heads, confidence, notes=[INTERVALS]),
+        plain_table("Confidence, by domain", heads, confidence, notes=[intervals]),
         plain_table("By class", names, by_class),
     ]
     if len(evaluation.classes) <= MOST_CLASSES:
@@ -157,20 +199,23 @@ _ALL = "all domains"
 
 def _assessed(evaluation: EvaluationFile) -> dict[str, Assessment]:
     """The figures of every domain with images, and of all."""
+    tallies = _tallies(evaluation)
+    return {name: assess(each, evaluation.classes) for name, each in tallies.items() if each.images}
+
+
+def _tallies(evaluation: EvaluationFile) -> dict[str, Tally]:
     tallies = {name: domain.tally for name, domain in evaluation.domains.items()}
-    tallies[_ALL] = whole_tally(evaluation)
-    return {
-        name: assess(tally, evaluation.classes) for name, tally in tallies.items() if tally.images
-    }
+    return tallies | {_ALL: whole_tally(evaluation)}
 
 
 def _trained(evaluation: EvaluationFile) -> str:
     if evaluation.trained_on is None:
         return f"The model file does not say which domains of {evaluation.trained_data} it is from."
     held_out = "" if evaluation.target is None else f"; {evaluation.target} was held out"
-    return (
-        f"It was trained on {listed(evaluation.trained_on)} of {evaluation.trained_data}{held_out}."
-    )
+    before = evaluation.trained_before
+    also = f" Its initial weights had been trained on {listed(before)} of it." if before else ""
+    data = evaluation.trained_data
+    return f"It was trained on {listed(evaluation.trained_on)} of {data}{held_out}.{also}"
 
 
 def _seen(evaluation: EvaluationFile) -> list[str]:
@@ -179,7 +224,8 @@ def _seen(evaluation: EvaluationFile) -> list[str]:
     if None not in counts:
         seen = sum(count or 0 for count in counts)
         trained = f"{counted(seen, 'image')} of these {'was' if seen == 1 else 'were'} trained on"
-        return [f"{trained}: their accuracy says nothing of new images."] if seen else []
+        most = "ATTENTION: " if 2 * seen >= whole_tally(evaluation).images else ""
+        return [f"{most}{trained}: their accuracy says nothing of new images."] if seen else []
     shared = [d for d in evaluation.domains if _role(evaluation, d) == "yes"]
     if not shared:
         return []
@@ -194,20 +240,23 @@ def _role(evaluation: EvaluationFile, domain: str) -> str:
     own = evaluation.data == evaluation.trained_data and domain != _ALL
     if evaluation.trained_on is None or not own:
         return ABSENT
-    return "yes" if domain in evaluation.trained_on else "no"
+    return "yes" if domain in evaluation.trained_on + evaluation.trained_before else "no"
 
 
 def _percent(estimate: Estimate | None, unit: str = " %") -> str:
     if estimate is None:
         return ABSENT
     value, low, high = (100 * x for x in (estimate.value, estimate.low, estimate.high))
+    if low == high:  # no image, and no group, left out changes it: nothing is known of an interval
+        return f"{value:.1f}{unit}"
     return f"{value:.1f}{unit} [{low:.1f}, {high:.1f}]"
 
 
 def _number(estimate: Estimate | None) -> str:
     if estimate is None:
         return ABSENT
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    text = f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    return text.replace("inf", "∞")  # of a single group
 
 
 _HOW = {

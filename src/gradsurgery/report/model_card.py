@@ -13,7 +13,7 @@ from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA
 from gradsurgery.documents.studies import Diagnosis
 from gradsurgery.errors import printable
-from gradsurgery.report.evaluation_text import no_better_sentences
+from gradsurgery.report.evaluation_text import known_sentence, known_targets, no_better_sentences
 from gradsurgery.report.gradients_text import diagnosis_sentences
 from gradsurgery.report.rendering import markdown_text, to_markdown
 from gradsurgery.report.run_text import accuracy_text, left_out_sentences
@@ -31,6 +31,7 @@ from gradsurgery.report.section import (
 )
 from gradsurgery.report.section import listed as spoken
 from gradsurgery.results.classification import as_good_as_one_class
+from gradsurgery.results.deployment import low_end
 from gradsurgery.results.runs import guesses
 from gradsurgery.results.statistics import mean_interval
 
@@ -68,13 +69,13 @@ def short_card(about: ModelDescription, record: Record | None) -> str:
     expected = "How it does on a domain that it was not trained on was not measured."
     target = about.target
     if target is not None and record is not None and target in record.result.best.test_accuracy:
-        best = record.result.best
-        accuracy = accuracy_text(best.test_accuracy[target], best.tests.get(target))
+        best, tests = record.result.best, record.result.best.tests.get(target)
+        accuracy = accuracy_text(best.test_accuracy[target], tests)
         expected = (
             f"Accuracy on the test images of {_line(target)}, a domain that was held out: "
             f"{accuracy}, of one run."
         )
-        expected = " ".join([expected, *no_better_sentences(best.tests.get(target))])
+        expected = " ".join([expected, *known_targets([record]), *no_better_sentences(tests)])
     sources = "" if about.domains is None else f"; domains {spoken(map(_line, about.domains))}"
     data = f"{_line(about.data)}{sources}"
     training = f"{about.method} on {about.backbone}, seed {about.seed}, step {about.step}"
@@ -151,9 +152,7 @@ def expectation(deployment: Deployment) -> Text:
     naming = "To guess one of its classes"
     if sum(images):
         guess, naming = max(images) / sum(images), "Always to name the most frequent class"
-    seeds = max(len(deployment.seeds), 1)  # whose test images are in part the same
-    right = sum(c.recognised for c in deployment.classes_unseen) // seeds
-    poor = as_good_as_one_class(right, [n // seeds for n in images])
+    poor = as_good_as_one_class(low_end(deployment), images)
     warning = " ITS RUNS DO NO BETTER THAN THAT, as far as their test images can tell."
     return Text(
         f"Expect {percent(fmean(means))} of the images of a domain that it was not trained on to "
@@ -165,7 +164,7 @@ def expectation(deployment: Deployment) -> Text:
 
 def copied_sentences(deployment: Deployment) -> list[str]:
     """A sentence for every domain left out whose accuracy rests on images that were trained on."""
-    sentences = []
+    sentences = [known_sentence(_line(deployment.data), _line(d)) for d in deployment.known]
     for each in deployment.copied:
         counts = [("identical to", each.identical), ("like", each.alike)]
         those = spoken(f"{n:,} {'is' if n == 1 else 'are'} {how}" for how, n in counts if n)
@@ -184,6 +183,7 @@ def copied_sentences(deployment: Deployment) -> list[str]:
 
 def _expected(deployment: Deployment) -> Iterator[Block]:
     means, domains, tested = _by_domain(deployment), deployment.domains, deployment.tested
+    groups = deployment.tested_groups
     yield expectation(deployment)
     if copied := copied_sentences(deployment):
         yield Listing(copied)
@@ -211,16 +211,19 @@ def _expected(deployment: Deployment) -> Iterator[Block]:
         spread = f" ± {100 * stdev(runs):.1f}" if len(runs) > 1 else ""
         chosen = deployment.without_it.get(domain)
         images = f"{tested[domain]:,}" if domain in tested else ABSENT
+        images += f" of {counted(groups[domain], 'group')}" if domain in groups else ""
         rows.append([domain, images, f"{100 * fmean(runs):.1f}{spread}", _number(chosen)])
     without = _number(fmean([*deployment.without_it.values()]))
     rows.append(["mean", "", f"{100 * fmean(means):.1f}", without])
     columns = ["left out", "test images", "accuracy (%)", "chosen without it (%)"]
     shown = 4 if len(deployment.candidates) > 1 else 3
     yield plain_table("", columns[:shown], [row[:shown] for row in rows])
-    if few := [domain for domain in domains if tested.get(domain, _FEW) < _FEW]:
+    independent = tested | groups
+    if few := [domain for domain in domains if independent.get(domain, _FEW) < _FEW]:
         yield Text(
-            f"An accuracy on fewer than {_FEW} images says little, and counts as much as the "
-            f"others in the mean, the worst and the best: so it is for {spoken(map(_line, few))}."
+            f"An accuracy on fewer than {_FEW} {'groups of ' if groups else ''}images says little, "
+            "and counts as much as the others in the mean, the worst and the best: so it is for "
+            f"{spoken(map(_line, few))}."
         )
     if shown == 4:
         yield Text(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradsurgery.atomic import atomic_file
+from gradsurgery.atomic import atomic_file, check_folder
 from gradsurgery.documents.deployment import EvaluationFile
 from gradsurgery.documents.selection import Model, ReportFiles
 from gradsurgery.documents.studies import Diagnosis, Explanation, SimilarityStudy
@@ -101,6 +101,7 @@ def write_report(
     found = [folder] if isinstance(folder, Path) else folder
     inventory = found if isinstance(found, Inventory) else take_inventory(found)
     out = out or inventory.paths[0] / "report"
+    check_folder(out)
     search = search_of(inventory, options.selected)
     model, planned = options.model or search.model, inventory.planned.values()
     tables = compare_runs(search.runs, model, options.baseline, planned)

@@ -9,7 +9,7 @@ from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import left_out_classes
 from gradsurgery.documents.record import Copies, DataRecord, ModelResult, Record
 from gradsurgery.documents.tally import Tally
-from gradsurgery.report.evaluation_text import chance_sentences
+from gradsurgery.report.evaluation_text import chance_sentences, known_targets
 from gradsurgery.report.section import (
     ABSENT,
     Block,
@@ -24,7 +24,7 @@ from gradsurgery.report.section import (
     rounded,
     value_text,
 )
-from gradsurgery.results.classification import proportion
+from gradsurgery.results.classification import accuracy_of
 from gradsurgery.results.runs import Records
 from gradsurgery.results.tables import ComparisonTable
 
@@ -53,7 +53,7 @@ def run_blocks(record: Record) -> list[Text | Table]:
     recalls = recall_table(record)
     blocks = [about, _results(record), *([recalls] if recalls else []), _curves(record)]
     texts = [f"cost: {', '.join(filter(None, parts))}"]
-    texts += chance_sentences(record)
+    texts += [*known_targets([record]), *chance_sentences(record)]
     if missed := never_predicted(record):
         texts.append(f"never predicted on {record.configuration.target}: {listed(missed)}")
     if record.data.skipped:
@@ -122,15 +122,16 @@ def _curves(record: Record) -> Table:
 
 
 def accuracy_text(accuracy: float, tally: Tally | None) -> str:
-    """In %, with Wilson's interval of 95 % where the images were counted.
+    """In %, with the interval of 95 % where the images were counted, and how many groups they are.
 
     >>> accuracy_text(0.9, Tally(confusion=["0:9 1:1", ""]))
     '90.0% [59.6, 98.2]'
     """
     if tally is None:
         return f"{accuracy:.1%}"
-    found = proportion(tally.right, tally.images)
-    return f"{accuracy:.1%} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+    found = accuracy_of(tally)
+    groups = f" of {counted(len(tally.groups), 'group')}" if tally.in_groups else ""
+    return f"{accuracy:.1%} [{100 * found.low:.1f}, {100 * found.high:.1f}]{groups}"
 
 
 def recall_table(record: Record) -> Table | None:

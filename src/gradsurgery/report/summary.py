@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from gradsurgery.documents.data_options import built_in
+from gradsurgery.report.evaluation_text import known_targets
 from gradsurgery.report.run_text import copied_targets
 from gradsurgery.report.section import counted, listed, value_text
 from gradsurgery.report.tables import p_text
@@ -23,7 +24,8 @@ def summarize(
     for table in tables:
         sentences += [*_averages(table), *_tests(table), *_misled(table)]
         sentences.append(f"{caution}." if (caution := built_in(table.data).caution) else "")
-    sentences += copied_targets(list(inventory.records.values()))
+    records = list(inventory.records.values())
+    sentences += [*known_targets(records), *copied_targets(records)]
     sentences.append(_ranked(ranking, tables))
     return [sentence for sentence in sentences if sentence]
 

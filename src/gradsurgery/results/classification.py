@@ -1,14 +1,22 @@
 """From what was counted to the figures of a classifier, each with its interval."""
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from gradsurgery.documents.tally import Tally
+from gradsurgery.documents.tally import BINS, Tally
+from gradsurgery.results.intervals import (
+    Counts,
+    Estimate,
+    Groups,
+    Values,
+    normal_quantile,
+    proportion,
+)
 from gradsurgery.results.statistics import CONFIDENCE
 from gradsurgery.seeds import derive_seed
 
@@ -18,17 +26,13 @@ INTERVALS = (
     "the images (2,000 resamples) of balanced accuracy, macro F1 and calibration error; the normal "
     "one of the log loss."
 )
-
-Matrix = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and the ends of its interval."""
-
-    value: float
-    low: float
-    high: float
+INTERVALS_OF_GROUPS = (
+    "Intervals are of 95 % and take groups of images, not images, for independent: Wilson's on the "
+    "effective number of images (Rao & Scott 1992) of accuracy, recall, precision, balanced "
+    "accuracy and macro F1; Student's of calibration error and log loss. Variances are the "
+    "jackknife's, which leaves out one group after another; degrees of freedom follow from how "
+    "many groups there are and how uneven they are."
+)
 
 
 @dataclass(frozen=True)
@@ -73,76 +77,134 @@ class Assessment:
 def assess(tally: Tally, classes: Sequence[str]) -> Assessment:
     """The figures that a tally of one image or more comes to.
 
-    Its bootstrap draws from a seed of its own: the same tally gives the same intervals.
+    Its bootstrap draws from a seed of its own: the same tally gives the same intervals. Where
+    images belong to groups, nothing is drawn: see `Groups`.
 
     >>> assess(Tally(confusion=["3:1", "1:4", "", ""]), "abcd").balanced_accuracy.value
     0.5
     """
-    matrix = tally.matrix()
-    random = np.random.default_rng(derive_seed(0, "bootstrap of a tally"))
-    resampled = _resampled(matrix.reshape(-1), random).reshape(-1, *matrix.shape)
+    matrix, groups = tally.matrix(), Groups.of(tally)
+    if groups is None:
+        random = np.random.default_rng(derive_seed(0, "bootstrap of a tally"))
+        sums, resampled = _Sums.of(matrix), _resampled_sums(matrix, random)
+        n = tally.images
+        balanced = _estimate(sums.balanced_accuracy(), resampled.balanced_accuracy(), n)
+        macro_f1 = _estimate(sums.macro_f1(), resampled.macro_f1(), n)
+        log_loss, calibration = _log_loss(tally), _calibration_error(tally, random)
+    else:
+        balanced = _of_groups(groups, matrix, _Sums.balanced_accuracy)
+        macro_f1 = _of_groups(groups, matrix, _Sums.macro_f1)
+        log_loss = _log_loss_of_groups(tally, groups)
+        calibration = _calibration_error_of_groups(tally, groups)
     return Assessment(
         images=tally.images,
-        accuracy=proportion(tally.right, tally.images),
-        balanced_accuracy=_estimate(_balanced_accuracy(matrix), _balanced_accuracy(resampled)),
-        macro_f1=_estimate(_macro_f1(matrix), _macro_f1(resampled)),
-        log_loss=_log_loss(tally),
-        calibration_error=_calibration_error(tally, random),
-        classes=[_class_figures(name, matrix, k) for k, name in enumerate(classes)],
+        accuracy=accuracy_of(tally),
+        balanced_accuracy=balanced,
+        macro_f1=macro_f1,
+        log_loss=log_loss,
+        calibration_error=calibration,
+        classes=[_class_figures(name, matrix, k, groups) for k, name in enumerate(classes)],
     )
 
 
-def proportion(right: int, total: int) -> Estimate:
-    """A fraction with Wilson's interval (Wilson 1927), which holds for few images too.
-
-    >>> found = proportion(9, 10)
-    >>> found.value, round(found.low, 3), round(found.high, 3)
-    (0.9, 0.596, 0.982)
-    """
-    z = _normal_quantile()
-    middle = right + z**2 / 2
-    reach = z * math.sqrt(right * (total - right) / total + z**2 / 4)
-    low = 0.0 if right == 0 else (middle - reach) / (total + z**2)
-    high = 1.0 if right == total else (middle + reach) / (total + z**2)
-    return Estimate(right / total, low, high)
+def accuracy_of(tally: Tally) -> Estimate:
+    """The fraction of a tally's images that is right."""
+    if (groups := Groups.of(tally)) is not None:
+        return groups.proportion(groups.right, groups.right | ~groups.right)
+    return proportion(int(tally.matrix().trace()), tally.images)
 
 
-def as_good_as_one_class(right: int, images: Sequence[int]) -> float | None:
+def accuracy_by_bin(tally: Tally) -> dict[int, Estimate]:
+    """The same of the images in each bin of confidence that has any."""
+    bins = {b: (int(r), int(n)) for b, (n, r, _) in enumerate(tally.bins()) if n}
+    if (groups := Groups.of(tally)) is not None:
+        return {b: groups.proportion(groups.right, groups.bin == b) for b in bins}
+    return {b: proportion(right, images) for b, (right, images) in bins.items()}
+
+
+def as_good_as_one_class(low: float, images: Sequence[int]) -> float | None:
     """The share of the most frequent class where to name it always is as good; None elsewhere.
 
-    As good: Wilson's interval of right / Σ images does not lie above it. None too where fewer than
-    two classes have images, which nobody has to tell apart.
+    As good: the interval of the accuracy, which begins at `low`, does not lie above it. None too
+    where fewer than two classes have images, which nobody has to tell apart.
 
-    right: images that are recognised. images: how many there are of each class.
+    images: how many there are of each class.
 
-    >>> as_good_as_one_class(18, [20, 10]), as_good_as_one_class(26, [20, 10])
-    (0.6666666666666666, None)
+    >>> as_good_as_one_class(proportion(18, 30).low, [20, 10])
+    0.6666666666666666
+    >>> as_good_as_one_class(proportion(26, 30).low, [20, 10])
     """
     if sum(count > 0 for count in images) < 2:
         return None
     share = max(images) / sum(images)
-    return share if proportion(right, sum(images)).low <= share else None
+    return share if low <= share else None
 
 
-def _normal_quantile() -> float:
-    """How many standard deviations a confidence interval reaches to either side."""
-    return NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+@dataclass(frozen=True)
+class _Sums:
+    """Of each class: answers that are right, images, and predictions; [classes, samples]."""
+
+    right: Counts
+    images: Counts
+    predicted: Counts
+
+    @classmethod
+    def of(cls, matrix: Counts) -> "_Sums":
+        """Those of a confusion matrix, one sample."""
+        columns = (matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0))
+        return cls(*(column[:, None] for column in columns))
+
+    @classmethod
+    def added(
+        cls, classes: int, samples: int, cells: Iterable[tuple[int, int, Any, Any]]
+    ) -> "_Sums":
+        """Those of cells (class, predicted, samples, images)."""
+        sums = cls(*(np.zeros((classes, samples), dtype=np.int64) for _ in range(3)))
+        for label, predicted, sample, images in cells:
+            sums.images[label, sample] += images
+            sums.predicted[predicted, sample] += images
+            if label == predicted:
+                sums.right[label, sample] += images
+        return sums
+
+    def without(self, others: "_Sums") -> "_Sums":
+        """What is left without each of the samples of the others."""
+        mine, theirs = vars(self).values(), vars(others).values()
+        return _Sums(*(a - b for a, b in zip(mine, theirs, strict=True)))
+
+    def balanced_accuracy(self) -> Values:
+        there = self.images > 0
+        recall = self.right / np.maximum(self.images, 1)
+        return np.asarray((recall * there).sum(axis=0) / there.sum(axis=0))
+
+    def macro_f1(self) -> Values:
+        either = self.images + self.predicted
+        f1 = 2 * self.right / np.maximum(either, 1)
+        return np.asarray(f1.sum(axis=0) / (either > 0).sum(axis=0))
 
 
-def _class_figures(name: str, matrix: Matrix, k: int) -> ClassFigures:
+def _class_figures(name: str, matrix: Counts, k: int, groups: Groups | None) -> ClassFigures:
     right, images = int(matrix[k, k]), int(matrix[k].sum())
     predicted = int(matrix[:, k].sum())
-    return ClassFigures(
-        name,
-        images,
-        predicted,
-        proportion(right, images) if images else None,
-        proportion(right, predicted) if predicted else None,
-        2 * right / (images + predicted) if images + predicted else 0.0,
-    )
+    recall = proportion(right, images) if images else None
+    precision = proportion(right, predicted) if predicted else None
+    if groups is not None:
+        recall = recall and groups.proportion(groups.right, groups.label == k)
+        precision = precision and groups.proportion(groups.right, groups.predicted == k)
+    f1 = 2 * right / (images + predicted) if images + predicted else 0.0
+    return ClassFigures(name, images, predicted, recall, precision, f1)
 
 
-def _resampled(counts: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
+def _resampled_sums(matrix: Counts, random: np.random.Generator) -> _Sums:
+    """Of as many images drawn anew, with replacement."""
+    labels, predicted = np.nonzero(matrix)
+    drawn = np.ascontiguousarray(_resampled(matrix[labels, predicted], random).T)
+    every = itertools.repeat(slice(None))
+    cells = zip(labels.tolist(), predicted.tolist(), every, drawn, strict=False)
+    return _Sums.added(len(matrix), RESAMPLES, cells)
+
+
+def _resampled(counts: Counts, random: np.random.Generator) -> Counts:
     """Counts of as many images drawn anew, with replacement; only cells that have any vary."""
     cells = np.flatnonzero(counts)
     total = int(counts.sum())
@@ -152,27 +214,10 @@ def _resampled(counts: NDArray[np.int64], random: np.random.Generator) -> NDArra
     return full
 
 
-def _balanced_accuracy(matrix: Matrix) -> NDArray[np.float64]:
-    images = matrix.sum(axis=-1)
-    recall = _diagonal(matrix) / np.maximum(images, 1)
-    there = images > 0
-    return np.asarray((recall * there).sum(axis=-1) / there.sum(axis=-1))
-
-
-def _macro_f1(matrix: Matrix) -> NDArray[np.float64]:
-    either = matrix.sum(axis=-1) + matrix.sum(axis=-2)
-    f1 = 2 * _diagonal(matrix) / np.maximum(either, 1)
-    return np.asarray(f1.sum(axis=-1) / (either > 0).sum(axis=-1))
-
-
-def _diagonal(matrix: Matrix) -> Matrix:
-    return np.diagonal(matrix, axis1=-2, axis2=-1)
-
-
 def _log_loss(tally: Tally) -> Estimate | None:
     if tally.log_loss is None or tally.log_loss_deviation is None:
         return None
-    reach = _normal_quantile() * tally.log_loss_deviation / math.sqrt(tally.images)
+    reach = normal_quantile() * tally.log_loss_deviation / math.sqrt(tally.images)
     return Estimate(tally.log_loss, tally.log_loss - reach, tally.log_loss + reach)
 
 
@@ -182,18 +227,58 @@ def _calibration_error(tally: Tally, random: np.random.Generator) -> Estimate | 
         return None
     images, correct, confidence = tally.bins().T
     mean = confidence / np.maximum(images, 1)
-
-    def error(images: NDArray[np.float64], correct: NDArray[np.float64]) -> NDArray[np.float64]:
-        gaps = np.abs(correct - images * mean).sum(axis=-1)
-        return np.asarray(gaps / images.sum(axis=-1))
-
     cells = np.concatenate([correct, images - correct]).astype(np.int64)
     drawn = _resampled(cells, random).astype(np.float64)
     right, wrong = drawn[:, : len(images)], drawn[:, len(images) :]
-    return _estimate(error(images, correct), error(right + wrong, right))
+    return _estimate(_gap(images, correct, mean), _gap(right + wrong, right, mean))
 
 
-def _estimate(value: NDArray[np.float64], resampled: NDArray[np.float64]) -> Estimate:
+def _of_groups(groups: Groups, matrix: Counts, figure: Callable[["_Sums"], Values]) -> Estimate:
+    whole, classes, count = _Sums.of(matrix), len(matrix), len(groups.images)
+    without, step = np.full(count, np.nan), max(1, 2**20 // classes)  # at a time: bounds memory
+    for start in range(0, count, step) if count > 1 else ():
+        here = (groups.group >= start) & (groups.group < start + step)
+        columns = (groups.label, groups.predicted, groups.group - start, groups.count)
+        cells = zip(*(column[here].tolist() for column in columns), strict=True)
+        part = _Sums.added(classes, min(step, count - start), cells)
+        without[start : start + step] = figure(whole.without(part))
+    return groups.bounded(float(figure(whole)[0]), without)
+
+
+def _log_loss_of_groups(tally: Tally, groups: Groups) -> Estimate | None:
+    if tally.log_loss is None:
+        return None
+    losses, images = np.array(tally.group_losses) * groups.images, groups.images
+    without = (losses.sum() - losses) / np.maximum(images.sum() - images, 1)
+    return groups.symmetric(tally.log_loss, without, math.inf)
+
+
+def _calibration_error_of_groups(tally: Tally, groups: Groups) -> Estimate | None:
+    """Without a group, every image still has the mean confidence of its bin."""
+    if not tally.calibration:
+        return None
+    counts = np.zeros((2, len(groups.images), BINS + 1))
+    for each, chosen in zip(counts, (groups.count, groups.count * groups.right), strict=True):
+        np.add.at(each, (groups.group, groups.bin), chosen)
+    (images, correct), (n, right, confidence) = counts, tally.bins().T
+    mean = confidence / np.maximum(n, 1)
+    value = float(_gap(n, right, mean))
+    return groups.symmetric(value, _gap(n - images, right - correct, mean), 1.0)
+
+
+def _gap(images: Values, correct: Values, mean: Values) -> Values:
+    """The calibration error of bins with so many images and a mean confidence each."""
+    gaps = np.abs(correct - images * mean).sum(axis=-1)
+    return np.asarray(gaps / np.maximum(images.sum(axis=-1), 1))
+
+
+def _estimate(value: Values, resampled: Values, images: int = 0) -> Estimate:
+    """With percentiles; of `images` that are all right or all wrong, which no resampling changes,
+    with the interval of their fraction.
+    """
+    found = float(np.squeeze(value))
+    if images and found in (0.0, 1.0):
+        return proportion(round(found * images), images)
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(resampled, [tail, 100 - tail])
-    return Estimate(float(value), float(low), float(high))
+    return Estimate(found, float(low), float(high))

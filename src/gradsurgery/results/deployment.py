@@ -9,11 +9,18 @@ from statistics import fmean
 from typing import NamedTuple
 
 from gradsurgery.documents.configuration import RunConfiguration, options_of
-from gradsurgery.documents.deployment import ClassRecall, CopiedTests, DeploymentCandidate
+from gradsurgery.documents.deployment import (
+    ClassRecall,
+    CopiedTests,
+    Deployment,
+    DeploymentCandidate,
+)
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CriterionName
 from gradsurgery.documents.tally import Tally
 from gradsurgery.errors import DataError
+from gradsurgery.results.classification import accuracy_of
+from gradsurgery.results.intervals import proportion
 from gradsurgery.results.runs import Inventory
 from gradsurgery.results.selection import first_best
 
@@ -123,6 +130,55 @@ def tested_images(records: Sequence[Record]) -> dict[str, int]:
             tests = record.split.sizes[target].test
             found[target] = max(tests, found.get(target, 0))
     return found
+
+
+def unseen_groups(records: Sequence[Record]) -> dict[str, int]:
+    """As `tested_images`, of groups; empty where images are in none."""
+    found: dict[str, int] = {}
+    for record in records:
+        target = record.configuration.target
+        tally = record.result.best.tests.get(target)
+        if tally is not None and tally.in_groups:
+            found[target] = max(len(tally.groups), found.get(target, 0))
+    return found
+
+
+def known_domains(records: Sequence[Record]) -> list[str]:
+    """The domains that the initial weights of runs which left them out had been trained on."""
+    return sorted(
+        {
+            record.configuration.target
+            for record in records
+            if record.configuration.target in record.model.weights_domains
+        }
+    )
+
+
+def unseen_low(records: Sequence[Record]) -> float | None:
+    """Where images are in groups, where the interval of the accuracy on domains left out begins.
+
+    A mean over the seeds, whose test images are in part the same.
+    """
+    by_seed: dict[int, list[Tally]] = {}
+    for record in records:
+        tally = record.result.best.tests.get(record.configuration.target)
+        if tally is None:
+            return None
+        by_seed.setdefault(record.configuration.seed, []).append(tally)
+    merged = [Tally.merged(tallies) for tallies in by_seed.values()]
+    if not any(tally.in_groups for tally in merged):
+        return None
+    return fmean(accuracy_of(tally).low for tally in merged)
+
+
+def low_end(deployment: Deployment) -> float:
+    """Where the interval of the accuracy on domains left out begins; 0 where none was counted."""
+    if deployment.unseen_low is not None:
+        return deployment.unseen_low
+    seeds = max(len(deployment.seeds), 1)  # whose test images are in part the same
+    right = sum(each.recognised for each in deployment.classes_unseen) // seeds
+    total = sum(each.images for each in deployment.classes_unseen) // seeds
+    return proportion(right, total).low if total else 0.0
 
 
 def _options(configuration: RunConfiguration) -> dict[str, object]:

@@ -29,6 +29,7 @@ from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.rules import ANDMask, SANDMask
 
 Gaps = Sequence[tuple[str, str]]
+_FAR = 5  # per cent of a domain's images: how far off a part is worth a word
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,11 @@ class ImagesUsed:
                 )
         algorithm.treat_classes(weights, gaps, heads)
 
-    def notes(self, target: str | None) -> Iterator[str]:
-        """Lines for whoever watches the run; `target` is the domain held out, if any."""
+    def notes(self, target: str | None, asked: str = "") -> Iterator[str]:
+        """Lines for whoever watches the run.
+
+        target: the domain held out, if any. asked: the option `split`.
+        """
         tested = 0 if target is None else len(self.split.test[target])
         if skipped := self.images.skipped:
             first = f"{skipped[0].identity}: {skipped[0].reason}"
@@ -132,6 +136,7 @@ class ImagesUsed:
                 "and not used, the "
                 f"first {self.split.unused[0]}"
             )
+        yield from _uneven(self.split, asked, self.images)
         left_out = left_out_classes((each.identity, each.reason) for each in self.images.left_out)
         if left_out:
             classes = "; ".join(f"{label} ({why})" for label, why in left_out.items())
@@ -150,6 +155,24 @@ class ImagesUsed:
         listed = self.images.counts()[[self.images.domains.index(d) for d in self.sources]]
         lacking = torch.from_numpy(listed == 0)
         return lacking & ~lacking.all(0)
+
+
+def _uneven(split: Split, asked: str, images: ImageSet) -> Iterator[str]:
+    """A line where whole groups leave the parts of a domain far from the percentages."""
+    wanted = percentages(asked)
+    if wanted is None or images.groups is None:
+        return
+    far = {}
+    for domain, sizes in split.sizes().items():
+        if np.intersect1d(split.train[domain], split.test[domain]).size:
+            continue  # all of the target are tests
+        found = [100 * size / max(sum(sizes.values()), 1) for size in sizes.values()]
+        if max(abs(a - b) for a, b in zip(found, wanted, strict=True)) > _FAR:
+            far[domain] = "/".join(f"{each:.0f}" for each in found)
+    if far:
+        more = f" (and {len(far) - 1} more)" if len(far) > 1 else ""
+        domain, parts = next(iter(far.items()))
+        yield f"{domain} is split {parts}{more}, not {asked}, for no group is divided"
 
 
 def check_divided(configuration: RunConfiguration, images: ImageSet) -> None:
@@ -291,6 +314,5 @@ def _check_split(
             else f"{told} has no test images of {target}; name some, or {cure}"
         )
     if untrained := [domain for domain in sources if sizes[domain]["train"] == 0]:
-        raise DataError(
-            f"{name}: no image of domain {untrained[0]} is for training; mend the split"
-        )
+        cure = f"have {more}" if drawn else "mend the split"
+        raise DataError(f"{name}: no image of domain {untrained[0]} is for training; {cure}")

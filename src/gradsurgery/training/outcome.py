@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from gradsurgery import __version__
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageLoader, ImageSet, Split
+from gradsurgery.data.groups import group_numbers
 from gradsurgery.data.loader import prefetched
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.deployment import ModelDescription
+from gradsurgery.documents.deployment import ModelDescription, domains_known
 from gradsurgery.documents.record import (
     Cost,
     DataRecord,
@@ -47,9 +49,17 @@ class Answers:
 
     def __init__(self) -> None:
         self._parts: list[tuple[Tensor, ...]] = []
+        self._groups: list[NDArray[np.int64]] = []
 
-    def add(self, logits: Float[Tensor, "batch classes"], labels: Int64[Tensor, " batch"]) -> None:
-        """Take a batch in; logits in float32."""
+    def add(
+        self,
+        logits: Float[Tensor, "batch classes"],
+        labels: Int64[Tensor, " batch"],
+        groups: Int64[np.ndarray, " batch"] | None = None,
+    ) -> None:
+        """Take a batch in; logits in float32. groups: of `group_numbers`, for all or no batches."""
+        if groups is not None:
+            self._groups.append(groups)
         confidence, predicted = logits.softmax(dim=1).amax(dim=1), logits.argmax(dim=1)
         losses = functional.cross_entropy(logits, labels, reduction="none")
         self._parts.append((labels, predicted, confidence, losses))
@@ -71,7 +81,8 @@ class Answers:
         labels, predicted, confidence, losses = (
             torch.cat(column).cpu().numpy() for column in zip(*self._parts, strict=True)
         )
-        return Tally.of(labels, predicted, confidence, losses, classes)
+        group = np.concatenate(self._groups) if self._groups else None
+        return Tally.of(labels, predicted, confidence, losses, classes, group=group)
 
 
 @dataclass(frozen=True)
@@ -90,8 +101,11 @@ def evaluate(
     indices: Int64[np.ndarray, " chosen"],
     *,
     autocast: AutocastFactory,
+    groups: Int64[np.ndarray, " images"] | None = None,
 ) -> Evaluation:
     """Loss and accuracy of the model, in evaluation mode, on the loader's images at `indices`.
+
+    groups: of all the loader's images, from `group_numbers`.
 
     A loss that is not finite is returned as it is: it shows in the curve and decides nothing.
     """
@@ -102,13 +116,14 @@ def evaluate(
     # in the order of the file
     parts = [np.sort(indices[start : start + _BATCH]) for start in range(0, len(indices), _BATCH)]
     ahead = 0 if device.type == "cpu" else 1  # a processor has nothing to do meanwhile
-    for _, fetched in prefetched(lambda i: loader.fetch(parts[i]), 1, len(parts), ahead=ahead):
+    batches = prefetched(lambda i: loader.fetch(parts[i]), 1, len(parts), ahead=ahead)
+    for part, (_, fetched) in zip(parts, batches, strict=True):
         images, labels = fetched()
         with autocast():
             logits = backbone.model(images).float()
         del images  # before the next are made
         loss += functional.cross_entropy(logits, labels, reduction="sum").double()
-        answers.add(logits, labels)
+        answers.add(logits, labels, None if groups is None else groups[part])
     return Evaluation(float(loss) / len(indices), answers.correct / len(indices), answers)
 
 
@@ -130,9 +145,16 @@ class Run:
     directory: Path
     report: ProgressCallback
 
-    def evaluate(self, indices: Int64[np.ndarray, " chosen"]) -> Evaluation:
+    def evaluate(
+        self,
+        indices: Int64[np.ndarray, " chosen"],
+        groups: Int64[np.ndarray, " images"] | None = None,
+    ) -> Evaluation:
         """Loss and accuracy on the images at `indices` of the model that is judged."""
-        return evaluate(self.learner.judged, self.loader, indices, autocast=self.learner.autocast)
+        learner = self.learner
+        return evaluate(
+            learner.judged, self.loader, indices, autocast=learner.autocast, groups=groups
+        )
 
     def validate(self) -> Evaluation:
         """Loss and accuracy on the validation images of the source domains."""
@@ -157,6 +179,7 @@ def conclude(run: Run, *, cuda_graph: str | None) -> Record:
             parameters=sum(parameter.numel() for parameter in backbone.model.parameters()),
             pretrained=backbone.pretrained,
             weights_digest=backbone.weights_digest,
+            weights_domains=domains_known(backbone.weights_metadata, images.name, images.domains),
         ),
         curves=checkpoint.curves,
         conflict=checkpoint.conflict if c.log_conflict else None,
@@ -203,10 +226,11 @@ def _tested(run: Run, first: int, **about: Any) -> ModelResult:
     """The judged model on the test images; its first domain is test number `first` of the run."""
     images, split, tested = run.used.images, run.used.split, {}
     target, total = run.checkpoint.configuration.held_out(images.domains), 2 * len(images.domains)
+    groups = group_numbers(images.groups, images.domain)
     for position, domain in enumerate(images.domains, start=first):
         run.report(TrainingProgress("testing", position, total))
         if len(split.test[domain]):  # a split of the user's own may have none of a source
-            tested[domain] = run.evaluate(split.test[domain])
+            tested[domain] = run.evaluate(split.test[domain], groups)
     run.report(TrainingProgress("testing", first + len(images.domains), total))
     held_back = np.empty(0, dtype=np.int64) if target is None else split.validation[target]
     return ModelResult(
@@ -245,6 +269,7 @@ def _save_model(
         precision=configuration.precision,
         data=images.name,
         domains=configuration.sources(images.domains),
+        domains_before=domains_known(backbone.weights_metadata, images.name, images.domains),
         target=configuration.held_out(images.domains),
         method=configuration.method,
         average=configuration.average,

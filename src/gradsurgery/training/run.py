@@ -14,6 +14,7 @@ from gradsurgery.backbones.networks import find_network
 from gradsurgery.data import ImageSet, Source, open_source, prepare, unknown_domain
 from gradsurgery.data.splits import check_split
 from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.documents.deployment import domains_known
 from gradsurgery.documents.record import Record
 from gradsurgery.doors import changed_code
 from gradsurgery.errors import ArgumentError
@@ -234,12 +235,14 @@ def _record(
         reset_peak_memory(device)
         used = ImagesUsed.of(c, images)
         used.prepare(learner.algorithm, c, backbone, device)
-        for line in used.notes(c.held_out(images.domains)):
+        target = c.held_out(images.domains)
+        known = domains_known(backbone.weights_metadata, images.name, images.domains)
+        for line in [*_told_of_weights(c, target, known), *used.notes(target, c.split)]:
             report(TrainingProgress("images", len(images.label), len(images.label), note=line))
         objects = _foreign_objects(c, images, backbone)
         if checkpoint is None:
             c.save(directory)
-            used.split.save(directory)
+            used.split.save(directory, images.hashes)
             checkpoint = Checkpoint(
                 configuration=c,
                 data_digest=images.digest,
@@ -255,6 +258,18 @@ def _record(
             report(TrainingProgress("resuming", checkpoint.step, c.iterations))
         run = Run(learner, checkpoint, used, learner.loader(images), directory, report)
         return conclude(run, cuda_graph=run_steps(run, used.batches(c), observe))
+
+
+def _told_of_weights(
+    configuration: RunConfiguration, target: str | None, known: list[str]
+) -> list[str]:
+    """A line where the initial weights were trained on the domain that is held out."""
+    if target not in known:
+        return []
+    return [
+        f"the weights {configuration.weights} were trained on {target}, by what their file says: "
+        "THE ACCURACY SAYS NOTHING OF A DOMAIN THAT WAS NEVER SEEN; give other --weights"
+    ]
 
 
 def _foreign_objects(

@@ -18,7 +18,7 @@ from gradsurgery.report.figures.style import (
     styled,
     wrapped,
 )
-from gradsurgery.results.classification import proportion
+from gradsurgery.results.classification import accuracy_by_bin
 
 Values = NDArray[np.float64]
 
@@ -132,12 +132,12 @@ def confusion_figure(tally: Tally, classes: Sequence[str], title: str) -> Figure
 
 @styled()
 def reliability_figure(tally: Tally, title: str) -> Figure:
-    """Accuracy against confidence in 15 bins, with Wilson's intervals, and how many images."""
+    """Accuracy against confidence in 15 bins, with their intervals, and how many images."""
     figure, grid = new_figure(3.2, 3.6, rows=2)
     axes, below = grid[:, 0]
-    images, correct, confidence = tally.bins().T
+    images, _, confidence = tally.bins().T
     there = np.flatnonzero(images)
-    found = [proportion(int(correct[i]), int(images[i])) for i in there]
+    found = accuracy_by_bin(tally).values()
     heights = np.array([each.value for each in found])
     reach = np.abs(np.array([[each.low, each.high] for each in found]).T - heights)
     mean = confidence[there] / images[there]
