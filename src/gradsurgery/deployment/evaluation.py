@@ -85,12 +85,10 @@ def evaluate_model(
         data=source.name,
         part=part,
         domains={
-            domain: _of_domain(
-                source,
-                [i for i in wanted if source.domains[listing.domain[i]] == domain],
-                labels,
-                answers[domain].tally(len(model.classes)),
-                seen.count(domain),
+            domain: DomainEvaluation(
+                tally=answers[domain].tally(len(model.classes)),
+                unknown=_unknown(source, wanted, labels, domain),
+                seen=seen.count(domain),
             )
             for domain in chosen
         },
@@ -253,14 +251,8 @@ def _jobs(
                 yield position, partial(model.preprocess.pixels, content)
 
 
-def _of_domain(
-    source: Source,
-    members: list[int],
-    labels: np.ndarray,
-    tally: Tally,
-    seen: int | None,
-) -> DomainEvaluation:
-    """What there is to say of a domain's images, of which `tally` counts the answers."""
+def _unknown(source: Source, wanted: list[int], labels: np.ndarray, domain: str) -> dict[str, int]:
+    """How many of a domain's images are of classes that the model does not know, by class."""
     listing = source.listing
-    unknown = Counter(source.classes[listing.label[i]] for i in members if labels[i] < 0)
-    return DomainEvaluation(tally=tally, unknown=dict(unknown), seen=seen)
+    of_domain = [i for i in wanted if source.domains[listing.domain[i]] == domain]
+    return dict(Counter(source.classes[listing.label[i]] for i in of_domain if labels[i] < 0))
