@@ -19,7 +19,6 @@ from gradsurgery.deployment.pictures import Job, Prepared, prepared
 from gradsurgery.deployment.trained_model import BATCH, TrainedModel, check_count
 from gradsurgery.documents.deployment import DomainEvaluation, EvaluatedPart, EvaluationFile
 from gradsurgery.documents.record import SkippedFile, SplitFile
-from gradsurgery.documents.tally import Tally
 from gradsurgery.errors import ArgumentError, DataError, check_kind
 from gradsurgery.training.outcome import Answers
 
