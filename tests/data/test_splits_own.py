@@ -98,20 +98,6 @@ def test_lists_of_files(images, tmp_path):
     assert not found.unused
 
 
-def test_a_line_ends_where_it_ends(root, tmp_path):
-    """Names may have what Python takes for the end of a line too, as U+0085 and U+2028."""
-    for at, odd in enumerate(("\x85", "\u2028", "\x1c")):
-        (root / "art" / "cat" / f"{at}.png").rename(root / "art" / "cat" / f"a{odd}{at}.png")
-    images = prepare(open_source(str(root)), 8, tmp_path / "cache")
-    names = images.identities
-    lists = write(tmp_path / "lists", train=names[::2], val=names[1::4], test=names[3::4])
-    found = split(images, split=lists)
-    assert not found.unused
-    assert sorted(found.identities["art"]["train"]) == sorted(
-        name for name in names[::2] if name.startswith("art")
-    )
-
-
 def test_the_lists_that_pacs_comes_with(images, tmp_path):
     """Training and validation divide a domain, and its test list has all of it."""
     lists = {}

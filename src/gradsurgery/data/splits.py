@@ -277,7 +277,7 @@ def _lines(folder: Path) -> Iterator[tuple[str, str, str]]:
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"cannot read {path}: {error}; save it as UTF-8") from error
         (part,) = meant
-        for number, line in enumerate(text.split("\n"), start=1):
+        for number, line in enumerate(text.splitlines(), start=1):
             if line.strip() and not line.startswith("#"):
                 yield part, f"{path}, line {number}", line.strip()
 
