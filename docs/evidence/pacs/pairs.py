@@ -26,7 +26,19 @@ def main() -> None:
         run = record.configuration
         groups[run.method, run.learning_rate, run.batches][run.target, run.seed] = record
     base = groups[BASELINE]
-    heads = "method rate batches runs validation target over ahead p agree last".split()
+    heads = [
+        "method",
+        "rate",
+        "batches",
+        "runs",
+        "validation",
+        "target",
+        "over",
+        "ahead",
+        "p",
+        "agree",
+        "last",
+    ]
     print("|", " | ".join(heads), "|")
     print("|---" * len(heads) + "|")
     for (method, rate, batches), runs in sorted(groups.items()):
