@@ -96,6 +96,13 @@ CALLS = {
         lambda: stepped(optimizer=torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)),
         "none of the model's parameters",
     ),
+    "step's optimizer: of what is frozen": (
+        lambda: stepped(
+            model=(model := nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 2))),
+            optimizer=torch.optim.SGD(model[0].parameters(), lr=0.1),
+        ),
+        "none of the model's parameters that require gradients",
+    ),
     "step's optimizer": (lambda: stepped(optimizer=5), "torch optimiser .* found a int"),
     "step's batches": (
         lambda: stepped(batches=None),

@@ -112,6 +112,10 @@ def test_a_file_in_the_way_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot write"), claimed(tmp_path / "file" / "run"):
         pass
+    place = tmp_path / "file" / "table.csv"
+    with pytest.raises(OutputError) as raised, atomic_file(place):
+        pass
+    assert f"cannot write {place}: {tmp_path / 'file'} is no folder; choose" in str(raised.value)
 
 
 def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:

@@ -72,7 +72,10 @@ def output_error(path: Path, error: OSError) -> OutputError:
         return OutputError(f"cannot write {path}: the disk is full; free some space and repeat")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return OutputError(f"cannot write {path}: no permission; choose a folder you may write to")
-    return OutputError(f"cannot write {path}: {error.strerror or error}; choose another place")
+    why = error.strerror or error
+    if error.errno == errno.EEXIST:  # of a folder that was to be made
+        why = f"{error.filename or path} is no folder"
+    return OutputError(f"cannot write {path}: {why}; choose another place")
 
 
 def expanded(place: str | os.PathLike[str]) -> Path:

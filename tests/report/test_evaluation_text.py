@@ -93,6 +93,21 @@ def test_what_was_trained_on_and_is_unknown_is_said():
     assert "does not say which domains" in told(trained_on=None)
 
 
+def test_a_domain_that_the_initial_weights_knew_is_no_unseen_one():
+    known = {"trained_before": ["art", "photo"]}
+    attention = "ATTENTION: the initial weights had been trained on photo, so that the accuracy"
+    said = told(**known)
+    assert attention in said
+    assert "Of art most images may have been trained on" in said
+    counted = {
+        "art": DomainEvaluation(tally=SURE, seen=0),
+        "photo": DomainEvaluation(tally=POOR, seen=0),  # by the split of the last run
+    }
+    assert attention in told(domains=counted, **known)
+    assert "ATTENTION" not in told(domains={"art": DomainEvaluation(tally=SURE)}, **known)
+    assert "ATTENTION" not in told(data="other", **known)
+
+
 def test_tables_have_the_figures_of_every_domain_and_class():
     domains, confidence, classes, confusion = text.evaluation_tables(evaluation())
     assert [row[0].text for row in domains.rows] == ["art", "photo", "all domains"]

@@ -198,7 +198,7 @@ def test_the_error_of_a_run_is_its_outcome(plan: MakePlan, tmp_path: Path) -> No
     failed, lines, progress = swept(asked, tmp_path, Scripted())
     assert list(failed) == [run.directory]
     assert "failed: cannot write" in lines[0]
-    assert "failure.json: File exists" in lines[0]
+    assert f"failure.json: {tmp_path / run.directory} is no folder" in lines[0]
     assert (progress.done, progress.failed) == (1, 1)
     (tmp_path / run.directory).unlink()
     (tmp_path / run.directory / "checkpoint.pt").mkdir(parents=True)

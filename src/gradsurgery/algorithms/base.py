@@ -193,12 +193,13 @@ def _check_parts(model: Any, optimizer: Any, step: Any) -> None:
             f"optimizer is a torch optimiser of the model's parameters, found a "
             f"{type(optimizer).__name__}"
         )
-    trained = {id(parameter) for parameter in model.parameters()}
+    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     groups = getattr(optimizer, "param_groups", ())
-    if groups and not any(id(p) in trained for group in groups for p in group["params"]):
+    stepped = {id(parameter) for group in groups for parameter in group["params"]}
+    if groups and trained and trained.isdisjoint(stepped):
         raise ArgumentError(
-            "the optimiser has none of the model's parameters, which would stay as they are; build "
-            "it of model.parameters()"
+            "the optimiser has none of the model's parameters that require gradients, which would "
+            "stay as they are; build it of model.parameters()"
         )
     if not isinstance(step, Integral) or step < 1:
         raise ArgumentError(f"step is counted from 1, found {step!r}; give the number of the step")

@@ -220,19 +220,27 @@ def _trained(evaluation: EvaluationFile) -> str:
 
 def _seen(evaluation: EvaluationFile) -> list[str]:
     """Of the images that are no new ones to the model."""
+    own = evaluation.trained_on or []
+    shared = [d for d in evaluation.domains if _role(evaluation, d) == "yes"]
+    sentences = []
+    if before := [domain for domain in shared if domain not in own]:
+        sentences.append(
+            f"ATTENTION: the initial weights had been trained on {listed(before)}, so that the "
+            "accuracy there says nothing of a domain that was never seen."
+        )
     counts = [domain.seen for domain in evaluation.domains.values()]
     if None not in counts:
         seen = sum(count or 0 for count in counts)
         trained = f"{counted(seen, 'image')} of these {'was' if seen == 1 else 'were'} trained on"
         most = "ATTENTION: " if 2 * seen >= whole_tally(evaluation).images else ""
-        return [f"{most}{trained}: their accuracy says nothing of new images."] if seen else []
-    shared = [d for d in evaluation.domains if _role(evaluation, d) == "yes"]
-    if not shared:
-        return []
-    return [
-        f"Of {listed(shared)} most images may have been trained on: their accuracy says nothing of "
-        "new images. The run's folder with its split.json tells which (--part test)."
-    ]
+        if seen:
+            sentences.append(f"{most}{trained}: their accuracy says nothing of new images.")
+    elif shared := [domain for domain in shared if domain in own]:
+        sentences.append(
+            f"Of {listed(shared)} most images may have been trained on: their accuracy says "
+            "nothing of new images. The run's folder with its split.json tells which (--part test)."
+        )
+    return sentences
 
 
 def _role(evaluation: EvaluationFile, domain: str) -> str:
