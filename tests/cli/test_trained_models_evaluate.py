@@ -1,5 +1,7 @@
 """The commands evaluate and export."""
 
+import shutil
+
 import pytest
 
 from gradsurgery.documents.deployment import EvaluationFile
@@ -177,6 +179,14 @@ def test_a_run_s_data_are_read_as_the_run_read_them(command, model, tmp_path, wa
     assert (told[1].split("By domain")[0], told[2]) == (out.split("By domain")[0], "")
     code, _, err = command("evaluate", "run", data, "--part", "test", *how)
     assert (code, "there is no split of" in err) == (1, True)  # this run was on other data
+    other = tmp_path / "elsewhere" / data  # which may be another set of that name
+    other.parent.mkdir()
+    shutil.copytree(tmp_path / "deep", tmp_path / "elsewhere" / "deep")
+    if way == "table":
+        other.write_bytes((tmp_path / data).read_bytes())
+    err = command("evaluate", "grouped", f"elsewhere/{data}")[2]
+    assert err.startswith(f"note: the model's run read {data} with ")
+    assert f"; elsewhere/{data} is not\n" in err
 
 
 def test_weights_that_knew_the_domain_held_out_are_told_of(command, model, tmp_path):

@@ -223,10 +223,12 @@ def _as_its_run(
         return {}
     read = {name: value for name in ("layout", "columns") if (value := getattr(run, name))}
     here, there = (expanded(place).resolve() for place in (data, run.data))
-    moved = part != "all" and here.name == there.name
-    if not read or not (data == run.data or here == there or moved):
+    if not read or here.name != there.name:
         return {}
     said = " and ".join(f"{name} {value_text(value)}" for name, value in read.items())
+    if part == "all" and data != run.data and here != there:  # others have files of that name too
+        print(f"note: the model's run read {run.data} with {said}; {data} is not", file=sys.stderr)
+        return {}
     print(f"note: {data} is read as the model's run read it, with {said}", file=sys.stderr)
     return read
 
