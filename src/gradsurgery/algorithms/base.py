@@ -193,10 +193,11 @@ def _check_parts(model: Any, optimizer: Any, step: Any) -> None:
             f"optimizer is a torch optimiser of the model's parameters, found a "
             f"{type(optimizer).__name__}"
         )
-    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     groups = getattr(optimizer, "param_groups", ())
     stepped = {id(parameter) for group in groups for parameter in group["params"]}
-    if groups and trained and trained.isdisjoint(stepped):
+    # as a rule the first one is there, and no other is looked at
+    there = (id(p) in stepped for p in model.parameters() if p.requires_grad)
+    if groups and not next(there, True) and not any(there):
         raise ArgumentError(
             "the optimiser has none of the model's parameters that require gradients, which would "
             "stay as they are; build it of model.parameters()"
