@@ -103,6 +103,10 @@ CALLS = {
         ),
         "none of the model's parameters that require gradients",
     ),
+    "step's optimizer: LBFGS": (
+        lambda: stepped(optimizer=torch.optim.LBFGS(MODEL.parameters())),
+        "LBFGS computes the loss several times a step, .* use another optimiser",
+    ),
     "step's optimizer": (lambda: stepped(optimizer=5), "torch optimiser .* found a int"),
     "step's batches": (
         lambda: stepped(batches=None),

@@ -193,6 +193,11 @@ def _check_parts(model: Any, optimizer: Any, step: Any) -> None:
             f"optimizer is a torch optimiser of the model's parameters, found a "
             f"{type(optimizer).__name__}"
         )
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ArgumentError(
+            "LBFGS computes the loss several times a step, from a closure, and gradient surgery "
+            "has one update a step; use another optimiser, as Adam or SGD"
+        )
     groups = getattr(optimizer, "param_groups", ())
     stepped = {id(parameter) for group in groups for parameter in group["params"]}
     # as a rule the first one is there, and no other is looked at

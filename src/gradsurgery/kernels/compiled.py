@@ -28,6 +28,7 @@ POINTER, INTEGER = ctypes.c_void_p, ctypes.c_int64
 LEAST = 1 << 17
 """Components of a gradient that are worth a thread."""
 _BLOCK, _LANES = 64, 8  # as in gramian.c
+_PRECISIONS = {torch.float32: "float32", torch.float64: "float64"}
 
 
 @cache
@@ -61,16 +62,14 @@ def name_for(operation: str, *tensors: Tensor) -> str | None:
     None where there is none: in another precision or place, with gaps along the last dimension or
     a minus sign that is not in memory, or without the library.
     """
-    first = tensors[0]
-    name = f"{operation}_{str(first.dtype).removeprefix('torch.')}"
-    fits = all(
-        tensor.device.type in network.ONE_BY_ONE - network.DEVICES
-        and tensor.dtype == first.dtype
-        and not tensor.is_neg()
-        and (tensor.shape[-1] < 2 or tensor.stride(-1) == 1)
-        for tensor in tensors
-    )
-    return name if fits and hasattr(library(), name) else None
+    dtype, places = tensors[0].dtype, network.ONE_BY_ONE - network.DEVICES
+    for tensor in tensors:
+        if tensor.dtype != dtype or tensor.device.type not in places or tensor.is_neg():
+            return None
+        if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            return None
+    name = f"{operation}_{_PRECISIONS.get(dtype)}"
+    return name if hasattr(library(), name) else None
 
 
 @cache
