@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import gradsurgery as gs
-from gradsurgery.engine.graph import graph_of, leaves_of_own_passes
+from gradsurgery.engine.graph import graph_of, what_is_behind
 from gradsurgery.errors import ArgumentError
 
 
@@ -111,17 +111,21 @@ def test_what_lies_behind_a_loss():
     weight = torch.ones(3, requires_grad=True)
     layer = nn.Linear(3, 3)
     plain, own = layer(weight.sin()).sum(), Recomputed.apply(weight.sin(), layer).sum()
-    assert leaves_of_own_passes(plain, "here") == []
-    assert [leaf is weight for leaf in leaves_of_own_passes(own, "here")] == [True]
+    found = what_is_behind(plain, "here")
+    assert {*map(id, found.leaves)} == {id(weight), *map(id, layer.parameters())}
+    assert not found.own_passes
+    found = what_is_behind(own, "here")
+    assert [leaf is weight for leaf in found.leaves] == [True]
+    assert found.own_passes
     known = {type(node) for node in graph_of(own)}
-    assert leaves_of_own_passes(own, "here", known=known) == []
+    assert not what_is_behind(own, "here", known=known).own_passes
 
 
 def test_what_torch_compiles_runs_no_pass_of_its_own():
     network = torch.compile(nn.Linear(2, 2), backend="aot_eager")
     loss = network(torch.ones(1, 2)).sum()
     assert any(type(node).__name__ == "CompiledFunctionBackward" for node in graph_of(loss))
-    assert leaves_of_own_passes(loss, "of domain 0") == []
+    assert not what_is_behind(loss, "of domain 0").own_passes
 
 
 def test_losses_that_share_a_pass_of_a_compiled_network(monkeypatch):

@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
@@ -10,13 +10,23 @@ from torch.autograd.function import BackwardCFunction
 from gradsurgery.errors import ArgumentError
 
 
-def leaves_of_own_passes(loss: Tensor, whose: str, known: Container[type] = ()) -> list[Tensor]:
-    """All leaves of the graph, where it has a function that somebody has written; else none.
+class Behind(NamedTuple):
+    """What a loss goes back to.
 
-    Such a function may run a backward pass of its own, as reversible layers do, and give gradients
-    to parameters that the graph does not show. It runs only where one of its leaves is asked for.
+    leaves: the tensors in whose `.grad` its graph ends.
+    own_passes: whether the graph has a function that somebody has written. It may run a backward
+        pass of its own, as reversible layers do, and give gradients to parameters that the graph
+        does not show; it runs only where one of its leaves is asked for.
+    """
 
-    known: functions that run none.
+    leaves: list[Tensor]
+    own_passes: bool
+
+
+def what_is_behind(loss: Tensor, whose: str, known: Container[type] = ()) -> Behind:
+    """What the loss goes back to.
+
+    known: functions that run no backward pass.
 
     Raises `ArgumentError` for reentrant checkpointing, which hides a part of the graph.
     """
@@ -27,9 +37,8 @@ def leaves_of_own_passes(loss: Tensor, whose: str, known: Container[type] = ()) 
             f"the loss {whose} goes through torch.utils.checkpoint with use_reentrant=True, which "
             "hides parameters; use use_reentrant=False"
         )
-    if not any(_is_somebodys(kind) and kind not in known for kind in kinds):
-        return []
-    return [node.variable for node in nodes if hasattr(node, "variable")]
+    own = any(_is_somebodys(kind) and kind not in known for kind in kinds)
+    return Behind([node.variable for node in nodes if hasattr(node, "variable")], own)
 
 
 def _is_somebodys(kind: type) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gradsurgery.engine.accumulator import Accumulator
-from gradsurgery.engine.graph import leaves_of_own_passes, shared_with_later
+from gradsurgery.engine.graph import Behind, shared_with_later, what_is_behind
 from gradsurgery.errors import ArgumentError
 
 DomainLoss = Tensor | Iterable[Tensor]
@@ -96,10 +96,10 @@ class DomainPasses:
         self._domain += 1
 
     def _go_back(self, loss: Tensor, *, retain: bool) -> None:
-        leaves = leaves_of_own_passes(loss, f"of domain {self._domain}")
-        self._at_once = self._at_once and not leaves
+        behind = what_is_behind(loss, f"of domain {self._domain}")
+        self._at_once = self._at_once and not behind.own_passes
         scaled = loss if self._scaler is None else self._scaler.scale(loss)
-        run_backward(scaled, self._parameters, leaves, self._domain, retain=retain)
+        run_backward(scaled, self._parameters, behind, self._domain, retain=retain)
 
 
 @contextmanager
@@ -143,9 +143,9 @@ def gradients_of(
     Every `.grad` has to be None, and is None afterwards.
     """
     scaled = checked_loss(loss, domain) if scaler is None else scaler.scale(loss)
-    leaves = leaves_of_own_passes(scaled, f"of domain {domain}")
+    behind = what_is_behind(scaled, f"of domain {domain}")
     with _reporting(parameters, _refuse_cleared, all_of_them=False):
-        run_backward(scaled, parameters, leaves, domain, retain=False)
+        run_backward(scaled, parameters, behind, domain, retain=False)
     return taken_gradients(parameters)
 
 
@@ -167,19 +167,25 @@ def taken_gradients(parameters: Sequence[Tensor]) -> list[Tensor | None]:
 
 
 def run_backward(
-    loss: Tensor, parameters: Sequence[Tensor], leaves: list[Tensor], domain: int, *, retain: bool
+    loss: Tensor, parameters: Sequence[Tensor], behind: Behind, domain: int, *, retain: bool
 ) -> None:
     """`loss.backward` for the parameters alone, with errors that name the domain.
 
-    leaves: to go back to as well; their `.grad` is as before afterwards.
+    Of what else is behind the loss, which is gone back to where it has passes of its own, `.grad`
+    is as before afterwards.
     """
-    known = set(parameters)
-    beside = [leaf for leaf in leaves if leaf not in known]
+    known = set(map(id, parameters))
+    beside = [leaf for leaf in behind.leaves if id(leaf) not in known]
     before = [leaf.grad for leaf in beside]
-    for leaf in beside:
-        leaf.grad = None
+    inputs: list[Tensor] | None = [*parameters]
+    if behind.own_passes:
+        inputs = [*parameters, *beside]
+        for leaf in beside:
+            leaf.grad = None
+    elif not beside:  # to be asked for each of them costs autograd 3 µs
+        inputs = None
     try:
-        loss.backward(inputs=[*parameters, *beside], retain_graph=retain)
+        loss.backward(inputs=inputs, retain_graph=retain)
     except RuntimeError as error:
         if "donated buffers" in str(error):
             raise ArgumentError(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from gradsurgery.engine.graph import leaves_of_own_passes
+from gradsurgery.engine.graph import what_is_behind
 from gradsurgery.errors import ArgumentError
 from gradsurgery.gradients.layers import PIECE, Gram, inner_products
 from gradsurgery.gradients.model_state import Draws, ModelState
@@ -256,7 +256,8 @@ def whole_gradients(loss: Tensor, parameters: Sequence[Tensor], whose: str) -> l
     if not loss.requires_grad:
         return [torch.zeros_like(parameter) for parameter in parameters]
     whole = []
-    asked = [*parameters, *leaves_of_own_passes(loss, whose)]
+    leaves, own_passes = what_is_behind(loss, whose)
+    asked = [*parameters, *leaves] if own_passes else parameters
     found = torch.autograd.grad(loss, asked, materialize_grads=True)[: len(parameters)]
     for parameter, gradient in zip(parameters, found, strict=True):
         dense = gradient.to_dense() if gradient.is_sparse else gradient

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from typing_extensions import override
 
-from gradsurgery.engine.graph import graph_of, leaves_of_own_passes
+from gradsurgery.engine.graph import graph_of, what_is_behind
 from gradsurgery.gradients.layers import LayerCall
 from gradsurgery.gradients.layers.elementwise import (
     NORMALIZATIONS,
@@ -258,11 +258,11 @@ class Recorder(TorchFunctionMode):
         """
         self._receiver = receiver
         leaf = [self._leaf] if to_samples and self._leaf is not None else []
-        others = leaves_of_own_passes(losses, "of the samples", known=_OURS)
+        leaves, own_passes = what_is_behind(losses, "of the samples", known=_OURS)
         try:
             _, *found = torch.autograd.grad(
                 losses,
-                [self._anchor, *leaf, *others],
+                [self._anchor, *leaf, *(leaves if own_passes else ())],
                 torch.ones_like(losses) if weights is None else weights.to(losses.dtype),
                 retain_graph=weights is not None,
                 allow_unused=True,
