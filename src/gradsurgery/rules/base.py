@@ -292,7 +292,7 @@ def checked_update(update: Float[Tensor, " params"]) -> Float[Tensor, " params"]
 def largest_size(gradients: Float[Tensor, "..."]) -> Float[Tensor, ""]:
     """The size of the largest component, of at least one component; NaN where there is one."""
     if gradients.is_contiguous() and (name := kernel.name_for("largest", gradients)) is not None:
-        return gradients.new_tensor(kernel.largest(name, gradients.view(-1)))
+        return gradients.new_full((), kernel.largest(name, gradients.view(-1)))
     return torch.stack(torch.aminmax(gradients)).abs().max()
 
 
