@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -133,7 +133,7 @@ def markdown_text(text: str, *, strip: bool = True) -> str:
 
 def to_latex(tables: Sequence[Table]) -> str:
     r"""`tabular` environments for booktabs, each under its caption as a comment."""
-    return "\n".join(_latex(table) for table in tables)
+    return "\n".join(["% needs \\usepackage{booktabs}\n", *map(_latex, tables)])
 
 
 def _latex(table: Table) -> str:
@@ -143,14 +143,18 @@ def _latex(table: Table) -> str:
         marks = "".join(raised.get(character, character) for character in entry.marks)
         return (rf"\textbf{{{text}}}" if entry.strong else text) + marks
 
+    def line(cells: Iterable[str]) -> str:
+        text = " & ".join(cells)
+        return rf"{{}}{text} \\" if text.startswith(("[", "*")) else rf"{text} \\"  # \\[ is \\[2pt]
+
     columns = "".join(side[0] for side in table.alignment)
     lines = [
         *([f"% {' '.join(printable(table.caption).split())}"] if table.caption else []),
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
-        rf"{' & '.join(map(_latex_text, table.columns))} \\",
+        line(map(_latex_text, table.columns)),
         r"\midrule",
-        *(rf"{' & '.join(map(shown, row))} \\" for row in rows_with_below(table)),
+        *(line(map(shown, row)) for row in rows_with_below(table)),
         r"\bottomrule",
         r"\end{tabular}",
         *(rf"\par{{\footnotesize {_latex_text(note)}}}" for note in table.notes),
@@ -164,6 +168,7 @@ _LATEX = {
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     "±": r"$\pm$",
     "−": "$-$",
     "–": "--",
@@ -174,7 +179,8 @@ _LATEX = {
 
 
 def _latex_text(text: str) -> str:
-    return " ".join("".join(_LATEX.get(c, c) for c in printable(text)).split())
+    signs = re.sub(r"(?<![^\s\[(])-(?=\d)", "−", printable(text))  # of numbers, no hyphens
+    return " ".join("".join(_LATEX.get(c, c) for c in signs).split())
 
 
 def rows_with_below(table: Table) -> Iterator[list[Entry]]:
