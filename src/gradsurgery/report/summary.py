@@ -33,7 +33,7 @@ def summarize(
 def _compared(tables: Sequence[ComparisonTable]) -> str:
     methods = list(dict.fromkeys(method for table in tables for method in table.methods))
     data = list(dict.fromkeys(table.data for table in tables))
-    targets = sorted({(table.data, target) for table in tables for target in table.targets})
+    targets = dict.fromkeys((table.data, target) for table in tables for target in table.targets)
     fewest, most = (f(len(table.seeds) for table in tables) for f in (min, max))
     seeds = f"{counted(most, 'seed')} each" if fewest == most else f"{fewest} to {most} seeds"
     named = f" ({listed(methods)})" if len(methods) <= _MOST_NAMED else ""
