@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradsurgery.errors import printable
-from gradsurgery.report.section import Entry, Listing, Section, Table, Text
+from gradsurgery.report.section import Entry, Section, Table, Text
 
 if TYPE_CHECKING:
     import rich.table
@@ -99,10 +99,8 @@ def to_markdown(tables: Sequence[Table]) -> str:
 
 def section_markdown(section: Section) -> str:
     """The sentences and tables of a section."""
-    blocks = section.blocks
-    sentences = [item for block in blocks if isinstance(block, Listing) for item in block.items]
-    texts = [f"{markdown_text(sentence, strip=False)}\n" for sentence in sentences]
-    tables = [f"\n{_markdown(block)}" for block in blocks if isinstance(block, Table)]
+    texts = [f"{markdown_text(sentence, strip=False)}\n" for sentence in section.sentences]
+    tables = [f"\n{_markdown(block)}" for block in section.blocks if isinstance(block, Table)]
     return "".join([f"# {markdown_text(section.title)}\n", *texts, *tables])
 
 

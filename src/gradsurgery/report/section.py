@@ -126,6 +126,11 @@ class Section:
     title: str
     blocks: Sequence[Block] = field(default_factory=list)
 
+    @property
+    def sentences(self) -> list[str]:
+        """Those of its listings."""
+        return [item for block in self.blocks if isinstance(block, Listing) for item in block.items]
+
 
 def plain_table(
     caption: str,
