@@ -156,10 +156,9 @@ class ComparisonTable:
             pairs = max(c.comparison.n for c in self.cells.values() if c.comparison is not None)
             if least_p(pairs) >= SIGNIFICANCE:
                 lines.append(f"{pairs} seeds cannot give p < {SIGNIFICANCE}, only {least_p(pairs)}")
-            elif self.tests * least_p(pairs) >= SIGNIFICANCE:
+            elif (least := least_p(pairs, self.tests)) >= SIGNIFICANCE:
                 lines.append(
-                    f"{pairs} seeds cannot give † over {self.tests} tests, only "
-                    f"p = {self.tests * least_p(pairs):.2g}"
+                    f"{pairs} seeds cannot give † over {self.tests} tests, only p = {least:.2g}"
                 )
         if any(not cell.complete for cell in self.cells.values()):
             lines.append("n=…: seeds are missing; in no average, rank or test, never the best")
