@@ -248,9 +248,9 @@ def signed_ranks(differences: Sequence[float | int]) -> SignedRanks:
 
 
 def least_p(n: int, tests: int = 1) -> float:
-    """The least p that `n` differences can give: 2 / 2ⁿ, `tests` times that after Holm's correction.
+    """The least p that `n` differences can give: 2 / 2ⁿ, and 1 for none.
 
-    At most 1, and 1 for no difference.
+    After Holm's correction over so many tests it is as many times that, and at most 1.
 
     >>> least_p(5), least_p(6, tests=64)  # five seeds cannot reach 0.05
     (0.0625, 1.0)
