@@ -110,11 +110,7 @@ def _curves(record: Record) -> Table:
         "validation accuracy": record.curves.validation_accuracy,
     }
     rows = [
-        [
-            name,
-            *(rounded(value, 3) for value in (values[0], values[-1])),
-            sparkline(values),
-        ]
+        [name, rounded(values[0], 3), rounded(values[-1], 3), sparkline(values)]
         for name, values in curves.items()
         if values
     ]
