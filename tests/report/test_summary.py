@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from gradsurgery.report.summary import summarize
@@ -75,6 +77,16 @@ def test_no_difference_is_not_called_equality(written, told):
         written("agr-sum", seed=seed, best=0.5 + (0.01 if seed % 2 else -0.01))
     text = " ".join(told())
     assert "The only test shows no significant difference from deep-all, which does not" in text
+
+
+def test_no_p_is_above_one_however_many_tests_there_are(written, told, tmp_path):
+    methods = ["deep-all", *(f"irm+rule-{number}" for number in range(33))]
+    for method, seed in itertools.product(methods, range(6)):
+        written(method, seed=seed)
+    # 33 · 2 / 2⁶ = 1.03, and Holm's p is at most 1
+    assert "Holm's correction over 33 tests (the least possible p is 1)." in " ".join(told())
+    (table,) = compare_runs(take_inventory([tmp_path]).runs)
+    assert "6 seeds cannot give † over 33 tests, only p = 1" in table.notes
 
 
 def test_too_few_seeds_prove_nothing(written, told):

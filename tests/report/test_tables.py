@@ -74,7 +74,9 @@ no test, for deep-all or all the others lack seeds**
 n=…: seeds are missing; in no average, rank or test, never the best
 """
 
-EXPECTED_LATEX = r"""% pacs: target accuracy (%) of the best model, mean ± std over 2 seeds; \
+EXPECTED_LATEX = r"""% needs \usepackage{booktabs}
+
+% pacs: target accuracy (%) of the best model, mean ± std over 2 seeds; \
 no test, for deep-all or all the others lack seeds
 \begin{tabular}{lrrr}
 \toprule
@@ -94,6 +96,15 @@ def test_markdown(tables):
 
 def test_latex(tables):
     assert latex(tables) == EXPECTED_LATEX.replace(" \\\n", " ", 1)
+
+
+def test_names_are_text_in_latex():
+    row = [Entry("[50%_a] & #1 {b} | ~^\\ $"), Entry("-1.5"), Entry("[-0.5, -0.1]")]
+    text = to_latex([Table("", ["*", "a-1", "p"], [row])])
+    # a bracket or a star behind \\\\ would be an argument of it
+    assert r"{}[50\%\_a] \& \#1 \{b\} \textbar{} \textasciitilde{}\textasciicircum{}" in text
+    assert r"\textbackslash{} \$ & $-$1.5 & [$-$0.5, $-$0.1] \\" in text
+    assert r"{}* & a-1 & p \\" in text
 
 
 def test_csv_reads_back_unrounded(tables):

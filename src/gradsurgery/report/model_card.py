@@ -25,11 +25,11 @@ from gradsurgery.report.section import (
     Table,
     Text,
     counted,
+    listed,
     percent,
     plain_table,
     value_text,
 )
-from gradsurgery.report.section import listed as spoken
 from gradsurgery.results.classification import as_good_as_one_class
 from gradsurgery.results.deployment import low_end
 from gradsurgery.results.runs import guesses
@@ -72,19 +72,19 @@ def short_card(about: ModelDescription, record: Record | None) -> str:
         best, tests = record.result.best, record.result.best.tests.get(target)
         accuracy = accuracy_text(best.test_accuracy[target], tests)
         expected = (
-            f"Accuracy on the test images of {_line(target)}, a domain that was held out: "
+            f"Accuracy on the test images of {target}, a domain that was held out: "
             f"{accuracy}, of one run."
         )
         expected = " ".join([expected, *known_targets([record]), *no_better_sentences(tests)])
-    sources = "" if about.domains is None else f"; domains {spoken(map(_line, about.domains))}"
-    data = f"{_line(about.data)}{sources}"
+    sources = "" if about.domains is None else f"; domains {listed(about.domains)}"
+    data = f"{about.data}{sources}"
     training = f"{about.method} on {about.backbone}, seed {about.seed}, step {about.step}"
     parts = [
         Section("expect", "What to expect", [Text(expected)]),
-        Section("classes", "Classes", [Text(f"{spoken(map(_line, about.classes))}.")]),
+        Section("classes", "Classes", [Text(f"{listed(about.classes)}.")]),
         Section("training", "Data and training", [Text(f"{data}. {training}.")]),
     ]
-    title = f"{markdown_text(_line(about.data))}: {len(about.classes)} classes"
+    title = f"{markdown_text(about.data)}: {len(about.classes)} classes"
     return _card(metadata, title, parts)
 
 
@@ -118,7 +118,7 @@ predictions = model.predict(["a.jpg", "b.png"])
 
 def _metadata(deployment: Deployment, record: Record) -> dict[str, Any]:
     """What the Hub reads: https://huggingface.co/docs/hub/model-cards."""
-    name = _line(deployment.data)
+    name = printable(deployment.data)
     accuracy = {
         "type": "accuracy",
         "name": "accuracy on a domain left out, mean over the domains",
@@ -164,17 +164,17 @@ def expectation(deployment: Deployment) -> Text:
 
 def copied_sentences(deployment: Deployment) -> list[str]:
     """A sentence for every domain left out whose accuracy rests on images that were trained on."""
-    sentences = [known_sentence(_line(deployment.data), _line(d)) for d in deployment.known]
+    sentences = [known_sentence(deployment.data, d) for d in deployment.known]
     for each in deployment.copied:
         counts = [("identical to", each.identical), ("like", each.alike)]
-        those = spoken(f"{n:,} {'is' if n == 1 else 'are'} {how}" for how, n in counts if n)
+        those = listed(f"{n:,} {'is' if n == 1 else 'are'} {how}" for how, n in counts if n)
         may_be = "is" if each.identical else "may be"  # images can be alike by chance
         meaning = f"the accuracy on it {may_be} too high for a domain that was never seen"
         if 2 * (each.identical + each.alike) >= each.images:
             meaning = "THE ACCURACY ON IT SAYS NOTHING OF A DOMAIN THAT WAS NEVER SEEN"
         cure = "; see gradsurgery data info, and --drop-duplicates" if each.identical else ""
         sentences.append(
-            f"ATTENTION: of the {counted(each.images, 'test image')} of {_line(each.domain)}, "
+            f"ATTENTION: of the {counted(each.images, 'test image')} of {each.domain}, "
             f"{those} images of other domains that were trained on when it was left out: "
             f"{meaning}{cure}."
         )
@@ -209,12 +209,12 @@ def _expected(deployment: Deployment) -> Iterator[Block]:
     for domain in domains:
         runs = deployment.candidate.unseen[domain]
         spread = f" ± {100 * stdev(runs):.1f}" if len(runs) > 1 else ""
-        chosen = deployment.without_it.get(domain)
         images = f"{tested[domain]:,}" if domain in tested else ABSENT
         images += f" of {counted(groups[domain], 'group')}" if domain in groups else ""
-        rows.append([domain, images, f"{100 * fmean(runs):.1f}{spread}", _number(chosen)])
-    without = _number(fmean([*deployment.without_it.values()]))
-    rows.append(["mean", "", f"{100 * fmean(means):.1f}", without])
+        accuracy, without = f"{100 * fmean(runs):.1f}{spread}", deployment.without_it[domain]
+        rows.append([domain, images, accuracy, f"{100 * without:.1f}"])
+    without = fmean([*deployment.without_it.values()])
+    rows.append(["mean", "", f"{100 * fmean(means):.1f}", f"{100 * without:.1f}"])
     columns = ["left out", "test images", "accuracy (%)", "chosen without it (%)"]
     shown = 4 if len(deployment.candidates) > 1 else 3
     yield plain_table("", columns[:shown], [row[:shown] for row in rows])
@@ -223,7 +223,7 @@ def _expected(deployment: Deployment) -> Iterator[Block]:
         yield Text(
             f"An accuracy on fewer than {_FEW} {'groups of ' if groups else ''}images says little, "
             "and counts as much as the others in the mean, the worst and the best: so it is for "
-            f"{spoken(map(_line, few))}."
+            f"{listed(few)}."
         )
     if shown == 4:
         yield Text(
@@ -256,7 +256,7 @@ def _classes(deployment: Deployment) -> Iterator[Block]:
         ],
     )
     if never := [each.name for each in seen if not each.predicted]:
-        yield Text(f"Never predicted of such an image: {spoken(map(_line, never))}.")
+        yield Text(f"Never predicted of such an image: {listed(never)}.")
 
 
 def _conflict(conflict: Diagnosis | None) -> Iterator[Block]:
@@ -291,10 +291,10 @@ def _training(deployment: Deployment, record: Record) -> Iterator[Block]:
     trained, validated = sum(s.train for s in sizes), sum(s.validation for s in sizes)
     yield Listing(
         [
-            f"Data: {_line(deployment.data)}, {sum(record.data.images.values()):,} images (digest "
-            f"{deployment.data_digest[:12]}); domains {spoken(map(_line, deployment.domains))}; "
-            f"classes {spoken(map(_line, deployment.classes))}.",
-            *map(_line, left_out_sentences(record.data)),
+            f"Data: {deployment.data}, {sum(record.data.images.values()):,} images (digest "
+            f"{deployment.data_digest[:12]}); domains {listed(deployment.domains)}; "
+            f"classes {listed(deployment.classes)}.",
+            *left_out_sentences(record.data),
             f"Trained on {trained:,} images of all domains; the model of the highest accuracy on "
             f"{validated:,} validation images of them, step {record.result.best.step} of "
             f"{record.result.last.step}.",
@@ -337,12 +337,3 @@ def tried_table(deployment: Deployment) -> Table:
             scores = [f"{100 * unseen:.1f}", f"{100 * validation:.1f}", mark]
         rows.append([" ".join([each.method, *values]), *scores])
     return plain_table("", ["candidate", "left out (%)", "validation (%)", ""], rows)
-
-
-def _number(fraction: float | None) -> str:
-    return ABSENT if fraction is None else f"{100 * fraction:.1f}"
-
-
-def _line(text: str) -> str:
-    """A name on one line."""
-    return " ".join(printable(text).split())

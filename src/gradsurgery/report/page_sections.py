@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from gradsurgery.documents.configuration import RunConfiguration, options_of
-from gradsurgery.documents.record import DataRecord, Record
+from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA
 from gradsurgery.documents.studies import Diagnosis, Explanation, SimilarityStudy
 from gradsurgery.report.evaluation_text import explanation_section
@@ -309,18 +309,16 @@ def _values_text(counts: Counter[str]) -> str:
 
 def _data_table(records: Sequence[Record]) -> Table:
     """One row a data set."""
-    found: dict[tuple[str, str], DataRecord] = {}
-    splits: dict[tuple[str, str], set[str]] = {}
+    found: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        key = (record.data.name, record.data.digest)
-        found[key] = record.data
-        splits.setdefault(key, set()).add(record.split.digest[:12])
+        found.setdefault((record.data.name, record.data.digest), []).append(record)
     rows = []
-    for key, data in found.items():
+    for of_data in found.values():
+        data, splits = of_data[-1].data, {record.split.digest[:12] for record in of_data}
         counts = [f"{name} ({data.images[name]:,})" for name in data.domains if name in data.images]
         numbers = [str(len(data.classes)), f"{sum(data.images.values()):,}", str(len(data.skipped))]
-        digests = splits[key] if len(splits[key]) == 1 else [f"{len(splits[key])} splits"]
+        split = splits.pop() if len(splits) == 1 else f"{len(splits)} splits"
         domains = ", ".join(counts) or listed(data.domains)
-        rows.append([data.name, domains, *numbers, data.digest[:12], *digests])
+        rows.append([data.name, domains, *numbers, data.digest[:12], split])
     columns = ["data", "domains (images)", "classes", "images", "not decoded", "digest", "split"]
     return plain_table("Data", columns, rows)

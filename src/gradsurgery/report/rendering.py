@@ -3,14 +3,14 @@
 import base64
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradsurgery.errors import printable
-from gradsurgery.report.section import Entry, Listing, Section, Table, Text
+from gradsurgery.report.section import Entry, Section, Table, Text
 
 if TYPE_CHECKING:
     import rich.table
@@ -99,10 +99,8 @@ def to_markdown(tables: Sequence[Table]) -> str:
 
 def section_markdown(section: Section) -> str:
     """The sentences and tables of a section."""
-    blocks = section.blocks
-    sentences = [item for block in blocks if isinstance(block, Listing) for item in block.items]
-    texts = [f"{markdown_text(sentence, strip=False)}\n" for sentence in sentences]
-    tables = [f"\n{_markdown(block)}" for block in blocks if isinstance(block, Table)]
+    texts = [f"{markdown_text(sentence, strip=False)}\n" for sentence in section.sentences]
+    tables = [f"\n{_markdown(block)}" for block in section.blocks if isinstance(block, Table)]
     return "".join([f"# {markdown_text(section.title)}\n", *texts, *tables])
 
 
@@ -133,7 +131,7 @@ def markdown_text(text: str, *, strip: bool = True) -> str:
 
 def to_latex(tables: Sequence[Table]) -> str:
     r"""`tabular` environments for booktabs, each under its caption as a comment."""
-    return "\n".join(_latex(table) for table in tables)
+    return "\n".join(["% needs \\usepackage{booktabs}\n", *map(_latex, tables)])
 
 
 def _latex(table: Table) -> str:
@@ -143,14 +141,18 @@ def _latex(table: Table) -> str:
         marks = "".join(raised.get(character, character) for character in entry.marks)
         return (rf"\textbf{{{text}}}" if entry.strong else text) + marks
 
+    def line(cells: Iterable[str]) -> str:
+        text = " & ".join(cells)
+        return rf"{{}}{text} \\" if text.startswith(("[", "*")) else rf"{text} \\"  # \\[ is \\[2pt]
+
     columns = "".join(side[0] for side in table.alignment)
     lines = [
         *([f"% {' '.join(printable(table.caption).split())}"] if table.caption else []),
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
-        rf"{' & '.join(map(_latex_text, table.columns))} \\",
+        line(map(_latex_text, table.columns)),
         r"\midrule",
-        *(rf"{' & '.join(map(shown, row))} \\" for row in rows_with_below(table)),
+        *(line(map(shown, row)) for row in rows_with_below(table)),
         r"\bottomrule",
         r"\end{tabular}",
         *(rf"\par{{\footnotesize {_latex_text(note)}}}" for note in table.notes),
@@ -164,6 +166,7 @@ _LATEX = {
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     "±": r"$\pm$",
     "−": "$-$",
     "–": "--",
@@ -174,7 +177,8 @@ _LATEX = {
 
 
 def _latex_text(text: str) -> str:
-    return " ".join("".join(_LATEX.get(c, c) for c in printable(text)).split())
+    signs = re.sub(r"(?<![^\s\[(])-(?=\d)", "−", printable(text))  # of numbers, no hyphens
+    return " ".join("".join(_LATEX.get(c, c) for c in signs).split())
 
 
 def rows_with_below(table: Table) -> Iterator[list[Entry]]:

@@ -1,7 +1,7 @@
 """What is written about finished runs and studies: tables, figures, and a page of them all."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +12,18 @@ from gradsurgery.documents.selection import Model, ReportFiles
 from gradsurgery.documents.studies import Diagnosis, Explanation, SimilarityStudy
 from gradsurgery.documents.tasks_vs_domains import TasksStudy
 from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.report.evaluation_text import (
+    evaluation_section,
+    explanation_sentences,
+    whole_tally,
+)
+from gradsurgery.report.gradients_text import (
+    diagnosis_section,
+    similarity_csv,
+    similarity_section,
+)
 from gradsurgery.report.rendering import section_markdown, to_latex, to_markdown
-from gradsurgery.report.section import Figure, Table, listed
+from gradsurgery.report.section import Figure, Section, listed
 from gradsurgery.report.tables import (
     candidates_table,
     choices_table,
@@ -34,6 +44,8 @@ from gradsurgery.results.tables import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure as FigureDrawn
+
     from gradsurgery.report.figures.pictures import Examples, Explained
     from gradsurgery.report.figures.style import Drawing
 
@@ -148,54 +160,41 @@ def write_report(
 def write_diagnosis(diagnosis: Diagnosis, directory: Path) -> list[str]:
     """Write `diagnosis.json`, tables and figures into `directory`; what there is to say of them."""
     from gradsurgery.report.figures.heat_maps import conflict_figures
-    from gradsurgery.report.figures.style import save
-    from gradsurgery.report.gradients_text import diagnosis_section, diagnosis_sentences
 
     diagnosis.save(directory)
-    _write(directory / "diagnosis.md", section_markdown(diagnosis_section(diagnosis)))
-    for name, figure in conflict_figures(diagnosis).items():
-        save(figure, directory / name)
-    return [*diagnosis_sentences(diagnosis), f"tables and figures: {directory}"]
+    figures = conflict_figures(diagnosis)
+    said = _write_study(directory, diagnosis_section(diagnosis), figures)
+    return [*said, f"tables and figures: {directory}"]
 
 
 def write_evaluation(evaluation: EvaluationFile, directory: Path) -> None:
     """Write `evaluation.json`, tables and figures into `directory`; raises `OutputError`."""
-    from gradsurgery.report.evaluation_text import evaluation_section, whole_tally
     from gradsurgery.report.figures.heat_maps import confusion_figure, reliability_figure
-    from gradsurgery.report.figures.style import save
 
-    evaluation.save(directory)
-    _write(directory / "evaluation.md", section_markdown(evaluation_section(evaluation)))
     tally = whole_tally(evaluation)
     title = f"{evaluation.data}, {listed(evaluation.domains)}"
-    figure = confusion_figure(tally, evaluation.classes, title)
-    save(figure, directory / "evaluation-confusion")
+    figures = {"evaluation-confusion": confusion_figure(tally, evaluation.classes, title)}
     if tally.calibration:
-        save(reliability_figure(tally, title), directory / "evaluation-reliability")
+        figures["evaluation-reliability"] = reliability_figure(tally, title)
+    evaluation.save(directory)
+    _write_study(directory, evaluation_section(evaluation), figures)
 
 
 def write_similarity(study: SimilarityStudy, directory: Path) -> list[str]:
     """Write tables and the figure into `directory`; what there is to say of them."""
     from gradsurgery.report.figures.lines import draw_similarity
-    from gradsurgery.report.figures.style import save
-    from gradsurgery.report.gradients_text import (
-        similarity_csv,
-        similarity_section,
-        similarity_sentences,
-    )
 
-    _write(directory / "similarity.md", section_markdown(similarity_section(study)))
     _write(directory / "similarity.csv", similarity_csv(study))
-    png, *_ = save(draw_similarity(study), directory / "similarity")
-    told = [f"figure: {png}", f"measurements: {directory / study.file_name}"]
-    return [*similarity_sentences(study), *told]
+    figures = {"similarity": draw_similarity(study)}
+    said = _write_study(directory, similarity_section(study), figures)
+    figure, data = directory / "similarity.png", directory / study.file_name
+    return [*said, f"figure: {figure}", f"measurements: {data}"]
 
 
 def write_explanation(
     explanation: Explanation, shown: "Sequence[Explained]", directory: Path
 ) -> list[str]:
     """Write `explanation.json` and its figures into `directory`; what there is to say of them."""
-    from gradsurgery.report.evaluation_text import explanation_sentences
     from gradsurgery.report.figures.pictures import draw_attributions, draw_places
     from gradsurgery.report.figures.style import save
 
@@ -212,17 +211,29 @@ def write_tasks_study(study: TasksStudy, directory: Path) -> list[str]:
 
     Raises `DataError` where no run is finished yet.
     """
-    from gradsurgery.report.figures.style import save
     from gradsurgery.report.figures.tasks import draw_dials, draw_tasks
     from gradsurgery.report.tasks_text import tasks_section, tasks_sentences
 
     if not study.runs:
         raise DataError(f"{study.name}: no run of the study is finished; repeat its command")
-    _write(directory / "tasks-vs-domains.md", section_markdown(tasks_section(study)))
-    png, *_ = save(draw_tasks(study), directory / "tasks-vs-domains")
+    figures = {"tasks-vs-domains": draw_tasks(study)}
     if (turned := draw_dials(study)) is not None:
-        save(turned, directory / "tasks-vs-domains-dials")
-    return [*tasks_sentences(study), f"tables and figures: {directory} ({png.name})"]
+        figures["tasks-vs-domains-dials"] = turned
+    _write_study(directory, tasks_section(study), figures)
+    told = f"tables and figures: {directory} (tasks-vs-domains.png)"
+    return [*tasks_sentences(study), told]
+
+
+def _write_study(
+    directory: Path, section: Section, figures: "Mapping[str, FigureDrawn]"
+) -> Sequence[str]:
+    """Write the section, under its name, and the figures, by theirs; the section's sentences."""
+    from gradsurgery.report.figures.style import save
+
+    _write(directory / f"{section.identity}.md", section_markdown(section))
+    for name, figure in figures.items():
+        save(figure, directory / name)
+    return section.sentences
 
 
 def file_stems(stem: str, names: Sequence[str]) -> list[str]:
@@ -283,7 +294,7 @@ def _check_baseline(baseline: str, tables: Iterable[ComparisonTable]) -> None:
 
 def _texts(tables: Sequence[ComparisonTable], search: Search, *, paper: bool) -> dict[str, str]:
     """The files that are text, by name."""
-    comparisons: list[Table] = [comparison_table(table, paper=paper) for table in tables]
+    comparisons = [comparison_table(table, paper=paper) for table in tables]
     texts = {
         "table1.md": to_markdown(comparisons),
         "table1.tex": to_latex(comparisons),

@@ -110,11 +110,7 @@ def _curves(record: Record) -> Table:
         "validation accuracy": record.curves.validation_accuracy,
     }
     rows = [
-        [
-            name,
-            *(rounded(value, 3) for value in (values[0], values[-1])),
-            sparkline(values),
-        ]
+        [name, rounded(values[0], 3), rounded(values[-1], 3), sparkline(values)]
         for name, values in curves.items()
         if values
     ]
@@ -164,28 +160,28 @@ def recalls_section(tables: Sequence[ComparisonTable], records: Records) -> Sect
     Runs that no table compares are not in one here. Records of before tests were counted by class
     are left out.
     """
-    groups: dict[tuple[int, str, tuple[str, ...]], dict[str, list[Record]]] = {}
-    for place, table in enumerate(tables):
-        for method, file in zip(table.frame["method"], table.frame["record"], strict=True):
+    sentences: list[str] = []
+    blocks: list[Block] = []
+    methods = [(table, method) for table in tables for method in table.methods]
+    for table, method in methods:
+        by_target: dict[str, list[Record]] = {target: [] for target in table.targets}
+        for file in table.frame.loc[table.frame["method"] == method, "record"]:
             record = records[Path(file)]
             target = record.configuration.held_out(record.data.domains)
             if target is not None and all(target in m.tests for m in _models(record)):
-                about = f"{table.name}, {method}"
-                of_method = groups.setdefault((place, about, tuple(record.data.classes)), {})
-                of_method.setdefault(target, []).append(record)
-    sentences: list[str] = []
-    blocks: list[Block] = []
-    for (_, about, classes), by_target in groups.items():
+                by_target[target].append(record)
+        by_target = {target: runs for target, runs in by_target.items() if runs}
+        if not by_target:
+            continue
+        about = f"{table.name}, {method}"
         for target, runs in by_target.items():
             missed = Counter(name for record in runs for name in never_predicted(record))
-            named = [
-                f"{name} (in {n} of {counted(len(runs), 'run')})" for name, n in missed.items()
-            ]
-            if named:
+            of = counted(len(runs), "run")
+            if named := [f"{name} (in {n} of {of})" for name, n in missed.items()]:
                 sentences.append(f"{about}: never predicted on {target}: {listed(named)}.")
         caption = f"{about}: recall (%) of each class on each held-out domain"
         notes = ["Of the best / the last model, the mean over the runs."]
-        rows = _recall_rows(classes, by_target)
+        rows = _recall_rows(record.data.classes, by_target)
         recalls = plain_table(caption, ["class", *by_target], rows, notes=notes)
         blocks.append(Details(caption, [recalls]) if len(rows) > MOST_CLASSES else recalls)
     return Section("classes", "Classes", [*([Listing(sentences)] if sentences else []), *blocks])

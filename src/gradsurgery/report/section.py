@@ -126,6 +126,11 @@ class Section:
     title: str
     blocks: Sequence[Block] = field(default_factory=list)
 
+    @property
+    def sentences(self) -> list[str]:
+        """Those of its listings."""
+        return [item for block in self.blocks if isinstance(block, Listing) for item in block.items]
+
 
 def plain_table(
     caption: str,
@@ -139,12 +144,14 @@ def plain_table(
 
 
 def percent(fraction: float | None) -> str:
-    """A fraction in whole per cent, a dash for None and NaN.
+    """A fraction in whole per cent, a smaller one with a digit; a dash for None and NaN.
 
-    >>> percent(0.257), percent(None)
-    ('26 %', '–')
+    >>> percent(0.257), percent(0.5**11), percent(0.0), percent(None)
+    ('26 %', '0.05 %', '0 %', '–')
     """
-    return ABSENT if fraction is None or isnan(fraction) else f"{100 * fraction:.0f} %"
+    if fraction is None or isnan(fraction):
+        return ABSENT
+    return f"{100 * fraction:{'.1g' if 0 < fraction < 0.005 else '.0f'}} %"
 
 
 def rounded(value: float | None, digits: int = 2) -> str:

@@ -33,7 +33,7 @@ def summarize(
 def _compared(tables: Sequence[ComparisonTable]) -> str:
     methods = list(dict.fromkeys(method for table in tables for method in table.methods))
     data = list(dict.fromkeys(table.data for table in tables))
-    targets = sorted({(table.data, target) for table in tables for target in table.targets})
+    targets = dict.fromkeys((table.data, target) for table in tables for target in table.targets)
     fewest, most = (f(len(table.seeds) for table in tables) for f in (min, max))
     seeds = f"{counted(most, 'seed')} each" if fewest == most else f"{fewest} to {most} seeds"
     named = f" ({listed(methods)})" if len(methods) <= _MOST_NAMED else ""
@@ -151,11 +151,10 @@ def _tests(table: ComparisonTable) -> list[str]:
     alone = {key: t for key, t in tests.items() if t.significant and key not in corrected}
     rest = len(tests) - len(corrected) - len(alone)
     sentences = []
-    if len(tests) * least_p(pairs) >= SIGNIFICANCE:
+    if (least := least_p(pairs, len(tests))) >= SIGNIFICANCE:
         sentences.append(
             f"{on}, {counted(pairs, 'pair')} of runs a cell are too few for a difference to stand "
-            f"Holm's correction over {family} (the least possible p is "
-            f"{p_text(len(tests) * least_p(pairs))})."
+            f"Holm's correction over {family} (the least possible p is {p_text(least)})."
         )
     if corrected:
         test = f"(paired Wilcoxon, p < {SIGNIFICANCE})"
@@ -169,7 +168,7 @@ def _tests(table: ComparisonTable) -> list[str]:
             f"correction, so some may be chance: {_named(alone)}."
         )
     if rest:
-        which = f"{rest} of {family} show no"
+        which = f"{rest} of {family} {'shows' if rest == 1 else 'show'} no"
         if rest == len(tests):
             which = "The only test shows no" if rest == 1 else f"None of {rest} tests shows a"
         sentences.append(

@@ -162,7 +162,7 @@ def comparison_csv(tables: Sequence[ComparisonTable], *, paper: bool = False) ->
         about |= {name: table.differences.get(name) for name in differing}
         about |= {"selection": table.selection} if selected else {}
         averages = {(method, ""): cell for method, cell in table.averages.items()}
-        for (method, target), cell in (table.ordered_cells() | averages).items():
+        for (method, target), cell in (table.cells | averages).items():
             row = about | {
                 "model": table.model,
                 "target": target,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from gradsurgery.documents.tasks_vs_domains import TasksStudy
+from gradsurgery.documents.tasks_vs_domains import LayerCosines, TasksStudy
 from gradsurgery.report.section import (
     ABSENT,
     Section,
@@ -26,6 +26,7 @@ OUTCOMES = {"loss": 3, "held_out": 1, "unseen": 1}
 
 With the digits that each is printed to."""
 _ABOUT = {"grouping", "dial", "value", "seed"}
+_LAYER = ["grouping", "place", *LayerCosines.model_fields]
 
 
 def gradient_frame(study: TasksStudy) -> pd.DataFrame:
@@ -54,20 +55,6 @@ def gradient_frame(study: TasksStudy) -> pd.DataFrame:
             rows.append(row)
     frame = pd.DataFrame(rows, columns=None if rows else ["grouping", "dial", "step"])
     return frame.astype(dict.fromkeys(frame.columns.difference(["grouping", "dial"]), float))
-
-
-def layer_frame(study: TasksStudy) -> pd.DataFrame:
-    """A row a measurement and a group of layers, from the input to the output."""
-    return pd.DataFrame(
-        [
-            run.model_dump(include=_ABOUT)
-            | {"step": measured.step, "place": place}
-            | layer.model_dump()
-            for run in study.runs
-            for measured in run.measured
-            for place, layer in enumerate(measured.layers)
-        ]
-    )
 
 
 def outcome_frame(study: TasksStudy) -> pd.DataFrame:
@@ -124,14 +111,6 @@ def outcomes(
     return [each if each.versus is None else each._replace(versus=next(tests)) for each in found]
 
 
-def by_seed(frame: pd.DataFrame, column: str) -> dict[str, pd.Series]:
-    """For each grouping the mean of a column over the steps, a value a seed."""
-    if column not in frame:
-        return {}
-    means = frame.groupby(["grouping", "seed"])[column].mean().dropna()
-    return {str(name): values.droplevel(0) for name, values in means.groupby(level=0)}
-
-
 def tasks_section(study: TasksStudy) -> Section:
     """All tables."""
     gradients = gradient_frame(study)
@@ -159,10 +138,7 @@ def tasks_sentences(study: TasksStudy) -> list[str]:
         f"{o.iterations} steps, {counted(seeds, 'seed')}, {o.target} unseen."
     ]
     found = outcomes(study)
-    for grouping in o.groupings:
-        of_grouping = plain[plain["grouping"] == grouping]
-        if of_grouping.empty:
-            continue
+    for grouping, of_grouping in _by_grouping(study, plain):
         expected, negative = of_grouping["expected"].median(), of_grouping["negative"].mean()
         sentences.append(
             f"{grouping}: expected cosine across groups {rounded(expected)}, {percent(negative)} "
@@ -189,18 +165,20 @@ def _words(outcome: Outcome) -> str:
     return f"{what} {difference} (p = {versus.p:.2g})"
 
 
+def _by_grouping(study: TasksStudy, frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The rows of each grouping that has any, in the order of the study."""
+    found = dict(iter(frame.groupby("grouping")))
+    return [(each, found[each]) for each in study.options.groupings if each in found]
+
+
 def _cosines_table(study: TasksStudy, plain: pd.DataFrame) -> Table:
     rows = []
-    for grouping in study.options.groupings:
-        if not (of_grouping := plain[plain["grouping"] == grouping]).empty:
-            means = [_over_seeds(plain, grouping, name) for name in ("within", "across")]
-            spans = [
-                " to ".join(rounded(of_grouping[f"{kind}.{end}"].mean()) for end in ("low", "high"))
-                for kind in ("within", "across")
-            ]
-            expected = rounded(of_grouping["expected"].median())
-            negative = _over_seeds(plain, grouping, "negative")
-            rows.append([grouping, means[0], spans[0], means[1], spans[1], expected, negative])
+    for grouping, frame in _by_grouping(study, plain):
+        row = [grouping]
+        for kind in ("within", "across"):
+            ends = [rounded(frame[f"{kind}.{end}"].mean()) for end in ("low", "high")]
+            row += [over_seeds(frame, kind), " to ".join(ends)]
+        rows.append([*row, rounded(frame["expected"].median()), over_seeds(frame, "negative")])
     return plain_table(
         "Cosines of the groups' gradients, over all steps measured",
         [
@@ -217,16 +195,20 @@ def _cosines_table(study: TasksStudy, plain: pd.DataFrame) -> Table:
 
 
 def _layers_table(study: TasksStudy) -> Table:
-    frame = layer_frame(study)
+    names = ["within", "across", "expected", "negative"]
+    measured = [
+        {"grouping": run.grouping, "place": place} | layer.model_dump()
+        for run in study.runs
+        if run.dial is None
+        for each in run.measured
+        for place, layer in enumerate(each.layers)
+    ]
     rows = []
-    for grouping in study.options.groupings if len(frame) else ():
-        plain = frame[frame["dial"].isna() & (frame["grouping"] == grouping)]
-        for _, layer in plain.groupby("place"):
-            means = layer[["within", "across", "negative"]].astype(float).mean()
-            expected = float(layer["expected"].astype(float).median())
-            name = str(layer["name"].iloc[0])
-            values = (means["within"], means["across"], expected, means["negative"])
-            rows.append([grouping, name, *map(rounded, values)])
+    for grouping, frame in _by_grouping(study, pd.DataFrame(measured, columns=_LAYER)):
+        for _, layer in frame.groupby("place"):
+            values = layer[names].astype(float).mean()
+            values["expected"] = layer["expected"].astype(float).median()
+            rows.append([grouping, str(layer["name"].iloc[0]), *map(rounded, values)])
     return plain_table(
         "The same by layers",
         ["grouping", "layers", "within", "across", "expected", "negative pairs"],
@@ -237,21 +219,13 @@ def _layers_table(study: TasksStudy) -> Table:
 def _effects_table(study: TasksStudy, plain: pd.DataFrame) -> Table:
     columns = ("length", "cosine", "removed", "alike")
     rows = []
-    for grouping in study.options.groupings:
-        of_grouping = plain[plain["grouping"] == grouping]
+    for grouping, frame in _by_grouping(study, plain):
         for rule in study.options.rules:
-            if f"{rule}.cosine" not in of_grouping or of_grouping.empty:
-                continue
-            bend = of_grouping[f"{rule}.bend"].dropna()
-            rows.append(
-                [
-                    grouping,
-                    rule,
-                    *(_over_seeds(plain, grouping, f"{rule}.{name}", 3) for name in columns),
-                    rounded(bend.median()),
-                    percent((bend > 1).mean()),
-                ]
-            )
+            if f"{rule}.cosine" in frame:
+                bend = frame[f"{rule}.bend"].dropna()
+                effects = [over_seeds(frame, f"{rule}.{name}", 3) for name in columns]
+                bends = [rounded(bend.median()), percent((bend > 1).mean())]
+                rows.append([grouping, rule, *effects, *bends])
     return plain_table(
         "What a rule makes of the sum s of the gradients: u, and takes away r = s − u",
         [
@@ -334,11 +308,10 @@ def _dial_row(frame: pd.DataFrame, found: Sequence[Outcome], grouping: str) -> l
     ]
 
 
-def _over_seeds(frame: pd.DataFrame, grouping: str, column: str, digits: int = 2) -> str:
+def over_seeds(frame: pd.DataFrame, column: str, digits: int = 2) -> str:
     """Mean and standard deviation over the seeds of the means over the steps."""
-    values = by_seed(frame, column).get(grouping)
-    if values is None or not len(values):
+    values = frame.groupby("seed")[column].mean().dropna()
+    if values.empty:
         return ABSENT
-    mean, spread = float(values.mean()), float(values.std(ddof=1))
-    text = f"{mean:z.{digits}f}"
-    return text if math.isnan(spread) else f"{text} ± {spread:.{digits}f}"
+    text = f"{values.mean():z.{digits}f}"
+    return text if len(values) < 2 else f"{text} ± {values.std(ddof=1):.{digits}f}"

@@ -1,7 +1,8 @@
 """Finished runs: what folders hold of them and what is missing, and all of them as a data frame."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import nan
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 Records = Mapping[Path, Record]
 """Records by their files."""
 STUDIES = (SimilarityStudy.file_name, Diagnosis.file_name)
+PAPER_METHODS = (
+    *("deep-all", "agr-sum", "agr-rand", "pcgrad"),
+    *("irm", "mldg", "mixup", "group-dro"),
+)
+"""In the order of its Table 1, in which `gradsurgery methods` lists them too."""
 _GUESSING = 0.1
 
 
@@ -42,7 +48,7 @@ class Inventory:
     @cached_property
     def runs(self) -> "pd.DataFrame":
         """A row a record."""
-        return runs_frame(self.records)
+        return runs_frame(self.records, self.planned.values())
 
     @property
     def missing(self) -> list[PlannedRun]:
@@ -159,8 +165,10 @@ def _of_a_study(file: Path, roots: set[Path]) -> bool:
     return False
 
 
-def runs_frame(records: Records) -> "pd.DataFrame":
+def runs_frame(records: Records, planned: Iterable[PlannedRun] = ()) -> "pd.DataFrame":
     """One row for every record, in the order of data, protocol, target, method and seed.
+
+    Methods are in the order of `method_order(planned)`.
 
     Columns: `record` (the file), `data`, `domains` (tuple, in the data's order), `target`,
     `without` (tuple of the source domains left out too), `method` (with the hyperparameters that
@@ -179,9 +187,14 @@ def runs_frame(records: Records) -> "pd.DataFrame":
     """
     import pandas as pd
 
+    place = method_order(planned)
+
+    def order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return row["data"], row["protocol"], row["target"], place(row["method"]), row["seed"]
+
     rows = _each_once([_row(path, record) for path, record in records.items()], records)
-    order = ["data", "protocol", "target", "method", "seed"]
-    return pd.DataFrame(rows).sort_values(order, kind="stable", ignore_index=True)
+    rows.sort(key=order)
+    return pd.DataFrame(rows)
 
 
 def curves_frame(runs: "pd.DataFrame", records: Records) -> "pd.DataFrame":
@@ -226,6 +239,25 @@ def method_label(name: str, settings: Mapping[str, Any]) -> str:
         for name, value in sorted(settings.items())
     )
     return f"{name} ({listed})" if listed else name
+
+
+def method_order(planned: Iterable[PlannedRun]) -> Callable[[str], tuple[int, list[str | float]]]:
+    """A key that sorts methods as they were planned, then as in the paper, then by name.
+
+    Those of one name are sorted by their hyperparameters, numbers as numbers.
+
+    >>> sorted(["cagrad", "irm (irm.penalty=10)", "irm (irm.penalty=9)"], key=method_order([]))
+    ['irm (irm.penalty=9)', 'irm (irm.penalty=10)', 'cagrad']
+    """
+    names = list(dict.fromkeys([*(run.method for run in planned), *PAPER_METHODS]))
+
+    def place(method: str) -> tuple[int, list[str | float]]:
+        name = method.partition(" (")[0]
+        parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]\d+)?)", method)
+        numbered = [float(part) if i % 2 else part for i, part in enumerate(parts)]
+        return names.index(name) if name in names else len(names), numbered
+
+    return place
 
 
 def as_json(values: Mapping[str, Any]) -> str:

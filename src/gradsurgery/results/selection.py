@@ -21,7 +21,7 @@ from gradsurgery.documents.selection import (
     Summary,
 )
 from gradsurgery.errors import ArgumentError, DataError
-from gradsurgery.results.runs import Inventory, as_json, method_label
+from gradsurgery.results.runs import Inventory, as_json, method_label, method_order
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,7 +164,7 @@ def select(
     about = CRITERIA[criterion]
     done = {Path(record).parent.resolve() for record in runs["record"]}
     waiting = [run for folder, run in planned.items() if folder not in done]
-    groups = _grouped(runs.to_dict("records"), list(planned))
+    groups = _grouped(runs.to_dict("records"), planned)
     choices = [_choice(group, about, list(planned.values()), waiting) for group in groups]
     return Selection(
         score=about.score,
@@ -173,14 +173,15 @@ def select(
     )
 
 
-def _grouped(rows: Sequence[Row], order: Sequence[Path]) -> list[list[Row]]:
+def _grouped(rows: Sequence[Row], planned: Planned) -> list[list[Row]]:
     """The runs that one choice is made among, those of two held-out domains in the group of each.
 
     Beside what the rows have, `target` is the group's, `other` the domain held out with it (None
     where there is none), `own` whether the run calls the former its target, and `place` where in
-    the `order` of the plan's folders it stands.
+    the order of the plan it stands.
     """
-    places = {folder: float(place) for place, folder in enumerate(order)}
+    places = {folder: float(place) for place, folder in enumerate(planned)}
+    order = method_order(planned.values())
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         held_out = [row["target"], *row["without"]]
@@ -192,7 +193,7 @@ def _grouped(rows: Sequence[Row], order: Sequence[Path]) -> list[list[Row]]:
             groups.setdefault((*where, row["conditions"]), []).append(
                 {**row, **own, "place": place}
             )
-    return [groups[key] for key in sorted(groups, key=lambda key: key[:3])]
+    return [groups[key] for key in sorted(groups, key=lambda key: (key[:2], order(key[2])))]
 
 
 def _choice(

@@ -247,13 +247,15 @@ def signed_ranks(differences: Sequence[float | int]) -> SignedRanks:
     return SignedRanks(positive / 2, (total - positive) / 2, p, len(kept), len(values) - len(kept))
 
 
-def least_p(n: int) -> float:
+def least_p(n: int, tests: int = 1) -> float:
     """The least p that `n` differences can give: 2 / 2ⁿ, and 1 for none.
 
-    >>> least_p(5)  # five seeds cannot reach 0.05
-    0.0625
+    After Holm's correction over so many tests it is as many times that, and at most 1.
+
+    >>> least_p(5), least_p(6, tests=64)  # five seeds cannot reach 0.05
+    (0.0625, 1.0)
     """
-    return min(1.0, 2.0 ** (1 - n))
+    return min(1.0, tests * 2.0 ** (1 - n))
 
 
 def doubled_midranks(sizes: Float64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:

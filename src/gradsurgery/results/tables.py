@@ -11,6 +11,7 @@ from gradsurgery.documents.data_options import built_in
 from gradsurgery.documents.selection import CRITERIA, Model
 from gradsurgery.errors import DataError
 from gradsurgery.results.ranking import Ranking, ranking
+from gradsurgery.results.runs import method_order
 from gradsurgery.results.statistics import (
     SIGNIFICANCE,
     PairedComparison,
@@ -82,7 +83,8 @@ class ComparisonTable:
     """Runs of one data set that differ in target, method and seed alone.
 
     `protocol` is what its runs share, `differences` the part of it in which the tables of the same
-    data set differ. `cells[method, target]` is absent where there is no run; `averages[method]` is
+    data set differ. `methods` has the baseline first, then the order of `method_order`. `cells[
+    method, target]`, target by target, is absent where there is no run; `averages[method]` is
     the mean over the targets, absent where a target's cell is absent or not complete, and for all
     where there is one target. `baseline` is the method that the others are tested against, whether
     it is among `methods` or not. `selection` is the criterion that chose the hyperparameters, empty
@@ -154,10 +156,9 @@ class ComparisonTable:
             pairs = max(c.comparison.n for c in self.cells.values() if c.comparison is not None)
             if least_p(pairs) >= SIGNIFICANCE:
                 lines.append(f"{pairs} seeds cannot give p < {SIGNIFICANCE}, only {least_p(pairs)}")
-            elif self.tests * least_p(pairs) >= SIGNIFICANCE:
+            elif (least := least_p(pairs, self.tests)) >= SIGNIFICANCE:
                 lines.append(
-                    f"{pairs} seeds cannot give † over {self.tests} tests, only "
-                    f"p = {self.tests * least_p(pairs):.2g}"
+                    f"{pairs} seeds cannot give † over {self.tests} tests, only p = {least:.2g}"
                 )
         if any(not cell.complete for cell in self.cells.values()):
             lines.append("n=…: seeds are missing; in no average, rank or test, never the best")
@@ -180,14 +181,9 @@ class ComparisonTable:
         caution = built_in(self.data).caution
         return [*lines, caution] if caution else lines
 
-    def ordered_cells(self) -> dict[tuple[str, str], Cell]:
-        """The cells, target by target."""
-        keys = [(method, target) for target in self.targets for method in self.methods]
-        return {key: self.cells[key] for key in keys if key in self.cells}
-
     def comparisons(self) -> Iterator[tuple[str, str, PairedComparison]]:
         """Target, method and test of every cell that is tested."""
-        for (method, target), cell in self.ordered_cells().items():
+        for (method, target), cell in self.cells.items():
             if cell.comparison is not None:
                 yield target, method, cell.comparison
 
@@ -202,7 +198,7 @@ def compare_runs(
 
     Runs whose protocol differs are never in one table: each has its own, which names what sets it
     apart. Runs that leave out source domains (`without`) are in none. The baseline is the first
-    method.
+    method; the others follow as they were planned, without a plan as in the paper.
 
     The seeds of a table are those of all its runs and of the runs planned for its data set; a cell
     that has not all of them is not complete. Every complete cell is compared with the baseline's
@@ -222,7 +218,7 @@ def compare_runs(
         raise DataError(
             "every run holds out two domains; there is none to compare: finish runs with one"
         )
-    tables = []
+    tables, place = [], method_order(planned)
     for name, of_data in compared.groupby("data", sort=True):
         groups = [(json.loads(str(key)), group) for key, group in of_data.groupby("protocol")]
         of_plan = [run for run in planned if run.data == name and not run.without]
@@ -240,7 +236,7 @@ def compare_runs(
                 differences={n: protocol.get(n) for n in differing},
                 model=model,
                 baseline=baseline,
-                methods=tuple(sorted(methods, key=lambda method: (method != baseline, method))),
+                methods=tuple(sorted(methods, key=lambda m: (m != baseline, place(m)))),
                 targets=tuple(d for d in group["domains"].iloc[0] if d in targets),
                 seeds=tuple(sorted({*map(int, group["seed"]), *(run.seed for run in of_plan)})),
                 cells={},
@@ -255,11 +251,13 @@ def compare_runs(
 def _filled(table: ComparisonTable) -> ComparisonTable:
     """The table with its cells, their tests, and their averages."""
     planned = len(table.seeds)
+    runs_of = dict(iter(table.frame.sort_values("seed").groupby(["method", "target"])))
     cells: dict[tuple[str, str], Cell] = {}
-    for (method, target), runs in table.frame.sort_values("seed").groupby(["method", "target"]):
-        percent = 100 * runs[f"{table.model}_target_accuracy"]
-        guessing = int(runs[f"{table.model}_guessing"].sum())
-        cells[str(method), str(target)] = Cell(tuple(percent.tolist()), planned, guessing)
+    for target, method in itertools.product(table.targets, table.methods):
+        if (runs := runs_of.get((method, target))) is not None:
+            percent = 100 * runs[f"{table.model}_target_accuracy"]
+            guessing = int(runs[f"{table.model}_guessing"].sum())
+            cells[method, target] = Cell(tuple(percent.tolist()), planned, guessing)
     averages: dict[str, Cell] = {}
     for method in table.methods if len(table.targets) > 1 else ():
         row = [cells.get((method, target)) for target in table.targets]

@@ -106,6 +106,10 @@ def test_a_dashed_line_is_the_references_median_where_that_is_complete():
 
     (line,) = dashed(drawn(), "sketch")
     assert list(line.get_xdata()) == [52.0, 52.0]
+    assert "Dashed line: median of deep-all." in drawn().get_supxlabel().replace("\n", " ")
+    one_seed = {("deep-all", "sketch"): [50.0], ("agr-sum", "sketch"): [60.0]}
+    assert "Dashed line" in drawn(one_seed, seeds=1).get_supxlabel()  # without a test, too
+    assert "Dashed" not in drawn(baseline="irm").get_supxlabel()
     assert not dashed(drawn(baseline="agr-sum"), "photo")
     assert not dashed(drawn(baseline="irm"), "sketch")
 

@@ -54,6 +54,16 @@ def test_the_line_is_the_mean_and_the_band_one_standard_deviation():
     assert (at_20.min(), at_20.max()) == pytest.approx((3 - math.sqrt(2), 3 + math.sqrt(2)))
 
 
+def test_lines_of_many_steps_are_marked_too():
+    runs = frame(("agr-sum", "photo", 0, [1.0] * 50), ("pcgrad", "photo", 0, [2.0] * 50))
+    figure = drawn(runs, methods=["agr-sum", "pcgrad"], targets=["photo"])
+    lines = panels(figure, "training loss")["photo"].lines
+    handles = figure.legends[0].legend_handles
+    assert [line.get_marker() for line in lines] == [each.get_marker() for each in handles]
+    assert len({line.get_marker() for line in lines} - {None, "None"}) == 2
+    assert all(50 / line.get_markevery() <= 11 for line in lines)
+
+
 def test_accuracies_are_in_percent_and_a_quantity_nobody_has_is_absent():
     figure = drawn(frame(("deep-all", "photo", 0, [1.0])), methods=["deep-all"], targets=["photo"])
     accuracy = panels(figure, "validation accuracy (%)")["photo"]

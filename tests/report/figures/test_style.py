@@ -7,7 +7,14 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from gradsurgery.errors import OutputError
-from gradsurgery.report.figures.style import method_styles, new_figure, save, styled, wrapped
+from gradsurgery.report.figures.style import (
+    MethodStyle,
+    method_styles,
+    new_figure,
+    save,
+    styled,
+    wrapped,
+)
 
 PAPER = ("deep-all", "agr-sum", "agr-rand", "pcgrad", "irm", "mldg", "mixup", "group-dro")
 
@@ -55,8 +62,9 @@ def drawing():
 
 
 @pytest.mark.parametrize("blindness", BLINDNESS)
-def test_the_papers_methods_differ_to_every_eye(blindness):
-    colors = [lab(style.color, blindness) for style in method_styles(PAPER).values()]
+def test_ten_methods_differ_to_every_eye(blindness):
+    styles = method_styles([*PAPER, "vrex", "fishr"])  # as many as there are colours
+    colors = [lab(style.color, blindness) for style in styles.values()]
     distances = [np.linalg.norm(a - b) for a, b in itertools.combinations(colors, 2)]
     assert min(distances) > 10  # a difference of 2.3 is just noticeable
 
@@ -64,9 +72,18 @@ def test_the_papers_methods_differ_to_every_eye(blindness):
 def test_styles_are_different_and_the_papers_are_always_the_same():
     others = [f"irm+rule-{i}" for i in range(32)]
     styles = method_styles([*others, *PAPER])
-    assert len(set(styles.values())) == 40
+    for pair in itertools.combinations(MethodStyle._fields, 2):  # also in grey, and without a line
+        assert (
+            len({tuple(getattr(style, name) for name in pair) for style in styles.values()}) == 40
+        )
     assert all(styles[name] == method_styles([name])[name] for name in PAPER)
     assert method_styles(reversed([*others, *PAPER])) == styles
+
+
+@pytest.mark.parametrize("others", [["vrex", "fishr", "cagrad"], ["median", "mgda", "fish", "sd"]])
+def test_no_colour_is_used_twice_while_another_is_left(others):
+    styles = method_styles(["deep-all", "agr-sum", *others])
+    assert len({style.color for style in styles.values()}) == len(styles)
 
 
 def test_files_are_the_same_bytes_again_whatever_the_users_settings(tmp_path):

@@ -72,17 +72,17 @@ def draw_accuracies(table: ComparisonTable, styles: Styles) -> Drawing:
         for target in table.targets
     }
     figure, axes = _draw(panels, table.methods, 0.24 * max(len(table.methods), 3))
-    for target, panel in axes.items():
-        cell = table.cells.get((table.baseline, target))
-        if cell is not None and cell.complete:
-            line = (0, (4, 3))
-            panel.axvline(median(cell.values), color=GREY, linewidth=0.7, linestyle=line, zorder=1)
+    bases = {target: table.cells.get((table.baseline, target)) for target in table.targets}
+    complete = {target: cell for target, cell in bases.items() if cell and cell.complete}
+    for target, cell in complete.items():
+        middle, line = median(cell.values), (0, (4, 3))
+        axes[target].axvline(middle, color=GREY, linewidth=0.7, linestyle=line, zorder=1)
     partial = any(not cell.complete for cell in table.cells.values())
     tests = [note for note in table.notes if table.tests and not note.startswith("n=")]
     notes = [
         *(f"{note[0].upper()}{note[1:]}." for note in tests),
         *(["Hollow boxes: seeds are missing; such cells are not tested."] if partial else []),
-        *([f"Dashed line: median of {table.baseline}."] if table.tests else []),
+        *([f"Dashed line: median of {table.baseline}."] if complete else []),
     ]
     title = f"{table.name}: target accuracy of the {table.models}"
     set_heading(figure, title, " ".join(notes))

@@ -44,6 +44,10 @@ _QUANTITIES = (
 )
 
 
+_MOST_MARKERS = 11
+"""On a line: of more steps, some are marked, so that lines can be told apart in grey."""
+
+
 def draw_learning_curves(table: ComparisonTable, records: Records, styles: Styles) -> Drawing:
     """Loss, validation accuracy and agreement over the steps, of the runs of a table."""
     over = "mean and standard deviation over the seeds" if len(table.seeds) > 1 else "one seed"
@@ -99,9 +103,9 @@ def draw_curves(
             _finish(axes, target, first=place == 0, last=place == len(shown) - 1)
         row[0].set_ylabel(wrapped(quantity.label, 20))
     handles = [
-        Line2D([], [], color=style.color, linestyle=style.line, label=wrapped(method, 20))
+        Line2D([], [], color=s.color, ls=s.line, marker=s.marker, label=wrapped(method, 20))
         for method in methods
-        for style in [styles[method]]
+        for s in [styles[method]]
     ]
     figure.legend(handles=handles, loc="outside right center")
     set_heading(figure, title)
@@ -122,8 +126,8 @@ def _draw_line(axes: Axes, runs: pd.DataFrame, quantity: _Quantity, style: Metho
     line = mean_and_spread(runs, quantity.column) * quantity.factor
     steps = line.index.to_numpy(dtype=float)
     mean, std = line["mean"].to_numpy(), line["std"].to_numpy()
-    marker = style.marker if len(steps) < 12 else None
-    axes.plot(steps, mean, color=style.color, ls=style.line, marker=marker, markersize=2.5)
+    axes.plot(steps, mean, color=style.color, ls=style.line, marker=style.marker, markersize=2.5)
+    axes.lines[-1].set_markevery(-(-len(steps) // _MOST_MARKERS))
     if np.isfinite(std).any():
         low, high = mean - std, mean + std
         axes.fill_between(steps, low, high, color=style.color, alpha=0.15, linewidth=0, zorder=1)

@@ -1,6 +1,7 @@
 """How every figure looks, and how it becomes a file: the same bytes each time it is drawn."""
 
 import io
+import itertools
 import textwrap
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from gradsurgery.atomic import atomic_file
 from gradsurgery.errors import printable
+from gradsurgery.results.runs import PAPER_METHODS
 
 Line = Literal["-", "--", "-.", ":"]
 Kind = Literal["png", "svg", "pdf"]
@@ -36,9 +38,8 @@ _COLORS = (
     *("#1a1a1a", "#0072b2", "#56b4e9", "#d55e00", "#e69f00"),
     *("#009e73", "#cc79a7", "#882255", "#332288", "#999933"),
 )
-_MARKERS = ("o", "s", "^", "D")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 _LINES: tuple[Line, ...] = ("-", "--", "-.", ":")
-_PLACED = ("deep-all", "agr-sum", "agr-rand", "pcgrad", "irm", "mldg", "mixup", "group-dro")
 
 
 class Drawing(NamedTuple):
@@ -123,29 +124,30 @@ def encoded(figure: Figure, kind: Kind) -> bytes:
 
 
 def method_styles(methods: Iterable[str]) -> dict[str, MethodStyle]:
-    """How each method is drawn; no two alike among the first 40.
+    """How each method is drawn: no two alike, in colour or in grey.
 
-    The paper's eight always look the same. Any other method has a place of its own by its name,
-    the next free one where two names fall together.
+    The paper's eight always look the same. Any other method has a colour by its name, the next one
+    where that is taken; colours are used again, with another marker and line, when there is none
+    left.
 
     >>> method_styles(["agr-sum"]) == {"agr-sum": MethodStyle("#0072b2", "s", "-")}
     True
     """
     names = list(dict.fromkeys(methods))
-    places = {name: _PLACED.index(name) for name in names if name in _PLACED}
-    taken = set(range(len(_PLACED)))
-    size = len(_COLORS) * len(_LINES)
+    places = {name: PAPER_METHODS.index(name) for name in names if name in PAPER_METHODS}
+    count = len(_COLORS)
     for name in sorted(set(names) - set(places)):
-        wanted = zlib.crc32(name.encode())
-        tries = ((wanted + step) % size for step in range(size))
-        place = next((place for place in tries if place not in taken), wanted % size)
-        taken.add(place)
-        places[name] = place
+        own, taken = zlib.crc32(name.encode()), set(places.values())
+        tries = (
+            turn * count + (own + i) % count for turn in itertools.count() for i in range(count)
+        )
+        places[name] = next(place for place in tries if place not in taken)
     return {name: _style(places[name]) for name in names}
 
 
 def _style(place: int) -> MethodStyle:
-    color, turn = place % len(_COLORS), place // len(_COLORS)
+    """Of the first 40 places, no two share two of colour, marker and line; of 200, all three."""
+    turn, color = divmod(place, len(_COLORS))
     return MethodStyle(
         _COLORS[color], _MARKERS[(color + turn) % len(_MARKERS)], _LINES[turn % len(_LINES)]
     )
