@@ -66,9 +66,12 @@ def test_a_record_s_recalls_sum_up_to_its_accuracy(trained):
 def test_classes_that_the_model_does_not_know_are_counted_apart(trained, model, tmp_path):
     data = shutil.copytree(trained.data, tmp_path / "photos")
     (data / "shop_a" / "dog").rename(data / "shop_a" / "Dog")
+    (data / "shop_b" / "dog").rename(data / "shop_b" / "dog ")  # which looks like the model's
     shutil.rmtree(data / "shop_b" / "cat")
+    (data / "shop_c" / "dog").rename(data / "shop_c" / "dog ")
+    (data / "shop_d" / "dog").rename(data / "shop_d" / "dog ")
     evaluation = evaluate_model(model, opened(data))
-    assert evaluation.domains["shop_a"].unknown == {"Dog": 14}
+    assert [evaluation.domains[f"shop_{d}"].unknown for d in "abcd"] == [{"Dog": 14}, {}, {}, {}]
     files = sorted((data / "shop_a" / "bird").iterdir()) + sorted(
         (data / "shop_a" / "cat").iterdir()
     )

@@ -109,6 +109,8 @@ def unreadable(path: Path, error: OSError) -> DataError:
 
 
 CLASS_AND_NAME = "{class}/{name}"  # of a folder whose images are of one domain
+_HIDDEN = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
+"""How the names begin of what Unix, macOS, Synology's disks and Windows keep for themselves."""
 FOLDER, IMAGE, ELSEWHERE = "a folder", "an image", "it does not lie in class/image"
 
 
@@ -224,10 +226,10 @@ def _walk(
 
 
 def visible_entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder, by name, but for what is hidden; raises `DataError`."""
+    """What lies in a folder, by name, but for what is hidden or a system's; raises `DataError`."""
     try:
         with os.scandir(folder) as entries:
-            visible = [each for each in entries if not each.name.startswith((".", "__MACOSX"))]
+            visible = [each for each in entries if not each.name.startswith(_HIDDEN)]
     except OSError as error:
         raise DataError(
             f"cannot list {folder}: {error.strerror}; check that you may read it"

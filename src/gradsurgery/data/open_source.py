@@ -21,7 +21,8 @@ from gradsurgery.data.manifest import SUFFIXES, ManifestSource
 from gradsurgery.data.parquet import ParquetSource, parquet_files
 from gradsurgery.data.source import Source, check_domains, naming_left_out
 from gradsurgery.data.tables import HubSource
-from gradsurgery.documents.data_options import Classes, Resize
+from gradsurgery.documents.data_options import COLUMN_ROLES, Classes, Resize
+from gradsurgery.documents.document import unknown_name
 from gradsurgery.doors import entry_names, is_door, load_object, provenance
 from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, meant, one_line
 
@@ -57,7 +58,7 @@ def open_source(
         layout: what the paths of a folder's images say (`gradsurgery.data.layout.Layout`); ""
             stands for domain/class/image.
         columns: what the columns of a table are called, by what they are for: path (image in a
-            Parquet file), label, domain, split.
+            Parquet file), label, domain, split, and group, which no column is for otherwise.
         classes: where a domain lacks a class, "same" refuses the data set, "common" leaves out the
             classes that not every domain has, and "all" takes it as it is.
         resize: how images that are not square become so (`gradsurgery.data.decode_image`).
@@ -74,6 +75,9 @@ def open_source(
     if not isinstance(columns, Mapping | None):
         raise ArgumentError(f"columns are a mapping of names, found {columns!r:.80}")
     columns = dict(columns or {})
+    for role in columns:
+        if role not in COLUMN_ROLES:
+            raise unknown_name("column", str(role), COLUMN_ROLES)
     for what, found, kind in (("classes", classes, Classes), ("resize", resize, Resize)):
         if not isinstance(found, str) or found not in get_args(kind):
             raise ArgumentError(f"{what} is {', '.join(get_args(kind))}, found {found!r:.80}")

@@ -1,5 +1,6 @@
 """What every source of images has in common: its listing, and the bytes of each image."""
 
+import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter, deque
@@ -47,13 +48,22 @@ def naming_left_out(error: DataError, left_out: Sequence[SkippedImage]) -> DataE
     return DataError(f"{error}; left out: {len(left_out)}, the first {first}")
 
 
+def look(name: str) -> str:
+    """What a name looks like: its characters put together as in NFC, its spaces as one."""
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
+def letters(name: str) -> str:
+    """A name's letters and digits: "Real World", "real_world" and "Real-World" are one."""
+    return re.sub(r"[\W_]", "", name.casefold())
+
+
 def unknown_domain(source: str, name: str, domains: Sequence[str], purpose: str = "") -> str:
     """What to say of a domain that the data set `source` has not.
 
     A folder that was copied from a Mac may be called otherwise than it looks.
     """
-    composed = unicodedata.normalize("NFC", name)
-    alike = [each for each in domains if unicodedata.normalize("NFC", each) == composed]
+    alike = [each for each in domains if look(each) == look(name)]
     spelled = ""
     if alike:
         other = f"written in other characters, {alike[0]!a}: rename it"
@@ -161,6 +171,9 @@ class Source(ABC):
         if len(missing) and not self.gaps:
             domain, label = missing[0]
             more = f" (and {len(missing) - 1} more such gaps)" if len(missing) > 1 else ""
+            for other in np.flatnonzero(counts[domain]):
+                if letters(self.classes[other]) == letters(self.classes[label]) != "":
+                    more += f"; it has {self.classes[other]}: if that is the same, rename it"
             raise DataError(
                 f"{name}: class {self.classes[label]} has no image in domain "
                 f"{self.domains[domain]}, expected at least 1 image of each class in each domain"
@@ -304,7 +317,14 @@ def _names(
             f"{name}: {kind} {min(unknown)} is not among those declared "
             f"({', '.join(ordered)}); declare it"
         )
-    if "" in positions:
+    looks: dict[str, str] = {}
+    for text in ordered:
+        if (other := looks.setdefault(look(text), text)) != text:
+            raise DataError(
+                f"{name}: the {kind} names {other!a} and {text!a} look the same and are written in "
+                "other characters; rename one of them"
+            )
+    if "" in looks:
         raise DataError(f"{name}: a {kind} has an empty name; give it one")
     return positions
 

@@ -14,6 +14,7 @@ from gradsurgery.data import Source, cpus, unknown_domain
 from gradsurgery.data.cache import bad_image
 from gradsurgery.data.derived import draws_itself
 from gradsurgery.data.groups import group_numbers
+from gradsurgery.data.source import look
 from gradsurgery.data.splits import file_mark
 from gradsurgery.deployment.pictures import Job, Prepared, prepared
 from gradsurgery.deployment.trained_model import BATCH, TrainedModel, check_count
@@ -127,9 +128,12 @@ def _unknown_classes(model: TrainedModel, source: Source, images: int) -> DataEr
 
 
 def _labels(model: TrainedModel, source: Source) -> np.ndarray:
-    """Of each image, the position of its class among the model's, -1 where it is none."""
-    known = {name: position for position, name in enumerate(model.classes)}
-    return np.array([known.get(name, -1) for name in source.classes])[source.listing.label]
+    """Of each image, the position of its class among the model's, -1 where it is none.
+
+    A folder that was copied from a Mac may be called otherwise than it looks.
+    """
+    known = {look(name): position for position, name in enumerate(model.classes)}
+    return np.array([known.get(look(name), -1) for name in source.classes])[source.listing.label]
 
 
 def _answer(
