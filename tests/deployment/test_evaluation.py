@@ -10,7 +10,7 @@ import pytest
 
 import gradsurgery as gs
 from gradsurgery.data import open_source
-from gradsurgery.data.folder import OneDomainSource
+from gradsurgery.data.folder import CLASS_AND_NAME, LayoutSource
 from gradsurgery.deployment.evaluation import evaluate_model
 from gradsurgery.documents.deployment import EvaluationFile
 from gradsurgery.errors import ArgumentError, DataError
@@ -109,7 +109,7 @@ def test_a_record_has_the_groups_that_evaluation_counts(trained, tmp_path):
 
 
 def test_a_folder_of_one_domain(trained, model):
-    source = OneDomainSource(trained.data / "shop_d", "shop_d")
+    source = LayoutSource(trained.data / "shop_d", CLASS_AND_NAME, "shop_d")
     found = evaluate_model(model, source)
     files = sorted((trained.data / "shop_d").rglob("*.*"))
     assert (found.domains["shop_d"].tally.matrix() == matrix_by_hand(model, files)).all()

@@ -261,6 +261,7 @@ def innermost(source: Source) -> Source:
     return list(layers(source))[-1]
 
 
-def draws_itself(source: Source) -> bool:
-    """Whether the source decodes its images otherwise than `gradsurgery.data.decode_image`."""
-    return type(innermost(source)).decode is not Source.decode
+def decoder_of(source: Source) -> str | None:
+    """The method of its own that decodes the source's images, None for `decode_image`."""
+    method = type(innermost(source)).decode
+    return None if method is Source.decode else f"{method.__module__}.{method.__qualname__}"

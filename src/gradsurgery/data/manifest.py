@@ -160,7 +160,7 @@ def _json_rows(path: Path, text: str) -> Iterator[Line]:
         if not written.strip():
             continue
         try:
-            cells: Any = json.loads(written)
+            cells: Any = json.loads(written, parse_constant=lambda _: None)  # NaN is none
         except (ValueError, RecursionError) as error:
             reason = one_line(error)
             raise DataError(f"{path}, line {line} is not JSON: {reason}; mend the row") from error

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from gradsurgery.data.derived import (
     PRESETS,
     PresetSource,
-    draws_itself,
+    decoder_of,
     innermost,
     layers,
     with_common_classes,
@@ -46,12 +46,11 @@ def open_source(
 
     `spec` is "rotated-digits", "colored-digits" or "coded-digits" (built in; the last may be
     followed by parameters, as "coded-digits:domains=8,noise=0.2"); "pacs", "vlcs" or "office-home",
-    alone (from the Hub) or followed by ":PATH"; "hf://owner/name"; the path of a folder laid out
-    as domain/class/image; the path of a table of paths (CSV, TSV, JSONL), of a Parquet file or of a
-    folder of such files; or, where none of these has the name, a source of your own:
-    "package.module:Name" or an entry point in the group `gradsurgery.sources`, that is a class or a
-    function that gives a `Source` without arguments. A local folder that is called like one of the
-    names is given as "./pacs".
+    alone (from the Hub) or followed by ":PATH"; "hf://owner/name"; the path of a folder
+    domain/class/image, of a table of paths (CSV, TSV, JSONL), of a Parquet file or of a folder of
+    such files; or, where none of these has the name, a source of your own: "package.module:Name" or
+    an entry point in the group `gradsurgery.sources`, a class or a function that gives a `Source`
+    without arguments. A local folder that is called like one of the names is given as "./pacs".
 
     Args:
         spec: the data set.
@@ -86,7 +85,7 @@ def open_source(
         raise ArgumentError(f"{spec:.300} is no folder of images, and has no layout; leave it out")
     if columns and not isinstance(innermost(source), ManifestSource | ParquetSource):
         raise ArgumentError(f"{spec:.300} is no table of images, and has no columns to name")
-    if resize != "squash" and draws_itself(source):
+    if resize != "squash" and decoder_of(source) is not None:
         raise ArgumentError(
             f"{source.name} decodes images by itself, always square; leave resize {resize} out"
         )
@@ -100,10 +99,7 @@ def open_source(
     source.reading = {"layout": layout, "columns": columns, "classes": classes, "resize": resize}
     for layer in layers(source):
         layer.resize = resize
-    try:
-        source.check_complete()
-    except DataError as error:
-        raise naming_left_out(error, source.left_out) from None
+    source.check_complete()
     return source
 
 

@@ -3,11 +3,10 @@
 import re
 import unicodedata
 from abc import ABC, abstractmethod
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,26 +159,28 @@ class Source(ABC):
         bad: positions of images that cannot be decoded, and do not count.
         """
         name = f"{self.name} without {len(bad)} bad images" if bad else self.name
-        kept = [i for i in range(len(self.listing.rows)) if i not in bad]
-        counts = count_images(
-            self.domains, self.classes, self.listing.domain[kept], self.listing.label[kept]
-        )
-        for domain, found in zip(self.domains, counts.sum(axis=1), strict=True):
-            if found == 0:
-                raise DataError(f"{name}: domain {domain} has no images; add some or remove it")
-        missing = np.argwhere(counts == 0)
-        if len(missing) and not self.gaps:
-            domain, label = missing[0]
+        counts = self.counts()
+        for i in bad:
+            counts[self.listing.domain[i], self.listing.label[i]] -= 1
+        wrong = ""
+        if not counts.sum(axis=1).all():
+            empty = self.domains[int(counts.sum(axis=1).argmin())]
+            wrong = f"{name}: domain {empty} has no images; add some or remove it"
+        elif not counts.all() and not self.gaps:
+            missing = np.argwhere(counts == 0)
+            domain, label = (int(i) for i in missing[0])
             more = f" (and {len(missing) - 1} more such gaps)" if len(missing) > 1 else ""
             for other in np.flatnonzero(counts[domain]):
                 if letters(self.classes[other]) == letters(self.classes[label]) != "":
                     more += f"; it has {self.classes[other]}: if that is the same, rename it"
-            raise DataError(
+            wrong = (
                 f"{name}: class {self.classes[label]} has no image in domain "
                 f"{self.domains[domain]}, expected at least 1 image of each class in each domain"
                 f"{more}; add images, or choose --classes common (without such classes) or all "
                 "(with gaps)"
             )
+        if wrong:
+            raise naming_left_out(DataError(wrong), self.left_out)
 
     @abstractmethod
     def encoded(self) -> Iterable[bytes]:
@@ -339,32 +340,3 @@ def count_images(
     counts = np.zeros((len(domains), len(classes)), dtype=np.int64)
     np.add.at(counts, (domain, label), 1)
     return counts
-
-
-Key = TypeVar("Key")
-Content = TypeVar("Content")
-Result = TypeVar("Result")
-
-
-def worked_on(
-    contents: Iterable[tuple[Key, Content]],
-    work: Callable[[Key, Content], Result],
-    *,
-    workers: int,
-    ahead: int,
-) -> Generator[Result, None, None]:
-    """Yield `work(key, content)` for all `contents`, as those of a source, in their order.
-
-    workers: threads that work. ahead: how many images may wait in memory.
-    """
-    pending: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for key, content in contents:
-                if len(pending) == ahead:
-                    yield pending.popleft().result()
-                pending.append(pool.submit(work, key, content))
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)

@@ -12,7 +12,7 @@ import torch
 from gradsurgery.backbones.weights import file_digest
 from gradsurgery.data import Source, cpus, unknown_domain
 from gradsurgery.data.cache import bad_image
-from gradsurgery.data.derived import draws_itself
+from gradsurgery.data.derived import decoder_of
 from gradsurgery.data.groups import group_numbers
 from gradsurgery.data.source import look
 from gradsurgery.data.splits import file_mark
@@ -244,7 +244,7 @@ def _wanted(
 def _jobs(
     model: TrainedModel, source: Source, counted: set[int], seen: _Seen
 ) -> Iterator[Job[int]]:
-    own, size = draws_itself(source), model.preprocess.size
+    own, size = decoder_of(source) is not None, model.preprocess.size
     for position, content in source.contents():
         if position in counted:
             seen.look_at(position, content)
