@@ -172,7 +172,7 @@ class LayoutSource(FilesSource):
             elif kind != FOLDER:
                 left_out.append(_skipped(path, otherwise if kind == IMAGE else kind))
         if not files:
-            nothing = f"{root} holds no image in {layout}; name a folder of that layout"
+            nothing = f"{root} holds no image in {layout}; give the layout that its paths have"
             raise naming_left_out(DataError(nothing), left_out)
         super().__init__(root, files, reading=f"layout {layout!r} ", left_out=left_out)
 
