@@ -30,12 +30,41 @@ def test_contents_are_the_files(make_folder, tmp_path):
 def test_hidden_files_and_files_that_are_no_images_do_not_count(make_folder, tmp_path):
     root = make_folder(tmp_path / "set")
     for name in (".DS_Store", "README.md", ".hidden.png", "art/notes.txt", "art/cat/Thumbs.db",
-                 "art/cat/._0.png"):  # fmt: skip
+                 "art/cat/._0.png", "Thumbs.db", "art/desktop.ini"):  # fmt: skip
         (root / name).write_bytes(b"x")
     (root / ".git").mkdir()
     (root / "__MACOSX" / "set" / "art").mkdir(parents=True)  # in archives that a Mac has packed
     (root / "__MACOSX" / "set" / "art" / "._0.png").write_bytes(b"x")
-    assert open_source(str(root)).counts().tolist() == [[3, 3], [3, 3]]
+    for folder in ("@eaDir/0.png", "art/@eaDir/0.png", "art/cat/@eaDir/0.png"):  # of Synology
+        (root / folder).mkdir(parents=True)
+        (root / folder / "SYNOPHOTO_THUMB_M.jpg").write_bytes(b"x")
+    for folder in ("$RECYCLE.BIN/S-1-5", "System Volume Information"):
+        (root / folder).mkdir(parents=True)
+        (root / folder / "deleted.png").write_bytes(b"x")
+    for layout in ("", "{domain}/{class}/**/{name}"):
+        source = open_source(str(root), layout=layout)
+        assert source.counts().tolist() == [[3, 3], [3, 3]]
+
+
+def test_names_that_look_the_same_are_refused(make_folder, tmp_path):
+    root = make_folder(tmp_path / "set")
+    (root / "art/cat").rename(root / "art" / "caf\xe9")
+    (root / "photo/cat").rename(root / "photo" / "cafe\u0301")  # copied from a Mac
+    with pytest.raises(DataError, match=r"class names 'cafe\\u0301' and 'caf\\xe9' look the same"):
+        open_source(str(root), classes="all")
+    (root / "art/caf\xe9").rename(root / "art" / "dog ")
+    with pytest.raises(DataError, match="class names 'dog' and 'dog ' look the same"):
+        open_source(str(root), classes="all")
+
+
+def test_a_class_that_is_written_otherwise_elsewhere_is_named(make_folder, tmp_path):
+    root = make_folder(tmp_path / "set", classes=("alarm_clock", "dog"))
+    (root / "art/alarm_clock").rename(root / "art" / "Alarm Clock")
+    with pytest.raises(
+        DataError, match=r"class alarm_clock has no image in domain art, .*; it has Alarm Clock: if"
+    ):
+        open_source(str(root))
+    assert open_source(str(root), classes="all").classes == ("Alarm Clock", "alarm_clock", "dog")
 
 
 @pytest.mark.parametrize(

@@ -78,10 +78,11 @@ def test_other_names_of_columns(photos):
     path = write(photos, text(cells))
     source = open_source(path, columns={"path": "file", "label": "animal species"})
     check(source)
-    with pytest.raises(
-        DataError, match=r"no column path, .*found file, animal species, domain.*--c"
-    ):
+    found = r"no column path and no column label, .*found file, animal species, domain.*--c"
+    with pytest.raises(DataError, match=found):
         open_source(path)
+    with pytest.raises(ArgumentError, match="unknown column 'lable'; there is label"):
+        open_source(path, columns={"path": "file", "lable": "animal species"})
 
 
 def test_a_quoted_cell_may_have_a_separator_and_a_line_end_in_it(photos):
@@ -119,9 +120,16 @@ def changed(row, column, value):
             r"line 14 names .* as line 2 does, with the label 'dog' instead of 'cat'",
         ),
         (lambda cells: cells[3].append("x"), r"line 4 has 4 cells, expected 3"),
-        (lambda cells: cells[0].__setitem__(0, "label"), r"two columns label"),
+        (
+            lambda cells: [row.append(row[1]) for row in cells],
+            r"labels\.csv has 2 columns label, expected one",
+        ),
+        (
+            lambda cells: cells.append(["art/../" + cells[1][0], "dog", cells[1][2]]),
+            r"line 14 names art/\.\./.* as line 2 does, with the label 'dog' instead of 'cat'",
+        ),
         (lambda cells: cells.__delitem__(slice(1, None)), "has no rows"),
-        (lambda cells: cells.clear(), "no column path, .* found none"),
+        (lambda cells: cells.clear(), "no column path and .* found none"),
     ],
 )
 def test_what_is_wrong_with_a_row_is_said_in_a_line(photos, change, message):
@@ -151,6 +159,18 @@ def test_several_missing_files_are_counted(photos):
 def test_what_is_no_table(photos, content, message):
     with pytest.raises(DataError, match=message):
         open_source(write(photos, content))
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [("NaN", "label is empty"), ("null", "label is empty"), ('{"name": "cat"}', "label is {'name")],
+)
+def test_a_label_is_text_or_a_number(photos, label, message):
+    lines = [f'{{"path": "{p}", "label": 1, "domain": "{d}"}}' for p, _, d in rows(photos)[1:]]
+    assert open_source(write(photos, "\n".join(lines), "labels.jsonl")).classes == ("1",)
+    lines[2] = f'{{"path": "art/cat/2.png", "boxes": [1, 2], "label": {label}, "domain": "art"}}'
+    with pytest.raises(DataError, match=f"line 3: {message}"):
+        open_source(write(photos, "\n".join(lines), "labels.jsonl"))
 
 
 @pytest.mark.parametrize("line", ["[1, 2]", "{", '"path"', "[" * 100_000])

@@ -307,6 +307,20 @@ def test_a_table_that_is_replaced_after_it_was_listed_is_not_read(rows, write_pa
         assert images.classes[images.label[position]] == label
 
 
+def test_paths_in_structs_whose_bytes_are_all_absent(rows, write_parquet, tmp_path):
+    (tmp_path / "images").mkdir()
+    for number, (image, *_) in enumerate(rows):
+        (tmp_path / f"images/{number}.png").write_bytes(image["bytes"])
+    cells = [{"bytes": None, "path": f"images/{i}.png"} for i in range(len(rows))]
+    path = replace_image(write_parquet(tmp_path / "a.parquet", rows), pa.array(cells))
+    images = prepare(open_source(str(path)), 8, tmp_path / "cache")
+    expected = prepare(open_source(str(write_parquet(tmp_path / "b.parquet", rows))), 8, tmp_path)
+    assert sorted(images.hashes) == sorted(expected.hashes)
+    (tmp_path / "images/0.png").write_bytes(rows[1][0]["bytes"])
+    changed = prepare(open_source(str(path)), 8, tmp_path / "cache")
+    assert len(set(changed.hashes)) == len(set(images.hashes)) - 1
+
+
 COUNT = 12
 
 

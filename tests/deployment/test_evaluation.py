@@ -10,7 +10,7 @@ import pytest
 
 import gradsurgery as gs
 from gradsurgery.data import open_source
-from gradsurgery.data.folder import OneDomainSource
+from gradsurgery.data.folder import CLASS_AND_NAME, LayoutSource
 from gradsurgery.deployment.evaluation import evaluate_model
 from gradsurgery.documents.deployment import EvaluationFile
 from gradsurgery.errors import ArgumentError, DataError
@@ -66,9 +66,12 @@ def test_a_record_s_recalls_sum_up_to_its_accuracy(trained):
 def test_classes_that_the_model_does_not_know_are_counted_apart(trained, model, tmp_path):
     data = shutil.copytree(trained.data, tmp_path / "photos")
     (data / "shop_a" / "dog").rename(data / "shop_a" / "Dog")
+    (data / "shop_b" / "dog").rename(data / "shop_b" / "dog ")  # which looks like the model's
     shutil.rmtree(data / "shop_b" / "cat")
+    (data / "shop_c" / "dog").rename(data / "shop_c" / "dog ")
+    (data / "shop_d" / "dog").rename(data / "shop_d" / "dog ")
     evaluation = evaluate_model(model, opened(data))
-    assert evaluation.domains["shop_a"].unknown == {"Dog": 14}
+    assert [evaluation.domains[f"shop_{d}"].unknown for d in "abcd"] == [{"Dog": 14}, {}, {}, {}]
     files = sorted((data / "shop_a" / "bird").iterdir()) + sorted(
         (data / "shop_a" / "cat").iterdir()
     )
@@ -106,7 +109,7 @@ def test_a_record_has_the_groups_that_evaluation_counts(trained, tmp_path):
 
 
 def test_a_folder_of_one_domain(trained, model):
-    source = OneDomainSource(trained.data / "shop_d", "shop_d")
+    source = LayoutSource(trained.data / "shop_d", CLASS_AND_NAME, "shop_d")
     found = evaluate_model(model, source)
     files = sorted((trained.data / "shop_d").rglob("*.*"))
     assert (found.domains["shop_d"].tally.matrix() == matrix_by_hand(model, files)).all()

@@ -56,6 +56,7 @@ def test_every_format_says_what_the_model_says_of_any_number(trained, model, for
             assert np.allclose(logits.softmax(1), expected[:count], atol=1e-5)
         about = json.loads(path.with_name(f"{name}.json").read_text())
         assert about["classes"] == ["bird", "cat", "dog"]
+        assert about["normalization"] == normalization
         if form == "onnx":  # which has it inside too
             import onnx
 

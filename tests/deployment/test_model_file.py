@@ -177,5 +177,9 @@ def test_the_file_s_word_imports_nothing(trained, path, tmp_path, monkeypatch):
 
 
 def test_an_own_network_that_is_another_is_named(trained, path):
-    with pytest.raises(WeightsError, match="does not fit"):
+    with pytest.raises(WeightsError, match=r"does not fit .*<lambda>: of 2 keys"):
         gs.load_model(trained.folder, backbone=lambda classes: nn.Sequential(nn.Linear(3, classes)))
+    with pytest.raises(WeightsError, match="does not fit Linear: of 2 keys"):
+        gs.load_model(trained.folder, backbone=nn.Linear(3, 3))
+    with pytest.raises(WeightsError, match="does not fit squeezenet1_0: of"):
+        gs.load_model(trained.folder, backbone="squeezenet1_0")

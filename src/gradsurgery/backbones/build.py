@@ -213,14 +213,16 @@ def rebuild(
 
     Raises `ArgumentError` where the network is not to be had, `WeightsError` where it is another.
     """
+    called = own if isinstance(own, str) else name
     if isinstance(own, nn.Module):
-        model = own.cpu()
+        called, model = type(own).__name__, own.cpu()
     else:
         with torch.random.fork_rng(devices=[]):
             if callable(own):
-                get = network_by(own, getattr(own, "__qualname__", name), classes, image_size)
+                called = getattr(own, "__qualname__", name)
+                get = network_by(own, called, classes, image_size)
             elif own is not None or library_has(name):
-                get = find_network(own or name, classes, image_size)
+                get = find_network(called, classes, image_size)
             else:
                 raise ArgumentError(
                     f"{origin} is of the backbone {name!r}, which is no name of torchvision or "
@@ -230,9 +232,9 @@ def rebuild(
         room = 8 * sum(map(prod, shapes.values())) + _ALSO
         with seeded(0), _Limit(room, name) if own is None else nullcontext():
             model = get().model
-    load_all(model, shapes, read, name=name, origin=origin)
+    load_all(model, shapes, read, name=called, origin=origin)
     model.eval()
-    check_image_size(model, name, classes, image_size)
+    check_image_size(model, called, classes, image_size)
     return model
 
 

@@ -20,7 +20,7 @@ from gradsurgery.cli.data import open_data, progress_bar
 from gradsurgery.cli.finished_runs import print_sentences
 from gradsurgery.cli.train import continuable
 from gradsurgery.data import SkippedImage, Source
-from gradsurgery.data.folder import CLASS_AND_NAME, ELSEWHERE, OneDomainSource
+from gradsurgery.data.folder import CLASS_AND_NAME, ELSEWHERE, LayoutSource
 from gradsurgery.deployment import Predictions, TrainedModel, load_model
 from gradsurgery.deployment.evaluation import evaluate_model
 from gradsurgery.deployment.export import (
@@ -266,7 +266,7 @@ def _opened(data: str, options: dict[str, Any], as_domain: str | None) -> Source
         )
     if not root.is_dir():
         raise ArgumentError(f"--as-domain takes a folder class/image, found {data!r}")
-    source = OneDomainSource(root, as_domain or root.resolve().name, layout or CLASS_AND_NAME)
+    source = LayoutSource(root, layout or CLASS_AND_NAME, as_domain or root.resolve().name)
     if as_domain is None:
         print(f"note: {data} is of one domain: {source.domains[0]}", file=sys.stderr)
     return source
@@ -280,7 +280,7 @@ def _one_domain(folder: Path) -> Source | None:
     within = sorted(folder.iterdir()) if folder.is_dir() else []
     for root in (folder, *(within if len(within) == 1 else ())):
         try:
-            source = OneDomainSource(root, root.resolve().name)
+            source = LayoutSource(root, CLASS_AND_NAME, root.resolve().name)
         except DataError:
             continue
         if all(each.reason != ELSEWHERE for each in source.left_out):

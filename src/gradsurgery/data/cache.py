@@ -15,7 +15,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +38,8 @@ from gradsurgery.data.image_set import (
     sync_folder,
     write_meta,
 )
-from gradsurgery.data.source import Source, worked_on
+from gradsurgery.data.loader import worked_on
+from gradsurgery.data.source import Source
 from gradsurgery.errors import ArgumentError, DataError, OutputError
 
 Progress = Callable[[int, int], None]
@@ -74,11 +75,11 @@ def prepare(  # noqa: PLR0917
     index = _index_path(folder / "index", source.signature(), source, size, decoder)
     place = _index_path(folder / "places", source.place(), source, size, decoder)
     images = read_image_set(folder, _indexed(index), source)
-    if images is None or not images.hashes or not _are_listed(images, source):
+    if images is None or not _are_listed(images, source):
         hashes = content_hashes(source)
         digest = content_digest(source, size, hashes, decoder)
         images = read_image_set(folder, digest, source)  # also where it may only be read
-        if images is None or not images.hashes:
+        if images is None:
             try:
                 with folder_lock(folder, digest):
                     images = read_image_set(folder, digest, source)
@@ -86,8 +87,6 @@ def prepare(  # noqa: PLR0917
                         earlier = read_image_set(folder, _indexed(place), source)
                         decoding = _Decoding(source, size, hashes, skip_bad, progress, earlier)
                         images = _write_images(folder, digest, decoding, workers or cpus())
-                    elif not images.hashes:
-                        images = _with_hashes(images, source, hashes)
             except (OSError, OutputError) as error:
                 said = output_error(folder, error) if isinstance(error, OSError) else error
                 which = "the cache is named by --cache or $GRADSURGERY_CACHE"
@@ -195,17 +194,6 @@ def _take_place(cache: Path, place: Path | None, digest: str) -> None:
         if before and before not in map(_indexed, place.parent.glob("*.txt")):
             with folder_lock(cache, before, timeout=0.0):
                 shutil.rmtree(cache / before)
-
-
-def _with_hashes(images: ImageSet, source: Source, hashes: Sequence[bytes]) -> ImageSet:
-    """Decoded images of a folder in which the hashes of their files were not yet kept."""
-    positions = {name: i for i, name in enumerate(source.listing.identities)}
-    bad = {positions[image.identity]: image.reason for image in images.skipped}
-    if images.folder is not None:
-        with suppress(OutputError):
-            write_meta(images.folder, images.digest, images.size, source, bad=bad, hashes=hashes)
-    kept = tuple(hashes[positions[name]].hex() for name in images.identities)
-    return replace(images, hashes=kept)
 
 
 def cpus() -> int:

@@ -1,6 +1,5 @@
 """Sources made of another: the paper's data sets under their names, and classes in common."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from gradsurgery.data.source import SkippedImage, Source
+from gradsurgery.data.source import SkippedImage, Source, letters
 from gradsurgery.errors import DataError
 
 
@@ -29,12 +28,12 @@ class Preset:
 
     def domain(self, found: str) -> str | None:
         """The canonical name of a domain, None where the name is unknown."""
-        names = {_letters(name): name for name in self.domains} | dict(self.aliases)
-        return names.get(_letters(found))
+        names = {letters(name): name for name in self.domains} | dict(self.aliases)
+        return names.get(letters(found))
 
     def label(self, found: str) -> str | None:
         """The canonical name of a class, None where the name is unknown."""
-        return {_letters(name): name for name in self.classes}.get(_letters(found))
+        return {letters(name): name for name in self.classes}.get(letters(found))
 
 
 OFFICE_HOME_CLASSES = (
@@ -187,11 +186,6 @@ def differing_counts(preset: Preset, source: Source) -> list[tuple[str, int, int
     return [(d, n, found[d]) for d, n in preset.images.items() if found[d] != n]
 
 
-def _letters(name: str) -> str:
-    """A name's letters and digits: "Real World", "real_world" and "Real-World" are one."""
-    return re.sub(r"[\W_]", "", name.casefold())
-
-
 def _rename(preset: Preset, kind: str, found: Sequence[str]) -> list[str]:
     """The canonical names of `found`, which must be all of the preset's and nothing else."""
     canonical = preset.domain if kind == "domain" else preset.label
@@ -267,6 +261,7 @@ def innermost(source: Source) -> Source:
     return list(layers(source))[-1]
 
 
-def draws_itself(source: Source) -> bool:
-    """Whether the source decodes its images otherwise than `gradsurgery.data.decode_image`."""
-    return type(innermost(source)).decode is not Source.decode
+def decoder_of(source: Source) -> str | None:
+    """The method of its own that decodes the source's images, None for `decode_image`."""
+    method = type(innermost(source)).decode
+    return None if method is Source.decode else f"{method.__module__}.{method.__qualname__}"

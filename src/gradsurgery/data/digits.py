@@ -215,8 +215,9 @@ class CodedDigits(Source):
         sources = [f"code-{d + 1}" for d in range(options.domains)]
         dealt = _dealt(digit, options)
         self._bits = _bits(digit, dealt, options)
-        noise = _normal(options, pixels.shape)
-        noisy = np.clip(pixels / 16 + options.noise * noise, 0, 1)
+        # numpy's draws are the same on every processor: torch's differ in their last bits.
+        noise = np.random.default_rng(derive_seed(options.seed, NAME, "noise"))
+        noisy = np.clip(pixels / 16 + options.noise * noise.standard_normal(pixels.shape), 0, 1)
         self._pixels = np.rint(255 * noisy).astype(np.uint8)
         super().__init__(
             f"{NAME}:{options.text}" if options.text else NAME,
@@ -310,11 +311,6 @@ def _random_bits(count: int, options: CodedDigitsOptions, *purpose: str | int) -
     )
     bits: NDArray[np.uint8] = drawn.numpy()
     return bits
-
-
-def _normal(options: CodedDigitsOptions, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    # numpy's, which are the same on every processor: torch's differ in their last bits.
-    return np.random.default_rng(derive_seed(options.seed, NAME, "noise")).standard_normal(shape)
 
 
 def _generator(options: CodedDigitsOptions, *purpose: str | int) -> torch.Generator:

@@ -15,10 +15,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gradsurgery.data.derived import draws_itself
+from gradsurgery.data.derived import decoder_of
 from gradsurgery.data.formats import BadImageError, has_several
 from gradsurgery.data.image_set import ImageSet
-from gradsurgery.data.source import Listing, SkippedImage, Source, worked_on
+from gradsurgery.data.loader import worked_on
+from gradsurgery.data.source import Listing, SkippedImage, Source
 from gradsurgery.data.splits import Split, part_name
 from gradsurgery.documents.document import Document
 from gradsurgery.documents.record import Copies
@@ -136,14 +137,17 @@ def alike(looks: Sequence[bytes], hashes: Sequence[Any]) -> Iterator[tuple[int, 
 
 def look_alikes(looks: Sequence[bytes], hashes: Sequence[Any], among: Sequence[int]) -> Groups:
     """The groups that the pairs of `alike` hang together in, of the positions `among`."""
-    group_of: dict[int, list[int]] = {}
-    for pair in alike([looks[i] for i in among], [hashes[i] for i in among]):
-        sides = [group_of.setdefault(among[i], [among[i]]) for i in pair]
-        smaller, larger = sorted(sides, key=len)
-        if larger is not smaller:
-            larger += smaller
-            group_of.update(dict.fromkeys(smaller, larger))
-    return sorted(sorted(group) for group in {id(g): g for g in group_of.values()}.values())
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    pairs = np.array(
+        [*alike([looks[i] for i in among], [hashes[i] for i in among])], dtype=np.int32
+    )
+    if not len(pairs):
+        return []
+    graph = coo_array((np.ones(len(pairs)), pairs.T), shape=(len(among), len(among)))
+    of_component = identical_files(connected_components(graph, directed=False)[1].tolist())
+    return [[among[i] for i in group] for group in of_component]
 
 
 def _correlated(first: bytes, second: bytes) -> bool:
@@ -273,7 +277,7 @@ def inspect_images(
     looks = [b""] * count
     bad: dict[int, str] = {}
     several: set[int] = set()
-    decodes = not draws_itself(source)
+    decodes = decoder_of(source) is None
 
     def inspect(position: int, content: bytes) -> None:
         hashes[position] = hashlib.sha256(content).digest() if content else position

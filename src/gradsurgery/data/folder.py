@@ -2,14 +2,14 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from typing_extensions import override
 
 from gradsurgery.data.formats import readable_suffixes, why_unread
-from gradsurgery.data.layout import Layout, Said
+from gradsurgery.data.layout import Layout
 from gradsurgery.data.source import SkippedImage, Source, naming_left_out
 from gradsurgery.errors import DataError, printable
 
@@ -109,6 +109,8 @@ def unreadable(path: Path, error: OSError) -> DataError:
 
 
 CLASS_AND_NAME = "{class}/{name}"  # of a folder whose images are of one domain
+_HIDDEN = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
+"""How the names begin of what Unix, macOS, Synology's disks and Windows keep for themselves."""
 FOLDER, IMAGE, ELSEWHERE = "a folder", "an image", "it does not lie in class/image"
 
 
@@ -148,54 +150,31 @@ class FolderSource(FilesSource):
         super().__init__(root, files, left_out=left_out, domain_order=folders[0])
 
 
-class OneDomainSource(FilesSource):
-    """The images of a folder laid out as class/image, all of the domain `domain`: to evaluate on.
-
-    layout: what the paths say instead, as for `LayoutSource`; it names no domain.
-    What else lies there is as for `FolderSource`, or listed in `left_out`.
-    """
-
-    def __init__(self, root: Path, domain: str, layout: str = CLASS_AND_NAME) -> None:
-        pattern, plain = Layout(layout, domain), layout == CLASS_AND_NAME
-        otherwise = ELSEWHERE if plain else f"not as the layout {layout}"
-        files, left_out = _all_files(root, lambda path: pattern.read(path) or otherwise)
-        if not files:
-            raise DataError(f"{root} holds no image in {layout}; name a folder of that layout")
-        super().__init__(root, files, left_out=left_out)
-
-
 class LayoutSource(FilesSource):
     """The images of a folder whose paths say domain and class as `layout` describes.
+
+    alone: the domain of all images, where the layout says none; to evaluate on.
 
     Files that are no images and images whose path says something else are listed in `left_out`;
     hidden files and folders count as absent.
     """
 
-    def __init__(self, root: Path, layout: str) -> None:
-        pattern = Layout(layout)
-        files, left_out = _all_files(
-            root, lambda path: pattern.read(path) or f"not as the layout {layout}"
-        )
+    def __init__(self, root: Path, layout: str, alone: str = "") -> None:
+        pattern = Layout(layout, alone)
+        otherwise = ELSEWHERE if layout == CLASS_AND_NAME else f"not as the layout {layout}"
+        files, left_out = [], []
+        for above, entry, kind in _walk(root, readable_suffixes(), seen=set()):
+            path = "/".join((*above, entry.name))
+            said = pattern.read(path) if kind == IMAGE else None
+            if said is not None:
+                place = Path(entry.path)
+                files.append(ImageFile(place, said.domain, said.label, said.name, group=said.group))
+            elif kind != FOLDER:
+                left_out.append(_skipped(path, otherwise if kind == IMAGE else kind))
+        if not files:
+            nothing = f"{root} holds no image in {layout}; give the layout that its paths have"
+            raise naming_left_out(DataError(nothing), left_out)
         super().__init__(root, files, reading=f"layout {layout!r} ", left_out=left_out)
-
-
-def _all_files(
-    root: Path, said: Callable[[str], Said | str]
-) -> tuple[list[ImageFile], list[SkippedImage]]:
-    """The images below `root`, and what is left out; `said` gives what a path says, or why not."""
-    files, left_out = [], []
-    for above, entry, kind in _walk(root, readable_suffixes(), seen=set()):
-        path = "/".join((*above, entry.name))
-        found = said(path) if kind == IMAGE else kind
-        if isinstance(found, Said):
-            files.append(
-                ImageFile(
-                    Path(entry.path), found.domain, found.label, found.name, group=found.group
-                )
-            )
-        elif kind != FOLDER:
-            left_out.append(_skipped(path, found))
-    return files, left_out
 
 
 def _skipped(path: str, why: str) -> SkippedImage:
@@ -224,10 +203,10 @@ def _walk(
 
 
 def visible_entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder, by name, but for what is hidden; raises `DataError`."""
+    """What lies in a folder, by name, but for what is hidden or a system's; raises `DataError`."""
     try:
         with os.scandir(folder) as entries:
-            visible = [each for each in entries if not each.name.startswith((".", "__MACOSX"))]
+            visible = [each for each in entries if not each.name.startswith(_HIDDEN)]
     except OSError as error:
         raise DataError(
             f"cannot list {folder}: {error.strerror}; check that you may read it"

@@ -25,7 +25,6 @@ EXTRAS = {
 
 _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
 
-
 _MOST_MEMORY = 2**30
 """Bytes that decoding one picture may take; several are decoded at once."""
 _LONGEST_SIDE = 100_000

@@ -16,6 +16,7 @@ from gradsurgery.errors import DataError
 from gradsurgery.seeds import named_generator
 
 PARTS = ("train", "validation", "test")
+_ALL = -1  # all classes, as one more
 _NEAR = 0.03  # of a domain's images: how far a part may be from its size
 
 
@@ -61,124 +62,111 @@ def grouped_parts(
         members = [i for i in (images.domain == d).nonzero()[0].tolist() if i not in without]
         members = sorted(members, key=images.identities.__getitem__)
         groups = _groups(images.groups, members)
-        counts = [Counter(images.label[group].tolist()) for group in groups]
         generator = named_generator(seed, "split", domain, "groups")
         order = torch.randperm(len(groups), generator=generator, device="cpu").tolist()
-        chosen = _given_away(counts, order, fractions)
-        _move_to_fit(counts, order, chosen, fractions)
-        _fill_empty(counts, chosen, fractions)
-        for group, part in zip(groups, chosen, strict=True):
+        dealt = _Dealt([Counter(images.label[group].tolist()) for group in groups], fractions)
+        if groups:
+            dealt.give_away(order)
+            dealt.move_to_fit(order)
+            dealt.fill_empty()
+        for group, part in zip(groups, dealt.chosen, strict=True):
             for i in group:
                 parts[i] = PARTS[part]
     return parts
 
 
-def _given_away(
-    counts: Sequence[Counter[int]], order: Sequence[int], fractions: tuple[Fraction, ...]
-) -> list[int]:
-    """The part of each group, of which `counts` has the number of images of each class."""
-    total = sum(counts, Counter[int]())
-    quotas = {c: part_sizes(n, fractions) for c, n in total.items()}
-    lacking = {c: list(sizes) for c, sizes in quotas.items()}
-    in_all = [sum(sizes) for sizes in zip(*quotas.values(), strict=True)]
-    shares = [sum(n / total[c] for c, n in count.items()) for count in counts]
-    chosen = [0] * len(counts)
+class _Dealt:
+    """The groups of a domain, dealt out to the parts; C, K and D are those of `grouped_parts`.
 
-    def gain(count: Counter[int], part: int) -> tuple[float, bool, int]:
-        lowered = sum(
-            n * (2 * lacking[c][part] - n) / (max(quotas[c][part], 1) * total[c])
-            for c, n in count.items()
-        )
-        untrained = any(lacking[c][0] == quotas[c][0] for c in count)
-        return lowered, untrained and PARTS[part] == "train", in_all[part]
-
-    for g in sorted(order, key=lambda g: -shares[g]):
-        chosen[g] = part = max(range(len(PARTS)), key=partial(gain, counts[g]))
-        for c, n in counts[g].items():
-            lacking[c][part] -= n
-            in_all[part] -= n
-    return chosen
-
-
-def _move_to_fit(
-    counts: Sequence[Counter[int]],
-    order: Sequence[int],
-    chosen: list[int],
-    fractions: tuple[Fraction, ...],
-) -> None:
-    """While a part is far from its size, move the group that lowers C + 2 K D the most.
-
-    C, K and D are those of `grouped_parts`.
-
-    The training part keeps an image of every class that it has.
+    counts: of each group, the number of images of each class.
+    chosen: the part of each group.
     """
-    total = sum(counts, Counter[int]())
-    if not total:
-        return
-    quotas = {c: part_sizes(n, fractions) for c, n in total.items()}
-    everything = -1  # all classes as one more
-    quotas[everything] = [sum(sizes) for sizes in zip(*quotas.values(), strict=True)]
-    weights = {c: 1 / n for c, n in total.items()} | {everything: 2 * len(total) / total.total()}
-    lacking = {c: list(sizes) for c, sizes in quotas.items()}
-    moved = [count | Counter({everything: count.total()}) for count in counts]
-    for count, part in zip(moved, chosen, strict=True):
-        for c, n in count.items():
-            lacking[c][part] -= n
 
-    def rise(g: int, to: int) -> float:
-        part = chosen[g]
-        if part == 0 and any(quotas[c][0] - lacking[c][0] == n for c, n in counts[g].items()):
-            return 0.0
-        return sum(
-            weights[c]
-            * (
-                n * (2 * lacking[c][part] + n) / max(quotas[c][part], 1)
-                - n * (2 * lacking[c][to] - n) / max(quotas[c][to], 1)
+    def __init__(self, counts: Sequence[Counter[int]], fractions: tuple[Fraction, ...]) -> None:
+        self.counts, self.chosen = counts, [0] * len(counts)
+        self._total = sum(counts, Counter[int]())
+        self._quotas = {c: part_sizes(n, fractions) for c, n in self._total.items()}
+        self._quotas[_ALL] = [sum(sizes) for sizes in zip(*self._quotas.values(), strict=True)]
+        self._lacking = {c: list(sizes) for c, sizes in self._quotas.items()}
+
+    def _put(self, g: int, part: int, times: int = 1) -> None:
+        """Count the group among those of a part; with -1 times, no longer."""
+        for c, n in (*self.counts[g].items(), (_ALL, self.counts[g].total())):
+            self._lacking[c][part] -= times * n
+        self.chosen[g] = part
+
+    def give_away(self, order: Sequence[int]) -> None:
+        """Put each group where it lowers C the most, those with the largest shares first."""
+        total, quotas, lacking = self._total, self._quotas, self._lacking
+        shares = [sum(n / total[c] for c, n in count.items()) for count in self.counts]
+
+        def gain(count: Counter[int], part: int) -> tuple[float, bool, int]:
+            lowered = sum(
+                n * (2 * lacking[c][part] - n) / (max(quotas[c][part], 1) * total[c])
+                for c, n in count.items()
             )
-            for c, n in moved[g].items()
-        )
+            untrained = any(lacking[c][0] == quotas[c][0] for c in count)
+            return lowered, untrained and PARTS[part] == "train", lacking[_ALL][part]
 
-    while max(map(abs, lacking[everything])) > _NEAR * total.total():
-        alike = {(chosen[g], *sorted(counts[g].items())): g for g in order}  # one of each kind
-        ways = [
-            (g, to)
-            for g in alike.values()
-            for to, size in enumerate(quotas[everything])
-            if to != chosen[g] and size
-        ]
-        best = min(ways, key=lambda way: rise(*way), default=None)
-        if best is None or rise(*best) > -1e-9:  # what is less is rounding
-            return
-        g, to = best
-        for c, n in moved[g].items():
-            lacking[c][chosen[g]] += n
-            lacking[c][to] -= n
-        chosen[g] = to
+        for g in sorted(order, key=lambda g: -shares[g]):
+            self._put(g, max(range(len(PARTS)), key=partial(gain, self.counts[g])))
 
+    def move_to_fit(self, order: Sequence[int]) -> None:
+        """While a part is far from its size, move the group that lowers C + 2 K D the most.
 
-def _fill_empty(
-    counts: Sequence[Counter[int]], chosen: list[int], fractions: tuple[Fraction, ...]
-) -> None:
-    """Give a part that has nothing the smallest group of the part with most that can spare one.
+        The training part keeps an image of every class that it has.
+        """
+        total, quotas, lacking = self._total, self._quotas, self._lacking
+        weights = {c: 1 / n for c, n in total.items()} | {_ALL: 2 * len(total) / total.total()}
 
-    The training part keeps an image of every class that it has, another part a group. Where
-    training has nothing, it gets what validation has, or else what the tests have.
-    """
-    total = sum(counts, Counter[int]())
-    if chosen and 0 not in chosen and len(chosen) < len(PARTS):
-        chosen[chosen.index(min(chosen))] = 0
-    for part in range(len(PARTS)):
-        wanted = any(part_sizes(n, fractions)[part] for n in total.values())
-        if part in chosen or not wanted or len(counts) < len(PARTS):
-            continue
-        for donor, number in Counter(chosen).most_common():
-            spare = [g for g, of in enumerate(chosen) if of == donor and number > 1]
-            if PARTS[donor] == "train":
-                images = sum((counts[g] for g in spare), Counter[int]())
-                spare = [g for g in spare if all(images[c] > n for c, n in counts[g].items())]
-            if spare:
-                chosen[min(spare, key=lambda g: counts[g].total())] = part
-                break
+        def rise(g: int, to: int) -> float:
+            part, count = self.chosen[g], self.counts[g]
+            if part == 0 and any(quotas[c][0] - lacking[c][0] == n for c, n in count.items()):
+                return 0.0
+            return sum(
+                weights[c]
+                * (
+                    n * (2 * lacking[c][part] + n) / max(quotas[c][part], 1)
+                    - n * (2 * lacking[c][to] - n) / max(quotas[c][to], 1)
+                )
+                for c, n in (*count.items(), (_ALL, count.total()))
+            )
+
+        while max(map(abs, lacking[_ALL])) > _NEAR * total.total():
+            alike = {(self.chosen[g], *sorted(self.counts[g].items())): g for g in order}
+            ways = [
+                (g, to)
+                for g in alike.values()  # one of each kind
+                for to, size in enumerate(quotas[_ALL])
+                if to != self.chosen[g] and size
+            ]
+            best = min(ways, key=lambda way: rise(*way), default=None)
+            if best is None or rise(*best) > -1e-9:  # what is less is rounding
+                return
+            g, to = best
+            self._put(g, self.chosen[g], times=-1)
+            self._put(g, to)
+
+    def fill_empty(self) -> None:
+        """Give a part that has nothing the smallest group of the part with most that can spare one.
+
+        The training part keeps an image of every class that it has, another part a group. Where
+        training has nothing, it gets what validation has, or else what the tests have.
+        """
+        counts, chosen = self.counts, self.chosen
+        if 0 not in chosen and len(chosen) < len(PARTS):
+            chosen[chosen.index(min(chosen))] = 0
+        for part, size in enumerate(self._quotas[_ALL]):
+            if part in chosen or not size or len(counts) < len(PARTS):
+                continue
+            for donor, number in Counter(chosen).most_common():
+                spare = [g for g, of in enumerate(chosen) if of == donor and number > 1]
+                if PARTS[donor] == "train":
+                    images = sum((counts[g] for g in spare), Counter[int]())
+                    spare = [g for g in spare if all(images[c] > n for c, n in counts[g].items())]
+                if spare:
+                    chosen[min(spare, key=lambda g: counts[g].total())] = part
+                    break
 
 
 def check_undivided(images: ImageSet, parts: Sequence[str | None]) -> None:

@@ -14,10 +14,9 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
-from pydantic import Field
 
 from gradsurgery.atomic import expanded
-from gradsurgery.data.derived import innermost
+from gradsurgery.data.derived import decoder_of
 from gradsurgery.data.source import SkippedImage, Source, count_images
 from gradsurgery.documents.data_options import Resize
 from gradsurgery.documents.document import Document
@@ -76,12 +75,6 @@ class ImageSet:
         return count_images(self.domains, self.classes, self.domain, self.label)
 
 
-def decoder_of(source: Source) -> str | None:
-    """The method of its own that decodes the source's images, None for `decode_image`."""
-    method = type(innermost(source)).decode
-    return None if method is Source.decode else f"{method.__module__}.{method.__qualname__}"
-
-
 def content_hashes(source: Source) -> list[bytes]:
     """The sha256 of every encoded image, in the order of the listing."""
     hashes = [b""] * len(source.listing.identities)
@@ -136,7 +129,7 @@ class ImageSetFile(Document):
     domain: list[int]
     label: list[int]
     skipped: list[list[str]]
-    hashes: list[str] = Field(default_factory=list)
+    hashes: list[str]
 
 
 def write_meta(
@@ -174,7 +167,8 @@ def read_image_set(cache: Path, digest: str | None, source: Source) -> ImageSet 
         size, count = file.size, len(file.identities)
         pixels = folder / "images.bin"
         whole = pixels.stat().st_size == count * size * size * 3
-        if file.digest != digest or not whole or not len(file.domain) == len(file.label) == count:
+        lists = file.domain, file.label, file.hashes
+        if file.digest != digest or not whole or any(len(each) != count for each in lists):
             return None
         return ImageSet(
             source.name,
@@ -195,7 +189,7 @@ def read_image_set(cache: Path, digest: str | None, source: Source) -> ImageSet 
             resize=source.resize,
             parts=_said_of(source.parts, source, file.identities),
             groups=_said_of(source.groups, source, file.identities),
-            hashes=tuple(file.hashes) if len(file.hashes) == count else (),
+            hashes=tuple(file.hashes),
             gaps=source.gaps,
         )
     # Any of these means that the folder is missing or damaged: it is made anew.

@@ -1,4 +1,4 @@
-"""Brings images to the device that trains on them.
+"""Brings images to the device that trains on them, and threads that work ahead of others.
 
 A decoded set that fits lies on an accelerator as a whole; of one that does not, every batch is
 copied while the batch before it is computed on.
@@ -7,8 +7,8 @@ copied while the batch before it is computed on.
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar, final
 
@@ -31,28 +31,48 @@ Batch = tuple[Float[Tensor, "batch 3 height width"], Int64[Tensor, " batch"]]
 Positions = Int64[np.ndarray, " batch"]
 Fetched = Callable[[], Batch]
 Change = Callable[[UInt8[Tensor, "batch height width 3"]], UInt8[Tensor, "batch height width 3"]]
-Item = TypeVar("Item")
+Key = TypeVar("Key")
+Content = TypeVar("Content")
+Result = TypeVar("Result")
+
+
+def worked_on(
+    contents: Iterable[tuple[Key, Content]],
+    work: Callable[[Key, Content], Result],
+    *,
+    workers: int,
+    ahead: int,
+) -> Generator[Result, None, None]:
+    """Yield `work(key, content)` for all `contents`, as those of a source, in their order.
+
+    workers: threads that work. ahead: how many results may wait in memory.
+    """
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for key, content in contents:
+                if len(pending) == ahead:
+                    yield pending.popleft().result()
+                pending.append(pool.submit(work, key, content))
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def prefetched(
-    at: Callable[[int], Item], first: int, last: int, *, ahead: int = 1
-) -> Iterator[tuple[int, Item]]:
+    at: Callable[[int], Result], first: int, last: int, *, ahead: int = 1
+) -> Iterator[tuple[int, Result]]:
     """Yield `(step, at(step - 1))` for the steps `first` to `last`.
 
     One thread of its own works `ahead` steps in advance, in order; `at` is a pure function of its
     argument, so what is yielded does not depend on `ahead`. 0 does without the thread.
     """
+    steps = ((step, step - 1) for step in range(first, last + 1))
     if ahead < 1:
-        for step in range(first, last + 1):
-            yield step, at(step - 1)
+        yield from ((step, at(before)) for step, before in steps)
         return
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-        pending = [pool.submit(at, step - 1) for step in range(first, min(first + ahead, last + 1))]
-        for step in range(first, last + 1):
-            batch = pending.pop(0).result()
-            if step + ahead <= last:
-                pending.append(pool.submit(at, step + ahead - 1))
-            yield step, batch
+    yield from worked_on(steps, lambda step, before: (step, at(before)), workers=1, ahead=ahead + 1)
 
 
 class ImageLoader(ABC):

@@ -4,11 +4,13 @@ import codecs
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from gradsurgery.data.folder import FilesSource, ImageFile
+from gradsurgery.data.tables import check_columns, column_name
 from gradsurgery.errors import DataError, one_line, printable
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -18,7 +20,9 @@ _ENCODINGS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-Row = dict[str, str]
+Row = dict[str, Any]
+Line = tuple[int, list[str], list[Any]]
+"""The line that a row begins in, the columns' names, and its cells."""
 
 
 class ManifestSource(FilesSource):
@@ -37,29 +41,21 @@ class ManifestSource(FilesSource):
     def __init__(self, path: Path, columns: Mapping[str, str]) -> None:
         self.table = path
         also = ("split", "group") if "group" in columns else ("split",)
-        names = {role: columns.get(role, role) for role in (*NEEDED, *also)}
+        names = {role: column_name(columns, role) for role in (*NEEDED, *also)}
         files: list[ImageFile] = []
-        seen: dict[Path, tuple[int, Row]] = {}
+        seen: dict[str, tuple[int, dict[str, str]]] = {}
         missing: list[str] = []
-        for line, cells in _rows(path, names, set(columns)):
+        for line, cells in _rows(path, columns):
             row = {role: self._cell(line, cells, name, role) for role, name in names.items()}
             file = _located(path.parent, row["path"])
-            place = f"line {line}: {printable(row['path'])}"
             if file is None:
-                missing.append(place)
+                missing.append(f"line {line}: {printable(row['path'])}")
                 continue
-            if (before := seen.setdefault(file, (line, row))) != (line, row):
+            place = os.path.normpath(file.absolute())
+            if (before := seen.setdefault(place, (line, row))) != (line, row):
                 raise self._repeated(line, row, *before)
-            files.append(
-                ImageFile(
-                    file,
-                    row["domain"],
-                    row["label"],
-                    row["path"],
-                    row["split"] or None,
-                    row.get("group") or None,
-                )
-            )
+            part, group = row["split"] or None, row.get("group") or None
+            files.append(ImageFile(file, row["domain"], row["label"], row["path"], part, group))
         if missing:
             more = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
             raise DataError(
@@ -72,15 +68,24 @@ class ManifestSource(FilesSource):
         self.name = printable(path.stem)
 
     def _cell(self, line: int, cells: Row, name: str, role: str) -> str:
-        value = cells.get(name, "").strip()
-        if not value and role in NEEDED:
+        value = cells.get(name, "")
+        if isinstance(value, dict | list):
+            raise DataError(
+                f"{self.table}, line {line}: {name} is {value!r:.60}, expected text or a number; "
+                "write the value itself"
+            )
+        text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
+        text = text.strip()
+        if not text and role in NEEDED:
             raise DataError(
                 f"{self.table}, line {line}: {name} is empty, expected the image's {role}; fill it "
                 "in, or remove the row"
             )
-        return value
+        return text
 
-    def _repeated(self, line: int, row: Row, first: int, before: Row) -> DataError:
+    def _repeated(
+        self, line: int, row: dict[str, str], first: int, before: dict[str, str]
+    ) -> DataError:
         changed = [role for role in row if row[role] != before[role] and role != "path"]
         as_well = ""
         if changed:
@@ -104,26 +109,14 @@ def _located(folder: Path, text: str) -> Path | None:
     return None
 
 
-def _rows(path: Path, names: Mapping[str, str], renamed: set[str]) -> Iterator[tuple[int, Row]]:
+def _rows(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, Row]]:
     """Yield (the line it begins in, its cells by column) of every row that is not blank."""
-    text = _text(path)
     rows = _json_rows if path.suffix.lower() in (".jsonl", ".ndjson") else _separated_rows
-    for number, (line, cells) in enumerate(rows(path, text)):
+    for number, (line, names, cells) in enumerate(rows(path, _text(path))):
         if number == 0:
-            wanted = [names[role] for role in names if role in NEEDED or role in renamed]
-            _check_columns(path, list(cells), wanted)
-        if any(cells.values()):
-            yield line, cells
-
-
-def _check_columns(path: Path, found: list[str], wanted: list[str]) -> None:
-    for name in wanted:
-        if name not in found:
-            raise DataError(
-                f"{path} has no column {name}, expected {', '.join(wanted)}, found "
-                f"{', '.join(map(printable, found)) or 'none'}; rename it, or say what it is "
-                "called with --columns, as label=species"
-            )
+            check_columns(names, str(path), columns, NEEDED)
+        if any(cell not in ("", None) for cell in cells):
+            yield line, dict(zip(names, cells, strict=False))
 
 
 def _text(path: Path) -> str:
@@ -142,15 +135,13 @@ def _text(path: Path) -> str:
         ) from error
 
 
-def _separated_rows(path: Path, text: str) -> Iterator[tuple[int, Row]]:
+def _separated_rows(path: Path, text: str) -> Iterator[Line]:
     header = text.partition("\n")[0]
     separator = max(",;\t", key=header.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         names = [name.strip() for name in next(reader, [])]
-        if twice := sorted({name for name in names if name and names.count(name) > 1}):
-            raise DataError(f"{path} has two columns {twice[0]}, expected one; rename the other")
-        yield 1, dict.fromkeys(names, "")  # the columns, also of a table without rows
+        yield 1, names, []  # the columns, also of a table without rows
         line = reader.line_num + 1
         for cells in reader:
             if cells and len(cells) != len(names):
@@ -158,27 +149,21 @@ def _separated_rows(path: Path, text: str) -> Iterator[tuple[int, Row]]:
                     f"{path}, line {line} has {len(cells)} cells, expected {len(names)} as its "
                     "first line; quote a cell that has a separator in it"
                 )
-            yield line, dict(zip(names, cells, strict=False))
+            yield line, names, cells
             line = reader.line_num + 1
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}; mend the row") from error
 
 
-def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Row]]:
+def _json_rows(path: Path, text: str) -> Iterator[Line]:
     for line, written in enumerate(text.split("\n"), start=1):
         if not written.strip():
             continue
         try:
-            cells: Any = json.loads(written)
+            cells: Any = json.loads(written, parse_constant=lambda _: None)  # NaN is none
         except (ValueError, RecursionError) as error:
             reason = one_line(error)
             raise DataError(f"{path}, line {line} is not JSON: {reason}; mend the row") from error
         if not isinstance(cells, dict):
             raise DataError(f'{path}, line {line} is no object; write {{"path": …}} a line')
-        yield line, {name: _as_text(value) for name, value in cells.items()}
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return "" if value is None else json.dumps(value)
+        yield line, list(cells), list(cells.values())

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from gradsurgery.data.derived import (
     PRESETS,
     PresetSource,
-    draws_itself,
+    decoder_of,
     innermost,
     layers,
     with_common_classes,
@@ -21,7 +21,8 @@ from gradsurgery.data.manifest import SUFFIXES, ManifestSource
 from gradsurgery.data.parquet import ParquetSource, parquet_files
 from gradsurgery.data.source import Source, check_domains, naming_left_out
 from gradsurgery.data.tables import HubSource
-from gradsurgery.documents.data_options import Classes, Resize
+from gradsurgery.documents.data_options import COLUMN_ROLES, Classes, Resize
+from gradsurgery.documents.document import unknown_name
 from gradsurgery.doors import entry_names, is_door, load_object, provenance
 from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, meant, one_line
 
@@ -45,19 +46,18 @@ def open_source(
 
     `spec` is "rotated-digits", "colored-digits" or "coded-digits" (built in; the last may be
     followed by parameters, as "coded-digits:domains=8,noise=0.2"); "pacs", "vlcs" or "office-home",
-    alone (from the Hub) or followed by ":PATH"; "hf://owner/name"; the path of a folder laid out
-    as domain/class/image; the path of a table of paths (CSV, TSV, JSONL), of a Parquet file or of a
-    folder of such files; or, where none of these has the name, a source of your own:
-    "package.module:Name" or an entry point in the group `gradsurgery.sources`, that is a class or a
-    function that gives a `Source` without arguments. A local folder that is called like one of the
-    names is given as "./pacs".
+    alone (from the Hub) or followed by ":PATH"; "hf://owner/name"; the path of a folder
+    domain/class/image, of a table of paths (CSV, TSV, JSONL), of a Parquet file or of a folder of
+    such files; or, where none of these has the name, a source of your own: "package.module:Name" or
+    an entry point in the group `gradsurgery.sources`, a class or a function that gives a `Source`
+    without arguments. A local folder that is called like one of the names is given as "./pacs".
 
     Args:
         spec: the data set.
         layout: what the paths of a folder's images say (`gradsurgery.data.layout.Layout`); ""
             stands for domain/class/image.
         columns: what the columns of a table are called, by what they are for: path (image in a
-            Parquet file), label, domain, split.
+            Parquet file), label, domain, split, and group, which no column is for otherwise.
         classes: where a domain lacks a class, "same" refuses the data set, "common" leaves out the
             classes that not every domain has, and "all" takes it as it is.
         resize: how images that are not square become so (`gradsurgery.data.decode_image`).
@@ -74,6 +74,9 @@ def open_source(
     if not isinstance(columns, Mapping | None):
         raise ArgumentError(f"columns are a mapping of names, found {columns!r:.80}")
     columns = dict(columns or {})
+    for role in columns:
+        if role not in COLUMN_ROLES:
+            raise unknown_name("column", str(role), COLUMN_ROLES)
     for what, found, kind in (("classes", classes, Classes), ("resize", resize, Resize)):
         if not isinstance(found, str) or found not in get_args(kind):
             raise ArgumentError(f"{what} is {', '.join(get_args(kind))}, found {found!r:.80}")
@@ -82,7 +85,7 @@ def open_source(
         raise ArgumentError(f"{spec:.300} is no folder of images, and has no layout; leave it out")
     if columns and not isinstance(innermost(source), ManifestSource | ParquetSource):
         raise ArgumentError(f"{spec:.300} is no table of images, and has no columns to name")
-    if resize != "squash" and draws_itself(source):
+    if resize != "squash" and decoder_of(source) is not None:
         raise ArgumentError(
             f"{source.name} decodes images by itself, always square; leave resize {resize} out"
         )
@@ -96,10 +99,7 @@ def open_source(
     source.reading = {"layout": layout, "columns": columns, "classes": classes, "resize": resize}
     for layer in layers(source):
         layer.resize = resize
-    try:
-        source.check_complete()
-    except DataError as error:
-        raise naming_left_out(error, source.left_out) from None
+    source.check_complete()
     return source
 
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from typing_extensions import override
 
@@ -42,30 +42,19 @@ class ParquetSource(TableSource):
         self._stated = [stated(path.resolve()) for path in self.files]
         self.columns = dict(columns)
         self._root = root
-        domains: list[str] = []
-        classes: list[str] = []
-        names: list[str | None] = []
-        declared: list[Sequence[str] | None] = []
-        parts: list[str | None] = []
-        groups: list[str | None] = []
-        self._lengths: list[int] = []
-        self._beside: list[Path] | None = []  # image files; None where it is not known which
-        for path in self.files:
-            with _readable(path):
-                labels = _read_labels(path, self.columns)
-            self._lengths.append(len(labels["label"]))
-            declared.append(labels["class names"])
-            domains += labels["domain"]
-            classes += labels["label"]
-            names += [file_name(text) for text in labels["paths"]]
-            parts += labels["parts"]
-            groups += labels["groups"]
-            if labels["images"] == "paths" and self._beside is not None:
-                self._beside += [path.parent / text for text in labels["paths"] if text]
-            elif labels["images"] == "unknown":
-                self._beside = None
+        tables = [_read_rows(path, self.columns) for path in self.files]
+        self._lengths = [len(table.labels) for table in tables]
+        self._beside: list[Path] | None = None  # image files; None where it is not known which
+        if all(table.beside is not None for table in tables):
+            self._beside = [path for table in tables for path in table.beside or ()]
+
+        def joined(what: str) -> list[Any]:
+            return [each for table in tables for each in getattr(table, what)]
+
+        domains, classes, parts, groups = map(joined, ("domains", "labels", "parts", "groups"))
+        order = order_of_classes([table.class_names for table in tables], set(classes))
         name = root.resolve().name.removesuffix(".parquet")
-        super().__init__(name, domains, classes, names, order_of_classes(declared, set(classes)))
+        super().__init__(name, domains, classes, list(map(file_name, joined("paths"))), order)
         if not any(parts):
             of_files = [_part_of(path, root) for path in self.files]
             if len({part for part in of_files if part}) > 1:
@@ -144,39 +133,57 @@ def _readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read_labels(path: Path, columns: Mapping[str, str]) -> dict[str, Any]:
+class _Rows(NamedTuple):
+    """What a file's rows say but for their images.
+
+    class_names: those that integers stand for, None where the file names none.
+    paths: of the images, where the file has them.
+    beside: the files that hold the images; none where the table holds all, None where it is not
+        known which.
+    """
+
+    domains: list[str]
+    labels: list[str]
+    class_names: Sequence[str] | None
+    parts: list[str | None]
+    groups: list[str | None]
+    paths: list[str | None]
+    beside: list[Path] | None
+
+
+def _read_rows(path: Path, columns: Mapping[str, str]) -> _Rows:
     """What every row says but for its image, and where the images are; reads no image."""
     import pyarrow.parquet as pq
 
     image, domain, label, split = (
         column_name(columns, role) for role in ("image", "domain", "label", "split")
     )
-    with pq.ParquetFile(path) as file:
+    with _readable(path), pq.ParquetFile(path) as file:
         schema = file.schema_arrow
         check_columns(schema.names, str(path), columns)
         kind = image_kind(schema.field(image).type, str(path))
         read = {"bytes": [], "paths": [image], "both": [f"{image}.path"]}[kind]
-        also = {"parts": split if split in schema.names else None, "groups": columns.get("group")}
-        named = dict.fromkeys(name for name in (domain, label, *also.values()) if name)
+        also = [split if split in schema.names else None, columns.get("group")]
+        named = dict.fromkeys(name for name in (domain, label, *also) if name)
         table = file.read(columns=[*named, *read])
         stored = kind == "bytes" or (kind == "both" and _all_stored(file, image))
-    paths: list[str | None] = [None] * table.num_rows
-    if kind != "bytes":
-        cells = table[image].to_pylist()
-        paths = cells if kind == "paths" else [cell and cell["path"] for cell in cells]
+        cells = {name: table[name].to_pylist() for name in table.column_names}
     names = _declared_names(schema.metadata, path, (domain, label))
-    said = {what: [None] * table.num_rows for what in also} | {
-        what: [_text(each) for each in table[name].to_pylist()]
-        for what, name in also.items()
-        if name is not None
-    }
-    return said | {
-        "domain": column_names(table[domain].to_pylist(), names[domain], domain, str(path)),
-        "label": column_names(table[label].to_pylist(), names[label], label, str(path)),
-        "class names": names[label],
-        "paths": paths,
-        "images": "stored" if stored else "paths" if kind == "paths" else "unknown",
-    }
+    none: list[str | None] = [None] * table.num_rows
+    paths: list[str | None] = cells.get(image, none)
+    if kind == "both":
+        paths = [cell and cell["path"] for cell in cells[image]]
+    beside = [path.parent / text for text in paths if text] if kind == "paths" else None
+    parts, groups = (list(map(_text, cells[name])) if name else none for name in also)
+    return _Rows(
+        column_names(cells[domain], names[domain], domain, str(path)),
+        column_names(cells[label], names[label], label, str(path)),
+        names[label],
+        parts,
+        groups,
+        paths,
+        [] if stored else beside,
+    )
 
 
 def _text(cell: Any) -> str | None:

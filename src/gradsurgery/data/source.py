@@ -1,12 +1,12 @@
 """What every source of images has in common: its listing, and the bytes of each image."""
 
+import re
 import unicodedata
 from abc import ABC, abstractmethod
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,13 +47,22 @@ def naming_left_out(error: DataError, left_out: Sequence[SkippedImage]) -> DataE
     return DataError(f"{error}; left out: {len(left_out)}, the first {first}")
 
 
+def look(name: str) -> str:
+    """What a name looks like: its characters put together as in NFC, its spaces as one."""
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
+def letters(name: str) -> str:
+    """A name's letters and digits: "Real World", "real_world" and "Real-World" are one."""
+    return re.sub(r"[\W_]", "", name.casefold())
+
+
 def unknown_domain(source: str, name: str, domains: Sequence[str], purpose: str = "") -> str:
     """What to say of a domain that the data set `source` has not.
 
     A folder that was copied from a Mac may be called otherwise than it looks.
     """
-    composed = unicodedata.normalize("NFC", name)
-    alike = [each for each in domains if unicodedata.normalize("NFC", each) == composed]
+    alike = [each for each in domains if look(each) == look(name)]
     spelled = ""
     if alike:
         other = f"written in other characters, {alike[0]!a}: rename it"
@@ -150,23 +159,28 @@ class Source(ABC):
         bad: positions of images that cannot be decoded, and do not count.
         """
         name = f"{self.name} without {len(bad)} bad images" if bad else self.name
-        kept = [i for i in range(len(self.listing.rows)) if i not in bad]
-        counts = count_images(
-            self.domains, self.classes, self.listing.domain[kept], self.listing.label[kept]
-        )
-        for domain, found in zip(self.domains, counts.sum(axis=1), strict=True):
-            if found == 0:
-                raise DataError(f"{name}: domain {domain} has no images; add some or remove it")
-        missing = np.argwhere(counts == 0)
-        if len(missing) and not self.gaps:
-            domain, label = missing[0]
+        counts = self.counts()
+        for i in bad:
+            counts[self.listing.domain[i], self.listing.label[i]] -= 1
+        wrong = ""
+        if not counts.sum(axis=1).all():
+            empty = self.domains[int(counts.sum(axis=1).argmin())]
+            wrong = f"{name}: domain {empty} has no images; add some or remove it"
+        elif not counts.all() and not self.gaps:
+            missing = np.argwhere(counts == 0)
+            domain, label = (int(i) for i in missing[0])
             more = f" (and {len(missing) - 1} more such gaps)" if len(missing) > 1 else ""
-            raise DataError(
+            for other in np.flatnonzero(counts[domain]):
+                if letters(self.classes[other]) == letters(self.classes[label]) != "":
+                    more += f"; it has {self.classes[other]}: if that is the same, rename it"
+            wrong = (
                 f"{name}: class {self.classes[label]} has no image in domain "
                 f"{self.domains[domain]}, expected at least 1 image of each class in each domain"
                 f"{more}; add images, or choose --classes common (without such classes) or all "
                 "(with gaps)"
             )
+        if wrong:
+            raise naming_left_out(DataError(wrong), self.left_out)
 
     @abstractmethod
     def encoded(self) -> Iterable[bytes]:
@@ -304,7 +318,14 @@ def _names(
             f"{name}: {kind} {min(unknown)} is not among those declared "
             f"({', '.join(ordered)}); declare it"
         )
-    if "" in positions:
+    looks: dict[str, str] = {}
+    for text in ordered:
+        if (other := looks.setdefault(look(text), text)) != text:
+            raise DataError(
+                f"{name}: the {kind} names {other!a} and {text!a} look the same and are written in "
+                "other characters; rename one of them"
+            )
+    if "" in looks:
         raise DataError(f"{name}: a {kind} has an empty name; give it one")
     return positions
 
@@ -319,32 +340,3 @@ def count_images(
     counts = np.zeros((len(domains), len(classes)), dtype=np.int64)
     np.add.at(counts, (domain, label), 1)
     return counts
-
-
-Key = TypeVar("Key")
-Content = TypeVar("Content")
-Result = TypeVar("Result")
-
-
-def worked_on(
-    contents: Iterable[tuple[Key, Content]],
-    work: Callable[[Key, Content], Result],
-    *,
-    workers: int,
-    ahead: int,
-) -> Generator[Result, None, None]:
-    """Yield `work(key, content)` for all `contents`, as those of a source, in their order.
-
-    workers: threads that work. ahead: how many images may wait in memory.
-    """
-    pending: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for key, content in contents:
-                if len(pending) == ahead:
-                    yield pending.popleft().result()
-                pending.append(pool.submit(work, key, content))
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)

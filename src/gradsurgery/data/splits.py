@@ -24,6 +24,7 @@ from gradsurgery.errors import ArgumentError, DataError, printable
 from gradsurgery.seeds import named_generator
 
 Indices = NDArray[np.int64]
+Parts = Sequence[str | None]
 _NAMES = {
     **{part: part for part in PARTS},
     "training": "train",
@@ -164,9 +165,6 @@ def parts_in(name: str) -> set[str]:
     """
     words = re.split(r"[\W_]+", name.lower())
     return {_NAMES[word] for word in words if word in _NAMES}
-
-
-Parts = Sequence[str | None]
 
 
 def split_of(options: DataOptions, images: ImageSet, seed: int) -> Split:

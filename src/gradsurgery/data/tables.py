@@ -83,20 +83,25 @@ class TableSource(Source):
 
 
 def column_name(columns: Mapping[str, str], role: str) -> str:
-    """What the column for `role` is called."""
-    return columns.get(role, columns.get("path", role) if role == "image" else role)
+    """What the column for `role` is called; that of images has two names, image and path."""
+    other = {"image": "path", "path": "image"}.get(role, role)
+    return columns.get(role, columns.get(other, role))
 
 
 def check_columns(
-    found: Sequence[str], where: str, columns: Mapping[str, str] | None = None
+    found: Sequence[str],
+    where: str,
+    columns: Mapping[str, str] | None = None,
+    needed: Sequence[str] = COLUMNS,
 ) -> None:
     """Raise `DataError` where a column is missing, or there are two of one name.
 
-    columns: their names in the table, where those are not `COLUMNS`.
+    columns: what columns are called, where that is not as they are `needed`; a split or a group
+        that is among them is needed too.
     """
     columns = columns or {}
     also = [role for role in ("split", "group") if role in columns]
-    expected = [column_name(columns, role) for role in (*COLUMNS, *also)]
+    expected = [column_name(columns, role) for role in (*needed, *also)]
     missing = [column for column in expected if column not in found]
     if missing:
         raise DataError(
@@ -104,7 +109,7 @@ def check_columns(
             f"{', '.join(expected)}, found {', '.join(found) or 'none'}; rename the columns, or "
             "say what they are called with --columns, as label=species"
         )
-    for column in expected:
+    for column in (*expected, column_name(columns, "split")):
         if (times := list(found).count(column)) > 1:
             raise DataError(f"{where} has {times} columns {column}, expected one; rename the other")
 
@@ -128,12 +133,12 @@ def image_kind(kind: "pa.DataType", where: str) -> str:
         return "paths"
     if types.is_struct(plain):
         parts = {plain.field(i).name: plain.field(i).type for i in range(plain.num_fields)}
-        path = parts.get("path")
-        if "bytes" in parts and is_bytes(parts["bytes"]):
-            if path is None or types.is_null(path):
-                return "bytes"
-            if is_text(path):
+        content, path = parts.get("bytes"), parts.get("path")
+        if content is not None and path is not None and is_text(path):
+            if is_bytes(content) or types.is_null(content):  # where no row has bytes
                 return "both"
+        elif content is not None and is_bytes(content) and (path is None or types.is_null(path)):
+            return "bytes"
     found = str(kind) if len(str(kind)) <= 80 else f"{str(kind)[:79]}…"
     raise DataError(
         f"{where}: column image has the type {found}, expected the bytes of image files (binary), "

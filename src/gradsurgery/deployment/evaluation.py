@@ -12,8 +12,9 @@ import torch
 from gradsurgery.backbones.weights import file_digest
 from gradsurgery.data import Source, cpus, unknown_domain
 from gradsurgery.data.cache import bad_image
-from gradsurgery.data.derived import draws_itself
+from gradsurgery.data.derived import decoder_of
 from gradsurgery.data.groups import group_numbers
+from gradsurgery.data.source import look
 from gradsurgery.data.splits import file_mark
 from gradsurgery.deployment.pictures import Job, Prepared, prepared
 from gradsurgery.deployment.trained_model import BATCH, TrainedModel, check_count
@@ -127,9 +128,12 @@ def _unknown_classes(model: TrainedModel, source: Source, images: int) -> DataEr
 
 
 def _labels(model: TrainedModel, source: Source) -> np.ndarray:
-    """Of each image, the position of its class among the model's, -1 where it is none."""
-    known = {name: position for position, name in enumerate(model.classes)}
-    return np.array([known.get(name, -1) for name in source.classes])[source.listing.label]
+    """Of each image, the position of its class among the model's, -1 where it is none.
+
+    A folder that was copied from a Mac may be called otherwise than it looks.
+    """
+    known = {look(name): position for position, name in enumerate(model.classes)}
+    return np.array([known.get(look(name), -1) for name in source.classes])[source.listing.label]
 
 
 def _answer(
@@ -240,7 +244,7 @@ def _wanted(
 def _jobs(
     model: TrainedModel, source: Source, counted: set[int], seen: _Seen
 ) -> Iterator[Job[int]]:
-    own, size = draws_itself(source), model.preprocess.size
+    own, size = decoder_of(source) is not None, model.preprocess.size
     for position, content in source.contents():
         if position in counted:
             seen.look_at(position, content)

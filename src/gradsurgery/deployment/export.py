@@ -65,9 +65,10 @@ def export_model(
 
     Args:
         model: from `load_model`; the export computes in float32.
-        path: the file. Its description (classes, sizes, mean, std) is JSON beside it, with the
-            name `<file>.json`, and in the metadata of an ONNX file. A file that is there of the
-            same model is replaced.
+        path: the file. Its description (classes, sizes, mean, std, and what is said here of the
+            normalization) is JSON beside it, with the name `<file>.json`; all but
+            the last is in the metadata of an ONNX file too. A file that is there of the same model
+            is replaced.
         form: onnx, torch-export (`torch.export.load`) or torchscript (`torch.jit.load`).
         normalization: inside: the input `images` is uint8 [batch, size, size, 3], what
             `model.preprocess.pixels` gives of a picture; beside: it is float32
@@ -105,7 +106,8 @@ def export_model(
                 "another format or backbone"
             ) from error
         difference = _compared(network, run, images, form)
-    about = model.about.model_dump(mode="json") | {_DIGEST: digest}
+    about = model.about.model_dump(mode="json")
+    about |= {"normalization": normalization, _DIGEST: digest}
     with atomic_file(description_file(path)) as temporary:
         temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return difference

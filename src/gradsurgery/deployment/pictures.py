@@ -13,7 +13,7 @@ from torch import Tensor
 from gradsurgery.data import BadImageError, SkippedImage
 from gradsurgery.data.folder import FOLDER, kind_of, visible_entries
 from gradsurgery.data.formats import readable_suffixes
-from gradsurgery.data.source import worked_on
+from gradsurgery.data.loader import worked_on
 from gradsurgery.errors import ArgumentError, DataError, printable
 
 
