@@ -107,6 +107,28 @@ def test_fishr_says_where_there_is_no_last_linear_layer(head, words, built):
     assert hooks_on(model) == []
 
 
+def test_gradnorm_takes_the_last_weights_that_the_losses_reach(built):
+    weights = []
+    for unused in (False, True):
+        model = oracles.network()
+        if unused:
+            model.register_module("unused", nn.Linear(4, 4).double())
+            model.forward = nn.Sequential(*list(model)[:-1]).forward
+        algorithm = built("gradnorm", settings={"gradnorm.learning_rate": 0.1})
+        for step in (1, 2):
+            data = oracles.batches(3, seed=step)
+            algorithm.step(model, data, oracles.sgd(model.parameters()), step=step)
+        weights.append(algorithm.state_dict()["objective.weights"])
+    assert weights[0].unique().numel() > 1
+    assert torch.equal(*weights)
+
+
+def test_gradnorm_says_where_there_is_no_weight_matrix(built):
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12)).double()
+    with pytest.raises(ArgumentError, match="Sequential trains none that its logits depend on"):
+        built("gradnorm").step(model, oracles.batches(2), oracles.sgd(model.parameters()), step=1)
+
+
 @pytest.mark.parametrize("name", ["deep-all", "irm", "vrex", "fishr", "gradnorm"])
 @pytest.mark.parametrize("model", sorted(MODELS))
 def test_with_frozen_batch_norm_pooled_is_the_mean_of_the_domains(model, name, built):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradsurgery as gs
 from gradsurgery.errors import ArgumentError
@@ -76,3 +77,24 @@ def test_what_cannot_work_is_said():
     with pytest.raises(ArgumentError, match="found parameters on cpu, meta; put the model on one"):
         gs.backward([weight.sum(), weight.sum()], [weight, elsewhere], Recorded())
     assert weight.grad is None
+
+
+class Integers(TorchDispatchMode):
+    """Notes the size of the largest tensor of whole numbers that is made inside."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.dtype == torch.int64:
+            self.largest = max(self.largest, made.numel())
+        return made
+
+
+def test_what_a_rule_with_a_memory_sees_is_counted_without_a_number_for_each_component():
+    weights = [torch.zeros(size, requires_grad=True) for size in (40, 60)]
+    with Integers() as integers:
+        losses = [sum((w * sign).sum() for w in weights) for sign in (1.0, 2.0)]
+        result = gs.backward(losses, weights, gs.AgrEMA())
+        assert result.agreeing_by_parameter == {"0": 1.0, "1": 1.0}
+    assert integers.largest <= 4

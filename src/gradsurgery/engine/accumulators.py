@@ -6,7 +6,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from typing_extensions import override
 
@@ -253,17 +253,16 @@ class GradientMatrix(SingleGradients):
     def _judged(self, verdict: Verdict) -> Update:
         """What a rule with a memory says of the whole network, split into the parameters."""
         reached = [position in self._reached for position in range(len(self._parameters))]
-        device = verdict.update.device
-        bounds, counted = (
-            sent(torch.tensor(each, device="cpu"), device) for each in (self._bounds, reached)
-        )
-        counts = [  # in few launches, however many parameters there are
-            torch.nn.functional.pad(marks.cumsum(0), (1, 0))[bounds].diff() * counted
-            for marks in (verdict.agreeing, verdict.zero)
-        ]
+        counted = sent(torch.tensor(reached, device="cpu"), verdict.update.device)
+        counts = [self._count(marks) * counted for marks in (verdict.agreeing, verdict.zero)]
         updates = self._updates(verdict.update, range(len(reached)), poison=False)
         sizes = [0 if update is None else update.numel() for update in updates]
         return Update(updates, agreeing=counts[0], zeros=counts[1], sizes=sizes)
+
+    def _count(self, marks: Bool[Tensor, " params"]) -> Int64[Tensor, " parameters"]:
+        """How many components of each parameter are marked."""
+        spans = map(self._span, range(len(self._parameters)))
+        return torch.stack([marks[span].count_nonzero() for span in spans])
 
     def _add(self, position: int, domain: int, gradient: Float[Tensor, " params"] | None) -> None:
         place = self._row(domain)[self._span(position)]

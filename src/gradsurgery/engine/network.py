@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int64
 from torch import Tensor
 from typing_extensions import override
 
@@ -19,7 +20,7 @@ from gradsurgery.engine.accumulator import (
     shaped_gradient,
 )
 from gradsurgery.engine.accumulators import GradientMatrix, widest
-from gradsurgery.kernels.network import Combination, Kernels, Seen
+from gradsurgery.kernels.network import Combination, Kernels, Seen, sent
 from gradsurgery.rules.base import ComponentwiseRule, Rule
 from gradsurgery.rules.gramian import GramianRule, weights_of
 from gradsurgery.rules.remembering import RememberingRule
@@ -184,6 +185,12 @@ class NetworkVerdict(NetworkMatrix):
         nan = torch.full_like(verdict.update, torch.nan)
         shown = verdict._replace(update=torch.where(verdict.sound, verdict.update, nan))
         return self._judged(shown)._replace(flags=flags, found=(~verdict.sound).float())
+
+    @override
+    def _count(self, marks: Bool[Tensor, " params"]) -> Int64[Tensor, " parameters"]:
+        # in few launches, however many parameters there are
+        bounds = sent(torch.tensor(self._bounds, device="cpu"), marks.device)
+        return torch.nn.functional.pad(marks.cumsum(0), (1, 0))[bounds].diff()
 
 
 def laid_out_as(

@@ -69,7 +69,7 @@ RULES: dict[str, type[Rule]] = {
 
 
 def rule(name: str, *, generator: torch.Generator | None = None, **options: Any) -> Rule:
-    """The rule of that name, e.g. `rule("agr-sum", reduction="mean")`.
+    """The rule of that name, with its hyperparameters.
 
     "torchjd:NAME" wraps the aggregator of that name, e.g. `rule("torchjd:Krum", n_byzantine=1)`.
     "package.module:Name" is a rule of your own: a subclass of `Rule`, an instance of one, or a
@@ -78,6 +78,9 @@ def rule(name: str, *, generator: torch.Generator | None = None, **options: Any)
     `generator` goes to the rules that draw random numbers, the others have no use for it.
     Raises `ArgumentError` for an unknown name or option, `MissingPackageError` where a rule needs a
     package that is not installed.
+
+    >>> rule("agr-sum", reduction="mean")(torch.tensor([[1.0, -2.0], [3.0, 4.0]]))
+    tensor([2., 0.])
     """
     if "settings" in options:
         raise ArgumentError(

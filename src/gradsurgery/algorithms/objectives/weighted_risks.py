@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from gradsurgery.algorithms.forward import Forward
 from gradsurgery.algorithms.objectives.base import Batch, DomainLosses, Objective
+from gradsurgery.errors import ArgumentError
 from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter
 
 _CHEN = "Chen et al. 2018"
@@ -71,10 +72,8 @@ class GradNorm(Objective):
     def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
         risks = self.risks(forward, batches)  # the weights need the norms of all of them
         values = forward.values_of(risks)
-        last = last_weight(forward.model)
-        norms = torch.stack(
-            [torch.autograd.grad(risk, last, retain_graph=True)[0].norm() for risk in risks]
-        ).to(values)
+        last = last_weight(forward.model, risks[0])
+        norms = torch.stack([_gradient(risk, last).norm() for risk in risks]).to(values)
         weights = self.remembered("weights", torch.ones_like(values))
         first = self.remembered("first", values)
         self.state = {"weights": self._updated(weights, norms, values / first), "first": first}
@@ -95,6 +94,18 @@ class GradNorm(Objective):
         return moved.mul(len(moved)).div(moved.sum())
 
 
-def last_weight(model: nn.Module) -> Tensor:
-    """The last parameter that is a matrix or more."""
-    return [p for p in model.parameters() if p.requires_grad and p.ndim > 1][-1]
+def last_weight(model: nn.Module, risk: Tensor) -> Tensor:
+    """The last trained parameter that is a matrix or more and that the risk depends on."""
+    for parameter in reversed([p for p in model.parameters() if p.requires_grad and p.ndim > 1]):
+        (found,) = torch.autograd.grad(risk, parameter, retain_graph=True, allow_unused=True)
+        if found is not None:
+            return parameter
+    raise ArgumentError(
+        f"gradnorm compares the gradients in the last weight matrix, and {type(model).__name__} "
+        "trains none that its logits depend on; choose another method or train such a layer"
+    )
+
+
+def _gradient(risk: Tensor, weight: Tensor) -> Tensor:
+    """∇_W of the risk, zero where it does not depend on W; the graph is kept."""
+    return torch.autograd.grad(risk, weight, retain_graph=True, materialize_grads=True)[0]
