@@ -15,7 +15,7 @@ from rich.text import Text
 from gradsurgery.algorithms import METHODS, OTHER_METHODS, settings_listing
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.live import displayed
-from gradsurgery.data import Source, open_source
+from gradsurgery.data import open_source
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.record import Record
@@ -69,7 +69,7 @@ def train(
         record = train_run(c, directory, log, cache, opened=source)
         log.finished(record)
     if finished:
-        print(f"this run was finished before{_on_others(record, source)}")
+        print("this run was finished before")
     print(result_line(record))
     for sentence in [*known_targets([record]), *chance_sentences(record)]:
         print(printable(sentence))
@@ -84,18 +84,6 @@ def _is_finished(configuration: RunConfiguration, directory: Path) -> bool:
     if not (directory / Record.file_name).exists():
         return False
     return not is_longer(configuration, Record.load(directory).configuration)
-
-
-def _on_others(record: Record, source: Source) -> str:
-    """What to add of a finished run where the data set has more or fewer images by now."""
-    then = sum(map(sum, record.data.class_images.values())) + len(record.data.skipped)
-    now = len(source.listing.identities)
-    if not record.data.class_images or then == now:
-        return ""
-    return (
-        f", on {then:,} images, and {source.name} has {now:,} now: to train on those, name another "
-        "folder (--out), or delete this one"
-    )
 
 
 def check_target(options: dict[str, Any]) -> None:
