@@ -43,8 +43,7 @@ from gradsurgery.results.deployment import (
     without_looking,
 )
 from gradsurgery.studies.diagnosis import diagnose_run
-from gradsurgery.sweep.run import opened_sources, planned
-from gradsurgery.sweep.runs import SweepRun
+from gradsurgery.sweep.runs import SweepRun, opened_sources, planned
 from gradsurgery.training import train
 from gradsurgery.training.outcome import MODEL_FILE
 from gradsurgery.training.run import prepare_images

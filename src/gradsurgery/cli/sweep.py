@@ -22,8 +22,7 @@ from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, Weigh
 from gradsurgery.report.section import counted, duration
 from gradsurgery.sweep import Execution, run_sweep
 from gradsurgery.sweep.launcher import Launcher, LocalLauncher, Outcome, visible_gpus, worker_count
-from gradsurgery.sweep.run import existing_records, opened_sources, planned
-from gradsurgery.sweep.runs import configurations
+from gradsurgery.sweep.runs import configurations, existing_records, opened_sources, planned
 from gradsurgery.sweep.schedule import Estimate, estimate
 from gradsurgery.training import TrainingProgress
 
