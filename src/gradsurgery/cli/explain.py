@@ -73,6 +73,8 @@ def explain(
     """
     chosen = ExplanationOptions(**options)
     check_named(images or [])
+    if out is not None:
+        check_folder(out)
     trained = load_model(model, backbone=backbone, device=device)
     folder = out or trained.file.parent / ("explanation-pictures" if images else "explanation")
     check_folder(folder)

@@ -90,6 +90,8 @@ def run_study(
             first.model_dump(exclude={"seed"}) | {"seeds": listed} | options.model_dump()
         )
         return
+    if out is not None:
+        check_folder(out)
     devices.keep_freed_memory()  # before torch allocates anything
     source = open_source(first.data, **first.reading)
     check_run(first, source.name, source.domains)
@@ -143,6 +145,8 @@ def diagnose(
         everything = {name: value for name, value in everything.items() if value is not None}
         opt.print_yaml(everything | given | measuring.model_dump())
         return
+    if out is not None:
+        check_folder(out)
     devices.keep_freed_memory()  # before torch allocates anything
     source = open_source(given.get("data", configuration.data), **configuration.reading)
     directory = out or run or Path("diagnosis") / folder_name(source.name)
@@ -271,6 +275,8 @@ def tasks_vs_domains(
         chosen["measure_at"] = [_whole(text) for text in listed_names(measure_at)]
     studied = TasksOptions(**chosen)
     dials = dict(_dial(text) for text in dial or [])
+    if out is not None:
+        check_folder(out)
     devices.keep_freed_memory()  # before torch allocates anything
     source = open_source(studied.data, classes=studied.classes)
     directory = out or Path("tasks-vs-domains", folder_name(source.name))

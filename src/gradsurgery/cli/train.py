@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradsurgery.algorithms import METHODS, OTHER_METHODS, settings_listing
+from gradsurgery.atomic import check_folder
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.live import displayed
 from gradsurgery.data import open_source
@@ -55,6 +56,7 @@ def train(
     if print_config:
         opt.print_yaml(c.model_dump())
         return
+    check_new(out, Record.file_name)
     device.keep_freed_memory()  # before torch allocates anything
     source = open_source(c.data, **c.reading)
     place = *map(folder_name, (source.name, c.target, c.method)), f"seed-{c.seed}"
@@ -84,6 +86,19 @@ def _is_finished(configuration: RunConfiguration, directory: Path) -> bool:
     if not (directory / Record.file_name).exists():
         return False
     return not is_longer(configuration, Record.load(directory).configuration)
+
+
+def check_new(out: Path | None, file_name: str) -> None:
+    """Raise `OutputError` for a folder that cannot be written, before data is fetched.
+
+    One that has the file already may hold all that is asked for.
+    """
+    if out is None:
+        return
+    with suppress(OSError):  # which `check_folder` explains
+        if (out / file_name).exists():
+            return
+    check_folder(out)
 
 
 def check_target(options: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ from gradsurgery.deployment.export import (
 )
 from gradsurgery.deployment.model_file import push as upload
 from gradsurgery.deployment.pictures import check_named, listed_pictures
-from gradsurgery.deployment.predictions_file import predictions_file
+from gradsurgery.deployment.predictions_file import check_predictions_file, predictions_file
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import left_out_classes, listed_names
 from gradsurgery.documents.deployment import EvaluatedPart, EvaluationFile
@@ -73,6 +73,8 @@ def predict(
     any was. With --out the same command goes on with a file that an interruption left behind.
     """
     check_named(images)
+    if out is not None:
+        check_predictions_file(out)
     trained = load_model(model, backbone=backbone, device=device)
     for note in trained.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -178,6 +180,8 @@ def evaluate(
     Images of classes that the model does not know are counted apart. Tables and figures are
     written into a folder.
     """
+    if out is not None:
+        check_folder(out)
     trained = load_model(model, backbone=backbone, device=device)
     skip_bad = options.pop("skip_bad", False)
     if as_domain is None:
@@ -321,12 +325,14 @@ def export(
     """
     if form is None and push is None:
         raise ArgumentError(f"give --format ({', '.join(SUFFIXES)}) or --push hf://owner/name")
+    path = out or Path("model" if form is None else f"model{SUFFIXES[form]}")
+    if form is not None:
+        if path.suffix != SUFFIXES[form]:
+            raise ArgumentError(f"cannot write {path}: its name must end in {SUFFIXES[form]}")
+        check_folder(path.parent)
     trained = load_model(model, backbone=backbone, device="cpu")
     written: tuple[Path, ...] = ()
     if form is not None:
-        path = out or Path(f"model{SUFFIXES[form]}")
-        if path.suffix != SUFFIXES[form]:
-            raise ArgumentError(f"cannot write {path}: its name must end in {SUFFIXES[form]}")
         difference = export_model(trained, path, form, normalization)
         print(f"{path}: logits differ from the model's by {difference:.1g} at most")
         written = (path, description_file(path))
