@@ -4,20 +4,20 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from gradsurgery.atomic import check_folder, expanded
 from gradsurgery.backbones.weights import file_digest
 from gradsurgery.cli import options as opt
-from gradsurgery.cli.data import open_data, progress_bar
+from gradsurgery.cli.data import open_data
 from gradsurgery.cli.finished_runs import print_sentences
+from gradsurgery.cli.live import images_displayed
 from gradsurgery.cli.train import continuable
 from gradsurgery.data import SkippedImage, Source
 from gradsurgery.data.folder import CLASS_AND_NAME, ELSEWHERE, OneDomainSource
@@ -85,7 +85,7 @@ def predict(
     skipped: list[SkippedImage] = []
     before = failed = count = 0
     shown = out is not None or not sys.stdout.isatty()
-    with continuable(), opened as file, _counted(shown=shown) as tell:
+    with continuable(), opened as file, images_displayed("", None, shown=shown) as tell:
         if file is not None and (before := len(file.done)):
             pictures = (picture for picture in pictures if picture.name not in file.done)
             failed = file.failed
@@ -124,24 +124,6 @@ def name_files(undecoded: list[SkippedImage], others: list[SkippedImage]) -> Non
             print(f"  {file.identity}: {file.reason}", file=sys.stderr)
         if len(files) > _NAMED:
             print(f"  and {len(files) - _NAMED:,} more", file=sys.stderr)
-
-
-@contextmanager
-def _counted(*, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Shows on a terminal how many pictures are done."""
-    console = Console(stderr=True)
-    if not (shown and console.is_terminal):
-        yield lambda _: None
-        return
-    columns = TextColumn("{task.completed} pictures, {task.fields[speed]} a second")
-    with Progress(columns, TimeElapsedColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("", total=None, speed="–")
-
-        def tell(done: int) -> None:
-            elapsed = bar.tasks[0].elapsed or 0.0
-            bar.update(task, completed=done, speed=f"{done / elapsed:.0f}" if elapsed else "–")
-
-        yield tell
 
 
 @opt.takes_options_of(RunConfiguration, only=("layout", "columns", "skip_bad"))
@@ -189,7 +171,7 @@ def evaluate(
     source = _opened(data, options, as_domain)
     within = Path("evaluation", folder_name(source.name))
     check_folder(out or within)
-    with continuable(), progress_bar(len(source.listing.identities), "evaluating") as tell:
+    with continuable(), images_displayed("evaluating", len(source.listing.identities)) as tell:
         evaluation = evaluate_model(
             trained,
             source,
