@@ -101,8 +101,8 @@ def _told_of_changes(
             names = ", ".join(dict.fromkeys(name for names in found.values() for name in names))
             yield (
                 f"{what.format(names)} changed since {len(found)} of these runs were finished "
-                f"(such as {next(iter(found))}); to run them as it is now, name another folder "
-                "(--out), or delete theirs"
+                f"(such as {next(iter(found))}); to run them with what is there now, name another "
+                "folder (--out), or delete theirs"
             )
 
 

@@ -203,7 +203,7 @@ def _told_of_changes(
         yield f"whether {source.name} is as it was when this run was finished is not known: {error}"
         return
     if data := changed_data(source.name, (record.data.digest, record.split.digest), now):
-        yield f"{data} since this run was finished; to train on it as it is now, {again}"
+        yield f"{data} since this run was finished; to train on {source.name} as it is now, {again}"
 
 
 def prepare_images(
