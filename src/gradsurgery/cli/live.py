@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
+import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import (
@@ -29,6 +30,16 @@ if TYPE_CHECKING:
 
 _SHOWN_RUNS = 12
 _STAGES = {"images": " decoding", "resuming": " going on", "training": "", "testing": " testing"}
+
+
+@contextmanager
+def continuable() -> Iterator[None]:
+    """Say how to go on after an interruption, and exit with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted; repeat the same command to continue", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 @contextmanager

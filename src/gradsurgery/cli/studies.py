@@ -8,8 +8,8 @@ import typer
 from gradsurgery.atomic import check_folder
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.finished_runs import print_sentences
-from gradsurgery.cli.live import displayed, study_displayed
-from gradsurgery.cli.train import check_target, continuable
+from gradsurgery.cli.live import continuable, displayed, study_displayed
+from gradsurgery.cli.train import check_target
 from gradsurgery.data import open_source, prepare
 from gradsurgery.documents.configuration import RunConfiguration, options_of
 from gradsurgery.documents.data_options import listed_names

@@ -11,8 +11,8 @@ import typer
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.finished_runs import print_tables
 from gradsurgery.cli.finished_runs import report as write_report
-from gradsurgery.cli.live import displayed, sweep_displayed
-from gradsurgery.cli.train import check_new, continuable
+from gradsurgery.cli.live import continuable, displayed, sweep_displayed
+from gradsurgery.cli.train import check_new
 from gradsurgery.data import Source
 from gradsurgery.documents.configuration import known_options
 from gradsurgery.documents.document import folder_name, read_mapping, unknown_name

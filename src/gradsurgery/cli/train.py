@@ -1,8 +1,6 @@
 """`gradsurgery train`, one run, and `gradsurgery methods`, what there is to train with."""
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +13,7 @@ from rich.text import Text
 from gradsurgery.algorithms import METHODS, OTHER_METHODS, settings_listing
 from gradsurgery.atomic import check_folder
 from gradsurgery.cli import options as opt
-from gradsurgery.cli.live import displayed
+from gradsurgery.cli.live import continuable, displayed
 from gradsurgery.data import open_source
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.document import folder_name
@@ -129,16 +127,6 @@ def result_line(record: Record) -> str:
         f"({model}, validation {best.validation_accuracy:.1%}), "
         f"{last.target_accuracy:.1%} (last model, step {last.step})"
     )
-
-
-@contextmanager
-def continuable() -> Iterator[None]:
-    """Say how to go on after an interruption, and exit with 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("interrupted; repeat the same command to continue", file=sys.stderr)
-        raise typer.Exit(130) from None
 
 
 def methods() -> None:

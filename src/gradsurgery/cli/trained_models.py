@@ -17,8 +17,7 @@ from gradsurgery.backbones.weights import file_digest
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.data import open_data
 from gradsurgery.cli.finished_runs import print_sentences
-from gradsurgery.cli.live import images_displayed
-from gradsurgery.cli.train import continuable
+from gradsurgery.cli.live import continuable, images_displayed
 from gradsurgery.data import SkippedImage, Source
 from gradsurgery.data.folder import CLASS_AND_NAME, ELSEWHERE, OneDomainSource
 from gradsurgery.deployment import Predictions, TrainedModel, load_model
