@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradsurgery.atomic import atomic_file, check_folder, claimed
+from gradsurgery.atomic import atomic_file, check_folder, claimed, shared
 from gradsurgery.errors import OutputError
 from gradsurgery.training.checkpoint import save_weights
 
@@ -139,3 +139,35 @@ def test_a_folder_without_permission_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir(mode=0o555)
     with pytest.raises(OutputError, match="no permission"):
         check_folder(tmp_path / "kept" / "a" / "b")
+
+
+def test_processes_share_a_folder_and_the_first_knows_that_it_is_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    alone: list[bool] = []
+    code = (
+        "import sys, time; from pathlib import Path; from gradsurgery.atomic import shared\n"
+        "with shared(Path(sys.argv[1]), print): print('in', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None
+    assert [other.stdout.readline() for _ in range(2)] == ["True\n", "in\n"]
+    with shared(folder, alone.append):
+        pass
+    assert alone == [False]
+    other.kill()
+    other.communicate()
+    with shared(folder, alone.append), shared(folder, alone.append):
+        (folder / "kept").touch()
+    assert alone == [False, True, False]
+    assert [path.name for path in folder.iterdir()] == ["kept"]
+
+
+def test_nothing_is_left_of_a_folder_that_is_not_to_be_shared(tmp_path: Path) -> None:
+    def refuse(alone: bool) -> None:
+        raise OutputError("no")
+
+    with pytest.raises(OutputError, match="no"), shared(tmp_path / "a" / "b", refuse):
+        raise AssertionError
+    assert list(tmp_path.iterdir()) == []

@@ -7,14 +7,16 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from gradsurgery.errors import OutputError
 
 _LOCK_FILE = ".lock"
+_SHARED_FILE = ".shared.lock"
 _SETTLED = 600.0  # seconds
+_SOON, _LOOK = 30.0, 0.05  # seconds
 _LEFTOVER = re.compile(
     r"\.((record|configuration|split|failure)\.json|checkpoint\.pt|(model|best-\d+)\.safetensors)\.\d+\.tmp"
 )
@@ -132,25 +134,83 @@ def claimed(directory: Path) -> Iterator[None]:
         _remove_empty(made)
 
 
+@contextmanager
+def shared(directory: Path, enter: Callable[[bool], None]) -> Iterator[None]:
+    """Create `directory` and work in it beside other processes that do.
+
+    enter: called at first, by one process at a time, with whether no other works there.
+
+    Raises as `claimed` and `enter` do.
+    """
+    import fcntl
+
+    path = directory / _SHARED_FILE
+    with _claimed_soon(directory):
+        presence = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        alone = _holds_alone(presence)
+        try:
+            enter(alone)
+            fcntl.flock(presence, fcntl.LOCK_SH)
+        except BaseException:
+            if alone:
+                path.unlink()
+            os.close(presence)
+            raise
+    try:
+        yield
+    finally:
+        with suppress(OutputError), claimed(directory):  # another process may be entering
+            if _holds_alone(presence):
+                path.unlink(missing_ok=True)
+        os.close(presence)
+
+
+@contextmanager
+def _claimed_soon(directory: Path) -> Iterator[None]:
+    """As `claimed`, where the other process may be done with it in seconds."""
+    until = time.monotonic() + _SOON
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(claimed(directory))
+            except BusyError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(_LOOK)
+            else:
+                break
+        yield
+
+
+def _holds_alone(lock: int) -> bool:
+    """Whether no other process holds the lock on this file descriptor, which is ours then."""
+    import fcntl  # which Windows has not, where whole files are written as well
+
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise
+        return False
+    return True
+
+
 def _locked(path: Path) -> int:
     """File descriptor that holds the lock on `path`, which is removed when it is let go.
 
     Not by `filelock`: most of its versions take a lock on a file that another process has removed
     in the meantime for a lock, and two processes would work in one folder.
     """
-    import fcntl  # which Windows has not, where whole files are written as well
-
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(lock)
-            if error.errno in (errno.EAGAIN, errno.EACCES):
+            if not _holds_alone(lock):
                 raise BusyError(
                     f"another process is working in {path.parent}; "
                     "wait for it to end, or choose another output folder (--out)"
-                ) from error
+                )
+        except OSError:
+            os.close(lock)
             raise
         # The former holder may have removed the file between our opening and locking it.
         with suppress(FileNotFoundError):

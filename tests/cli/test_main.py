@@ -252,7 +252,7 @@ def test_a_command_that_is_told_to_end_leaves_no_file_half_written(
         "os.execv(sys.argv[1], sys.argv[1:])"
     )
     found = ended(code, sys.executable, "-c", heeding)
-    assert (found.returncode, found.stdout, found.stderr) == (130, "", "")
+    assert (found.returncode, found.stdout, found.stderr) == (130, "", "interrupted\n")
     assert [path.name for path in tmp_path.iterdir()] == ["somebodys.py"]
 
 

@@ -126,6 +126,8 @@ def test_values_that_are_given_are_tried_with_each_of_a_list_of_grids(
     code, out, err = command("sweep", "--plan", "plan.yaml", *given, "--dry-run")
     assert code == 0, err
     assert out.startswith("6 runs, 0 finished")
+    code, out, err = command("compare", "--plan", "plan.yaml", *given, "--dry-run")
+    assert out.startswith("6 runs, 0 finished"), err
     one = ["--methods", "deep-all", "--targets", "75", "--seeds", "1", "--iterations", "1"]
     code, out, err = command("sweep", "rotated-digits", *one, "--dry-run")
     assert out.startswith("1 run, 0 finished"), err

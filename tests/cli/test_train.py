@@ -61,16 +61,31 @@ def test_train_leaves_a_record_and_says_what_came_out(command: Command, tmp_path
     assert "finished before" in out
 
 
-def test_a_finished_run_says_that_images_came_or_went(command: Command, model: str) -> None:
+@pytest.mark.parametrize("change", ["removed", "of another class", "other pixels"])
+def test_a_finished_run_says_that_its_images_changed(
+    change: str, command: Command, model: str
+) -> None:
     record = json.loads(Path(model, "record.json").read_text())["configuration"]
     assert record["target"] == "c"
     options = ["--backbone", "small-cnn", "--weights", "none", "--image-size", "8"]
     options += ["--iterations", "2", "--batch-size", "4", "--device", "cpu", "--out", model]
     again = ["train", "photos", "--target", "c", *options]
-    assert command(*again)[1].startswith("this run was finished before\n")
-    Path("photos/a/dark/0.png").unlink()
-    said = command(*again)[1].splitlines()[0]
-    assert said.startswith("this run was finished before, on 36 images, and photos has 35 now: ")
+    code, out, err = command(*again)
+    assert (code, err) == (0, "")
+    assert out.startswith("this run was finished before\n")
+    first, second = (Path("photos/a", label, "0.png") for label in ("dark", "light"))
+    if change == "removed":
+        first.unlink()
+    elif change == "of another class":  # as many of each as before
+        first.rename(second.with_name("7.png"))
+        second.rename(first.with_name("7.png"))
+    else:
+        Image.new("RGB", (9, 9), (9, 9, 9)).save(first)
+    code, out, err = command(*again)
+    assert code == 0
+    assert out.startswith("this run was finished before\n")
+    assert err.startswith("the images of photos have changed since this run was finished; to train")
+    assert err.count("\n") == 1
 
 
 def test_classes_that_are_left_out_are_told_and_decoding_once(command: Command) -> None:

@@ -221,11 +221,15 @@ def test_weights_that_knew_the_domain_held_out_are_told_of(command, model, tmp_p
     ("arguments", "work"),
     [
         (["report", "run"], "gradsurgery.cli.finished_runs.take_inventory"),
-        (["evaluate", "run", "photos"], "gradsurgery.cli.trained_models.evaluate_model"),
-        (["explain", "run"], "gradsurgery.cli.explain._of_run"),
-        (["diagnose", "--run", "run"], "gradsurgery.cli.studies.prepare_images"),
-        (["similarity", "photos", "--target", "c"], "gradsurgery.cli.studies.prepare_images"),
-        (["study", "tasks-vs-domains", "rotated-digits"], "gradsurgery.cli.studies.prepare"),
+        (["evaluate", "run", "photos"], "gradsurgery.cli.trained_models.load_model"),
+        (["explain", "run"], "gradsurgery.cli.explain.load_model"),
+        (["diagnose", "--run", "run"], "gradsurgery.cli.studies.open_source"),
+        (["similarity", "photos", "--target", "c"], "gradsurgery.cli.studies.open_source"),
+        (["study", "tasks-vs-domains", "rotated-digits"], "gradsurgery.cli.studies.open_source"),
+        (["train", "photos", "--target", "c"], "gradsurgery.cli.train.open_source"),
+        (["sweep", "photos"], "gradsurgery.cli.sweep.opened_sources"),
+        (["compare", "photos"], "gradsurgery.cli.sweep.opened_sources"),
+        (["deploy", "photos"], "gradsurgery.cli.deploy.opened_sources"),
         (["reproduce", "figure1"], "gradsurgery.cli.reproduce.open_examples"),
     ],
 )
@@ -243,6 +247,25 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_work(
     assert code == 1
     assert "error: cannot write" in err.splitlines()[-1]
     assert sorted(tmp_path.rglob("*")) == there
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict", "run", "photos", "--out", "file/p.csv"],
+        ["predict", "run", "photos", "--out", "p.txt"],
+        ["export", "run", "--format", "onnx", "--out", "file/m.onnx"],
+        ["export", "run", "--format", "onnx", "--out", "m.pt"],
+    ],
+)
+def test_a_file_that_cannot_be_written_is_found_before_the_model_is_loaded(
+    command, model, tmp_path, monkeypatch, arguments
+):
+    (tmp_path / "file").touch()
+    monkeypatch.delattr("gradsurgery.cli.trained_models.load_model")
+    code, _, err = command(*arguments)
+    assert code == 1
+    assert err.startswith("error: cannot write")
 
 
 def test_the_home_of_a_user_who_is_none_is_no_place(command, model):

@@ -10,8 +10,8 @@ from gradsurgery.atomic import claimed
 from gradsurgery.data import open_source
 from gradsurgery.documents.plan import Plan
 from gradsurgery.errors import ArgumentError, DataError
-from gradsurgery.sweep.run import claim_folder, finished_record, tidy
-from gradsurgery.sweep.runs import SweepRun
+from gradsurgery.sweep.run import claim_folder, tidy
+from gradsurgery.sweep.runs import SweepRun, finished_record
 from gradsurgery.training import train
 
 MakePlan = Callable[..., Plan]

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from gradsurgery.data import open_source
-from gradsurgery.documents.plan import Plan
+from gradsurgery.documents.plan import Plan, SweepPlan
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.sweep import Execution, run_sweep
 from gradsurgery.sweep import run as run_module
 from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task, work
-from gradsurgery.sweep.run import existing_records, planned
+from gradsurgery.sweep.runs import existing_records, planned
 from gradsurgery.sweep.schedule import SweepProgress, estimate
 from gradsurgery.training import TrainingProgress, train
 
@@ -280,3 +280,56 @@ def test_code_that_changes_after_runs_were_finished_is_told(
     (line,) = said[2]
     assert line.startswith("the code of edited_rules:mine has changed since 2 of these runs were ")
     monkeypatch.delitem(sys.modules, "edited_rules")
+
+
+def test_a_second_plan_is_refused_while_a_first_one_is_at_work_in_a_new_folder(
+    plan: MakePlan, tmp_path: Path
+) -> None:
+    asked = plan(seeds="1")
+    listed: list[set[str]] = []
+
+    class Watched(Scripted):
+        def __enter__(self) -> "Watched":  # nothing is begun as yet
+            with pytest.raises(ArgumentError, match=r"^another sweep is working in "):
+                swept(plan(seeds="1", methods=["pcgrad"]), tmp_path, Scripted())
+            _, _, larger = swept(plan(seeds="2"), tmp_path, Scripted())  # the same and more
+            assert larger.done == 4
+            listed.append({run.directory for run in SweepPlan.load(tmp_path).runs})
+            return self
+
+    failed, _, progress = swept(asked, tmp_path, Watched())
+    assert not failed
+    assert progress.found + progress.done == 2
+    assert listed == [{run.directory for run in planned(plan(seeds="2"), SOURCES)}]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_images_that_change_after_runs_were_finished_are_told(
+    plan: MakePlan, tmp_path: Path
+) -> None:
+    data = tmp_path / "photos"
+    for place in ("a/x", "a/y", "b/x", "b/y", "c/x", "c/y"):
+        (data / place).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (8, 8), (40 * i, len(place), ord(place[0]))).save(
+                data / place / f"{i}.png"
+            )
+    options = {"backbone": "small-cnn", "weights": "none", "image_size": 8, "iterations": 1}
+    asked = Plan(data=[str(data)], targets=["c"], methods=["deep-all"], seeds="2", options=options)
+
+    def told() -> list[str]:
+        lines: list[str] = []
+        run_sweep(
+            asked,
+            {str(data): open_source(str(data))},
+            tmp_path / "out",
+            launch=Scripted,
+            execution=Execution(),
+            show=lambda _, line: lines.append(line),
+        )
+        return [line for line in lines if "changed since" in line]
+
+    assert told() == told() == []
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(data / "a/x/0.png")
+    (line,) = told()
+    assert line.startswith("the images of photos have changed since 2 of these runs were finished ")

@@ -13,7 +13,7 @@ from gradsurgery.documents.plan import Plan
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.report.page_sections import repeat_command
-from gradsurgery.sweep.run import opened_sources, planned
+from gradsurgery.sweep.runs import opened_sources, planned
 from gradsurgery.training import train
 
 

@@ -380,3 +380,40 @@ def test_code_that_changes_after_a_run_was_finished_is_told(
     assert told[1] == told[2]
     assert told[1][0].startswith(f"the code of {name} has changed since this run was finished; ")
     monkeypatch.delitem(sys.modules, code.stem)
+
+
+def test_a_finished_run_is_returned_without_the_code_that_it_ran(
+    tmp_path: Path, images: ImageSet, configured: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    code = tmp_path / "gone_later.py"
+    code.write_text("def mine(g):\n    return g.mean(0)\n")
+    configuration = configured(iterations=2, validate_every=2, method="erm+gone_later:mine")
+    record = train(configuration, tmp_path / "run", opened=images)
+    for text in ("def mine(g:\n", None):
+        monkeypatch.delitem(sys.modules, code.stem, raising=False)
+        code.unlink() if text is None else code.write_text(text)
+        importlib.invalidate_caches()
+        assert train(configuration, tmp_path / "run", opened=images) == record
+        with pytest.raises(ArgumentError, match="gone_later"):  # which has steps to take
+            train(configured(iterations=4, method="erm+gone_later:mine"), tmp_path / "run")
+    with pytest.raises(ArgumentError, match="unknown method 'agr-sun'"):  # before the folder's run
+        train(configured(method="agr-sun"), tmp_path / "run", opened=images)
+
+
+def test_a_finished_run_says_that_its_images_or_their_split_changed(
+    tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    from dataclasses import replace
+
+    def told(images: ImageSet) -> list[str]:
+        notes: list[str | None] = []
+        train(configuration, tmp_path, lambda p: notes.append(p.note), opened=images)
+        return [note for note in notes if note]
+
+    configuration = configured(iterations=2)
+    assert told(images) == told(images) == []
+    (line,) = told(replace(images, digest="0" * 64))
+    assert line.startswith(f"the images of {images.name} have changed since this run was finished;")
+    (line,) = told(replace(images, groups=("one", *[None] * (len(images.identities) - 1))))
+    assert line.startswith(f"the split of {images.name} (its groups, column or lists) has changed ")

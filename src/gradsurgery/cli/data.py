@@ -2,18 +2,17 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from gradsurgery.cli import options as opt
+from gradsurgery.cli.live import images_displayed
 from gradsurgery.data import ImageSet, SkippedImage, Source, cache_folder, cpus, open_source
 from gradsurgery.data import prepare as decode
 from gradsurgery.data.derived import differing_counts, matching_preset
@@ -53,7 +52,7 @@ def info(
     source = open_data(data, {"classes": "all"} | options, fewest_domains=1)
     found = None
     if not quick:
-        with progress_bar(len(source.listing.identities), "looking at images") as advance:
+        with images_displayed("looking at images", len(source.listing.identities)) as advance:
             found = inspect_images(source, cpus(), advance)
     summary = summarize(source, found)
     if as_json:
@@ -79,7 +78,7 @@ def prepare(
     """Decode a data set into the cache, which training then reads."""
     source = open_data(data, options)
     skip_bad = options.get("skip_bad", False)
-    with progress_bar(len(source.listing.identities), "decoding") as advance:
+    with images_displayed("decoding", len(source.listing.identities)) as advance:
         images = decode(source, image_size, cache, workers, skip_bad, advance)
     _print_cache(images)
 
@@ -294,17 +293,6 @@ def _comparison(source: Source) -> str:
         )
     found = "; ".join(f"{d} {found:,} (paper {paper:,})" for d, paper, found in differing)
     return f"Its domains and classes are those of {preset.name}, but not the counts: {found}."
-
-
-@contextmanager
-def progress_bar(count: int, doing: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    console = Console(stderr=True)
-    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
-    with bar:
-        task = bar.add_task(doing, total=count)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _print_cache(images: ImageSet) -> None:

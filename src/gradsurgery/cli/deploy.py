@@ -12,12 +12,13 @@ from gradsurgery.atomic import atomic_file
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.finished_runs import make_report
 from gradsurgery.cli.live import displayed
-from gradsurgery.cli.sweep import grid_of, plan_parts, run_plan
+from gradsurgery.cli.sweep import plan_parts, run_plan
+from gradsurgery.cli.train import check_new
 from gradsurgery.data import Source, reopened
 from gradsurgery.documents.data_options import NO_TARGET
 from gradsurgery.documents.deployment import Deployment
 from gradsurgery.documents.document import folder_name
-from gradsurgery.documents.plan import PLAN_PARTS, Plan
+from gradsurgery.documents.plan import PLAN_PARTS, Plan, SweepPlan
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.studies import Diagnosis, DiagnosisOptions
 from gradsurgery.errors import ArgumentError, DataError
@@ -43,8 +44,7 @@ from gradsurgery.results.deployment import (
     without_looking,
 )
 from gradsurgery.studies.diagnosis import diagnose_run
-from gradsurgery.sweep.run import opened_sources, planned
-from gradsurgery.sweep.runs import SweepRun
+from gradsurgery.sweep.runs import SweepRun, opened_sources, planned
 from gradsurgery.training import train
 from gradsurgery.training.outcome import MODEL_FILE
 from gradsurgery.training.run import prepare_images
@@ -53,16 +53,11 @@ MODEL_FOLDER = "model"
 _ATTAINABLE = Literal["leave-one-domain-out", "training-domain"]
 
 
-@opt.takes_launch_options
-@opt.takes_plan_options
+@opt.takes_plan("targets")
 def deploy(
     data: Annotated[str | None, opt.DATA] = None,
     *,
-    config: opt.ConfigOption = None,
-    print_config: opt.PrintConfigOption = False,
-    methods: opt.MethodsOption = None,
-    seeds: opt.SeedsOption = None,
-    grid: opt.GridOption = None,
+    plan: opt.PlanOptions,
     criterion: Annotated[
         _ATTAINABLE,
         typer.Option(
@@ -72,7 +67,6 @@ def deploy(
         ),
     ] = "leave-one-domain-out",
     out: Annotated[Path | None, typer.Option("--out", help="Default: deployments/<data>.")] = None,
-    dry_run: opt.DryRunOption = False,
     launch: opt.LaunchOptions,
     options: dict[str, Any],
 ) -> None:
@@ -81,16 +75,16 @@ def deploy(
     Writes a sweep with its report, and the folder model: the model file, its card README.md and
     deployment.json. The same command again goes on where it ended, however it ended.
     """
-    given = {"data": data and [data], "methods": methods, "seeds": seeds}
-    parts = plan_parts(config, given, options)
-    parts["grid"] = grid_of(parts, grid)
+    parts = plan_parts(plan, data and [data], options)
     for name, value in (("targets", "all"), ("leave_one_domain_out", False)):
         if parts.setdefault(name, value) != value:
             raise ArgumentError(f"{name} is not for a deployment, which leaves out every domain")
-    plan = Plan(**parts)
-    if len(plan.data) != 1:
-        raise ArgumentError(f"a deployment is of one data set, found {', '.join(plan.data)}")
-    (source,) = opened_sources(plan).values()
+    trials = Plan(**parts)
+    if len(trials.data) != 1:
+        raise ArgumentError(f"a deployment is of one data set, found {', '.join(trials.data)}")
+    if not (plan.dry_run or plan.print_config):
+        check_new(out, SweepPlan.file_name)
+    (source,) = opened_sources(trials).values()
     if NO_TARGET in source.domains:
         raise ArgumentError(
             f"{source.name} has a domain called {NO_TARGET!r}, the word for leaving none out; "
@@ -100,10 +94,9 @@ def deploy(
     run_plan(
         parts,
         folder,
+        plan,
         launch,
-        after=lambda folder: _finish(plan, source, folder, criterion, launch.cache),
-        dry_run=dry_run,
-        print_config=print_config,
+        after=lambda folder: _finish(trials, source, folder, criterion, launch.cache),
     )
 
 

@@ -12,8 +12,7 @@ from jaxtyping import Int64
 from gradsurgery.atomic import check_folder
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.finished_runs import print_sentences
-from gradsurgery.cli.live import displayed
-from gradsurgery.cli.train import continuable
+from gradsurgery.cli.live import continuable, displayed
 from gradsurgery.cli.trained_models import name_files
 from gradsurgery.data import ImageSet, SkippedImage, open_source
 from gradsurgery.data.formats import BadImageError
@@ -73,6 +72,8 @@ def explain(
     """
     chosen = ExplanationOptions(**options)
     check_named(images or [])
+    if out is not None:
+        check_folder(out)
     trained = load_model(model, backbone=backbone, device=device)
     folder = out or trained.file.parent / ("explanation-pictures" if images else "explanation")
     check_folder(folder)

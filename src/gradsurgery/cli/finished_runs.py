@@ -9,7 +9,6 @@ import typer
 from rich.console import Console
 
 from gradsurgery.atomic import check_folder, expanded
-from gradsurgery.cli import options as opt
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA, CriterionName, Model, Selections
 from gradsurgery.errors import ArgumentError, GradsurgeryError, one_line, printable
@@ -41,6 +40,23 @@ if TYPE_CHECKING:
 
 
 Format = Literal["rich", "markdown", "csv", "latex"]
+BaselineOption = Annotated[
+    str, typer.Option("--baseline", help="The method that the others are tested against.")
+]
+ModelOption = Annotated[
+    Model | None, typer.Option("--model", help="best (by validation, the default), or last.")
+]
+PaperOption = Annotated[
+    bool, typer.Option("--paper", help="With the figures of the paper's Table 1.")
+]
+SelectedOption = Annotated[
+    Literal[CriterionName, "none"] | None,
+    typer.Option(
+        "--selected",
+        help="Of a search, compare what this criterion selects (a report of a sweep with a grid: "
+        "training-domain), or all candidates with none.",
+    ),
+]
 
 
 def show(
@@ -49,10 +65,10 @@ def show(
     ],
     *,
     output: Annotated[Format, typer.Option("--format", help="How tables are written.")] = "rich",
-    model: opt.ModelOption = None,
-    baseline: opt.BaselineOption = BASELINE,
-    selected: opt.SelectedOption = None,
-    paper: opt.PaperOption = False,
+    model: ModelOption = None,
+    baseline: BaselineOption = BASELINE,
+    selected: SelectedOption = None,
+    paper: PaperOption = False,
     statistics: Annotated[
         bool,
         typer.Option("--statistics", help="With differences, intervals and p-values of each test."),
@@ -170,10 +186,10 @@ def report(
         list[Path], typer.Argument(metavar="FOLDER...", help="Folders of finished runs.")
     ],
     *,
-    baseline: opt.BaselineOption = BASELINE,
-    model: opt.ModelOption = None,
-    paper: opt.PaperOption = False,
-    selected: opt.SelectedOption = None,
+    baseline: BaselineOption = BASELINE,
+    model: ModelOption = None,
+    paper: PaperOption = False,
+    selected: SelectedOption = None,
     examples: Annotated[
         list[str] | None,
         typer.Option(

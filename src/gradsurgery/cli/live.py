@@ -1,25 +1,45 @@
-"""Shows how a run or a sweep gets on: live on a terminal, plain lines or nothing elsewhere."""
+"""Shows how work gets on, on standard error: live on a terminal, elsewhere lines or nothing."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
+import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from gradsurgery.studies.tasks_vs_domains import StudyProgress
     from gradsurgery.sweep.schedule import Show, SweepProgress
     from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 
 _SHOWN_RUNS = 12
 _STAGES = {"images": " decoding", "resuming": " going on", "training": "", "testing": " testing"}
+
+
+@contextmanager
+def continuable() -> Iterator[None]:
+    """Say how to go on after an interruption, and exit with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted; repeat the same command to continue", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 @contextmanager
@@ -173,4 +193,52 @@ def _print_run(progress: "SweepProgress", line: str) -> None:
     if line:
         seconds = progress.seconds_left()
         left = f" (time left {time_left(seconds)})" if seconds else ""
-        print(line + left, file=sys.stderr, flush=True)
+        _write(line + left)
+
+
+@contextmanager
+def study_displayed() -> Iterator[Callable[["StudyProgress"], None]]:
+    """A callback that shows how far a study of many small runs is; elsewhere a line a run."""
+    console = Console(stderr=True)
+    began = time.monotonic()
+    with console.status("preparing") if console.is_terminal else nullcontext() as status:
+
+        def report(progress: "StudyProgress") -> None:
+            left = None
+            if progress.steps:
+                spent = time.monotonic() - began
+                left = spent * (progress.all_steps - progress.steps) / progress.steps
+            line = f"{progress.runs} of {progress.all_runs} runs, time left {time_left(left)}"
+            if status is not None:
+                status.update(line)
+            elif (run := progress.ended) is not None:
+                dial = "" if run.dial is None else f", {run.dial} {run.value:g}"
+                what = f"{run.grouping} by {run.rule}, seed {run.seed}{dial}"
+                _write(f"{what}: loss {run.losses[-1]:.3f}; {line}")
+
+        yield report
+
+
+@contextmanager
+def images_displayed(
+    doing: str, total: int | None, *, shown: bool = True
+) -> Iterator[Callable[..., None]]:
+    """A callback that shows how many images are done, on a terminal alone.
+
+    total: how many there are; None where nobody knows.
+    """
+    console = Console(stderr=True)
+    columns: list[ProgressColumn] = [TextColumn(doing), BarColumn(), MofNCompleteColumn()]
+    columns.append(TimeLeft())
+    if total is None:
+        speed = TextColumn("{task.completed} pictures, {task.fields[speed]} a second")
+        columns = [speed, TimeElapsedColumn()]
+    hidden = not (shown and console.is_terminal)
+    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
+        task = bar.add_task(doing, total=total, speed="–")
+
+        def tell(done: int, total: int | None = total) -> None:
+            elapsed = bar.tasks[0].elapsed
+            bar.update(task, completed=done, speed=f"{done / elapsed:.0f}" if elapsed else "–")
+
+        yield tell

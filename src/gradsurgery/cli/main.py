@@ -79,11 +79,17 @@ class _LazyGroup(TyperGroup):
 
     @override
     def invoke(self, ctx: Any) -> Any:
-        """Of somebody's code that fails or ends the program, say which; errors of ours pass."""
+        """Of somebody's code that fails or ends the program, say which; errors of ours pass.
+
+        An interruption that the command does not speak of itself is told.
+        """
         try:
             return super().invoke(ctx)
         except (GradsurgeryError, typer.Exit, typer.Abort, _UsageError):
             raise
+        except KeyboardInterrupt:  # of which the library would say nothing
+            print("interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
         except (Exception, SystemExit) as error:
             if (fault := fault_of(error)) is None:
                 raise

@@ -16,7 +16,6 @@ from pydantic import BaseModel
 from gradsurgery.documents.configuration import RunConfiguration, known_options
 from gradsurgery.documents.document import read_mapping
 from gradsurgery.documents.plan import PLAN_PARTS
-from gradsurgery.documents.selection import CriterionName, Model
 from gradsurgery.doors import is_door
 from gradsurgery.errors import ArgumentError, printable
 
@@ -64,13 +63,6 @@ PrintConfigOption = Annotated[
         "--print-config", help="Print all options as YAML, for --config, and do nothing else."
     ),
 ]
-MethodsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--methods",
-        help="Names, separated by commas, or all: the paper's eight. Default: deep-all,agr-sum.",
-    ),
-]
 TargetsOption = Annotated[
     str | None,
     typer.Option(
@@ -82,14 +74,6 @@ TargetsOption = Annotated[
 SeedsOption = Annotated[
     str | None,
     typer.Option("--seeds", help="A count (3, the default), a range (0-4) or a list (0,1,2)."),
-]
-GridOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--grid",
-        metavar="NAME=V1,V2",
-        help="Values to try of an option or a hyperparameter, e.g. learning_rate=1e-5,1e-4.",
-    ),
 ]
 TensorboardOption = Annotated[
     bool, typer.Option("--tensorboard", help="The same as --logger tensorboard.")
@@ -107,23 +91,32 @@ DryRunOption = Annotated[
     bool,
     typer.Option("--dry-run", help="Say how many runs there are and how long they will take."),
 ]
-BaselineOption = Annotated[
-    str, typer.Option("--baseline", help="The method that the others are tested against.")
-]
-ModelOption = Annotated[
-    Model | None, typer.Option("--model", help="best (by validation, the default), or last.")
-]
-PaperOption = Annotated[
-    bool, typer.Option("--paper", help="With the figures of the paper's Table 1.")
-]
-SelectedOption = Annotated[
-    Literal[CriterionName, "none"] | None,
-    typer.Option(
-        "--selected",
-        help="Of a search, compare what this criterion selects (a report of a sweep with a grid: "
-        "training-domain), or all candidates with none.",
-    ),
-]
+
+
+class PlanOptions(NamedTuple):
+    """The parts of a plan, and whether it is only spoken of."""
+
+    config: ConfigOption = None
+    print_config: PrintConfigOption = False
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            "--methods",
+            help="Names, separated by commas, or all: the paper's eight. Default: "
+            "deep-all,agr-sum.",
+        ),
+    ] = None
+    targets: TargetsOption = None
+    seeds: SeedsOption = None
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--grid",
+            metavar="NAME=V1,V2",
+            help="Values to try of an option or a hyperparameter, e.g. learning_rate=1e-5,1e-4.",
+        ),
+    ] = None
+    dry_run: DryRunOption = False
 
 
 class LaunchOptions(NamedTuple):
@@ -174,21 +167,37 @@ def takes_options_of(
     return lambda command: _with_options(command, declared.values(), "options", _given)
 
 
-def takes_plan_options(command: Command) -> Command:
+def takes_run_options(command: Command) -> Command:
     """The command with the options of a run that a plan does not decide, as `options`."""
     return takes_options_of(RunConfiguration, without=PLAN_PARTS)(command)
 
 
-def takes_launch_options(command: Command) -> Command:
-    """The command with the options of `LaunchOptions`, which it is called with as `launch`."""
-    hints = typing.get_type_hints(LaunchOptions, include_extras=True)
+def takes_plan(*without: str) -> Callable[[Command], Command]:
+    """The command with all that says what many runs are, and how they are worked on.
+
+    It is called with a `PlanOptions`, without some, as `plan`, a `LaunchOptions` as `launch`, and
+    the options of a run that a plan does not decide as `options`.
+    """
+    return lambda command: takes_run_options(
+        _takes(LaunchOptions, "launch", _takes(PlanOptions, "plan", command, without))
+    )
+
+
+def _takes(
+    kind: type[PlanOptions | LaunchOptions],
+    name: str,
+    command: Command,
+    without: Iterable[str] = (),
+) -> Command:
+    hints = typing.get_type_hints(kind, include_extras=True)
     declared = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
-        for (name, hint), default in zip(
-            hints.items(), LaunchOptions._field_defaults.values(), strict=True
+        inspect.Parameter(
+            key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[key]
         )
+        for key, default in kind._field_defaults.items()
+        if key not in without
     ]
-    return _with_options(command, declared, "launch", lambda given: LaunchOptions(**given))
+    return _with_options(command, declared, name, lambda given: kind(**given))
 
 
 def loggers(names: list[str] | None, tensorboard: bool) -> tuple[str, ...]:
@@ -247,7 +256,7 @@ def _with_options(
     name: str,
     gathered: Callable[[dict[str, Any]], Any],
 ) -> Command:
-    """The command with `declared` parameters too, handed on together as its argument `name`."""
+    """The command with `declared` parameters in place of `name`, as which they are handed on."""
     shared = {parameter.name: parameter for parameter in declared}
     own = inspect.signature(command, eval_str=True).parameters
 
@@ -255,8 +264,9 @@ def _with_options(
     def wrapper(**given: Any) -> None:
         command(**{name: gathered({key: given.pop(key) for key in shared})}, **given)
 
-    parameters = [parameter for key, parameter in own.items() if key != name]
-    parameters += shared.values()
+    parameters: list[inspect.Parameter] = []
+    for key, parameter in own.items():
+        parameters += shared.values() if key == name else [parameter]
     parameters.sort(key=lambda parameter: parameter.kind)  # arguments before options
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

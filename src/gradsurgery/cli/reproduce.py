@@ -44,38 +44,19 @@ OutOption = Annotated[Path | None, typer.Option("--out", help="Default: runs/rep
 def _command(name: str, folder: str, summary: str) -> None:
     """Add the command that runs the plan `name` and reports on it."""
 
-    @opt.takes_launch_options
-    @opt.takes_plan_options
+    @opt.takes_plan("grid")
     def run(
         *,
         datasets: DatasetsOption = None,
-        seeds: opt.SeedsOption = None,
-        methods: opt.MethodsOption = None,
-        targets: opt.TargetsOption = None,
-        config: opt.ConfigOption = None,
+        plan: opt.PlanOptions,
         out: OutOption = None,
-        dry_run: opt.DryRunOption = False,
-        print_config: Annotated[
-            bool,
-            typer.Option(
-                "--print-config",
-                help="Print the plan as YAML, for `gradsurgery sweep --config`, and do nothing "
-                "else.",
-            ),
-        ] = False,
         launch: opt.LaunchOptions,
         options: dict[str, Any],
     ) -> None:
         data = None if datasets is None else listed_names(datasets)
-        given = {"data": data, "methods": methods, "targets": targets, "seeds": seeds}
-        run_plan(
-            plan_parts(config, given, options, paper_plan(name)),
-            out or Path("runs", "reproduce", folder),
-            launch,
-            after=partial(report_on, paper=True),
-            dry_run=dry_run,
-            print_config=print_config,
-        )
+        parts = plan_parts(plan, data, options, paper_plan(name))
+        folder_of_runs = out or Path("runs", "reproduce", folder)
+        run_plan(parts, folder_of_runs, plan, launch, after=partial(report_on, paper=True))
 
     app.command(name, help=summary)(run)
 
@@ -116,7 +97,7 @@ def figure1(
 
 
 @app.command("figure2")
-@opt.takes_plan_options
+@opt.takes_run_options
 def figure2(
     *,
     datasets: DatasetsOption = None,

@@ -1,20 +1,15 @@
 """Commands that train in order to measure: `gradsurgery similarity`, `diagnose` and `study`."""
 
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from gradsurgery.atomic import check_folder
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.finished_runs import print_sentences
-from gradsurgery.cli.live import displayed, time_left
-from gradsurgery.cli.train import check_target, continuable
+from gradsurgery.cli.live import continuable, displayed, study_displayed
+from gradsurgery.cli.train import check_target
 from gradsurgery.data import open_source, prepare
 from gradsurgery.documents.configuration import RunConfiguration, options_of
 from gradsurgery.documents.data_options import listed_names
@@ -30,9 +25,6 @@ from gradsurgery.studies.diagnosis import diagnose_run, diagnose_training, diagn
 from gradsurgery.studies.similarity import study_similarity
 from gradsurgery.training import device as devices
 from gradsurgery.training.run import check_run, prepare_images
-
-if TYPE_CHECKING:
-    from gradsurgery.studies.tasks_vs_domains import StudyProgress
 
 
 @opt.takes_options_of(SimilarityOptions, RunConfiguration, without=["seed"])
@@ -90,6 +82,8 @@ def run_study(
             first.model_dump(exclude={"seed"}) | {"seeds": listed} | options.model_dump()
         )
         return
+    if out is not None:
+        check_folder(out)
     devices.keep_freed_memory()  # before torch allocates anything
     source = open_source(first.data, **first.reading)
     check_run(first, source.name, source.domains)
@@ -143,6 +137,8 @@ def diagnose(
         everything = {name: value for name, value in everything.items() if value is not None}
         opt.print_yaml(everything | given | measuring.model_dump())
         return
+    if out is not None:
+        check_folder(out)
     devices.keep_freed_memory()  # before torch allocates anything
     source = open_source(given.get("data", configuration.data), **configuration.reading)
     directory = out or run or Path("diagnosis") / folder_name(source.name)
@@ -213,7 +209,6 @@ def _help(field: str) -> str:
 app = typer.Typer(help="Train many small runs and measure what rules do.", no_args_is_help=True)
 
 _LISTED = ("tasks", "groupings", "rules", "measure_at")
-_SECONDS = 0.2  # between two looks at the time left
 
 
 @app.callback()
@@ -271,13 +266,15 @@ def tasks_vs_domains(
         chosen["measure_at"] = [_whole(text) for text in listed_names(measure_at)]
     studied = TasksOptions(**chosen)
     dials = dict(_dial(text) for text in dial or [])
+    if out is not None:
+        check_folder(out)
     devices.keep_freed_memory()  # before torch allocates anything
     source = open_source(studied.data, classes=studied.classes)
     directory = out or Path("tasks-vs-domains", folder_name(source.name))
     check_folder(directory)
     from gradsurgery.studies.tasks_vs_domains import study_tasks
 
-    with continuable(), _displayed() as report:
+    with continuable(), study_displayed() as report:
         images = prepare(source, studied.image_size, cache, skip_bad=studied.skip_bad)
         study = study_tasks(
             studied,
@@ -306,31 +303,3 @@ def _dial(text: str) -> tuple[str, list[float]]:
     if not equals or not numbers or len(numbers) < len(values):
         raise ArgumentError(f"--dial takes NAME=VALUE,VALUE, e.g. groups=2,5, found {text!r}")
     return name.replace("-", "_"), numbers
-
-
-@contextmanager
-def _displayed() -> Iterator["Callable[[StudyProgress], None]"]:
-    """A callback that shows how far the study is, and the time left, on standard error.
-
-    A terminal has one line that changes; elsewhere there is a line a run.
-    """
-    console = Console(stderr=True)
-    began = shown = time.monotonic()
-    with console.status("preparing") if console.is_terminal else nullcontext() as status:
-
-        def report(progress: "StudyProgress") -> None:
-            nonlocal shown
-            now = time.monotonic()
-            left = None
-            if progress.steps:
-                left = (now - began) * (progress.all_steps - progress.steps) / progress.steps
-            line = f"{progress.runs} of {progress.all_runs} runs, time left {time_left(left)}"
-            if status is not None and now - shown > _SECONDS:
-                shown = now
-                status.update(line)
-            if status is None and (run := progress.ended) is not None:
-                dial = "" if run.dial is None else f", {run.dial} {run.value:g}"
-                what = f"{run.grouping} by {run.rule}, seed {run.seed}{dial}"
-                print(f"{what}: loss {run.losses[-1]:.3f}; {line}", file=sys.stderr, flush=True)
-
-        yield report

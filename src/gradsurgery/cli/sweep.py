@@ -1,7 +1,7 @@
 """`gradsurgery sweep` and `compare`: many runs, and the report or the table on them."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -11,25 +11,23 @@ import typer
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.finished_runs import print_tables
 from gradsurgery.cli.finished_runs import report as write_report
-from gradsurgery.cli.live import displayed, sweep_displayed
-from gradsurgery.cli.train import continuable
+from gradsurgery.cli.live import continuable, displayed, sweep_displayed
+from gradsurgery.cli.train import check_new
 from gradsurgery.data import Source
 from gradsurgery.documents.configuration import known_options
 from gradsurgery.documents.document import folder_name, read_mapping, unknown_name
-from gradsurgery.documents.plan import PLAN_PARTS, Plan, number_or_text
+from gradsurgery.documents.plan import PLAN_PARTS, Plan, SweepPlan, number_or_text
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, WeightsError
 from gradsurgery.report.section import counted, duration
 from gradsurgery.sweep import Execution, run_sweep
 from gradsurgery.sweep.launcher import Launcher, LocalLauncher, Outcome, visible_gpus, worker_count
-from gradsurgery.sweep.run import existing_records, opened_sources, planned
-from gradsurgery.sweep.runs import configurations
+from gradsurgery.sweep.runs import configurations, existing_records, opened_sources, planned
 from gradsurgery.sweep.schedule import Estimate, estimate
 from gradsurgery.training import TrainingProgress
 
 
-@opt.takes_launch_options
-@opt.takes_plan_options
+@opt.takes_plan()
 def sweep(
     data: Annotated[
         list[str] | None,
@@ -38,12 +36,7 @@ def sweep(
         ),
     ] = None,
     *,
-    config: opt.ConfigOption = None,
-    print_config: opt.PrintConfigOption = False,
-    methods: opt.MethodsOption = None,
-    targets: opt.TargetsOption = None,
-    seeds: opt.SeedsOption = None,
-    grid: opt.GridOption = None,
+    plan: opt.PlanOptions,
     leave_one_domain_out: Annotated[
         bool,
         typer.Option(
@@ -57,7 +50,6 @@ def sweep(
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="Write the report at the end.")
     ] = True,
-    dry_run: opt.DryRunOption = False,
     launch: opt.LaunchOptions,
     options: dict[str, Any],
 ) -> None:
@@ -66,25 +58,17 @@ def sweep(
     The same command again goes on where it ended, however it ended; on another machine with the
     same folder it shares the work.
     """
-    given = {"data": data or None, "methods": methods, "targets": targets, "seeds": seeds}
-    parts = plan_parts(config, given, options)
-    parts["grid"] = grid_of(parts, grid)
+    parts = plan_parts(plan, data or None, options)
     if leave_one_domain_out:
         parts["leave_one_domain_out"] = True
-    after = report_on if report else print_table
-    run_plan(parts, out, launch, after=after, dry_run=dry_run, print_config=print_config)
+    run_plan(parts, out, plan, launch, after=report_on if report else print_table)
 
 
-@opt.takes_launch_options
-@opt.takes_plan_options
+@opt.takes_plan()
 def compare(
     data: Annotated[str | None, opt.DATA] = None,
     *,
-    config: opt.ConfigOption = None,
-    print_config: opt.PrintConfigOption = False,
-    methods: opt.MethodsOption = None,
-    targets: opt.TargetsOption = None,
-    seeds: opt.SeedsOption = None,
+    plan: opt.PlanOptions,
     out: Annotated[Path | None, typer.Option("--out", help="Default: sweeps/<data>.")] = None,
     launch: opt.LaunchOptions,
     options: dict[str, Any],
@@ -95,14 +79,13 @@ def compare(
     are not repeated: the same command again goes on where it was interrupted. Run k of every method
     has the same initial weights and the same batches.
     """
-    given = {"data": data and [data], "methods": methods, "targets": targets, "seeds": seeds}
-    parts = plan_parts(config, given, options)
-    run_plan(parts, out, launch, after=print_table, print_config=print_config)
+    parts = plan_parts(plan, data and [data], options)
+    run_plan(parts, out, plan, launch, after=print_table)
 
 
 def plan_parts(
-    path: Path | None,
-    given: dict[str, Any],
+    given: opt.PlanOptions,
+    data: Sequence[str] | None,
     options: dict[str, Any],
     usual: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
@@ -110,15 +93,22 @@ def plan_parts(
 
     usual: the parts of a known plan, in whose place a file's come.
     """
+    path = given.config
     written = {} if path is None else read_mapping(path, "plan", list(Plan.model_fields))
     parts = {**usual, **written}
-    parts |= {name: value for name, value in given.items() if value is not None}
+    typed = {
+        "data": data,
+        "methods": given.methods,
+        "targets": given.targets,
+        "seeds": given.seeds,
+    }
+    parts |= {name: value for name, value in typed.items() if value is not None}
     written = mapping_of(parts, "options")
     for name in written if path is not None else ():
         if name not in known_options():
             raise unknown_name(f"option in the plan {path}:", name, known_options())
     mapping_of(written, "settings")  # raises where it is none
-    return parts | {"options": opt.merged(written, options)}
+    return parts | {"options": opt.merged(written, options), "grid": _grid_of(parts, given.grid)}
 
 
 def mapping_of(parts: dict[str, Any], name: str) -> dict[str, Any]:
@@ -129,7 +119,7 @@ def mapping_of(parts: dict[str, Any], name: str) -> dict[str, Any]:
     return found or {}
 
 
-def grid_of(parts: dict[str, Any], texts: list[str] | None) -> dict[str, Any] | list[Any]:
+def _grid_of(parts: dict[str, Any], texts: list[str] | None) -> dict[str, Any] | list[Any]:
     """The grid of a plan's parts, or its list of grids, with the values of `texts` in each."""
     given, found = grid_from(texts), parts.get("grid")
     if isinstance(found, list):
@@ -152,11 +142,10 @@ def grid_from(texts: list[str] | None) -> dict[str, list[Any]]:
 def run_plan(
     parts: dict[str, Any],
     out: Path | None,
+    given: opt.PlanOptions,
     options: opt.LaunchOptions,
     *,
     after: Callable[[Path], None],
-    print_config: bool,
-    dry_run: bool = False,
 ) -> None:
     """Do the runs of a plan that are missing, then write and print what they came to.
 
@@ -164,9 +153,11 @@ def run_plan(
         failed.
     """
     plan = Plan(**parts)
-    if print_config:
+    if given.print_config:
         opt.print_yaml(plan.model_dump() | {"options": resolved_options(plan)})
         return
+    if not given.dry_run:
+        check_new(out, SweepPlan.file_name)
     sources = opened_sources(plan)
     folder = out or Path("sweeps") / "+".join(
         folder_name(source.name) for source in sources.values()
@@ -174,7 +165,7 @@ def run_plan(
     execution = Execution(
         options.cache, options.retries, opt.loggers(options.logger, options.tensorboard)
     )
-    if dry_run:
+    if given.dry_run:
         print_estimate(plan, sources, folder, execution, options)
         return
     with continuable():

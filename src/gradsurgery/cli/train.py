@@ -1,8 +1,6 @@
 """`gradsurgery train`, one run, and `gradsurgery methods`, what there is to train with."""
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from gradsurgery.algorithms import METHODS, OTHER_METHODS, settings_listing
+from gradsurgery.atomic import check_folder
 from gradsurgery.cli import options as opt
-from gradsurgery.cli.live import displayed
-from gradsurgery.data import Source, open_source
+from gradsurgery.cli.live import continuable, displayed
+from gradsurgery.data import open_source
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.record import Record
@@ -55,6 +54,7 @@ def train(
     if print_config:
         opt.print_yaml(c.model_dump())
         return
+    check_new(out, Record.file_name)
     device.keep_freed_memory()  # before torch allocates anything
     source = open_source(c.data, **c.reading)
     place = *map(folder_name, (source.name, c.target, c.method)), f"seed-{c.seed}"
@@ -69,7 +69,7 @@ def train(
         record = train_run(c, directory, log, cache, opened=source)
         log.finished(record)
     if finished:
-        print(f"this run was finished before{_on_others(record, source)}")
+        print("this run was finished before")
     print(result_line(record))
     for sentence in [*known_targets([record]), *chance_sentences(record)]:
         print(printable(sentence))
@@ -86,16 +86,17 @@ def _is_finished(configuration: RunConfiguration, directory: Path) -> bool:
     return not is_longer(configuration, Record.load(directory).configuration)
 
 
-def _on_others(record: Record, source: Source) -> str:
-    """What to add of a finished run where the data set has more or fewer images by now."""
-    then = sum(map(sum, record.data.class_images.values())) + len(record.data.skipped)
-    now = len(source.listing.identities)
-    if not record.data.class_images or then == now:
-        return ""
-    return (
-        f", on {then:,} images, and {source.name} has {now:,} now: to train on those, name another "
-        "folder (--out), or delete this one"
-    )
+def check_new(out: Path | None, file_name: str) -> None:
+    """Raise `OutputError` for a folder that cannot be written, before data is fetched.
+
+    One that has the file already may hold all that is asked for.
+    """
+    if out is None:
+        return
+    with suppress(OSError):  # which `check_folder` explains
+        if (out / file_name).exists():
+            return
+    check_folder(out)
 
 
 def check_target(options: dict[str, Any]) -> None:
@@ -126,16 +127,6 @@ def result_line(record: Record) -> str:
         f"({model}, validation {best.validation_accuracy:.1%}), "
         f"{last.target_accuracy:.1%} (last model, step {last.step})"
     )
-
-
-@contextmanager
-def continuable() -> Iterator[None]:
-    """Say how to go on after an interruption, and exit with 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("interrupted; repeat the same command to continue", file=sys.stderr)
-        raise typer.Exit(130) from None
 
 
 def methods() -> None:

@@ -4,21 +4,20 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from gradsurgery.atomic import check_folder, expanded
 from gradsurgery.backbones.weights import file_digest
 from gradsurgery.cli import options as opt
-from gradsurgery.cli.data import open_data, progress_bar
+from gradsurgery.cli.data import open_data
 from gradsurgery.cli.finished_runs import print_sentences
-from gradsurgery.cli.train import continuable
+from gradsurgery.cli.live import continuable, images_displayed
 from gradsurgery.data import SkippedImage, Source
 from gradsurgery.data.folder import CLASS_AND_NAME, ELSEWHERE, LayoutSource
 from gradsurgery.deployment import Predictions, TrainedModel, load_model
@@ -32,7 +31,7 @@ from gradsurgery.deployment.export import (
 )
 from gradsurgery.deployment.model_file import push as upload
 from gradsurgery.deployment.pictures import check_named, listed_pictures
-from gradsurgery.deployment.predictions_file import predictions_file
+from gradsurgery.deployment.predictions_file import check_predictions_file, predictions_file
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import left_out_classes, listed_names
 from gradsurgery.documents.deployment import EvaluatedPart, EvaluationFile
@@ -73,6 +72,8 @@ def predict(
     any was. With --out the same command goes on with a file that an interruption left behind.
     """
     check_named(images)
+    if out is not None:
+        check_predictions_file(out)
     trained = load_model(model, backbone=backbone, device=device)
     for note in trained.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -83,7 +84,7 @@ def predict(
     skipped: list[SkippedImage] = []
     before = failed = count = 0
     shown = out is not None or not sys.stdout.isatty()
-    with continuable(), opened as file, _counted(shown=shown) as tell:
+    with continuable(), opened as file, images_displayed("", None, shown=shown) as tell:
         if file is not None and (before := len(file.done)):
             pictures = (picture for picture in pictures if picture.name not in file.done)
             failed = file.failed
@@ -124,24 +125,6 @@ def name_files(undecoded: list[SkippedImage], others: list[SkippedImage]) -> Non
             print(f"  and {len(files) - _NAMED:,} more", file=sys.stderr)
 
 
-@contextmanager
-def _counted(*, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Shows on a terminal how many pictures are done."""
-    console = Console(stderr=True)
-    if not (shown and console.is_terminal):
-        yield lambda _: None
-        return
-    columns = TextColumn("{task.completed} pictures, {task.fields[speed]} a second")
-    with Progress(columns, TimeElapsedColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("", total=None, speed="–")
-
-        def tell(done: int) -> None:
-            elapsed = bar.tasks[0].elapsed or 0.0
-            bar.update(task, completed=done, speed=f"{done / elapsed:.0f}" if elapsed else "–")
-
-        yield tell
-
-
 @opt.takes_options_of(RunConfiguration, only=("layout", "columns", "skip_bad"))
 def evaluate(
     model: Annotated[str, opt.MODEL],
@@ -178,6 +161,8 @@ def evaluate(
     Images of classes that the model does not know are counted apart. Tables and figures are
     written into a folder.
     """
+    if out is not None:
+        check_folder(out)
     trained = load_model(model, backbone=backbone, device=device)
     skip_bad = options.pop("skip_bad", False)
     if as_domain is None:
@@ -185,7 +170,7 @@ def evaluate(
     source = _opened(data, options, as_domain)
     within = Path("evaluation", folder_name(source.name))
     check_folder(out or within)
-    with continuable(), progress_bar(len(source.listing.identities), "evaluating") as tell:
+    with continuable(), images_displayed("evaluating", len(source.listing.identities)) as tell:
         evaluation = evaluate_model(
             trained,
             source,
@@ -321,12 +306,14 @@ def export(
     """
     if form is None and push is None:
         raise ArgumentError(f"give --format ({', '.join(SUFFIXES)}) or --push hf://owner/name")
+    path = out or Path("model" if form is None else f"model{SUFFIXES[form]}")
+    if form is not None:
+        if path.suffix != SUFFIXES[form]:
+            raise ArgumentError(f"cannot write {path}: its name must end in {SUFFIXES[form]}")
+        check_folder(path.parent)
     trained = load_model(model, backbone=backbone, device="cpu")
     written: tuple[Path, ...] = ()
     if form is not None:
-        path = out or Path(f"model{SUFFIXES[form]}")
-        if path.suffix != SUFFIXES[form]:
-            raise ArgumentError(f"cannot write {path}: its name must end in {SUFFIXES[form]}")
         difference = export_model(trained, path, form, normalization)
         print(f"{path}: logits differ from the model's by {difference:.1g} at most")
         written = (path, description_file(path))

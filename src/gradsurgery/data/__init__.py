@@ -1,7 +1,7 @@
 """Images of several domains: where they come from, their pixels, their split, their batches."""
 
 from gradsurgery.data.batches import Batches, DomainBatches, SingleDomainBatches
-from gradsurgery.data.cache import cpus, prepare
+from gradsurgery.data.cache import cpus, digest_of, prepare
 from gradsurgery.data.decode import Preparation, decode_image, example_images
 from gradsurgery.data.derived import PRESETS, Preset
 from gradsurgery.data.formats import BadImageError
@@ -30,6 +30,7 @@ __all__ = [
     "cache_folder",
     "cpus",
     "decode_image",
+    "digest_of",
     "draw_split",
     "example_images",
     "image_loader",

@@ -103,6 +103,19 @@ def prepare(  # noqa: PLR0917
     return images
 
 
+def digest_of(source: Source, size: int, cache: Path | str | None = None) -> str:
+    """The digest of the set that `prepare` gives; where the cache does not know, images are read.
+
+    Nothing is decoded or written. Raises `DataError` where images cannot be read.
+    """
+    folder, decoder = cache_folder(cache), _own_decoder(innermost(source))
+    index = _index_path(folder / "index", source.signature(), source, size, decoder)
+    images = read_image_set(folder, _indexed(index), source)
+    if images is not None and _are_listed(images, source):
+        return images.digest
+    return content_digest(source, size, content_hashes(source), decoder)
+
+
 def _are_listed(images: ImageSet, source: Source) -> bool:
     """Whether decoded images have the names, domains and classes that the source lists now.
 

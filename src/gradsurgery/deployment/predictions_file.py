@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from gradsurgery.atomic import atomic_file, output_error
+from gradsurgery.atomic import atomic_file, check_folder, output_error
 from gradsurgery.deployment.trained_model import Predictions
 from gradsurgery.errors import ArgumentError, DataError, OutputError
 
@@ -85,17 +85,24 @@ class PredictionsFile:
             )
 
 
+def check_predictions_file(path: Path) -> None:
+    """Raise `ArgumentError` for another ending, `OutputError` where no new file can be made."""
+    if path.suffix not in SUFFIXES:
+        raise ArgumentError(f"cannot write {path}: its name must end in {' or '.join(SUFFIXES)}")
+    if not path.exists():
+        check_folder(path.parent)
+
+
 @contextmanager
 def predictions_file(path: Path, top: int, model: str) -> Iterator[PredictionsFile]:
     """The file at `path`, opened to go on with it; a Parquet file is there at the end.
 
     top: classes of each row. model: the sha256 of the model file.
 
-    Raises `ArgumentError` for another ending, `DataError` where the file there is of another model
-    or of other columns, `OutputError` where it cannot be written or another process writes it.
+    Raises as `check_predictions_file`, `DataError` where the file there is of another model or of
+    other columns, `OutputError` where it cannot be written or another process writes it.
     """
-    if path.suffix not in SUFFIXES:
-        raise ArgumentError(f"cannot write {path}: its name must end in {' or '.join(SUFFIXES)}")
+    check_predictions_file(path)
     columns = ["image"]
     for place in range(1, top + 1):
         suffix = "" if place == 1 else f"_{place}"

@@ -15,6 +15,7 @@ from gradsurgery.data import ImageSet, normalize
 from gradsurgery.data.pixels import gather
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.training.checkpoint import refuse_others
 
 Positions = Int64[np.ndarray, " images"]
 
@@ -53,15 +54,9 @@ def check_same(
     wanted: object, found: object, names: Iterable[str], directory: Path, what: str
 ) -> None:
     """Raise `ArgumentError` where some of these options of what `directory` holds are others."""
-    both = [(name, getattr(found, name), getattr(wanted, name)) for name in names]
-    different = [
-        f"{n}: {old!r:.200} there, {new!r:.200} here" for n, old, new in both if old != new
-    ]
-    if different:
-        raise ArgumentError(
-            f"{directory} holds {what} with other options ({', '.join(different)}); choose another "
-            "output folder (--out), or delete this one"
-        )
+    both = {name: (getattr(wanted, name), getattr(found, name)) for name in names}
+    different = {name: (new, old) for name, (new, old) in both.items() if new != old}
+    refuse_others(directory, what, different)
 
 
 def check_every_step(configuration: RunConfiguration) -> None:

@@ -1,61 +1,30 @@
 """A sweep from its plan to its records, and the folder that holds them."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradsurgery.atomic import claimed
-from gradsurgery.data import Source, open_source, reopened
+from gradsurgery.atomic import claimed, shared
+from gradsurgery.data import Source, digest_of, reopened
 from gradsurgery.documents.configuration import RunConfiguration, options_of
 from gradsurgery.documents.plan import Failure, Plan, PlannedRun, SweepPlan
 from gradsurgery.documents.record import Record
-from gradsurgery.errors import ArgumentError, GradsurgeryError, OutputError
+from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, OutputError
 from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task
-from gradsurgery.sweep.runs import OpenedData, SweepRun, plan_runs
+from gradsurgery.sweep.runs import SweepRun, existing_records, finished_record, planned
 from gradsurgery.sweep.schedule import Execution, Schedule, Show, SweepProgress
 from gradsurgery.training import TrainingProgress
-from gradsurgery.training.checkpoint import CHECKPOINT_FILE, check_same, remove_checkpoint
-from gradsurgery.training.images_used import check_divided, gaps_of
+from gradsurgery.training.checkpoint import CHECKPOINT_FILE, remove_checkpoint
+from gradsurgery.training.images_used import check_divided
 from gradsurgery.training.run import changed_since, prepare_images
 
 _BEGUN = (Record.file_name, CHECKPOINT_FILE)
 _BUSY = 1.0  # seconds before a run that another process works on is asked for again
 _WAIT = 0.5  # seconds between two looks at the clock
 _DIVIDING = {"target", "without", "split", "test_on", "drop_duplicates"}
-
-
-def opened_sources(plan: Plan) -> dict[str, Source]:
-    """The data sets of `plan`, read as its options say; raises as `open_source` does.
-
-    With all classes where the grid has ways to go about those that a domain lacks.
-    """
-    ways = {way for grid in plan.grids for way in grid.get("classes", ["same"])}
-    opened = {}
-    for spec in plan.data:
-        asked = {name: value for name, value in plan.options.items() if name not in plan.searched}
-        if "same" not in ways:
-            asked["classes"] = "all"
-        c = RunConfiguration(**{**asked, "data": spec, "target": "any", "settings": {}})
-        opened[spec] = open_source(spec, **c.reading)
-    return opened
-
-
-def planned(plan: Plan, sources: Mapping[str, Source]) -> list[SweepRun]:
-    """The runs of `plan` on opened data sets; raises `ArgumentError` as `plan_runs` does."""
-    opened = {
-        spec: OpenedData(source.name, source.domains, gaps_of(source))
-        for spec, source in sources.items()
-    }
-    return plan_runs(plan, opened)
-
-
-def existing_records(runs: Sequence[SweepRun], folder: Path) -> dict[str, Record]:
-    """The records that are there, by the run's directory; raises where one is unusable."""
-    found = ((run, finished_record(run, folder)) for run in runs)
-    return {run.directory: record for run, record in found if record is not None}
 
 
 def run_sweep(
@@ -88,38 +57,53 @@ def run_sweep(
     """
     runs = planned(plan, sources)
     records = existing_records(runs, folder)
-    claim_folder(plan, runs, folder)
     todo = [run for run in runs if run.directory not in records]
-    _prepare(todo, sources, execution, prepared)
-    progress = SweepProgress(len(runs), workers=1)
-    for run in runs:
-        if run.directory in records:
-            tidy(run, folder)
-            progress.finished(run, records[run.directory], before=True)
-    show(progress, _changed_code(runs, records))
-    if not todo:
-        return {}
-    with launch() as launcher:
-        progress.workers = launcher.workers
-        return _Sweep(todo, folder.absolute(), launcher, execution, progress, show).run()
+    with _held(plan, runs, folder, todo):
+        _prepare(todo, sources, execution, prepared)
+        progress = SweepProgress(len(runs), workers=1)
+        for run in runs:
+            if run.directory in records:
+                tidy(run, folder)
+                progress.finished(run, records[run.directory], before=True)
+        for line in ("", *_told_of_changes(runs, records, sources, execution.cache)):
+            show(progress, line)
+        if not todo:
+            return {}
+        with launch() as launcher:
+            progress.workers = launcher.workers
+            return _Sweep(todo, folder.absolute(), launcher, execution, progress, show).run()
 
 
-def _changed_code(runs: Sequence[SweepRun], records: Mapping[str, Record]) -> str:
-    """Says where code has changed since runs were finished; "" where none has."""
-    found = {
-        run.directory: changed
-        for run in runs
-        if run.directory in records
-        and (changed := changed_since(run.configuration, records[run.directory]))
-    }
-    if not found:
-        return ""
-    names = ", ".join(dict.fromkeys(name for changed in found.values() for name in changed))
-    return (
-        f"the code of {names} has changed since {len(found)} of these runs were finished (such as "
-        f"{next(iter(found))}); to run them as it is now, name another folder (--out), or delete "
-        "theirs"
-    )
+def _told_of_changes(
+    runs: Sequence[SweepRun],
+    records: Mapping[str, Record],
+    sources: Mapping[str, Source],
+    cache: Path | None,
+) -> Iterator[str]:
+    """Lines on what is not as it was when runs were finished: code from elsewhere, and images."""
+    code: dict[str, list[str]] = {}
+    data: dict[str, list[str]] = {}
+    digests: dict[tuple[Any, ...], str | None] = {}
+    for run in (each for each in runs if each.directory in records):
+        c, record = run.configuration, records[run.directory]
+        if changed := changed_since(c, record):
+            code[run.directory] = changed
+        images = _images_of(c)
+        if images not in digests:
+            digests[images] = None
+            with suppress(DataError):  # what cannot be read is needed for runs that are to be done
+                source = reopened(sources[c.data], c.data, c.reading)
+                digests[images] = digest_of(source, c.image_size, cache)
+        if digests[images] not in (None, record.data.digest):
+            data[run.directory] = [run.data]
+    for found, what in ((code, "the code of {} has"), (data, "the images of {} have")):
+        if found:
+            names = ", ".join(dict.fromkeys(name for names in found.values() for name in names))
+            yield (
+                f"{what.format(names)} changed since {len(found)} of these runs were finished "
+                f"(such as {next(iter(found))}); to run them with what is there now, name another "
+                "folder (--out), or delete theirs"
+            )
 
 
 @dataclass
@@ -246,15 +230,19 @@ def _prepare(
     """
     needed: dict[tuple[Any, ...], dict[str, RunConfiguration]] = {}
     for c in (run.configuration for run in runs):
-        images_of = (c.data, c.image_size, c.skip_bad, str(c.reading))
         division = c.model_dump_json(include=_DIVIDING) + str(c.seed_of_split)
-        needed.setdefault(images_of, {}).setdefault(division, c)
+        needed.setdefault(_images_of(c), {}).setdefault(division, c)
     for _, divided in sorted(needed.items()):
         c, *_ = divided.values()
         source = reopened(sources[c.data], c.data, c.reading)
         images = prepare_images(source, c, execution.cache, lambda at: prepared(at.done, at.total))
         for each in divided.values():
             check_divided(each, images)
+
+
+def _images_of(c: RunConfiguration) -> tuple[Any, ...]:
+    """What decoded images depend on."""
+    return c.data, c.image_size, c.skip_bad, str(c.reading)
 
 
 def _result(record: Record) -> str:
@@ -265,12 +253,28 @@ def _result(record: Record) -> str:
     return f"accuracy on {record.configuration.target} {best.target_accuracy:.1%} ({cost})"
 
 
-def claim_folder(plan: Plan, runs: Sequence[SweepRun], folder: Path) -> None:
+def _held(
+    plan: Plan, runs: Sequence[SweepRun], folder: Path, todo: Sequence[SweepRun]
+) -> AbstractContextManager[None]:
+    """Holds the folder for these runs, together with other processes that work on them there.
+
+    A folder in which all is done may be one that can only be read.
+    """
+    if not todo and (folder / SweepPlan.file_name).exists():
+        listed = {run.directory for run in SweepPlan.load(folder).runs}
+        if listed == {run.directory for run in runs}:
+            return nullcontext()
+    return shared(folder, lambda alone: claim_folder(plan, runs, folder, alone=alone))
+
+
+def claim_folder(plan: Plan, runs: Sequence[SweepRun], folder: Path, *, alone: bool = True) -> None:
     """Write `plan.json`, which lists the runs that belong in `folder`.
 
     A plan that holds all the runs that another plan has begun there takes its place, and the
     failures of runs that are given up with it go. Raises `ArgumentError`, and leaves everything as
     it is, where runs would be left that the plan does not hold.
+
+    alone: whether no other sweep works there, which may begin any of its runs.
     """
     if (folder / SweepPlan.file_name).exists():
         there = SweepPlan.load(folder)
@@ -282,6 +286,12 @@ def claim_folder(plan: Plan, runs: Sequence[SweepRun], folder: Path) -> None:
                 f"{folder} belongs to another plan, with other {_difference(there.plan, plan)}; "
                 f"choose another folder (--out), or add to that plan: {len(begun)} of its runs, "
                 f"as {begun[0].relative_to(folder)}, are begun and not in this one"
+            )
+        if dropped and not alone:
+            raise ArgumentError(
+                f"another sweep is working in {folder}, with other "
+                f"{_difference(there.plan, plan)}; wait for it to end, or choose another folder "
+                "(--out)"
             )
         for run in dropped:
             (run / Failure.file_name).unlink(missing_ok=True)
@@ -295,21 +305,6 @@ def claim_folder(plan: Plan, runs: Sequence[SweepRun], folder: Path) -> None:
         for run in runs
     ]
     SweepPlan(plan=plan.model_dump(), runs=planned).save(folder)
-
-
-def finished_record(run: SweepRun, folder: Path) -> Record | None:
-    """The record of a run that is finished, None where there is none.
-
-    Raises `DataError` where it is damaged or of another version, `ArgumentError` where it is of
-    other options. Where the data lie and the device may differ.
-    """
-    path = folder / run.directory / Record.file_name
-    if not path.exists():
-        return None
-    record = Record.load(path)
-    also = [] if record.data.name == run.data else ["data"]  # the same, wherever it lies
-    check_same(run.configuration, record.configuration, path.parent, *also)
-    return record
 
 
 def tidy(run: SweepRun, folder: Path) -> None:

@@ -1,20 +1,24 @@
-"""From a plan to the list of its runs, each with an identity of its own; the paper's plans."""
+"""From a plan to its runs, each with an identity and maybe a record; the paper's plans."""
 
 import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradsurgery.algorithms.methods import settings_of
 from gradsurgery.algorithms.names import METHODS
+from gradsurgery.data import Source, open_source
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.plan import Plan, Value, number_or_text
+from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError
 from gradsurgery.training.averaging import average_settings
-from gradsurgery.training.images_used import Gaps
+from gradsurgery.training.checkpoint import check_same
+from gradsurgery.training.images_used import Gaps, gaps_of
 from gradsurgery.training.run import check_run
 
 DATA_SETS = ("pacs", "vlcs", "office-home")
@@ -88,6 +92,31 @@ def paper_plan(
     return parts if seeds is None else parts | {"seeds": seeds}
 
 
+def opened_sources(plan: Plan) -> dict[str, Source]:
+    """The data sets of `plan`, read as its options say; raises as `open_source` does.
+
+    With all classes where the grid has ways to go about those that a domain lacks.
+    """
+    ways = {way for grid in plan.grids for way in grid.get("classes", ["same"])}
+    opened = {}
+    for spec in plan.data:
+        asked = {name: value for name, value in plan.options.items() if name not in plan.searched}
+        if "same" not in ways:
+            asked["classes"] = "all"
+        c = RunConfiguration(**{**asked, "data": spec, "target": "any", "settings": {}})
+        opened[spec] = open_source(spec, **c.reading)
+    return opened
+
+
+def planned(plan: Plan, sources: Mapping[str, Source]) -> list[SweepRun]:
+    """The runs of `plan` on opened data sets; raises `ArgumentError` as `plan_runs` does."""
+    opened = {
+        spec: OpenedData(source.name, source.domains, gaps_of(source))
+        for spec, source in sources.items()
+    }
+    return plan_runs(plan, opened)
+
+
 def plan_runs(plan: Plan, opened: Mapping[str, OpenedData]) -> list[SweepRun]:
     """The runs of `plan`, those of the first seed first; `opened` has every data set of the plan.
 
@@ -118,6 +147,27 @@ def plan_runs(plan: Plan, opened: Mapping[str, OpenedData]) -> list[SweepRun]:
         )
     ]
     return list({run.directory: run for run in runs}.values())
+
+
+def existing_records(runs: Sequence[SweepRun], folder: Path) -> dict[str, Record]:
+    """The records that are there, by the run's directory; raises where one is unusable."""
+    found = ((run, finished_record(run, folder)) for run in runs)
+    return {run.directory: record for run, record in found if record is not None}
+
+
+def finished_record(run: SweepRun, folder: Path) -> Record | None:
+    """The record of a run that is finished, None where there is none.
+
+    Raises `DataError` where it is damaged or of another version, `ArgumentError` where it is of
+    other options. Where the data lie and the device may differ.
+    """
+    path = folder / run.directory / Record.file_name
+    if not path.exists():
+        return None
+    record = Record.load(path)
+    also = [] if record.data.name == run.data else ["data"]  # the same, wherever it lies
+    check_same(run.configuration, record.configuration, path.parent, *also)
+    return record
 
 
 def identity(configuration: RunConfiguration, data: str) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -177,14 +177,18 @@ def check_same(
 
     Where it is worked on (the data's folder, device, threads) counts only where `also` names it.
     """
-    different = requested.differences(found, *also)
+    refuse_others(directory, "a run", requested.differences(found, *also))
+
+
+def refuse_others(directory: Path, what: str, different: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raise `ArgumentError` where options of what `directory` holds are others: here, there."""
     if different:
-        listed = ", ".join(
-            f"{k}: {old!r} there, {new!r} here" for k, (new, old) in different.items()
+        listed = (
+            f"{k}: {old!r:.200} there, {new!r:.200} here" for k, (new, old) in different.items()
         )
         raise ArgumentError(
-            f"{directory} holds a run with other options ({listed}); "
-            "choose another output folder (--out), or delete this one"
+            f"{directory} holds {what} with other options ({', '.join(listed)}); choose another "
+            "output folder (--out), or delete this one"
         )
 
 
@@ -210,13 +214,10 @@ def restore_learner(
 
     Raises `CheckpointError` where it cannot go, or the images or their split are other ones.
     """
-    digests = used.images.digest, used.split.digest
-    if (checkpoint.data_digest, checkpoint.split_digest) != digests:
-        name, what = used.images.name, "the images of {name} have"
-        if checkpoint.data_digest == used.images.digest:
-            what = "the split of {name} (its groups, column or lists) has"
+    then = checkpoint.data_digest, checkpoint.split_digest
+    if changed := changed_data(used.images.name, then, (used.images.digest, used.split.digest)):
         raise CheckpointError(
-            f"{what.format(name=name)} changed since the run in {directory} began; "
+            f"{changed} since the run in {directory} began; "
             "bring back what it was, or delete the folder and start again"
         )
     try:
@@ -225,6 +226,15 @@ def restore_learner(
             raise ValueError("it names no best model, or one too many")
     except Exception as error:  # each library, and anybody's method, has errors of its own
         raise _damaged(directory / CHECKPOINT_FILE, error) from error
+
+
+def changed_data(name: str, then: tuple[str, str], now: tuple[str, str]) -> str:
+    """What has changed of a data set, by the digests of its images and its split; "" if nothing."""
+    if then[0] != now[0]:
+        return f"the images of {name} have changed"
+    if then[1] != now[1]:
+        return f"the split of {name} (its groups, column or lists) has changed"
+    return ""
 
 
 def remove_checkpoint(directory: Path) -> None:

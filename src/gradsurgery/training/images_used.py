@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,12 +20,13 @@ from gradsurgery.data import (
     SingleDomainBatches,
     Source,
     Split,
+    digest_of,
     split_of,
 )
 from gradsurgery.data.duplicates import copies_in_run
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import left_out_classes, percentages
-from gradsurgery.documents.record import Copies
+from gradsurgery.documents.record import Copies, Record
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.rules import ANDMask, SANDMask
 
@@ -266,8 +268,31 @@ def check_told_split(configuration: RunConfiguration, source: Source) -> None:
     """Raise an error for a split by a column or by lists that is of no use, before decoding."""
     if percentages(configuration.split) is not None:
         return
+    told = configuration.model_copy(update={"drop_duplicates": False})  # its files are not read
+    _divided(told, _undecoded(source))
+
+
+def digests_now(
+    configuration: RunConfiguration, record: Record, source: Source | ImageSet, cache: Path | None
+) -> tuple[str, str]:
+    """The digests of the images and the split that the finished run would have now.
+
+    No image is decoded. Where the split would need that, its digest is that of the record. Raises
+    `DataError` where images cannot be read, or are too few by now.
+    """
+    seed = configuration.seed_of_split
+    if isinstance(source, ImageSet):
+        return source.digest, split_of(configuration, source, seed).digest
+    digest = digest_of(source, configuration.image_size, cache)
+    if configuration.drop_duplicates or record.data.skipped or digest != record.data.digest:
+        return digest, record.split.digest
+    return digest, split_of(configuration, _undecoded(source), seed).digest
+
+
+def _undecoded(source: Source) -> ImageSet:
+    """The images of a source without their pixels."""
     listing = source.listing
-    undecoded = ImageSet(
+    return ImageSet(
         name=source.name,
         domains=source.domains,
         classes=source.classes,
@@ -280,8 +305,6 @@ def check_told_split(configuration: RunConfiguration, source: Source) -> None:
         parts=source.parts,
         groups=source.groups,
     )
-    told = configuration.model_copy(update={"drop_duplicates": False})  # its files are not read
-    _divided(told, undecoded)
 
 
 def _check_split(

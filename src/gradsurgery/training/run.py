@@ -1,5 +1,6 @@
 """One run from a configuration to its record."""
 
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,11 @@ from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.deployment import domains_known
 from gradsurgery.documents.record import Record
 from gradsurgery.doors import changed_code
-from gradsurgery.errors import ArgumentError
+from gradsurgery.errors import ArgumentError, GradsurgeryError
 from gradsurgery.training.averaging import average_values, method_settings
 from gradsurgery.training.checkpoint import (
     Checkpoint,
+    changed_data,
     check_same,
     continued,
     is_longer,
@@ -35,6 +37,7 @@ from gradsurgery.training.images_used import (
     check_gaps,
     check_told_split,
     check_weights,
+    digests_now,
     gaps_of,
 )
 from gradsurgery.training.learner import build_learner, build_optimizer
@@ -82,17 +85,14 @@ def train(
     report: ProgressCallback = progress or (lambda _: None)
     directory = Path(directory)
     source = opened or open_source(configuration.data, **configuration.reading)
-    check_run(configuration, source.name, source.domains, gaps_of(source))
-    device = resolve_device(configuration.device)
+    if not _is_there(configuration, directory):  # what trained once is not checked again
+        check_run(configuration, source.name, source.domains, gaps_of(source))
     if (record := _finished(configuration, directory)) is not None:
-        if changed := changed_since(configuration, record):
-            line = (
-                f"the code of {', '.join(changed)} has changed since this run was finished; to run "
-                "it as it is now, name another folder (--out), or delete this one"
-            )
-            steps = record.result.last.step
+        steps = record.result.last.step
+        for line in _told_of_changes(configuration, record, source, cache):
             report(TrainingProgress("training", steps, steps, note=line))
         return record
+    device = resolve_device(configuration.device)
     with claimed(directory):
         if (record := _finished(configuration, directory)) is not None:
             return record
@@ -156,6 +156,13 @@ def check_run(
         )
 
 
+def _is_there(configuration: RunConfiguration, directory: Path) -> bool:
+    """Whether `directory` has the record of a run with just these options."""
+    if not (directory / Record.file_name).exists():
+        return False
+    return not configuration.differences(Record.load(directory).configuration, "data")
+
+
 def _finished(configuration: RunConfiguration, directory: Path) -> Record | None:
     """The record of the run in `directory`; None where there is none, or one of fewer steps."""
     if not (directory / Record.file_name).exists():
@@ -172,10 +179,31 @@ def _finished(configuration: RunConfiguration, directory: Path) -> Record | None
 
 def changed_since(configuration: RunConfiguration, record: Record) -> list[str]:
     """The code from elsewhere that a finished run has used and that is another now."""
-    if record.objects:
-        with suppress(ArgumentError):  # one that is gone is not needed any more
+    if record.objects:  # what is gone or broken is not needed any more
+        with suppress(ArgumentError):
+            method_provenance(configuration.method)
+        with suppress(ArgumentError):
             find_network(configuration.backbone, len(record.data.classes), configuration.image_size)
     return changed_code(record.objects)
+
+
+def _told_of_changes(
+    configuration: RunConfiguration, record: Record, source: Source | ImageSet, cache: Path | None
+) -> Iterator[str]:
+    """Lines on what is not as it was when the run was finished: code from elsewhere, and images."""
+    again = "name another folder (--out), or delete this one"
+    if code := changed_since(configuration, record):
+        yield (
+            f"the code of {', '.join(code)} has changed since this run was finished; to run it as "
+            f"it is now, {again}"
+        )
+    try:
+        now = digests_now(configuration, record, source, cache)
+    except GradsurgeryError as error:
+        yield f"whether {source.name} is as it was when this run was finished is not known: {error}"
+        return
+    if data := changed_data(source.name, (record.data.digest, record.split.digest), now):
+        yield f"{data} since this run was finished; to train on {source.name} as it is now, {again}"
 
 
 def prepare_images(
