@@ -1,4 +1,4 @@
-"""A package outside of this one brings a rule, an objective, a data source and a backbone."""
+"""A package outside of this one brings a rule, an objective, a source, a backbone, a launcher."""
 
 import itertools
 import json
@@ -58,6 +58,7 @@ def elsewhere(tmp_path: Path) -> Path:
         "[gradsurgery.sources]\nstripes = mypackage.sources:Stripes\n"
         "[gradsurgery.objectives]\nsmoothed = mypackage.objectives:Smoothed\n"
         "[gradsurgery.backbones]\ntiny = mypackage.backbones:tiny\n"
+        "[gradsurgery.launchers]\njobs = mypackage.launchers:Jobs\n"
     )
     return site
 
@@ -90,6 +91,7 @@ def test_the_page_has_every_kind() -> None:
         "sharpness",
         "sources",
         "backbones",
+        "launchers",
     )
     assert set(FILES) == {f"mypackage/{name}.py" for name in kinds}
 
@@ -201,7 +203,7 @@ def test_short_names_of_entry_points_and_a_function_as_a_rule(gradsurgery: Run) 
     assert done.stdout.count("code 0") == 2
 
 
-@pytest.mark.parametrize("launcher", ["local", "ray"])
+@pytest.mark.parametrize("launcher", ["local", "ray", "jobs"])
 def test_sweep_in_worker_processes(launcher: str, gradsurgery: Run, tmp_path: Path) -> None:
     if launcher == "ray":
         pytest.importorskip("ray")
@@ -230,7 +232,14 @@ def test_what_cannot_be_used_is_one_line(gradsurgery: Run) -> None:
         "expected a subclass of": ["mypackage.sources:np", "--method", "deep-all"],
         "expected": ["mypackage.sources:Stripes", "--method", "erm+mypackage.backbones:nn"],
     }
-    done = gradsurgery(*(["train", *arguments, *RUN] for arguments in wrong.values()))
+    commands = [["train", *arguments, *RUN] for arguments in wrong.values()]
+    for words, launcher in {
+        "unknown launcher 'slurm'; there are local, ray, jobs, and package.module:Name": "slurm",
+        "expected a subclass of gradsurgery.sweep.launcher.Launcher": "mypackage.launchers:job",
+    }.items():
+        wrong[words] = ["compare", "mypackage.sources:Stripes", "--launcher", launcher, *RUN[2:]]
+        commands.append(wrong[words])
+    done = gradsurgery(*commands)
     assert done.stdout.count("code 1") == len(wrong)
     for words, line in zip(wrong, done.stderr.splitlines(), strict=True):
         assert words in line

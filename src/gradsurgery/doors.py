@@ -1,9 +1,9 @@
 """Objects of other packages by name: `package.module:Name`, or an installed package's entry point.
 
-Whatever has a name here (rule, objective, data source, backbone, logger) can be code of somebody
-else. Only what trains calls `load_object`, with a name from its own command line or from a plan it
-was told to run. The other functions import nothing, so that reading a record never runs what the
-record names.
+Whatever has a name here (rule, objective, data source, backbone, launcher, logger) can be code of
+somebody else. Only what trains calls `load_object`, with a name from its own command line or from a
+plan it was told to run. The other functions import nothing, so that reading a record never runs
+what the record names.
 """
 
 import inspect
@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 from gradsurgery.errors import ArgumentError, one_line
 
-Kind = Literal["rule", "objective", "source", "backbone", "logger"]
+Kind = Literal["rule", "objective", "source", "backbone", "launcher", "logger"]
 
 _WORD = r"[^\W\d]\w*"
 _DOOR = re.compile(rf"{_WORD}(\.{_WORD})*:{_WORD}(\.{_WORD})*")

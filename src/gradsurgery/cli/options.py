@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 import yaml
@@ -123,7 +123,13 @@ class LaunchOptions(NamedTuple):
     """How the runs of a plan are worked on."""
 
     launcher: Annotated[
-        Literal["local", "ray"], typer.Option("--launcher", help="This machine, or a Ray cluster.")
+        str,
+        typer.Option(
+            "--launcher",
+            metavar="NAME",
+            help="Where runs are worked on: local (this machine), ray (a cluster) or "
+            "package.module:Name.",
+        ),
     ] = "local"
     workers: Annotated[
         int | None,

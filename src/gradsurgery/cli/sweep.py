@@ -21,7 +21,15 @@ from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, WeightsError
 from gradsurgery.report.section import counted, duration
 from gradsurgery.sweep import Execution, run_sweep
-from gradsurgery.sweep.launcher import Launcher, LocalLauncher, Outcome, visible_gpus, worker_count
+from gradsurgery.sweep.launcher import (
+    LAUNCHERS,
+    Launcher,
+    LocalLauncher,
+    Outcome,
+    own_launcher,
+    visible_gpus,
+    worker_count,
+)
 from gradsurgery.sweep.runs import configurations, existing_records, opened_sources, planned
 from gradsurgery.sweep.schedule import Estimate, estimate
 from gradsurgery.training import TrainingProgress
@@ -156,6 +164,8 @@ def run_plan(
     if given.print_config:
         opt.print_yaml(plan.model_dump() | {"options": resolved_options(plan)})
         return
+    if options.launcher not in LAUNCHERS:
+        own_launcher(options.launcher)  # raises where it is not to be had
     if not given.dry_run:
         check_new(out, SweepPlan.file_name)
     sources = opened_sources(plan)
@@ -215,16 +225,20 @@ def start_launcher(options: opt.LaunchOptions, plan: Plan) -> Launcher:
     device = str(plan.options.get("device", "auto"))
     gpus = visible_gpus(device)
     workers = _worker_count(options, plan, gpus)  # raises for a number that is none, also for Ray
+    if options.launcher == "local":
+        return LocalLauncher(workers, gpus)
+    runs_per_gpu = 0 if device == "cpu" else options.runs_per_gpu
+    asked: dict[str, Any] = {
+        "workers": options.workers,
+        "threads": plan.threads,
+        "runs_per_gpu": runs_per_gpu,
+    }
     if options.launcher == "ray":
         from gradsurgery.sweep.ray_cluster import RayLauncher  # ray is not always installed
 
-        return RayLauncher(
-            address=options.ray_address,
-            workers=options.workers,
-            threads=plan.threads,
-            runs_per_gpu=0 if device == "cpu" else options.runs_per_gpu,
-        )
-    return LocalLauncher(workers, gpus)
+        return RayLauncher(address=options.ray_address, **asked)
+    make: Callable[..., Launcher] = own_launcher(options.launcher)
+    return make(**asked)
 
 
 def _worker_count(options: opt.LaunchOptions, plan: Plan, gpus: tuple[str, ...]) -> int:
@@ -275,7 +289,7 @@ def print_estimate(
     workers = _worker_count(options, plan, visible_gpus(str(plan.options.get("device", "auto"))))
     together = left.seconds / max(1, min(workers, left.runs))
     several = f", {duration(together)} with {workers}"
-    if options.launcher == "ray" and options.workers is None:  # as many as the cluster has room for
+    if options.launcher != "local" and options.workers is None:  # as many as there is room for
         several = ""
     print(
         f"{left.runs} to do: about {duration(left.seconds)} of one worker{several}; "

@@ -9,6 +9,7 @@ import traceback
 from abc import abstractmethod
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from inspect import isabstract
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -21,7 +22,7 @@ from gradsurgery.atomic import BusyError
 from gradsurgery.data import ImageSet, cpus, open_source
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
-from gradsurgery.doors import fault_of
+from gradsurgery.doors import entry_names, fault_of, is_door, load_object
 from gradsurgery.errors import ArgumentError, GradsurgeryError, one_line
 from gradsurgery.training import TrainingProgress, train
 from gradsurgery.training.device import keep_freed_memory
@@ -32,6 +33,7 @@ from gradsurgery.training.run import prepare_images
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
+LAUNCHERS = ("local", "ray")
 ASKED_TO_END = 128 + SIGTERM
 """The exit code of a worker that was asked to end."""
 _MOST = 8  # workers on processors without being asked: each has a model and an optimiser in memory
@@ -85,6 +87,10 @@ class Launcher(AbstractContextManager["Launcher"]):
     """Works on tasks; leaving it ends all work at once, which a later sweep resumes.
 
     workers: how many tasks at a time.
+
+    One of your own is a subclass, named `package.module:Name`, that is called with what was asked
+    for: `workers` (None where it may choose), `threads` (processors of a run) and `runs_per_gpu` (0
+    for runs that use none). It has `work` called for every task, wherever.
     """
 
     workers: int
@@ -105,7 +111,7 @@ _images: dict[tuple[str, str, int, bool, str | None], ImageSet] = {}
 """Decoded images, which a process keeps for its next run."""
 
 
-def work(task: Task, report: ProgressCallback) -> Outcome:
+def work(task: Task, report: ProgressCallback = lambda _: None) -> Outcome:
     """Train the task's run; every error becomes an outcome, with its traceback."""
     torch.set_num_threads(task.options.get("threads") or 1)
     with suppress(OSError):  # a machine of a cluster may not have it
@@ -129,6 +135,24 @@ def work(task: Task, report: ProgressCallback) -> Outcome:
             raise
         return Outcome("failed", fault_of(error) or one_line(error), traceback.format_exc())
     return Outcome("done", before=before)
+
+
+def own_launcher(name: str) -> type[Launcher]:
+    """The class of `package.module:Name` or of an entry point."""
+    if not is_door(name) and name not in entry_names("launcher"):
+        known = ", ".join([*LAUNCHERS, *entry_names("launcher")])
+        raise ArgumentError(
+            f"unknown launcher {name!r}; there are {known}, and package.module:Name"
+        )
+    found: type[Launcher] = load_object(
+        name,
+        "launcher",
+        fits=lambda there: (
+            isinstance(there, type) and issubclass(there, Launcher) and not isabstract(there)
+        ),
+        expected="a subclass of gradsurgery.sweep.launcher.Launcher",
+    )
+    return found
 
 
 def visible_gpus(device: str) -> tuple[str, ...]:

@@ -129,4 +129,4 @@ def _work(task: Task) -> Outcome:
             f"{task.folder} does not exist on this node; put the sweep's folder on a file system "
             "that all nodes share",
         )
-    return work(task, lambda _: None)
+    return work(task)
