@@ -73,7 +73,7 @@ TargetsOption = Annotated[
 ]
 SeedsOption = Annotated[
     str | None,
-    typer.Option("--seeds", help="A count (3, the default), a range (0-4) or a list (0,1,2)."),
+    typer.Option("--seeds", help="A count (default 3, or a plan's), a range (0-4) or a list."),
 ]
 TensorboardOption = Annotated[
     bool, typer.Option("--tensorboard", help="The same as --logger tensorboard.")
@@ -102,7 +102,7 @@ class PlanOptions(NamedTuple):
         str | None,
         typer.Option(
             "--methods",
-            help="Names, separated by commas, or all: the paper's eight. Default: "
+            help="Names, separated by commas, or all: the paper's eight. Default: the plan's, else "
             "deep-all,agr-sum.",
         ),
     ] = None
