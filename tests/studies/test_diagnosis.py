@@ -291,6 +291,19 @@ def test_sentences_on_full_conflict_and_on_none() -> None:
     ]
 
 
+def test_of_many_domains_few_components_agree_and_the_domains_are_blamed_all_the_same() -> None:
+    found = snapshot_of([seen([[1.0, -2.0], [-1.0, 2.0]], [[3.0], [-3.0]])], ["a", "b"], 0)
+
+    def said(agreeing: float) -> str:
+        total = found.total.model_copy(update={"agreeing": agreeing})
+        update = {"total": total, "shuffled_agreeing": 0.0045}
+        return diagnosis_sentences(diagnosed([found.model_copy(update=update)]))[1]
+
+    # 1 - 20/45
+    assert said(0.002).endswith("agree in 0.4 %, of which the domains themselves cost 56 %.")
+    assert said(0.0040).endswith("it is the size of the batches that shows here, not the domains.")
+
+
 def test_sentences_name_the_domain_and_the_layers() -> None:
     one = seen([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]], [[2.0, 1.0], [2.0, 1.0], [-3.0, -1.0]])
     # Σ g = (3, 3, 1, 1), of which (3, 3, 0, 0) is kept: √18 of √20

@@ -25,6 +25,7 @@ from gradsurgery.report.section import (
 )
 from gradsurgery.results.statistics import MeanInterval, mean_interval
 
+_MUCH = 0.2  # of what would agree, that is lost to the domains
 _FEWEST = 1000  # components of a group that a sentence names: of fewer, a fraction is too uncertain
 
 
@@ -63,8 +64,11 @@ def _agreement(diagnosis: Diagnosis, last: Snapshot) -> str:
     )
     if (shuffled := last.shuffled_agreeing) is None:
         return f"{text}."
-    if shuffled - agreeing < 0.01:
+    lost = 1 - agreeing / shuffled if shuffled else 0.0
+    if shuffled - agreeing < 0.01 and lost < _MUCH:
         verdict = "so it is the size of the batches that shows here, not the domains"
+    elif shuffled - agreeing < 0.01:  # of many domains few components agree in any case
+        verdict = f"of which the domains themselves cost {percent(lost)}"
     elif shuffled > 0.99:
         verdict = "so all the disagreement is the domains' doing"
     else:
