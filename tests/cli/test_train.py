@@ -323,3 +323,21 @@ def test_a_run_that_goes_on_says_from_which_step(
     code, _, err = command(*RUN)
     assert code == 0
     assert "going on from step 3 of 6" in err.splitlines()
+
+
+@pytest.mark.parametrize(
+    "words", ["train --target x --method", "compare --methods", "deploy --methods"]
+)
+def test_a_method_that_there_is_not_is_named_before_data_is_fetched(
+    words: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetched(*_: object, **__: object) -> None:
+        raise AssertionError("data is fetched")
+
+    for module in ("train", "sweep", "deploy"):
+        name = "open_source" if module == "train" else "opened_sources"
+        monkeypatch.setattr(f"gradsurgery.cli.{module}.{name}", fetched)
+    first, *rest = words.split()
+    code, _, error = command(first, "hf://somebody/pictures", *rest, "agr-summ")
+    assert code == 1
+    assert "unknown method 'agr-summ'" in error

@@ -82,8 +82,8 @@ def deploy(
     trials = Plan(**parts)
     if len(trials.data) != 1:
         raise ArgumentError(f"a deployment is of one data set, found {', '.join(trials.data)}")
-    if not (plan.dry_run or plan.print_config):
-        check_new(out, SweepPlan.file_name)
+    if not plan.print_config:
+        check_new(None if plan.dry_run else out, SweepPlan.file_name, trials.methods)
     (source,) = opened_sources(trials).values()
     if NO_TARGET in source.domains:
         raise ArgumentError(

@@ -166,8 +166,7 @@ def run_plan(
         return
     if options.launcher not in LAUNCHERS:
         own_launcher(options.launcher)  # raises where it is not to be had
-    if not given.dry_run:
-        check_new(out, SweepPlan.file_name)
+    check_new(None if given.dry_run else out, SweepPlan.file_name, plan.methods)
     sources = opened_sources(plan)
     folder = out or Path("sweeps") / "+".join(
         folder_name(source.name) for source in sources.values()

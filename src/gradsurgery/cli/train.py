@@ -1,5 +1,6 @@
 """`gradsurgery train`, one run, and `gradsurgery methods`, what there is to train with."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gradsurgery.algorithms import METHODS, OTHER_METHODS, settings_listing
+from gradsurgery.algorithms import METHODS, OTHER_METHODS, method_parts, settings_listing
 from gradsurgery.atomic import check_folder
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.live import continuable, displayed
@@ -54,7 +55,7 @@ def train(
     if print_config:
         opt.print_yaml(c.model_dump())
         return
-    check_new(out, Record.file_name)
+    check_new(out, Record.file_name, [c.method])
     device.keep_freed_memory()  # before torch allocates anything
     source = open_source(c.data, **c.reading)
     place = *map(folder_name, (source.name, c.target, c.method)), f"seed-{c.seed}"
@@ -86,17 +87,19 @@ def _is_finished(configuration: RunConfiguration, directory: Path) -> bool:
     return not is_longer(configuration, Record.load(directory).configuration)
 
 
-def check_new(out: Path | None, file_name: str) -> None:
-    """Raise `OutputError` for a folder that cannot be written, before data is fetched.
+def check_new(out: Path | None, file_name: str, methods: Iterable[str]) -> None:
+    """Raise for a folder that cannot be written or a method that there is not.
 
-    One that has the file already may hold all that is asked for.
+    Called before data is fetched. A folder that has the file already may hold all that is asked
+    for.
     """
-    if out is None:
-        return
-    with suppress(OSError):  # which `check_folder` explains
-        if (out / file_name).exists():
-            return
-    check_folder(out)
+    if out is not None:
+        with suppress(OSError):  # which `check_folder` explains
+            if (out / file_name).exists():
+                return
+        check_folder(out)
+    for method in methods:
+        method_parts(method)
 
 
 def check_target(options: dict[str, Any]) -> None:
