@@ -98,3 +98,18 @@ def test_what_a_rule_with_a_memory_sees_is_counted_without_a_number_for_each_com
         result = gs.backward(losses, weights, gs.AgrEMA())
         assert result.agreeing_by_parameter == {"0": 1.0, "1": 1.0}
     assert integers.largest <= 4
+
+
+@pytest.mark.parametrize("kernels", [None, "accelerator", "without_triton"])
+def test_a_rule_with_a_memory_counts_beside_parameters_without_components(kernels, request):
+    if kernels is not None:
+        request.getfixturevalue(kernels)
+    empty = torch.zeros(0, 3, requires_grad=True)
+    weight = torch.ones(2, requires_grad=True)
+    for parameters in ([empty, weight], [weight, empty], [empty]):
+        losses = [sum((factor * p).sum() for p in parameters) for factor in (1.0, 2.0)]
+        weight.grad = None
+        result = gs.backward(losses, parameters, gs.AgrEMA())
+        agreeing = 1.0 if len(parameters) > 1 else None
+        assert result.agreeing == agreeing
+        assert weight.grad is None or weight.grad.tolist() == [3.0, 3.0]

@@ -189,8 +189,11 @@ class NetworkVerdict(NetworkMatrix):
     @override
     def _count(self, marks: Bool[Tensor, " params"]) -> Int64[Tensor, " parameters"]:
         # in few launches, however many parameters there are
-        bounds = sent(torch.tensor(self._bounds, device="cpu"), marks.device)
-        return torch.nn.functional.pad(marks.cumsum(0), (1, 0))[bounds].diff()
+        if not len(marks):
+            return marks.new_zeros(len(self._sizes), dtype=torch.int64)
+        bounds = torch.tensor(self._bounds, device="cpu")
+        last, begun = (sent(t, marks.device) for t in ((bounds - 1).clamp(min=0), bounds > 0))
+        return (marks.cumsum(0)[last] * begun).diff()
 
 
 def laid_out_as(
