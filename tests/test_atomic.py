@@ -3,6 +3,9 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -204,3 +207,20 @@ def test_what_is_in_the_way_of_a_lock_is_an_error(tmp_path: Path) -> None:
 def test_who_may_write_into_a_folder_may_share_it(umask: int, tmp_path: Path) -> None:
     with shared(tmp_path, print):
         assert mode(tmp_path / ".shared.lock") == 0o666 & ~umask
+
+
+def test_who_wants_to_share_a_folder_waits_while_another_enters(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    def enter(alone: bool) -> None:
+        seen.append(alone)
+        time.sleep(0.2)
+
+    def work(_: int) -> None:
+        with shared(tmp_path, enter):
+            everybody.wait(60)
+
+    everybody = threading.Barrier(3)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, range(3)))
+    assert seen == [True, False, False]
