@@ -1,7 +1,12 @@
 import os
+import shutil
 import stat
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,7 +17,7 @@ from gradsurgery.errors import OutputError
 from gradsurgery.training.checkpoint import save_weights
 
 
-@pytest.fixture(params=[0o022, 0o027])
+@pytest.fixture(params=[0o022, 0o027, 0o002])
 def umask(request):
     before = os.umask(request.param)
     yield request.param
@@ -171,3 +176,51 @@ def test_nothing_is_left_of_a_folder_that_is_not_to_be_shared(tmp_path: Path) ->
     with pytest.raises(OutputError, match="no"), shared(tmp_path / "a" / "b", refuse):
         raise AssertionError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shared_folder_that_is_removed_and_made_anew_is_another(tmp_path: Path) -> None:
+    folder, alone = tmp_path / "new", []
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(shared(folder, alone.append))
+        shutil.rmtree(folder)
+        second.enter_context(shared(folder, alone.append))
+        first.close()
+        with shared(folder, alone.append):
+            pass
+    assert alone == [True, True, False]
+    assert list(folder.iterdir()) == []
+
+    def refuse(alone: bool) -> None:
+        shutil.rmtree(folder)
+        raise OutputError("no")
+
+    with pytest.raises(OutputError, match="no"), shared(folder, refuse):
+        raise AssertionError
+
+
+def test_what_is_in_the_way_of_a_lock_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / ".shared.lock").mkdir()
+    with pytest.raises(OutputError, match=r"cannot write .*shared\.lock"), shared(tmp_path, print):
+        raise AssertionError
+
+
+def test_who_may_write_into_a_folder_may_share_it(umask: int, tmp_path: Path) -> None:
+    with shared(tmp_path, print):
+        assert mode(tmp_path / ".shared.lock") == 0o666 & ~umask
+
+
+def test_who_wants_to_share_a_folder_waits_while_another_enters(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    def enter(alone: bool) -> None:
+        seen.append(alone)
+        time.sleep(0.2)
+
+    def work(_: int) -> None:
+        with shared(tmp_path, enter):
+            everybody.wait(60)
+
+    everybody = threading.Barrier(3)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, range(3)))
+    assert seen == [True, False, False]

@@ -146,22 +146,25 @@ def shared(directory: Path, enter: Callable[[bool], None]) -> Iterator[None]:
 
     path = directory / _SHARED_FILE
     with _claimed_soon(directory):
-        presence = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            presence = _opened_lock(path)
+        except OSError as error:
+            raise output_error(path, error) from error
         alone = _holds_alone(presence)
         try:
             enter(alone)
             fcntl.flock(presence, fcntl.LOCK_SH)
         except BaseException:
             if alone:
-                path.unlink()
+                path.unlink(missing_ok=True)
             os.close(presence)
             raise
     try:
         yield
     finally:
         with suppress(OutputError), claimed(directory):  # another process may be entering
-            if _holds_alone(presence):
-                path.unlink(missing_ok=True)
+            if _holds_alone(presence) and _is_still(path, presence):
+                path.unlink()
         os.close(presence)
 
 
@@ -202,7 +205,7 @@ def _locked(path: Path) -> int:
     in the meantime for a lock, and two processes would work in one folder.
     """
     while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        lock = _opened_lock(path)
         try:
             if not _holds_alone(lock):
                 raise BusyError(
@@ -213,10 +216,22 @@ def _locked(path: Path) -> int:
             os.close(lock)
             raise
         # The former holder may have removed the file between our opening and locking it.
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock), path.stat()):
-                return lock
+        if _is_still(path, lock):
+            return lock
         os.close(lock)
+
+
+def _opened_lock(path: Path) -> int:
+    """File descriptor of the file, which is made where it is not there; open to whom umask says."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+
+def _is_still(path: Path, opened: int) -> bool:
+    """Whether `path` is the file on this file descriptor, and not removed or another since."""
+    try:
+        return os.path.samestat(os.fstat(opened), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _remove_leftovers(directory: Path) -> None:

@@ -123,6 +123,15 @@ def test_gradnorm_takes_the_last_weights_that_the_losses_reach(built):
     assert torch.equal(*weights)
 
 
+def test_gradnorm_takes_no_weights_that_are_frozen(built):
+    model = oracles.network()
+    for parameter in model[-1].parameters():
+        parameter.requires_grad_(False)
+    before = model[1].weight.clone()
+    built("gradnorm").step(model, oracles.batches(2), oracles.sgd(model.parameters()), step=1)
+    assert not torch.equal(model[1].weight, before)
+
+
 def test_gradnorm_says_where_there_is_no_weight_matrix(built):
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12)).double()
     with pytest.raises(ArgumentError, match="Sequential trains none that its logits depend on"):

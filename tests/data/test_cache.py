@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gradsurgery.data import SkippedImage, cache_folder, decode_image, open_source, prepare
+from gradsurgery.data import (
+    SkippedImage,
+    cache_folder,
+    decode_image,
+    digest_of,
+    open_source,
+    prepare,
+)
 from gradsurgery.data.tables import stated
 from gradsurgery.errors import ArgumentError, DataError, OutputError
 
@@ -66,6 +73,17 @@ def test_a_set_that_moved_or_was_touched_is_not_decoded_again(root, cache, tmp_p
     moved = open_source(str(tmp_path / "moved"))
     assert prepare(moved, 8, cache, progress=decoded).digest == first.digest
     assert decoded == []
+
+
+def test_the_digest_alone_is_read_once_after_the_files_were_touched(root, cache, monkeypatch):
+    expected = prepare(open_source(str(root)), 8, cache).digest
+    os.utime(root / "art/cat/0.png", (1, 1))
+    assert digest_of(open_source(str(root)), 8, cache) == expected
+    source = open_source(str(root))
+    monkeypatch.setattr(source, "contents", lambda: pytest.fail("read the images again"))
+    assert digest_of(source, 8, cache) == expected
+    assert digest_of(open_source(str(root)), 8, cache / "none") == expected
+    assert not (cache / "none").exists()
 
 
 def test_other_contents_of_the_same_size_and_time_are_seen(root, cache):

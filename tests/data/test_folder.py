@@ -55,6 +55,9 @@ def test_names_that_look_the_same_are_refused(make_folder, tmp_path):
     (root / "art/caf\xe9").rename(root / "art" / "dog ")
     with pytest.raises(DataError, match="class names 'dog' and 'dog ' look the same"):
         open_source(str(root), classes="all")
+    (root / "art/dog ").rename(root / "art" / " ")
+    with pytest.raises(DataError, match="a class has an empty name"):
+        open_source(str(root), classes="all")
 
 
 def test_a_class_that_is_written_otherwise_elsewhere_is_named(make_folder, tmp_path):
@@ -65,6 +68,11 @@ def test_a_class_that_is_written_otherwise_elsewhere_is_named(make_folder, tmp_p
     ):
         open_source(str(root))
     assert open_source(str(root), classes="all").classes == ("Alarm Clock", "alarm_clock", "dog")
+    signs = make_folder(tmp_path / "signs", classes=("+", "-"))
+    (signs / "art/+").rename(signs / "art" / "_")
+    with pytest.raises(DataError, match=r"class \+ has no image in domain art, ") as caught:
+        open_source(str(signs))
+    assert "if that is the same" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,10 @@ def changed(row, column, value):
             r"labels\.csv has 2 columns label, expected one",
         ),
         (
+            lambda cells: [row.extend(["split", "split"]) for row in cells],
+            r"labels\.csv has 2 columns split, expected one",
+        ),
+        (
             lambda cells: cells.append(["art/../" + cells[1][0], "dog", cells[1][2]]),
             r"line 14 names art/\.\./.* as line 2 does, with the label 'dog' instead of 'cat'",
         ),

@@ -29,6 +29,19 @@ class Recomputed(torch.autograd.Function):
         return x.grad, None
 
 
+class Cubed(torch.autograd.Function):
+    """Keeps what it needs under a name that nodes of leaves have too."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.variable = x
+        return x**3
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 3 * ctx.variable**2 * gradient
+
+
 class Recomputing(nn.Module):
     """`inner` is used `times`, and once more in the open where `seen`."""
 
@@ -119,6 +132,23 @@ def test_what_lies_behind_a_loss():
     assert found.own_passes
     known = {type(node) for node in graph_of(own)}
     assert not what_is_behind(own, "here", known=known).own_passes
+
+
+def test_a_function_that_has_a_variable_is_no_leaf():
+    weight, beside = (torch.full((3,), 2.0, requires_grad=True) for _ in "ab")
+    middle = weight + beside
+    gs.backward([Cubed.apply(middle).sum() for _ in range(2)], [weight], gs.Sum())
+    assert weight.grad.tolist() == [96.0] * 3  # 2 domains · 3 (2 + 2)²
+    assert beside.grad is None
+    found = what_is_behind(Cubed.apply(middle).sum(), "here").leaves
+    assert {*map(id, found)} == {id(weight), id(beside)}
+
+
+def test_a_loss_that_is_a_leaf_and_no_parameter_is_left_alone():
+    weight, other = torch.ones((), requires_grad=True), torch.ones((), requires_grad=True)
+    gs.backward([weight, other, weight * other], [weight], gs.Sum())
+    assert weight.grad == 2
+    assert other.grad is None
 
 
 def test_what_torch_compiles_runs_no_pass_of_its_own():

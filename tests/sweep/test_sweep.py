@@ -3,7 +3,7 @@
 import importlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -304,9 +304,7 @@ def test_a_second_plan_is_refused_while_a_first_one_is_at_work_in_a_new_folder(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_images_that_change_after_runs_were_finished_are_told(
-    plan: MakePlan, tmp_path: Path
-) -> None:
+def test_images_and_splits_that_change_after_runs_were_finished_are_told(tmp_path: Path) -> None:
     data = tmp_path / "photos"
     for place in ("a/x", "a/y", "b/x", "b/y", "c/x", "c/y"):
         (data / place).mkdir(parents=True)
@@ -315,20 +313,39 @@ def test_images_that_change_after_runs_were_finished_are_told(
                 data / place / f"{i}.png"
             )
     options = {"backbone": "small-cnn", "weights": "none", "image_size": 8, "iterations": 1}
-    asked = Plan(data=[str(data)], targets=["c"], methods=["deep-all"], seeds="2", options=options)
+    table = tmp_path / "table.csv"
 
-    def told() -> list[str]:
+    def write_table(parts: Sequence[str]) -> None:
+        rows = [f"{file},{file.parts[-3]},{file.parts[-2]}" for file in sorted(data.rglob("*.png"))]
+        told = [f"{row},{parts[i % 6]}" for i, row in enumerate(rows)]
+        table.write_text("\n".join(["path,domain,label,split", *told]))
+
+    def told(spec: Path = data, **also: str) -> list[str]:
+        asked = Plan(
+            data=[str(spec)],
+            targets=["c"],
+            methods=["deep-all"],
+            seeds="2",
+            options=options | also,
+        )
         lines: list[str] = []
         run_sweep(
             asked,
-            {str(data): open_source(str(data))},
-            tmp_path / "out",
+            {str(spec): open_source(str(spec))},
+            tmp_path / f"out-{spec.stem}",
             launch=Scripted,
             execution=Execution(),
             show=lambda _, line: lines.append(line),
         )
         return [line for line in lines if "changed since" in line]
 
+    write_table(("train", "train", "train", "train", "val", "test"))
+    assert told(table, split="column") == told(table, split="column") == []
+    write_table(("train", "train", "train", "train", "test", "val"))
+    (line,) = told(table, split="column")
+    assert line.startswith("the split of table (its groups, column or lists) has changed since 2 ")
+    write_table(("", "", "", "", "", ""))  # where nothing can be told, nothing is
+    assert told(table, split="column") == []
     assert told() == told() == []
     Image.new("RGB", (8, 8), (1, 2, 3)).save(data / "a/x/0.png")
     (line,) = told()

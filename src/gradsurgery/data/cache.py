@@ -91,9 +91,7 @@ def prepare(  # noqa: PLR0917
                 said = output_error(folder, error) if isinstance(error, OSError) else error
                 which = "the cache is named by --cache or $GRADSURGERY_CACHE"
                 raise OutputError(f"{said}; {which}") from error
-        if index is not None:
-            with suppress(OSError, OutputError):  # without it the next opening reads all images
-                _write_index(folder, index, digest)
+        _note_index(folder, index, digest)
     _take_place(folder, place, images.digest)
     with suppress(OSError):  # where others' images may only be read
         os.utime(folder / images.digest)  # what `data cache` takes for its last use
@@ -106,14 +104,17 @@ def prepare(  # noqa: PLR0917
 def digest_of(source: Source, size: int, cache: Path | str | None = None) -> str:
     """The digest of the set that `prepare` gives; where the cache does not know, images are read.
 
-    Nothing is decoded or written. Raises `DataError` where images cannot be read.
+    Nothing is decoded. Raises `DataError` where images cannot be read.
     """
     folder, decoder = cache_folder(cache), _own_decoder(innermost(source))
     index = _index_path(folder / "index", source.signature(), source, size, decoder)
     images = read_image_set(folder, _indexed(index), source)
     if images is not None and _are_listed(images, source):
         return images.digest
-    return content_digest(source, size, content_hashes(source), decoder)
+    digest = content_digest(source, size, content_hashes(source), decoder)
+    if (folder / digest).exists():  # of files that were touched
+        _note_index(folder, index, digest)
+    return digest
 
 
 def _are_listed(images: ImageSet, source: Source) -> bool:
@@ -187,6 +188,13 @@ def _indexed(path: Path | None) -> str | None:
     except (OSError, ValueError):  # missing or damaged, it is made anew
         return None
     return digest if re.fullmatch("[0-9a-f]{64}", digest) else None
+
+
+def _note_index(cache: Path, path: Path | None, digest: str) -> None:
+    """Note that these are the images of a source as it is now, where that can be written."""
+    if path is not None:
+        with suppress(OSError, OutputError):  # without it the next opening reads all images
+            _write_index(cache, path, digest)
 
 
 def _write_index(cache: Path, path: Path, digest: str) -> None:

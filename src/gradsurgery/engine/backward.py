@@ -158,8 +158,9 @@ def backward(
         A domain may also be an iterable of losses, its micro-batches, whose gradients are summed
         before the domain takes part in the rule.
     parameters: `model.parameters()`, or `model.named_parameters()` for errors that name them.
-        Frozen ones are left alone. A parameter that a domain's loss does not reach has a zero
-        gradient there; one that no loss reaches keeps its `.grad`.
+        Frozen ones are left alone, as is what the losses reach beside them, an input or a
+        temperature: what an optimiser is to step is given here. A parameter that a domain's loss
+        does not reach has a zero gradient there; one that no loss reaches keeps its `.grad`.
     rule: e.g. `gradsurgery.AgrSum()`. Component-wise rules need the memory of one gradient and of
         the tensor being folded, whatever D is (on an accelerator of up to four, without Triton
         of eleven for a moment, and a running total where there are more); Gramian rules store the D

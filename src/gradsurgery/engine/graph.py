@@ -9,11 +9,13 @@ from torch.autograd.function import BackwardCFunction
 
 from gradsurgery.errors import ArgumentError
 
+_ENDS = ("AccumulateGrad",)
+
 
 class Behind(NamedTuple):
     """What a loss goes back to.
 
-    leaves: the tensors in whose `.grad` its graph ends.
+    leaves: the tensors in whose `.grad` its graph ends; the loss itself where it is one.
     own_passes: whether the graph has a function that somebody has written. It may run a backward
         pass of its own, as reversible layers do, and give gradients to parameters that the graph
         does not show; it runs only where one of its leaves is asked for.
@@ -38,7 +40,8 @@ def what_is_behind(loss: Tensor, whose: str, known: Container[type] = ()) -> Beh
             "hides parameters; use use_reentrant=False"
         )
     own = any(_is_somebodys(kind) and kind not in known for kind in kinds)
-    return Behind([node.variable for node in nodes if hasattr(node, "variable")], own)
+    ends = [node.variable for node in nodes if type(node).__name__ in _ENDS]
+    return Behind([loss] if loss.is_leaf else ends, own)
 
 
 def _is_somebodys(kind: type) -> bool:
@@ -70,7 +73,7 @@ def shared_with_later(losses: Sequence[Tensor | Iterable[Tensor]]) -> Iterator[b
     return reversed(kept)
 
 
-def graph_of(loss: Tensor, ends: tuple[str, ...] = ("AccumulateGrad",)) -> set[Any]:
+def graph_of(loss: Tensor, ends: tuple[str, ...] = _ENDS) -> set[Any]:
     """The nodes of autograd's graph behind `loss`, as far as those of the kinds `ends`."""
     nodes: set[Any] = set()
     waiting: list[Any] = [loss.grad_fn]

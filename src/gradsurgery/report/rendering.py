@@ -131,7 +131,8 @@ def markdown_text(text: str, *, strip: bool = True) -> str:
 
 def to_latex(tables: Sequence[Table]) -> str:
     r"""`tabular` environments for booktabs, each under its caption as a comment."""
-    return "\n".join(["% needs \\usepackage{booktabs}\n", *map(_latex, tables)])
+    needs = "% needs \\usepackage{booktabs}; for other scripts lualatex and a font that has them\n"
+    return "\n".join([needs, *map(_latex, tables)])
 
 
 def _latex(table: Table) -> str:

@@ -12,13 +12,13 @@ from gradsurgery.data import Source, digest_of, reopened
 from gradsurgery.documents.configuration import RunConfiguration, options_of
 from gradsurgery.documents.plan import Failure, Plan, PlannedRun, SweepPlan
 from gradsurgery.documents.record import Record
-from gradsurgery.errors import ArgumentError, DataError, GradsurgeryError, OutputError
+from gradsurgery.errors import ArgumentError, GradsurgeryError, OutputError
 from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task
 from gradsurgery.sweep.runs import SweepRun, existing_records, finished_record, planned
 from gradsurgery.sweep.schedule import Execution, Schedule, Show, SweepProgress
 from gradsurgery.training import TrainingProgress
-from gradsurgery.training.checkpoint import CHECKPOINT_FILE, remove_checkpoint
-from gradsurgery.training.images_used import check_divided
+from gradsurgery.training.checkpoint import CHECKPOINT_FILE, changed_data, remove_checkpoint
+from gradsurgery.training.images_used import check_divided, split_now
 from gradsurgery.training.run import changed_since, prepare_images
 
 _BEGUN = (Record.file_name, CHECKPOINT_FILE)
@@ -80,30 +80,33 @@ def _told_of_changes(
     sources: Mapping[str, Source],
     cache: Path | None,
 ) -> Iterator[str]:
-    """Lines on what is not as it was when runs were finished: code from elsewhere, and images."""
-    code: dict[str, list[str]] = {}
-    data: dict[str, list[str]] = {}
-    digests: dict[tuple[Any, ...], str | None] = {}
+    """Lines on what is not as it was when runs were finished: code from elsewhere, and data."""
+    told: dict[str, list[str]] = {}
+    opened: dict[tuple[Any, ...], tuple[Source, str] | None] = {}
+    splits: dict[tuple[Any, ...], str] = {}
     for run in (each for each in runs if each.directory in records):
         c, record = run.configuration, records[run.directory]
-        if changed := changed_since(c, record):
-            code[run.directory] = changed
+        for name in changed_since(c, record):
+            told.setdefault(f"the code of {name} has changed", []).append(run.directory)
         images = _images_of(c)
-        if images not in digests:
-            digests[images] = None
-            with suppress(DataError):  # what cannot be read is needed for runs that are to be done
+        with suppress(GradsurgeryError):  # what cannot be read is needed for runs to be done
+            if images not in opened:
+                opened[images] = None
                 source = reopened(sources[c.data], c.data, c.reading)
-                digests[images] = digest_of(source, c.image_size, cache)
-        if digests[images] not in (None, record.data.digest):
-            data[run.directory] = [run.data]
-    for found, what in ((code, "the code of {} has"), (data, "the images of {} have")):
-        if found:
-            names = ", ".join(dict.fromkeys(name for names in found.values() for name in names))
-            yield (
-                f"{what.format(names)} changed since {len(found)} of these runs were finished "
-                f"(such as {next(iter(found))}); to run them with what is there now, name another "
-                "folder (--out), or delete theirs"
-            )
+                opened[images] = source, digest_of(source, c.image_size, cache)
+            if (there := opened[images]) is None:
+                continue
+            division = (*images, record.data.digest, _division_of(c))
+            if division not in splits:
+                splits[division] = split_now(c, record, *there)
+            then = record.data.digest, record.split.digest
+            if changed := changed_data(run.data, then, (there[1], splits[division])):
+                told.setdefault(changed, []).append(run.directory)
+    for changed, found in told.items():
+        yield (
+            f"{changed} since {len(found)} of these runs were finished (such as {found[0]}); to "
+            "run them with what is there now, name another folder (--out), or delete theirs"
+        )
 
 
 @dataclass
@@ -230,8 +233,7 @@ def _prepare(
     """
     needed: dict[tuple[Any, ...], dict[str, RunConfiguration]] = {}
     for c in (run.configuration for run in runs):
-        division = c.model_dump_json(include=_DIVIDING) + str(c.seed_of_split)
-        needed.setdefault(_images_of(c), {}).setdefault(division, c)
+        needed.setdefault(_images_of(c), {}).setdefault(_division_of(c), c)
     for _, divided in sorted(needed.items()):
         c, *_ = divided.values()
         source = reopened(sources[c.data], c.data, c.reading)
@@ -243,6 +245,11 @@ def _prepare(
 def _images_of(c: RunConfiguration) -> tuple[Any, ...]:
     """What decoded images depend on."""
     return c.data, c.image_size, c.skip_bad, str(c.reading)
+
+
+def _division_of(c: RunConfiguration) -> str:
+    """What their division into parts depends on."""
+    return c.model_dump_json(include=_DIVIDING) + str(c.seed_of_split)
 
 
 def _result(record: Record) -> str:

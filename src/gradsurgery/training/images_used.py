@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from gradsurgery.data import (
     SingleDomainBatches,
     Source,
     Split,
-    digest_of,
     split_of,
 )
 from gradsurgery.data.duplicates import copies_in_run
@@ -272,21 +270,21 @@ def check_told_split(configuration: RunConfiguration, source: Source) -> None:
     _divided(told, _undecoded(source))
 
 
-def digests_now(
-    configuration: RunConfiguration, record: Record, source: Source | ImageSet, cache: Path | None
-) -> tuple[str, str]:
-    """The digests of the images and the split that the finished run would have now.
+def split_now(
+    configuration: RunConfiguration, record: Record, source: Source | ImageSet, digest: str
+) -> str:
+    """The digest of the split that a finished run would have now, of images with the `digest`.
 
-    No image is decoded. Where the split would need that, its digest is that of the record. Raises
-    `DataError` where images cannot be read, or are too few by now.
+    No image is decoded; where that would be needed, and of other images, it is the record's. Raises
+    `DataError` where the images are too few by now.
     """
-    seed = configuration.seed_of_split
-    if isinstance(source, ImageSet):
-        return source.digest, split_of(configuration, source, seed).digest
-    digest = digest_of(source, configuration.image_size, cache)
-    if configuration.drop_duplicates or record.data.skipped or digest != record.data.digest:
-        return digest, record.split.digest
-    return digest, split_of(configuration, _undecoded(source), seed).digest
+    if digest != record.data.digest:
+        return record.split.digest
+    if not isinstance(source, ImageSet):
+        if configuration.drop_duplicates or record.data.skipped:
+            return record.split.digest
+        source = _undecoded(source)
+    return split_of(configuration, source, configuration.seed_of_split).digest
 
 
 def _undecoded(source: Source) -> ImageSet:

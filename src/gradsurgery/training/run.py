@@ -12,7 +12,7 @@ from gradsurgery.algorithms.objectives import Fishr
 from gradsurgery.atomic import claimed
 from gradsurgery.backbones import Backbone, build_backbone, check_batch_size
 from gradsurgery.backbones.networks import find_network
-from gradsurgery.data import ImageSet, Source, open_source, prepare, unknown_domain
+from gradsurgery.data import ImageSet, Source, digest_of, open_source, prepare, unknown_domain
 from gradsurgery.data.splits import check_split
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.deployment import domains_known
@@ -37,8 +37,8 @@ from gradsurgery.training.images_used import (
     check_gaps,
     check_told_split,
     check_weights,
-    digests_now,
     gaps_of,
+    split_now,
 )
 from gradsurgery.training.learner import build_learner, build_optimizer
 from gradsurgery.training.loop import Observer, run_steps
@@ -198,7 +198,11 @@ def _told_of_changes(
             f"it is now, {again}"
         )
     try:
-        now = digests_now(configuration, record, source, cache)
+        if isinstance(source, ImageSet):
+            digest = source.digest
+        else:
+            digest = digest_of(source, configuration.image_size, cache)
+        now = digest, split_now(configuration, record, source, digest)
     except GradsurgeryError as error:
         yield f"whether {source.name} is as it was when this run was finished is not known: {error}"
         return
