@@ -69,6 +69,9 @@ def test_a_plan_that_holds_the_runs_that_are_begun_takes_the_place_of_another(
     assert len(written(tmp_path)["runs"]) == 12
     claim_folder(large, runs_of(large), tmp_path)
     assert len(written(tmp_path)["runs"]) == 12
+    turned = plan(seeds="3", targets=["75", "0"], methods=large.methods[::-1])
+    claim_folder(turned, runs_of(turned), tmp_path)  # the same runs, shown in another order
+    assert written(tmp_path)["plan"]["methods"] == large.methods[::-1]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 2}', '{"version": 1, "plan": {}}'])

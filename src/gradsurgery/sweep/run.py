@@ -302,7 +302,7 @@ def claim_folder(plan: Plan, runs: Sequence[SweepRun], folder: Path, *, alone: b
             )
         for run in dropped:
             (run / Failure.file_name).unlink(missing_ok=True)
-        if ours == theirs:
+        if [run.directory for run in runs] == [run.directory for run in there.runs]:
             return
     which = set(options_of("identity"))
     planned = [
