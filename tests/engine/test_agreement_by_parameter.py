@@ -18,7 +18,6 @@ def backward_of(rule, *, names=True):
     return gs.backward(losses, model.named_parameters() if names else model.parameters(), rule)
 
 
-@pytest.mark.filterwarnings("ignore:the rule asks all losses")
 @pytest.mark.parametrize("rule", [gs.AgrSum(), gs.AgrRand(), gs.ANDMask()])
 def test_each_parameter_has_its_fraction(rule):
     result = backward_of(rule)
@@ -31,7 +30,6 @@ def test_each_parameter_has_its_fraction(rule):
     assert result.agreeing * (1 - result.zero) + result.zero == pytest.approx(9 / 12)
 
 
-@pytest.mark.filterwarnings("ignore:the rule asks all losses")
 def test_parameters_without_names_go_by_their_position():
     assert backward_of(gs.AgrSum(), names=False).agreeing_by_parameter == {
         "0": 1.0,

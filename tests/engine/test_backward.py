@@ -112,7 +112,6 @@ def test_one_graph_is_alive_at_a_time():
     assert counts == [0, 0, 0, 0]
 
 
-@pytest.mark.filterwarnings("ignore:the rule asks all losses")
 @pytest.mark.parametrize("rule", ["sum", "agr-sum", "sand-mask", "pcgrad", "median"])
 def test_a_missing_gradient_is_a_zero_gradient(rule):
     shared, left, right, unused = (torch.ones(2, requires_grad=True) for _ in range(4))
@@ -129,7 +128,6 @@ def test_a_missing_gradient_is_a_zero_gradient(rule):
     assert frozen.grad is None
 
 
-@pytest.mark.filterwarnings("ignore:the rule asks all losses")
 def test_agreement_counts_zeros_for_domains_that_do_not_reach_a_parameter():
     reached, late = (torch.ones(2, requires_grad=True) for _ in range(2))
     losses = [reached.sum(), reached.sum(), (late * torch.tensor([0.0, 1.0])).sum()]

@@ -106,7 +106,6 @@ def test_what_is_not_finite_is_of_the_domain_that_it_is_of():
     assert caught.value.domain == 1
 
 
-@pytest.mark.filterwarnings("ignore:the rule asks all losses")
 def test_a_domain_that_does_not_reach_the_parameter():
     given = gradients()
     weight, other = (torch.zeros(3, 40, requires_grad=True) for _ in range(2))

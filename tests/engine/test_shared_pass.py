@@ -65,7 +65,6 @@ def seeded(rule: str) -> gs.Rule:
     return gs.rule(rule, generator=torch.Generator().manual_seed(7))
 
 
-@pytest.mark.filterwarnings("ignore:the rule asks all losses")
 @pytest.mark.parametrize("form", [list, tuple, torch.stack])
 @pytest.mark.parametrize("frozen", [None, "trunk.0", "heads.1"])
 @pytest.mark.parametrize("rule", RULES)
@@ -94,7 +93,6 @@ def test_domains_of_one_pooled_batch_with_batch_normalisation(rule):
     torch.testing.assert_close(grad(model), expected)
 
 
-@pytest.mark.filterwarnings("ignore:the rule asks all losses")
 @pytest.mark.parametrize("rule", RULES)
 def test_micro_batches_of_one_pass(rule):
     model = network()
@@ -109,7 +107,6 @@ def test_micro_batches_of_one_pass(rule):
     torch.testing.assert_close(grad(model), expected)
 
 
-@pytest.mark.filterwarnings("ignore:the rule asks all losses")
 @pytest.mark.parametrize("rule", ["agr-sum", "pcgrad"])
 def test_a_gradient_scaler(rule):
     model, scaler = network().float(), torch.amp.GradScaler("cpu", init_scale=1024.0)
