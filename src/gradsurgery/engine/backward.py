@@ -198,7 +198,7 @@ def backward(
     ) -> list[Tensor]:
         passes = DomainPasses([p for _, p in named], accumulator, scaler)
         values = passes.run(losses)
-        if getattr(rule, "unanimous", False):
+        if passes.unreached and getattr(rule, "unanimous", False):
             missing = {name: passes.unreached[at] for at, (name, _) in enumerate(named)}
             warn_of_heads(missing, len(values), no_say or {})
         return values
