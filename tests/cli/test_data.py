@@ -122,6 +122,13 @@ def doubtful(tmp_path):
     return tmp_path / "set"
 
 
+def test_info_names_classes_that_hospitals_spell_in_their_own_way(tmp_path):
+    for number, name in enumerate(("a/Normal/0", "b/NORMAL/0", "c/normal/0", "a/ill/0", "b/ill/0")):
+        picture(tmp_path / f"set/{name}.png", number)
+    alike = "Classes NORMAL and Normal and normal differ in spelling alone: if they are one"
+    assert alike in run("info", str(tmp_path / "set"), "--quick")
+
+
 def test_info_shows_gaps_copies_and_bad_images_and_never_refuses(doubtful):
     output = run("info", str(doubtful))
     assert "Domain b has no image of cow." in output

@@ -187,6 +187,9 @@ def test_a_run_s_data_are_read_as_the_run_read_them(command, model, tmp_path, wa
     err = command("evaluate", "grouped", f"elsewhere/{data}")[2]
     assert err.startswith(f"note: the model's run read {data} with ")
     assert f"; elsewhere/{data} is not\n" in err
+    alone = "those of a are taken for independent: where they are not, say so with --columns group"
+    assert alone in command("evaluate", "grouped", "photos/a")[2]  # class/image
+    assert "independent" not in command("evaluate", "run", "photos/a")[2]
 
 
 def test_weights_that_knew_the_domain_held_out_are_told_of(command, model, tmp_path):

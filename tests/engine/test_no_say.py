@@ -183,3 +183,37 @@ def test_no_say_that_does_not_fit():
             weight_after(given, gs.AgrSum(), no_say={"w": mask})
     with pytest.raises(ArgumentError, match="lost in float16"):
         weight_after(given.half(), gs.AgrSum(), no_say={"w": NO_SAY})
+
+
+def test_a_head_of_one_task_alone_is_learned_where_the_others_have_no_say():
+    draw = torch.Generator().manual_seed(4)
+    x, trunk = torch.randn(8, 5, generator=draw), torch.randn(5, 6, generator=draw)
+    start = [trunk, *(torch.randn(6, 2, generator=draw) for _ in range(3))]
+
+    def tasks():
+        weights = [weight.clone().requires_grad_() for weight in start]
+        features = (x @ weights[0]).tanh()
+        losses = [(features @ head).square().mean() for head in weights[1:]]
+        named = list(zip(["trunk", "heads.0", "heads.1", "heads.2"], weights, strict=True))
+        return named, losses
+
+    named, losses = tasks()
+    alone = [
+        torch.autograd.grad(loss, [named[0][1], head], retain_graph=True)
+        for loss, (_, head) in zip(losses, named[1:], strict=True)
+    ]
+    others = {f"heads.{task}": torch.arange(3)[:, None].ne(task).expand(3, 6) for task in range(3)}
+    gs.backward(losses, named, gs.AgrSum(), no_say=others)
+    for (_, head), (_, expected) in zip(named[1:], alone, strict=True):
+        assert torch.equal(head.grad, expected)
+    by_hand = torch.stack([gradient for gradient, _ in alone])
+    agree = (by_hand.sign() == by_hand.sign()[0]).all(0)
+    torch.testing.assert_close(named[0][1].grad, by_hand.sum(0) * agree)
+
+    named, losses = tasks()
+    with pytest.warns(UserWarning, match=r"heads\.0 \(and 2 more\) .* 1 of 3 .* no_say"):
+        gs.backward(losses, named, gs.AgrSum())
+    assert not named[1][1].grad.any()
+    named, losses = tasks()
+    gs.backward(losses, named, gs.PCGrad())  # which projects, and needs no agreement
+    assert named[1][1].grad.any()

@@ -79,6 +79,17 @@ def test_every_test_has_a_row(written, inventory):
     assert row[:3] == ["sketch", "agr-sum", "+2.25"]
     assert row[4:] == ["0.031", "0.031", "+1.00", "6", "0"]
     assert [entry.marks for entry in table.rows[0]][4:6] == ["*", "†"]
+    assert not table.notes
+
+
+def test_an_interval_that_contradicts_its_test_is_named(written, inventory):
+    for seed in range(3):  # p = 2 / 2³, and no resample has a mean of zero or less
+        written("deep-all", seed=seed, best=0.5)
+        written("agr-sum", seed=seed, best=0.52 + seed / 1000)
+    section = statistics_section(compared(inventory()), [])
+    (table,) = tables(section).values()
+    assert texts(table)[0][4] == "0.25"
+    assert any("too narrow; trust p" in note for note in table.notes)
 
 
 def test_what_runs_share_and_where_they_differ(written, inventory):

@@ -386,6 +386,17 @@ def test_models_that_hardly_do_better_than_guessing_are_named(written, compared)
     ) in table.notes
 
 
+def test_a_method_that_guesses_on_every_target_is_named_once(written, compared):
+    for method, kept in (("deep-all", 0.5), ("agr-sum", 0.9)):  # of two classes
+        written(method, validation=0.5, target="photo")
+        written(method, validation=kept)
+    (table,) = compared()
+    assert (
+        "hardly better than guessing on their own domains: deep-all on every target (2 of 2 runs), "
+        "agr-sum on photo (1 of 1 runs)"
+    ) in table.notes
+
+
 def test_ranks_over_the_cells_of_all_tables(written, compared):
     accuracies = {"deep-all": (0.5, 0.6), "agr-sum": (0.7, 0.6), "irm": (0.4, 0.3)}
     for method, (first, second) in accuracies.items():

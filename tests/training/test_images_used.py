@@ -284,3 +284,10 @@ def test_a_picture_that_cannot_be_decoded_is_said(root):
     run(root, notes, skip_bad=True, classes="all")
     said = "1 image is left out that cannot be decoded, as a/dog/3.png: it is not an image"
     assert any(note.startswith(said) for note in notes)
+
+
+def test_classes_that_domains_spell_in_their_own_way_are_said(root):
+    (root / "a/cow").rename(root / "a/Cow")
+    notes = []
+    run(root, notes, classes="all")
+    assert "classes Cow and cow differ in spelling alone: if they are one, rename them" in notes

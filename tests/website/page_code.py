@@ -24,7 +24,6 @@ THEIRS = re.compile(r"\b(pacs|PACS|FOLDER)\b")
 def run_code(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     """Run the page in `folder`; the names that it defined."""
     monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("GRADSURGERY_CACHE", str(folder / "cache"))
     monkeypatch.setattr(sweep, "LocalLauncher", HereAndNow)
     monkeypatch.setattr("gradsurgery.training.device.keep_freed_memory", lambda: False)
@@ -37,7 +36,7 @@ def run_code(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
             assert Plan(**yaml.safe_load(text)).data
             Path("plan.yaml").write_text(shortened(text), encoding="utf-8")
         elif language == "":
-            call_commands(text)
+            call_commands(text, monkeypatch)
     return names
 
 
@@ -47,9 +46,11 @@ def shortened(text: str) -> str:
     return re.sub(r"(seeds:? )\d+", r"\g<1>1", text)
 
 
-def call_commands(text: str) -> None:
+def call_commands(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(shortened(line), comments=True)
+        if words == ["export", "PYTHONPATH=."]:
+            monkeypatch.syspath_prepend(str(Path.cwd()))
         if words[:1] == ["gradsurgery"] and not THEIRS.search(line):
             words += ["--dry-run"] if words[1] == "deploy" else []  # many runs, tested elsewhere
             assert not app(words[1:], standalone_mode=False)

@@ -18,6 +18,7 @@ from gradsurgery.data import prepare as decode
 from gradsurgery.data.derived import differing_counts, matching_preset
 from gradsurgery.data.duplicates import Inspection, inspect_images
 from gradsurgery.data.image_set import cached_sets, remove_cached
+from gradsurgery.data.source import spelled_alike
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import left_out_classes
 from gradsurgery.errors import ArgumentError, printable
@@ -231,6 +232,7 @@ def _print_table(source: Source, summary: dict[str, Any], found: Inspection | No
     sentences += imbalance_sentences(counts, source.classes)
     sentences += _group_sentences(source)
     if any(0 in numbers for numbers in counts.values()):
+        sentences += [f"Classes {sentence}." for sentence in spelled_alike(source.classes)]
         sentences.append(
             "Train with --classes common (without such classes) or --classes all (with gaps)."
         )

@@ -168,6 +168,7 @@ def evaluate(
     if as_domain is None:
         options |= _as_its_run(trained, data, options, part)
     source = _opened(data, options, as_domain)
+    _note_groups(trained, source)
     within = Path("evaluation", folder_name(source.name))
     check_folder(out or within)
     with continuable(), images_displayed("evaluating", len(source.listing.identities)) as tell:
@@ -216,6 +217,23 @@ def _as_its_run(
         return {}
     print(f"note: {data} is read as the model's run read it, with {said}", file=sys.stderr)
     return read
+
+
+def _note_groups(trained: TrainedModel, source: Source) -> None:
+    """Say that images are taken for independent, where those of the model's run were not."""
+    if source.groups is not None or trained.run_folder is None:
+        return
+    try:
+        tests = Record.load(trained.run_folder).result.best.tests
+    except DataError:  # which the model does not need
+        return
+    if any(tally.in_groups for tally in tests.values()):
+        print(
+            f"note: images of the model's run belong together in groups; those of {source.name} "
+            "are taken for independent: where they are not, say so with --columns group=COLUMN or "
+            "{group} in --layout, or intervals are too narrow",
+            file=sys.stderr,
+        )
 
 
 def _default_name(

@@ -57,6 +57,15 @@ def letters(name: str) -> str:
     return re.sub(r"[\W_]", "", name.casefold())
 
 
+def spelled_alike(names: Sequence[str]) -> list[str]:
+    """What to say of names that differ in nothing but capitals, spaces and signs."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(letters(name), []).append(name)
+    alike = [" and ".join(group) for key, group in groups.items() if key and len(group) > 1]
+    return [f"{group} differ in spelling alone: if they are one, rename them" for group in alike]
+
+
 def unknown_domain(source: str, name: str, domains: Sequence[str], purpose: str = "") -> str:
     """What to say of a domain that the data set `source` has not.
 
@@ -170,9 +179,7 @@ class Source(ABC):
             missing = np.argwhere(counts == 0)
             domain, label = (int(i) for i in missing[0])
             more = f" (and {len(missing) - 1} more such gaps)" if len(missing) > 1 else ""
-            for other in np.flatnonzero(counts[domain]):
-                if letters(self.classes[other]) == letters(self.classes[label]) != "":
-                    more += f"; it has {self.classes[other]}: if that is the same, rename it"
+            more += "".join(f"; {sentence}" for sentence in spelled_alike(self.classes))
             wrong = (
                 f"{name}: class {self.classes[label]} has no image in domain "
                 f"{self.domains[domain]}, expected at least 1 image of each class in each domain"

@@ -1,6 +1,7 @@
 """Domains that have no say on some rows of a parameter."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Container, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool
@@ -122,3 +123,20 @@ def with_votes(
         votes * mask if gradient is None else gradient.where(~mask | (gradient != 0), votes)
         for gradient, mask in zip(gradients, masks, strict=True)
     ]
+
+
+def warn_of_heads(missing: Mapping[str, int], domains: int, no_say: Container[str]) -> None:
+    """Warn of parameters on which domains cannot agree, since the losses of some do not reach them.
+
+    missing: by the name of a parameter the number of domains that do not reach it.
+    """
+    heads = [name for name, n in missing.items() if 0 < n < domains and name not in no_say]
+    if not heads:
+        return
+    others = f" (and {len(heads) - 1} more)" if len(heads) > 1 else ""
+    warnings.warn(
+        f"the rule asks all losses to agree, and parameter {heads[0]}{others} is reached by "
+        f"{domains - missing[heads[0]]} of {domains} alone, and not learned; say with no_say which "
+        "losses have no say on it, or train it by itself",
+        stacklevel=5,
+    )

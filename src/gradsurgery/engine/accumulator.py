@@ -191,3 +191,20 @@ def flat_gradient(gradient: Tensor, parameter: Tensor) -> Float[Tensor, " params
 def shaped_gradient(flat: Float[Tensor, " params"], parameter: Tensor) -> Tensor:
     """The inverse of `flat_gradient`: the same memory in the parameter's shape and layout."""
     return flat.as_strided(parameter.size(), parameter.stride())
+
+
+def taken_gradients(parameters: Sequence[Tensor]) -> list[Tensor | None]:
+    """What is in `.grad`, which is None afterwards; no two share memory.
+
+    Autograd gives two parameters the same memory where they are added up as views.
+    """
+    gradients: list[Tensor | None] = []
+    seen: set[int] = set()
+    for parameter in parameters:
+        gradient, parameter.grad = parameter.grad, None
+        if gradient is not None and gradient.layout == torch.strided and gradient.numel():
+            memory = gradient.untyped_storage().data_ptr()
+            gradient = gradient.clone() if memory in seen else gradient
+            seen.add(memory)
+        gradients.append(gradient)
+    return gradients

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gradsurgery.engine.abstaining import Abstaining
+from gradsurgery.engine.abstaining import Abstaining, warn_of_heads
 from gradsurgery.engine.accumulator import Accumulator, Update, not_finite_update
 from gradsurgery.engine.accumulators import accumulator_for
 from gradsurgery.engine.passes import (
@@ -158,9 +158,10 @@ def backward(
         A domain may also be an iterable of losses, its micro-batches, whose gradients are summed
         before the domain takes part in the rule.
     parameters: `model.parameters()`, or `model.named_parameters()` for errors that name them.
-        Frozen ones are left alone, as is what the losses reach beside them, an input or a
-        temperature: what an optimiser is to step is given here. A parameter that a domain's loss
-        does not reach has a zero gradient there; one that no loss reaches keeps its `.grad`.
+        Frozen ones are left alone, and what the losses reach beside them, as a temperature. One
+        that a domain's loss does not reach has a zero gradient there, with which no other agrees: a
+        rule that asks all to agree learns a head of one task where the others have no say
+        (`no_say`), and a warning says so. One that no loss reaches keeps its `.grad`.
     rule: e.g. `gradsurgery.AgrSum()`. Component-wise rules need the memory of one gradient and of
         the tensor being folded, whatever D is (on an accelerator of up to four, without Triton
         of eleven for a moment, and a running total where there are more); Gramian rules store the D
@@ -174,9 +175,9 @@ def backward(
         makes no difference.
     no_say: by the name of a parameter (its position, where `parameters` have none) the rows, bool
         [domains, rows], that a domain has no say on: of the last layer those of the classes that it
-        lacks, whose logits its loss leaves out. A rule that asks all domains to agree asks the
-        others there, and sums theirs; where the gradient is not zero the domain has a say after
-        all. To other rules a zero is a zero. Rows of a frozen parameter are left alone.
+        lacks, whose logits its loss leaves out; of another task's head all. A rule that asks all to
+        agree asks the others there, and sums theirs; where the gradient is not zero the domain has
+        a say after all. To other rules a zero is a zero. Rows of a frozen parameter are left alone.
 
     As with `Tensor.backward`, the update is added to a `.grad` that exists. Hooks are removed and
     every `.grad` is as before if anything raises.
@@ -195,7 +196,12 @@ def backward(
     def produce(
         named: list[NamedParameter], accumulator: Accumulator, scaler: Scaler
     ) -> list[Tensor]:
-        return DomainPasses([p for _, p in named], accumulator, scaler).run(losses)
+        passes = DomainPasses([p for _, p in named], accumulator, scaler)
+        values = passes.run(losses)
+        if passes.unreached and getattr(rule, "unanimous", False):
+            missing = {name: passes.unreached[at] for at, (name, _) in enumerate(named)}
+            warn_of_heads(missing, len(values), no_say or {})
+        return values
 
     return write_update(
         parameters, rule, produce, scaler=scaler, defer_check=defer_check, no_say=no_say

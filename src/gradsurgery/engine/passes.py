@@ -3,6 +3,7 @@
 And whose gradients these are: those of the parameters that are trained.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradsurgery.engine.accumulator import Accumulator
+from gradsurgery.engine.accumulator import Accumulator, taken_gradients
 from gradsurgery.engine.graph import Behind, shared_with_later, what_is_behind
 from gradsurgery.errors import ArgumentError
 
@@ -25,7 +26,8 @@ _END: Any = object()
 class DomainPasses:
     """Runs the backward passes of domain after domain and hands over each parameter's gradient.
 
-    Every `.grad` has to be None, and is None afterwards.
+    Every `.grad` has to be None, and is None afterwards. `unreached` counts the domains that do not
+    reach a parameter, by its position.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class DomainPasses:
         self._domain = 0
         self._awaited: set[int] = set()
         self._at_once = True
+        self.unreached: Counter[int] = Counter()
 
     def run(self, losses: Iterable[DomainLoss]) -> list[Tensor]:
         """Go back from every domain's loss; returns their values, detached.
@@ -88,6 +91,7 @@ class DomainPasses:
 
     def _end(self) -> None:
         """Hand over what waited for the last micro-batch, and None for what was not reached."""
+        self.unreached.update(at for at in self._awaited if self._parameters[at].grad is None)
         if self._accumulator.at_once:
             for position in sorted(self._awaited):
                 self._hand_over(position)
@@ -147,23 +151,6 @@ def gradients_of(
     with _reporting(parameters, _refuse_cleared, all_of_them=False):
         run_backward(scaled, parameters, behind, domain, retain=False)
     return taken_gradients(parameters)
-
-
-def taken_gradients(parameters: Sequence[Tensor]) -> list[Tensor | None]:
-    """What is in `.grad`, which is None afterwards; no two share memory.
-
-    Autograd gives two parameters the same memory where they are added up as views.
-    """
-    gradients: list[Tensor | None] = []
-    seen: set[int] = set()
-    for parameter in parameters:
-        gradient, parameter.grad = parameter.grad, None
-        if gradient is not None and gradient.layout == torch.strided and gradient.numel():
-            memory = gradient.untyped_storage().data_ptr()
-            gradient = gradient.clone() if memory in seen else gradient
-            seen.add(memory)
-        gradients.append(gradient)
-    return gradients
 
 
 def run_backward(

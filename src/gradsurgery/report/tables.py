@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 CITATION = "Mansilla et al. 2021, Table 1"
 _TESTS = ["data", "target", "method", "difference (points)", "95 % interval"]
+_NARROW = [
+    "an interval leaves out zero where p is not below 0.05: bootstrap percentiles of so few seeds "
+    "are too narrow; trust p"
+]
 _TESTS += ["p", "p (Holm)", "effect size", "n", "zeros"]
 _TEST_COLUMNS = {
     "difference": "difference_points",
@@ -112,7 +116,9 @@ def significance_table(tables: Sequence[ComparisonTable]) -> Table:
     of = f"{tables[0].name}: differences" if first else "Differences"
     from_ = listed(dict.fromkeys(table.baseline for table in tables)) if tables else "the baseline"
     caption = f"{of} from {from_} on the same seeds"
-    return Table(caption, _TESTS[first:], [row[first:] for row in rows])
+    tests = [test for table in tables for _, _, test in table.comparisons()]
+    narrow = any(not test.low <= 0 <= test.high and not test.significant for test in tests)
+    return Table(caption, _TESTS[first:], [row[first:] for row in rows], _NARROW if narrow else ())
 
 
 def signed(value: float | int) -> str:

@@ -162,11 +162,7 @@ class ComparisonTable:
                 )
         if any(not cell.complete for cell in self.cells.values()):
             lines.append("n=…: seeds are missing; in no average, rank or test, never the best")
-        guessing = [
-            f"{method} on {target} ({cell.guessing} of {cell.runs} runs)"
-            for (method, target), cell in self.cells.items()
-            if cell.guessing
-        ]
+        guessing = list(self._guessing())
         if guessing:
             lines.append(f"hardly better than guessing on their own domains: {', '.join(guessing)}")
         versions: dict[str, set[str]] = {}
@@ -180,6 +176,19 @@ class ComparisonTable:
             )
         caution = built_in(self.data).caution
         return [*lines, caution] if caution else lines
+
+    def _guessing(self) -> Iterator[str]:
+        """Whose runs do hardly better than to guess; a method that does so everywhere, once."""
+        for method in self.methods:
+            cells = {target: self.cells.get((method, target)) for target in self.targets}
+            found = {target: cell for target, cell in cells.items() if cell and cell.guessing}
+            if len(found) == len(cells) > 1:
+                everywhere = sum(cell.guessing for cell in found.values())
+                runs = sum(cell.runs for cell in found.values())
+                yield f"{method} on every target ({everywhere} of {runs} runs)"
+                continue
+            for target, cell in found.items():
+                yield f"{method} on {target} ({cell.guessing} of {cell.runs} runs)"
 
     def comparisons(self) -> Iterator[tuple[str, str, PairedComparison]]:
         """Target, method and test of every cell that is tested."""

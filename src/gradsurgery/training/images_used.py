@@ -22,6 +22,7 @@ from gradsurgery.data import (
     split_of,
 )
 from gradsurgery.data.duplicates import copies_in_run
+from gradsurgery.data.source import spelled_alike
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import left_out_classes, percentages
 from gradsurgery.documents.record import Copies, Record
@@ -129,6 +130,8 @@ class ImagesUsed:
         if unlearned:
             names = ", ".join(self.images.classes[label] for label in unlearned)
             yield f"no source domain has training images of {names}: that is not learned"
+        if 0 in self.images.counts():
+            yield from (f"classes {sentence}" for sentence in spelled_alike(self.images.classes))
         if self.split.unused:
             unused = len(self.split.unused)
             yield (
