@@ -64,16 +64,16 @@ def _agreement(diagnosis: Diagnosis, last: Snapshot) -> str:
     )
     if (shuffled := last.shuffled_agreeing) is None:
         return f"{text}."
-    lost = 1 - agreeing / shuffled if shuffled else 0.0
-    if shuffled - agreeing < 0.01 and lost < _MUCH:
+    if shuffled - agreeing < 0.01 and agreeing >= (1 - _MUCH) * shuffled:
         verdict = "so it is the size of the batches that shows here, not the domains"
     elif shuffled - agreeing < 0.01:  # of many domains few components agree in any case
-        verdict = f"of which the domains themselves cost {percent(lost)}"
+        verdict = f"of which the domains themselves cost {percent(1 - agreeing / shuffled)}"
     elif shuffled > 0.99:
         verdict = "so all the disagreement is the domains' doing"
     else:
-        points = f"{100 * (shuffled - agreeing):.0f} points of the disagreement"
-        verdict = f"so {points} are the domains' doing, and the rest comes from small batches"
+        points = max(round(100 * shuffled) - round(100 * agreeing), 1)  # of what is shown
+        part = f"{points} points of the disagreement"
+        verdict = f"so {part} are the domains' doing, and the rest comes from small batches"
     dealt = "the same images dealt out to the domains at random agree in"
     return f"{text}, and {dealt} {percent(shuffled)}, {verdict}."
 

@@ -32,7 +32,7 @@ from gradsurgery.studies.measuring import (
     labelled_images,
 )
 from gradsurgery.training import checkpoint, train
-from gradsurgery.training.progress import ProgressCallback
+from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 
 Indices = Int64[np.ndarray, " samples"]
 
@@ -173,10 +173,12 @@ def study_similarity(
             raise ArgumentError(
                 f"the runs of a study differ in their seed alone, found others in {different[0]}"
             )
-    parts = [
-        _measured_run(each, options, images, directory / f"seed-{each.seed}", report)
-        for each in configurations
-    ]
+    parts = []
+    for each in configurations:
+        folder = directory / f"seed-{each.seed}"
+        if report is not None and each != first and not (folder / Record.file_name).exists():
+            report(TrainingProgress("training", 0, each.iterations, note=f"seed {each.seed}"))
+        parts.append(_measured_run(each, options, images, folder, report))
     runs = [run for part in parts for run in part.runs]
     study = parts[0].model_copy(update={"runs": runs, "part": False})
     study.save(directory)
