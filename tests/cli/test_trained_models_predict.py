@@ -44,6 +44,14 @@ def test_a_path_that_is_not_there_is_an_error_before_anything_is_done(
     assert not (tmp_path / "p.csv").exists()
 
 
+@pytest.mark.parametrize("name", ["predict", "explain"])
+def test_a_table_of_pictures_is_called_one(command, model, tmp_path, name):
+    (tmp_path / "list.csv").write_text("path,label,domain\na.png,x,y\n")
+    code, out, err = command(name, model, "photos/c", "list.csv", "--out", "p.csv")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: list.csv is a table; name pictures, or folders of them (a table")
+
+
 @pytest.mark.parametrize("out", ["p.csv", "p.parquet"])
 def test_an_interrupted_command_goes_on_where_it_was(command, model, monkeypatch, out, tmp_path):
     command("predict", model, "photos", "--out", f"whole-{out}", "--batch-size", "5")

@@ -14,6 +14,7 @@ from gradsurgery.data import BadImageError, SkippedImage
 from gradsurgery.data.folder import FOLDER, kind_of, visible_entries
 from gradsurgery.data.formats import readable_suffixes
 from gradsurgery.data.loader import worked_on
+from gradsurgery.data.manifest import SUFFIXES
 from gradsurgery.errors import ArgumentError, DataError, printable
 
 
@@ -25,12 +26,18 @@ class Picture(NamedTuple):
 
 
 def check_named(paths: Sequence[Path]) -> None:
-    """Raise `ArgumentError` where a path that a person named is not there."""
+    """Raise `ArgumentError` where a path that a person named is not there, or is a table."""
     if absent := [path for path in paths if not path.exists()]:
         others = f" (nor {len(absent) - 1} more of those named)" if absent[1:] else ""
         raise ArgumentError(
             f"there is no such file or folder: {printable(str(absent[0]))}{others}; check how it "
             "is spelled"
+        )
+    kinds = (*SUFFIXES, ".parquet")
+    if tables := [path for path in paths if path.suffix.lower() in kinds and path.is_file()]:
+        raise ArgumentError(
+            f"{printable(str(tables[0]))} is a table; name pictures, or folders of them (a table "
+            "with labels is for gradsurgery evaluate)"
         )
 
 
