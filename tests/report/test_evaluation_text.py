@@ -226,3 +226,77 @@ def test_the_diagram_has_accuracy_over_confidence():
     figure = reliability_figure(SURE, "shop")
     points = figure.axes[0].lines[1].get_xydata()
     assert points[0].tolist() == pytest.approx([0.98, 14 / 15])
+
+
+def against(**changed) -> EvaluationFile:
+    """Of 400 images of art the model has 24 right that the other has not, and lacks 8; of photo
+    it has none more and lacks 9 of 100.
+    """  # fmt: skip
+    art, photo = Tally(confusion=["0:30 1:24", "0:8 1:338"]), Tally(confusion=["0:11", "0:9 1:80"])
+    domains = {
+        "art": DomainEvaluation(tally=SURE, seen=0, paired=art),
+        "photo": DomainEvaluation(tally=POOR, seen=0, paired=photo),
+    }
+    return evaluation(**{"domains": domains, "against": other()} | changed)
+
+
+def other(**changed) -> EvaluationFile:
+    domains = {name: DomainEvaluation(tally=POOR, seen=0) for name in ("art", "photo")}
+    return evaluation(model="old/model.safetensors", **{"domains": domains} | changed)
+
+
+def test_which_of_two_models_is_better_is_said_first_on_all_and_by_domain():
+    said = text.evaluation_section(against()).sentences
+    # 362 + 80 and 346 + 89 of 500; 25 / 502 - 18 / 502 +- 1.96 sqrt((43 / 502 - (7 / 502)^2) / 502)
+    assert said[0].startswith(
+        "run/model.safetensors and old/model.safetensors are not told apart: 88.4 % against 87.0 % "
+        "of 500 images right, +1.4 points [-1.2, +4.0]; 24 only the first has right, 17 only the "
+        "second."
+    )
+    assert said[1] == "By domain: better on art; worse on photo."
+    assert said[2].startswith("old/model.safetensors was trained on art of shop; photo was held")
+    table, domains, *_ = text.evaluation_tables(against())
+    assert table.caption == "Against old/model.safetensors, by domain"
+    shown = [[entry.text for entry in row] for row in table.rows]
+    assert [row[:4] for row in shown] == [
+        ["art", "400", "90.5", "86.5"],
+        ["photo", "100", "80.0", "89.0"],
+        ["all domains", "500", "88.4", "87.0"],
+    ]
+    assert [row[5:] for row in shown] == [
+        ["24", "8", "better"],
+        ["0", "9", "worse"],
+        ["24", "17", "not told apart"],
+    ]
+    assert shown[1][4].startswith("-9.0 [-1")
+    assert domains.caption == "By domain"
+
+
+def test_a_better_and_a_worse_model_are_said_so():
+    paired = Tally(confusion=["0:30 1:24", "0:8 1:338"])
+    art = {"art": DomainEvaluation(tally=SURE, seen=0, paired=paired)}
+    said = text.evaluation_section(against(domains=art)).sentences
+    assert said[0].startswith("run/model.safetensors is better than old/model.safetensors: 90.5 %")
+    assert not any(sentence.startswith("By domain") for sentence in said)
+    assert len(text.evaluation_tables(against(domains=art))[0].rows) == 1
+    paired = Tally(confusion=["0:30 1:8", "0:24 1:338"])
+    art = {"art": DomainEvaluation(tally=SURE, seen=0, paired=paired)}
+    (told, *_) = text.against_sentences(against(domains=art))
+    assert told.startswith("run/model.safetensors is worse than old/model.safetensors: 86.5 %")
+    assert "-4.0 points [-6" in told
+
+
+def test_images_that_one_of_two_models_knows_are_said_to_be_left_out():
+    paired = Tally(confusion=["0:2 1:3", "0:1 1:4"])
+    half = {"art": DomainEvaluation(tally=SURE, seen=5, paired=paired)}  # of 15
+    said = text.against_sentences(against(domains=half))
+    assert "Left out of the comparison: 5 images that one of the two was trained on." in said
+    every = {"art": DomainEvaluation(tally=SURE, seen=15, paired=Tally(confusion=["", ""]))}
+    said = text.against_sentences(against(domains=every))
+    assert said[0].startswith("Not compared with old/model.safetensors: one of the two was trained")
+    assert "on each of 15 images; give images that are new to both." in said[0]
+    assert text.evaluation_tables(against(domains=every))[0].caption == "By domain"
+    unknown = other(domains={"art": DomainEvaluation(tally=POOR)})
+    said = " ".join(text.against_sentences(against(against=unknown)))
+    assert "Whether old/model.safetensors was trained on some of these images is not known" in said
+    assert "Whether run" not in said

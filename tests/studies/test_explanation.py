@@ -5,9 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from gradsurgery.documents.studies import Explanation, ExplanationOptions, Place
+from gradsurgery.documents.studies import (
+    Explanation,
+    ExplanationOptions,
+    Place,
+    nearest_others,
+)
 from gradsurgery.errors import ArgumentError
-from gradsurgery.report.evaluation_text import explanation_sentences, nearest_others
+from gradsurgery.report.evaluation_text import explanation_sentences
 from gradsurgery.report.page_sections import study_sections
 from gradsurgery.report.report import write_explanation
 from gradsurgery.studies.explanation import Subject, explain_domains, explain_pictures

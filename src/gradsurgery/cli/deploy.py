@@ -1,4 +1,4 @@
-"""`gradsurgery deploy`: from a data set to a model for domains that nobody has seen yet."""
+"""`gradsurgery deploy` and `export`: a model for domains nobody has seen yet, and its way out."""
 
 import shutil
 import sys
@@ -8,13 +8,22 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from gradsurgery.atomic import atomic_file
+from gradsurgery.atomic import atomic_file, check_folder
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.finished_runs import make_report
 from gradsurgery.cli.live import displayed
 from gradsurgery.cli.sweep import plan_parts, run_plan
 from gradsurgery.cli.train import check_new
 from gradsurgery.data import Source, reopened
+from gradsurgery.deployment import load_model
+from gradsurgery.deployment.export import (
+    SUFFIXES,
+    Format,
+    Normalization,
+    description_file,
+    export_model,
+)
+from gradsurgery.deployment.model_file import push as upload
 from gradsurgery.documents.data_options import NO_TARGET
 from gradsurgery.documents.deployment import Deployment
 from gradsurgery.documents.document import folder_name
@@ -26,6 +35,7 @@ from gradsurgery.report.model_card import (
     copied_sentences,
     expectation,
     model_card,
+    short_card,
     tried_table,
 )
 from gradsurgery.report.rendering import OnTerminal
@@ -182,3 +192,53 @@ def _conflict(
     conflict = diagnose_run(directory, DiagnosisOptions.model_validate({}), images, device)
     conflict.save(directory)
     return conflict
+
+
+def export(
+    model: Annotated[str, opt.MODEL],
+    *,
+    form: Annotated[
+        Format | None, typer.Option("--format", help="Of the file. With --push: none.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Default: model.onnx, .pt2 or .pt. Its description is beside it: model.onnx.json.",
+        ),
+    ] = None,
+    normalization: Annotated[
+        Normalization,
+        typer.Option(
+            "--normalization",
+            help="inside: the input is uint8 (batch, size, size, 3), as images are decoded; "
+            "beside: it is float32 (batch, 3, size, size), normalised.",
+        ),
+    ] = "inside",
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="hf://owner/name", help="Upload it to the Hub.")
+    ] = None,
+    backbone: opt.OwnBackboneOption = None,
+) -> None:
+    """Write the model for another runtime, run it there, and compare it with the model itself.
+
+    --push uploads the model file, with the record, the split and the README.md beside it (or a
+    short one, where there is none), and what was exported.
+    """
+    if form is None and push is None:
+        raise ArgumentError(f"give --format ({', '.join(SUFFIXES)}) or --push hf://owner/name")
+    path = out or Path("model" if form is None else f"model{SUFFIXES[form]}")
+    if form is not None:
+        if path.suffix != SUFFIXES[form]:
+            raise ArgumentError(f"cannot write {path}: its name must end in {SUFFIXES[form]}")
+        check_folder(path.parent)
+    trained = load_model(model, backbone=backbone, device="cpu")
+    written: tuple[Path, ...] = ()
+    if form is not None:
+        difference = export_model(trained, path, form, normalization)
+        print(f"{path}: logits differ from the model's by {difference:.1g} at most")
+        written = (path, description_file(path))
+    if push is not None:
+        beside = trained.file.parent / Record.file_name
+        card = short_card(trained.about, Record.load(beside) if beside.is_file() else None)
+        print(f"uploaded: {upload(trained.file, push, written, card)}")

@@ -110,11 +110,9 @@ def _of_pictures(
 def _of_run(
     trained: TrainedModel, options: ExplanationOptions, data: str | None, cache: Path | None
 ) -> Explained:
-    folder = trained.file.parent
-    if not (folder / Record.file_name).is_file():
-        known = f"give its run's folder, {run}, or " if (run := trained.run_folder) else ""
+    if (folder := trained.run_folder) is None:
         raise ArgumentError(
-            f"{trained.file} lies beside no record of a run; {known}name the pictures to explain"
+            f"{trained.file} lies beside no record of a run; name the pictures to explain"
         )
     record, split = Record.load(folder), SplitFile.load(folder)
     configuration = record.configuration

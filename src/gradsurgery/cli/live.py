@@ -239,6 +239,7 @@ def images_displayed(
 
         def tell(done: int, total: int | None = total) -> None:
             elapsed = bar.tasks[0].elapsed
-            bar.update(task, completed=done, speed=f"{done / elapsed:.0f}" if elapsed else "–")
+            speed = f"{done / elapsed:.0f}" if elapsed else "–"
+            bar.update(task, completed=done, total=total, speed=speed)
 
         yield tell

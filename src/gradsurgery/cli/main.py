@@ -49,7 +49,8 @@ _MODULES = {
     "compare": "sweep",
     "methods": "train",
     **dict.fromkeys(("show", "select", "report"), "finished_runs"),
-    **dict.fromkeys(("predict", "evaluate", "export"), "trained_models"),
+    "export": "deploy",
+    **dict.fromkeys(("predict", "evaluate"), "trained_models"),
     **dict.fromkeys(("similarity", "diagnose", "study"), "studies"),
 }
 """The module in `gradsurgery.cli` of a command whose own name it does not have."""

@@ -1,4 +1,4 @@
-"""Commands on a trained model: `gradsurgery predict`, `evaluate` and `export`."""
+"""Commands on a trained model and images: `gradsurgery predict` and `evaluate`."""
 
 import hashlib
 import json
@@ -22,14 +22,6 @@ from gradsurgery.data import SkippedImage, Source
 from gradsurgery.data.folder import CLASS_AND_NAME, ELSEWHERE, LayoutSource
 from gradsurgery.deployment import Predictions, TrainedModel, load_model
 from gradsurgery.deployment.evaluation import evaluate_model
-from gradsurgery.deployment.export import (
-    SUFFIXES,
-    Format,
-    Normalization,
-    description_file,
-    export_model,
-)
-from gradsurgery.deployment.model_file import push as upload
 from gradsurgery.deployment.pictures import check_named, listed_pictures
 from gradsurgery.deployment.predictions_file import check_predictions_file, predictions_file
 from gradsurgery.documents.configuration import RunConfiguration
@@ -38,8 +30,7 @@ from gradsurgery.documents.deployment import EvaluatedPart, EvaluationFile
 from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, DataError
-from gradsurgery.report.evaluation_text import evaluation_sentences, evaluation_tables
-from gradsurgery.report.model_card import short_card
+from gradsurgery.report.evaluation_text import evaluation_tables
 from gradsurgery.report.rendering import OnTerminal
 from gradsurgery.report.report import write_evaluation
 from gradsurgery.report.section import counted, value_text
@@ -130,6 +121,15 @@ def evaluate(
     model: Annotated[str, opt.MODEL],
     data: Annotated[str, opt.DATA],
     *,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="MODEL",
+            help="Another model, as the one in use: which of the two is better, on the same "
+            "images, and in which domains.",
+        ),
+    ] = None,
     domains: Annotated[
         str | None,
         typer.Option("--domains", help="Of the data, separated by commas. Default: all."),
@@ -158,12 +158,13 @@ def evaluate(
 ) -> None:
     """Say how right the model is on a data set: by domain, by class, and how far to trust it.
 
-    Images of classes that the model does not know are counted apart. Tables and figures are
-    written into a folder.
+    Images of classes that it does not know are counted apart. Two models are compared on images
+    that neither is known to have been trained on. Tables and figures are written into a folder.
     """
     if out is not None:
         check_folder(out)
-    trained = load_model(model, backbone=backbone, device=device)
+    named = [model] if against is None else [model, against]
+    trained, *others = (load_model(each, backbone=backbone, device=device) for each in named)
     skip_bad = options.pop("skip_bad", False)
     if as_domain is None:
         options |= _as_its_run(trained, data, options, part)
@@ -175,6 +176,7 @@ def evaluate(
         evaluation = evaluate_model(
             trained,
             source,
+            against=others[0] if others else None,
             domains=None if domains is None else listed_names(domains),
             part=part,
             skip_bad=skip_bad,
@@ -182,11 +184,14 @@ def evaluate(
             workers=workers,
             progress=tell,
         )
-    written = (options.get(name, "") for name in ("layout", "columns"))
-    reads = [str(Path(data).absolute()), *written, as_domain, skip_bad]
-    directory = out or within / _default_name(evaluation, trained, domains, reads)
-    write_evaluation(evaluation, directory)
-    print_sentences(evaluation_sentences(evaluation))
+    said = (options.get(name, "") for name in ("layout", "columns"))
+    reads = [str(Path(data).absolute()), *said, as_domain, skip_bad]
+    _tell(evaluation, source, out or within / _default_name(evaluation, trained, domains, reads))
+
+
+def _tell(evaluation: EvaluationFile, source: Source, directory: Path) -> None:
+    """Write and print what came out."""
+    print_sentences(write_evaluation(evaluation, directory))
     print()
     Console().print(OnTerminal(evaluation_tables(evaluation)))
     empty = left_out_classes((each.identity, each.reason) for each in source.left_out)
@@ -244,6 +249,9 @@ def _default_name(
     said = [about.method, about.target or "", f"seed-{about.seed}", part if part != "all" else ""]
     chosen = sorted(evaluation.domains) if domains is not None else []
     options = json.dumps([evaluation.model_digest, part, chosen, *reads])
+    if evaluation.against is not None:
+        options += evaluation.against.model_digest
+        said.append("against-another")
     digest = hashlib.sha256(options.encode()).hexdigest()[:8]
     name = "-".join([*filter(None, said), *chosen])
     return f"{folder_name(name)}-{digest}"
@@ -289,53 +297,3 @@ def _one_domain(folder: Path) -> Source | None:
         if all(each.reason != ELSEWHERE for each in source.left_out):
             return source
     return None
-
-
-def export(
-    model: Annotated[str, opt.MODEL],
-    *,
-    form: Annotated[
-        Format | None, typer.Option("--format", help="Of the file. With --push: none.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            help="Default: model.onnx, .pt2 or .pt. Its description is beside it: model.onnx.json.",
-        ),
-    ] = None,
-    normalization: Annotated[
-        Normalization,
-        typer.Option(
-            "--normalization",
-            help="inside: the input is uint8 (batch, size, size, 3), as images are decoded; "
-            "beside: it is float32 (batch, 3, size, size), normalised.",
-        ),
-    ] = "inside",
-    push: Annotated[
-        str | None, typer.Option("--push", metavar="hf://owner/name", help="Upload it to the Hub.")
-    ] = None,
-    backbone: opt.OwnBackboneOption = None,
-) -> None:
-    """Write the model for another runtime, run it there, and compare it with the model itself.
-
-    --push uploads the model file, with the record, the split and the README.md beside it (or a
-    short one, where there is none), and what was exported.
-    """
-    if form is None and push is None:
-        raise ArgumentError(f"give --format ({', '.join(SUFFIXES)}) or --push hf://owner/name")
-    path = out or Path("model" if form is None else f"model{SUFFIXES[form]}")
-    if form is not None:
-        if path.suffix != SUFFIXES[form]:
-            raise ArgumentError(f"cannot write {path}: its name must end in {SUFFIXES[form]}")
-        check_folder(path.parent)
-    trained = load_model(model, backbone=backbone, device="cpu")
-    written: tuple[Path, ...] = ()
-    if form is not None:
-        difference = export_model(trained, path, form, normalization)
-        print(f"{path}: logits differ from the model's by {difference:.1g} at most")
-        written = (path, description_file(path))
-    if push is not None:
-        beside = trained.file.parent / Record.file_name
-        card = short_card(trained.about, Record.load(beside) if beside.is_file() else None)
-        print(f"uploaded: {upload(trained.file, push, written, card)}")

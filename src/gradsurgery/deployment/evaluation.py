@@ -4,7 +4,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from gradsurgery.deployment.pictures import Job, Prepared, prepared
 from gradsurgery.deployment.trained_model import BATCH, TrainedModel, check_count
 from gradsurgery.documents.deployment import DomainEvaluation, EvaluatedPart, EvaluationFile
 from gradsurgery.documents.record import SkippedFile, SplitFile
+from gradsurgery.documents.tally import Tally
 from gradsurgery.errors import ArgumentError, DataError, check_kind
 from gradsurgery.training.outcome import Answers
 
@@ -28,6 +28,7 @@ def evaluate_model(
     model: TrainedModel,
     source: Source,
     *,
+    against: TrainedModel | None = None,
     domains: Collection[str] | None = None,
     part: EvaluatedPart = "all",
     skip_bad: bool = False,
@@ -42,58 +43,145 @@ def evaluate_model(
     Args:
         model: from `load_model`.
         source: from `open_source`, with classes "all" where domains lack classes.
+        against: another model of the same classes, to compare with it image by image: the `paired`
+            of each domain, for `compare_answers`. Images that one of them was trained on are left
+            out of that, as far as they are known.
         domains: those to look at; None is all.
-        part: of the split that lies beside the model file, for the data that it was trained on.
+        part: of the split of the model's run, for the data that it was trained on.
         skip_bad: leave out images that cannot be decoded, and list them.
         batch_size: images that the network is given at a time.
         workers: threads that decode; one a processor by default.
-        progress: called with (images done, images in all).
+        progress: called with (images done, images in all), of both models.
 
-    Raises `ArgumentError` for a domain or a part that is not there, `DataError` for an image that
-    cannot be decoded (without `skip_bad`) and where there is none of a class that the model knows.
+    Raises `ArgumentError` for a domain or a part that is not there and for another model of other
+    classes, `DataError` for an image that cannot be decoded (without `skip_bad`) and where there is
+    none of a class that the model knows.
     """
     workers = cpus() if workers is None else workers
     _check(model, source, batch_size, workers)
-    listing = source.listing
+    models = [model] if against is None else [model, _comparable(model, against)]
     chosen = _chosen(source, domains)
-    split = _split_in(model.file.parent)
-    seen = _Seen(split or _split_in(model.run_folder), model, source)
-    wanted = _wanted(model, source, split, chosen, part)
-    labels = _labels(model, source)
-    counted = {i for i in wanted if labels[i] >= 0}
-    if not counted:
-        raise _unknown_classes(model, source, len(wanted))
-    groups = group_numbers(source.groups, listing.domain)
-    answers = {domain: Answers() for domain in chosen}
-    skipped: list[SkippedFile] = []
-    jobs = _jobs(model, source, counted, seen)
-    for batch in prepared(jobs, model.preprocess.size, batch_size, workers):
-        if batch.bad and not skip_bad:
-            raise bad_image(source, *batch.bad[0])
-        skipped += [SkippedFile(identity=listing.identities[i], reason=why) for i, why in batch.bad]
-        _answer(model, source, batch, labels, answers, groups=groups)
-        progress(len(skipped) + sum(each.count for each in answers.values()), len(counted))
-    about = model.about
-    return EvaluationFile(
-        model=str(model.file),
-        model_digest=file_digest(model.file)[:16],
-        classes=list(model.classes),
-        trained_data=about.data,
-        trained_on=about.domains,
-        target=about.target,
-        trained_before=about.domains_before,
-        data=source.name,
-        part=part,
-        domains={
-            domain: DomainEvaluation(
-                tally=answers[domain].tally(len(model.classes)),
-                unknown=_unknown(source, wanted, labels, domain),
-                seen=seen.count(domain),
-            )
-            for domain in chosen
-        },
-        skipped=skipped,
-    )
+    wanted = _wanted(model, source, chosen, part)
+    passes = [_Pass(each, source, chosen, wanted) for each in models]
+    total, before = sum(len(each.counted) for each in passes), 0
+    for each in passes:
+        for done in each.run(batch_size, workers, skip_bad=skip_bad):
+            progress(before + done, total)
+        before += len(each.counted)
+    evaluation = passes[0].evaluation(part)
+    if against is not None:
+        evaluation.against = passes[1].evaluation(part)
+        for domain, found in evaluation.domains.items():
+            found.paired = _paired(passes[0], passes[1], domain)
+    return evaluation
+
+
+class _Pass:
+    """A model's way through the images of a source, and what it said of each.
+
+    counted: the positions of the images of its classes. right: whether it has an image right, by
+    position; those that cannot be decoded are not in it.
+    """
+
+    def __init__(
+        self, model: TrainedModel, source: Source, domains: list[str], wanted: list[int]
+    ) -> None:
+        self.model, self.source, self.wanted = model, source, wanted
+        self.seen = _Seen(_split_of(model), model, source)
+        self.labels = _labels(model, source)
+        self.counted = {i for i in wanted if self.labels[i] >= 0}
+        if not self.counted:
+            raise _unknown_classes(model, source, len(wanted))
+        self.groups = group_numbers(source.groups, source.listing.domain)
+        self.answers = {domain: Answers() for domain in domains}
+        self.right: dict[int, bool] = {}
+        self.skipped: list[SkippedFile] = []
+
+    def run(self, batch_size: int, workers: int, *, skip_bad: bool) -> Iterator[int]:
+        """Go, and say after each batch how many images are done."""
+        names = self.source.listing.identities
+        jobs = _jobs(self.model, self.source, self.counted, self.seen)
+        for batch in prepared(jobs, self.model.preprocess.size, batch_size, workers):
+            if batch.bad and not skip_bad:
+                raise bad_image(self.source, *batch.bad[0])
+            self.skipped += [SkippedFile(identity=names[i], reason=why) for i, why in batch.bad]
+            self._answer(batch)
+            yield len(self.skipped) + len(self.right)
+
+    def _answer(self, batch: Prepared[int]) -> None:
+        """Add what the model says of a batch to the answers of each image's domain."""
+        logits = self.model.logits(torch.from_numpy(batch.pixels)).cpu()
+        keys = np.array(batch.keys, dtype=np.int64)
+        right = logits.argmax(dim=1).numpy() == self.labels[keys]
+        self.right |= zip(batch.keys, right.tolist(), strict=True)
+        domains = self.source.listing.domain[keys]
+        for domain in np.unique(domains).tolist():
+            rows = np.flatnonzero(domains == domain)
+            truth = torch.from_numpy(self.labels[keys[rows]])
+            of_groups = None if self.groups is None else self.groups[keys[rows]]
+            answers = self.answers[self.source.domains[domain]]
+            answers.add(logits[torch.from_numpy(rows)], truth, of_groups)
+
+    def evaluation(self, part: EvaluatedPart) -> EvaluationFile:
+        """What came of it."""
+        model, about = self.model, self.model.about
+        return EvaluationFile(
+            model=str(model.file),
+            model_digest=file_digest(model.file)[:16],
+            classes=list(model.classes),
+            trained_data=about.data,
+            trained_on=about.domains,
+            target=about.target,
+            trained_before=about.domains_before,
+            data=self.source.name,
+            part=part,
+            domains={
+                domain: DomainEvaluation(
+                    tally=answers.tally(len(model.classes)),
+                    unknown=_unknown(self.source, self.wanted, self.labels, domain),
+                    seen=self.seen.count(domain),
+                )
+                for domain, answers in self.answers.items()
+            },
+            skipped=self.skipped,
+        )
+
+
+def _paired(this: _Pass, other: _Pass, domain: str) -> Tally:
+    """The images of a domain that are new to both, by which of the two has them right."""
+    source, trained = this.source, this.seen.found | other.seen.found
+    number = source.domains.index(domain)
+    kept = [
+        i
+        for i in sorted(this.right.keys() & other.right.keys() - trained)
+        if source.listing.domain[i] == number
+    ]
+    theirs, ours = (np.array([each.right[i] for i in kept], np.int64) for each in (other, this))
+    group = None if this.groups is None else this.groups[np.array(kept, np.int64)]
+    unknown = np.full(len(kept), np.nan, np.float32)  # confidence and loss are of no use here
+    return Tally.of(theirs, ours, unknown, unknown, 2, group=group)
+
+
+def _comparable(model: TrainedModel, against: TrainedModel) -> TrainedModel:
+    """The other model; raises `ArgumentError` where the two cannot be compared."""
+    check_kind("against", against, TrainedModel, "what gradsurgery.load_model gives")
+    if file_digest(model.file) == file_digest(against.file):
+        raise ArgumentError(f"{model.file} and {against.file} are the same model; name two")
+    ours, theirs = ({look(name): name for name in each.classes} for each in (model, against))
+    apart = [
+        f"only {each.file} knows {', '.join(names):.200}"
+        for each, names in (
+            (model, [name for key, name in ours.items() if key not in theirs]),
+            (against, [name for key, name in theirs.items() if key not in ours]),
+        )
+        if names
+    ]
+    if apart:
+        raise ArgumentError(
+            f"two models are compared on the same classes: {' and '.join(apart)}; evaluate each by "
+            "itself"
+        )
+    return against
 
 
 def _check(model: TrainedModel, source: Source, batch_size: int, workers: int) -> None:
@@ -136,29 +224,12 @@ def _labels(model: TrainedModel, source: Source) -> np.ndarray:
     return np.array([known.get(look(name), -1) for name in source.classes])[source.listing.label]
 
 
-def _answer(
-    model: TrainedModel,
-    source: Source,
-    batch: Prepared[int],
-    labels: np.ndarray,
-    answers: dict[str, Answers],
-    *,
-    groups: np.ndarray | None,
-) -> None:
-    """Add what the model says of a batch to the answers of each image's domain."""
-    logits = model.logits(torch.from_numpy(batch.pixels)).cpu()
-    keys = np.array(batch.keys, dtype=np.int64)
-    domains = source.listing.domain[keys]
-    for domain in np.unique(domains).tolist():
-        rows = np.flatnonzero(domains == domain)
-        truth = torch.from_numpy(labels[keys[rows]])
-        of_groups = None if groups is None else groups[keys[rows]]
-        answers[source.domains[domain]].add(logits[torch.from_numpy(rows)], truth, of_groups)
-
-
-def _split_in(folder: Path | None) -> SplitFile | None:
-    there = folder is not None and (folder / SplitFile.file_name).exists()
-    return SplitFile.load(folder) if there and folder is not None else None
+def _split_of(model: TrainedModel) -> SplitFile | None:
+    """That of its run: beside it, or where its run lies."""
+    for folder in (model.file.parent, model.run_folder):
+        if folder is not None and (folder / SplitFile.file_name).exists():
+            return SplitFile.load(folder)
+    return None
 
 
 class _Seen:
@@ -203,7 +274,6 @@ class _Seen:
 def _wanted(
     model: TrainedModel,
     source: Source,
-    split: SplitFile | None,
     domains: list[str],
     part: EvaluatedPart,
 ) -> list[int]:
@@ -214,12 +284,11 @@ def _wanted(
     ]
     if part == "all":
         return of_domains
+    split = _split_of(model)
     if split is None or source.name != model.about.data:
-        run = model.run_folder
-        known = "" if run in (None, model.file.parent) else f", {run},"
         raise ArgumentError(
             f"there is no split of {source.name} beside {model.file}, a model that was trained on "
-            f"{model.about.data}; give the run's folder{known} and that data, or leave --part out"
+            f"{model.about.data}; give the run's folder and that data, or leave --part out"
         )
     members = {name for domain in domains for name in split.domains.get(domain, {}).get(part, ())}
     chosen = [i for i in of_domains if listing.identities[i] in members]

@@ -106,11 +106,15 @@ class DomainEvaluation(Part):
 
     unknown: numbers of images by class, of the classes that the model does not know.
     seen: how many of the images it was trained on; None where that is not known.
+    paired: of images that neither this model nor the one that it is compared with was trained on,
+        as far as that is known: whether the other has them right (the row: 0 no, 1 yes), and this
+        one (the column). None where there is no other.
     """
 
     tally: Tally
     unknown: dict[str, Count] = {}
     seen: Count | None = None
+    paired: Tally | None = None
 
 
 class EvaluationFile(Document):
@@ -123,6 +127,7 @@ class EvaluationFile(Document):
     trained_before: the domains that its initial weights had been trained on.
     data, part: what was evaluated: a part of the run's split, or all.
     skipped: images that cannot be decoded.
+    against: another model of these classes on the same images, which it is compared with.
     """
 
     file_name: ClassVar[str] = "evaluation.json"
@@ -140,12 +145,20 @@ class EvaluationFile(Document):
     part: EvaluatedPart = "all"
     domains: dict[str, DomainEvaluation] = Field(min_length=1)
     skipped: list[SkippedFile] = []
+    against: "EvaluationFile | None" = None
+
+    @property
+    def tally(self) -> Tally:
+        """All domains together."""
+        return Tally.merged([domain.tally for domain in self.domains.values()])
 
     @model_validator(mode="after")
     def _is_of_its_classes(self) -> "EvaluationFile":
         for name, domain in self.domains.items():
             if len(domain.tally.confusion) != len(self.classes):
                 raise ValueError(f"domains.{name} is not of {len(self.classes)} classes")
+            if domain.paired is not None and len(domain.paired.confusion) != 2:
+                raise ValueError(f"domains.{name}.paired is not of right and wrong")
         return self
 
 

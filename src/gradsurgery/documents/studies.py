@@ -2,6 +2,9 @@
 
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+from jaxtyping import Float64, Int64
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, model_validator
 
 from gradsurgery.documents.configuration import RunDocument
@@ -302,3 +305,22 @@ class Explanation(Document):
     domains: list[str]
     shown: list[Answer]
     places: list[Place] = []
+
+    def neighbours(self, share: Literal["label", "domain"]) -> tuple[float, float]:
+        """Of how many images the nearest on the map shares that, and how many would by chance."""
+        nearest = nearest_others(np.array([[place.x, place.y] for place in self.places]))
+        own = np.array([getattr(place, share) for place in self.places])
+        _, counts = np.unique(own, return_counts=True)
+        by_chance = (counts * (counts - 1)).sum() / (len(own) * (len(own) - 1))
+        return float((own == own[nearest]).mean()), float(by_chance)
+
+
+def nearest_others(spots: Float64[np.ndarray, "points 2"]) -> Int64[np.ndarray, " points"]:
+    """The position of each point's nearest other point."""
+    from scipy.spatial import KDTree
+
+    _, found = KDTree(spots).query(spots, k=2)
+    own = np.arange(len(spots))
+    # of points at one place, a point itself need not be the first
+    nearest: NDArray[np.int64] = np.where(found[:, 0] == own, found[:, 1], found[:, 0])
+    return nearest

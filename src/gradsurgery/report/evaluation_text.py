@@ -1,14 +1,11 @@
 """What is said of a model on images: how often it is right, and what its answers rest on."""
 
 from collections.abc import Iterable, Sequence
-
-import numpy as np
-from jaxtyping import Float64, Int64
-from numpy.typing import NDArray
+from functools import partial
 
 from gradsurgery.documents.deployment import EvaluationFile
 from gradsurgery.documents.record import Record
-from gradsurgery.documents.studies import Explanation, Place
+from gradsurgery.documents.studies import Explanation
 from gradsurgery.documents.tally import Tally
 from gradsurgery.report.section import (
     ABSENT,
@@ -17,25 +14,32 @@ from gradsurgery.report.section import (
     Table,
     counted,
     listed,
+    number_text,
+    percent_text,
     plain_table,
+    points_text,
 )
 from gradsurgery.results.classification import (
     INTERVALS,
     INTERVALS_OF_GROUPS,
+    INTERVALS_OF_PAIRS,
     Assessment,
+    PairedFigures,
     accuracy_of,
     as_good_as_one_class,
     assess,
+    compare_answers,
 )
-from gradsurgery.results.intervals import Estimate
 
 MOST_CLASSES = 20
 """Of a confusion matrix that is shown as a table."""
+_ALL = "all domains"
+_CONFIDENCE = ["domain", "trained on", "log loss", "calibration error (%)"]
 
 
 def evaluation_section(evaluation: EvaluationFile) -> Section:
     """An evaluation as a section of a report: its sentences, then its tables."""
-    sentences = Listing(evaluation_sentences(evaluation))
+    sentences = Listing([*against_sentences(evaluation), *evaluation_sentences(evaluation)])
     title = f"The model on {evaluation.data}"
     return Section("evaluation", title, [sentences, *evaluation_tables(evaluation)])
 
@@ -46,16 +50,15 @@ def evaluation_sentences(evaluation: EvaluationFile) -> list[str]:
     part = "" if evaluation.part == "all" else f" ({evaluation.part} images of its split)"
     whole = found[_ALL]
     sentences = [
-        f"{evaluation.model} on {evaluation.data}{part}: {_percent(whole.accuracy)} of "
+        f"{evaluation.model} on {evaluation.data}{part}: {percent_text(whole.accuracy)} of "
         f"{counted(whole.images, 'image')} right.",
-        *no_better_sentences(whole_tally(evaluation)),
-        *group_sentences(whole_tally(evaluation)),
+        *no_better_sentences(evaluation.tally),
+        *group_sentences(evaluation.tally),
     ]
     if len(found) > 2:
         worst = min((name for name in found if name != _ALL), key=lambda d: found[d].accuracy.value)
-        sentences.append(f"Worst domain: {worst}, {_percent(found[worst].accuracy)}.")
-    sentences.append(_trained(evaluation))
-    sentences += _seen(evaluation)
+        sentences.append(f"Worst domain: {worst}, {percent_text(found[worst].accuracy)}.")
+    sentences += [_trained(evaluation, "It"), *_seen(evaluation)]
     for name, each in found.items():
         if each.never_predicted and (name != _ALL or len(found) == 1):
             where = "" if name == _ALL else f" on {name}"
@@ -74,6 +77,46 @@ def evaluation_sentences(evaluation: EvaluationFile) -> list[str]:
             f"first {first.identity}: {first.reason}."
         )
     return sentences
+
+
+def against_sentences(evaluation: EvaluationFile) -> list[str]:
+    """Which of two models is better on the same images, where, and what to be wary of."""
+    if (other := evaluation.against) is None:
+        return []
+    found = _compared(evaluation)
+    images, compared = evaluation.tally.images, found[_ALL].images if found else 0
+    trained = "one of the two was trained on"
+    if not found:
+        told = f"{trained} each of {counted(images, 'image')}; give images that are new to both"
+        sentences = [f"Not compared with {other.model}: {told}."]
+    else:
+        sentences = [_verdict(found[_ALL], evaluation.model, other.model)]
+        where: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
+        for name, each in found.items():
+            where[each.verdict] += [name] if name != _ALL and len(found) > 2 else []
+        if by_domain := [f"{verdict} on {listed(on)}" for verdict, on in where.items() if on]:
+            sentences.append(f"By domain: {'; '.join(by_domain)}.")
+    if 0 < compared < images:
+        others = counted(images - compared, "image")
+        sentences.append(f"Left out of the comparison: {others} that {trained}.")
+    for one in (evaluation, other):
+        if None in [domain.seen for domain in one.domains.values()]:
+            sentences.append(
+                f"Whether {one.model} was trained on some of these images is not known, for no "
+                "split.json of its run is at hand: where it was, that speaks for it."
+            )
+    return [*sentences, _trained(other, other.model)]
+
+
+def _verdict(found: PairedFigures, model: str, other: str) -> str:
+    said = f"{model} is {found.verdict} than {other}"
+    if found.verdict == "not told apart":
+        said = f"{model} and {other} are not told apart"
+    return (
+        f"{said}: {100 * found.accuracy:.1f} % against {100 * found.other:.1f} % of "
+        f"{counted(found.images, 'image')} right, {points_text(found.difference)}; "
+        f"{found.only_this:,} only the first has right, {found.only_other:,} only the second."
+    )
 
 
 def group_sentences(tally: Tally) -> list[str]:
@@ -135,26 +178,25 @@ def evaluation_tables(evaluation: EvaluationFile) -> list[Table]:
         del found[_ALL]
     columns = ["domain", "images", "accuracy (%)", "balanced accuracy (%)", "macro F1 (%)"]
     grouped = {name: tally.groups for name, tally in _tallies(evaluation).items()}
-    intervals, in_groups = INTERVALS, whole_tally(evaluation).in_groups
+    in_groups, fraction = evaluation.tally.in_groups, partial(percent_text, unit="")
+    intervals = INTERVALS_OF_GROUPS if in_groups else INTERVALS
     if in_groups:
         columns.insert(2, "groups")
-        intervals = INTERVALS_OF_GROUPS
     by_domain = [
         [
             name,
             f"{each.images:,}",
             *([f"{len(grouped[name]):,}"] if in_groups else []),
-            *(_percent(e, unit="") for e in (each.accuracy, each.balanced_accuracy, each.macro_f1)),
+            *map(fraction, (each.accuracy, each.balanced_accuracy, each.macro_f1)),
         ]
         for name, each in found.items()
     ]
-    heads = ["domain", "trained on", "log loss", "calibration error (%)"]
     confidence = [
         [
             name,
             _role(evaluation, name),
-            _number(each.log_loss),
-            _percent(each.calibration_error, unit=""),
+            number_text(each.log_loss),
+            fraction(each.calibration_error),
         ]
         for name, each in found.items()
     ]
@@ -164,20 +206,40 @@ def evaluation_tables(evaluation: EvaluationFile) -> list[Table]:
             each.name,
             f"{each.images:,}",
             f"{each.predicted:,}",
-            _percent(each.recall, unit=""),
-            _percent(each.precision, unit=""),
+            fraction(each.recall),
+            fraction(each.precision),
             f"{100 * each.f1:.1f}",
         ]
         for each in whole.classes
     ]
     tables = [
         plain_table("By domain", columns, by_domain),
-        plain_table("Confidence, by domain", heads, confidence, notes=[intervals]),
+        plain_table("Confidence, by domain", _CONFIDENCE, confidence, notes=[intervals]),
         plain_table("By class", names, by_class),
     ]
     if len(evaluation.classes) <= MOST_CLASSES:
-        tables.append(confusion_table(whole_tally(evaluation), evaluation.classes))
+        tables.append(confusion_table(evaluation.tally, evaluation.classes))
+    if evaluation.against is not None and (pairs := _compared(evaluation)):
+        tables.insert(0, _against_table(pairs, evaluation.against.model))
     return tables
+
+
+def _against_table(found: dict[str, PairedFigures], other: str) -> Table:
+    columns = ["domain", "images", "accuracy (%)", "the other's (%)", "difference (points)"]
+    columns += ["only it right", "only the other", ""]
+    rows = [
+        [
+            name,
+            f"{each.images:,}",
+            *(f"{100 * fraction:.1f}" for fraction in (each.accuracy, each.other)),
+            points_text(each.difference, unit=""),
+            *(f"{count:,}" for count in (each.only_this, each.only_other)),
+            each.verdict,
+        ]
+        for name, each in found.items()
+        if name != _ALL or len(found) > 2
+    ]
+    return plain_table(f"Against {other}, by domain", columns, rows, notes=[INTERVALS_OF_PAIRS])
 
 
 def confusion_table(tally: Tally, classes: Sequence[str]) -> Table:
@@ -189,33 +251,32 @@ def confusion_table(tally: Tally, classes: Sequence[str]) -> Table:
     return plain_table("Images by class (rows) and prediction", ["class", *classes], rows)
 
 
-def whole_tally(evaluation: EvaluationFile) -> Tally:
-    """All domains together."""
-    return Tally.merged([domain.tally for domain in evaluation.domains.values()])
-
-
-_ALL = "all domains"
-
-
 def _assessed(evaluation: EvaluationFile) -> dict[str, Assessment]:
     """The figures of every domain with images, and of all."""
     tallies = _tallies(evaluation)
     return {name: assess(each, evaluation.classes) for name, each in tallies.items() if each.images}
 
 
+def _compared(evaluation: EvaluationFile) -> dict[str, PairedFigures]:
+    """Two models on every domain with images that are new to both, and on all of those."""
+    paired = {name: d.paired for name, d in evaluation.domains.items() if d.paired is not None}
+    tallies = paired | ({_ALL: Tally.merged([*paired.values()])} if paired else {})
+    return {name: compare_answers(each) for name, each in tallies.items() if each.images}
+
+
 def _tallies(evaluation: EvaluationFile) -> dict[str, Tally]:
     tallies = {name: domain.tally for name, domain in evaluation.domains.items()}
-    return tallies | {_ALL: whole_tally(evaluation)}
+    return tallies | {_ALL: evaluation.tally}
 
 
-def _trained(evaluation: EvaluationFile) -> str:
+def _trained(evaluation: EvaluationFile, model: str) -> str:
     if evaluation.trained_on is None:
         return f"The model file does not say which domains of {evaluation.trained_data} it is from."
     held_out = "" if evaluation.target is None else f"; {evaluation.target} was held out"
     before = evaluation.trained_before
     also = f" Its initial weights had been trained on {listed(before)} of it." if before else ""
     data = evaluation.trained_data
-    return f"It was trained on {listed(evaluation.trained_on)} of {data}{held_out}.{also}"
+    return f"{model} was trained on {listed(evaluation.trained_on)} of {data}{held_out}.{also}"
 
 
 def _seen(evaluation: EvaluationFile) -> list[str]:
@@ -232,7 +293,7 @@ def _seen(evaluation: EvaluationFile) -> list[str]:
     if None not in counts:
         seen = sum(count or 0 for count in counts)
         trained = f"{counted(seen, 'image')} of these {'was' if seen == 1 else 'were'} trained on"
-        most = "ATTENTION: " if 2 * seen >= whole_tally(evaluation).images else ""
+        most = "ATTENTION: " if 2 * seen >= evaluation.tally.images else ""
         if seen:
             sentences.append(f"{most}{trained}: their accuracy says nothing of new images.")
     elif shared := [domain for domain in shared if domain in own]:
@@ -249,22 +310,6 @@ def _role(evaluation: EvaluationFile, domain: str) -> str:
     if evaluation.trained_on is None or not own:
         return ABSENT
     return "yes" if domain in evaluation.trained_on + evaluation.trained_before else "no"
-
-
-def _percent(estimate: Estimate | None, unit: str = " %") -> str:
-    if estimate is None:
-        return ABSENT
-    value, low, high = (100 * x for x in (estimate.value, estimate.low, estimate.high))
-    if low == high:  # no image, and no group, left out changes it: nothing is known of an interval
-        return f"{value:.1f}{unit}"
-    return f"{value:.1f}{unit} [{low:.1f}, {high:.1f}]"
-
-
-def _number(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return ABSENT
-    text = f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
-    return text.replace("inf", "∞")  # of a single group
 
 
 _HOW = {
@@ -290,36 +335,16 @@ def explanation_sentences(explanation: Explanation) -> list[str]:
         )
     sentences = [f"{about}."]
     if len(explanation.places) > 1:
-        sentences.append(_neighbours(explanation.places))
+        sentences.append(_neighbours(explanation))
     return sentences
 
 
-def _neighbours(places: Sequence[Place]) -> str:
-    nearest = nearest_others(np.array([[place.x, place.y] for place in places]))
-    of_class, by_chance = _shared([place.label for place in places], nearest)
-    of_domain, at_random = _shared([place.domain for place in places], nearest)
+def _neighbours(explanation: Explanation) -> str:
+    of_class, by_chance = explanation.neighbours("label")
+    of_domain, at_random = explanation.neighbours("domain")
     return (
         f"On the map of features, the nearest neighbour of an image is of its class in "
         f"{of_class:.0%} (by chance {by_chance:.0%}) and of its domain in {of_domain:.0%} (by "
-        f"chance {at_random:.0%}) of {counted(len(places), 'image')}: the nearer the second is to "
-        "chance, the less the features tell of the domain."
+        f"chance {at_random:.0%}) of {counted(len(explanation.places), 'image')}: the nearer the "
+        "second is to chance, the less the features tell of the domain."
     )
-
-
-def nearest_others(spots: Float64[np.ndarray, "points 2"]) -> Int64[np.ndarray, " points"]:
-    """The position of each point's nearest other point."""
-    from scipy.spatial import KDTree
-
-    _, found = KDTree(spots).query(spots, k=2)
-    own = np.arange(len(spots))
-    # of points at one place, a point itself need not be the first
-    nearest: NDArray[np.int64] = np.where(found[:, 0] == own, found[:, 1], found[:, 0])
-    return nearest
-
-
-def _shared(names: Sequence[str], nearest: Int64[np.ndarray, " points"]) -> tuple[float, float]:
-    """The share of those whose neighbour has the same name, and what chance would give."""
-    own = np.array(names)
-    _, counts = np.unique(own, return_counts=True)
-    by_chance = (counts * (counts - 1)).sum() / (len(own) * (len(own) - 1))
-    return float((own == own[nearest]).mean()), float(by_chance)

@@ -12,11 +12,7 @@ from gradsurgery.documents.selection import Model, ReportFiles
 from gradsurgery.documents.studies import Diagnosis, Explanation, SimilarityStudy
 from gradsurgery.documents.tasks_vs_domains import TasksStudy
 from gradsurgery.errors import ArgumentError, DataError
-from gradsurgery.report.evaluation_text import (
-    evaluation_section,
-    explanation_sentences,
-    whole_tally,
-)
+from gradsurgery.report.evaluation_text import evaluation_section, explanation_sentences
 from gradsurgery.report.gradients_text import (
     diagnosis_section,
     similarity_csv,
@@ -167,17 +163,20 @@ def write_diagnosis(diagnosis: Diagnosis, directory: Path) -> list[str]:
     return [*said, f"tables and figures: {directory}"]
 
 
-def write_evaluation(evaluation: EvaluationFile, directory: Path) -> None:
-    """Write `evaluation.json`, tables and figures into `directory`; raises `OutputError`."""
+def write_evaluation(evaluation: EvaluationFile, directory: Path) -> Sequence[str]:
+    """Write `evaluation.json`, tables and figures into `directory`; what there is to say of them.
+
+    Raises `OutputError`.
+    """
     from gradsurgery.report.figures.heat_maps import confusion_figure, reliability_figure
 
-    tally = whole_tally(evaluation)
+    tally = evaluation.tally
     title = f"{evaluation.data}, {listed(evaluation.domains)}"
     figures = {"evaluation-confusion": confusion_figure(tally, evaluation.classes, title)}
     if tally.calibration:
         figures["evaluation-reliability"] = reliability_figure(tally, title)
     evaluation.save(directory)
-    _write_study(directory, evaluation_section(evaluation), figures)
+    return _write_study(directory, evaluation_section(evaluation), figures)
 
 
 def write_similarity(study: SimilarityStudy, directory: Path) -> list[str]:

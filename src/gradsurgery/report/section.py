@@ -9,6 +9,8 @@ from functools import cached_property
 from math import isnan
 from typing import Literal
 
+from gradsurgery.results.intervals import Estimate
+
 ABSENT = "–"
 """What stands in a table where there is no value."""
 
@@ -161,6 +163,34 @@ def rounded(value: float | None, digits: int = 2) -> str:
     ('0.00', '0.123', '–')
     """
     return ABSENT if value is None or isnan(value) else f"{value:z.{digits}f}"
+
+
+def percent_text(estimate: Estimate | None, unit: str = " %") -> str:
+    """A fraction in per cent with its interval, unless that says nothing; a dash for None."""
+    if estimate is None:
+        return ABSENT
+    value, low, high = (100 * x for x in (estimate.value, estimate.low, estimate.high))
+    if low == high:  # no image, and no group, left out changes it: nothing is known of an interval
+        return f"{value:.1f}{unit}"
+    return f"{value:.1f}{unit} [{low:.1f}, {high:.1f}]"
+
+
+def points_text(difference: Estimate, unit: str = " points") -> str:
+    """A difference of fractions in percentage points, with its interval.
+
+    >>> points_text(Estimate(0.03, -0.0001, 0.06))
+    '+3.0 points [+0.0, +6.0]'
+    """
+    value, low, high = (100 * x for x in (difference.value, difference.low, difference.high))
+    return f"{value:+z.1f}{unit} [{low:+z.1f}, {high:+z.1f}]"
+
+
+def number_text(estimate: Estimate | None) -> str:
+    """A number with its interval; a dash for None."""
+    if estimate is None:
+        return ABSENT
+    text = f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    return text.replace("inf", "∞")  # of a single group
 
 
 def listed(names: Iterable[str]) -> str:

@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from gradsurgery.results.intervals import (
     Groups,
     Values,
     normal_quantile,
+    paired_difference,
     proportion,
 )
 from gradsurgery.results.statistics import CONFIDENCE
@@ -32,6 +33,12 @@ INTERVALS_OF_GROUPS = (
     "accuracy and macro F1; Student's of calibration error and log loss. Variances are the "
     "jackknife's, which leaves out one group after another; degrees of freedom follow from how "
     "many groups there are and how uneven they are."
+)
+
+INTERVALS_OF_PAIRS = (
+    "Intervals of differences are of 95 %: Bonett & Price's (2012) of answers to the same images, "
+    "of images in groups on their effective number. Each is taken alone: of 20 domains without a "
+    "difference, one looks better or worse by chance."
 )
 
 
@@ -138,6 +145,49 @@ def as_good_as_one_class(low: float, images: Sequence[int]) -> float | None:
         return None
     share = max(images) / sum(images)
     return share if low <= share else None
+
+
+@dataclass(frozen=True)
+class PairedFigures:
+    """A model and another one on the same images.
+
+    accuracy, other: the fractions that are right. difference: the first less the second.
+    only_this, only_other: how many images one of the two alone has right.
+    """
+
+    images: int
+    accuracy: float
+    other: float
+    difference: Estimate
+    only_this: int
+    only_other: int
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "not told apart"]:
+        """Of the model, by whether the difference's interval lies on one side of 0."""
+        if self.difference.low > 0:
+            return "better"
+        return "worse" if self.difference.high < 0 else "not told apart"
+
+
+def compare_answers(paired: Tally) -> PairedFigures:
+    """The figures of two models on one image or more, as `evaluate_model` counts them.
+
+    paired: whether the other model has an image right (the row: 0 no, 1 yes), and this one.
+
+    >>> found = compare_answers(Tally(confusion=["0:80 1:16", "0:6 1:59"]))
+    >>> found.only_this, found.only_other, found.verdict
+    (16, 6, 'better')
+    """
+    (_, this), (other, both) = paired.matrix().tolist()
+    return PairedFigures(
+        images=paired.images,
+        accuracy=(both + this) / paired.images,
+        other=(both + other) / paired.images,
+        difference=paired_difference(paired),
+        only_this=this,
+        only_other=other,
+    )
 
 
 @dataclass(frozen=True)
