@@ -264,9 +264,9 @@ def test_which_of_two_models_is_better_is_said_first_on_all_and_by_domain():
         ["all domains", "500", "88.4", "87.0"],
     ]
     assert [row[5:] for row in shown] == [
-        ["24", "8", "better"],
-        ["0", "9", "worse"],
-        ["24", "17", "not told apart"],
+        ["24 / 8", "better"],
+        ["0 / 9", "worse"],
+        ["24 / 17", "–"],
     ]
     assert shown[1][4].startswith("-9.0 [-1")
     assert domains.caption == "By domain"

@@ -225,16 +225,16 @@ def evaluation_tables(evaluation: EvaluationFile) -> list[Table]:
 
 
 def _against_table(found: dict[str, PairedFigures], other: str) -> Table:
-    columns = ["domain", "images", "accuracy (%)", "the other's (%)", "difference (points)"]
-    columns += ["only it right", "only the other", ""]
+    columns = ["domain", "images", "accuracy (%)", "other (%)", "difference (points)"]
+    columns += ["right alone", "it is"]
     rows = [
         [
             name,
             f"{each.images:,}",
             *(f"{100 * fraction:.1f}" for fraction in (each.accuracy, each.other)),
             points_text(each.difference, unit=""),
-            *(f"{count:,}" for count in (each.only_this, each.only_other)),
-            each.verdict,
+            f"{each.only_this:,} / {each.only_other:,}",
+            ABSENT if each.verdict == "not told apart" else each.verdict,
         ]
         for name, each in found.items()
         if name != _ALL or len(found) > 2

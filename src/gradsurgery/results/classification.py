@@ -36,9 +36,10 @@ INTERVALS_OF_GROUPS = (
 )
 
 INTERVALS_OF_PAIRS = (
-    "Intervals of differences are of 95 %: Bonett & Price's (2012) of answers to the same images, "
-    "of images in groups on their effective number. Each is taken alone: of 20 domains without a "
-    "difference, one looks better or worse by chance."
+    "Right alone: how many images only it has right / only the other. Intervals of differences are "
+    "of 95 %: Bonett & Price's (2012) of answers to the same images, of images in groups on their "
+    "effective number. Each is taken alone: of 20 domains without a difference, one looks better "
+    "or worse by chance."
 )
 
 
