@@ -80,17 +80,34 @@ def test_without_a_split_every_image_is_compared(trained, models, tmp_path):
     assert {each.seen for each in found.against.domains.values()} == {None}
 
 
-def test_pairs_are_counted_by_what_images_belong_to(trained, other, models):
-    # 00.png … 13.png: two groups, by their first digit
-    source = open_source(str(trained.data), layout=r"(?P<domain>.*)/(?P<class>.*)/(?P<group>.).*")
-    paired = evaluate_model(models[0], source, against=models[1]).domains["shop_b"].paired
-    for group, first in zip(paired.groups, "01", strict=True):
-        files = [file for file in new_to([trained, other], "shop_b") if file.name[0] == first]
-        ours, theirs = (right(model, files) for model in models)
+def patient(file: Path) -> str:
+    """Pictures of a class whose numbers follow each other are of one."""
+    return f"{file.parent.name} {int(file.stem) // 2}"
+
+
+@pytest.mark.parametrize("part", ["all", "test"])
+def test_a_patient_that_a_model_was_trained_on_is_not_new(trained, other, models, part):
+    source = open_source(str(trained.data))
+    source.groups = tuple(patient(Path(name)) for name in source.listing.identities)
+    domain = "shop_a"  # which the other model was not trained on
+    found = evaluate_model(models[0], source, against=models[1], part=part, domains=[domain])
+    known = {patient(file) for file in trained.files("train", domain)}
+    files = sorted((trained.data / domain).rglob("*.*"))
+    if part == "test":
+        files = sorted(trained.files("test", domain))
+    new = [file for file in files if patient(file) not in known]
+    assert 0 < len(new) < len(files)
+    ours, theirs = (right(model, new) for model in models)
+    paired = found.domains[domain].paired
+    counts = [np.sum(~theirs & ~ours), np.sum(~theirs & ours), np.sum(theirs & ~ours)]
+    assert paired.matrix().flatten()[:3].tolist() == counts
+    assert paired.images == len(new)
+    for group in paired.groups:
         counts = re.findall(r"(\d)>(\d)@0:(\d+)", group)
-        assert sum(int(count) for *_, count in counts) == len(files)
-        for old, new, count in counts:
-            assert np.sum((theirs == int(old)) & (ours == int(new))) == int(count)
+        assert sum(int(count) for *_, count in counts) in (1, 2)
+    assert len(paired.groups) == len({patient(file) for file in new})
+    seen = 0 if part == "test" else len(trained.files("train", domain))
+    assert found.domains[domain].seen == seen
 
 
 def test_classes_in_another_order_are_matched_by_name(trained, models, tmp_path):

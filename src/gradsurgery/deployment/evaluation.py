@@ -139,7 +139,7 @@ class _Pass:
                 domain: DomainEvaluation(
                     tally=answers.tally(len(model.classes)),
                     unknown=_unknown(self.source, self.wanted, self.labels, domain),
-                    seen=self.seen.count(domain),
+                    seen=self.seen.count(domain, self.counted),
                 )
                 for domain, answers in self.answers.items()
             },
@@ -148,12 +148,18 @@ class _Pass:
 
 
 def _paired(this: _Pass, other: _Pass, domain: str) -> Tally:
-    """The images of a domain that are new to both, by which of the two has them right."""
+    """The images of a domain that are new to both, by which of the two has them right.
+
+    Of images in groups those are new whose group has none that was trained on.
+    """
     source, trained = this.source, this.seen.found | other.seen.found
     number = source.domains.index(domain)
+    if this.groups is not None:  # who knows a patient knows more than the images
+        known = {this.groups[i] for i in trained}
+        trained = {i for i, group in enumerate(this.groups.tolist()) if group in known}
     kept = [
         i
-        for i in sorted(this.right.keys() & other.right.keys() - trained)
+        for i in sorted((this.right.keys() & other.right.keys()) - trained)
         if source.listing.domain[i] == number
     ]
     theirs, ours = (np.array([each.right[i] for i in kept], np.int64) for each in (other, this))
@@ -263,12 +269,12 @@ class _Seen:
         if self.trained is not None and name in self.trained:
             self.found.add(position)
 
-    def count(self, domain: str) -> int | None:
-        """How many of the domain's images were trained on; None where that is not known."""
+    def count(self, domain: str, among: set[int]) -> int | None:
+        """How many of these of the domain were trained on; None where that is not known."""
         if self.trained is None:
             return None
-        source = self.source
-        return len([i for i in self.found if source.domains[source.listing.domain[i]] == domain])
+        source, found = self.source, self.found & among
+        return len([i for i in found if source.domains[source.listing.domain[i]] == domain])
 
 
 def _wanted(
@@ -315,8 +321,8 @@ def _jobs(
 ) -> Iterator[Job[int]]:
     own, size = decoder_of(source) is not None, model.preprocess.size
     for position, content in source.contents():
+        seen.look_at(position, content)
         if position in counted:
-            seen.look_at(position, content)
             if own:
                 yield position, partial(source.decode, position, content, size)
             else:

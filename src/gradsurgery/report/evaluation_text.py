@@ -85,10 +85,10 @@ def against_sentences(evaluation: EvaluationFile) -> list[str]:
         return []
     found = _compared(evaluation)
     images, compared = evaluation.tally.images, found[_ALL].images if found else 0
-    trained = "one of the two was trained on"
+    group = ", or on others of their group" if evaluation.tally.in_groups else ""
+    why = f"{counted(images - compared, 'image')} that one of the two was trained on{group}"
     if not found:
-        told = f"{trained} each of {counted(images, 'image')}; give images that are new to both"
-        sentences = [f"Not compared with {other.model}: {told}."]
+        sentences = [f"Not compared with {other.model}, for want of images new to both: {why}."]
     else:
         sentences = [_verdict(found[_ALL], evaluation.model, other.model)]
         where: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
@@ -97,8 +97,7 @@ def against_sentences(evaluation: EvaluationFile) -> list[str]:
         if by_domain := [f"{verdict} on {listed(on)}" for verdict, on in where.items() if on]:
             sentences.append(f"By domain: {'; '.join(by_domain)}.")
     if 0 < compared < images:
-        others = counted(images - compared, "image")
-        sentences.append(f"Left out of the comparison: {others} that {trained}.")
+        sentences.append(f"Left out of the comparison: {why}.")
     for one in (evaluation, other):
         if None in [domain.seen for domain in one.domains.values()]:
             sentences.append(
