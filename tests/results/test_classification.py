@@ -133,6 +133,13 @@ def test_a_class_with_images_that_is_never_predicted_is_named():
     assert (found.log_loss, found.calibration_error) == (None, None)
 
 
+def test_a_log_loss_is_nowhere_below_zero():
+    tally = Tally(confusion=["0:3 1:1", "1:4"], log_loss=1.0, log_loss_deviation=2.0)
+    found = assess(tally, "ab").log_loss
+    assert (found.value, found.low) == (1.0, 0.0)  # 1 - 1.96 * 2 / sqrt(8) = -0.39
+    assert found.high == pytest.approx(1 + 1.959964 * 2 / 8**0.5, rel=1e-6)
+
+
 def test_the_same_tally_has_the_same_intervals():
     tally = tally_of(*answers(5, 4, 50, 1.0))
     assert assess(tally, "abcd") == assess(tally, "abcd")

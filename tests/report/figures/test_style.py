@@ -1,5 +1,6 @@
 import itertools
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from gradsurgery.errors import OutputError
+from gradsurgery.report.figures import style
 from gradsurgery.report.figures.style import (
     MethodStyle,
     method_styles,
@@ -138,3 +140,23 @@ def test_long_names_are_broken_and_cut():
     assert wrapped("irm+agr-sum, a + b", 30) == "irm+agr-sum, a + b"
     assert wrapped("irm (irm.penalty=10)") == "irm\n(irm.penalty=10)"
     assert wrapped("") == ""
+
+
+@pytest.mark.filterwarnings("error")
+def test_characters_that_the_font_lacks_are_taken_from_another_that_is_there(monkeypatch):
+    """U+233D is in STIX, which comes with matplotlib, and not in DejaVu Sans."""
+    stix = Path(mpl.get_data_path(), "fonts", "ttf", "STIXGeneral.ttf")
+
+    def drawn(fonts: list[str], name: str) -> bytes:
+        monkeypatch.setattr(style.font_manager, "findSystemFonts", lambda: fonts)
+        style._families.cache_clear()
+        with style.styled():
+            figure, axes = style.new_figure(2, 1)
+            axes[0, 0].set_xticks([0], [name])
+            style.set_heading(figure, name)
+        return style.encoded(figure, "pdf")
+
+    assert b"STIXGeneral" in drawn([str(stix)], "\u233d a")
+    assert b"STIXGeneral" not in drawn([], "\u233d a")
+    assert drawn([str(stix)], "a b") == drawn([], "a b")
+    style._families.cache_clear()

@@ -2,18 +2,23 @@
 
 import io
 import itertools
+import re
 import textwrap
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from gradsurgery.atomic import atomic_file
@@ -118,9 +123,43 @@ def encoded(figure: Figure, kind: Kind) -> bytes:
     """The content of the figure's PNG, SVG or PDF file."""
     stream = io.BytesIO()
     metadata = {{"png": "Software", "svg": "Date", "pdf": "CreationDate"}[kind]: None}
-    with styled():
+    with styled(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # shown as a box
+        _find_characters(figure)
         figure.savefig(stream, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)
     return stream.getvalue()
+
+
+def _find_characters(figure: Figure) -> None:
+    """Have text that the figures' font lacks characters of written with others of this computer."""
+    for axes in figure.axes:
+        _ = *axes.get_xticklabels(), *axes.get_yticklabels()  # which are written when asked for
+    own = font_manager.get_font(font_manager.findfont(FontProperties(family=["sans-serif"])))
+    known = {*own.get_charmap(), ord("\n")}
+    lacking = {text: {*map(ord, text.get_text())} - known for text in figure.findobj(Text)}
+    families = ["sans-serif", *_families(frozenset().union(*lacking.values()))]
+    for text in filter(lacking.get, lacking):
+        text.set_fontfamily(families)
+
+
+@cache
+def _families(lacking: frozenset[int]) -> list[str]:
+    """Fonts of this computer that have these characters, the one with most of them first."""
+    if not lacking:
+        return []
+    found: list[tuple[int, bool, str]] = []
+    for file in font_manager.findSystemFonts():
+        if file.lower().endswith(".ttf"):  # others need not be readable in a PDF
+            with suppress(RuntimeError):  # one that is damaged
+                has = lacking.intersection(font_manager.get_font(file).get_charmap())
+                special = bool(re.search("bold|italic|oblique|light", file, re.IGNORECASE))
+                found += [(-len(has), special, file)] if has else []
+    if not found:
+        return []
+    _, _, best = min(found)
+    font_manager.fontManager.addfont(best)
+    font = font_manager.get_font(best)
+    return [font.family_name, *_families(lacking.difference(font.get_charmap()))]
 
 
 def method_styles(methods: Iterable[str]) -> dict[str, MethodStyle]:
