@@ -125,6 +125,19 @@ def test_an_image_that_cannot_be_decoded_is_an_error_or_is_listed(trained, model
     assert found.domains["shop_a"].tally.images == 41
 
 
+def test_images_of_which_none_can_be_decoded_are_an_error(trained, model, tmp_path):
+    data = shutil.copytree(trained.data, tmp_path / "photos")
+    for file in data.rglob("*.*"):
+        file.write_bytes(b"none")
+    words = r"none of the 168 images of photos can be decoded, the first shop_a/bird/00\.png: "
+    with pytest.raises(DataError, match=words):
+        evaluate_model(model, opened(data), skip_bad=True)
+    for file in trained.data.glob("shop_d/*/*.*"):
+        shutil.copyfile(file, data / file.relative_to(trained.data))
+    found = evaluate_model(model, opened(data), skip_bad=True)
+    assert [each.tally.images for each in found.domains.values()] == [0, 0, 0, 42]
+
+
 def test_images_that_were_trained_on_are_known_under_any_name(trained, model, tmp_path):
     data = tmp_path / "next_year" / "new" / "cat"
     data.mkdir(parents=True)

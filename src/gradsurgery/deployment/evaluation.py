@@ -107,6 +107,12 @@ class _Pass:
             self.skipped += [SkippedFile(identity=names[i], reason=why) for i, why in batch.bad]
             self._answer(batch)
             yield len(self.skipped) + len(self.right)
+        if not self.right:
+            first = self.skipped[0]
+            raise DataError(
+                f"none of the {len(self.skipped)} images of {self.source.name} can be decoded, the "
+                f"first {first.identity}: {first.reason}"
+            )
 
     def _answer(self, batch: Prepared[int]) -> None:
         """Add what the model says of a batch to the answers of each image's domain."""
