@@ -59,6 +59,12 @@ def test_a_deployed_model_knows_where_its_run_is(command, model, tmp_path):
     )
     assert command(*ways[1])[0] == 0
     assert (folder / "explanation").is_dir()
+    assert command(*ways[0])[1] == command("evaluate", ".", *ways[0][2:])[1]  # of the deployment
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    code, _, err = command("explain", "model")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "was trained on, photos; say where that is now with --data: " in err
+    assert command("explain", "model", "--data", "moved")[0] == 0
 
 
 def test_a_folder_of_one_domain_is_evaluated(command, model):

@@ -25,7 +25,7 @@ from gradsurgery.deployment.export import (
 )
 from gradsurgery.deployment.model_file import push as upload
 from gradsurgery.documents.data_options import NO_TARGET
-from gradsurgery.documents.deployment import Deployment
+from gradsurgery.documents.deployment import MODEL_FOLDER, Deployment
 from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.plan import PLAN_PARTS, Plan, SweepPlan
 from gradsurgery.documents.record import Record
@@ -59,7 +59,6 @@ from gradsurgery.training import train
 from gradsurgery.training.outcome import MODEL_FILE
 from gradsurgery.training.run import prepare_images
 
-MODEL_FOLDER = "model"
 _ATTAINABLE = Literal["leave-one-domain-out", "training-domain"]
 
 

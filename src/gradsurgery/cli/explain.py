@@ -117,7 +117,15 @@ def _of_run(
     record, split = Record.load(folder), SplitFile.load(folder)
     configuration = record.configuration
     with displayed("explanation", lines=False) as report:
-        source = open_source(data or configuration.data, **configuration.reading)
+        try:
+            source = open_source(data or configuration.data, **configuration.reading)
+        except (ArgumentError, DataError) as error:
+            if data is not None:
+                raise
+            raise DataError(
+                f"cannot open what the run of {trained.file} was trained on, {configuration.data}; "
+                f"say where that is now with --data: {error}"
+            ) from error
         images = prepare_images(source, configuration, cache, report)
         return explain_domains(
             _subject(trained),

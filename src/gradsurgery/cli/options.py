@@ -26,7 +26,7 @@ DATA = typer.Argument(
     "of paths (CSV, TSV, JSONL), Parquet files, or package.module:Source.",
 )
 MODEL = typer.Argument(
-    metavar="MODEL", help="A run's folder, a model.safetensors, or hf://owner/name."
+    metavar="MODEL", help="A run's or deployment's folder, a model.safetensors, or hf://owner/name."
 )
 OwnBackboneOption = Annotated[
     str | None,

@@ -13,7 +13,7 @@ from typing import Any
 from gradsurgery.backbones.weights import State
 from gradsurgery.data import PRESETS
 from gradsurgery.data.tables import silenced
-from gradsurgery.documents.deployment import ModelDescription
+from gradsurgery.documents.deployment import MODEL_FOLDER, ModelDescription
 from gradsurgery.documents.record import Record, SplitFile
 from gradsurgery.errors import ArgumentError, OutputError, WeightsError, one_line
 
@@ -35,13 +35,17 @@ class ModelFile:
 
 
 def open_model_file(place: Path) -> ModelFile:
-    """The model file `place`, or that of the run in the folder `place`; reads its header alone.
+    """The model file `place`, or that of the run or the deployment in the folder `place`.
+
+    Reads its header alone.
 
     Raises `DataError` or `WeightsError`, one line, where it is none, damaged or of a later version.
     """
     try:
-        path = place / ModelDescription.file_name if place.is_dir() else place
-        found = path.exists()
+        name = ModelDescription.file_name
+        path = place / name if place.is_dir() else place
+        if not (found := path.exists()) and (deployed := place / MODEL_FOLDER / name).exists():
+            path, found = deployed, True
     except (OSError, ValueError) as error:  # a name that is too long
         raise WeightsError(f"cannot read {str(place)!r}: {one_line(error)}; {_CURE}") from error
     if not found:

@@ -185,9 +185,9 @@ def check_count(what: str, number: Any) -> None:
 def load_model(
     place: str | Path, *, backbone: OwnBackbone | None = None, device: str = "auto"
 ) -> TrainedModel:
-    """The trained model of a run's folder, a `model.safetensors` or the Hub, ready to predict.
+    """The trained model of a run, a deployment, a `model.safetensors` or the Hub, ready to predict.
 
-    place: the folder, the file, or "hf://owner/name" (also "hf://owner/name@revision"). It is read
+    place: its folder, the file, or "hf://owner/name" (also "hf://owner/name@revision"). It is read
         as data: nothing in it is run or imported.
     backbone: for a network of your own, the function or the module (or `package.module:name`).
     device: auto (cuda where there is one, else cpu), cpu or cuda.

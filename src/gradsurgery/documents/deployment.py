@@ -21,6 +21,8 @@ from gradsurgery.errors import DataError
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
 Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
 Side = Annotated[int, Field(ge=1, le=4096)]
+MODEL_FOLDER = "model"
+"""In a deployment's folder, beside its runs: the model file, its card and `deployment.json`."""
 
 
 class ModelDescription(Document):
