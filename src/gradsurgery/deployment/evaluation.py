@@ -72,15 +72,15 @@ def evaluate_model(
     if against is not None:
         evaluation.against = passes[1].evaluation(part)
         for domain, found in evaluation.domains.items():
-            found.paired = _paired(passes[0], passes[1], domain)
+            found.paired = _paired(passes[0], passes[1], source.domains.index(domain))
     return evaluation
 
 
 class _Pass:
     """A model's way through the images of a source, and what it said of each.
 
-    counted: the positions of the images of its classes. right: whether it has an image right, by
-    position; those that cannot be decoded are not in it.
+    counted: the positions of the images of its classes. right: of every image 1 where it has it
+    right, 0 where not, -1 where it was not asked or the image cannot be decoded.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class _Pass:
             raise _unknown_classes(model, source, len(wanted))
         self.groups = group_numbers(source.groups, source.listing.domain)
         self.answers = {domain: Answers() for domain in domains}
-        self.right: dict[int, bool] = {}
+        self.right = np.full(len(self.labels), -1)
         self.skipped: list[SkippedFile] = []
 
     def run(self, batch_size: int, workers: int, *, skip_bad: bool) -> Iterator[int]:
@@ -106,8 +106,8 @@ class _Pass:
                 raise bad_image(self.source, *batch.bad[0])
             self.skipped += [SkippedFile(identity=names[i], reason=why) for i, why in batch.bad]
             self._answer(batch)
-            yield len(self.skipped) + len(self.right)
-        if not self.right:
+            yield len(self.skipped) + sum(each.count for each in self.answers.values())
+        if len(self.skipped) == len(self.counted):
             first = self.skipped[0]
             raise DataError(
                 f"none of the {len(self.skipped)} images of {self.source.name} can be decoded, the "
@@ -118,8 +118,7 @@ class _Pass:
         """Add what the model says of a batch to the answers of each image's domain."""
         logits = self.model.logits(torch.from_numpy(batch.pixels)).cpu()
         keys = np.array(batch.keys, dtype=np.int64)
-        right = logits.argmax(dim=1).numpy() == self.labels[keys]
-        self.right |= zip(batch.keys, right.tolist(), strict=True)
+        self.right[keys] = logits.argmax(dim=1).numpy() == self.labels[keys]
         domains = self.source.listing.domain[keys]
         for domain in np.unique(domains).tolist():
             rows = np.flatnonzero(domains == domain)
@@ -153,25 +152,21 @@ class _Pass:
         )
 
 
-def _paired(this: _Pass, other: _Pass, domain: str) -> Tally:
+def _paired(this: _Pass, other: _Pass, domain: int) -> Tally:
     """The images of a domain that are new to both, by which of the two has them right.
 
-    Of images in groups those are new whose group has none that was trained on.
+    Of images in groups those are new whose group has none that was trained on: who knows a patient
+    knows more than the images.
     """
-    source, trained = this.source, this.seen.found | other.seen.found
-    number = source.domains.index(domain)
-    if this.groups is not None:  # who knows a patient knows more than the images
-        known = {this.groups[i] for i in trained}
-        trained = {i for i, group in enumerate(this.groups.tolist()) if group in known}
-    kept = [
-        i
-        for i in sorted((this.right.keys() & other.right.keys()) - trained)
-        if source.listing.domain[i] == number
-    ]
-    theirs, ours = (np.array([each.right[i] for i in kept], np.int64) for each in (other, this))
-    group = None if this.groups is None else this.groups[np.array(kept, np.int64)]
-    unknown = np.full(len(kept), np.nan, np.float32)  # confidence and loss are of no use here
-    return Tally.of(theirs, ours, unknown, unknown, 2, group=group)
+    known = np.zeros(len(this.right), dtype=bool)
+    known[[*this.seen.found, *other.seen.found]] = True
+    if this.groups is not None:
+        known = np.isin(this.groups, this.groups[known])
+    answered = np.minimum(this.right, other.right) >= 0
+    rows = np.flatnonzero(answered & ~known & (this.source.listing.domain == domain))
+    group = None if this.groups is None else this.groups[rows]
+    unknown = np.full(len(rows), np.nan, np.float32)  # confidence and loss are of no use here
+    return Tally.of(other.right[rows], this.right[rows], unknown, unknown, 2, group=group)
 
 
 def _comparable(model: TrainedModel, against: TrainedModel) -> TrainedModel:
