@@ -57,6 +57,8 @@ def test_images_new_to_both_are_counted_by_which_model_has_them_right(trained, o
         assert each.paired.matrix().tolist() == expected
     alone = [evaluate_model(m, open_source(str(trained.data))) for m in models]
     assert found.against == alone[1]
+    assert found.paired.images == sum(each.paired.images for each in found.domains.values())
+    assert alone[0].paired is None
     for domain, each in alone[0].domains.items():
         assert each == found.domains[domain].model_copy(update={"paired": None})
 

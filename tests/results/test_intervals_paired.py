@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from gradsurgery.documents.tally import Tally
+from gradsurgery.errors import ArgumentError
 from gradsurgery.results.classification import compare_answers
 from gradsurgery.results.intervals import paired_difference
 
@@ -73,6 +74,11 @@ def test_nothing_apart_is_no_certainty():
     assert found.value == 0
     # p = 1 / 102 each
     assert found.high == -found.low == pytest.approx(1.959964 * np.sqrt(2 / 102 / 102), rel=1e-6)
+
+
+def test_no_image_is_no_comparison():
+    with pytest.raises(ArgumentError, match="images that are new to both, found none"):
+        compare_answers(Tally(confusion=["", ""]))
 
 
 def test_groups_have_their_effective_number_of_images():

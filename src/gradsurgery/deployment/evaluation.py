@@ -43,9 +43,9 @@ def evaluate_model(
     Args:
         model: from `load_model`.
         source: from `open_source`, with classes "all" where domains lack classes.
-        against: another model of the same classes, to compare with it image by image: the `paired`
-            of each domain, for `compare_answers`. Images that one of them was trained on are left
-            out of that, as far as they are known.
+        against: another model of the same classes, to compare with it image by image: `paired`, of
+            all and of each domain, for `compare_answers`. Images that one of them was trained on
+            are left out of that, as far as they are known.
         domains: those to look at; None is all.
         part: of the split of the model's run, for the data that it was trained on.
         skip_bad: leave out images that cannot be decoded, and list them.

@@ -154,6 +154,12 @@ class EvaluationFile(Document):
         """All domains together."""
         return Tally.merged([domain.tally for domain in self.domains.values()])
 
+    @property
+    def paired(self) -> Tally | None:
+        """That of all domains together; None where there is no other model."""
+        tallies = [each.paired for each in self.domains.values() if each.paired is not None]
+        return Tally.merged(tallies) if tallies else None
+
     @model_validator(mode="after")
     def _is_of_its_classes(self) -> "EvaluationFile":
         for name, domain in self.domains.items():

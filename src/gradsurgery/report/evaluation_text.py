@@ -258,9 +258,9 @@ def _assessed(evaluation: EvaluationFile) -> dict[str, Assessment]:
 
 def _compared(evaluation: EvaluationFile) -> dict[str, PairedFigures]:
     """Two models on every domain with images that are new to both, and on all of those."""
-    paired = {name: d.paired for name, d in evaluation.domains.items() if d.paired is not None}
-    tallies = paired | ({_ALL: Tally.merged([*paired.values()])} if paired else {})
-    return {name: compare_answers(each) for name, each in tallies.items() if each.images}
+    tallies = {name: domain.paired for name, domain in evaluation.domains.items()}
+    tallies |= {_ALL: evaluation.paired}
+    return {name: compare_answers(each) for name, each in tallies.items() if each and each.images}
 
 
 def _tallies(evaluation: EvaluationFile) -> dict[str, Tally]:

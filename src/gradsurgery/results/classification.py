@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gradsurgery.documents.tally import BINS, Tally
+from gradsurgery.errors import ArgumentError
 from gradsurgery.results.intervals import (
     Counts,
     Estimate,
@@ -172,7 +173,9 @@ class PairedFigures:
 
 
 def compare_answers(paired: Tally) -> PairedFigures:
-    """The figures of two models on one image or more, as `evaluate_model` counts them.
+    """The figures of two models on the same images, as `evaluate_model` counts them.
+
+    Raises `ArgumentError` where there is none.
 
     paired: whether the other model has an image right (the row: 0 no, 1 yes), and this one.
 
@@ -180,6 +183,8 @@ def compare_answers(paired: Tally) -> PairedFigures:
     >>> found.only_this, found.only_other, found.verdict
     (16, 6, 'better')
     """
+    if not paired.images:
+        raise ArgumentError("two models are compared on images that are new to both, found none")
     (_, this), (other, both) = paired.matrix().tolist()
     return PairedFigures(
         images=paired.images,
