@@ -293,8 +293,8 @@ def test_images_that_one_of_two_models_knows_are_said_to_be_left_out():
     assert "Left out of the comparison: 5 images that one of the two was trained on." in said
     every = {"art": DomainEvaluation(tally=SURE, seen=15, paired=Tally(confusion=["", ""]))}
     said = text.against_sentences(against(domains=every))
-    none = "Not compared with old/model.safetensors, for want of images new to both: 15 images that"
-    assert said[0] == f"{none} one of the two was trained on."
+    none = "Not compared with old/model.safetensors, for want of images that are new to both: give"
+    assert said[0] == f"{none} others than these 15 images that one of the two was trained on."
     assert text.evaluation_tables(against(domains=every))[0].caption == "By domain"
     unknown = other(domains={"art": DomainEvaluation(tally=POOR)})
     said = " ".join(text.against_sentences(against(against=unknown)))

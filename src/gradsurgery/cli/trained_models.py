@@ -136,7 +136,7 @@ def evaluate(
     ] = None,
     part: Annotated[
         EvaluatedPart,
-        typer.Option("--part", help="Of the split of the model's run, whose folder MODEL is."),
+        typer.Option("--part", help="Of the split of the model's run."),
     ] = "all",
     as_domain: Annotated[
         str | None,

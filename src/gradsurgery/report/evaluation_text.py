@@ -88,7 +88,8 @@ def against_sentences(evaluation: EvaluationFile) -> list[str]:
     group = ", or on others of their group" if evaluation.tally.in_groups else ""
     why = f"{counted(images - compared, 'image')} that one of the two was trained on{group}"
     if not found:
-        sentences = [f"Not compared with {other.model}, for want of images new to both: {why}."]
+        none = f"Not compared with {other.model}, for want of images that are new to both"
+        sentences = [f"{none}: give others than these {why}."]
     else:
         sentences = [_verdict(found[_ALL], evaluation.model, other.model)]
         where: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
