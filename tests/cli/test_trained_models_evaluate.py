@@ -1,5 +1,6 @@
 """The command evaluate."""
 
+import json
 import re
 import shutil
 
@@ -208,7 +209,7 @@ def test_weights_that_knew_the_domain_held_out_are_told_of(command, model, tmp_p
     [
         (["report", "run"], "gradsurgery.cli.finished_runs.take_inventory"),
         (["evaluate", "run", "photos"], "gradsurgery.cli.trained_models.load_model"),
-        (["explain", "run"], "gradsurgery.cli.explain.load_model"),
+        (["explain", "run"], "gradsurgery.cli.explain.loaded"),
         (["diagnose", "--run", "run"], "gradsurgery.cli.studies.open_source"),
         (["similarity", "photos", "--target", "c"], "gradsurgery.cli.studies.open_source"),
         (["study", "tasks-vs-domains", "rotated-digits"], "gradsurgery.cli.studies.open_source"),
@@ -306,3 +307,18 @@ def test_models_that_cannot_be_compared_are_one_line(command, model, tmp_path):
     assert "are the same model; name two" in err
     code, _, err = command("evaluate", model, "photos", "--against", "absent")
     assert (code, err.count("\n")) == (1, 1)
+
+
+def test_what_there_is_to_know_of_a_model_is_said(command, model, tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    file = tmp_path / "run" / "model.safetensors"
+    weights = load_file(file)
+    with safe_open(file, "pt") as opened:
+        about = json.loads(opened.metadata()["gradsurgery"])
+    save_file(weights, file, {"gradsurgery": json.dumps(about | {"decoder": "mine:Source"})})
+    for way in (["evaluate", "run", "photos"], ["predict", "run", "photos"], ["explain", "run"]):
+        code, _, err = command(*way)
+        assert (code, err.count("note: ")) == (0, 1)
+        assert "was trained on were decoded by mine:Source; other pictures" in err

@@ -13,10 +13,10 @@ from gradsurgery.atomic import check_folder
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.finished_runs import print_sentences
 from gradsurgery.cli.live import continuable, displayed
-from gradsurgery.cli.trained_models import name_files
+from gradsurgery.cli.trained_models import loaded, name_files
 from gradsurgery.data import ImageSet, SkippedImage, open_source
 from gradsurgery.data.formats import BadImageError
-from gradsurgery.deployment import TrainedModel, load_model
+from gradsurgery.deployment import TrainedModel
 from gradsurgery.deployment.pictures import check_named, listed_pictures
 from gradsurgery.documents.record import Record, SplitFile
 from gradsurgery.documents.studies import Explanation, ExplanationOptions
@@ -74,7 +74,7 @@ def explain(
     check_named(images or [])
     if out is not None:
         check_folder(out)
-    trained = load_model(model, backbone=backbone, device=device)
+    trained = loaded(model, backbone, device)
     folder = out or trained.file.parent / ("explanation-pictures" if images else "explanation")
     check_folder(folder)
     with continuable():

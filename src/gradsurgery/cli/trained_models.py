@@ -65,9 +65,7 @@ def predict(
     check_named(images)
     if out is not None:
         check_predictions_file(out)
-    trained = load_model(model, backbone=backbone, device=device)
-    for note in trained.notes:
-        print(f"note: {note}", file=sys.stderr)
+    trained = loaded(model, backbone, device)
     top = min(top, len(trained.classes))
     digest = file_digest(trained.file) if out else ""
     opened = nullcontext() if out is None else predictions_file(out, top, digest)
@@ -96,6 +94,14 @@ def predict(
         print(f"{counted(count, 'prediction')}: {out}")
     if skipped and not count and not before:
         raise DataError(f"none of {counted(len(skipped), 'picture')} can be decoded")
+
+
+def loaded(place: str, backbone: str | None, device: str) -> TrainedModel:
+    """The model, once what there is to know of it is said."""
+    trained = load_model(place, backbone=backbone, device=device)
+    for note in trained.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return trained
 
 
 def _print_rows(predictions: Predictions, top: int) -> None:
@@ -164,7 +170,7 @@ def evaluate(
     if out is not None:
         check_folder(out)
     named = [model] if against is None else [model, against]
-    trained, *others = (load_model(each, backbone=backbone, device=device) for each in named)
+    trained, *others = (loaded(each, backbone, device) for each in named)
     skip_bad = options.pop("skip_bad", False)
     if as_domain is None:
         options |= _as_its_run(trained, data, options, part)
