@@ -300,3 +300,9 @@ def test_images_that_one_of_two_models_knows_are_said_to_be_left_out():
     said = " ".join(text.against_sentences(against(against=unknown)))
     assert "Whether old/model.safetensors was trained on some of these images is not known" in said
     assert "Whether run" not in said
+
+
+def test_a_log_loss_of_one_image_has_no_interval():
+    one = Tally(confusion=["0:1", "", ""], log_loss=0.25, log_loss_deviation=0.0)
+    table = text.evaluation_tables(evaluation(domains={"art": DomainEvaluation(tally=one)}))[1]
+    assert table.rows[0][2].text == "0.250"

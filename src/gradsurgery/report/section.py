@@ -189,6 +189,8 @@ def number_text(estimate: Estimate | None) -> str:
     """A number with its interval; a dash for None."""
     if estimate is None:
         return ABSENT
+    if estimate.low == estimate.high:  # of a single image
+        return f"{estimate.value:.3f}"
     text = f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
     return text.replace("inf", "∞")  # of a single group
 
