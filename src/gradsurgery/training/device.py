@@ -5,6 +5,7 @@ import platform
 import resource
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
@@ -77,7 +78,9 @@ def float32_products(device: torch.device, precision: Precision) -> Iterator[Non
     before = [place.fp32_precision for place in places]
     # torch has an older way to say the same, and raises where the two differ as it looks there.
     try:
-        matmul, convolutions = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
+        with warnings.catch_warnings():  # torch 2.9 wants to be asked in one way, which others lack
+            warnings.filterwarnings("ignore", "Please use the new API settings", UserWarning)
+            matmul, convolutions = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
     except RuntimeError:
         matmul, convolutions = "highest", True
     try:
