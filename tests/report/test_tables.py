@@ -17,6 +17,7 @@ from gradsurgery.report.tables import (
     choices_table,
     comparison_csv,
     comparison_table,
+    edge_sentences,
     paper_figures,
     paper_row,
     signed,
@@ -324,6 +325,16 @@ def test_the_evidence(selections):
     assert [row["candidate"] for row in rows] == rates
     assert [row["verdict"] for row in rows] == ["chosen", "", "not eligible: lacks seed 1"]
     assert [row["n"] for row in rows] == ["2", "2", "1"]
+
+
+def test_a_choice_at_the_edge_of_the_grid_is_named_but_for_the_oracles(selections):
+    (sentence,) = edge_sentences(selections)
+    assert sentence == (
+        "learning_rate 0.1, chosen for irm on a (letters, training-domain), is the smallest of 3 "
+        "values tried: widen the grid, for a smaller one may do better."
+    )
+    assert choices_table(selections).notes == [sentence]
+    assert "the smallest of 3 values tried" in to_markdown([choices_table(selections)])
 
 
 def test_a_result_that_lacks_seeds_says_so():
