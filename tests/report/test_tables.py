@@ -6,12 +6,13 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from gradsurgery.algorithms import METHODS
 from gradsurgery.data.derived import PRESETS
 from gradsurgery.documents.selection import CRITERIA
-from gradsurgery.report.rendering import to_latex, to_markdown
-from gradsurgery.report.section import Entry, Table
+from gradsurgery.report.rendering import section_markdown, to_latex, to_markdown
+from gradsurgery.report.section import Entry, Listing, Section, Table, Text
 from gradsurgery.report.tables import (
     candidates_table,
     choices_table,
@@ -272,6 +273,27 @@ def test_markdown_escapes_what_would_change_the_table_or_the_type():
     text = markdown([table_of(method="a|b*c", target="_x_ art_painting")])
     assert r"| a\|b\*c |" in text
     assert r"\_x\_ art_painting" in text
+
+
+ODD = ["~~a~~", "a &amp; b", "&#35;1", "`c`", "a|b", "<b>x</b>", "# d", "d #", "1. e", "23) e"]
+ODD += ["- f", "+ f", "===", "---", "*g*", "_g_", "art_painting", "![h](i)", "R&D", "j\\", "\\&lt;"]
+
+
+@pytest.mark.parametrize("name", [*ODD, " - f", "    k"])
+def test_a_name_is_shown_as_it_is_wherever_it_stands_in_markdown(name):
+    """As CommonMark with the tables and the strikethrough of GitHub has it."""
+    reader = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    blocks = [Text(name), Listing([name]), Table(name, [name, "b"], [[Entry(name)] * 2], [name])]
+    read = reader.parse(section_markdown(Section("identity", name, blocks)))
+    shown = [each for each in read if each.type == "inline"]
+    assert [each.type for each in read if each.type.endswith("_open") and each.level == 0] == [
+        *("heading_open", "paragraph_open", "bullet_list_open"),
+        *("paragraph_open", "table_open", "paragraph_open"),
+    ]
+    texts = ["".join(child.content for child in each.children) for each in shown]
+    assert texts == [*[name.strip()] * 5, "b", *[name.strip()] * 3]
+    styles = {child.type for each in shown for child in each.children}
+    assert styles == {"text", "strong_open", "strong_close"}  # of the caption
 
 
 def test_control_characters_are_shown_and_obeyed_by_nothing():

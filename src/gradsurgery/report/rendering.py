@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradsurgery.errors import printable
-from gradsurgery.report.section import Entry, Section, Table, Text
+from gradsurgery.report.section import Entry, Listing, Section, Table, Text
 
 if TYPE_CHECKING:
     import rich.table
@@ -97,11 +97,17 @@ def to_markdown(tables: Sequence[Table]) -> str:
     return "\n".join(_markdown(table) for table in tables)
 
 
-def section_markdown(section: Section) -> str:
-    """The sentences and tables of a section."""
-    texts = [f"{markdown_text(sentence, strip=False)}\n" for sentence in section.sentences]
-    tables = [f"\n{_markdown(block)}" for block in section.blocks if isinstance(block, Table)]
-    return "".join([f"# {markdown_text(section.title)}\n", *texts, *tables])
+def section_markdown(section: Section, heading: str = "#") -> str:
+    """The section's sentences and tables, below a heading."""
+    parts = [f"{heading} {markdown_text(section.title)}\n"]
+    for block in section.blocks:
+        if isinstance(block, Table):
+            parts.append(_markdown(block))
+        elif isinstance(block, Listing):
+            parts.append("".join(f"- {markdown_text(item)}\n" for item in block.items))
+        elif isinstance(block, Text):
+            parts.append(f"{markdown_text(block.text)}\n")
+    return "\n".join(parts)
 
 
 def _markdown(table: Table) -> str:
@@ -122,11 +128,22 @@ def _markdown(table: Table) -> str:
     return "\n".join([*title, text, *(f"\n{markdown_text(note)}" for note in table.notes)]) + "\n"
 
 
+_MARKDOWN = re.compile(
+    r"""[\\`*|<>\[\]~]            # anywhere
+    | (?<![^\W_])_ | _(?![^\W_])  # no emphasis within a word: art_painting stays readable
+    | &(?=\#?\w+;)               # an entity
+    | (?<!\S)\#                  # the beginning of a heading, or its end
+    | ^[-+=](?=[-+=\s]|$)        # a list, or a line that makes a heading of the one above
+    """,
+    re.VERBOSE,
+)
+
+
 def markdown_text(text: str, *, strip: bool = True) -> str:
     """The text as Markdown that shows it; `strip` leaves out spaces at its ends."""
-    # An underscore within a word is no emphasis: art_painting stays readable in the source.
-    escaped = re.sub(r"[\\`*|<>\[\]]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", printable(text))
-    return " ".join(escaped.split()) if strip else escaped
+    text = " ".join(printable(text).split()) if strip else printable(text)
+    escaped = _MARKDOWN.sub(r"\\\g<0>", text)
+    return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", escaped)  # a numbered list
 
 
 def to_latex(tables: Sequence[Table]) -> str:
