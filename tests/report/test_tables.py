@@ -267,6 +267,9 @@ def test_latex_escapes_names():
     text = latex([table_of(method=r"a_b&c%d#e$f{g}h~i^j\k", target="art_painting")])
     assert r"a\_b\&c\%d\#e\$f\{g\}h\textasciitilde{}i\textasciicircum{}j\textbackslash{}k &" in text
     assert r"art\_painting" in text
+    text = latex([table_of(method="a--b ---", target="`c` ''d,,")])  # no dashes and no quotes
+    assert r"a-\/-b -\/-\/- &" in text
+    assert r"& \textasciigrave{}c\textasciigrave{} '\/'d,\/, \\" in text
 
 
 def test_markdown_escapes_what_would_change_the_table_or_the_type():

@@ -182,6 +182,7 @@ _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "`": r"\textasciigrave{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
@@ -196,7 +197,9 @@ _LATEX = {
 
 def _latex_text(text: str) -> str:
     signs = re.sub(r"(?<![^\s\[(])-(?=\d)", "−", printable(text))  # of numbers, no hyphens
-    return " ".join("".join(_LATEX.get(c, c) for c in signs).split())
+    parts = re.finditer(r"([-',])(?=\1)|.", signs)  # two of these become another sign
+    written = [rf"{part[1]}\/" if part[1] else _LATEX.get(part[0], part[0]) for part in parts]
+    return " ".join("".join(written).split())
 
 
 def rows_with_below(table: Table) -> Iterator[list[Entry]]:
