@@ -9,7 +9,7 @@ from base64 import b64decode, b64encode
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -296,11 +296,13 @@ def inspect_images(
         progress(done, count)
     part = _parts(source)
     good = [position for position in range(count) if position not in bad]
+    places = tuple(map(source.location, range(count)))  # where somebody would look at them
+    found = replace(listing, identities=places)
     return Inspection(
-        copies_among(identical_files(hashes), listing, part),
-        copies_among(look_alikes(looks, hashes, good), listing, part) if decodes else None,
-        tuple(SkippedImage(listing.identities[i], bad[i]) for i in sorted(bad)),
-        tuple(listing.identities[i] for i in sorted(several)),
+        copies_among(identical_files(hashes), found, part),
+        copies_among(look_alikes(looks, hashes, good), found, part) if decodes else None,
+        tuple(SkippedImage(places[i], bad[i]) for i in sorted(bad)),
+        tuple(places[i] for i in sorted(several)),
     )
 
 
