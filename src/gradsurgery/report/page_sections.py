@@ -18,7 +18,7 @@ from gradsurgery.documents.selection import CRITERIA
 from gradsurgery.documents.studies import Diagnosis, Explanation, SimilarityStudy
 from gradsurgery.report.evaluation_text import explanation_section
 from gradsurgery.report.gradients_text import diagnosis_section, similarity_section
-from gradsurgery.report.rendering import embedded, render_page
+from gradsurgery.report.rendering import render_page
 from gradsurgery.report.run_text import recalls_section, recorded_sentences
 from gradsurgery.report.section import (
     Block,
@@ -31,6 +31,7 @@ from gradsurgery.report.section import (
     Verbatim,
     counted,
     duration,
+    embedded,
     listed,
     plain_table,
     value_text,

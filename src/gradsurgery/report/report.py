@@ -23,7 +23,7 @@ from gradsurgery.report.gradients_text import (
     similarity_section,
 )
 from gradsurgery.report.rendering import section_markdown, to_latex, to_markdown
-from gradsurgery.report.section import Figure, Section, listed
+from gradsurgery.report.section import Figure, Section, embedded, listed
 from gradsurgery.report.tables import (
     candidates_table,
     choices_table,
@@ -126,7 +126,6 @@ def write_report(
         _write(out / name, text)
     from gradsurgery.report.figures.style import save
     from gradsurgery.report.page_sections import PIXELS_PER_INCH, assemble
-    from gradsurgery.report.rendering import embedded
 
     figures: dict[str, list[Figure]] = {
         kind: [] for kind in ("examples", "accuracies", "batches", "curves", "ranks")
