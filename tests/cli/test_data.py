@@ -148,6 +148,22 @@ def test_info_names_classes_that_hospitals_spell_in_their_own_way(tmp_path):
     assert alike in run("info", str(tmp_path / "set"), "--quick")
 
 
+def test_info_names_numbers_that_are_one_and_none_that_differ(tmp_path):
+    rows = []
+    for number, label in enumerate(["0", "0.0", "1.5", "15", "-15", '"odd"', '"Odd"'] * 2):
+        picture(tmp_path / f"{number}.png", number)
+        domain = "ab"[number // 7]
+        rows.append(f'{{"path": "{number}.png", "domain": "{domain}", "label": {label}}}')
+    (tmp_path / "table.jsonl").write_text("\n".join(rows))
+    output = run("info", str(tmp_path / "table.jsonl"), "--quick")
+    said = [line for line in output.splitlines() if "differ in spelling" in line]
+    assert [line.split(" differ")[0] for line in said] == [
+        "Classes 0 and 0.0",
+        "Classes Odd and odd",
+    ]
+    assert "--classes common" not in output  # every class is in both domains
+
+
 def test_info_shows_gaps_copies_and_bad_images_and_never_refuses(doubtful):
     output = run("info", str(doubtful))
     assert "Domain b has no image of cow." in output

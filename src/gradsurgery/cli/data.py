@@ -231,8 +231,8 @@ def _print_table(source: Source, summary: dict[str, Any], found: Inspection | No
     sentences = gap_sentences(counts, source.classes)
     sentences += imbalance_sentences(counts, source.classes)
     sentences += _group_sentences(source)
+    sentences += [f"Classes {sentence}." for sentence in spelled_alike(source.classes)]
     if any(0 in numbers for numbers in counts.values()):
-        sentences += [f"Classes {sentence}." for sentence in spelled_alike(source.classes)]
         sentences.append(
             "Train with --classes common (without such classes) or --classes all (with gaps)."
         )

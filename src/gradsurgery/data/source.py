@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -58,11 +59,15 @@ def letters(name: str) -> str:
 
 
 def spelled_alike(names: Sequence[str]) -> list[str]:
-    """What to say of names that differ in nothing but capitals, spaces and signs."""
-    groups: dict[str, list[str]] = {}
+    """What to say of names that differ in nothing but capitals, spaces and signs.
+
+    Numbers are one by their value: 0 and 0.0 are, 15 and 1.5 are not.
+    """
+    groups: dict[str | Fraction, list[str]] = {}
     for name in names:
-        groups.setdefault(letters(name), []).append(name)
-    alike = [" and ".join(group) for key, group in groups.items() if key and len(group) > 1]
+        number = re.fullmatch("-?[0-9]+([.][0-9]+)?", name)
+        groups.setdefault(Fraction(name) if number else letters(name), []).append(name)
+    alike = [" and ".join(group) for key, group in groups.items() if key != "" and len(group) > 1]
     return [f"{group} differ in spelling alone: if they are one, rename them" for group in alike]
 
 
