@@ -54,20 +54,17 @@ def look(name: str) -> str:
 
 
 def letters(name: str) -> str:
-    """A name's letters and digits: "Real World", "real_world" and "Real-World" are one."""
-    return re.sub(r"[\W_]", "", name.casefold())
+    """Its letters and digits: "real_world" and "Real-World" are one; of a number, its value."""
+    number = re.fullmatch("-?[0-9]+([.][0-9]+)?", name)
+    return str(Fraction(name)) if number else re.sub(r"[\W_]", "", name.casefold())
 
 
 def spelled_alike(names: Sequence[str]) -> list[str]:
-    """What to say of names that differ in nothing but capitals, spaces and signs.
-
-    Numbers are one by their value: 0 and 0.0 are, 15 and 1.5 are not.
-    """
-    groups: dict[str | Fraction, list[str]] = {}
+    """What to say of names that differ in nothing but capitals, spaces and signs."""
+    groups: dict[str, list[str]] = {}
     for name in names:
-        number = re.fullmatch("-?[0-9]+([.][0-9]+)?", name)
-        groups.setdefault(Fraction(name) if number else letters(name), []).append(name)
-    alike = [" and ".join(group) for key, group in groups.items() if key != "" and len(group) > 1]
+        groups.setdefault(letters(name), []).append(name)
+    alike = [" and ".join(group) for key, group in groups.items() if key and len(group) > 1]
     return [f"{group} differ in spelling alone: if they are one, rename them" for group in alike]
 
 
@@ -282,10 +279,8 @@ def list_images(
     check_domains(name, list(domains), fewest_domains)
     domain = np.array([domains[d] for d in domains_of], dtype=np.int64)
     label = np.array([classes[c] for c in classes_of], dtype=np.int64)
-    identities = [
-        f"{d}/{c}/{printable(file)}"
-        for d, c, file in zip(domains_of, classes_of, files, strict=True)
-    ]
+    named = zip(domains_of, classes_of, map(printable, files), strict=True)
+    identities = ["/".join(names) for names in named]
     if len(set(identities)) < len(identities):
         twice = min(identity for identity, times in Counter(identities).items() if times > 1)
         raise DataError(f"{name}: two images are called {twice}; rename one of them")
