@@ -85,15 +85,6 @@ class Candidate(Part):
         return not self.lacks
 
 
-class Edge(NamedTuple):
-    """A hyperparameter whose chosen value is the smallest or the `largest` of several `tried`."""
-
-    name: str
-    value: int | float
-    largest: bool
-    tried: int
-
-
 class Choice(Part):
     """One choice among the candidates for a data set, target, method and backbone.
 
@@ -120,27 +111,6 @@ class Choice(Part):
     def candidate(self) -> Candidate | None:
         """The one that was chosen."""
         return None if self.chosen is None else self.candidates[self.chosen]
-
-    @property
-    def edges(self) -> list[Edge]:
-        """The numbers at the end of what was tried, of at least three: of two each is at an end.
-
-        A 0 is none, for hardly one can be below it; nor is any while planned runs, which may be
-        those beyond, are not finished.
-        """
-        chosen = self.candidate
-        if chosen is None or self.unfinished:
-            return []
-        found = []
-        for name in self.searched:
-            values = [each.hyperparameters.get(name) for each in self.candidates]
-            numbers = sorted({value for value in values if isinstance(value, int | float)})
-            if len(numbers) < 3 or not all(value in numbers for value in values):
-                continue
-            value, largest = chosen.hyperparameters[name], numbers[-1]
-            if value == largest or value == numbers[0] != 0:
-                found.append(Edge(name, value, value == largest, len(numbers)))
-        return found
 
 
 class Selection(Part):

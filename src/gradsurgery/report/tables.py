@@ -8,8 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gradsurgery.documents.selection import CRITERIA, Candidate, Choice, Edge, Selection, Summary
+from gradsurgery.documents.selection import CRITERIA, Candidate, Choice, Selection, Summary
 from gradsurgery.report.section import ABSENT, Entry, Table, counted, listed, plain_table
+from gradsurgery.results.selection import Edge, edges
 from gradsurgery.results.statistics import PairedComparison
 from gradsurgery.results.tables import DECIMALS, Cell, ComparisonTable
 
@@ -157,7 +158,7 @@ def edge_sentences(selections: Mapping[str, Selection]) -> list[str]:
     attainable = {name: each for name, each in selections.items() if each.attainable}
     found: dict[Edge, list[str]] = {}
     for (data, target, method, criterion), choice in _by_choice(attainable):
-        for edge in choice.edges:
+        for edge in edges(choice):
             found.setdefault(edge, []).append(f"{method} on {target} ({data}, {criterion})")
     sentences = []
     for edge, chosen in found.items():
