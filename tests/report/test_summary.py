@@ -35,7 +35,17 @@ def test_what_was_compared_and_that_it_is_complete(written, told):
         "2 methods (deep-all and agr-sum) were compared on pacs with photo and sketch held out in "
         "turn, and 6 seeds each."
     )
-    assert second == "24 runs are there. The comparison is complete."
+    assert second == "24 runs are there. Every method has each seed on each target."
+
+
+def test_a_comparison_is_called_complete_by_a_plan_alone(written, told, tmp_path):
+    runs = []
+    for seed in range(2):
+        folder = written(seed=seed).parent.relative_to(tmp_path)
+        runs.append({"directory": folder.as_posix(), "seed": seed})
+    assert told()[1] == "2 runs are there. Every method has each seed on each target."
+    write_plan(tmp_path, runs)
+    assert told()[1] == "2 of 2 planned runs are finished. The comparison is complete."
 
 
 def test_many_targets_are_counted_and_not_named(written, told):

@@ -83,7 +83,10 @@ def _complete(inventory: Inventory, tables: Sequence[ComparisonTable]) -> str:
     elif apart := _apart(tables):
         sentences.append(apart)
     elif not inventory.missing and not failed and there > 1:
-        sentences.append("The comparison is complete")
+        whole = "The comparison is complete"  # without a plan nobody knows what else was meant
+        sentences.append(
+            whole if inventory.planned else "Every method has each seed on each target"
+        )
     if extra:
         runs = counted(extra, "run")
         sentences.append(
