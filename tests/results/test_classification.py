@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from sklearn import metrics
 
 from gradsurgery.documents.tally import Tally
@@ -144,3 +144,12 @@ def test_images_that_are_all_right_have_no_interval_of_no_width():
     for each in (found.accuracy, found.balanced_accuracy, found.macro_f1):
         assert (each.value, each.high) == (1.0, 1.0)
         assert each.low == pytest.approx(wanted.low)
+
+
+def test_a_log_loss_has_no_interval_below_zero():
+    losses = np.array([0.01, 0.01, 3.0])  # mean 1.007, deviation 1.410: −0.588 to 2.602
+    tally = Tally.of(np.zeros(3, int), np.zeros(3, int), np.ones(3, np.float32), losses, 2)
+    found = assess(tally, "ab").log_loss
+    reach = norm.ppf(0.975) * losses.std() / np.sqrt(3)
+    assert (found.low, found.high) == (0.0, pytest.approx(losses.mean() + reach))
+    assert reach > losses.mean()

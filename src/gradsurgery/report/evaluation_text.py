@@ -263,6 +263,8 @@ def _percent(estimate: Estimate | None, unit: str = " %") -> str:
 def _number(estimate: Estimate | None) -> str:
     if estimate is None:
         return ABSENT
+    if estimate.low == estimate.high:  # of a single image
+        return f"{estimate.value:.3f}"
     text = f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
     return text.replace("inf", "∞")  # of a single group
 

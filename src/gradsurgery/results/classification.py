@@ -218,7 +218,7 @@ def _log_loss(tally: Tally) -> Estimate | None:
     if tally.log_loss is None or tally.log_loss_deviation is None:
         return None
     reach = normal_quantile() * tally.log_loss_deviation / math.sqrt(tally.images)
-    return Estimate(tally.log_loss, tally.log_loss - reach, tally.log_loss + reach)
+    return Estimate(tally.log_loss, max(0.0, tally.log_loss - reach), tally.log_loss + reach)
 
 
 def _calibration_error(tally: Tally, random: np.random.Generator) -> Estimate | None:

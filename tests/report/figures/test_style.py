@@ -5,6 +5,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+from PIL import Image
 
 from gradsurgery.errors import OutputError
 from gradsurgery.report.figures.style import (
@@ -138,3 +139,13 @@ def test_long_names_are_broken_and_cut():
     assert wrapped("irm+agr-sum, a + b", 30) == "irm+agr-sum, a + b"
     assert wrapped("irm (irm.penalty=10)") == "irm\n(irm.penalty=10)"
     assert wrapped("") == ""
+
+
+def test_a_figure_of_hundreds_of_rows_is_drawn_with_fewer_dots(tmp_path):
+    figure, _ = new_figure(1, 400)  # 80,000 pixels at 200 an inch, where the most are 65,535
+    png, *_ = save(figure, tmp_path / "tall")
+    with Image.open(png) as picture:
+        assert picture.size == (150, 60_000)
+    png, *_ = save(new_figure(1, 2)[0], tmp_path / "usual")
+    with Image.open(png) as picture:
+        assert picture.size == (200, 400)
