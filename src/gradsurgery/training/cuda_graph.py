@@ -225,8 +225,9 @@ def _recording(graph: Any, generator: torch.Generator) -> Iterator[None]:
     Where it cannot be, torch leaves the generators, the allocator and the current stream as in a
     recording: they are put back, for the steps that are taken one by one from there on.
     """
-    device = generator.device
-    drawing = (generator, torch.cuda.default_generators[device.index])
+    device = generator.device.index  # None of one that is made for "cuda"
+    device = torch.cuda.current_device() if device is None else device
+    drawing = (generator, torch.cuda.default_generators[device])
     before = [each.clone_state() for each in drawing]
     stream, pool = _recording_stream(device), torch.cuda.graph_pool_handle()
     options: Any = {"pool": pool, "stream": stream, "capture_error_mode": "thread_local"}
@@ -237,13 +238,13 @@ def _recording(graph: Any, generator: torch.Generator) -> Iterator[None]:
         for each, state in zip(drawing, before, strict=True):
             each.graphsafe_set_state(state)
         with suppress(RuntimeError):  # where torch has come to end it
-            torch._C._cuda_endAllocateToPool(device.index, pool)
-            torch._C._cuda_releasePool(device.index, pool)
+            torch._C._cuda_endAllocateToPool(device, pool)
+            torch._C._cuda_releasePool(device, pool)
         raise
 
 
 @cache
-def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+def _recording_stream(device: int) -> torch.cuda.Stream:
     """One for all graphs of a device, as each has memory of its own in torch's libraries."""
     return torch.cuda.Stream(device)
 
