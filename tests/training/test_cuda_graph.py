@@ -3,6 +3,7 @@
 import random
 import weakref
 from contextlib import contextmanager
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -276,12 +277,17 @@ def test_where_memory_ends_the_step_is_taken_as_it_is(monkeypatch):
         held.extend(map(weakref.ref, values))
         put_back(state, values)
 
+    def waited(device):
+        assert held[0]() is not None  # the graph, whose replay may be under way
+
     def refuse(taken, reason):
         held.append([reference for reference in held if reference() is not None])
         taken.refusal = reason
 
     monkeypatch.setattr(cuda_graph, "_Graph", Large)
     monkeypatch.setattr(cuda_graph, "_put_back", watched)
+    waits = mock.Mock(side_effect=waited)
+    monkeypatch.setattr(cuda_graph, "_wait_for", waits)
     monkeypatch.setattr(GraphedSteps, "_refuse", refuse)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     losses, weights, taken = run(learner_for("agr-rand"), "auto")
@@ -289,6 +295,7 @@ def test_where_memory_ends_the_step_is_taken_as_it_is(monkeypatch):
     *references, alive = held
     assert len(references) > 2
     assert alive == []
+    assert waits.call_count == 1
     assert "no memory for a graph" in taken.refusal
     torch.testing.assert_close(losses, expected, rtol=0, atol=0)
     torch.testing.assert_close(weights, expected_weights, rtol=0, atol=0)

@@ -84,9 +84,8 @@ class GraphedSteps:
         shapes = [(images.shape, labels.shape) for images, labels in batches]
         key = stage, self.learner.freezing.holds(step), shapes
         if key != self._stage:  # what was recorded is of another formula
-            if self._graph is not None:  # its last replay may not have read yet what goes with it
-                _wait_for(self.learner.device)
-            self._stage, self._eager, self._graph, self._compared = key, 0, None, 0
+            self._let_go()
+            self._stage, self._eager, self._compared = key, 0, 0
         if self._graph is None:
             draws = _draws_on_host(self.learner)
             result = self.learner.take(batches, step)
@@ -134,7 +133,7 @@ class GraphedSteps:
             _set_generators(self.learner, seeds)
             before.clear()
             after.clear()
-            self._graph = None
+            self._let_go()
             torch.cuda.empty_cache()
             self._refuse("there is no memory for a graph beside a step")
             return self.learner.take(batches, step)
@@ -142,9 +141,15 @@ class GraphedSteps:
         if all(_same_bits(left, right) for left, right in pairs):
             self._compared += 1
         else:
-            self._graph = None
+            self._let_go()
             self._refuse("a replayed step differs from the step itself")
         return taken
+
+    def _let_go(self) -> None:
+        """Have no graph; its last replay may not have read yet what goes with it."""
+        if self._graph is not None:
+            _wait_for(self.learner.device)
+        self._graph = None
 
     def _refuse(self, reason: str) -> None:
         if self._mode == "on":
