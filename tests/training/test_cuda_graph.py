@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 
 import gradsurgery as gs
 from gradsurgery.backbones import build_backbone
-from gradsurgery.errors import ArgumentError
-from gradsurgery.training import cuda_graph
+from gradsurgery.errors import ArgumentError, GradsurgeryError
+from gradsurgery.training import cuda_graph, loop
 from gradsurgery.training.cuda_graph import GraphedSteps
 from gradsurgery.training.learner import build_learner
 
@@ -299,3 +299,16 @@ def test_where_memory_ends_the_step_is_taken_as_it_is(monkeypatch):
     assert "no memory for a graph" in taken.refusal
     torch.testing.assert_close(losses, expected, rtol=0, atol=0)
     torch.testing.assert_close(weights, expected_weights, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("mode", "said"), [("auto", True), ("off", False)])
+def test_an_error_about_memory_names_the_graph_which_takes_some(mode, said):
+    learner = learner_for("agr-sum")
+    learner.device = torch.device("cuda", 0)
+    configuration = gs.RunConfiguration(data="rotated-digits", target="0", cuda_graph=mode)
+    with (
+        pytest.raises(GradsurgeryError, match="lower --batch-size or --image-size") as caught,
+        loop._naming_what_takes_memory(learner, configuration),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert ("--cuda-graph off" in str(caught.value)) == said
