@@ -2,13 +2,14 @@
 
 import random
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from torch.torch_version import TorchVersion
 
 import gradsurgery as gs
 from gradsurgery.backbones import build_backbone
@@ -18,6 +19,7 @@ from gradsurgery.training.cuda_graph import GraphedSteps
 from gradsurgery.training.learner import build_learner
 
 STEPS = 12
+RECORDED = cuda_graph._Graph
 COIN = random.Random(0)
 """Stands for Python's own numbers: what checks the annotations under the tests draws from those."""
 
@@ -173,6 +175,18 @@ def test_a_network_that_throws_a_coin_on_the_processor_is_not_recorded(draw):
     learner.backbone.model.register_forward_hook(lambda *_: draw() and None)
     assert "draws random numbers on the processor" in run(learner, "auto")[2].refusal
     assert Repeated.recorded == 0
+
+
+@pytest.mark.parametrize(("version", "registered"), [("2.11.0+cu130", True), ("2.14.1", False)])
+def test_the_generator_is_registered_where_torch_does_not_do_it(version, registered, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    monkeypatch.setattr(cuda_graph, "_recording", lambda *_: nullcontext())
+    graph = mock.Mock()
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+    learner = learner_for("agr-rand")
+    RECORDED(learner, [(torch.ones(1, 3, 20, 20), torch.arange(1))], lambda _: None)
+    calls = [mock.call(learner.generator)] if registered else []
+    assert graph.register_generator_state.mock_calls == calls
 
 
 class Generator(torch.Generator):

@@ -173,7 +173,8 @@ class _Graph:
     ) -> None:
         self._batches = [(images.clone(), labels.clone()) for images, labels in batches]
         self._graph = torch.cuda.CUDAGraph()
-        self._graph.register_generator_state(learner.generator)
+        if torch.__version__ < "2.14":  # from then on torch sees to it, and says so at every call
+            self._graph.register_generator_state(learner.generator)
         learner.optimizer.zero_grad(set_to_none=True)
         with (
             staged_tables(learner.device) as self._read,
