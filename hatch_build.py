@@ -29,7 +29,7 @@ class CompileNative(BuildHookInterface[Any]):
         library = folder / "libgradsurgery.so"
         compiler = shlex.split(os.environ.get("CC", "cc"))
         sources = sorted(map(str, folder.glob("*.c")))
-        command = [*compiler, *FLAGS, f'-DSOURCES="{digest_of(folder)}"', *sources, "-o"]
+        command = [*compiler, *FLAGS, f'-DSOURCES="{digest_of(folder)}"', *sources, "-lm", "-o"]
         library.unlink(missing_ok=True)
         try:
             subprocess.run([*command, library], check=True, capture_output=True, text=True)

@@ -40,7 +40,7 @@ _NO_KERNEL = {
 }
 # The size of their result is decided on the device: the host has to wait for it.
 _SIZED_BY_VALUES = {"nonzero", "masked_select", "unique_consecutive", "_unique2", "equal"}
-_FACTORIES = ("arange", "empty", "eye", "full", "ones", "randint", "randperm", "zeros")
+_FACTORIES = ("arange", "empty", "eye", "full", "ones", "rand", "randint", "randperm", "zeros")
 
 # What one launch of torch's multi-tensor kernels takes (ATen/native/cuda/MultiTensorApply.cuh).
 _MOST_TENSORS = (110, 64, 48, 36, 30)  # by the number of lists

@@ -107,6 +107,35 @@ def test_default_weights_of_torchvision(monkeypatch):
     check_default("squeezenet1_1", published, head="classifier.1")
 
 
+def test_other_weights_of_torchvision_by_their_name(monkeypatch):
+    # the addresses are those in torchvision's documentation of ResNet50_Weights
+    asked, published = [], build("resnet50", classes=1000, seed=9).model.state_dict()
+
+    def load(address, **_):
+        asked.append(address.rpartition("/")[2])
+        return dict(published)
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", load)
+    for weights in ("IMAGENET1K_V1", "IMAGENET1K_V2", "default"):
+        backbone = build("resnet50", weights=weights)
+        assert backbone.pretrained
+        assert torch.equal(backbone.model.conv1.weight, published["conv1.weight"])
+    first, second = "resnet50-0676ba61.pth", "resnet50-11ad3fa6.pth"
+    assert asked == [first, second, second]
+
+
+@pytest.mark.parametrize("weights", ["IMAGENET1K_V2", "IMAGENET1K_FEATURES"])
+def test_a_name_of_no_weights_is_told_those_that_there_are(weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        WeightsError, match=rf"no weights {weights} of vgg16, .*give IMAGENET1K_V1, 'default'"
+    ):
+        build("vgg16", weights=weights)
+    (tmp_path / weights).write_bytes(b"")  # a file of that name is a file
+    with pytest.raises(WeightsError, match="is no weights file"):
+        build("vgg16", weights=weights)
+
+
 def test_default_weights_of_timm(monkeypatch):
     published = build("test_vit", classes=1000, seed=9).model.state_dict()
     monkeypatch.setattr(

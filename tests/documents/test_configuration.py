@@ -18,6 +18,40 @@ def test_defaults_are_the_papers() -> None:
     assert run.split_seed == 0
 
 
+def test_domainbeds_defaults_where_the_protocol_says_so() -> None:
+    """As in DomainBed's source.
+
+    `hparams_registry.py`: resnet50, batch_size 32, lr 5e-5, weight_decay 0, data_augmentation;
+    `datasets.py`: N_STEPS 5001 (the last is step 5000), CHECKPOINT_FREQ 300, images of 224;
+    `scripts/train.py`: holdout_fraction 0.2, splits drawn from the trial's seed.
+    """
+    options = RunConfiguration(data="pacs", target="sketch", protocol="domainbed")
+    assert (options.backbone, options.weights, options.batch_norm) == (
+        "resnet50",
+        "IMAGENET1K_V1",
+        "frozen",
+    )
+    assert (options.iterations, options.validate_every, options.batch_size) == (5000, 300, 32)
+    assert (options.optimizer, options.learning_rate, options.weight_decay) == ("adam", 5e-5, 0)
+    assert (options.augment, options.image_size, options.resize) == ("domainbed", 224, "squash")
+    assert (options.split, options.split_per_run, options.test_on) == ("80/20/0", True, "all")
+    assert options.validation_mean == "domains"
+
+
+def test_what_is_given_goes_before_the_protocol() -> None:
+    def of(**options: Any) -> RunConfiguration:
+        return RunConfiguration(data="pacs", target="sketch", protocol="domainbed", **options)
+
+    assert of(iterations=7).iterations == 7
+    assert of(backbone="resnet18").weights == "default"  # the protocol's are those of ResNet-50
+    assert of(backbone="small-cnn").weights == "none"
+    assert of(weights="none").batch_norm == "per-domain"
+    assert of(split="60/20/20").split_per_run
+    assert not of(split="lists").split_per_run  # what is told is not drawn
+    spelled = of().model_dump(exclude={"protocol"})
+    assert not RunConfiguration(**spelled).differences(of())
+
+
 def test_every_built_in_set_has_defaults() -> None:
     assert set(BUILT_IN) == set(BUILT_IN_SETS)
 

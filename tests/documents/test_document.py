@@ -38,7 +38,7 @@ def test_long_names_have_different_folders():
     [
         ("grid", {"lr": [1]}, "grid: unknown option 'lr'; there is learning_rate"),
         ("grid", {"seed": [1]}, "grid: seed has a place of its own in the plan, seeds"),
-        ("grid", {"device": ["cpu"]}, "grid: device does not change what is learned, and is not"),
+        ("grid", {"device": ["cpu"]}, "grid: device does not itself change what is learned"),
         ("grid", {"learning_rate": []}, "grid: learning_rate has no values, or one of them twice"),
     ],
 )

@@ -198,7 +198,7 @@ def test_the_place_of_a_run_is_no_difference() -> None:
     there = RunConfiguration(data="pacs:there", target="sketch", device="cuda", threads=8, seed=1)
     assert here.differences(there) == {"seed": (0, 1)}
     computing = ["device", "channels_last", "compile", "cuda_graph", "threads", "keep_checkpoint"]
-    assert options_of("place") == ["data", *computing]
+    assert options_of("place") == ["data", "protocol", *computing]
 
 
 def test_what_a_step_costs_depends_on_all_but_what_is_free() -> None:

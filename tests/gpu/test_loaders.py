@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from gradsurgery.data import ImageSet, loader, normalize, open_source, prepare
+from gradsurgery.data import Augmentation, ImageSet, loader, normalize, open_source, prepare
 from gradsurgery.data.loader import ResidentLoader, ResidentSets, StreamingLoader, prefetched
+from gradsurgery.data.pixels import gather
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
 from gradsurgery.training import train
@@ -42,6 +43,18 @@ def loader_of(kind: str, images: ImageSet, *, channels_last: bool) -> Any:
     resident = ResidentSets(lambda _: 10**12).get(images, GPU)
     assert resident is not None
     return ResidentLoader(images, MEAN, STD, GPU, channels_last=channels_last, resident=resident)
+
+
+@pytest.mark.parametrize("name", ["flip", "crop", "domainbed"])
+def test_images_changed_at_random_have_the_processors_bits(name: str, images: ImageSet) -> None:
+    made, positions = loader_of("resident", images, channels_last=True), np.arange(200)
+    changing = Augmentation(name, size=24, seed=1).at(positions, 2)
+    fetched = made.fetch(positions, changing)
+    fetched()  # what is loaded at first may wait
+    with nobody_waits():
+        found, _ = made.fetch(positions, changing)()
+    expected = normalize(changing(gather(images.images, positions)), MEAN, STD)
+    assert found.cpu().equal(expected)
 
 
 @pytest.mark.parametrize("kind", ["resident", "streaming"])

@@ -207,6 +207,22 @@ def test_what_is_printed_as_zero_has_one_sign():
     assert (signed(-0.006), signed(1)) == ("-0.01", "+1.00")
 
 
+def test_where_the_runs_differ_from_the_papers_is_said_beside_its_figures(written, tmp_path):
+    """The paper's AlexNet, 1,000 iterations (Mansilla et al. 2021, section 4.2), at 224 pixels."""
+    changes = {"backbone": "resnet18", "image_size": 112, "iterations": 1000, "split_seed": 4}
+    own = {f"configuration__{name}": value for name, value in changes.items()}
+    for method in ("deep-all", "agr-sum"):
+        written(method, **own)
+    tables = compare_runs(take_inventory([tmp_path]).runs)
+    _, note = markdown(tables, paper=True).rsplit("paper: ", 1)
+    expected = (
+        "differ from those (in brackets) in backbone resnet18 (alexnet), image_size 112 (224)"
+    )
+    assert note.strip().endswith(expected)
+    assert expected.replace("_", r"\_") in latex(tables, paper=True)
+    assert "in brackets" not in markdown(tables)
+
+
 def test_the_papers_figures_are_beside_ours(compared):
     lines = markdown(compared, paper=True).splitlines()
     position = next(i for i, line in enumerate(lines) if line.startswith("| agr-sum |"))

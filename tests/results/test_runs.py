@@ -137,6 +137,7 @@ def test_what_is_compared_follows_the_roles_of_the_options(written, tmp_path):
         "drop_duplicates": False,
         "split": "70/10/20",
         "test_on": "test",
+        "validation_mean": "images",
         "data_digest": "d1",
         "split_digest": "s1",
     }

@@ -3,8 +3,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -73,14 +75,47 @@ def test_the_saved_model_has_the_accuracy_in_the_record(
         (split.test["75"], best.target_accuracy),
         (split.validation["75"], best.target_validation_accuracy),
     ):
-        pixels = normalize(
-            torch.from_numpy(images.images[chosen]), description["mean"], description["std"]
-        )
-        with torch.no_grad():
-            predicted = backbone.model(pixels).argmax(dim=1).numpy()
-        accuracy = (predicted == images.label[chosen]).mean()
-        assert found == pytest.approx(accuracy)
-        assert accuracy > 0.1
+        right = right_answers(backbone, images, chosen)
+        assert found == pytest.approx(right.mean())
+        assert right.mean() > 0.1
+
+
+def right_answers(
+    backbone: Backbone, images: ImageSet, chosen: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    pixels = normalize(torch.from_numpy(images.images[chosen]), backbone.mean, backbone.std)
+    with torch.no_grad():
+        predicted = backbone.model(pixels).argmax(dim=1).numpy()
+    right: NDArray[np.bool_] = predicted == images.label[chosen]
+    return right
+
+
+def test_validation_is_the_mean_of_all_images_or_of_the_domains(
+    tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    drawn = draw_split(images, seed=0)
+    # of one domain three validation images are left, and of another none
+    told = {domain: dict(parts) for domain, parts in drawn.identities.items()}
+    told["0"]["validation"], told["15"]["validation"] = told["0"]["validation"][:3], []
+    lists = tmp_path / "split.json"
+    lists.write_text(json.dumps({"version": 1, "seed": 0, "digest": "", "domains": told}))
+    options = {"iterations": 40, "validate_every": 40, "split": lists, "weights": "none"}
+    by: dict[str, Record] = {}
+    for mean in ("images", "domains"):
+        configuration = configured(**options, validation_mean=mean)
+        by[mean] = train(configuration, tmp_path / mean, opened=images)
+        backbone = build_backbone("small-cnn", classes=10, weights="none", seed=1)
+        backbone.model.load_state_dict(load_file(tmp_path / mean / "model.safetensors"))
+        known = [drawn.validation["0"][:3], *(drawn.validation[d] for d in ("30", "45", "60"))]
+        right = [right_answers(backbone, images, chosen) for chosen in known]
+        expected = {
+            "images": np.concatenate(right).mean(),
+            "domains": sum(each.mean() for each in right) / 4,
+        }
+        assert expected["images"] != pytest.approx(expected["domains"])
+        assert by[mean].curves.validation_accuracy == pytest.approx([expected[mean]])
+    assert by["images"].curves.train_loss == by["domains"].curves.train_loss
+    assert by["images"].curves.validation_loss != by["domains"].curves.validation_loss
 
 
 def test_a_domain_left_out_is_neither_trained_nor_validated_on(

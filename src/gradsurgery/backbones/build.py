@@ -1,5 +1,6 @@
 """From a name to a classifier: with a new last layer, or with the weights that were saved of it."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -71,18 +72,17 @@ def build_backbone(
       `timm/resnet18` where torchvision has the name too), `small-cnn`, `small-mlp`, or a function
       or class of your own: `package.module:name`, or an entry point in the group
       `gradsurgery.backbones`.
-    - `weights`: `default` (the library's ImageNet weights, downloaded), `none`, or a FILE: a state
-      dict in .pth, .pt or .safetensors. A last layer for another number of classes in it gives
-      way to the new one.
+    - `weights`: `default` (the library's ImageNet weights, downloaded), torchvision's name of
+      others of that network (`IMAGENET1K_V1`), `none`, or a FILE: a state dict in .pth, .pt or
+      .safetensors. A last layer for another number of classes in it gives way to the new one.
     - `image_size`: the side of the images in pixels, which some transformers must know. Where it
       is given, one blank image is passed through the model to see that it fits.
 
     A function of your own is called as `name(classes)` and gives a module from images
     [batch, 3, height, width] to logits [batch, classes], all its layers initialised. Where it has a
     parameter `image_size`, it is given that too. Where it has a parameter `pretrained`, that is
-    True for the weights `default`; without, it has no such weights. Images are normalised by the
-    `mean` and `std` in the module's `pretrained_cfg`, where it has one as timm's models do, else
-    by ImageNet's.
+    True for the weights `default`; without, it has no such weights. Images are normalised by
+    `mean` and `std` of the module's `pretrained_cfg`, as timm's models have it, or ImageNet's.
 
     Raises `ArgumentError` for an unknown name or a size the model cannot take, and `WeightsError`
     where the weights are not to be had or do not fit.
@@ -95,11 +95,12 @@ def build_backbone(
         get = find_network(name, classes, image_size)
     with seeded(derive_seed(seed, "weights")):
         built = get()
-        state, digest, origin = None, None, f"the default weights of {name}"
+        state, digest, origin = None, None, f"the {weights} weights of {name}"
         metadata: dict[str, str] = {}
-        if weights == "default":
-            state = _downloaded(name, built)
+        if weights == "default" or weights in built.published:
+            state = _downloaded(name, built, weights)
         elif weights != "none":
+            _check_named(name, built, weights)
             origin, digest = weights, file_digest(Path(weights))
             state = read_state(Path(weights))
             metadata = metadata_of(Path(weights))
@@ -155,14 +156,23 @@ def seeded(seed: int) -> Iterator[None]:
         torch.set_default_dtype(default)
 
 
-def _downloaded(name: str, built: Network) -> State:
+def _check_named(name: str, built: Network, weights: str) -> None:
+    """Raise where `weights` looks like a library's name of weights and is none of this network."""
+    if built.published and re.fullmatch("[A-Z0-9_]+", weights) and not Path(weights).exists():
+        raise WeightsError(
+            f"there are no weights {weights} of {name}, and no such file; "
+            f"give {', '.join(built.published)}, 'default', 'none' or a FILE"
+        )
+
+
+def _downloaded(name: str, built: Network, weights: str) -> State:
     if built.download is None:
         raise WeightsError(f"there are no default weights of {name}; give weights 'none' or a FILE")
     try:
-        return built.download()
+        return built.download(weights)
     except Exception as error:  # each library and network stack has errors of its own
         raise WeightsError(
-            f"cannot get the default weights of {name}: {one_line(error)}; "
+            f"cannot get the {weights} weights of {name}: {one_line(error)}; "
             "give weights 'none' or a FILE"
         ) from error
 

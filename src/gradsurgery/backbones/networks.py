@@ -27,7 +27,8 @@ class Network:
 
     heads: the paths of its last layers. new_heads: whether they are to be drawn anew, as when they
     are replaced by hand. adapt: rewrites a state dict that does not fit as it is. download: gets
-    the default weights, None where there are none. provenance: where code from elsewhere is from.
+    the weights of a name, None where there are none. published: the library's names of weights,
+    beside `default`. provenance: where code from elsewhere is from.
     """
 
     model: nn.Module
@@ -35,7 +36,8 @@ class Network:
     std: Triple
     heads: tuple[str, ...]
     adapt: Callable[[State], State] = lambda state: state
-    download: Callable[[], State] | None = None
+    download: Callable[[str], State] | None = None
+    published: tuple[str, ...] = ()
     new_heads: bool = True
     provenance: dict[str, str | None] | None = None
 
@@ -156,7 +158,7 @@ def network_by(
             mean,
             std,
             tuple(layers[-1:]),
-            download=(lambda: built(pretrained=True).state_dict()) if has_weights else None,
+            download=(lambda _: built(pretrained=True).state_dict()) if has_weights else None,
             new_heads=False,
             provenance=provenance(build),
         )
@@ -226,14 +228,18 @@ def _torchvision_network(name: str, classes: int, image_size: int | None) -> Net
     linear = [path for path, layer in layers if isinstance(layer, nn.Linear)]
     convolutions = [path for path, layer in layers if isinstance(layer, nn.Conv2d)]
     head = linear[-1] if linear else convolutions[-1]  # squeezenet classifies by a convolution
-    preset = models.get_model_weights(name).DEFAULT.transforms()
+    known = models.get_model_weights(name)
+    preset = known.DEFAULT.transforms()
 
-    def download() -> State:
+    def download(weights: str) -> State:
         # Through a model of the library's, which knows the old key names of its own files.
-        return dict(models.get_model(name, weights="DEFAULT", progress=False).state_dict())
+        return dict(models.get_model(name, weights=weights.upper(), progress=False).state_dict())
 
     mean, std = _triple(preset.mean), _triple(preset.std)
-    return Network(model, mean, std, (head,), partial(adapt_torchvision, model), download)
+    # those without a classifier have images normalised otherwise
+    published = tuple(each.name for each in known if _triple(each.transforms().mean) == mean)
+    adapt = partial(adapt_torchvision, model)
+    return Network(model, mean, std, (head,), adapt, download, published)
 
 
 def adapt_torchvision(model: nn.Module, state: State) -> State:
@@ -280,7 +286,7 @@ def _timm_network(name: str, classes: int, image_size: int | None) -> Network:
         rewrite = getattr(module, "checkpoint_filter_fn", None)
         return dict(rewrite(dict(state), model)) if rewrite else state
 
-    def download() -> State:
+    def download(_: str) -> State:
         state: State = timm.create_model(plain, pretrained=True, **options).state_dict()
         if settings["num_classes"] != classes:  # the second model drew a head of its own
             own = model.state_dict()

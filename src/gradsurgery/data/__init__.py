@@ -1,5 +1,6 @@
 """Images of several domains: where they come from, their pixels, their split, their batches."""
 
+from gradsurgery.data.augmentation import Augmentation
 from gradsurgery.data.batches import Batches, DomainBatches, SingleDomainBatches
 from gradsurgery.data.cache import cpus, digest_of, prepare
 from gradsurgery.data.decode import Preparation, decode_image, example_images
@@ -8,7 +9,7 @@ from gradsurgery.data.formats import BadImageError
 from gradsurgery.data.image_set import ImageSet, cache_folder
 from gradsurgery.data.loader import ImageLoader, image_loader
 from gradsurgery.data.open_source import BUILT_IN, open_source, reopened
-from gradsurgery.data.pixels import Augmentation, normalize
+from gradsurgery.data.pixels import normalize
 from gradsurgery.data.source import SkippedImage, Source, unknown_domain
 from gradsurgery.data.splits import Split, draw_split, split_of
 

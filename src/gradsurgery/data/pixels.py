@@ -1,7 +1,6 @@
-"""Pixels, changed at random or not, and what a network takes of them: the same bits everywhere."""
+"""Pixels, and what a network takes of them: the same bits everywhere."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -9,11 +8,9 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradsurgery.documents.configuration import Augment
 from gradsurgery.errors import ArgumentError
 from gradsurgery.kernels import network
 from gradsurgery.kernels.compiled import in_spans, library, look_up_rgb
-from gradsurgery.seeds import derive_seed
 
 PIECE = 20_000
 """Pixels that are worth a thread, and whose three channels are gone through in the cache."""
@@ -121,55 +118,3 @@ def _look_up(
                 result[part, channel] = table[channel][pixels[part, channel]]
 
     in_spans(len(pixels), look_up_span, least=PIECE)
-
-
-Pixels = UInt8[Tensor, "batch height width 3"]
-
-_SCALE = (0.7, 1.0)
-"""Of a random part, the fraction of the image's area; its sides are at most as 3 to 4."""
-
-
-class Augmentation:
-    """Changes images by torchvision's transforms, on the device that they are on.
-
-    What becomes of an image follows from (seed, step, its position in the set) alone: not from the
-    images beside it, nor from what was drawn before. The global random state stays as it is.
-
-    size: side of the images in pixels.
-
-    Source: `torchvision.transforms.v2`; "domainbed" is what DomainBed (Gulrajani & Lopez-Paz 2020)
-    trains with.
-    """
-
-    def __init__(self, name: Augment, *, size: int, seed: int) -> None:
-        with torch.device("cpu"):  # on which transforms draw, and keep what they draw by
-            self._transform = _transform(name, size)
-        self._seed = seed
-
-    def __call__(self, pixels: Pixels, positions: Int64[np.ndarray, " batch"], step: int) -> Pixels:
-        """The images at `positions`, changed for step `step`; call it where nothing else draws."""
-        changed = torch.empty_like(pixels)
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            for i, position in enumerate(positions.tolist()):
-                # torch.manual_seed would seed every accelerator too
-                torch.default_generator.manual_seed(
-                    derive_seed(self._seed, "augment", step, position)
-                )
-                changed[i] = self._transform(pixels[i].permute(2, 0, 1)).permute(1, 2, 0)
-        return changed
-
-
-def _transform(name: Augment, size: int) -> Any:
-    from torchvision.transforms import v2
-
-    flip = v2.RandomHorizontalFlip()
-    crop = [v2.RandomResizedCrop(size, scale=_SCALE, antialias=True), flip]
-    transforms: dict[Augment, list[Any]] = {
-        "none": [v2.Identity()],
-        "flip": [flip],
-        "crop": crop,
-        "domainbed": [*crop, v2.ColorJitter(0.3, 0.3, 0.3, 0.3), v2.RandomGrayscale(0.1)],
-        "randaugment": [*crop, v2.RandAugment()],
-        "trivialaugment": [*crop, v2.TrivialAugmentWide()],
-    }
-    return v2.Compose(transforms[name])

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from gradsurgery.atomic import atomic_file
-from gradsurgery.documents.data_options import NO_TARGET, DataOptions, built_in
+from gradsurgery.documents.data_options import NO_TARGET, DataOptions, preset, without_slash
 from gradsurgery.documents.document import (
     FILE_VERSION,
     Document,
@@ -32,10 +32,11 @@ Switch = Literal["auto", "on", "off"]
 class RunConfiguration(DataOptions):
     """Everything that decides the outcome of a run.
 
-    The defaults are the paper's protocol; the built-in digit sets have small ones of their own.
-    What each option means is its field's `description`, which the command line shows too; `role`
-    says what it is to a comparison of runs. A folder or file may be a `Path`, and a domain that is
-    called by a number that number. Raises `ArgumentError` for a value out of its range.
+    The defaults are the paper's protocol, or DomainBed's where `protocol` says so; the built-in
+    digit sets have small ones of their own. What each option means is its field's `description`,
+    which the command line shows too; `role` says what it is to a comparison of runs. A folder or
+    file may be a `Path`, and a domain that is called by a number that number. Raises
+    `ArgumentError` for a value out of its range.
 
     >>> RunConfiguration(data="pacs", target="sketch").learning_rate
     1e-05
@@ -46,6 +47,14 @@ class RunConfiguration(DataOptions):
     file_name: ClassVar[str] = "configuration.json"
     part = "option"
 
+    protocol: Literal["paper", "domainbed"] = option(
+        "place",
+        "What the options are that are not given: paper (Mansilla et al. 2021) or domainbed "
+        "(Gulrajani & Lopez-Paz 2021: ResNet-50, 5,000 steps of 32 images a domain, augmented, 80 "
+        "% for training, a split for every seed).",
+        "paper",
+        free=True,
+    )
     method: str = option(
         "identity",
         "A name of `gradsurgery methods`, or objective+rule; either may be package.module:Name.",
@@ -65,7 +74,8 @@ class RunConfiguration(DataOptions):
     )
     weights: str = option(
         "condition",
-        "Initial weights: default (pretrained on ImageNet), none, or a file.",
+        "Initial weights: default (pretrained on ImageNet), a name of torchvision's "
+        "(IMAGENET1K_V1), none, or a file.",
         "default",
     )
     batch_norm: BatchNorm = option(
@@ -217,7 +227,7 @@ class RunConfiguration(DataOptions):
     def _fill(cls, options: Any) -> Any:
         if not isinstance(options, dict):
             return options
-        filled = {**built_in(str(options.get("data"))).options, **options}
+        filled = {**preset(options), **options}
         for name in _FORMER:
             filled.pop(name, None)
         if filled.get("backbone") in ("small-cnn", "small-mlp"):  # there are no weights for it
@@ -333,12 +343,3 @@ _WHEREVER = [name for name in RunConfiguration.model_fields if role_of(name) != 
 def _domain(name: Any) -> Any:
     """YAML takes the name 75 for a number."""
     return str(name) if type(name) in (int, float) else name
-
-
-def without_slash(data: str) -> str:
-    """A data set as users name it: the same folder with a slash at its end and without.
-
-    >>> without_slash("photos/"), without_slash("/")
-    ('photos', '/')
-    """
-    return data.rstrip("/") if data[1:].endswith("/") else data

@@ -1,12 +1,13 @@
 """The options of a run on its images: which they are, how they are divided and prepared.
 
-With what is known of the data sets that are made here.
+With what is known of the data sets that are made here, and of protocols.
 """
 
 import csv
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import Any, Literal
 
 from pydantic import field_validator
@@ -107,6 +108,13 @@ class DataOptions(Choices):
         "condition",
         "The target's images that are tested on: its test part (the paper's), or all of them.",
         "test",
+        free=True,
+    )
+    validation_mean: Literal["images", "domains"] = option(
+        "condition",
+        "What the validation's loss and accuracy are the mean of: the images of all source domains "
+        "together, or the domains, each of which counts as much.",
+        "images",
         free=True,
     )
     split_seed: int = option(
@@ -262,6 +270,43 @@ BUILT_IN_DATA = {
 }
 
 
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    # DomainBed's hparams_registry.py (its defaults), datasets.py, scripts/train.py, networks.py
+    "domainbed": {
+        "backbone": "resnet50",
+        "weights": "IMAGENET1K_V1",
+        "image_size": 224,
+        "augment": "domainbed",
+        "iterations": 5000,
+        "batch_size": 32,
+        "learning_rate": 5e-5,
+        "weight_decay": 0.0,
+        "validate_every": 300,
+        "split": "80/20/0",
+        "split_per_run": True,
+        "test_on": "all",
+        "validation_mean": "domains",
+    },
+}
+"""What the options of a run are by a protocol's name, where the run does not say otherwise."""
+
+
+def preset(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the data set and the protocol among the options `given` make of those that are not.
+
+    >>> preset({"data": "photos/", "protocol": "domainbed", "backbone": "resnet18"})["iterations"]
+    5000
+    """
+    protocol = dict(PROTOCOLS.get(str(given.get("protocol")), {}))
+    if "backbone" in given:  # another network has other weights
+        protocol.pop("weights", None)
+    split = given.get("split")
+    if isinstance(split, str | PathLike) and not re.fullmatch(r"[\d./]+", str(split)):
+        protocol.pop("split_per_run", None)  # it is told, and not drawn
+    return built_in(str(given.get("data"))).options | protocol
+
+
 def built_in(data: str) -> BuiltInData:
     """What is known of the data set `data`, a name with or without its parameters.
 
@@ -271,3 +316,12 @@ def built_in(data: str) -> BuiltInData:
     {}
     """
     return BUILT_IN_DATA.get(data.partition(":")[0], BuiltInData())
+
+
+def without_slash(data: str) -> str:
+    """A data set as users name it: the same folder with a slash at its end and without.
+
+    >>> without_slash("photos/"), without_slash("/")
+    ('photos', '/')
+    """
+    return data.rstrip("/") if data[1:].endswith("/") else data

@@ -253,7 +253,8 @@ incidental: what is recorded or let pass; runs that differ in nothing else are o
 condition: of the experiment; two runs that are compared share it, and no search chooses it: in a
     grid its values are experiments apart.
 hyperparameter: two runs that are compared share it, unless a search has chosen it for each.
-place: where and on what the run is worked on. Every option but these decides the run's folder.
+place: where and on what the run is worked on, or where options that were not given came from.
+    Every option but these decides the run's folder.
 """
 
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from gradsurgery.documents.configuration import RunDocument, options_of, without_slash
-from gradsurgery.documents.data_options import listed_names
+from gradsurgery.documents.configuration import RunDocument, options_of
+from gradsurgery.documents.data_options import listed_names, without_slash
 from gradsurgery.documents.document import Choices, Document, Part, unknown_name
 from gradsurgery.errors import ArgumentError
 
@@ -155,7 +155,9 @@ class Plan(Choices):
         grids = value if isinstance(value, list) else [value]
         for name, values in itertools.chain.from_iterable(grid.items() for grid in grids):
             if name in unsearched:
-                raise ValueError(f"{name} does not change what is learned, and is not searched")
+                raise ValueError(
+                    f"{name} does not itself change what is learned, and is not searched"
+                )
             if "." not in name and name not in searched:
                 raise unknown_name("option", name, searched)
             if not values or len(set(values)) < len(values):

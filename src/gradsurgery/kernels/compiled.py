@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from torch import Tensor
 
 from gradsurgery.kernels import network
@@ -255,3 +255,28 @@ def look_up_rgb(
     call = function("look_up_rgb", (POINTER, POINTER, POINTER, INTEGER, INTEGER))
     pointers = pixels.ctypes.data, table.ctypes.data, result.ctypes.data
     in_spans(len(pixels), lambda a, b: call(*pointers, a, b), least=least, multiple=3)
+
+
+def change_images(
+    pixels: UInt8[np.ndarray, "batch height width 3"],
+    neighbours: Float64[np.ndarray, "2 3 batch size"],
+    order: Int64[np.ndarray, "batch 4"],
+    factors: Float[np.ndarray, "batch 4"],
+    grey: Bool[np.ndarray, " batch"],
+    *,
+    colours: bool,
+    least: int,
+) -> UInt8[np.ndarray, "batch height width 3"]:
+    """The images changed as data/augmentation.py says; less than `least` are not worth a thread."""
+    images, size, out = len(pixels), pixels.shape[1], np.empty_like(pixels)
+    given = (POINTER, POINTER, INTEGER, INTEGER, POINTER, INTEGER, *[POINTER] * 4)
+    call = function("change_images", (*given, INTEGER, INTEGER))
+
+    def part(begin: int, end: int) -> None:
+        scratch = np.empty(3 * size * (size + 1), np.float32)
+        about = (neighbours.ctypes.data, int(colours), order.ctypes.data, factors.ctypes.data)
+        last = (*about, grey.ctypes.data, scratch.ctypes.data)
+        call(pixels.ctypes.data, out.ctypes.data, images, size, *last, begin, end)
+
+    in_spans(images, part, least=least)
+    return out

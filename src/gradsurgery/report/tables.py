@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.selection import CRITERIA, Candidate, Choice, Selection, Summary
 from gradsurgery.report.section import ABSENT, Entry, Table, counted, listed, plain_table
 from gradsurgery.results.selection import Edge, edges
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 CITATION = "Mansilla et al. 2021, Table 1"
 _MOST_NAMED = 6
+_AS_IN_THE_PAPER = ("layout", "columns", "split_seed")  # whatever they are
 _TESTS = ["data", "target", "method", "difference (points)", "95 % interval"]
 _NARROW = [
     "an interval leaves out zero where p is not below 0.05: bootstrap percentiles of so few seeds "
@@ -98,9 +100,20 @@ def comparison_table(table: ComparisonTable, *, paper: bool = False) -> Table:
         rows.append([Entry(method, below="paper" if beside else ""), *entries])
     notes = table.notes
     if any(row[0].below for row in rows):
-        notes = [*notes, f"paper: {CITATION}, with its stars at p < 0.05"]
+        notes = [*notes, f"paper: {CITATION}, with its stars at p < 0.05{_departures(table)}"]
     columns = ["method", *table.targets, *(["average"] if several else [])]
     return Table(table.title, columns, rows, notes)
+
+
+def _departures(table: ComparisonTable) -> str:
+    """Where the runs are not set as the paper's were, in brackets what those had."""
+    known, found = RunConfiguration.model_fields, []
+    for name, value in table.protocol.items():
+        # initial weights from a file are known by its hash
+        same = value != "none" if name == "weights" else name in _AS_IN_THE_PAPER
+        if name in known and not same and value != known[name].default:
+            found.append(f"{name} {value} ({known[name].default})")
+    return f"; the runs here differ from those (in brackets) in {', '.join(found)}" if found else ""
 
 
 def significance_table(tables: Sequence[ComparisonTable]) -> Table:

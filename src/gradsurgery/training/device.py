@@ -1,19 +1,26 @@
-"""What a run computes with: the device, its precision, the processor's threads, memory."""
+"""What a run computes with: device, precision, threads, memory; and all of it by name."""
 
 import ctypes
+import platform
 import resource
+import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from gradsurgery import __version__
 from gradsurgery.documents.configuration import Precision, RunConfiguration
 from gradsurgery.errors import ArgumentError, check_kind
+
+_LIBRARIES = ("torch", "torchvision", "timm", "numpy", "safetensors")
 
 AutocastFactory = Callable[[], AbstractContextManager[Any]]
 
@@ -71,7 +78,9 @@ def float32_products(device: torch.device, precision: Precision) -> Iterator[Non
     before = [place.fp32_precision for place in places]
     # torch has an older way to say the same, and raises where the two differ as it looks there.
     try:
-        matmul, convolutions = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
+        with warnings.catch_warnings():  # torch 2.9 wants to be asked in one way, which others lack
+            warnings.filterwarnings("ignore", "Please use the new API settings", UserWarning)
+            matmul, convolutions = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
     except RuntimeError:
         matmul, convolutions = "highest", True
     try:
@@ -155,3 +164,42 @@ def keep_freed_memory() -> bool:
         return False
     # -1 is the largest threshold: glibc reads it as an unsigned size.
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
+
+
+def environment(device: torch.device) -> dict[str, str | int | bool | None]:
+    """Versions, device, threads and platform, and the commit of the current directory.
+
+    `git_dirty` says whether tracked files differ from the commit: files that a run itself writes
+    are not counted. The version of a library that is not installed, but lies on the path, is None.
+    """
+    here = Path.cwd()
+    commit = _git(here, "rev-parse", "HEAD")
+    changes = _git(here, "status", "--porcelain", "--untracked-files=no") if commit else None
+    card = f": {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
+    return {
+        "gradsurgery": __version__,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _LIBRARIES},
+        "device": device.type + card,
+        "threads": torch.get_num_threads(),
+        "platform": f"{sys.platform}-{platform.machine()}",
+        "git_commit": commit or None,
+        "git_dirty": None if changes is None else bool(changes),
+    }
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    """Output of a git command; None without git or outside a repository."""
+    command = ["git", "-C", str(directory), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -140,7 +140,7 @@ def _coming(run: Run, batches: Batches) -> Iterator[tuple[int, Fetched]]:
         positions = batches.indices_at(position).reshape(-1)
         if augmentation is None:
             return loader.fetch(positions)
-        return loader.fetch(positions, lambda pixels: augmentation(pixels, positions, position + 1))
+        return loader.fetch(positions, augmentation.at(positions, position + 1))
 
     first, total = run.checkpoint.step + 1, run.checkpoint.configuration.iterations
     for step, fetched in prefetched(fetch, first, total):

@@ -1,12 +1,9 @@
 """What a model comes to: evaluated on images, and a run's tests, file and record at its end."""
 
-import platform
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -36,7 +33,7 @@ from gradsurgery.documents.record import (
 )
 from gradsurgery.documents.tally import Tally
 from gradsurgery.training.checkpoint import Checkpoint, save_weights
-from gradsurgery.training.device import AutocastFactory, peak_memory_bytes
+from gradsurgery.training.device import AutocastFactory, environment, peak_memory_bytes
 from gradsurgery.training.images_used import ImagesUsed
 from gradsurgery.training.learner import Learner
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
@@ -128,7 +125,6 @@ def evaluate(
 
 
 MODEL_FILE = ModelDescription.file_name
-_LIBRARIES = ("torch", "torchvision", "timm", "numpy", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -158,8 +154,11 @@ class Run:
 
     def validate(self) -> Evaluation:
         """Loss and accuracy on the validation images of the source domains."""
-        used = self.used
-        return self.evaluate(np.concatenate([used.split.validation[d] for d in used.sources]))
+        parts = [self.used.split.validation[d] for d in self.used.sources]
+        if self.checkpoint.configuration.validation_mean == "images":
+            parts = [np.concatenate(parts)]
+        each = [self.evaluate(part) for part in parts if len(part)]
+        return Evaluation(fmean(e.loss for e in each), fmean(e.accuracy for e in each))
 
 
 def conclude(run: Run, *, cuda_graph: str | None) -> Record:
@@ -185,7 +184,7 @@ def conclude(run: Run, *, cuda_graph: str | None) -> Record:
         conflict=checkpoint.conflict if c.log_conflict else None,
         result=result,
         objects=checkpoint.objects,
-        environment=_environment(learner.device),
+        environment=environment(learner.device),
         cost=Cost(
             seconds=checkpoint.seconds + time.perf_counter() - start,
             seconds_per_step=checkpoint.step_seconds / checkpoint.step,
@@ -308,42 +307,3 @@ def _split_record(split: Split) -> SplitRecord:
     """The record's part on the split."""
     sizes = {domain: SplitSizes(**parts) for domain, parts in split.sizes().items()}
     return SplitRecord(digest=split.digest, seed=split.seed, unused=len(split.unused), sizes=sizes)
-
-
-def _environment(device: torch.device) -> dict[str, str | int | bool | None]:
-    """Versions, device, threads and platform, and the commit of the current directory.
-
-    `git_dirty` says whether tracked files differ from the commit: files that a run itself writes
-    are not counted. The version of a library that is not installed, but lies on the path, is None.
-    """
-    here = Path.cwd()
-    commit = _git(here, "rev-parse", "HEAD")
-    changes = _git(here, "status", "--porcelain", "--untracked-files=no") if commit else None
-    card = f": {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
-    return {
-        "gradsurgery": __version__,
-        "python": platform.python_version(),
-        **{name: _version(name) for name in _LIBRARIES},
-        "device": device.type + card,
-        "threads": torch.get_num_threads(),
-        "platform": f"{sys.platform}-{platform.machine()}",
-        "git_commit": commit or None,
-        "git_dirty": None if changes is None else bool(changes),
-    }
-
-
-def _version(library: str) -> str | None:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return None
-
-
-def _git(directory: Path, *arguments: str) -> str | None:
-    """Output of a git command; None without git or outside a repository."""
-    command = ["git", "-C", str(directory), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
