@@ -39,7 +39,7 @@ processes() { # of pytest-xdist, where it is installed: Triton compiles a kernel
 
 run_part() {
   case "$1" in
-    tests) timeout -k 10 "$2" "$PYTHON" -m pytest tests/gpu -q -W default -p no:cacheprovider ${TEST_OPTIONS:-} \
+    tests) timeout -k 10 "$2" "$PYTHON" -m pytest tests/gpu -W default -p no:cacheprovider ${TEST_OPTIONS:-} \
       --maxfail=40 --tb=short --durations=5 $(processes) ;;
     evidence) evidence "$2" ;;
     *) timeout -k 10 "$(($2 + 15))" "$PYTHON" benchmarks/gpu.py "$1:$2" --no-table \

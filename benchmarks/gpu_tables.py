@@ -69,7 +69,8 @@ def command_line_table(rows: list[Row], everything: list[Row]) -> str:
             for r in everything
             if r["part"] == "steps"
             and (r["network"], r["size"]) == (row["network"], row["size"])
-            and (r["name"], r["precision"]) == (options["method"], options["precision"])
+            and r["name"] == options["method"]
+            and r["precision"].replace("default", "float32") == options["precision"]
         ]
         table.append(
             [

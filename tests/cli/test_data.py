@@ -1,6 +1,8 @@
 import json
 import os
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -122,11 +124,44 @@ def doubtful(tmp_path):
     return tmp_path / "set"
 
 
+def test_info_names_the_files_of_a_table_of_paths_and_the_rows_of_parquet(doubtful):
+    files = [path.relative_to(doubtful.parent) for path in sorted(doubtful.rglob("*.png"))]
+    lines = ["path,domain,label", *(f"{path},{path.parts[1]},{path.parts[2]}" for path in files)]
+    table = doubtful.parent / "table.csv"
+    table.write_text("\n".join(lines))
+    output = run("info", str(table))
+    assert f"For example {doubtful}/a/cat/0.png and {doubtful}/b/dog/x.png." in output
+    assert f"{doubtful}/b/dog/bad.png: it is not an image" in output
+    parts = [path.parts for path in files]
+    images = [{"bytes": (doubtful.parent / path).read_bytes(), "path": path.name} for path in files]
+    columns = {"image": images, "domain": [p[1] for p in parts], "label": [p[2] for p in parts]}
+    rows = doubtful.parent / "rows.parquet"
+    pq.write_table(pa.table(columns), rows)
+    number = next(row for row, path in enumerate(files) if path.name == "bad.png")
+    assert f"b/dog/bad.png ({rows}, row {number}): it is not an image" in run("info", str(rows))
+
+
 def test_info_names_classes_that_hospitals_spell_in_their_own_way(tmp_path):
     for number, name in enumerate(("a/Normal/0", "b/NORMAL/0", "c/normal/0", "a/ill/0", "b/ill/0")):
         picture(tmp_path / f"set/{name}.png", number)
     alike = "Classes NORMAL and Normal and normal differ in spelling alone: if they are one"
     assert alike in run("info", str(tmp_path / "set"), "--quick")
+
+
+def test_info_names_numbers_that_are_one_and_none_that_differ(tmp_path):
+    rows = []
+    for number, label in enumerate(["0", "0.0", "1.5", "15", "-15", '"odd"', '"Odd"'] * 2):
+        picture(tmp_path / f"{number}.png", number)
+        domain = "ab"[number // 7]
+        rows.append(f'{{"path": "{number}.png", "domain": "{domain}", "label": {label}}}')
+    (tmp_path / "table.jsonl").write_text("\n".join(rows))
+    output = run("info", str(tmp_path / "table.jsonl"), "--quick")
+    said = [line for line in output.splitlines() if "differ in spelling" in line]
+    assert [line.split(" differ")[0] for line in said] == [
+        "Classes 0 and 0.0",
+        "Classes Odd and odd",
+    ]
+    assert "--classes common" not in output  # every class is in both domains
 
 
 def test_info_shows_gaps_copies_and_bad_images_and_never_refuses(doubtful):
@@ -136,7 +171,7 @@ def test_info_shows_gaps_copies_and_bad_images_and_never_refuses(doubtful):
     assert "2 images are one of several identical files." in output
     assert "The domains a and b share 1 picture." in output
     assert "Pictures with more than one class, of which one at least is wrong: 1." in output
-    assert "For example a/cat/0.png and b/dog/x.png." in output
+    assert f"For example {doubtful}/a/cat/0.png and {doubtful}/b/dog/x.png." in output
     assert "1 image cannot be decoded" in output
     quick = run("info", str(doubtful), "--quick")
     assert "no image of cow" in quick
@@ -144,7 +179,7 @@ def test_info_shows_gaps_copies_and_bad_images_and_never_refuses(doubtful):
     content = json.loads(run("info", str(doubtful), "--json"))
     assert content["gaps"] == [{"domain": "b", "class": "cow"}]
     assert content["identical"]["across_domains"] == {"a and b": 1}
-    assert [file["file"] for file in content["bad"]] == ["b/dog/bad.png"]
+    assert [file["file"] for file in content["bad"]] == [f"{doubtful}/b/dog/bad.png"]
     common = json.loads(run("info", str(doubtful), "--classes", "common", "--json"))
     assert common["classes"] == ["cat", "dog"]
     assert common["left_out"] == [{"file": "class cow", "reason": "1 image, none in b"}]

@@ -1,5 +1,7 @@
 """`gradsurgery explain` on a run, on pictures, and on what it cannot explain."""
 
+import re
+
 import pytest
 from PIL import Image
 
@@ -27,6 +29,11 @@ def test_a_run_is_explained_on_its_test_images(run, command):
     assert f"of {len(found.places)} images" in " ".join(output.split())
     for name in ("answers", "features"):
         assert (run / "explanation" / f"explanation-{name}.svg").stat().st_size
+    written = (run / "explanation" / "explanation.md").read_text()
+    printed = " ".join(output.split())
+    sentences = re.findall("^- (.*)$", written, re.MULTILINE)
+    assert len(sentences) == 2  # how, and what neighbours have in common
+    assert all(sentence in printed for sentence in sentences)
 
 
 def test_pictures_are_explained(run, command, tmp_path):

@@ -66,6 +66,24 @@ def test_what_a_search_comes_to(command, tmp_path, monkeypatch):
     }
 
 
+def test_a_choice_at_the_edge_of_the_grid_is_named(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    search(tmp_path / "runs")
+    assert "values tried" not in command("select", "runs")[1]  # of two values each is at an edge
+    for seed in range(6):
+        write(tmp_path / "runs", "agr-sum", 0.3, seed, validation=0.95, accuracy=0.5)
+        write(tmp_path / "runs", "deep-all", 0.05, seed, validation=0.5, accuracy=0.5)
+    line = (
+        "learning_rate 0.3, chosen for agr-sum on sketch (pacs, training-domain), is the largest "
+        "of 3 values tried: widen the grid, for a larger one may do better."
+    )
+    out = command("select", "runs")[1]
+    assert [row for row in lines(out) if "values tried" in row] == [line]
+    assert command("report", "runs", "--selected", "training-domain")[0] == 0
+    page = (tmp_path / "runs" / "report" / "report.html").read_text()
+    assert page.count(f"<li>{line}</li>") == 1
+
+
 def test_another_selection_is_replaced_and_nothing_else_is(command, tmp_path):
     search(tmp_path / "runs", seeds=1)
     path = tmp_path / "runs" / "selection.json"

@@ -74,7 +74,7 @@ def test_copies_across_classes_domains_and_parts(root):
     assert found.identical.across_domains == {"a and b": 2}
     assert found.identical.across_classes == 1
     assert found.identical.across_parts == 0  # there is no split yet
-    assert found.identical.examples[0] == ["a/cat/1.png", "b/dog/y.png"]
+    assert found.identical.examples[0] == [f"{root}/a/cat/1.png", f"{root}/b/dog/y.png"]
     assert found.alike is not None
     assert found.alike.images == 0  # they are the same file
     assert found.bad == ()
@@ -116,7 +116,7 @@ def test_pictures_of_another_size_brightness_and_compression_look_alike(root):
     found = inspect_images(open_source(str(root)), workers=2)
     assert found.identical.images == 0
     assert found.alike is not None
-    assert found.alike.examples == [["a/cat/0.png", "b/cat/again.jpg"]]
+    assert found.alike.examples == [[f"{root}/a/cat/0.png", f"{root}/b/cat/again.jpg"]]
     images = images_of(root)
     part = split_of(RunConfiguration(data="x", target="b", test_on="all"), images, 0)
     near = copies_in_run(images, part, ["a"], "b")[1]
@@ -132,7 +132,8 @@ def test_look_alikes_are_counted_once_whatever_pairs_they_make(root):
     assert found is not None
     assert found.images == 4
     assert found.across_domains == {"a and b": 1}
-    assert found.examples == [["a/cat/0.png", "b/cat/60.jpg", "b/cat/80.jpg", "b/cat/95.jpg"]]
+    names = ["a/cat/0.png", "b/cat/60.jpg", "b/cat/80.jpg", "b/cat/95.jpg"]
+    assert found.examples == [[f"{root}/{name}" for name in names]]
 
 
 def test_look_alikes_of_a_picture_that_is_not_used_itself(root):
@@ -180,7 +181,8 @@ def test_images_that_cannot_be_decoded_are_named(root):
     for name in ("b/cat/e1.png", "b/dog/e2.png"):
         (root / name).touch()
     found = inspect_images(open_source(str(root)))
-    assert [file.identity for file in found.bad] == ["a/cat/0.png", "b/cat/e1.png", "b/dog/e2.png"]
+    names = ["a/cat/0.png", "b/cat/e1.png", "b/dog/e2.png"]
+    assert [file.identity for file in found.bad] == [f"{root}/{name}" for name in names]
     assert found.identical.images == 0  # two empty files are no picture
 
 

@@ -124,6 +124,33 @@ def test_a_set_is_copied_once_whatever_the_number_of_runs(
     assert copies == ["a", "b"]
 
 
+def test_a_device_without_a_number_is_the_one_that_it_is_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ "cuda" is another device where another one is the current one."""
+    current, empty = ["cpu"], torch.empty
+
+    def on_current(*size: int, device: torch.device) -> torch.Tensor:
+        return empty(*size, device=current[0])
+
+    def copied(_: ImageSet, device: torch.device) -> loader.DeviceImages:
+        return loader.DeviceImages(
+            empty(3, 7, 7, 3, dtype=torch.uint8, device=device),
+            empty(3, dtype=torch.int64, device=device),
+        )
+
+    monkeypatch.setattr(torch, "empty", on_current)
+    monkeypatch.setattr(loader, "_copied", copied)
+    sets, images = ResidentSets(lambda _: 10**6), image_set(3, folder=tmp_path)
+    first = sets.get(images, CPU)
+    assert first is not None
+    assert sets.get(images, CPU) is first
+    current[0] = "meta"
+    other = sets.get(images, CPU)
+    assert other is not None
+    assert (first.pixels.device.type, other.pixels.device.type) == ("cpu", "meta")
+
+
 def test_a_set_that_is_not_of_the_cache_is_not_taken_for_another() -> None:
     sets = ResidentSets(lambda _: 10**6)
     one, other = image_set(4), image_set(4)

@@ -405,3 +405,24 @@ def test_a_column_of_base64_text_is_not_quoted_whole(rows, write_parquet, tmp_pa
     with pytest.raises(DataError, match=words) as caught:
         prepare(open_source(str(tmp_path / "table.parquet")), 8, tmp_path / "cache")
     assert len(str(caught.value).replace(str(tmp_path), "")) < 330
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_what_datasets_has_saved_to_disk_is_named_with_a_cure_that_works(
+    rows, several, tmp_path, monkeypatch
+):
+    images, domains, labels = zip(*rows, strict=True)
+    columns = {"image": list(images), "domain": list(domains), "label": list(labels)}
+    whole = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    monkeypatch.chdir(tmp_path)
+    (datasets.DatasetDict({"train": whole}) if several else whole).save_to_disk("saved")
+    with pytest.raises(DataError, match="saved is what save_to_disk of the library dat") as caught:
+        open_source("saved")
+    cure = str(caught.value).split("write Parquet files, ")[1].removesuffix(", and give FOLDER")
+    (tmp_path / "FOLDER").mkdir()
+    exec(cure, {"load_from_disk": datasets.load_from_disk})
+    expected = open_source(str(tmp_path / "folder"))
+    assert open_source("FOLDER").listing.identities == expected.listing.identities
+    if several:
+        with pytest.raises(DataError, match=r"saved/train is what .*\.to_parquet"):
+            open_source("saved/train")

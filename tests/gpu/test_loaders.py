@@ -1,7 +1,5 @@
 """Images on a GPU: the processor's bits, and nobody waits for anybody."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from gradsurgery.data.pixels import gather
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
 from gradsurgery.training import train
+from tests.gpu import nobody_waits
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -25,16 +24,6 @@ GPU = torch.device("cuda")
 def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
     cache = tmp_path_factory.mktemp("cache")
     return prepare(open_source("rotated-digits"), size=24, cache=cache)
-
-
-@contextmanager
-def nobody_waits() -> Iterator[None]:
-    """Inside, torch raises where the host waits for the device."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def loader_of(kind: str, images: ImageSet, *, channels_last: bool) -> Any:
@@ -93,6 +82,15 @@ def test_sets_are_kept_within_their_share(images: ImageSet) -> None:
     assert torch.equal(first.pixels.cpu(), torch.from_numpy(np.array(images.images)))
     assert torch.cuda.memory_allocated() - before < 1.1 * images.images.nbytes + 2**20
     assert ResidentSets(lambda _: images.images.nbytes).get(images, GPU) is None
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one CUDA device")
+def test_a_device_without_a_number_is_the_current_one(images: ImageSet) -> None:
+    for number in (0, 1, 0):
+        with torch.cuda.device(number):
+            found = loader.RESIDENT.get(images, GPU)
+            assert found is not None
+            assert found.pixels.device.index == number
 
 
 def test_true_float32_is_that_of_the_processor(tmp_path: Path, images: ImageSet) -> None:

@@ -44,6 +44,14 @@ def test_names_show_as_they_are_in_markdown():
     assert "Never predicted on photo: &lt;b&gt;d&lt;/b&gt;." in shown
 
 
+def test_a_log_loss_of_one_image_has_no_interval():
+    one = Tally(confusion=["0:1", "", ""], log_loss=0.25, log_loss_deviation=0.0)
+    _, confidence, *_ = text.evaluation_tables(
+        evaluation(domains={"art": DomainEvaluation(tally=one)})
+    )
+    assert [entry.text for entry in confidence.rows[0]][2] == "0.250"
+
+
 def test_what_came_out_is_said_with_the_worst_domain():
     said = told()
     assert "60.0 % [40.7, 76.6] of 25 images right" in said  # 15 of 25, Wilson
@@ -300,9 +308,3 @@ def test_images_that_one_of_two_models_knows_are_said_to_be_left_out():
     said = " ".join(text.against_sentences(against(against=unknown)))
     assert "Whether old/model.safetensors was trained on some of these images is not known" in said
     assert "Whether run" not in said
-
-
-def test_a_log_loss_of_one_image_has_no_interval():
-    one = Tally(confusion=["0:1", "", ""], log_loss=0.25, log_loss_deviation=0.0)
-    table = text.evaluation_tables(evaluation(domains={"art": DomainEvaluation(tally=one)}))[1]
-    assert table.rows[0][2].text == "0.250"

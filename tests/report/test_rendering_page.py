@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from gradsurgery.report.rendering import MOST_SVG_BYTES, embedded, render_page
+from gradsurgery.report.rendering import render_page
 from gradsurgery.report.section import (
+    MOST_SVG_BYTES,
     Details,
     Entry,
     Figure,
@@ -14,6 +15,7 @@ from gradsurgery.report.section import (
     Table,
     Text,
     Verbatim,
+    embedded,
 )
 
 EVIL = "<script>alert('1')</script> & \"quoted\" {{ 7 * 7 }}"

@@ -84,15 +84,17 @@ def test_a_run_in_detail_is_whole(width):
 
 
 def test_a_wide_table_is_a_table_and_a_narrow_one_a_line_a_figure():
-    table = plain_table("", ["method", "photo", "sketch"], [["agr-sum", "70.00 ± 1.00", "50.00"]])
-    wide = [line.split() for line in shown([table], 40).splitlines()]
-    assert ["method", "photo", "sketch"] in wide
-    assert ["agr-sum", "70.00", "±", "1.00", "50.00"] in wide
+    row = ["agr-sum", "70.00 ± 1.00", "50.00", "60.00"]
+    table = plain_table("", ["method", "photo", "sketch", "cartoon"], [row])
+    wide = [line.split() for line in shown([table], 50).splitlines()]
+    assert ["method", "photo", "sketch", "cartoon"] in wide
+    assert ["agr-sum", "70.00", "±", "1.00", "50.00", "60.00"] in wide
     narrow = [line.split() for line in shown([table], 26).splitlines()]
     assert narrow == [
         ["method", "agr-sum"],
         ["photo", "70.00", "±", "1.00"],
         ["sketch", "50.00"],
+        ["cartoon", "60.00"],
         [],
     ]
 
@@ -107,13 +109,39 @@ def test_what_several_rows_begin_with_is_said_once():
     table = plain_table("", ["target", "method", "figure"], rows)
     wide = [line.split() for line in shown([table], 40).splitlines()][2:-1]
     assert wide == [["photo", "irm", "1"], ["1"], ["erm", "1"], ["sea", "erm", "2"]]
-    narrow = [line.split() for line in shown([table], 18).splitlines()]
-    assert narrow[:6] == [
-        ["target", "photo"],
-        *(["method", "irm"], ["figure", "1"], ["figure", "1"]),
-        *(["method", "erm"], ["figure", "1"]),
+    narrow = [line.split() for line in shown([table], 18).splitlines()][2:-1]
+    assert narrow == [
+        *(["target", "photo"], ["irm", "1"], ["1"], ["erm", "1"]),
+        *(["target", "sea"], ["erm", "2"]),
     ]
-    assert narrow[6:] == [["target", "sea"], ["method", "erm"], ["figure", "2"], []]
+
+
+def test_long_names_stand_above_their_figures_which_stay_in_columns():
+    name = "erm+mypackage.mymodule:SoftAgreement"
+    rows = [["art_painting", name, "+9.03", "[+5.64, +12.26]"], ["art_painting", "b", "-1", "[0]"]]
+    table = plain_table("", ["target", "method", "difference", "interval"], rows)
+    wide = shown([table], 81).splitlines()  # 12 + 36 + 10 + 15, with gaps of 2
+    assert wide[0] == f"{'target':12}  {'method':36}  difference  {'interval':>15}"
+    assert wide[2:4] == [
+        f"art_painting  {name}       +9.03  [+5.64, +12.26]",
+        f"{'':14}{'b':36}{'-1':>12}{'[0]':>17}",
+    ]
+    first = [line.rstrip() for line in shown([table], 67).splitlines()]  # 2 + 36 + 10 + 15, gaps
+    assert first[0] == f"  {'method':36}  difference  {'interval':>15}"
+    assert first[2:5] == [
+        "target art_painting",
+        f"  {name}       +9.03  [+5.64, +12.26]",
+        f"  {'b':36}{'-1':>12}{'[0]':>17}",
+    ]
+    both = [line.rstrip() for line in shown([table], 66).splitlines()]
+    assert both[0] == f"    difference  {'interval':>15}"
+    assert both[2:7] == [
+        "target art_painting",
+        f"  method {name}",
+        f"    {'+9.03':>10}  [+5.64, +12.26]",
+        "  method b",
+        f"    {'-1':>10}  {'[0]':>15}",
+    ]
 
 
 names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"]), min_size=1, max_size=20)

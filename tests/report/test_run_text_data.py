@@ -49,8 +49,8 @@ def test_copies():
         "Pictures with more than one class, of which one at least is wrong: 1.",
         "For example a/cat/1 and b/dog/1.",
     ]
-    assert copies_sentences(found, target="b", alike=True) == [
-        "5 images look like another image.",
+    assert copies_sentences(found, target="b", alike_at=32) == [
+        "5 images look like another image, at 32x32 pixels.",
         "Test images of the target b like images that were trained on: 1; on them the accuracy "
         "says nothing of a domain that was never seen.",
         "Groups of look-alikes in the domains a and b: 2.",
@@ -73,6 +73,13 @@ def test_a_copied_target_is_said_once(written):
     assert sentence.startswith(f"ATTENTION: {(tested + 1) // 2} of the {tested} test images of")
     copied.data.identical.of_target = (tested + 1) // 2 - 1
     assert copied_targets([copied]) == []
+
+
+def test_look_alikes_of_a_run_are_said_with_the_size_that_it_saw(written):
+    record = Record.load(written("agr-sum", configuration__image_size=48).parent)
+    record.data.alike = Copies(images=5)
+    (said,) = [each for each in recorded_sentences([record]) if "look like" in each]
+    assert said.endswith("5 images look like another image, at 48x48 pixels.")
 
 
 def test_one_is_not_several():

@@ -35,7 +35,26 @@ def test_what_was_compared_and_that_it_is_complete(written, told):
         "2 methods (deep-all and agr-sum) were compared on pacs with photo and sketch held out in "
         "turn, and 6 seeds each."
     )
-    assert second == "24 runs are there. The comparison is complete."
+    assert second == "24 runs are there. Every method has each seed on each target."
+
+
+def test_a_comparison_is_called_complete_by_a_plan_alone(written, told, tmp_path):
+    runs = []
+    for seed in range(2):
+        folder = written(seed=seed).parent.relative_to(tmp_path)
+        runs.append({"directory": folder.as_posix(), "seed": seed})
+    assert told()[1] == "2 runs are there. Every method has each seed on each target."
+    write_plan(tmp_path, runs)
+    assert told()[1] == "2 of 2 planned runs are finished. The comparison is complete."
+
+
+def test_many_targets_are_counted_and_not_named(written, told):
+    domains = [f"hospital {number}" for number in range(9)]
+    counts = dict.fromkeys(domains, 20)
+    for target in domains:
+        about = {"data__domains": domains, "data__images": counts}
+        written("deep-all", target, **about)
+    assert " on pacs with 9 domains held out in turn, and 1 seed each." in told()[0]
 
 
 def test_runs_of_different_settings_are_not_called_a_complete_comparison(written, told):
@@ -196,9 +215,10 @@ def test_ranks_that_do_not_differ(written, told):
         for method in ("deep-all", "agr-sum", "pcgrad"):
             for seed in range(2):
                 written(method, target, seed, best=0.5)
+    assert "On pacs, the average over 2 targets is the same for all (50.00 %)." in told()
     assert told()[-1] == (
-        "Over 2 (data set, target) cells, the best average rank is that of deep-all, agr-sum and "
-        "pcgrad (2.00); Friedman's test shows no significant difference of ranks (p = 1)."
+        "Over 2 (data set, target) cells, all methods have the same average rank (2.00); "
+        "Friedman's test shows no significant difference of ranks (p = 1)."
     )
 
 
@@ -227,7 +247,9 @@ def test_seeds_and_averages_of_tables_that_differ(written, told):
         written("deep-all", "sketch", seed, folder="b", configuration__iterations=7)
     text = " ".join(told())
     assert "and 2 to 3 seeds." in text
-    assert "of the 2 methods that are complete, the average over 2 targets is highest for" in text
+    assert (
+        "of the 2 methods that are complete, the average over 2 targets is the same for all" in text
+    )
 
 
 def test_runs_that_no_plan_names_do_not_finish_it(written, told, tmp_path):

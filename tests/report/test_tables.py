@@ -6,17 +6,19 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from gradsurgery.algorithms import METHODS
 from gradsurgery.data.derived import PRESETS
 from gradsurgery.documents.selection import CRITERIA
-from gradsurgery.report.rendering import to_latex, to_markdown
-from gradsurgery.report.section import Entry, Table
+from gradsurgery.report.rendering import section_markdown, to_latex, to_markdown
+from gradsurgery.report.section import Entry, Listing, Section, Table, Text
 from gradsurgery.report.tables import (
     candidates_table,
     choices_table,
     comparison_csv,
     comparison_table,
+    edge_sentences,
     paper_figures,
     paper_row,
     signed,
@@ -281,12 +283,36 @@ def test_latex_escapes_names():
     text = latex([table_of(method=r"a_b&c%d#e$f{g}h~i^j\k", target="art_painting")])
     assert r"a\_b\&c\%d\#e\$f\{g\}h\textasciitilde{}i\textasciicircum{}j\textbackslash{}k &" in text
     assert r"art\_painting" in text
+    text = latex([table_of(method="a--b ---", target="`c` ''d,,")])  # no dashes and no quotes
+    assert r"a-\/-b -\/-\/- &" in text
+    assert r"& \textasciigrave{}c\textasciigrave{} '\/'d,\/, \\" in text
 
 
 def test_markdown_escapes_what_would_change_the_table_or_the_type():
     text = markdown([table_of(method="a|b*c", target="_x_ art_painting")])
     assert r"| a\|b\*c |" in text
     assert r"\_x\_ art_painting" in text
+
+
+ODD = ["~~a~~", "a &amp; b", "&#35;1", "`c`", "a|b", "<b>x</b>", "# d", "d #", "1. e", "23) e"]
+ODD += ["- f", "+ f", "===", "---", "*g*", "_g_", "art_painting", "![h](i)", "R&D", "j\\", "\\&lt;"]
+
+
+@pytest.mark.parametrize("name", [*ODD, " - f", "    k"])
+def test_a_name_is_shown_as_it_is_wherever_it_stands_in_markdown(name):
+    """As CommonMark with the tables and the strikethrough of GitHub has it."""
+    reader = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    blocks = [Text(name), Listing([name]), Table(name, [name, "b"], [[Entry(name)] * 2], [name])]
+    read = reader.parse(section_markdown(Section("identity", name, blocks)))
+    shown = [each for each in read if each.type == "inline"]
+    assert [each.type for each in read if each.type.endswith("_open") and each.level == 0] == [
+        *("heading_open", "paragraph_open", "bullet_list_open"),
+        *("paragraph_open", "table_open", "paragraph_open"),
+    ]
+    texts = ["".join(child.content for child in each.children) for each in shown]
+    assert texts == [*[name.strip()] * 5, "b", *[name.strip()] * 3]
+    styles = {child.type for each in shown for child in each.children}
+    assert styles == {"text", "strong_open", "strong_close"}  # of the caption
 
 
 def test_control_characters_are_shown_and_obeyed_by_nothing():
@@ -340,6 +366,16 @@ def test_the_evidence(selections):
     assert [row["candidate"] for row in rows] == rates
     assert [row["verdict"] for row in rows] == ["chosen", "", "not eligible: lacks seed 1"]
     assert [row["n"] for row in rows] == ["2", "2", "1"]
+
+
+def test_a_choice_at_the_edge_of_the_grid_is_named_but_for_the_oracles(selections):
+    (sentence,) = edge_sentences(selections)
+    assert sentence == (
+        "learning_rate 0.1, chosen for irm on a (letters, training-domain), is the smallest of 3 "
+        "values tried: widen the grid, for a smaller one may do better."
+    )
+    assert choices_table(selections).notes == [sentence]
+    assert "the smallest of 3 values tried" in to_markdown([choices_table(selections)])
 
 
 def test_a_result_that_lacks_seeds_says_so():

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 from gradsurgery.documents.tasks_vs_domains import (
     LayerCosines,
@@ -125,7 +126,7 @@ def cells(table: object) -> list[list[str]]:
 
 
 def test_tables_say_what_was_measured() -> None:
-    cosines, layers, effects, results, dial = tasks_section(WHOLE).blocks
+    _, cosines, layers, effects, results, dial = tasks_section(WHOLE).blocks
     within, across = ["0.50 ± 0.00", "0.10 to 0.80"], ["0.25 ± 0.00", "-0.30 to 0.60"]
     assert cells(cosines) == [["domains", *within, *across, "0.75", "0.25 ± 0.00"]]
     assert cells(layers) == [["domains", "l", "0.50", "0.25", "0.75", "0.25"]]
@@ -146,9 +147,30 @@ def test_sentences_say_what_came_out() -> None:
     assert first.endswith("4 groups of 12 images a step, 150 steps, 6 seeds, 75 unseen.")
     assert gradients == ("domains: expected cosine across groups 0.75, 25 % of the pairs negative.")
     assert pcgrad == (
-        "  pcgrad: cosine with the sum 0.800; training loss -0.125 (p = 0.031), held out +0.0 "
-        "points (p = 1), unseen +2.0 points (p = 0.031)."
+        "domains, pcgrad: cosine with the sum 0.800; training loss -0.125 (p = 0.031), held out "
+        "+0.0 points (p = 1), unseen +2.0 points (p = 0.031)."
     )
+
+
+def test_a_grouping_with_fewer_seeds_says_so_and_a_zero_has_no_minus() -> None:
+    few = [each.model_copy(update={"grouping": "tasks"}) for each in PLAIN[:4]]
+    lower = [
+        each.model_copy(update={"held_out": {"class": 0.6999}}) if each.rule == "pcgrad" else each
+        for each in few
+    ]
+    _, tasks, pcgrad, domains, _ = tasks_sentences(study(PLAIN + lower))
+    assert tasks.startswith("tasks (2 seeds): expected")
+    assert domains.startswith("domains: expected")
+    assert "held out +0.0 points" in pcgrad  # -0.01
+
+
+def test_the_markdown_has_every_sentence_that_is_printed(tmp_path: Path) -> None:
+    *said, where = write_tasks_study(WHOLE, tmp_path)
+    assert said == tasks_sentences(WHOLE)
+    assert where == f"tables and figures: {tmp_path} (tasks-vs-domains.png)"
+    page = MarkdownIt().parse((tmp_path / "tasks-vs-domains.md").read_text())
+    shown = [each.content for each in page if each.type == "inline"]
+    assert shown[1 : 1 + len(said)] == said
 
 
 def test_files_are_the_same_each_time(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from sklearn import metrics
 
 from gradsurgery.documents.tally import Tally
@@ -133,13 +133,6 @@ def test_a_class_with_images_that_is_never_predicted_is_named():
     assert (found.log_loss, found.calibration_error) == (None, None)
 
 
-def test_a_log_loss_is_nowhere_below_zero():
-    tally = Tally(confusion=["0:3 1:1", "1:4"], log_loss=1.0, log_loss_deviation=2.0)
-    found = assess(tally, "ab").log_loss
-    assert (found.value, found.low) == (1.0, 0.0)  # 1 - 1.96 * 2 / sqrt(8) = -0.39
-    assert found.high == pytest.approx(1 + 1.959964 * 2 / 8**0.5, rel=1e-6)
-
-
 def test_the_same_tally_has_the_same_intervals():
     tally = tally_of(*answers(5, 4, 50, 1.0))
     assert assess(tally, "abcd") == assess(tally, "abcd")
@@ -151,3 +144,12 @@ def test_images_that_are_all_right_have_no_interval_of_no_width():
     for each in (found.accuracy, found.balanced_accuracy, found.macro_f1):
         assert (each.value, each.high) == (1.0, 1.0)
         assert each.low == pytest.approx(wanted.low)
+
+
+def test_a_log_loss_has_no_interval_below_zero():
+    losses = np.array([0.01, 0.01, 3.0])  # mean 1.007, deviation 1.410: −0.588 to 2.602
+    tally = Tally.of(np.zeros(3, int), np.zeros(3, int), np.ones(3, np.float32), losses, 2)
+    found = assess(tally, "ab").log_loss
+    reach = norm.ppf(0.975) * losses.std() / np.sqrt(3)
+    assert (found.low, found.high) == (0.0, pytest.approx(losses.mean() + reach))
+    assert reach > losses.mean()

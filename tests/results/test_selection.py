@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gradsurgery.documents.plan import PlannedRun
 from gradsurgery.documents.selection import CRITERIA, Summary
 from gradsurgery.errors import ArgumentError
-from gradsurgery.results.selection import select
+from gradsurgery.results.selection import edges, select
 from tests.results.runs import run
 
 
@@ -47,6 +47,37 @@ def test_the_source_domains_validation_decides_and_nothing_of_the_target_does():
     assert of(scores[1]) == pytest.approx((0.75, math.sqrt(0.005), 2))
     assert of(choice.target_accuracy) == pytest.approx((0.4, math.sqrt(0.02), 2))
     assert (choice.backbone, choice.needs, choice.unfinished) == ("alexnet", "", 0)
+
+
+@pytest.mark.parametrize(
+    ("tried", "expected"),
+    [
+        ({0.1: 0.5, 0.2: 0.6, 0.4: 0.7}, [(0.4, True, 3)]),
+        ({0.4: 0.5, 0.1: 0.7, 0.2: 0.6}, [(0.1, False, 3)]),
+        ({0.1: 0.5, 0.2: 0.7, 0.4: 0.6}, []),
+        ({0.1: 0.5, 0.2: 0.7}, []),  # each of two is at an edge
+        ({0.1: 0.5}, []),
+        ({0: 0.7, 1: 0.6, 2: 0.5}, []),  # nothing is below 0
+        ({0: 0.5, 1: 0.6, 2: 0.7}, [(2, True, 3)]),
+        ({1: 0.5, 10: 0.6, 9: 0.55}, [(10, True, 3)]),  # by number
+        ({"a": 0.5, "b": 0.6, "c": 0.7}, []),
+        ({0.1: 0.7, 0.2: 0.5, 0.4: 0.7}, []),  # 0.4 is as good
+        ({None: 0.5, 0.1: 0.6, 0.2: 0.7, 0.4: 0.8}, []),  # the default may lie anywhere
+    ],
+)
+def test_a_number_chosen_at_the_edge_of_those_tried(tried, expected):
+    runs = grid({value: [(score, 0.5, 0.5)] for value, score in tried.items()})
+    (choice,) = select(pd.DataFrame(runs), "training-domain").choices
+    assert edges(choice) == [("learning_rate", *edge) for edge in expected]
+
+
+def test_no_edge_while_a_planned_run_beyond_is_not_finished():
+    runs = grid({rate: [(rate, 0.5, 0.5)] for rate in (0.1, 0.2, 0.4)})
+    (choice,) = select(pd.DataFrame(runs), "training-domain").choices
+    assert edges(choice)
+    planned = plan(runs, [run("a", 0, learning_rate=0.8)])
+    (choice,) = select(pd.DataFrame(runs), "training-domain", planned=planned).choices
+    assert (choice.unfinished, edges(choice)) == (1, [])
 
 
 def test_the_oracle_sees_the_target_and_takes_the_last_model():

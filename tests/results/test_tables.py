@@ -426,3 +426,10 @@ def test_a_set_that_is_made_for_gradient_surgery_is_named_so_below_its_table(
     written(data__name=data)
     (table,) = compared()
     assert ("is made for gradient surgery" in " ".join(table.notes)) == cautioned
+
+
+def test_the_tables_of_several_rates_are_in_their_order(written, tmp_path):
+    for rate in (1e-3, 1e-5, 1e-4):
+        written(folder=str(rate), configuration__learning_rate=rate)
+    tables = compare_runs(take_inventory([tmp_path]).runs)
+    assert [table.differences["learning_rate"] for table in tables] == [1e-5, 1e-4, 1e-3]

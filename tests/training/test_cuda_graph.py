@@ -2,21 +2,24 @@
 
 import random
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from torch.torch_version import TorchVersion
 
 import gradsurgery as gs
 from gradsurgery.backbones import build_backbone
-from gradsurgery.errors import ArgumentError
-from gradsurgery.training import cuda_graph
+from gradsurgery.errors import ArgumentError, GradsurgeryError
+from gradsurgery.training import cuda_graph, loop
 from gradsurgery.training.cuda_graph import GraphedSteps
 from gradsurgery.training.learner import build_learner
 
 STEPS = 12
+RECORDED = cuda_graph._Graph
 COIN = random.Random(0)
 """Stands for Python's own numbers: what checks the annotations under the tests draws from those."""
 
@@ -174,11 +177,22 @@ def test_a_network_that_throws_a_coin_on_the_processor_is_not_recorded(draw):
     assert Repeated.recorded == 0
 
 
+@pytest.mark.parametrize(("version", "registered"), [("2.11.0+cu130", True), ("2.14.1", False)])
+def test_the_generator_is_registered_where_torch_does_not_do_it(version, registered, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    monkeypatch.setattr(cuda_graph, "_recording", lambda *_: nullcontext())
+    graph = mock.Mock()
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+    learner = learner_for("agr-rand")
+    RECORDED(learner, [(torch.ones(1, 3, 20, 20), torch.arange(1))], lambda _: None)
+    calls = [mock.call(learner.generator)] if registered else []
+    assert graph.register_generator_state.mock_calls == calls
+
+
 class Generator(torch.Generator):
     """A GPU's, as far as a recording goes: it refuses to draw while it takes part in one."""
 
-    device = torch.device("cuda", 1)
-
+    device = torch.device("cuda")
     recording = False
 
     def clone_state(self):
@@ -189,8 +203,11 @@ class Generator(torch.Generator):
 
 
 @pytest.mark.parametrize("ended", [False, True])
-def test_a_recording_that_fails_leaves_torch_as_it_was(ended, monkeypatch):
+@pytest.mark.parametrize("device", ["cuda:1", "cuda"])
+def test_a_recording_that_fails_leaves_torch_as_it_was(device, ended, monkeypatch):
+    """`torch.Generator("cuda").device` has no number: it is the current device's."""
     own, default = Generator(), Generator()
+    own.device = torch.device(device)
     said, streams = [], ["before"]
 
     @contextmanager
@@ -218,6 +235,7 @@ def test_a_recording_that_fails_leaves_torch_as_it_was(ended, monkeypatch):
             streams[:] = before
 
     monkeypatch.setattr(cuda_graph, "_recording_stream", lambda device: f"stream of {device}")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "default_generators", (None, default))
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
     monkeypatch.setattr(torch.cuda, "stream", restoring)
@@ -227,7 +245,7 @@ def test_a_recording_that_fails_leaves_torch_as_it_was(ended, monkeypatch):
 
     def record():
         with cuda_graph._recording(None, own):
-            assert streams[-1] == "stream of cuda:1"
+            assert streams[-1] == "stream of 1"
             raise ArgumentError("a layer that waits")
 
     with pytest.raises((RuntimeError, ArgumentError), match=r"previous error|a layer that waits"):
@@ -273,12 +291,17 @@ def test_where_memory_ends_the_step_is_taken_as_it_is(monkeypatch):
         held.extend(map(weakref.ref, values))
         put_back(state, values)
 
+    def waited(device):
+        assert held[0]() is not None  # the graph, whose replay may be under way
+
     def refuse(taken, reason):
         held.append([reference for reference in held if reference() is not None])
         taken.refusal = reason
 
     monkeypatch.setattr(cuda_graph, "_Graph", Large)
     monkeypatch.setattr(cuda_graph, "_put_back", watched)
+    waits = mock.Mock(side_effect=waited)
+    monkeypatch.setattr(cuda_graph, "_wait_for", waits)
     monkeypatch.setattr(GraphedSteps, "_refuse", refuse)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     losses, weights, taken = run(learner_for("agr-rand"), "auto")
@@ -286,6 +309,20 @@ def test_where_memory_ends_the_step_is_taken_as_it_is(monkeypatch):
     *references, alive = held
     assert len(references) > 2
     assert alive == []
+    assert waits.call_count == 1
     assert "no memory for a graph" in taken.refusal
     torch.testing.assert_close(losses, expected, rtol=0, atol=0)
     torch.testing.assert_close(weights, expected_weights, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("mode", "said"), [("auto", True), ("off", False)])
+def test_an_error_about_memory_names_the_graph_which_takes_some(mode, said):
+    learner = learner_for("agr-sum")
+    learner.device = torch.device("cuda", 0)
+    configuration = gs.RunConfiguration(data="rotated-digits", target="0", cuda_graph=mode)
+    with (
+        pytest.raises(GradsurgeryError, match="lower --batch-size or --image-size") as caught,
+        loop._naming_what_takes_memory(learner, configuration),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert ("--cuda-graph off" in str(caught.value)) == said

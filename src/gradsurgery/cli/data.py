@@ -16,7 +16,7 @@ from gradsurgery.cli.live import images_displayed
 from gradsurgery.data import ImageSet, SkippedImage, Source, cache_folder, cpus, open_source
 from gradsurgery.data import prepare as decode
 from gradsurgery.data.derived import differing_counts, matching_preset
-from gradsurgery.data.duplicates import Inspection, inspect_images
+from gradsurgery.data.duplicates import INSPECTED_SIDE, Inspection, inspect_images
 from gradsurgery.data.image_set import cached_sets, remove_cached
 from gradsurgery.data.source import spelled_alike
 from gradsurgery.documents.configuration import RunConfiguration
@@ -231,8 +231,8 @@ def _print_table(source: Source, summary: dict[str, Any], found: Inspection | No
     sentences = gap_sentences(counts, source.classes)
     sentences += imbalance_sentences(counts, source.classes)
     sentences += _group_sentences(source)
+    sentences += [f"Classes {sentence}." for sentence in spelled_alike(source.classes)]
     if any(0 in numbers for numbers in counts.values()):
-        sentences += [f"Classes {sentence}." for sentence in spelled_alike(source.classes)]
         sentences.append(
             "Train with --classes common (without such classes) or --classes all (with gaps)."
         )
@@ -241,7 +241,7 @@ def _print_table(source: Source, summary: dict[str, Any], found: Inspection | No
     if found is not None:
         sentences += copies_sentences(found.identical)
         if found.alike is not None:
-            sentences += copies_sentences(found.alike, alike=True)
+            sentences += copies_sentences(found.alike, alike_at=INSPECTED_SIDE)
         if found.several:
             files = counted(len(found.several), "file", "has several pictures")
             sentences.append(

@@ -22,6 +22,7 @@ from gradsurgery.report.tables import (
     choices_table,
     comparison_csv,
     comparison_table,
+    edge_sentences,
     significance_table,
 )
 from gradsurgery.results import (
@@ -177,6 +178,7 @@ def select(
                 "tests the model of the last step, the other criteria that of the best validation."
             )
         )
+    blocks += map(Text, edge_sentences(shown))
     Console().print(OnTerminal(blocks))
     print(f"written to {path}")
 

@@ -9,7 +9,7 @@ from base64 import b64decode, b64encode
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,10 +31,11 @@ CORRELATED = 0.97
 """The correlation of 16x16 gray values from which on pictures look alike."""
 LEAST_SIDE = 32
 """Pixels of a side below which pictures of any kind look alike."""
+INSPECTED_SIDE = 64
+"""Pixels of a side at which `inspect_images` compares them; a run, as large as it takes them."""
 _EXAMPLES = 10
 _GRAY = 16
 _LOOK = 8 + _GRAY**2  # bytes of a perceptual hash, and of gray values
-_SIDE = 64  # pixels to which images are decoded for their perceptual hash, where they are inspected
 _WAITING = 64  # encoded images in memory meanwhile
 
 Groups = list[list[int]]
@@ -284,7 +285,7 @@ def inspect_images(
         if not decodes:
             return
         try:
-            looks[position] = look_of(source.decode(position, content, _SIDE))
+            looks[position] = look_of(source.decode(position, content, INSPECTED_SIDE))
         except BadImageError as error:
             bad[position] = str(error)
         else:
@@ -296,11 +297,13 @@ def inspect_images(
         progress(done, count)
     part = _parts(source)
     good = [position for position in range(count) if position not in bad]
+    places = tuple(map(source.location, range(count)))  # where somebody would look at them
+    found = replace(listing, identities=places)
     return Inspection(
-        copies_among(identical_files(hashes), listing, part),
-        copies_among(look_alikes(looks, hashes, good), listing, part) if decodes else None,
-        tuple(SkippedImage(listing.identities[i], bad[i]) for i in sorted(bad)),
-        tuple(listing.identities[i] for i in sorted(several)),
+        copies_among(identical_files(hashes), found, part),
+        copies_among(look_alikes(looks, hashes, good), found, part) if decodes else None,
+        tuple(SkippedImage(places[i], bad[i]) for i in sorted(bad)),
+        tuple(places[i] for i in sorted(several)),
     )
 
 

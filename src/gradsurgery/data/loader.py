@@ -223,6 +223,7 @@ class ResidentSets:
 
         Only a set of the cache is kept: another one's digest is its maker's affair.
         """
+        device = torch.empty(0, device=device).device  # "cuda" is whichever is the current one
         key = (images.digest, len(images.label), device)
         with self._lock:
             if key in self._sets and images.folder is not None:

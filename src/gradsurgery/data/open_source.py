@@ -191,6 +191,7 @@ def _open_place(place: str, layout: str, columns: Mapping[str, str]) -> Source:
             f"no data set '{place:.60}'{close}, nor a folder or file; accepted are: {_accepted()}"
         )
     path = Path(place).expanduser()
+    _check_not_saved_to_disk(path)
     if path.is_dir() and layout:
         return LayoutSource(path, layout)
     if path.is_dir():
@@ -202,6 +203,23 @@ def _open_place(place: str, layout: str, columns: Mapping[str, str]) -> Source:
             f"{place} is no folder, no table and no Parquet file; accepted are: {_accepted()}"
         )
     return ParquetSource(path, columns)
+
+
+def _check_not_saved_to_disk(path: Path) -> None:
+    """Raise `DataError` for what `save_to_disk` of a `datasets.Dataset`, or of several, wrote."""
+    write = ""
+    if (path / "dataset_dict.json").is_file():
+        write = (
+            f'for name, part in load_from_disk("{path}").items(): '
+            'part.to_parquet(f"FOLDER/{name}.parquet")'
+        )
+    elif (path / "dataset_info.json").is_file() and (path / "state.json").is_file():
+        write = f'load_from_disk("{path}").to_parquet("FOLDER/train.parquet")'
+    if write:
+        raise DataError(
+            f"{path} is what save_to_disk of the library datasets wrote, which is not read; write "
+            f"Parquet files, {write}, and give FOLDER"
+        )
 
 
 def _exists(place: str) -> bool:

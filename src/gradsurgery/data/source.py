@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,9 @@ def look(name: str) -> str:
 
 
 def letters(name: str) -> str:
-    """A name's letters and digits: "Real World", "real_world" and "Real-World" are one."""
-    return re.sub(r"[\W_]", "", name.casefold())
+    """Its letters and digits: "real_world" and "Real-World" are one; of a number, its value."""
+    number = re.fullmatch("-?[0-9]+([.][0-9]+)?", name)
+    return str(Fraction(name)) if number else re.sub(r"[\W_]", "", name.casefold())
 
 
 def spelled_alike(names: Sequence[str]) -> list[str]:
@@ -277,10 +279,8 @@ def list_images(
     check_domains(name, list(domains), fewest_domains)
     domain = np.array([domains[d] for d in domains_of], dtype=np.int64)
     label = np.array([classes[c] for c in classes_of], dtype=np.int64)
-    identities = [
-        f"{d}/{c}/{printable(file)}"
-        for d, c, file in zip(domains_of, classes_of, files, strict=True)
-    ]
+    named = zip(domains_of, classes_of, map(printable, files), strict=True)
+    identities = ["/".join(names) for names in named]
     if len(set(identities)) < len(identities):
         twice = min(identity for identity, times in Counter(identities).items() if times > 1)
         raise DataError(f"{name}: two images are called {twice}; rename one of them")

@@ -15,7 +15,7 @@ from gradsurgery.documents.studies import Diagnosis
 from gradsurgery.errors import printable
 from gradsurgery.report.evaluation_text import known_sentence, known_targets, no_better_sentences
 from gradsurgery.report.gradients_text import diagnosis_sentences
-from gradsurgery.report.rendering import markdown_text, to_markdown
+from gradsurgery.report.rendering import markdown_text, section_markdown
 from gradsurgery.report.run_text import accuracy_text, left_out_sentences
 from gradsurgery.report.section import (
     ABSENT,
@@ -90,21 +90,8 @@ def short_card(about: ModelDescription, record: Record | None) -> str:
 
 def _card(metadata: dict[str, Any], title: str, sections: Sequence[Section]) -> str:
     front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
-    written = [_written(section) for section in sections if section.blocks]
+    written = [section_markdown(section, "##") for section in sections if section.blocks]
     return "\n".join([f"---\n{front}---", f"# {title}", "", _USE, *written])
-
-
-def _written(section: Section) -> str:
-    """The section in Markdown, block by block; what users have named means nothing in it."""
-    parts = [f"## {section.title}\n"]
-    for block in section.blocks:
-        if isinstance(block, Table):
-            parts.append(to_markdown([block]))
-        elif isinstance(block, Listing):
-            parts.append("".join(f"- {markdown_text(item)}\n" for item in block.items))
-        elif isinstance(block, Text):
-            parts.append(f"{markdown_text(block.text)}\n")
-    return "\n".join(parts)
 
 
 _USE = """```python

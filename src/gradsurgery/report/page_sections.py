@@ -18,7 +18,7 @@ from gradsurgery.documents.selection import CRITERIA
 from gradsurgery.documents.studies import Diagnosis, Explanation, SimilarityStudy
 from gradsurgery.report.evaluation_text import explanation_section
 from gradsurgery.report.gradients_text import diagnosis_section, similarity_section
-from gradsurgery.report.rendering import embedded, render_page
+from gradsurgery.report.rendering import render_page
 from gradsurgery.report.run_text import recalls_section, recorded_sentences
 from gradsurgery.report.section import (
     Block,
@@ -31,6 +31,7 @@ from gradsurgery.report.section import (
     Verbatim,
     counted,
     duration,
+    embedded,
     listed,
     plain_table,
     value_text,
@@ -40,6 +41,7 @@ from gradsurgery.report.tables import (
     candidates_table,
     choices_table,
     comparison_table,
+    edge_sentences,
     significance_table,
 )
 from gradsurgery.results.ranking import Ranking
@@ -278,7 +280,8 @@ def _search_sentences(search: Search) -> list[str]:
         f"{'Hyperparameters were searched; the' if search.tried_several else 'The'} tables and "
         f"figures have what {criterion.label} chooses: {criterion.score}."
     )
-    return list(filter(None, [sentence, search.provisional]))
+    edges = edge_sentences({search.used: search.selections[search.used]})
+    return [*filter(None, [sentence, search.provisional]), *edges]
 
 
 def _selection_section(search: Search) -> Section:
@@ -290,9 +293,8 @@ def _selection_section(search: Search) -> Section:
         "it is what an unattainable choice would give, and no result."
     )
     criteria = [f"{criterion.label}: {criterion.score}." for criterion in CRITERIA.values()]
-    chosen = replace(
-        choices_table(search.selections, "What each criterion chooses"), notes=criteria
-    )
+    chosen = choices_table(search.selections, "What each criterion chooses")
+    chosen = replace(chosen, notes=[*chosen.notes, *criteria])
     candidates = candidates_table(search.selections, "All candidates")
     details = Details("The scores of all candidates", [candidates])
     return Section("selection", "Model selection", [introduction, chosen, details])

@@ -10,18 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradsurgery.errors import printable
-from gradsurgery.report.section import Entry, Section, Table, Text
+from gradsurgery.report.section import Entry, Listing, Section, Table, Text
 
 if TYPE_CHECKING:
-    import rich.table
     import rich.text
     from jinja2 import Environment
     from rich.console import Console, ConsoleOptions, RenderResult
 
 
 _FOLDER = Path(__file__).parent / "templates"
-MOST_SVG_BYTES = 600_000
-"""Of a figure; a larger SVG gives way to the PNG where that is smaller."""
 
 
 def render_page(
@@ -56,18 +53,6 @@ def render_page(
     )
 
 
-def embedded(svg: bytes, png: bytes) -> str:
-    """The picture as a data address: the SVG, sharp at any size, unless the PNG saves much.
-
-    >>> embedded(b"<svg/>", b"PNG")
-    'data:image/svg+xml;base64,PHN2Zy8+'
-    """
-    kind, picture = "svg+xml", svg
-    if len(svg) > MOST_SVG_BYTES and len(png) < len(svg):
-        kind, picture = "png", png
-    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
-
-
 @cache
 def _environment() -> "Environment":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -97,11 +82,17 @@ def to_markdown(tables: Sequence[Table]) -> str:
     return "\n".join(_markdown(table) for table in tables)
 
 
-def section_markdown(section: Section) -> str:
-    """The sentences and tables of a section."""
-    texts = [f"{markdown_text(sentence, strip=False)}\n" for sentence in section.sentences]
-    tables = [f"\n{_markdown(block)}" for block in section.blocks if isinstance(block, Table)]
-    return "".join([f"# {markdown_text(section.title)}\n", *texts, *tables])
+def section_markdown(section: Section, heading: str = "#") -> str:
+    """The section's sentences and tables, below a heading."""
+    parts = [f"{heading} {markdown_text(section.title)}\n"]
+    for block in section.blocks:
+        if isinstance(block, Table):
+            parts.append(_markdown(block))
+        elif isinstance(block, Listing):
+            parts.append("".join(f"- {markdown_text(item)}\n" for item in block.items))
+        elif isinstance(block, Text):
+            parts.append(f"{markdown_text(block.text)}\n")
+    return "\n".join(parts)
 
 
 def _markdown(table: Table) -> str:
@@ -112,7 +103,7 @@ def _markdown(table: Table) -> str:
         return (f"**{text}**" if entry.strong else text) + markdown_text(entry.marks, strip=False)
 
     text = tabulate(
-        [map(shown, row) for row in rows_with_below(table)],
+        [map(shown, row) for row in table.rows_with_below],
         [markdown_text(name) for name in table.columns],
         tablefmt="pipe",
         disable_numparse=True,
@@ -122,11 +113,22 @@ def _markdown(table: Table) -> str:
     return "\n".join([*title, text, *(f"\n{markdown_text(note)}" for note in table.notes)]) + "\n"
 
 
+_MARKDOWN = re.compile(
+    r"""[\\`*|<>\[\]~]            # anywhere
+    | (?<![^\W_])_ | _(?![^\W_])  # no emphasis within a word: art_painting stays readable
+    | &(?=\#?\w+;)               # an entity
+    | (?<!\S)\#                  # the beginning of a heading, or its end
+    | ^[-+=](?=[-+=\s]|$)        # a list, or a line that makes a heading of the one above
+    """,
+    re.VERBOSE,
+)
+
+
 def markdown_text(text: str, *, strip: bool = True) -> str:
     """The text as Markdown that shows it; `strip` leaves out spaces at its ends."""
-    # An underscore within a word is no emphasis: art_painting stays readable in the source.
-    escaped = re.sub(r"[\\`*|<>\[\]]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", printable(text))
-    return " ".join(escaped.split()) if strip else escaped
+    text = " ".join(printable(text).split()) if strip else printable(text)
+    escaped = _MARKDOWN.sub(r"\\\g<0>", text)
+    return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", escaped)  # a numbered list
 
 
 def to_latex(tables: Sequence[Table]) -> str:
@@ -153,7 +155,7 @@ def _latex(table: Table) -> str:
         r"\toprule",
         line(map(_latex_text, table.columns)),
         r"\midrule",
-        *(line(map(shown, row)) for row in rows_with_below(table)),
+        *(line(map(shown, row)) for row in table.rows_with_below),
         r"\bottomrule",
         r"\end{tabular}",
         *(rf"\par{{\footnotesize {_latex_text(note)}}}" for note in table.notes),
@@ -165,6 +167,7 @@ _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "`": r"\textasciigrave{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
@@ -179,17 +182,9 @@ _LATEX = {
 
 def _latex_text(text: str) -> str:
     signs = re.sub(r"(?<![^\s\[(])-(?=\d)", "−", printable(text))  # of numbers, no hyphens
-    return " ".join("".join(_LATEX.get(c, c) for c in signs).split())
-
-
-def rows_with_below(table: Table) -> Iterator[list[Entry]]:
-    """The rows, and what stands below their entries as rows of its own."""
-    for row in table.rows:
-        yield list(row)
-        if row[0].below:
-            figures = [(e.below.rstrip("*"), e.below) for e in row[1:]]
-            beside = [Entry(figure, text[len(figure) :]) for figure, text in figures]
-            yield [Entry(f"{row[0].text}, {row[0].below}"), *beside]
+    parts = re.finditer(r"([-',])(?=\1)|.", signs)  # two of these become another sign
+    written = [rf"{part[1]}\/" if part[1] else _LATEX.get(part[0], part[0]) for part in parts]
+    return " ".join("".join(written).split())
 
 
 _GAP = 2
@@ -200,9 +195,10 @@ _GAP = 2
 class OnTerminal:
     """What rich prints for paragraphs and tables.
 
-    A name that begins several rows is in the first of them. A table that is wider than the terminal
-    even with its texts broken between words is laid out with a line a figure, under the name of its
-    row.
+    A name that begins several rows is in the first of them. Where a table is wider than the
+    terminal even with its texts broken between words, as many of the names that its rows begin with
+    as need be stand on lines of their own above their figures; and where these are too wide
+    themselves, each is on a line.
     """
 
     blocks: Sequence[Text | Table]
@@ -216,9 +212,11 @@ class OnTerminal:
             if block.caption:
                 yield literal(block.caption)
             least, natural = _widths(block)
-            fits = sum(least) + _GAP * (len(least) - 1) <= options.max_width
-            if fits:
-                yield _grid(block, _shrunk(natural, least, options.max_width))
+            for above in range(_names(block) + 1):
+                room = options.max_width - _GAP * above
+                if sum(least[above:]) + _GAP * (len(least) - above - 1) <= room:
+                    yield from _grid(block, above, _shrunk(natural[above:], least[above:], room))
+                    break
             else:
                 yield from _stacked(block, options.max_width)
             yield ""
@@ -236,7 +234,7 @@ def literal(text: str, style: str = "") -> "rich.text.Text":
 
 def _widths(table: Table) -> tuple[list[int], list[int]]:
     """The least and the natural width of every column: texts may be broken between words."""
-    rows = [*rows_with_below(table)]
+    rows = table.rows_with_below
     columns = table.columns or [""] * len(rows[0])
     least, natural = [_longest_word(name) for name in columns], [*map(_cells, columns)]
     for row in rows:
@@ -258,24 +256,39 @@ def _shrunk(natural: list[int], least: list[int], width: int) -> list[int]:
     return widths
 
 
-def _grid(table: Table, widths: Sequence[int]) -> "rich.table.Table":
-    """A line a row, and more lines where a text is broken."""
+def _names(table: Table) -> int:
+    """How many columns of texts there are before the first of numbers; 0 where there is none."""
+    return table.alignment.index("right") if "right" in table.alignment else 0
+
+
+def _grid(table: Table, above: int, widths: Sequence[int]) -> "RenderResult":
+    """A line a row, and more where a text is broken; the first `above` entries are above them."""
     from rich import box
+    from rich.padding import Padding
     from rich.table import Table as Grid
 
-    grid = Grid(
-        box=box.SIMPLE_HEAD,
-        show_header=bool(table.columns),
-        show_edge=False,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    names = map(literal, table.columns or [""] * len(widths))
-    for name, justify, width in zip(names, table.alignment, widths, strict=True):
-        grid.add_column(name, justify=justify, width=width)
+    def line(cells: Iterable["rich.text.Text"], *, header: bool = False) -> Padding:
+        grid = Grid(
+            box=box.SIMPLE_HEAD,
+            show_header=header,
+            show_edge=False,
+            pad_edge=False,
+            collapse_padding=True,
+        )
+        for cell, justify, width in zip(cells, table.alignment[above:], widths, strict=True):
+            grid.add_column(cell, justify=justify, width=width)
+        if not header:
+            grid.add_row(*(column.header for column in grid.columns))
+        return Padding(grid, (0, 0, 0, _GAP * above), expand=False)
+
+    if table.columns:
+        yield line(map(literal, table.columns[above:]), header=True)
     for row in _rows(table):
-        grid.add_row(*map(_shown, row))
-    return grid
+        for depth in range(above):
+            if row[depth].text:
+                name = literal(f"{table.columns[depth]} ").append(_shown(row[depth]))
+                yield Padding(name, (0, 0, 0, _GAP * depth), expand=False)
+        yield line(map(_shown, row[above:]))
 
 
 def _stacked(table: Table, width: int) -> "RenderResult":
@@ -304,8 +317,8 @@ def _stacked(table: Table, width: int) -> "RenderResult":
 
 def _rows(table: Table) -> Iterator[list[Entry]]:
     """The rows, without the texts at their beginning that the row above has too."""
-    above: list[Entry] = []
-    for row in rows_with_below(table):
+    above: Sequence[Entry] = ()
+    for row in table.rows_with_below:
         known = 0
         while (
             known < len(above) - 1
@@ -313,7 +326,7 @@ def _rows(table: Table) -> Iterator[list[Entry]]:
             and row[known] == above[known]
         ):
             known += 1
-        yield [Entry("")] * known + row[known:]
+        yield [*[Entry("")] * known, *row[known:]]
         above = row
 
 

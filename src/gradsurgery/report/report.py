@@ -12,14 +12,14 @@ from gradsurgery.documents.selection import Model, ReportFiles
 from gradsurgery.documents.studies import Diagnosis, Explanation, SimilarityStudy
 from gradsurgery.documents.tasks_vs_domains import TasksStudy
 from gradsurgery.errors import ArgumentError, DataError
-from gradsurgery.report.evaluation_text import evaluation_section, explanation_sentences
+from gradsurgery.report.evaluation_text import evaluation_section, explanation_section
 from gradsurgery.report.gradients_text import (
     diagnosis_section,
     similarity_csv,
     similarity_section,
 )
 from gradsurgery.report.rendering import section_markdown, to_latex, to_markdown
-from gradsurgery.report.section import Figure, Section, listed
+from gradsurgery.report.section import Figure, Section, embedded, listed
 from gradsurgery.report.tables import (
     candidates_table,
     choices_table,
@@ -122,7 +122,6 @@ def write_report(
         _write(out / name, text)
     from gradsurgery.report.figures.style import save
     from gradsurgery.report.page_sections import PIXELS_PER_INCH, assemble
-    from gradsurgery.report.rendering import embedded
 
     figures: dict[str, list[Figure]] = {
         kind: [] for kind in ("examples", "accuracies", "batches", "curves", "ranks")
@@ -193,16 +192,16 @@ def write_similarity(study: SimilarityStudy, directory: Path) -> list[str]:
 def write_explanation(
     explanation: Explanation, shown: "Sequence[Explained]", directory: Path
 ) -> list[str]:
-    """Write `explanation.json` and its figures into `directory`; what there is to say of them."""
+    """Write `explanation.json`, sentences and figures; what there is to say of them."""
     from gradsurgery.report.figures.pictures import draw_attributions, draw_places
-    from gradsurgery.report.figures.style import save
 
     name = explanation.model
-    save(draw_attributions(shown, name, explanation.by).figure, directory / "explanation-answers")
+    figures = {"explanation-answers": draw_attributions(shown, name, explanation.by).figure}
     if explanation.places:
-        save(draw_places(explanation).figure, directory / "explanation-features")
+        figures["explanation-features"] = draw_places(explanation).figure
+    said = _write_study(directory, explanation_section(explanation), figures)
     explanation.save(directory)
-    return [*explanation_sentences(explanation), f"figures: {directory}"]
+    return [*said, f"figures: {directory}"]
 
 
 def write_tasks_study(study: TasksStudy, directory: Path) -> list[str]:
@@ -211,16 +210,15 @@ def write_tasks_study(study: TasksStudy, directory: Path) -> list[str]:
     Raises `DataError` where no run is finished yet.
     """
     from gradsurgery.report.figures.tasks import draw_dials, draw_tasks
-    from gradsurgery.report.tasks_text import tasks_section, tasks_sentences
+    from gradsurgery.report.tasks_text import tasks_section
 
     if not study.runs:
         raise DataError(f"{study.name}: no run of the study is finished; repeat its command")
     figures = {"tasks-vs-domains": draw_tasks(study)}
     if (turned := draw_dials(study)) is not None:
         figures["tasks-vs-domains-dials"] = turned
-    _write_study(directory, tasks_section(study), figures)
-    told = f"tables and figures: {directory} (tasks-vs-domains.png)"
-    return [*tasks_sentences(study), told]
+    said = _write_study(directory, tasks_section(study), figures)
+    return [*said, f"tables and figures: {directory} (tasks-vs-domains.png)"]
 
 
 def _write_study(

@@ -266,14 +266,18 @@ def left_out_sentences(data: DataRecord) -> list[str]:
     return [f"Classes left out, for not every domain has them: {classes}."]
 
 
-def copies_sentences(copies: Copies, *, alike: bool = False, target: str = "") -> list[str]:
+def copies_sentences(copies: Copies, *, alike_at: int = 0, target: str = "") -> list[str]:
     """What pictures that occur more than once mean; empty where there are none.
 
-    alike: they look alike, and are not the same file. target: the domain that a run held out.
+    alike_at: they are not the same file, and look alike at so many pixels a side: the fewer, the
+        more do. target: the domain that a run held out.
     """
     if not copies.images:
         return []
-    what = "looks like another image" if alike else "is one of several identical files"
+    alike = alike_at > 0
+    what = "is one of several identical files"
+    if alike:
+        what = f"looks like another image, at {alike_at}x{alike_at} pixels"
     sentences = [f"{counted(copies.images, 'image', what)}."]
     if copies.of_target:
         like = "like images that were trained on" if alike else "identical to images trained on"
@@ -323,9 +327,9 @@ def recorded_sentences(records: Sequence[Record]) -> list[str]:
         found = [*left_out_sentences(data), *gap_sentences(data.class_images, data.classes)]
         if data.class_images:
             found += imbalance_sentences(data.class_images, data.classes)
-        for copies, alike in ((data.identical, False), (data.alike, True)):
+        for copies, side in ((data.identical, 0), (data.alike, record.configuration.image_size)):
             if copies is not None:
-                found += copies_sentences(copies, alike=alike, target=target)
+                found += copies_sentences(copies, alike_at=side, target=target)
         if record.split.unused:
             unused = counted(record.split.unused, "image", "is in no part of the split")
             found.append(f"{unused}.")

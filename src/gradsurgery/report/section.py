@@ -3,6 +3,7 @@
 All text is plain: whatever it becomes escapes it.
 """
 
+import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +14,8 @@ from gradsurgery.results.intervals import Estimate
 
 ABSENT = "–"
 """What stands in a table where there is no value."""
+MOST_SVG_BYTES = 600_000
+"""Of a figure; a larger SVG gives way to the PNG where that is smaller."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,18 @@ class Table:
             sides.append("right" if numbers else "left")
         return sides
 
+    @property
+    def rows_with_below(self) -> list[Sequence[Entry]]:
+        """The rows, and what stands below their entries as rows of its own."""
+        found: list[Sequence[Entry]] = []
+        for row in self.rows:
+            found.append(row)
+            if row[0].below:
+                figures = [(e.below.rstrip("*"), e.below) for e in row[1:]]
+                beside = [Entry(figure, text[len(figure) :]) for figure, text in figures]
+                found.append([Entry(f"{row[0].text}, {row[0].below}"), *beside])
+        return found
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -99,6 +114,18 @@ class Figure:
     """Names of the files beside the page with the same picture."""
     width: int = 740
     """Pixels that it takes on a screen where there is room."""
+
+
+def embedded(svg: bytes, png: bytes) -> str:
+    """The picture as a data address: the SVG, sharp at any size, unless the PNG saves much.
+
+    >>> embedded(b"<svg/>", b"PNG")
+    'data:image/svg+xml;base64,PHN2Zy8+'
+    """
+    kind, picture = "svg+xml", svg
+    if len(svg) > MOST_SVG_BYTES and len(png) < len(svg):
+        kind, picture = "png", png
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,9 @@ def _compared(tables: Sequence[ComparisonTable]) -> str:
     domains = ""
     if len(data) == 1:
         turn = " in turn" if len(targets) > 1 else ""
-        domains = f" with {listed([target for _, target in targets])} held out{turn}"
+        few = len(targets) <= _MOST_NAMED
+        names = listed([t for _, t in targets]) if few else counted(len(targets), "domain")
+        domains = f" with {names} held out{turn}"
     verb = "was trained" if len(methods) == 1 else "were compared"
     model = "with the best validation accuracy on the source domains"
     if tables[0].model == "last":
@@ -81,7 +83,10 @@ def _complete(inventory: Inventory, tables: Sequence[ComparisonTable]) -> str:
     elif apart := _apart(tables):
         sentences.append(apart)
     elif not inventory.missing and not failed and there > 1:
-        sentences.append("The comparison is complete")
+        whole = "The comparison is complete"  # without a plan nobody knows what else was meant
+        sentences.append(
+            whole if inventory.planned else "Every method has each seed on each target"
+        )
     if extra:
         runs = counted(extra, "run")
         sentences.append(
@@ -125,6 +130,8 @@ def _averages(table: ComparisonTable) -> list[str]:
     shown = f"{cells[best[0]].mean:.2f} %"
     absent = len(cells) < len(table.methods)
     among = f"of the {len(cells)} methods that are complete, " if absent else ""
+    if len(best) == len(cells):
+        return [f"On {table.name}, {among}{over} is the same for all ({shown})."]
     sentence = f"On {table.name}, {among}{over} is highest for {listed(best)} ({shown})"
     baseline = cells.get(table.baseline)
     if baseline is not None and table.baseline not in best:
@@ -226,6 +233,8 @@ def _ranked(ranking: Ranking | None, tables: Sequence[ComparisonTable]) -> str:
     best = ranking.ranks[0]
     first = [m for m, rank in zip(ranking.methods, ranking.ranks, strict=True) if rank == best]
     order = f"the best average rank is that of {listed(first)} ({best:.2f})"
+    if len(first) == len(ranking.ranks):
+        order = f"all methods have the same average rank ({best:.2f})"
     return f"Over {cells_text(ranking, tables)}, {order}; {verdict}."
 
 

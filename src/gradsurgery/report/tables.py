@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.selection import CRITERIA, Candidate, Choice, Selection, Summary
 from gradsurgery.report.section import ABSENT, Entry, Table, counted, listed, plain_table
+from gradsurgery.results.selection import Edge, edges
 from gradsurgery.results.statistics import PairedComparison
 from gradsurgery.results.tables import DECIMALS, Cell, ComparisonTable
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 CITATION = "Mansilla et al. 2021, Table 1"
 _AS_IN_THE_PAPER = ("layout", "columns", "split_seed")  # whatever they are
+_MOST_NAMED = 6
 _TESTS = ["data", "target", "method", "difference (points)", "95 % interval"]
 _NARROW = [
     "an interval leaves out zero where p is not below 0.05: bootstrap percentiles of so few seeds "
@@ -148,7 +150,7 @@ def choices_table(selections: Mapping[str, Selection], caption: str = "") -> Tab
     """A row for every choice, the criteria of one choice below each other."""
     columns = ["data", "target", "method", "criterion", "chosen", "score (%)", "target (%)"]
     rows = [[*about, *_chosen(choice)] for about, choice in _by_choice(selections)]
-    return plain_table(caption, columns, rows)
+    return plain_table(caption, columns, rows, notes=edge_sentences(selections))
 
 
 def candidates_table(selections: Mapping[str, Selection], caption: str = "") -> Table:
@@ -162,6 +164,25 @@ def candidates_table(selections: Mapping[str, Selection], caption: str = "") -> 
             verdict = "chosen" if position == choice.chosen else lacks
             rows.append([*about, _values(candidate, choice), *scored, verdict])
     return plain_table(caption, columns, rows)
+
+
+def edge_sentences(selections: Mapping[str, Selection]) -> list[str]:
+    """Which choices are at the edge of what was tried, a sentence a value; none by the target."""
+    attainable = {name: each for name, each in selections.items() if each.attainable}
+    found: dict[Edge, list[str]] = {}
+    for (data, target, method, criterion), choice in _by_choice(attainable):
+        for edge in edges(choice):
+            found.setdefault(edge, []).append(f"{method} on {target} ({data}, {criterion})")
+    sentences = []
+    for edge, chosen in found.items():
+        more = len(chosen) - _MOST_NAMED
+        named = [*chosen[:_MOST_NAMED], *([f"{more} more"] if more > 0 else [])]
+        end, beyond = ("largest", "larger") if edge.largest else ("smallest", "smaller")
+        sentences.append(
+            f"{edge.name} {_short(edge.value)}, chosen for {listed(named)}, is the {end} of "
+            f"{edge.tried} values tried: widen the grid, for a {beyond} one may do better."
+        )
+    return sentences
 
 
 def comparison_csv(tables: Sequence[ComparisonTable], *, paper: bool = False) -> str:
@@ -277,9 +298,12 @@ def _values(candidate: Candidate, choice: Choice) -> str:
     texts = []
     for name in choice.searched:
         value = candidate.hyperparameters.get(name)
-        short = f"{value:g}" if isinstance(value, float) else str(value)
-        texts.append(f"{name} {'default' if value is None else short}")
+        texts.append(f"{name} {'default' if value is None else _short(value)}")
     return ", ".join(texts)
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _percent(score: Summary | None) -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 from gradsurgery.documents.tasks_vs_domains import LayerCosines, TasksStudy
 from gradsurgery.report.section import (
     ABSENT,
+    Listing,
     Section,
     Table,
     counted,
@@ -112,7 +113,7 @@ def outcomes(
 
 
 def tasks_section(study: TasksStudy) -> Section:
-    """All tables."""
+    """The sentences and all tables."""
     gradients = gradient_frame(study)
     plain = gradients[gradients["dial"].isna()]
     found = outcomes(study)
@@ -124,7 +125,7 @@ def tasks_section(study: TasksStudy) -> Section:
         *_dial_tables(study, gradients),
     ]
     title = f"Tasks against domains: {study.name}, {study.options.backbone}"
-    return Section("tasks-vs-domains", title, blocks)
+    return Section("tasks-vs-domains", title, [Listing(tasks_sentences(study)), *blocks])
 
 
 def tasks_sentences(study: TasksStudy) -> list[str]:
@@ -140,9 +141,11 @@ def tasks_sentences(study: TasksStudy) -> list[str]:
     found = outcomes(study)
     for grouping, of_grouping in _by_grouping(study, plain):
         expected, negative = of_grouping["expected"].median(), of_grouping["negative"].mean()
+        own = of_grouping["seed"].nunique()
+        only = f" ({counted(own, 'seed')})" if own < seeds else ""
         sentences.append(
-            f"{grouping}: expected cosine across groups {rounded(expected)}, {percent(negative)} "
-            "of the pairs negative."
+            f"{grouping}{only}: expected cosine across groups {rounded(expected)}, "
+            f"{percent(negative)} of the pairs negative."
         )
         for rule in o.rules[1:]:
             compared = [
@@ -150,7 +153,9 @@ def tasks_sentences(study: TasksStudy) -> list[str]:
             ]
             if compared and f"{rule}.cosine" in of_grouping:
                 cosine = rounded(of_grouping[f"{rule}.cosine"].mean(), 3)
-                sentences.append(f"  {rule}: cosine with the sum {cosine}; {', '.join(compared)}.")
+                sentences.append(
+                    f"{grouping}, {rule}: cosine with the sum {cosine}; {', '.join(compared)}."
+                )
     return sentences
 
 
@@ -161,7 +166,7 @@ def _words(outcome: Outcome) -> str:
         return ""
     what = {"loss": "training loss", "held_out": "held out", "unseen": "unseen"}[outcome.name]
     unit = "" if outcome.name == "loss" else " points"
-    difference = f"{versus.difference:+.{OUTCOMES[outcome.name]}f}{unit}"
+    difference = f"{versus.difference:+z.{OUTCOMES[outcome.name]}f}{unit}"
     return f"{what} {difference} (p = {versus.p:.2g})"
 
 
@@ -262,8 +267,8 @@ def _outcome(outcome: Outcome) -> str:
     if (versus := outcome.versus) is None:
         return text
     marks = "†" if versus.significant_corrected else "*" if versus.significant else ""
-    span = f"{versus.low:+.{digits}f} to {versus.high:+.{digits}f}"
-    return f"{text}{marks} ({versus.difference:+.{digits}f}; {span})"
+    span = f"{versus.low:+z.{digits}f} to {versus.high:+z.{digits}f}"
+    return f"{text}{marks} ({versus.difference:+z.{digits}f}; {span})"
 
 
 def _dial_tables(study: TasksStudy, gradients: pd.DataFrame) -> Iterator[Table]:
@@ -297,7 +302,9 @@ def _dial_row(frame: pd.DataFrame, found: Sequence[Outcome], grouping: str) -> l
     differences = []
     for rule, name in itertools.product(("pcgrad", "agr-sum"), ("loss", "unseen")):
         test, digits = tests.get((rule, name)), OUTCOMES[name]
-        texts = [f"{x:+.{digits}f}" for x in (test.difference, test.low, test.high)] if test else []
+        texts = (
+            [f"{x:+z.{digits}f}" for x in (test.difference, test.low, test.high)] if test else []
+        )
         differences.append(f"{texts[0]} ({texts[1]} to {texts[2]})" if test else ABSENT)
     cosine = frame["pcgrad.cosine"].mean() if "pcgrad.cosine" in frame else math.nan
     return [

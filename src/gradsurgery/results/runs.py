@@ -253,11 +253,19 @@ def method_order(planned: Iterable[PlannedRun]) -> Callable[[str], tuple[int, li
 
     def place(method: str) -> tuple[int, list[str | float]]:
         name = method.partition(" (")[0]
-        parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]\d+)?)", method)
-        numbered = [float(part) if i % 2 else part for i, part in enumerate(parts)]
-        return names.index(name) if name in names else len(names), numbered
+        return names.index(name) if name in names else len(names), by_number(method)
 
     return place
+
+
+def by_number(text: str) -> list[str | float]:
+    """A key that sorts texts with the numbers in them as numbers.
+
+    >>> sorted(["rate 0.001", "rate 1e-05"], key=by_number)
+    ['rate 1e-05', 'rate 0.001']
+    """
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]\d+)?)", text)
+    return [float(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def as_json(values: Mapping[str, Any]) -> str:

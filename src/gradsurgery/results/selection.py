@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gradsurgery.documents.plan import PlannedRun
 from gradsurgery.documents.selection import (
@@ -33,6 +33,15 @@ _TIE = 1e-12  # rounding errors of mean accuracies are smaller, differences of t
 
 Row = Mapping[Hashable, Any]
 Planned = Mapping[Path, PlannedRun]
+
+
+class Edge(NamedTuple):
+    """A hyperparameter whose chosen value is the smallest or the `largest` of several `tried`."""
+
+    name: str
+    value: int | float
+    largest: bool
+    tried: int
 
 
 @dataclass(frozen=True)
@@ -284,6 +293,31 @@ def first_best(scores: Mapping[int, float]) -> int | None:
     """The position of the highest score, of equal ones the first; None where there is none."""
     highest = max(scores.values(), default=0.0)
     return min((place for place, score in scores.items() if score >= highest - _TIE), default=None)
+
+
+def edges(choice: Choice) -> list[Edge]:
+    """The numbers chosen at the end of what was tried, of at least three: of two each is at an end.
+
+    A 0 is none, for hardly one can be below it; nor is one where another value has the same score;
+    nor is any while planned runs, which may be those beyond, are not finished.
+    """
+    chosen = choice.candidate
+    if chosen is None or choice.unfinished:
+        return []
+    scores = [
+        each.score.mean if each.eligible and each.score else 0.0 for each in choice.candidates
+    ]
+    found = []
+    for name in choice.searched:
+        values = [each.hyperparameters.get(name) for each in choice.candidates]
+        numbers = sorted({value for value in values if isinstance(value, int | float)})
+        if len(numbers) < 3 or not all(value in numbers for value in values):
+            continue
+        value, largest = chosen.hyperparameters[name], numbers[-1]
+        tied = {v for v, score in zip(values, scores, strict=True) if score >= max(scores) - _TIE}
+        if tied == {value} and (value == largest or value == numbers[0] != 0):
+            found.append(Edge(name, value, value == largest, len(numbers)))
+    return found
 
 
 def _needs(criterion: Criterion, group: list[Row]) -> str:

@@ -11,7 +11,7 @@ from gradsurgery.documents.data_options import built_in
 from gradsurgery.documents.selection import CRITERIA, Model
 from gradsurgery.errors import DataError
 from gradsurgery.results.ranking import Ranking, ranking
-from gradsurgery.results.runs import method_order
+from gradsurgery.results.runs import by_number, method_order
 from gradsurgery.results.statistics import (
     SIGNIFICANCE,
     PairedComparison,
@@ -229,7 +229,11 @@ def compare_runs(
         )
     tables, place = [], method_order(planned)
     for name, of_data in compared.groupby("data", sort=True):
-        groups = [(json.loads(str(key)), group) for key, group in of_data.groupby("protocol")]
+        found = sorted(
+            ((str(key), group) for key, group in of_data.groupby("protocol")),
+            key=lambda each: by_number(each[0]),
+        )
+        groups = [(json.loads(key), group) for key, group in found]
         of_plan = [run for run in planned if run.data == name and not run.without]
         names = dict.fromkeys(n for protocol, _ in groups for n in protocol)
         first = groups[0][0]

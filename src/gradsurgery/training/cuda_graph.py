@@ -84,9 +84,8 @@ class GraphedSteps:
         shapes = [(images.shape, labels.shape) for images, labels in batches]
         key = stage, self.learner.freezing.holds(step), shapes
         if key != self._stage:  # what was recorded is of another formula
-            if self._graph is not None:  # its last replay may not have read yet what goes with it
-                _wait_for(self.learner.device)
-            self._stage, self._eager, self._graph, self._compared = key, 0, None, 0
+            self._let_go()
+            self._stage, self._eager, self._compared = key, 0, 0
         if self._graph is None:
             draws = _draws_on_host(self.learner)
             result = self.learner.take(batches, step)
@@ -134,7 +133,7 @@ class GraphedSteps:
             _set_generators(self.learner, seeds)
             before.clear()
             after.clear()
-            self._graph = None
+            self._let_go()
             torch.cuda.empty_cache()
             self._refuse("there is no memory for a graph beside a step")
             return self.learner.take(batches, step)
@@ -142,9 +141,15 @@ class GraphedSteps:
         if all(_same_bits(left, right) for left, right in pairs):
             self._compared += 1
         else:
-            self._graph = None
+            self._let_go()
             self._refuse("a replayed step differs from the step itself")
         return taken
+
+    def _let_go(self) -> None:
+        """Have no graph; its last replay may not have read yet what goes with it."""
+        if self._graph is not None:
+            _wait_for(self.learner.device)
+        self._graph = None
 
     def _refuse(self, reason: str) -> None:
         if self._mode == "on":
@@ -168,7 +173,8 @@ class _Graph:
     ) -> None:
         self._batches = [(images.clone(), labels.clone()) for images, labels in batches]
         self._graph = torch.cuda.CUDAGraph()
-        self._graph.register_generator_state(learner.generator)
+        if torch.__version__ < "2.14":  # from then on torch sees to it, and says so at every call
+            self._graph.register_generator_state(learner.generator)
         learner.optimizer.zero_grad(set_to_none=True)
         with (
             staged_tables(learner.device) as self._read,
@@ -225,8 +231,9 @@ def _recording(graph: Any, generator: torch.Generator) -> Iterator[None]:
     Where it cannot be, torch leaves the generators, the allocator and the current stream as in a
     recording: they are put back, for the steps that are taken one by one from there on.
     """
-    device = generator.device
-    drawing = (generator, torch.cuda.default_generators[device.index])
+    device = generator.device.index  # None of one that is made for "cuda"
+    device = torch.cuda.current_device() if device is None else device
+    drawing = (generator, torch.cuda.default_generators[device])
     before = [each.clone_state() for each in drawing]
     stream, pool = _recording_stream(device), torch.cuda.graph_pool_handle()
     options: Any = {"pool": pool, "stream": stream, "capture_error_mode": "thread_local"}
@@ -237,13 +244,13 @@ def _recording(graph: Any, generator: torch.Generator) -> Iterator[None]:
         for each, state in zip(drawing, before, strict=True):
             each.graphsafe_set_state(state)
         with suppress(RuntimeError):  # where torch has come to end it
-            torch._C._cuda_endAllocateToPool(device.index, pool)
-            torch._C._cuda_releasePool(device.index, pool)
+            torch._C._cuda_endAllocateToPool(device, pool)
+            torch._C._cuda_releasePool(device, pool)
         raise
 
 
 @cache
-def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+def _recording_stream(device: int) -> torch.cuda.Stream:
     """One for all graphs of a device, as each has memory of its own in torch's libraries."""
     return torch.cuda.Stream(device)
 

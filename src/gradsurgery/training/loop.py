@@ -191,9 +191,11 @@ def _naming_what_takes_memory(learner: Learner, configuration: RunConfiguration)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
+        graph = learner.device.type == "cuda" and configuration.cuda_graph != "off"
         raise GradsurgeryError(
             f"out of memory on {learner.device} with {configuration.batch_size} images of "
             f"{configuration.image_size} pixels per domain; lower --batch-size or --image-size"
+            + (", or do without the memory of a CUDA graph by --cuda-graph off" if graph else "")
         ) from error
 
 

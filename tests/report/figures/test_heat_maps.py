@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from gradsurgery.documents.studies import (
     Diagnosis,
@@ -10,7 +11,12 @@ from gradsurgery.documents.studies import (
     Numbers,
     Snapshot,
 )
-from gradsurgery.report.figures.heat_maps import conflict_figures, logged_figure
+from gradsurgery.documents.tally import Tally
+from gradsurgery.report.figures.heat_maps import (
+    conflict_figures,
+    confusion_figure,
+    logged_figure,
+)
 from gradsurgery.report.figures.style import encoded
 
 
@@ -100,3 +106,27 @@ def test_of_many_steps_sixteen_are_shown() -> None:
 def test_the_same_diagnosis_gives_the_same_bytes(kind, tmp_path: Path) -> None:
     first, second = (conflict_figures(diagnosis([0]))["diagnosis-layers"] for _ in range(2))
     assert encoded(first, kind) == encoded(second, kind)
+
+
+def confusion(classes: int) -> Figure:
+    tally = Tally(confusion=[f"{label}:3" for label in range(classes)])
+    return confusion_figure(tally, [f"c{label}" for label in range(classes)], "made")
+
+
+def test_a_matrix_of_many_classes_stays_of_a_size_that_can_be_drawn() -> None:
+    (axes,) = confusion(40).axes
+    assert {text.get_text() for text in axes.texts} == {"100", "–"}
+    assert len(axes.get_xticks()) == 40
+    for classes, every in ((41, 1), (65, 1), (345, 3)):  # Office-Home has 65, DomainNet 345
+        figure = confusion(classes)
+        (axes,) = figure.axes
+        assert max(figure.get_size_inches()) < 20
+        assert not axes.texts
+        assert [label.get_text() for label in axes.get_xticklabels()] == [
+            f"c{label}" for label in range(0, classes, every)
+        ]
+        assert [label.get_text() for label in axes.get_yticklabels()] == [
+            f"c{label} (3)" for label in range(0, classes, every)
+        ]
+        assert ("one name in 3 is shown" in axes.get_title(loc="left")) == (every == 3)
+        assert axes.images[0].get_array().shape == (classes, classes)

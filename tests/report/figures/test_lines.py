@@ -64,6 +64,20 @@ def test_lines_of_many_steps_are_marked_too():
     assert all(50 / line.get_markevery() <= 11 for line in lines)
 
 
+def test_many_targets_are_in_several_rows_with_axes_alike():
+    targets = [f"t{number}" for number in range(11)]
+    losses = {target: [float(number + 1)] for number, target in enumerate(targets)}
+    runs = frame(*(("agr-sum", target, 0, loss) for target, loss in losses.items()))
+    figure = drawn(runs, methods=["agr-sum"], targets=targets)
+    shown = [axes for axes in figure.axes if axes.get_title(loc="left")]
+    assert [axes.get_title(loc="left") for axes in shown] == targets
+    assert [axes.lines[0].get_ydata().tolist() for axes in shown] == [*losses.values()]
+    rows = [axes.get_subplotspec().rowspan.start for axes in shown]
+    assert rows == [0] * 8 + [2] * 3  # the accuracies between them, and below
+    assert len({axes.get_ylim() for axes in shown}) == 1
+    assert figure.get_figwidth() < 16
+
+
 def test_accuracies_are_in_percent_and_a_quantity_nobody_has_is_absent():
     figure = drawn(frame(("deep-all", "photo", 0, [1.0])), methods=["deep-all"], targets=["photo"])
     accuracy = panels(figure, "validation accuracy (%)")["photo"]

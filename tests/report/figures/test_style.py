@@ -6,6 +6,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+from PIL import Image
 
 from gradsurgery.errors import OutputError
 from gradsurgery.report.figures import style
@@ -160,3 +161,13 @@ def test_characters_that_the_font_lacks_are_taken_from_another_that_is_there(mon
     assert b"STIXGeneral" not in drawn([], "\u233d a")
     assert drawn([str(stix)], "a b") == drawn([], "a b")
     style._families.cache_clear()
+
+
+def test_a_figure_of_hundreds_of_rows_is_drawn_with_fewer_dots(tmp_path):
+    figure, _ = new_figure(1, 400)  # 80,000 pixels at 200 an inch, where the most are 65,535
+    png, *_ = save(figure, tmp_path / "tall")
+    with Image.open(png) as picture:
+        assert picture.size == (150, 60_000)
+    png, *_ = save(new_figure(1, 2)[0], tmp_path / "usual")
+    with Image.open(png) as picture:
+        assert picture.size == (200, 400)

@@ -80,8 +80,10 @@ class BatchNormCall(LayerCall):
         mean, variance = (
             one.to(outer.dtype).repeat_interleave(parts).repeat(rows) for one in self._statistics
         )
+        inputs, unsaved = self.input.to(outer.dtype).reshape(apart), outer.new_empty(0)
+        # CUDA asks for weights, of whatever values, and a pass's statistics, of any length
         _, *sums = torch.ops.aten.native_batch_norm_backward(
-            *(outer, self.input.to(outer.dtype).reshape(apart), None, mean, variance, None, None),
+            *(outer, inputs, mean, mean, variance, unsaved, unsaved),
             *(False, self._eps, [False, True, True]),
         )
         by_channel = [one.view(samples, -1, channels, parts).sum((1, 3)) for one in sums]

@@ -1,5 +1,6 @@
 """Heat maps of a diagnosis and of a classifier, and how far its confidence can be trusted."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,8 +25,12 @@ Values = NDArray[np.float64]
 
 _CELL = 0.62  # inches
 _BLUE = "#0072b2"
-_MOST_NUMBERS = 40
-"""Classes up to which the cells of a matrix are large enough for a number."""
+_MOST_NUMBERS = 40**2
+"""Cells up to which a number is in each."""
+_CROWDED = 15.0
+"""Inches that many rows, or columns, of cells without numbers take together."""
+_MOST_NAMES = 120
+"""Of such rows or columns."""
 
 
 def conflict_figures(diagnosis: Diagnosis) -> dict[str, Figure]:
@@ -120,11 +125,9 @@ def confusion_figure(tally: Tally, classes: Sequence[str], title: str) -> Figure
     rows = [
         f"{wrapped(name, 18, 1)} ({n:.0f})" for name, n in zip(classes, images.flat, strict=True)
     ]
-    columns = [wrapped(name, 12, 2) for name in classes]
-    small = len(classes) > _MOST_NUMBERS
-    figure, axes = heat_map(
-        values, rows, columns, wrapped(title, 60, 2), form="" if small else "{:.0f}"
-    )
+    length, lines = (18, 1) if matrix.size > _MOST_NUMBERS else (12, 2)
+    columns = [wrapped(name, length, lines) for name in classes]
+    figure, axes = heat_map(values, rows, columns, wrapped(title, 60, 2))
     axes.tick_params(axis="x", labelrotation=90 if len(classes) > 8 else 0)
     axes.set_xlabel("predicted (% of the class's images)")
     return figure
@@ -163,10 +166,18 @@ def heat_map(
 ) -> tuple[Figure, Axes]:
     """Coloured cells with their values in them; a missing one is white with a dash.
 
+    So many cells that no eye could read them are small, and without values; of very many rows or
+    columns, one in several is named.
+
     colors: the map and its ends; by default, per cent from 0 to the next ten above the highest.
     height: of a cell, in inches.
     """
-    figure, grid = new_figure(2.1 + len(columns) * _CELL, 1.1 + len(rows) * height)
+    counts, sizes, every = (len(rows), len(columns)), [height, _CELL], [1, 1]
+    crowded = math.prod(counts) > _MOST_NUMBERS
+    for axis, count in enumerate(counts):
+        if crowded and count * sizes[axis] > _CROWDED:
+            sizes[axis], every[axis] = _CROWDED / count, math.ceil(count / _MOST_NAMES)
+    figure, grid = new_figure(2.1 + len(columns) * sizes[1], 1.1 + len(rows) * sizes[0])
     axes: Axes = grid[0, 0]
     highest = 10 * np.ceil(np.nanmax(np.append(values, 0)) / 10)
     name, low, high = colors or (SEQUENTIAL, 0.0, max(10.0, highest))
@@ -174,11 +185,11 @@ def heat_map(
     image = axes.imshow(values, cmap=name, vmin=low, vmax=high, aspect="auto")
     axes.grid(visible=False)
     axes.spines[["left", "bottom"]].set_visible(False)
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks(range(0, len(columns), every[1]), columns[:: every[1]])
+    axes.set_yticks(range(0, len(rows), every[0]), rows[:: every[0]])
     axes.tick_params(length=0, labelsize=7)
     axes.xaxis.tick_top()
-    for (row, column), value in np.ndenumerate(values):
+    for (row, column), value in () if crowded else np.ndenumerate(values):
         if np.isnan(value):
             axes.text(column, row, "–", ha="center", va="center", color=GREY)
             continue
@@ -186,5 +197,6 @@ def heat_map(
         color = "black" if luminance > 0.18 else "white"  # what stands out more
         text = form.format(value).replace("-", "−")
         axes.text(column, row, text, ha="center", va="center", color=color, fontsize=7)
-    axes.set_title(title, loc="left", fontsize=8)
+    named = f"\none name in {max(every)} is shown" if max(every) > 1 else ""
+    axes.set_title(f"{title}{named}", loc="left", fontsize=8)
     return figure, axes

@@ -44,6 +44,7 @@ _QUANTITIES = (
 )
 
 
+_MOST_COLUMNS = 8
 _MOST_MARKERS = 11
 """On a line: of more steps, some are marked, so that lines can be told apart in grey."""
 
@@ -84,23 +85,31 @@ def draw_curves(
     curves: as `curves_frame` gives them.
     The line is the mean over the seeds at a step, the band one sample standard deviation on both
     sides. A step that not every seed of the method has is left out. A quantity that no run has is
-    left out altogether.
+    left out altogether. More than eight targets are in several rows, whose axes are alike.
     """
     shown = [q for q in _QUANTITIES if curves[q.column].notna().any()] or [_QUANTITIES[0]]
+    columns = min(len(targets), _MOST_COLUMNS)
+    blocks = [targets[first : first + columns] for first in range(0, len(targets), columns)]
     figure, grid = new_figure(
-        2.2 + max(len(targets), 2) * PANEL_WIDTH,
-        max(1.0 + 1.35 * len(shown), 0.8 + 0.18 * len(methods)),
-        len(shown),
-        len(targets),
+        2.2 + max(columns, 2) * PANEL_WIDTH,
+        max(1.0 + (1.35 * len(shown) + 0.3) * len(blocks) - 0.3, 0.8 + 0.18 * len(methods)),
+        len(shown) * len(blocks),
+        columns,
         share_y="row",
     )
     of_both = dict(iter(curves.groupby(["method", "target"])))
-    for place, (row, quantity) in enumerate(zip(grid, shown, strict=True)):
-        for target, axes in zip(targets, row, strict=True):
+    for position, row in enumerate(grid):
+        block, place = divmod(position, len(shown))
+        quantity = shown[place]
+        if block:
+            row[0].sharey(grid[place, 0])
+        for target, axes in zip(blocks[block], row, strict=False):
             for method in methods:
                 if (method, target) in of_both:
                     _draw_line(axes, of_both[method, target], quantity, styles[method])
             _finish(axes, target, first=place == 0, last=place == len(shown) - 1)
+        for unused in row[len(blocks[block]) :]:
+            unused.set_axis_off()
         row[0].set_ylabel(wrapped(quantity.label, 20))
     handles = [
         Line2D([], [], color=s.color, ls=s.line, marker=s.marker, label=wrapped(method, 20))

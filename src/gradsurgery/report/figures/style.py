@@ -29,6 +29,7 @@ Line = Literal["-", "--", "-.", ":"]
 Kind = Literal["png", "svg", "pdf"]
 
 DOTS_PER_INCH = 200
+_MOST_PIXELS = 60_000  # of a side; matplotlib draws fewer than 2^16
 PANEL_WIDTH = 1.65
 """Inches, of a panel for a target."""
 GREY = "#595959"
@@ -122,11 +123,12 @@ def save(figure: Figure, stem: Path) -> tuple[Path, Path, Path]:
 def encoded(figure: Figure, kind: Kind) -> bytes:
     """The content of the figure's PNG, SVG or PDF file."""
     stream = io.BytesIO()
+    dots = min(DOTS_PER_INCH, _MOST_PIXELS / max(figure.get_size_inches()))
     metadata = {{"png": "Software", "svg": "Date", "pdf": "CreationDate"}[kind]: None}
     with styled(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # shown as a box
         _find_characters(figure)
-        figure.savefig(stream, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)
+        figure.savefig(stream, format=kind, dpi=dots, metadata=metadata)
     return stream.getvalue()
 
 
