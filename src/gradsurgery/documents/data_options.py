@@ -35,7 +35,7 @@ def percentages(split: str) -> tuple[float, ...] | None:
     >>> percentages("80/10/10"), percentages("lists/fold1")
     ((80.0, 10.0, 10.0), None)
     """
-    if not re.fullmatch(r"[\d.]+(/[\d.]+)+", split) or split.startswith("."):
+    if not _is_drawn(split):
         return None
     parts = tuple(float(part) for part in split.split("/") if re.fullmatch(r"\d+\.?\d*", part))
     if len(parts) != 3 or parts[0] <= 0 or abs(sum(parts) - 100) > 1e-6:
@@ -44,6 +44,11 @@ def percentages(split: str) -> tuple[float, ...] | None:
             f"sum to 100, as 70/10/20, found {split!r:.60}"
         )
     return parts
+
+
+def _is_drawn(split: str) -> bool:
+    """Whether `split` is percentages, rather than a column or lists."""
+    return bool(re.fullmatch(r"[\d.]+(/[\d.]+)+", split)) and not split.startswith(".")
 
 
 class DataOptions(Choices):
@@ -240,8 +245,9 @@ class BuiltInData:
     caution: str = ""
 
 
-# They are there to try things out: a run takes seconds on a processor.
+# They are there to try things out, with any protocol: a run takes seconds on a processor.
 _DIGITS: dict[str, Any] = {
+    "augment": "none",  # digits are not to be flipped
     "backbone": "small-cnn",
     "weights": "none",
     "iterations": 300,
@@ -299,12 +305,29 @@ def preset(given: Mapping[str, Any]) -> dict[str, Any]:
     5000
     """
     protocol = dict(PROTOCOLS.get(str(given.get("protocol")), {}))
-    if "backbone" in given:  # another network has other weights
-        protocol.pop("weights", None)
+    if given.get("backbone", network := protocol.get("backbone")) != network:
+        protocol.pop("weights", None)  # another network has other weights
     split = given.get("split")
-    if isinstance(split, str | PathLike) and not re.fullmatch(r"[\d./]+", str(split)):
+    if isinstance(split, str | PathLike) and not _is_drawn(str(split)):
         protocol.pop("split_per_run", None)  # it is told, and not drawn
-    return built_in(str(given.get("data"))).options | protocol
+    return protocol | built_in(str(given.get("data"))).options
+
+
+def check_protocol(written: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise `ArgumentError` where a file says otherwise what a protocol that was given would say.
+
+    written: the options in the file. given: those beside it, which take their place.
+    """
+    asked = given.get("protocol")
+    if asked not in PROTOCOLS or asked == written.get("protocol", "paper"):
+        return
+    decided = [name for each in PROTOCOLS.values() for name in each if name not in given]
+    said = [n for n in decided if n in written and written[n] != PROTOCOLS[asked].get(n)]
+    if said:
+        raise ArgumentError(
+            f"--protocol {asked} is to say {', '.join(said)}, which the file says otherwise; take "
+            f"them out of the file, or write protocol: {asked} into it to keep them"
+        )
 
 
 def built_in(data: str) -> BuiltInData:
