@@ -133,7 +133,8 @@ def test_bits_are_those_of_torchs_operations(name, size, count, seed, threads) -
         torch.set_num_threads(threads + 1)
         with mock.patch.object(module, "_LEAST", 1):
             compiled = changing(images)
-        backwards = changing(images.flip(0).flip(0))
+        lying = images.transpose(1, 2).contiguous().transpose(1, 2)  # other strides
+        strided = changing(lying)
         with mock.patch.object(network, "ONE_BY_ONE", set()):
             accelerated = changing(images)
         with mock.patch.object(module, "library", return_value=None):
@@ -142,7 +143,8 @@ def test_bits_are_those_of_torchs_operations(name, size, count, seed, threads) -
         torch.set_num_threads(before)
     assert compiled.equal(accelerated)
     assert uncompiled.equal(accelerated)
-    assert backwards.equal(accelerated)
+    assert size == 1 or count == 0 or not lying.is_contiguous()
+    assert strided.equal(accelerated)
 
 
 def test_each_change_alone_is_torchvisions() -> None:
@@ -160,6 +162,21 @@ def test_each_change_alone_is_torchvisions() -> None:
         assert (apart > 0).float().mean() < 2e-4, name
     grey = module._grey(images.float()).expand_as(images)
     assert (grey - functional.rgb_to_grayscale(images, 3)).abs().max() <= 1
+
+
+@pytest.mark.parametrize("sixths", [0, 1, -1, 1.8, -1.8, 0.5])
+def test_a_hue_is_turned_across_every_border_as_torchvisions(sixths: float) -> None:
+    """Of all colours with two equal channels, and of others all round the circle."""
+    numbers = torch.arange(256)
+    low, high = (each.flatten() for each in torch.meshgrid(numbers, numbers, indexing="ij"))
+    borders = [torch.stack(each) for each in ((low, low, high), (low, high, low), (high, low, low))]
+    some = torch.arange(0, 2**24, 257)
+    others = torch.stack([some >> 16, (some >> 8) & 255, some & 255])
+    colours = torch.cat([*borders, others], 1).to(torch.uint8).view(1, 3, 1, -1)
+    found = module._turned(colours.float(), torch.tensor(sixths / 6))
+    apart = (found - functional.adjust_hue(colours, sixths / 6).float()).abs()
+    assert apart.max() <= 1
+    assert (apart > 0).float().mean() < 5e-4
 
 
 def test_what_is_drawn_is_distributed_as_torchvision_draws_it() -> None:

@@ -16,7 +16,7 @@ from gradsurgery.kernels import network
 from gradsurgery.kernels.compiled import change_images, library
 from gradsurgery.seeds import derive_seed
 
-Pixels = UInt8[Tensor, "batch height width 3"]
+Pixels = UInt8[Tensor, "batch size size 3"]
 Image = Float32[Tensor, "batch 3 height width"]
 Numbers = Float64[np.ndarray, "batch numbers"]
 
