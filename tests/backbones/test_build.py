@@ -124,13 +124,15 @@ def test_other_weights_of_torchvision_by_their_name(monkeypatch):
     assert asked == [first, second, second]
 
 
-@pytest.mark.parametrize("weights", ["IMAGENET1K_V2", "IMAGENET1K_FEATURES"])
+@pytest.mark.parametrize("weights", ["IMAGENET1K_V2", "IMAGENET1K_FEATURES", "imagenet1k_v1"])
 def test_a_name_of_no_weights_is_told_those_that_there_are(weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         WeightsError, match=rf"no weights {weights} of vgg16, .*give IMAGENET1K_V1, 'default'"
     ):
         build("vgg16", weights=weights)
+    with pytest.raises(WeightsError, match=r"of test_vit, and no such file; give 'default', 'no"):
+        build("test_vit", weights=weights)
     (tmp_path / weights).write_bytes(b"")  # a file of that name is a file
     with pytest.raises(WeightsError, match="is no weights file"):
         build("vgg16", weights=weights)

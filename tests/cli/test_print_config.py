@@ -185,3 +185,40 @@ def test_marks_that_turn_what_follows_are_escaped(name: str, command: Command) -
     assert code == 0, err
     assert all(printable(line) == line for line in out.split("\n"))
     assert yaml.safe_load(out)["backbone"] == name
+
+
+@pytest.mark.parametrize("protocol", ["paper", "domainbed"])
+def test_a_protocol_beside_a_file_that_says_otherwise_is_refused(
+    command: Command, tmp_path: Path, protocol: str
+) -> None:
+    """It would be said to be the run's, and decide nothing."""
+    other = {"paper": "domainbed", "domainbed": "paper"}[protocol]
+    train, sweep = ["train", "photos", "--target", "a"], ["sweep", "photos"]
+    for words, flag in ((train, "--config"), (sweep, "--plan")):
+        spelled = printed(command, *words, "--protocol", other)
+        file = tmp_path / f"{words[0]}.yaml"
+        file.write_text(yaml.safe_dump(spelled))
+        told = [*words[1:], flag, str(file), "--print-config", "--protocol"]
+        code, _, err = command(words[0], *told, protocol)
+        assert code == 1
+        assert f"--protocol {protocol} is to say backbone, weights, " in err
+        assert "the file says otherwise" in err
+        assert command(words[0], *told, other)[0] == 0
+
+
+def test_a_protocol_fills_in_what_a_file_leaves_open(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    train = ["train", "photos", "--target", "a", "--config", str(file)]
+    file.write_text("schedule: cosine\niterations: 5000\n")
+    run = printed(command, *train, "--protocol", "domainbed")
+    assert (run["schedule"], run["backbone"]) == ("cosine", "resnet50")
+    file.write_text("backbone: resnet18\n")
+    code, _, err = command(*train, "--print-config", "--protocol", "domainbed")
+    assert (code, "is to say backbone, which" in err) == (1, True)
+    code, out, _ = command(
+        *train, "--print-config", "--protocol", "domainbed", "--backbone", "resnet34"
+    )
+    assert (code, yaml.safe_load(out)["backbone"]) == (0, "resnet34")
+    file.write_text("backbone: resnet18\nprotocol: domainbed\n")  # the cure in the message
+    run = printed(command, *train)
+    assert (run["backbone"], run["iterations"]) == ("resnet18", 5000)

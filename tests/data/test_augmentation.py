@@ -1,5 +1,6 @@
 from unittest import mock
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torchvision.transforms.v2 import functional
 from gradsurgery.data import Augmentation
 from gradsurgery.data import augmentation as module
 from gradsurgery.data.augmentation import Drawn, draw
+from gradsurgery.errors import ArgumentError
 from gradsurgery.kernels import network
 from gradsurgery.seeds import derive_seed
 
@@ -133,7 +135,8 @@ def test_bits_are_those_of_torchs_operations(name, size, count, seed, threads) -
         torch.set_num_threads(threads + 1)
         with mock.patch.object(module, "_LEAST", 1):
             compiled = changing(images)
-        backwards = changing(images.flip(0).flip(0))
+        lying = images.transpose(1, 2).contiguous().transpose(1, 2)  # other strides
+        strided = changing(lying)
         with mock.patch.object(network, "ONE_BY_ONE", set()):
             accelerated = changing(images)
         with mock.patch.object(module, "library", return_value=None):
@@ -142,7 +145,8 @@ def test_bits_are_those_of_torchs_operations(name, size, count, seed, threads) -
         torch.set_num_threads(before)
     assert compiled.equal(accelerated)
     assert uncompiled.equal(accelerated)
-    assert backwards.equal(accelerated)
+    assert size == 1 or count == 0 or not lying.is_contiguous()
+    assert strided.equal(accelerated)
 
 
 def test_each_change_alone_is_torchvisions() -> None:
@@ -160,6 +164,21 @@ def test_each_change_alone_is_torchvisions() -> None:
         assert (apart > 0).float().mean() < 2e-4, name
     grey = module._grey(images.float()).expand_as(images)
     assert (grey - functional.rgb_to_grayscale(images, 3)).abs().max() <= 1
+
+
+@pytest.mark.parametrize("sixths", [0, 1, -1, 1.8, -1.8, 0.5])
+def test_a_hue_is_turned_across_every_border_as_torchvisions(sixths: float) -> None:
+    """Of all colours with two equal channels, and of others all round the circle."""
+    numbers = torch.arange(256)
+    low, high = (each.flatten() for each in torch.meshgrid(numbers, numbers, indexing="ij"))
+    borders = [torch.stack(each) for each in ((low, low, high), (low, high, low), (high, low, low))]
+    some = torch.arange(0, 2**24, 257)
+    others = torch.stack([some >> 16, (some >> 8) & 255, some & 255])
+    colours = torch.cat([*borders, others], 1).to(torch.uint8).view(1, 3, 1, -1)
+    found = module._turned(colours.float(), torch.tensor(sixths / 6))
+    apart = (found - functional.adjust_hue(colours, sixths / 6).float()).abs()
+    assert apart.max() <= 1
+    assert (apart > 0).float().mean() < 5e-4
 
 
 def test_what_is_drawn_is_distributed_as_torchvision_draws_it() -> None:
@@ -226,3 +245,20 @@ def test_no_image_and_every_size_of_a_part() -> None:
     empty = torch.zeros(0, 8, 8, 3, dtype=torch.uint8)
     for name in NAMES:
         assert Augmentation(name, size=8, seed=0).at(np.arange(0), 1)(empty).shape == empty.shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        torch.zeros(5, 33, 33, 3, dtype=torch.uint8),
+        torch.zeros(97, 33, 20, 3, dtype=torch.uint8),
+        torch.zeros(97, 33, 33, 1, dtype=torch.uint8),
+        torch.zeros(97, 33, 33, 3, dtype=torch.int16),
+    ],
+    ids=["fewer", "oblong", "grey", "numbers"],
+)
+def test_other_images_than_those_that_were_drawn_for_are_refused(name, pixels) -> None:
+    changing = Augmentation(name, size=33, seed=1).at(np.arange(97), 1)
+    with pytest.raises((ArgumentError, jaxtyping.TypeCheckError), match=r"97|annotation"):
+        changing(pixels)

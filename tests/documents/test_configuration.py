@@ -6,7 +6,7 @@ import pytest
 
 from gradsurgery.data.open_source import BUILT_IN as BUILT_IN_SETS
 from gradsurgery.documents.configuration import RunConfiguration
-from gradsurgery.documents.data_options import BUILT_IN_DATA as BUILT_IN
+from gradsurgery.documents.defaults import BUILT_IN_DATA as BUILT_IN
 from gradsurgery.errors import ArgumentError
 
 
@@ -44,12 +44,26 @@ def test_what_is_given_goes_before_the_protocol() -> None:
 
     assert of(iterations=7).iterations == 7
     assert of(backbone="resnet18").weights == "default"  # the protocol's are those of ResNet-50
+    assert of(backbone="resnet50").weights == "IMAGENET1K_V1"
     assert of(backbone="small-cnn").weights == "none"
     assert of(weights="none").batch_norm == "per-domain"
     assert of(split="60/20/20").split_per_run
-    assert not of(split="lists").split_per_run  # what is told is not drawn
+    for told in ("lists", "column", "2024", "../1", "./7"):  # what is told is not drawn
+        assert not of(split=told).split_per_run
     spelled = of().model_dump(exclude={"protocol"})
     assert not RunConfiguration(**spelled).differences(of())
+
+
+def test_a_protocol_leaves_the_digits_their_small_network_and_few_steps() -> None:
+    """DomainBed's small images have settings of their own too, and are not augmented."""
+    small = RunConfiguration(data="rotated-digits", target="75")
+    run = RunConfiguration(data="rotated-digits", target="75", protocol="domainbed")
+    assert {name: own for name, (own, _) in run.differences(small).items()} == {
+        "split": "80/20/0",
+        "split_per_run": True,
+        "test_on": "all",
+        "validation_mean": "domains",
+    }
 
 
 def test_every_built_in_set_has_defaults() -> None:

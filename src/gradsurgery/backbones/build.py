@@ -158,10 +158,10 @@ def seeded(seed: int) -> Iterator[None]:
 
 def _check_named(name: str, built: Network, weights: str) -> None:
     """Raise where `weights` looks like a library's name of weights and is none of this network."""
-    if built.published and re.fullmatch("[A-Z0-9_]+", weights) and not Path(weights).exists():
+    if re.fullmatch("imagenet[a-z0-9_]*", weights.lower()) and not Path(weights).exists():
+        known = ", ".join([*built.published, "'default'", "'none'"])
         raise WeightsError(
-            f"there are no weights {weights} of {name}, and no such file; "
-            f"give {', '.join(built.published)}, 'default', 'none' or a FILE"
+            f"there are no weights {weights} of {name}, and no such file; give {known} or a FILE"
         )
 
 

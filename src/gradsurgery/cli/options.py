@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel
 
 from gradsurgery.documents.configuration import RunConfiguration, known_options
+from gradsurgery.documents.defaults import check_protocol
 from gradsurgery.documents.document import read_mapping
 from gradsurgery.documents.plan import PLAN_PARTS
 from gradsurgery.doors import is_door
@@ -295,9 +296,9 @@ def settings_from(texts: list[str] | None) -> dict[str, float | str]:
 
 def merged(written: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Options of a file, those that were given in their place; `settings` name by name."""
-    settings = written.get("settings")
-    both = isinstance(settings, dict) and "settings" in given
-    return written | given | ({"settings": settings | given["settings"]} if both else {})
+    check_protocol(written, given)
+    own, typed = written.get("settings"), given.get("settings")
+    return written | given | ({"settings": own | typed} if isinstance(own, dict) and typed else {})
 
 
 def configured(

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradsurgery.documents.configuration import Augment
+from gradsurgery.errors import ArgumentError
 from gradsurgery.kernels import network
 from gradsurgery.kernels.compiled import change_images, library
 from gradsurgery.seeds import derive_seed
 
-Pixels = UInt8[Tensor, "batch height width 3"]
+Pixels = UInt8[Tensor, "batch size size 3"]
 Image = Float32[Tensor, "batch 3 height width"]
 Numbers = Float64[np.ndarray, "batch numbers"]
 
@@ -70,14 +71,30 @@ class Augmentation:
             self._transform = _transform(name, size)
 
     def at(self, positions: Int64[np.ndarray, " batch"], step: int) -> Callable[[Pixels], Pixels]:
-        """What changes the images at `positions` for step `step`; what is drawn is drawn here."""
+        """What changes the images at `positions` for step `step`; what is drawn is drawn here.
+
+        It raises `ArgumentError` for anything but as many images of this size.
+        """
         seeds = [derive_seed(self._seed, "augment", step, each) for each in positions.tolist()]
+        change: Callable[[Pixels], Pixels]
         if self._transform is not None:
-            return partial(_one_by_one, self._transform, seeds)
-        drawn = draw(seeds, self._size)
-        if self._name == "flip":
-            return lambda pixels: _mirrored(pixels, drawn.flip)
-        return partial(_changed, drawn=drawn, colours=self._name == "domainbed")
+            change = partial(_one_by_one, self._transform, seeds)
+        elif self._name == "flip":
+            change = partial(_mirrored, flip=draw(seeds, self._size).flip)
+        else:
+            drawn = draw(seeds, self._size)
+            change = partial(_changed, drawn=drawn, colours=self._name == "domainbed")
+        expected = (len(seeds), self._size, self._size, 3)
+
+        def checked(pixels: Pixels) -> Pixels:
+            if pixels.shape != expected or pixels.dtype != torch.uint8:
+                raise ArgumentError(
+                    f"expected uint8 images of shape {list(expected)}, one for each position, "
+                    f"found {pixels.dtype} {list(pixels.shape)}"
+                )
+            return change(pixels)
+
+        return checked
 
 
 def draw(seeds: Sequence[int], size: int) -> Drawn:

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from gradsurgery.atomic import atomic_file
-from gradsurgery.documents.data_options import NO_TARGET, DataOptions, preset, without_slash
+from gradsurgery.documents.data_options import NO_TARGET, DataOptions, without_slash
+from gradsurgery.documents.defaults import defaults_of
 from gradsurgery.documents.document import (
     FILE_VERSION,
     Document,
@@ -227,7 +228,7 @@ class RunConfiguration(DataOptions):
     def _fill(cls, options: Any) -> Any:
         if not isinstance(options, dict):
             return options
-        filled = {**preset(options), **options}
+        filled = {**defaults_of(options), **options}
         for name in _FORMER:
             filled.pop(name, None)
         if filled.get("backbone") in ("small-cnn", "small-mlp"):  # there are no weights for it

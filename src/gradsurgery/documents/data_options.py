@@ -1,13 +1,8 @@
-"""The options of a run on its images: which they are, how they are divided and prepared.
-
-With what is known of the data sets that are made here, and of protocols.
-"""
+"""The options of a run on its images: which they are, how they are divided and prepared."""
 
 import csv
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from os import PathLike
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import field_validator
@@ -35,7 +30,7 @@ def percentages(split: str) -> tuple[float, ...] | None:
     >>> percentages("80/10/10"), percentages("lists/fold1")
     ((80.0, 10.0, 10.0), None)
     """
-    if not re.fullmatch(r"[\d.]+(/[\d.]+)+", split) or split.startswith("."):
+    if not is_drawn(split):
         return None
     parts = tuple(float(part) for part in split.split("/") if re.fullmatch(r"\d+\.?\d*", part))
     if len(parts) != 3 or parts[0] <= 0 or abs(sum(parts) - 100) > 1e-6:
@@ -44,6 +39,11 @@ def percentages(split: str) -> tuple[float, ...] | None:
             f"sum to 100, as 70/10/20, found {split!r:.60}"
         )
     return parts
+
+
+def is_drawn(split: str) -> bool:
+    """Whether `split` is percentages, rather than a column or lists."""
+    return bool(re.fullmatch(r"[\d.]+(/[\d.]+)+", split)) and not split.startswith(".")
 
 
 class DataOptions(Choices):
@@ -226,96 +226,6 @@ def left_out_classes(entries: Iterable[tuple[str, str]]) -> dict[str, str]:
         for name, why in entries
         if name.startswith("class ") and re.match(r"\d+ images?, none in ", why)
     }
-
-
-@dataclass(frozen=True)
-class BuiltInData:
-    """A data set that is made here.
-
-    options: of a run, where it does not say otherwise.
-    caution: what a reader of its results should know, in one line; empty for nothing.
-    """
-
-    options: dict[str, Any] = field(default_factory=dict)
-    caution: str = ""
-
-
-# They are there to try things out: a run takes seconds on a processor.
-_DIGITS: dict[str, Any] = {
-    "backbone": "small-cnn",
-    "weights": "none",
-    "iterations": 300,
-    "batch_size": 24,
-    "learning_rate": 5e-3,
-    "weight_decay": 5e-5,
-    "validate_every": 20,
-    "image_size": 14,
-}
-# Where a bit of the code lies decides what it says, which pooling would lose.
-_CODED_DIGITS = {
-    "backbone": "small-mlp",
-    "iterations": 200,
-    "learning_rate": 3e-3,
-    "image_size": 16,
-}
-
-BUILT_IN_DATA = {
-    "rotated-digits": BuiltInData(_DIGITS),
-    "colored-digits": BuiltInData(_DIGITS),
-    "coded-digits": BuiltInData(
-        _DIGITS | _CODED_DIGITS,
-        "coded-digits is made for gradient surgery: its source domains have the digit in common "
-        "and nothing else; it shows what a method does, not how often that helps on other images",
-    ),
-}
-
-
-PROTOCOLS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    # DomainBed's hparams_registry.py (its defaults), datasets.py, scripts/train.py, networks.py
-    "domainbed": {
-        "backbone": "resnet50",
-        "weights": "IMAGENET1K_V1",
-        "image_size": 224,
-        "augment": "domainbed",
-        "iterations": 5000,
-        "batch_size": 32,
-        "learning_rate": 5e-5,
-        "weight_decay": 0.0,
-        "validate_every": 300,
-        "split": "80/20/0",
-        "split_per_run": True,
-        "test_on": "all",
-        "validation_mean": "domains",
-    },
-}
-"""What the options of a run are by a protocol's name, where the run does not say otherwise."""
-
-
-def preset(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the data set and the protocol among the options `given` make of those that are not.
-
-    >>> preset({"data": "photos/", "protocol": "domainbed", "backbone": "resnet18"})["iterations"]
-    5000
-    """
-    protocol = dict(PROTOCOLS.get(str(given.get("protocol")), {}))
-    if "backbone" in given:  # another network has other weights
-        protocol.pop("weights", None)
-    split = given.get("split")
-    if isinstance(split, str | PathLike) and not re.fullmatch(r"[\d./]+", str(split)):
-        protocol.pop("split_per_run", None)  # it is told, and not drawn
-    return built_in(str(given.get("data"))).options | protocol
-
-
-def built_in(data: str) -> BuiltInData:
-    """What is known of the data set `data`, a name with or without its parameters.
-
-    >>> built_in("coded-digits:domains=8").options["backbone"]
-    'small-mlp'
-    >>> built_in("photos/").options
-    {}
-    """
-    return BUILT_IN_DATA.get(data.partition(":")[0], BuiltInData())
 
 
 def without_slash(data: str) -> str:

@@ -258,7 +258,7 @@ def look_up_rgb(
 
 
 def change_images(
-    pixels: UInt8[np.ndarray, "batch height width 3"],
+    pixels: UInt8[np.ndarray, "batch size size 3"],
     neighbours: Float64[np.ndarray, "2 3 batch size"],
     order: Int64[np.ndarray, "batch 4"],
     factors: Float[np.ndarray, "batch 4"],
@@ -266,7 +266,7 @@ def change_images(
     *,
     colours: bool,
     least: int,
-) -> UInt8[np.ndarray, "batch height width 3"]:
+) -> UInt8[np.ndarray, "batch size size 3"]:
     """The images changed as data/augmentation.py says; less than `least` are not worth a thread."""
     images, size, out = len(pixels), pixels.shape[1], np.empty_like(pixels)
     given = (POINTER, POINTER, INTEGER, INTEGER, POINTER, INTEGER, *[POINTER] * 4)

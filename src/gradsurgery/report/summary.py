@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from gradsurgery.documents.data_options import built_in
+from gradsurgery.documents.defaults import built_in
 from gradsurgery.report.evaluation_text import known_targets
 from gradsurgery.report.run_text import copied_targets
 from gradsurgery.report.section import counted, listed, value_text
