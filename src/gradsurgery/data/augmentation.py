@@ -149,6 +149,11 @@ def _changed(pixels: Pixels, drawn: Drawn, *, colours: bool) -> Pixels:
 
 
 def _mirrored(pixels: Pixels, flip: Bool[np.ndarray, " batch"]) -> Pixels:
+    if pixels.device.type in network.ONE_BY_ONE:  # an image at a time stays in the cache
+        changed = torch.empty_like(pixels)
+        for i, mirrored in enumerate(flip.tolist()):
+            changed[i] = pixels[i].flip(1) if mirrored else pixels[i]
+        return changed
     chosen = network.sent(torch.from_numpy(flip.nonzero()[0]), pixels.device)
     return pixels.clone().index_copy_(0, chosen, pixels.index_select(0, chosen).flip(2))
 
