@@ -151,7 +151,7 @@ def check_run(
         beside = "" if target is None else f" beside the target {target!r}"
         raise ArgumentError(
             f"{name} leaves {sources} source domain(s){beside} and {method} "
-            f"needs {least}; use a data set with more domains, or --method deep-all, which takes "
+            f"needs {least}; use a data set with more domains, or the method deep-all, which takes "
             "one"
         )
 
