@@ -327,7 +327,7 @@ def test_surgery_needs_two_source_domains_and_deep_all_one(
 ) -> None:
     data = str(image_folder(tmp_path / "data", ["photo", "sketch"], 5))
     options = {"data": data, "target": "sketch", "backbone": "small-cnn", "weights": "none"}
-    with pytest.raises(ArgumentError, match=r"leaves 1 source .* needs 2; .* --method deep-all"):
+    with pytest.raises(ArgumentError, match=r"leaves 1 source .* needs 2; .* the method deep-all"):
         train(configured(**options, method="agr-sum"), tmp_path / "run", cache=cache)
     record = train(configured(**options, method="deep-all"), tmp_path / "run", cache=cache)
     assert record.split.sizes["photo"].train > 0
