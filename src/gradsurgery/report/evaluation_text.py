@@ -103,7 +103,7 @@ def against_sentences(evaluation: EvaluationFile) -> list[str]:
         if None in [domain.seen for domain in one.domains.values()]:
             sentences.append(
                 f"Whether {one.model} was trained on some of these images is not known, for no "
-                "split.json of its run is at hand: where it was, that speaks for it."
+                "split.json of its run is at hand: if it was, that favours it."
             )
     return [*sentences, _trained(other, other.model)]
 
