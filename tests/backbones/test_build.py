@@ -133,6 +133,10 @@ def test_a_name_of_no_weights_is_told_those_that_there_are(weights, tmp_path, mo
         build("vgg16", weights=weights)
     with pytest.raises(WeightsError, match=r"of test_vit, and no such file; give 'default', 'no"):
         build("test_vit", weights=weights)
+    with pytest.raises(
+        WeightsError, match=r"of small-cnn, and no such file; give 'none' or a FILE"
+    ):
+        build("small-cnn", weights=weights)
     (tmp_path / weights).write_bytes(b"")  # a file of that name is a file
     with pytest.raises(WeightsError, match="is no weights file"):
         build("vgg16", weights=weights)

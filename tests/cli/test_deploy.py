@@ -113,6 +113,7 @@ def killed_in_the_last_run(arguments: list[str], folder: Path, log: Path) -> dic
     [
         (["--config", "plan.yaml"], "targets is not for a deployment"),
         (["--criterion", "oracle"], "oracle"),
+        (["--grid", "classes=common,all"], "classes is not for a deployment"),
         (["--augment", "warp"], "augment must be 'none', 'flip'"),
     ],
 )
@@ -124,6 +125,37 @@ def test_what_cannot_be_deployed_is_refused(
     assert code != 0
     assert words in err
     assert not Path("deployments").exists()
+
+
+def test_images_that_have_changed_are_for_another_folder(
+    command: Command, photos: Path, tmp_path: Path
+) -> None:
+    """Runs of a new domain beside those of the old images would be in vain, and in the way."""
+    months = tmp_path / "months"
+    shutil.copytree(photos, months)
+    shutil.rmtree(months / "right")
+    arguments = ["deploy", "months", "--methods", "deep-all", "--out", "april", *SHORT]
+    assert command(*arguments)[0] == 0
+    before = {path: path.read_bytes() for path in Path("april").rglob("*") if path.is_file()}
+    shutil.copytree(photos / "right", months / "right")
+    code, _, err = command(*arguments)
+    assert code == 1
+    assert "the images of months have changed since the runs in april were finished" in err
+    assert {
+        path: path.read_bytes() for path in Path("april").rglob("*") if path.is_file()
+    } == before
+    (months / "right").rename(tmp_path / "apart")
+    assert command(*arguments)[0] == 0
+
+
+def test_candidates_may_differ_in_how_the_same_images_are_resized(
+    command: Command, photos: Path
+) -> None:
+    arguments = ["deploy", str(photos), "--methods", "deep-all", "--out", "mine", *SHORT]
+    code, _, err = command(*arguments, "--grid", "resize=squash,crop")
+    assert code == 0, err
+    tried = Deployment.load(Path("mine") / "model").candidates
+    assert [each.options.get("resize", "squash") for each in tried] == ["squash", "crop"]
 
 
 def test_a_domain_called_none_is_a_domain(command: Command, photos: Path, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """`gradsurgery explain` on a run, on pictures, and on what it cannot explain."""
 
 import re
+import shutil
 
 import pytest
 from PIL import Image
 
+from gradsurgery.documents.record import SplitFile
 from gradsurgery.documents.studies import Explanation
 
 
@@ -77,3 +79,15 @@ def test_what_cannot_be_explained_is_named(run, command, tmp_path):
     cache = str(run / "cache")
     code, _, errors = command("explain", str(run), "--cache", cache, "--data", "colored-digits")
     assert (code, "which the run was tested on" in errors) == (1, True)
+
+
+def test_a_run_without_test_images_has_none_to_explain(run, command, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    split = SplitFile.load(run)
+    for parts in split.domains.values():
+        parts["test"] = []
+    split.save(tmp_path / "run")
+    code, _, errors = command("explain", str(tmp_path / "run"), "--cache", str(run / "cache"))
+    assert code == 1
+    said = "the run's split has no test images to explain answers on; name pictures to explain"
+    assert errors.endswith(f"error: {said}\n")

@@ -169,3 +169,14 @@ def test_the_papers_figures_and_another_baseline(command, tmp_path, monkeypatch)
     assert shown.index("deep-all, paper 54.90 ± 3.28") > shown.index("agr-sum, paper 57.35 ± 3.29*")
     assert any("paired Wilcoxon test against agr-sum" in row for row in shown)
     assert "2 seeds cannot give p < 0.05, only 0.5" in shown
+
+
+def test_methods_without_the_baseline_are_told_how_to_be_tested(command, tmp_path, monkeypatch):
+    """DomainBed's ERM is erm, and the baseline deep-all."""
+    monkeypatch.setenv("COLUMNS", "200")
+    for method in ("erm", "irm"):
+        write(tmp_path / "runs", method, 0.1, 0, validation=0.5, accuracy=0.5)
+    said = "show and report test against another method with, say, --baseline irm"
+    assert said in lines(command("show", "runs")[1])
+    assert said in lines(command("report", "runs")[1])
+    assert said not in lines(command("show", "runs", "--baseline", "irm")[1])

@@ -187,6 +187,13 @@ def test_marks_that_turn_what_follows_are_escaped(name: str, command: Command) -
     assert yaml.safe_load(out)["backbone"] == name
 
 
+def test_an_option_beside_the_parts_of_a_plan_is_told_its_place(command: Command) -> None:
+    Path("plan.yaml").write_text("methods: [mgda]\nprotocol: domainbed\n")
+    code, _, err = command("sweep", "photos", "--plan", "plan.yaml", "--print-config")
+    said = "error: protocol in the plan plan.yaml is an option of its runs; write it under options"
+    assert (code, err) == (1, f"{said}\n")
+
+
 @pytest.mark.parametrize("protocol", ["paper", "domainbed"])
 def test_a_protocol_beside_a_file_that_says_otherwise_is_refused(
     command: Command, tmp_path: Path, protocol: str
@@ -201,8 +208,8 @@ def test_a_protocol_beside_a_file_that_says_otherwise_is_refused(
         told = [*words[1:], flag, str(file), "--print-config", "--protocol"]
         code, _, err = command(words[0], *told, protocol)
         assert code == 1
-        assert f"--protocol {protocol} is to say backbone, weights, " in err
-        assert "the file says otherwise" in err
+        assert f"--protocol {protocol} would set backbone, weights, " in err
+        assert "the file sets otherwise" in err
         assert command(words[0], *told, other)[0] == 0
 
 
@@ -214,7 +221,7 @@ def test_a_protocol_fills_in_what_a_file_leaves_open(command: Command, tmp_path:
     assert (run["schedule"], run["backbone"]) == ("cosine", "resnet50")
     file.write_text("backbone: resnet18\n")
     code, _, err = command(*train, "--print-config", "--protocol", "domainbed")
-    assert (code, "is to say backbone, which" in err) == (1, True)
+    assert (code, "would set backbone, which" in err) == (1, True)
     code, out, _ = command(
         *train, "--print-config", "--protocol", "domainbed", "--backbone", "resnet34"
     )

@@ -54,6 +54,12 @@ def test_the_test_part_has_the_accuracies_and_the_tallies_of_the_record(trained,
         assert found.seen == 0
 
 
+def test_a_part_that_is_empty_is_told_with_what_to_do(trained, model):
+    words = "the run's split has no train images of shop_d; give another --part, or images that"
+    with pytest.raises(DataError, match=words):
+        evaluate_model(model, opened(trained.data), part="train", domains=["shop_d"])
+
+
 def test_a_record_s_recalls_sum_up_to_its_accuracy(trained):
     for result in (trained.record.result.best, trained.record.result.last):
         assert set(result.tests) == set(result.test_accuracy)

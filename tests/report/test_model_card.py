@@ -109,6 +109,15 @@ def test_it_says_whether_the_model_has_learned_anything(everything: Record) -> N
         assert (warning in card) == warned
 
 
+def test_without_test_images_of_known_domains_it_says_so(everything: Record) -> None:
+    """As with the split 80/20/0 of DomainBed."""
+    assert "| domain " in model_card(deployment(), everything, None)
+    everything.result.best.test_accuracy = {}
+    card = model_card(deployment(), everything, None)
+    assert "No images of the domains that it knows were kept for tests." in card
+    assert "| domain " not in card
+
+
 def test_equal_accuracies_give_no_interval(everything: Record) -> None:
     chosen = DeploymentCandidate(
         method="agr-sum",

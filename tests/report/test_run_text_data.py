@@ -82,6 +82,17 @@ def test_look_alikes_of_a_run_are_said_with_the_size_that_it_saw(written):
     assert said.endswith("5 images look like another image, at 48x48 pixels.")
 
 
+def test_of_a_split_for_each_seed_the_first_is_said(written):
+    records = []
+    for seed in range(3):
+        path = written("agr-sum", seed=seed, configuration__split_per_run=True)
+        records.append(Record.load(path.parent))
+        records[-1].data.alike = Copies(images=9, across_parts=seed + 4)
+    (said,) = [each for each in recorded_sentences(records) if "trained on" in each]
+    assert "the split of seed 0: " in said
+    assert said.endswith("validated or tested on: 4.")
+
+
 def test_one_is_not_several():
     (sentence,) = copies_sentences(Copies(images=1))
     assert sentence == "1 image is one of several identical files."

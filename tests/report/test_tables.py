@@ -237,6 +237,15 @@ def test_the_papers_figures_are_beside_ours(compared):
     assert "paper" not in markdown(compared)
 
 
+def test_that_the_paper_has_no_figure_is_said(written, tmp_path):
+    for method in ("deep-all", "agr-sum"):
+        written(method, data__name="shops")
+    tables = compare_runs(take_inventory([tmp_path]).runs)
+    said = "paper: Mansilla et al. 2021, Table 1, has no figure for these methods on shops"
+    assert said in markdown(tables, paper=True)
+    assert "paper" not in markdown(tables)
+
+
 def test_the_papers_average_needs_its_figure_for_every_target():
     cells = {"targets": ("photo", "sketch"), "method": "agr-sum"}
     table = replace(table_of(), targets=cells["targets"])

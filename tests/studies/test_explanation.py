@@ -136,6 +136,9 @@ def test_neighbours_are_compared_with_chance():
     said = explanation_sentences(found)[-1]
     # by chance: of 3 others 1 has the same name
     assert "of its class in 100% (by chance 33%) and of its domain in 0% (by chance 33%)" in said
+    found.places = [place.model_copy(update={"domain": "a"}) for place in places]
+    said = explanation_sentences(found)[-1]
+    assert said.endswith("is of its class in 100% (by chance 33%) of 4 images.")
 
 
 def test_points_at_one_place_are_each_others_neighbours():

@@ -159,7 +159,8 @@ def seeded(seed: int) -> Iterator[None]:
 def _check_named(name: str, built: Network, weights: str) -> None:
     """Raise where `weights` looks like a library's name of weights and is none of this network."""
     if re.fullmatch("imagenet[a-z0-9_]*", weights.lower()) and not Path(weights).exists():
-        known = ", ".join([*built.published, "'default'", "'none'"])
+        default = ["'default'"] if built.download is not None else []
+        known = ", ".join([*built.published, *default, "'none'"])
         raise WeightsError(
             f"there are no weights {weights} of {name}, and no such file; give {known} or a FILE"
         )

@@ -14,7 +14,7 @@ from gradsurgery.cli.finished_runs import make_report
 from gradsurgery.cli.live import displayed
 from gradsurgery.cli.sweep import plan_parts, run_plan
 from gradsurgery.cli.train import check_new
-from gradsurgery.data import Source, reopened
+from gradsurgery.data import Source, digest_of, reopened
 from gradsurgery.deployment import load_model
 from gradsurgery.deployment.export import (
     SUFFIXES,
@@ -54,7 +54,7 @@ from gradsurgery.results.deployment import (
     without_looking,
 )
 from gradsurgery.studies.diagnosis import diagnose_run
-from gradsurgery.sweep.runs import SweepRun, opened_sources, planned
+from gradsurgery.sweep.runs import SweepRun, existing_records, opened_sources, planned
 from gradsurgery.training import train
 from gradsurgery.training.outcome import MODEL_FILE
 from gradsurgery.training.run import prepare_images
@@ -91,6 +91,11 @@ def deploy(
     trials = Plan(**parts)
     if len(trials.data) != 1:
         raise ArgumentError(f"a deployment is of one data set, found {', '.join(trials.data)}")
+    if "classes" in trials.searched:
+        raise ArgumentError(
+            "grid: classes is not for a deployment, whose candidates must know the same classes; "
+            "give one --classes"
+        )
     if not plan.print_config:
         check_new(None if plan.dry_run else out, SweepPlan.file_name, trials.methods)
     (source,) = opened_sources(trials).values()
@@ -100,6 +105,8 @@ def deploy(
             "rename it"
         )
     folder = out or Path("deployments") / folder_name(source.name)
+    if not plan.print_config:
+        _check_images(trials, source, folder, launch.cache)
     run_plan(
         parts,
         folder,
@@ -107,6 +114,28 @@ def deploy(
         launch,
         after=lambda folder: _finish(trials, source, folder, criterion, launch.cache),
     )
+
+
+def _check_images(plan: Plan, source: Source, folder: Path, cache: Path | None) -> None:
+    """Raise `DataError` where finished runs in `folder` had other images than there are now.
+
+    Candidates are compared on the same images, and the model of a folder is trained on these.
+    """
+    runs = planned(plan, {plan.data[0]: source})
+    digests: dict[tuple[int, str], str] = {}
+    for directory, record in existing_records(runs, folder).items():
+        c = record.configuration
+        made = c.image_size, c.resize
+        if made not in digests:
+            digests[made] = digest_of(
+                reopened(source, plan.data[0], c.reading), c.image_size, cache
+            )
+        if record.data.digest != digests[made]:
+            raise DataError(
+                f"the images of {source.name} have changed since the runs in {folder} were "
+                f"finished (such as {directory}); name another folder for a model of what is "
+                "there now (--out)"
+            )
 
 
 def _finish(

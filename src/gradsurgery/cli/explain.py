@@ -141,6 +141,10 @@ def _test_images(images: ImageSet, split: SplitFile) -> Mapping[str, Int64[np.nd
     """Where the images that the run was tested on lie in the set, by domain."""
     places = {identity: at for at, identity in enumerate(images.identities)}
     named = {domain: parts["test"] for domain, parts in split.domains.items()}
+    if not any(named.values()):
+        raise DataError(
+            "the run's split has no test images to explain answers on; name pictures to explain"
+        )
     for identity in (one for names in named.values() for one in names):
         if identity not in places:
             raise DataError(

@@ -127,8 +127,11 @@ def print_comparisons(
 ) -> None:
     """Print comparison tables, and with `statistics` the tests behind them."""
     for table in tables:
-        blocks = [comparison_table(table, paper=paper)]
+        blocks: list[Text | Table] = [comparison_table(table, paper=paper)]
         blocks += [significance_table([table])] if statistics and table.tests else []
+        if len(table.methods) > 1 and table.baseline not in table.methods:
+            other = f"--baseline {table.methods[0]}"
+            blocks.append(Text(f"show and report test against another method with, say, {other}"))
         Console().print(OnTerminal(blocks))
 
 

@@ -102,7 +102,13 @@ def plan_parts(
     usual: the parts of a known plan, in whose place a file's come.
     """
     path = given.config
-    written = {} if path is None else read_mapping(path, "plan", list(Plan.model_fields))
+    known = [*Plan.model_fields, *(each for each in known_options() if each not in PLAN_PARTS)]
+    written = {} if path is None else read_mapping(path, "plan", known)
+    for name in written:
+        if name not in Plan.model_fields:
+            raise ArgumentError(
+                f"{name} in the plan {path} is an option of its runs; write it under options"
+            )
     parts = {**usual, **written}
     typed = {
         "data": data,

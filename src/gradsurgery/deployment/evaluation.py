@@ -313,7 +313,10 @@ def _wanted(
             "--part out"
         )
     if not chosen:
-        raise DataError(f"the run's split has no {part} images of {', '.join(domains)}")
+        raise DataError(
+            f"the run's split has no {part} images of {', '.join(domains)}; give another --part, "
+            "or images that were kept apart"
+        )
     return chosen
 
 

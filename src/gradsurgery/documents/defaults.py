@@ -102,8 +102,8 @@ def check_protocol(written: Mapping[str, Any], given: Mapping[str, Any]) -> None
     said = [n for n in decided if n in written and written[n] != PROTOCOLS[asked].get(n)]
     if said:
         raise ArgumentError(
-            f"--protocol {asked} is to say {', '.join(said)}, which the file says otherwise; take "
-            f"them out of the file, or write protocol: {asked} into it to keep them"
+            f"--protocol {asked} would set {', '.join(said)}, which the file sets otherwise; take "
+            f"them out of the file, or write protocol: {asked} beside them to keep them"
         )
 
 

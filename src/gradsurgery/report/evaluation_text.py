@@ -103,7 +103,7 @@ def against_sentences(evaluation: EvaluationFile) -> list[str]:
         if None in [domain.seen for domain in one.domains.values()]:
             sentences.append(
                 f"Whether {one.model} was trained on some of these images is not known, for no "
-                "split.json of its run is at hand: where it was, that speaks for it."
+                "split.json of its run is at hand: if it was, that favours it."
             )
     return [*sentences, _trained(other, other.model)]
 
@@ -341,10 +341,10 @@ def explanation_sentences(explanation: Explanation) -> list[str]:
 
 def _neighbours(explanation: Explanation) -> str:
     of_class, by_chance = explanation.neighbours("label")
-    of_domain, at_random = explanation.neighbours("domain")
-    return (
-        f"On the map of features, the nearest neighbour of an image is of its class in "
-        f"{of_class:.0%} (by chance {by_chance:.0%}) and of its domain in {of_domain:.0%} (by "
-        f"chance {at_random:.0%}) of {counted(len(explanation.places), 'image')}: the nearer the "
-        "second is to chance, the less the features tell of the domain."
-    )
+    said, end = f"class in {of_class:.0%} (by chance {by_chance:.0%})", "."
+    if len({place.domain for place in explanation.places}) > 1:
+        of_domain, at_random = explanation.neighbours("domain")
+        said += f" and of its domain in {of_domain:.0%} (by chance {at_random:.0%})"
+        end = ": the nearer the second is to chance, the less the features tell of the domain."
+    said += f" of {counted(len(explanation.places), 'image')}{end}"
+    return f"On the map of features, the nearest neighbour of an image is of its {said}"

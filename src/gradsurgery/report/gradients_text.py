@@ -72,8 +72,8 @@ def _agreement(diagnosis: Diagnosis, last: Snapshot) -> str:
         verdict = "so all the disagreement is the domains' doing"
     else:
         points = max(round(100 * shuffled) - round(100 * agreeing), 1)  # of what is shown
-        part = f"{points} points of the disagreement"
-        verdict = f"so {part} are the domains' doing, and the rest comes from small batches"
+        part = counted(points, "point", f"of the disagreement {'is' if points == 1 else 'are'}")
+        verdict = f"so {part} the domains' doing, and the rest comes from small batches"
     dealt = "the same images dealt out to the domains at random agree in"
     return f"{text}, and {dealt} {percent(shuffled)}, {verdict}."
 

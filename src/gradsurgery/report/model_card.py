@@ -259,6 +259,12 @@ def _known(record: Record) -> Iterator[Block]:
             "class of all: it has not learned yet. Give it more iterations, or a higher learning "
             "rate."
         )
+    if not best.test_accuracy:
+        yield Text(
+            "No images of the domains that it knows were kept for tests. On a new domain it does "
+            "worse than on those that it was validated on, as above."
+        )
+        return
     yield Text(
         "Test images of the domains that it knows, which it has not seen. On a new domain it does "
         "worse, as above."

@@ -320,10 +320,19 @@ def copied_targets(records: Sequence[Record]) -> list[str]:
 
 
 def recorded_sentences(records: Sequence[Record]) -> list[str]:
-    """What is to be said of the data of some runs, each sentence once."""
+    """What is to be said of the data of some runs, each sentence once.
+
+    Of runs with a split for each seed, in which other copies lie apart, those of the first seed.
+    """
     sentences: dict[str, None] = {}
+    first: dict[tuple[str, str, str], int] = {}
     for record in records:
-        data, target = record.data, record.configuration.target
+        data, target, seed = record.data, record.configuration.target, record.configuration.seed
+        about = f"{data.name}, {target} held out"
+        if record.configuration.split_per_run:
+            about += f", the split of seed {seed}"
+            if first.setdefault((data.name, data.digest, target), seed) != seed:
+                continue
         found = [*left_out_sentences(data), *gap_sentences(data.class_images, data.classes)]
         if data.class_images:
             found += imbalance_sentences(data.class_images, data.classes)
@@ -333,6 +342,5 @@ def recorded_sentences(records: Sequence[Record]) -> list[str]:
         if record.split.unused:
             unused = counted(record.split.unused, "image", "is in no part of the split")
             found.append(f"{unused}.")
-        about = f"{data.name}, {target} held out: "
-        sentences.update(dict.fromkeys(about + sentence for sentence in found))
+        sentences.update(dict.fromkeys(f"{about}: {sentence}" for sentence in found))
     return list(sentences)

@@ -101,6 +101,8 @@ def comparison_table(table: ComparisonTable, *, paper: bool = False) -> Table:
     notes = table.notes
     if any(row[0].below for row in rows):
         notes = [*notes, f"paper: {CITATION}, with its stars at p < 0.05{_departures(table)}"]
+    elif paper:
+        notes = [*notes, f"paper: {CITATION}, has no figure for these methods on {table.data}"]
     columns = ["method", *table.targets, *(["average"] if several else [])]
     return Table(table.title, columns, rows, notes)
 

@@ -55,7 +55,11 @@ def candidates_of(inventory: Inventory) -> list[Tried]:
             key = json.dumps([record.configuration.method, options], sort_keys=True)
             grouped.setdefault(key, []).append(record)
     records = [record for each in grouped.values() for record in each]
-    if len({record.data.digest for record in records}) > 1:
+    images: dict[tuple[int, str], set[str]] = {}  # by what candidates may make of the same files
+    for record in records:
+        made = record.configuration.image_size, record.configuration.resize
+        images.setdefault(made, set()).add(record.data.digest)
+    if any(len(digests) > 1 for digests in images.values()):
         raise DataError("the runs are of different images; give the runs of one data set")
     seeds = sorted({record.configuration.seed for record in records})
     return [Tried(_candidate(each, seeds), each) for each in grouped.values()]
