@@ -13,6 +13,7 @@ from gradsurgery.data import open_source
 from gradsurgery.data.folder import CLASS_AND_NAME, LayoutSource
 from gradsurgery.deployment.evaluation import evaluate_model
 from gradsurgery.documents.deployment import EvaluationFile
+from gradsurgery.documents.record import SplitFile
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.training import train
 
@@ -54,10 +55,16 @@ def test_the_test_part_has_the_accuracies_and_the_tallies_of_the_record(trained,
         assert found.seen == 0
 
 
-def test_a_part_that_is_empty_is_told_with_what_to_do(trained, model):
-    words = "the run's split has no train images of shop_d; give another --part, or images that"
+def test_a_part_that_is_empty_is_told_with_what_to_do(trained, tmp_path):
+    shutil.copytree(trained.folder, tmp_path / "run")
+    split = SplitFile.load(trained.folder)
+    split.domains["shop_a"]["test"] = []
+    split.save(tmp_path / "run")
+    words = "the run's split has no test images of shop_a; give another --part, or images that"
     with pytest.raises(DataError, match=words):
-        evaluate_model(model, opened(trained.data), part="train", domains=["shop_d"])
+        evaluate_model(
+            gs.load_model(tmp_path / "run"), opened(trained.data), part="test", domains=["shop_a"]
+        )
 
 
 def test_a_record_s_recalls_sum_up_to_its_accuracy(trained):
