@@ -21,6 +21,7 @@ from gradsurgery.algorithms.objectives import Batch
 from gradsurgery.documents.configuration import Switch
 from gradsurgery.engine import BackwardResult
 from gradsurgery.engine.accumulator import Update
+from gradsurgery.engine.lanes import side_by_side
 from gradsurgery.errors import ArgumentError, GradsurgeryError
 from gradsurgery.kernels.network import staged_tables
 from gradsurgery.training.learner import Learner
@@ -38,8 +39,10 @@ class GraphedSteps:
     mode: "off", "on", or "auto", which takes the steps one by one where there can be no graph.
     say: is told in a line why the steps are taken one by one, where they are on a GPU.
 
-    `refusal` says why there is no graph, in a line; None while there may be one. Raises
-    `ArgumentError` instead with "on".
+    side_by_side: whether the domains' passes are recorded beside one another; False from where such
+        a recording fails, has no memory or other bits, and they are recorded in turn.
+    refusal: why there is no graph, in a line; None while there may be one. With "on" an
+        `ArgumentError` is raised instead.
     """
 
     def __init__(
@@ -47,10 +50,13 @@ class GraphedSteps:
         learner: Learner,
         mode: Switch,
         say: Callable[[str], None] = lambda _: None,
+        *,
+        side_by_side: bool = True,
     ) -> None:
         self.learner = learner
         self._mode = mode
         self._say = say
+        self.side_by_side = side_by_side
         self._stage: Any = None
         self._eager = 0
         self._graph: _Graph | None = None
@@ -106,12 +112,13 @@ class GraphedSteps:
             self._refuse("the method keeps a state of its own from step to step")
             return
         try:
-            self._graph = _Graph(
-                self.learner, batches, lambda fixed: self.learner.take(fixed, step)
-            )
+            with side_by_side(self.side_by_side):
+                self._graph = _Graph(
+                    self.learner, batches, lambda fixed: self.learner.take(fixed, step)
+                )
         except (RuntimeError, GradsurgeryError) as error:
             reason = " ".join(str(error).split())[:160]
-            self._refuse(f"the step cannot be recorded ({type(error).__name__}: {reason})")
+            self._give_up(f"the step cannot be recorded ({type(error).__name__}: {reason})")
 
     def _compare(self, batches: Sequence[Batch], step: int) -> BackwardResult:
         """Take the step both ways; what stays is the step that was not replayed."""
@@ -135,14 +142,14 @@ class GraphedSteps:
             after.clear()
             self._let_go()
             torch.cuda.empty_cache()
-            self._refuse("there is no memory for a graph beside a step")
+            self._give_up("there is no memory for a graph beside a step")
             return self.learner.take(batches, step)
         pairs = zip(after, [*_tensors_of(self.learner), taken.losses], strict=True)
         if all(_same_bits(left, right) for left, right in pairs):
             self._compared += 1
         else:
             self._let_go()
-            self._refuse("a replayed step differs from the step itself")
+            self._give_up("a replayed step differs from the step itself")
         return taken
 
     def _let_go(self) -> None:
@@ -150,6 +157,12 @@ class GraphedSteps:
         if self._graph is not None:
             _wait_for(self.learner.device)
         self._graph = None
+
+    def _give_up(self, reason: str) -> None:
+        """Record the domains' passes in turn from here on, or else no step."""
+        if not self.side_by_side:
+            self._refuse(reason)
+        self.side_by_side, self._compared = False, 0
 
     def _refuse(self, reason: str) -> None:
         if self._mode == "on":
