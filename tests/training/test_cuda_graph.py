@@ -367,6 +367,34 @@ def test_where_memory_ends_the_step_is_taken_as_it_is(monkeypatch):
     torch.testing.assert_close(weights, expected_weights, rtol=0, atol=0)
 
 
+def test_a_validation_that_has_no_memory_beside_the_graph_is_done_without(monkeypatch):
+    """First without the memory of passes side by side, then without a graph."""
+    monkeypatch.setattr(cuda_graph, "_Graph", Beside)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    learner = learner_for("agr-sum")
+    said = []
+    taken = GraphedSteps(learner, "auto", said.append)
+    found = []
+
+    def validate():
+        found.append(None if taken._graph is None else taken._graph.beside)
+        if taken._graph is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return "validated"
+
+    for step in range(1, 13):
+        batches = [(torch.randn(4, 3, 20, 20), torch.arange(4)) for _ in range(3)]
+        taken.take(batches, step)
+        if step % 6 == 0:
+            assert taken.beside(validate) == "validated"
+    assert found == [True, None, False, None]
+    assert taken.refusal == "there is no memory for a graph beside a validation"
+    with pytest.raises(ValueError, match="of another kind"):
+        taken.beside(mock.Mock(side_effect=ValueError("of another kind")))
+    with pytest.raises(torch.OutOfMemoryError):
+        taken.beside(mock.Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
+
+
 @pytest.mark.parametrize(("mode", "said"), [("auto", True), ("off", False)])
 def test_an_error_about_memory_names_the_graph_which_takes_some(mode, said):
     learner = learner_for("agr-sum")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,9 +22,11 @@ from gradsurgery.documents.configuration import Switch
 from gradsurgery.engine import BackwardResult
 from gradsurgery.engine.accumulator import Update
 from gradsurgery.engine.lanes import side_by_side
-from gradsurgery.errors import ArgumentError, GradsurgeryError
+from gradsurgery.errors import ArgumentError, GradsurgeryError, is_out_of_memory
 from gradsurgery.kernels.network import staged_tables
 from gradsurgery.training.learner import Learner
+
+Done = TypeVar("Done")
 
 # Steps before one is recorded: the optimiser makes its state in the first, and libraries choose
 # their algorithms.
@@ -140,9 +142,7 @@ class GraphedSteps:
             _set_generators(self.learner, seeds)
             before.clear()
             after.clear()
-            self._let_go()
-            torch.cuda.empty_cache()
-            self._give_up("there is no memory for a graph beside a step")
+            self._make_room("there is no memory for a graph beside a step")
             return self.learner.take(batches, step)
         pairs = zip(after, [*_tensors_of(self.learner), taken.losses], strict=True)
         if all(_same_bits(left, right) for left, right in pairs):
@@ -151,6 +151,21 @@ class GraphedSteps:
             self._let_go()
             self._give_up("a replayed step differs from the step itself")
         return taken
+
+    def beside(self, work: Callable[[], Done]) -> Done:
+        """What other work gives; done again without the graph where both have no memory."""
+        try:
+            return work()
+        except RuntimeError as error:
+            if self._graph is None or not is_out_of_memory(error):
+                raise
+        self._make_room("there is no memory for a graph beside a validation")
+        return work()
+
+    def _make_room(self, reason: str) -> None:
+        self._let_go()
+        torch.cuda.empty_cache()
+        self._give_up(reason)
 
     def _let_go(self) -> None:
         """Have no graph; its last replay may not have read yet what goes with it."""
