@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from gradsurgery.algorithms.methods import settings_of
 from gradsurgery.algorithms.names import METHODS
-from gradsurgery.data import Source, open_source
+from gradsurgery.data import Source, open_source, reopened
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.plan import Plan, Value, number_or_text
@@ -19,7 +19,7 @@ from gradsurgery.errors import ArgumentError
 from gradsurgery.training.averaging import average_settings
 from gradsurgery.training.checkpoint import check_same
 from gradsurgery.training.images_used import Gaps, gaps_of
-from gradsurgery.training.run import check_run
+from gradsurgery.training.run import check_network, check_run, network_of
 
 DATA_SETS = ("pacs", "vlcs", "office-home")
 SURGERY = ("agr-sum", "agr-rand", "pcgrad")
@@ -44,6 +44,8 @@ PAPER_PLANS: dict[str, dict[str, Any]] = {
     },
 }
 """The experiments of Mansilla et al. (ICCV 2021); `figure3` draws the runs of `table1`."""
+
+_DIVIDING = {"target", "without", "split", "test_on", "drop_duplicates"}
 
 
 class OpenedData(NamedTuple):
@@ -74,6 +76,18 @@ class SweepRun:
         without = f" without {', '.join(c.without)}" if c.without else ""
         tried = f" {self.tried}" if self.tried else ""
         return f"{self.data} {c.target}{without} {c.method}{tried} seed {c.seed}"
+
+    @property
+    def images(self) -> tuple[Any, ...]:
+        """What its decoded images depend on."""
+        c = self.configuration
+        return c.data, c.image_size, c.skip_bad, str(c.reading)
+
+    @property
+    def division(self) -> str:
+        """What their division into parts depends on."""
+        c = self.configuration
+        return c.model_dump_json(include=_DIVIDING) + str(c.seed_of_split)
 
 
 def paper_plan(
@@ -147,6 +161,22 @@ def plan_runs(plan: Plan, opened: Mapping[str, OpenedData]) -> list[SweepRun]:
         )
     ]
     return list({run.directory: run for run in runs}.values())
+
+
+def check_networks(runs: Sequence[SweepRun], sources: Mapping[str, Source]) -> None:
+    """Build the network of each kind of run once, to see that weights are to be had and all fits.
+
+    Raises `ArgumentError` or `WeightsError`.
+    """
+    kinds: dict[tuple[Any, ...], list[RunConfiguration]] = {}
+    for run in runs:
+        c = run.configuration
+        kinds.setdefault((*run.images, c.backbone, c.weights), []).append(c)
+    for same in kinds.values():
+        source = reopened(sources[same[0].data], same[0].data, same[0].reading)
+        backbone = network_of(same[0], source)
+        for c in same:
+            check_network(c, backbone, source.domains)
 
 
 def existing_records(runs: Sequence[SweepRun], folder: Path) -> dict[str, Record]:
