@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradsurgery.algorithms.methods import settings_of
-from gradsurgery.algorithms.names import METHODS
+from gradsurgery.algorithms.names import METHODS, MethodParts, method_parts
 from gradsurgery.data import Source, open_source, reopened
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.document import folder_name
@@ -142,6 +142,7 @@ def plan_runs(plan: Plan, opened: Mapping[str, OpenedData]) -> list[SweepRun]:
         raise ArgumentError(f"two data sets of the plan are called {twice[0]!r}; rename a folder")
     listed = [METHODS if method == "all" else (method,) for method in plan.methods]
     methods = list(dict.fromkeys(itertools.chain.from_iterable(listed)))
+    _check_names(methods)
     _check_settings(plan, methods)
     known = {*plan.data, *titles}
     if isinstance(plan.targets, dict) and (unknown := sorted(set(plan.targets) - known)):
@@ -282,6 +283,18 @@ def _setting(value: Value) -> float | str:
     if isinstance(value, str):
         value = number_or_text(value)
     return float(value) if isinstance(value, int) else value
+
+
+def _check_names(methods: Sequence[str]) -> None:
+    """Raise `ArgumentError` for a method that is there under two names: it would be run twice."""
+    named: dict[MethodParts | None, str] = {}
+    for method in methods:
+        parts = method_parts(method)
+        if (other := named.setdefault(parts, method)) != method:
+            raise ArgumentError(
+                f"{other} and {method} are one method, {'+'.join(parts or ())}; give one of the "
+                "names"
+            )
 
 
 def _check_settings(plan: Plan, methods: Sequence[str]) -> None:
