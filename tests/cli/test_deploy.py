@@ -148,6 +148,24 @@ def test_images_that_have_changed_are_for_another_folder(
     assert command(*arguments)[0] == 0
 
 
+def test_images_that_have_been_moved_are_the_same(
+    command: Command, photos: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photos, tmp_path / "old" / "photos")
+    arguments = ["--methods", "deep-all", "--out", "mine", *SHORT]
+    assert command("deploy", "old/photos", *arguments)[0] == 0
+    kept = {path: path.read_bytes() for path in Path("mine").rglob("record.json")}
+    assert len(kept) == 4
+    card = Path("mine", "model", "README.md")
+    written = card.read_bytes()
+    card.unlink()
+    (tmp_path / "old").rename(tmp_path / "new")
+    code, _, err = command("deploy", "new/photos", *arguments)
+    assert code == 0, err
+    assert card.read_bytes() == written
+    assert {path: path.read_bytes() for path in Path("mine").rglob("record.json")} == kept
+
+
 def test_candidates_may_differ_in_how_the_same_images_are_resized(
     command: Command, photos: Path
 ) -> None:

@@ -54,7 +54,14 @@ from gradsurgery.results.deployment import (
     without_looking,
 )
 from gradsurgery.studies.diagnosis import diagnose_run
-from gradsurgery.sweep.runs import SweepRun, existing_records, opened_sources, planned
+from gradsurgery.sweep.run import tidy
+from gradsurgery.sweep.runs import (
+    SweepRun,
+    existing_records,
+    finished_record,
+    opened_sources,
+    planned,
+)
 from gradsurgery.training import train
 from gradsurgery.training.outcome import MODEL_FILE
 from gradsurgery.training.run import prepare_images
@@ -154,10 +161,14 @@ def _finish(
     run = _final_run(plan, source, tried[chosen])
     directory = folder / run.directory
     source = reopened(source, run.configuration.data, run.configuration.reading)
-    if not (directory / Record.file_name).exists():
+    record = finished_record(run, folder)  # wherever the data lay then
+    if record is None:
         print(f"training {run.configuration.method} on all domains", file=sys.stderr)
+    else:
+        tidy(run, folder)
     with displayed("on all domains") as report:
-        record = train(run.configuration, directory, report, cache, opened=source)
+        if record is None:
+            record = train(run.configuration, directory, report, cache, opened=source)
         conflict = _conflict(source, directory, record, cache)
     deployment = Deployment(
         data=record.data.name,
