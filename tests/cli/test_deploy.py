@@ -114,6 +114,11 @@ def killed_in_the_last_run(arguments: list[str], folder: Path, log: Path) -> dic
         (["--config", "plan.yaml"], "targets is not for a deployment"),
         (["--criterion", "oracle"], "oracle"),
         (["--grid", "classes=common,all"], "classes is not for a deployment"),
+        (["--grid", "split=70/10/20,80/10/10"], "split is not for a deployment, whose candidates"),
+        (["--grid", "split_seed=0,1"], "split_seed is not for a deployment"),
+        (["--grid", "test_on=test,all"], "test_on is not for a deployment"),
+        (["--grid", "drop_duplicates=true,false"], "drop_duplicates is not for a deployment"),
+        (["--grid", "validation_mean=images,domains"], "validation_mean is not for a deployment"),
         (["--augment", "warp"], "augment must be 'none', 'flip'"),
     ],
 )

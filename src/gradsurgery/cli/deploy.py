@@ -24,7 +24,8 @@ from gradsurgery.deployment.export import (
     export_model,
 )
 from gradsurgery.deployment.model_file import push as upload
-from gradsurgery.documents.data_options import NO_TARGET
+from gradsurgery.documents.configuration import options_of
+from gradsurgery.documents.data_options import NO_TARGET, DataOptions
 from gradsurgery.documents.deployment import MODEL_FOLDER, Deployment
 from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.plan import PLAN_PARTS, Plan, SweepPlan
@@ -98,10 +99,11 @@ def deploy(
     trials = Plan(**parts)
     if len(trials.data) != 1:
         raise ArgumentError(f"a deployment is of one data set, found {', '.join(trials.data)}")
-    if "classes" in trials.searched:
+    shared = set(DataOptions.model_fields) & set(options_of("condition"))
+    if apart := [name for name in trials.searched if name in shared]:
         raise ArgumentError(
-            "grid: classes is not for a deployment, whose candidates must know the same classes; "
-            "give one --classes"
+            f"grid: {apart[0]} is not for a deployment, whose candidates must know the same "
+            "classes and be judged on the same images in the same way; give it once, as an option"
         )
     if not plan.print_config:
         check_new(None if plan.dry_run else out, SweepPlan.file_name, trials.methods)
