@@ -24,6 +24,7 @@ from gradsurgery.deployment import Predictions, TrainedModel, load_model
 from gradsurgery.deployment.evaluation import evaluate_model
 from gradsurgery.deployment.pictures import check_named, listed_pictures
 from gradsurgery.deployment.predictions_file import check_predictions_file, predictions_file
+from gradsurgery.deployment.trained_model import needs_code
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import left_out_classes, listed_names
 from gradsurgery.documents.deployment import EvaluatedPart, EvaluationFile
@@ -170,7 +171,8 @@ def evaluate(
     if out is not None:
         check_folder(out)
     named = [model] if against is None else [model, against]
-    trained, *others = (loaded(each, backbone, device) for each in named)
+    own = [each for each in named if backbone and needs_code(each)] or named
+    trained, *others = (loaded(each, backbone if each in own else None, device) for each in named)
     skip_bad = options.pop("skip_bad", False)
     if as_domain is None:
         options |= _as_its_run(trained, data, options, part)
