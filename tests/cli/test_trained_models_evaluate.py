@@ -317,7 +317,7 @@ def test_a_network_of_ones_own_is_handed_to_the_model_that_is_of_it(
     code, _, err = command(*arguments)
     assert (code, err.count("\n")) == (1, 1)
     assert "hand its function over: --backbone" in err
-    code, out, err = command(*arguments, "--backbone", "handed_networks:small")
+    code, _, err = command(*arguments, "--backbone", "handed_networks:small")
     assert (code, err) == (0, "")
     alone = {}
     for each, handed in (("run", []), ("own", ["--backbone", "handed_networks:small"])):
