@@ -39,9 +39,9 @@ from gradsurgery.report.section import (
 from gradsurgery.report.summary import summarize
 from gradsurgery.report.tables import (
     candidates_table,
+    choice_cautions,
     choices_table,
     comparison_table,
-    edge_sentences,
     significance_table,
 )
 from gradsurgery.results.ranking import Ranking
@@ -280,7 +280,7 @@ def _search_sentences(search: Search) -> list[str]:
         f"{'Hyperparameters were searched; the' if search.tried_several else 'The'} tables and "
         f"figures have what {criterion.label} chooses: {criterion.score}."
     )
-    edges = edge_sentences({search.used: search.selections[search.used]})
+    edges = choice_cautions({search.used: search.selections[search.used]})
     return [*filter(None, [sentence, search.provisional]), *edges]
 
 
