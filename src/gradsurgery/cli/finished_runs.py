@@ -106,8 +106,7 @@ def print_tables(
     """
     inventory = take_inventory(paths)
     search = search_of(inventory, selected or ALL)
-    planned = inventory.planned.values()
-    tables = compare_runs(search.runs, model or search.model, baseline, planned)
+    tables = compare_runs(search.runs, model or search.model, baseline, inventory.plans)
     if output == "rich":
         print_comparisons(tables, paper=paper, statistics=statistics)
         if search.provisional:

@@ -173,7 +173,10 @@ def absent_section(inventory: Inventory) -> Section:
             traceback = Verbatim(failure.traceback)
             blocks.append(Details(f"Traceback of {folder.as_posix()}", [traceback], printed=False))
     if missing := inventory.missing:
-        rows = [[run.data, run.target, run.method, str(run.seed)] for run in missing]
+        rows = [[run.data, run.target, run.method, str(run.seed)] for run in missing.values()]
+        if len(inventory.plans) > 1:
+            columns = [*columns, "folder"]
+            rows = [[*row, os.path.relpath(at)] for row, at in zip(rows, missing, strict=True)]
         blocks.append(_folded(plain_table("Runs that are planned and not done", columns, rows)))
     return Section("absent", "Failed and missing runs", blocks)
 
