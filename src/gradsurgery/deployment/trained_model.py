@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Float64, UInt8
 from torch import Tensor, nn
 
+from gradsurgery.atomic import expanded
 from gradsurgery.backbones import OwnBackbone, rebuild
 from gradsurgery.backbones.networks import library_has
 from gradsurgery.data import Preparation, SkippedImage, cpus, normalize
@@ -242,7 +243,7 @@ def needs_code(place: str | Path) -> bool:
 
 def _opened(place: str | Path) -> ModelFile:
     text = str(place)
-    return open_model_file(downloaded(text) if text.startswith(PREFIX) else Path(place))
+    return open_model_file(downloaded(text) if text.startswith(PREFIX) else expanded(place))
 
 
 def _all_decoded(part: Predictions) -> Predictions:
