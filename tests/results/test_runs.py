@@ -51,10 +51,14 @@ def test_the_plans_of_sweeps_in_a_folder_are_read(written, tmp_path):
     (tmp_path / "all" / "one").rename(tmp_path / "all" / "deep")
     found = take_inventory([tmp_path / "all"])
     assert [len(plan) for plan in found.plans] == [2, 2]
-    assert list(found.missing) == [
-        tmp_path / "all" / "deep" / "of-one",
-        tmp_path / "all" / "two" / "of-two",
-    ]
+    lacking = [tmp_path / "all" / "deep" / "of-one", tmp_path / "all" / "two" / "of-two"]
+    assert list(found.missing) == lacking
+    (tmp_path / "all" / "mine").mkdir()
+    (tmp_path / "all" / "mine" / "plan.json").write_text('{"data": "pacs"}')  # for --plan
+    assert list(take_inventory([tmp_path / "all"]).missing) == lacking
+    (tmp_path / "all" / "two" / "plan.json").write_text('{"version": 1}')
+    with pytest.raises(DataError, match=r"two/plan\.json is no plan of a sweep"):
+        take_inventory([tmp_path / "all"])
 
 
 def test_a_failure_beside_a_record_was_mended_later(written, tmp_path):

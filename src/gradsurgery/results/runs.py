@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradsurgery.documents.configuration import options_of
-from gradsurgery.documents.plan import Failure, PlannedRun, SweepPlan
+from gradsurgery.documents.plan import Failure, PlannedRun, SweepPlan, plans_below
 from gradsurgery.documents.record import ModelResult, Record
 from gradsurgery.documents.studies import Diagnosis, Explanation, SimilarityStudy
 from gradsurgery.errors import DataError
@@ -76,8 +76,7 @@ def take_inventory(paths: Sequence[Path]) -> Inventory:
     for paths without any run, and for what is no record, plan or failure.
     """
     records = _comparable({path: Record.load(path) for path in record_files(paths)})
-    files = [file for path in paths for file in sorted(path.rglob(SweepPlan.file_name))]
-    plans = {file.parent.resolve(): SweepPlan.load(file.parent) for file in files}
+    plans = plans_below(paths)
     return Inventory(
         paths=tuple(paths),
         records=records,
