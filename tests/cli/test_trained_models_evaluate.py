@@ -1,8 +1,11 @@
 """The command evaluate."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -327,6 +330,25 @@ def test_a_network_of_ones_own_is_handed_to_the_model_that_is_of_it(
     both = EvaluationFile.load(file)
     assert both.tally == alone[new].tally
     assert both.against.tally == alone[other].tally
+
+
+@pytest.mark.parametrize("name", ["predict", "evaluate"])
+def test_a_reader_that_has_gone_is_no_fault_of_a_network_of_ones_own(
+    name, command, model, tmp_path
+):
+    (tmp_path / "gone_networks.py").write_text("from gradsurgery.backbones import SmallCNN\n")
+    arguments = [sys.executable, "-m", "gradsurgery", name, "run", "photos", "--device", "cpu"]
+    arguments += ["--backbone", "gone_networks:SmallCNN"]
+    with subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
 
 
 def test_models_that_cannot_be_compared_are_one_line(command, model, tmp_path):
