@@ -23,6 +23,7 @@ from gradsurgery.deployment.export import (
     description_file,
     export_model,
 )
+from gradsurgery.deployment.model_file import named_on_hub
 from gradsurgery.deployment.model_file import push as upload
 from gradsurgery.documents.configuration import options_of
 from gradsurgery.documents.data_options import NO_TARGET, DataOptions
@@ -268,6 +269,8 @@ def export(
     """
     if form is None and push is None:
         raise ArgumentError(f"give --format ({', '.join(SUFFIXES)}) or --push hf://owner/name")
+    if push is not None:
+        named_on_hub(push)  # raises where it is no name
     path = out or Path("model" if form is None else f"model{SUFFIXES[form]}")
     if form is not None:
         if path.suffix != SUFFIXES[form]:
