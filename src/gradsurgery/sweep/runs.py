@@ -46,6 +46,7 @@ PAPER_PLANS: dict[str, dict[str, Any]] = {
 """The experiments of Mansilla et al. (ICCV 2021); `figure3` draws the runs of `table1`."""
 
 _DIVIDING = {"target", "without", "split", "test_on", "drop_duplicates"}
+_FITTING = {"target", "without", "batch_norm", "batch_size", "freeze"}
 
 
 class OpenedData(NamedTuple):
@@ -169,14 +170,16 @@ def check_networks(runs: Sequence[SweepRun], sources: Mapping[str, Source]) -> N
 
     Raises `ArgumentError` or `WeightsError`.
     """
-    kinds: dict[tuple[Any, ...], list[RunConfiguration]] = {}
+    kinds: dict[tuple[Any, ...], dict[str, RunConfiguration]] = {}
     for run in runs:
         c = run.configuration
-        kinds.setdefault((*run.images, c.backbone, c.weights), []).append(c)
-    for same in kinds.values():
-        source = reopened(sources[same[0].data], same[0].data, same[0].reading)
-        backbone = network_of(same[0], source)
-        for c in same:
+        kind = kinds.setdefault((*run.images, c.backbone, c.weights), {})
+        kind.setdefault(c.model_dump_json(include=_FITTING), c)
+    for kind in kinds.values():
+        first, *_ = kind.values()
+        source = reopened(sources[first.data], first.data, first.reading)
+        backbone = network_of(first, source)
+        for c in kind.values():
             check_network(c, backbone, source.domains)
 
 
