@@ -178,20 +178,25 @@ def test_gradients_that_are_received_during_the_passes_have_one_lane(device):
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_in_one_lane_one_graph_is_alive_at_a_time(at_once, micro_batches):
     weight = torch.ones(2, requires_grad=True)
-    made, alive = [], []
+    made, alive, device = [], [], Device()
+
+    def look(*_):
+        alive.append(sum(reference() is not None for reference in made))
 
     def loss():
-        alive.append(sum(reference() is not None for reference in made))
+        look()
         hidden = weight.exp()  # which is kept for its backward pass
-        made.append(weakref.ref(hidden))
-        return hidden.sum()
+        made.extend(map(weakref.ref, (hidden, loss := hidden.sum())))
+        return loss
 
     def losses():
         for _ in range(5):
             yield loss() if micro_batches == 1 else (loss() for _ in range(micro_batches))
 
-    DomainPasses([weight], Received(Device(), at_once), None).run(losses())
-    assert alive == [0] * 5 * micro_batches
+    device.do = look  # where a domain is received
+    DomainPasses([weight], Received(device, at_once), None).run(losses())
+    assert len(alive) == 5 * (micro_batches + (not at_once))
+    assert not any(alive)
 
 
 def test_an_error_leaves_nothing_behind_that_is_not_joined(device):

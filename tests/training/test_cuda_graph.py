@@ -387,6 +387,7 @@ def test_a_validation_that_has_no_memory_beside_the_graph_is_done_without(monkey
         taken.take(batches, step)
         if step % 6 == 0:
             assert taken.beside(validate) == "validated"
+            assert not taken.replays  # the next graph is compared first
     assert found == [True, None, False, None]
     assert taken.refusal == "there is no memory for a graph beside a validation"
     with pytest.raises(ValueError, match="of another kind"):
