@@ -396,6 +396,18 @@ def test_a_validation_that_has_no_memory_beside_the_graph_is_done_without(monkey
         taken.beside(mock.Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
 
 
+def test_a_run_validates_beside_its_graph(configured, images, tmp_path, monkeypatch):
+    validated = []
+
+    def beside(steps, work):
+        validated.append(work())
+        return validated[-1]
+
+    monkeypatch.setattr(GraphedSteps, "beside", beside)
+    curves = gs.train(configured(), tmp_path, opened=images).curves
+    assert curves.validation_loss == [evaluation.loss for evaluation in validated]
+
+
 @pytest.mark.parametrize(("mode", "said"), [("auto", True), ("off", False)])
 def test_an_error_about_memory_names_the_graph_which_takes_some(mode, said):
     learner = learner_for("agr-sum")
