@@ -3,6 +3,7 @@
 Each has a clock of what it has done and of what it has waited for on the others (vector clocks).
 """
 
+import weakref
 from contextlib import contextmanager
 
 import pytest
@@ -60,15 +61,15 @@ class Device:
 
 
 class Received(Accumulator):
-    at_once = False
-
-    def __init__(self, device):
+    def __init__(self, device, at_once):
         super().__init__([])
         self.device = device
+        self.at_once = at_once
         self.gradients = []
 
     def receive(self, position, domain, gradient):
-        raise AssertionError
+        assert self.at_once
+        self.gradients.append(gradient.tolist())
 
     def receive_domain(self, domain, gradients):
         assert domain == len(self.gradients)
@@ -88,10 +89,10 @@ def device(monkeypatch):
     return device
 
 
-def run(device, losses):
+def run(device, losses, *, at_once=False):
     """What is received of the losses made of a weight of two components."""
     weight = torch.tensor([1.0, 2.0], requires_grad=True)
-    accumulator = Received(device)
+    accumulator = Received(device, at_once)
 
     def back(gradient):
         device.do("backward", sum(kind == "backward" for kind, _ in device.done))
@@ -167,6 +168,37 @@ def test_losses_of_one_forward_pass_have_one_lane(device):
     assert {stream for stream, _ in device.done.values()} == {device.main}
 
 
+def test_gradients_that_are_received_during_the_passes_have_one_lane(device):
+    _, gradients = run(device, one_by_one(device, 3), at_once=True)
+    assert gradients == [[2.0, 4.0], [4.0, 8.0], [6.0, 12.0]]
+    assert {stream for stream, _ in device.done.values()} == {device.main}
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_in_one_lane_one_graph_is_alive_at_a_time(at_once, micro_batches):
+    weight = torch.ones(2, requires_grad=True)
+    made, alive, device = [], [], Device()
+
+    def look(*_):
+        alive.append(sum(reference() is not None for reference in made))
+
+    def loss():
+        look()
+        hidden = weight.exp()  # which is kept for its backward pass
+        made.extend(map(weakref.ref, (hidden, loss := hidden.sum())))
+        return loss
+
+    def losses():
+        for _ in range(5):
+            yield loss() if micro_batches == 1 else (loss() for _ in range(micro_batches))
+
+    device.do = look  # where a domain is received
+    DomainPasses([weight], Received(device, at_once), None).run(losses())
+    assert len(alive) == 5 * (micro_batches + (not at_once))
+    assert not any(alive)
+
+
 def test_an_error_leaves_nothing_behind_that_is_not_joined(device):
     def losses(weight):
         device.do("forward", 0)
@@ -194,3 +226,19 @@ def test_there_are_several_lanes_where_a_graph_is_recorded_alone(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
         assert lanes.lanes_on(CUDA).together == 1
     assert lanes.lanes_on(CUDA).together == 1
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_what_torch_warns_of_is_afterwards_as_before(before, monkeypatch):
+    now = [before]
+    name = "warn_on_accumulate_grad_stream_mismatch"
+    monkeypatch.setattr(torch._C, f"_{name}", lambda: now[0], raising=False)
+    setting = f"set_{name}"
+    monkeypatch.setattr(
+        torch.autograd.graph, setting, lambda wanted: now.__setitem__(0, wanted), raising=False
+    )
+    with lanes.side_by_side(False):
+        assert now == [before]
+    with lanes.side_by_side():
+        assert now == [False]
+    assert now == [before]

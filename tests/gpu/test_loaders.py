@@ -12,7 +12,8 @@ from gradsurgery.data.loader import ResidentLoader, ResidentSets, StreamingLoade
 from gradsurgery.data.pixels import gather
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
-from gradsurgery.training import train
+from gradsurgery.engine import lanes
+from gradsurgery.training import cuda_graph, train
 from tests.gpu import nobody_waits
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -32,6 +33,14 @@ def loader_of(kind: str, images: ImageSet, *, channels_last: bool) -> Any:
     resident = ResidentSets(lambda _: 10**12).get(images, GPU)
     assert resident is not None
     return ResidentLoader(images, MEAN, STD, GPU, channels_last=channels_last, resident=resident)
+
+
+def test_no_loader_of_many_copies_on_the_stream_of_a_graph(images: ImageSet) -> None:
+    recorded_on = cuda_graph._recording_stream(torch.cuda.current_device())
+    beside = lanes._streams_of(torch.empty(0, device=GPU).device)
+    made = [loader_of("streaming", images, channels_last=True) for _ in range(40)]
+    used = {each._stream.cuda_stream for each in made}
+    assert used.isdisjoint(stream.cuda_stream for stream in [recorded_on, *beside])
 
 
 @pytest.mark.parametrize("name", ["flip", "crop", "domainbed"])

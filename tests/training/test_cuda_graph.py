@@ -387,12 +387,25 @@ def test_a_validation_that_has_no_memory_beside_the_graph_is_done_without(monkey
         taken.take(batches, step)
         if step % 6 == 0:
             assert taken.beside(validate) == "validated"
+            assert not taken.replays  # the next graph is compared first
     assert found == [True, None, False, None]
     assert taken.refusal == "there is no memory for a graph beside a validation"
     with pytest.raises(ValueError, match="of another kind"):
         taken.beside(mock.Mock(side_effect=ValueError("of another kind")))
     with pytest.raises(torch.OutOfMemoryError):
         taken.beside(mock.Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
+
+
+def test_a_run_validates_beside_its_graph(configured, images, tmp_path, monkeypatch):
+    validated = []
+
+    def beside(steps, work):
+        validated.append(work())
+        return validated[-1]
+
+    monkeypatch.setattr(GraphedSteps, "beside", beside)
+    curves = gs.train(configured(), tmp_path, opened=images).curves
+    assert curves.validation_loss == [evaluation.loss for evaluation in validated]
 
 
 @pytest.mark.parametrize(("mode", "said"), [("auto", True), ("off", False)])

@@ -10,6 +10,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import cache
 from typing import Any, NamedTuple, TypeVar, final
 
 import numpy as np
@@ -171,7 +172,7 @@ class StreamingLoader(ImageLoader):
     def __init__(self, *about: Any, **options: Any) -> None:
         super().__init__(*about, **options)
         on_cuda = self.device.type == "cuda"
-        self._stream = torch.cuda.Stream(self.device) if on_cuda else None
+        self._stream = _copying_stream(self._table.device) if on_cuda else None
         self._used: deque[torch.cuda.Event] = deque()
         """One event for each batch whose pixels the device has read, or will have."""
 
@@ -202,6 +203,16 @@ class StreamingLoader(ImageLoader):
             return numbers, labels
 
         return batch
+
+
+@cache
+def _copying_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all loaders of a device.
+
+    torch hands out the same 32 over and over: among one for each of many runs there would be one
+    that another run records a CUDA graph on, in which its copies would end.
+    """
+    return torch.cuda.Stream(device)
 
 
 class ResidentSets:

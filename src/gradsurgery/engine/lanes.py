@@ -7,7 +7,7 @@ What is computed stays the same; only what waits for what is less.
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -31,25 +31,33 @@ def side_by_side(wanted: bool = True) -> Iterator[None]:
     """Inside, passes that are recorded as a CUDA graph run beside one another.
 
     For losses that share no graph: a backward pass through a part of another domain's graph is
-    right as well, and waits for it.
+    right as well, and waits for it. A network must not write in place what the backward pass of the
+    domain before still reads, since no forward pass waits for that.
     """
     before, _wanted.now = _wanted.now, wanted
-    _warn_of_streams(False)
+    try:
+        with _unwarned_of_streams() if wanted else nullcontext():
+            yield
+    finally:
+        _wanted.now = before
+
+
+@contextmanager
+def _unwarned_of_streams() -> Iterator[None]:
+    """Inside, torch does not warn of a pass that meets what is left of one on another stream.
+
+    One does while an objective still holds the logits of the domain before, and waits as it has to.
+    """
+    setter = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)
+    if setter is None:
+        yield
+        return
+    warned = getattr(torch._C, "_warn_on_accumulate_grad_stream_mismatch", lambda: True)()
+    setter(False)
     try:
         yield
     finally:
-        _wanted.now = before
-        _warn_of_streams(True)
-
-
-def _warn_of_streams(wanted: bool) -> None:
-    """Have torch, where it does, warn of a pass that meets what is left of one on another stream.
-
-    It does while an objective still holds the logits of the domain before, and waits as it has to.
-    """
-    setter = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)
-    if setter is not None:
-        setter(wanted)
+        setter(warned)
 
 
 class Lanes:

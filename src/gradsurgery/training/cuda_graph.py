@@ -153,7 +153,7 @@ class GraphedSteps:
         return taken
 
     def beside(self, work: Callable[[], Done]) -> Done:
-        """What other work gives; done again without the graph where both have no memory."""
+        """What other work gives; done again without the graph where there is no memory for both."""
         try:
             return work()
         except RuntimeError as error:
