@@ -3,6 +3,7 @@
 import random
 import weakref
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -365,6 +366,45 @@ def test_where_memory_ends_the_step_is_taken_as_it_is(monkeypatch):
     assert "no memory for a graph" in taken.refusal
     torch.testing.assert_close(losses, expected, rtol=0, atol=0)
     torch.testing.assert_close(weights, expected_weights, rtol=0, atol=0)
+
+
+class Counting(torch.nn.Module):
+    """Passes its input on, times a buffer of its own that every forward pass writes to."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("passes", torch.ones(()))
+
+    def forward(self, x):
+        self.passes.add_(0)
+        return x * self.passes.clone()
+
+
+class Shifting(torch.nn.BatchNorm2d):
+    """Reads the statistics that it writes."""
+
+    def forward(self, x):
+        return super().forward(x) + self.running_mean.clone()[:, None, None]
+
+
+@pytest.mark.parametrize(
+    ("layer", "beside"),
+    [
+        (torch.nn.Identity, True),
+        (Counting, False),
+        (lambda: torch.nn.BatchNorm2d(3), True),
+        (lambda: Shifting(3), False),
+    ],
+)
+def test_a_network_that_writes_to_buffers_has_its_passes_in_turn(layer, beside, monkeypatch):
+    """No forward pass waits for the backward pass before, which may read what it writes."""
+    monkeypatch.setattr(cuda_graph, "_Graph", Beside)
+    learner = learner_for("agr-sum")
+    model = torch.nn.Sequential(layer(), learner.backbone.model).train()
+    learner.backbone = replace(learner.backbone, model=model)
+    _, _, taken = run(learner, "auto")
+    assert taken.replays
+    assert taken.side_by_side == taken._graph.beside == beside
 
 
 def test_a_validation_that_has_no_memory_beside_the_graph_is_done_without(monkeypatch):

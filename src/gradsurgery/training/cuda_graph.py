@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradsurgery.algorithms.objectives import Batch
 from gradsurgery.documents.configuration import Switch
@@ -95,9 +96,11 @@ class GraphedSteps:
             self._let_go()
             self._stage, self._eager, self._compared = key, 0, 0
         if self._graph is None:
-            draws = _draws_on_host(self.learner)
+            draws, written = _draws_on_host(self.learner), _writes_to_buffers(self.learner)
             result = self.learner.take(batches, step)
             self._eager += 1
+            if _writes_to_buffers(self.learner) != written:
+                self.side_by_side = False  # the backward pass before may still read them
             if self._eager > _EAGER_STEPS:
                 if _draws_on_host(self.learner) != draws:
                     self._refuse("it draws random numbers on the processor")
@@ -314,6 +317,16 @@ def _draws_on_host(learner: Learner) -> list[Any]:
     _, words, *rest = np.random.get_state()  # noqa: NPY002
     states = [each.get_state().numpy().tobytes() for each in torchs]
     return [*states, random.getstate(), np.asarray(words).tobytes(), rest]
+
+
+def _writes_to_buffers(learner: Learner) -> list[int]:
+    """How many times each was written to, without those of torch's batch normalisation,
+
+    whose backward passes do not read them.
+    """
+    modules = learner.backbone.model.modules()
+    layers = [layer for layer in modules if type(layer).forward is not _BatchNorm.forward]
+    return [buffer._version for layer in layers for buffer in layer.buffers(recurse=False)]
 
 
 def _generator_states(learner: Learner) -> list[Tensor]:
