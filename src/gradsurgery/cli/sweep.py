@@ -184,15 +184,14 @@ def run_plan(
         print_estimate(plan, sources, folder, execution, options)
         return
     with continuable():
-        with sweep_displayed(str(folder)) as display:
+        with sweep_displayed(str(folder)) as show:
             failed = run_sweep(
                 plan,
                 sources,
                 folder,
                 launch=lambda: start_launcher(options, plan),
                 execution=execution,
-                show=display.show,
-                prepared=display.decoded,
+                show=show,
             )
         try:
             after(folder)

@@ -35,7 +35,6 @@ def run_sweep(
     launch: Callable[[], Launcher],
     execution: Execution,
     show: Show,
-    prepared: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Outcome]:
     """Do the runs of `plan` that `folder` has no record of.
 
@@ -49,7 +48,6 @@ def run_sweep(
         launch: starts the launcher once there is work for it.
         execution: how runs are worked on.
         show: told about every change.
-        prepared: told how many images are decoded, of how many.
 
     Returns the outcomes of the runs that failed, by the run's directory; each has left a
     `failure.json` where its record would be. Raises `ArgumentError` or `DataError` before any work
@@ -59,8 +57,8 @@ def run_sweep(
     records = existing_records(runs, folder)
     todo = [run for run in runs if run.directory not in records]
     with _held(plan, runs, folder, todo):
-        _prepare(todo, sources, execution, prepared)
         progress = SweepProgress(len(runs), workers=1)
+        _prepare(todo, sources, execution, progress, show)
         for run in runs:
             if run.directory in records:
                 tidy(run, folder)
@@ -225,19 +223,26 @@ def _prepare(
     runs: Sequence[SweepRun],
     sources: Mapping[str, Source],
     execution: Execution,
-    prepared: Callable[[int, int], None],
+    progress: SweepProgress,
+    show: Show,
 ) -> None:
     """Decode what the runs need once, before workers ask for it, and see whether it is enough.
 
     Raises `DataError` where a run would have too few images.
     """
+
+    def decoding(at: TrainingProgress) -> None:
+        progress.running["images"] = at
+        show(progress, "")
+
     needed: dict[tuple[Any, ...], dict[str, RunConfiguration]] = {}
     for c in (run.configuration for run in runs):
         needed.setdefault(_images_of(c), {}).setdefault(_division_of(c), c)
     for _, divided in sorted(needed.items()):
         c, *_ = divided.values()
         source = reopened(sources[c.data], c.data, c.reading)
-        images = prepare_images(source, c, execution.cache, lambda at: prepared(at.done, at.total))
+        images = prepare_images(source, c, execution.cache, decoding)
+        progress.running.pop("images", None)
         for each in divided.values():
             check_divided(each, images)
 

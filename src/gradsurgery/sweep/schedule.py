@@ -118,7 +118,8 @@ class SweepProgress:
     """The runs of a sweep by what has become of them.
 
     found: how many were finished before.
-    running: how far each run under way is; None before its first word.
+    running: how far each run under way is, None before its first word; and how many "images" are
+        decoded, before any run.
     aside: how many runs another process works on.
     best: the highest target accuracy so far in each (data set, target), and its method.
     """
