@@ -39,8 +39,7 @@ def info(
     data: Annotated[str, opt.DATA],
     *,
     quick: Annotated[
-        bool,
-        typer.Option("--quick", help="Count alone: do not read the images and compare them."),
+        bool, typer.Option("--quick", help="Count alone: do not read the images and compare them.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     options: dict[str, Any],
@@ -117,9 +116,7 @@ def list_cached(cache: opt.CacheOption = None) -> None:
 
 @cache_app.command("prune")
 def prune_cached(
-    unused: Annotated[
-        float, typer.Option("--unused", min=0, help="Days for which nobody has used it.")
-    ] = 30.0,
+    unused: Annotated[float, typer.Option(min=0, help="Days for which nobody has used it.")] = 30.0,
     names: Annotated[
         list[str] | None,
         typer.Argument(

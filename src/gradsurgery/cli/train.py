@@ -36,8 +36,7 @@ def train(
     config: opt.ConfigOption = None,
     print_config: opt.PrintConfigOption = False,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Default: runs/<data>/<target>/<method>/seed-<seed>."),
+        Path | None, typer.Option(help="Default: runs/<data>/<target>/<method>/seed-<seed>.")
     ] = None,
     cache: opt.CacheOption = None,
     tensorboard: opt.TensorboardOption = False,
@@ -62,11 +61,7 @@ def train(
     directory = out or Path("runs", *place)
     finished = _is_finished(c, directory)
     names = opt.loggers(logger, tensorboard)
-    with (
-        continuable(),
-        displayed(c.method) as shown,
-        logged(names, directory, c, shown) as log,
-    ):
+    with continuable(), displayed(c.method) as shown, logged(names, directory, c, shown) as log:
         record = train_run(c, directory, log, cache, opened=source)
         log.finished(record)
     if finished:

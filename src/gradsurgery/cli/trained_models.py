@@ -47,11 +47,10 @@ def predict(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out",
-            help="A .csv or .parquet file; one that is there is gone on with. Default: print.",
+            help="A .csv or .parquet file; one that is there is gone on with. Default: print."
         ),
     ] = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="Classes to give for each picture.")] = 1,
+    top: Annotated[int, typer.Option(min=1, help="Classes to give for each picture.")] = 1,
     backbone: opt.OwnBackboneOption = None,
     device: opt.DeviceOption = "auto",
     batch_size: opt.PictureBatchOption = 128,
@@ -130,31 +129,25 @@ def evaluate(
     against: Annotated[
         str | None,
         typer.Option(
-            "--against",
             metavar="MODEL",
             help="Another model, as the one in use: which of the two is better, on the same "
             "images, and in which domains.",
         ),
     ] = None,
     domains: Annotated[
-        str | None,
-        typer.Option("--domains", help="Of the data, separated by commas. Default: all."),
+        str | None, typer.Option(help="Of the data, separated by commas. Default: all.")
     ] = None,
-    part: Annotated[
-        EvaluatedPart,
-        typer.Option("--part", help="Of the split of the model's run."),
-    ] = "all",
+    part: Annotated[EvaluatedPart, typer.Option(help="Of the split of the model's run.")] = "all",
     as_domain: Annotated[
         str | None,
         typer.Option(
-            "--as-domain",
             help="DATA is a folder class/image, or as a --layout without {domain}, of a domain "
-            "called so. Default: as the folder is.",
+            "called so. Default: as the folder is."
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder. Default: one in evaluation/<data> of these options."),
+        typer.Option(help="Folder. Default: one in evaluation/<data> of these options."),
     ] = None,
     backbone: opt.OwnBackboneOption = None,
     device: opt.DeviceOption = "auto",
