@@ -172,20 +172,13 @@ def _close_pairs(looks: NDArray[np.uint64]) -> set[tuple[int, int]]:
         for members in np.split(order, starts):
             for number, member in enumerate(members[:-1]):
                 others = members[number + 1 :]
-                differing = _bits(looks[others] ^ looks[member])
+                bits = (looks[others] ^ looks[member])[:, None].view(np.uint8)
+                differing = np.unpackbits(bits, axis=1).sum(axis=1)
                 found.update(
                     (int(min(member, other)), int(max(member, other)))
                     for other in others[differing <= NEAR]
                 )
     return found
-
-
-def _bits(numbers: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """How many bits of each number are set."""
-    bits: NDArray[np.int64] = np.unpackbits(numbers[:, None].view(np.uint8), axis=1).sum(
-        1, dtype=np.int64
-    )
-    return bits
 
 
 class LooksFile(Document):
