@@ -19,6 +19,7 @@ from gradsurgery.sweep.schedule import Execution, Schedule, Show, SweepProgress
 from gradsurgery.training import TrainingProgress
 from gradsurgery.training.checkpoint import CHECKPOINT_FILE, changed_data, remove_checkpoint
 from gradsurgery.training.images_used import check_divided, split_now
+from gradsurgery.training.progress import ProgressCallback
 from gradsurgery.training.run import changed_since, prepare_images
 
 _BEGUN = (Record.file_name, CHECKPOINT_FILE)
@@ -58,7 +59,8 @@ def run_sweep(
     todo = [run for run in runs if run.directory not in records]
     with _held(plan, runs, folder, todo):
         progress = SweepProgress(len(runs), workers=1)
-        _prepare(todo, sources, execution, progress, show)
+        _prepare(todo, sources, execution, lambda at: show(progress.decoding(at), ""))
+        progress.running.clear()
         for run in runs:
             if run.directory in records:
                 tidy(run, folder)
@@ -223,26 +225,19 @@ def _prepare(
     runs: Sequence[SweepRun],
     sources: Mapping[str, Source],
     execution: Execution,
-    progress: SweepProgress,
-    show: Show,
+    progress: ProgressCallback,
 ) -> None:
     """Decode what the runs need once, before workers ask for it, and see whether it is enough.
 
     Raises `DataError` where a run would have too few images.
     """
-
-    def decoding(at: TrainingProgress) -> None:
-        progress.running["images"] = at
-        show(progress, "")
-
     needed: dict[tuple[Any, ...], dict[str, RunConfiguration]] = {}
     for c in (run.configuration for run in runs):
         needed.setdefault(_images_of(c), {}).setdefault(_division_of(c), c)
     for _, divided in sorted(needed.items()):
         c, *_ = divided.values()
         source = reopened(sources[c.data], c.data, c.reading)
-        images = prepare_images(source, c, execution.cache, decoding)
-        progress.running.pop("images", None)
+        images = prepare_images(source, c, execution.cache, progress)
         for each in divided.values():
             check_divided(each, images)
 

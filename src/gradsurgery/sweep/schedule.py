@@ -118,8 +118,7 @@ class SweepProgress:
     """The runs of a sweep by what has become of them.
 
     found: how many were finished before.
-    running: how far each run under way is, None before its first word; and how many "images" are
-        decoded, before any run.
+    running: how far each run under way is; None before its first word.
     aside: how many runs another process works on.
     best: the highest target accuracy so far in each (data set, target), and its method.
     """
@@ -133,6 +132,11 @@ class SweepProgress:
     running: dict[str, TrainingProgress | None] = field(default_factory=dict)
     best: dict[tuple[str, str], tuple[float, str]] = field(default_factory=dict)
     _seconds: list[float] = field(default_factory=list)
+
+    def decoding(self, at: TrainingProgress) -> "SweepProgress":
+        """Itself, with how many images are decoded in place of the runs under way."""
+        self.running = {"images": at}
+        return self
 
     def finished(self, run: SweepRun, record: Record, *, before: bool) -> None:
         """Count a run with a record."""
