@@ -66,11 +66,12 @@ def displayed(title: str, *, lines: bool = True) -> Iterator["ProgressCallback"]
             return
         if progress.stage != stage:
             stage = progress.stage
-            bar.reset(task, description=f"{title}{_STAGES[stage]}", total=progress.total)
+            name = title + _STAGES[stage]
+            bar.reset(task, description=name, total=progress.total, count="", figures="")
         if progress.validation_accuracy is not None:
             validation = f"val {progress.validation_accuracy:.1%}"
         count = f"{progress.done}/{progress.total}"
-        figures = "  ".join(filter(None, [_figures(progress), validation]))
+        figures = f"{_figures(progress)}  {validation}".strip()
         bar.update(task, completed=progress.done, count=count, figures=figures)
 
     with bar:

@@ -135,7 +135,7 @@ class SweepProgress:
 
     def decoding(self, at: TrainingProgress) -> "SweepProgress":
         """Itself, with how many images are decoded in place of the runs under way."""
-        self.running = {"images": at}
+        self.running = {"decoding": at}
         return self
 
     def finished(self, run: SweepRun, record: Record, *, before: bool) -> None:
