@@ -126,7 +126,8 @@ def diagnose(
         sizes = configuration.model_dump()
     measuring = DiagnosisOptions(**measured, batch_size=sizes["batch_size"], seed=sizes["seed"])
     if print_config:
-        everything = {} if run is not None else configuration.model_dump() | _untrained(given)
+        as_given = {"target": given.get("target"), "iterations": _steps(given)}  # even none
+        everything = {} if run is not None else configuration.model_dump() | as_given
         everything = {name: value for name, value in everything.items() if value is not None}
         opt.print_yaml(everything | given | measuring.model_dump())
         return
@@ -186,11 +187,6 @@ def _assumed(given: dict[str, Any]) -> RunConfiguration:
 def _steps(given: dict[str, Any]) -> Any:
     """How many to train for, which may be anything that a file says."""
     return given.get("iterations", 0 if given.get("target") is None else _SHORT_RUN)
-
-
-def _untrained(given: dict[str, Any]) -> dict[str, Any]:
-    """What a run that is none has in the place of a target and of steps."""
-    return {"target": given.get("target"), "iterations": _steps(given)}
 
 
 def _help(field: str) -> str:

@@ -244,14 +244,11 @@ class HubSource(TableSource):
             for column in ("domain", "label")
         )
         order = order_of_classes([names["label"]], set(classes))
-        super().__init__(repository.rpartition("/")[2], domains, classes, self._files(), order)
+        paths = (path for batch in self._batches() for path in batch.field("path").to_pylist())
+        files = list(map(file_name, paths))
+        super().__init__(repository.rpartition("/")[2], domains, classes, files, order)
         if len(set(parts)) > 1:
             self.parts = tuple(parts[row] for row in self.listing.rows)
-
-    def _files(self) -> list[str | None]:
-        return [
-            file_name(path) for batch in self._batches() for path in batch.field("path").to_pylist()
-        ]
 
     def _batches(self) -> Iterator[Any]:
         images = self._dataset.select_columns(["image"]).with_format("arrow")
