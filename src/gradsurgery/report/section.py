@@ -194,7 +194,7 @@ def rounded(value: float | None, digits: int = 2) -> str:
 
 def percent_text(estimate: Estimate | None, unit: str = " %") -> str:
     """A fraction in per cent with its interval; a dash for None."""
-    return with_interval(estimate, ".1f", unit, factor=100)
+    return with_interval(estimate, ".1f", unit, factor=100.0)
 
 
 def points_text(difference: Estimate, unit: str = " points") -> str:
@@ -203,7 +203,7 @@ def points_text(difference: Estimate, unit: str = " points") -> str:
     >>> points_text(Estimate(0.03, -0.0001, 0.06))
     '+3.0 points [+0.0, +6.0]'
     """
-    return with_interval(difference, "+z.1f", unit, factor=100)
+    return with_interval(difference, "+z.1f", unit, factor=100.0)
 
 
 def with_interval(
