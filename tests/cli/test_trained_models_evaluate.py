@@ -176,8 +176,9 @@ def test_a_run_s_data_are_read_as_the_run_read_them(command, train_small, model,
 
 def test_weights_that_knew_the_domain_held_out_are_told_of(command, train_small, model, tmp_path):
     """A model of a and b (c held out); then one with a held out; then c, which both knew not."""
-    options, first = ["photos", "--method", "deep-all"], "run/model.safetensors"
-    code, out, err = train_small(*options, "--target", "a", "--weights", first, "--out", "second")
+    first = "run/model.safetensors"
+    of_a, of_c = (["--target", target, "--method", "deep-all"] for target in "ac")
+    code, out, err = train_small("photos", *of_a, "--weights", first, "--out", "second")
     assert code == 0
     assert f"the weights {first} were trained on a, by what their file says" in err
     told = "ATTENTION: runs with a of photos held out began with weights that had been trained on"
@@ -186,13 +187,13 @@ def test_weights_that_knew_the_domain_held_out_are_told_of(command, train_small,
     assert Record.load(tmp_path / "second").model.weights_domains == ["a", "b"]
     said = command("evaluate", "second", "photos", "--domains", "a")[1]
     assert "a was held out. Its initial weights had been trained on a and b of it." in said
-    code, out, err = train_small(*options, "--target", "c", "--weights", first, "--out", "third")
+    code, out, err = train_small("photos", *of_c, "--weights", first, "--out", "third")
     assert (code, "ATTENTION" in out, "were trained on" in err) == (0, False, False)
     last = "second/model.safetensors"  # trained on b and c, and before that on a and b
-    train_small(*options, "--target", "a", "--weights", last, "--out", "fourth")
+    train_small("photos", *of_a, "--weights", last, "--out", "fourth")
     assert Record.load(tmp_path / "fourth").model.weights_domains == ["a", "b", "c"]
     (tmp_path / "photos").rename(tmp_path / "others")
-    command("train", "others", "--target", "a", "--weights", first, *options, "--out", "fifth")
+    train_small("others", *of_a, "--weights", first, "--out", "fifth")
     assert Record.load(tmp_path / "fifth").model.weights_domains == []
 
 
