@@ -70,9 +70,7 @@ def prepare(
         int, typer.Option(min=1, help="Side of the square images, in pixels.")
     ] = 224,
     cache: opt.CacheOption = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads that decode [default: one a CPU].")
-    ] = None,
+    workers: opt.WorkersOption = None,
     options: dict[str, Any],
 ) -> None:
     """Decode a data set into the cache, which training then reads."""

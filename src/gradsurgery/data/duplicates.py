@@ -62,13 +62,11 @@ def dropped(images: ImageSet) -> frozenset[int]:
     Of identical files the first in the order of domain, class and name stays; where their classes
     differ none does, since nobody knows which is right.
     """
-    groups = identical_files(file_hashes(images))
-    contradictory = [len({int(images.label[i]) for i in group}) > 1 for group in groups]
-    return frozenset(
-        position
-        for group, all_go in zip(groups, contradictory, strict=True)
-        for position in (group if all_go else group[1:])
-    )
+    left_out: set[int] = set()
+    for group in identical_files(file_hashes(images)):
+        contradictory = len({int(images.label[i]) for i in group}) > 1
+        left_out.update(group if contradictory else group[1:])
+    return frozenset(left_out)
 
 
 def copies_among(
