@@ -205,12 +205,10 @@ def _as_its_run(
     trained: TrainedModel, data: str, options: dict[str, Any], part: EvaluatedPart
 ) -> dict[str, Any]:
     """How the model's run read its data, where DATA is that and nothing else is said."""
-    if any(options.values()) or trained.run_folder is None:
+    record = _record_of(trained)
+    if any(options.values()) or record is None:
         return {}
-    try:
-        run = Record.load(trained.run_folder).configuration
-    except DataError:  # which the model does not need
-        return {}
+    run = record.configuration
     read = {name: value for name in ("layout", "columns") if (value := getattr(run, name))}
     here, there = (expanded(place).resolve() for place in (data, run.data))
     if not read or here.name != there.name:
@@ -223,14 +221,18 @@ def _as_its_run(
     return read
 
 
+def _record_of(trained: TrainedModel) -> Record | None:
+    """That of the model's run, None where there is none to read: the model does not need it."""
+    try:
+        return None if trained.run_folder is None else Record.load(trained.run_folder)
+    except DataError:
+        return None
+
+
 def _note_groups(trained: TrainedModel, source: Source) -> None:
     """Say that images are taken for independent, where those of the model's run were not."""
-    if source.groups is not None or trained.run_folder is None:
-        return
-    try:
-        tests = Record.load(trained.run_folder).result.best.tests
-    except DataError:  # which the model does not need
-        return
+    record = _record_of(trained)
+    tests = {} if record is None or source.groups is not None else record.result.best.tests
     if any(tally.in_groups for tally in tests.values()):
         print(
             f"note: images of the model's run belong together in groups; those of {source.name} "

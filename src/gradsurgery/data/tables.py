@@ -211,7 +211,7 @@ def image_bytes(value: Any, folder: Path, place: str) -> bytes:
         ) from error
 
 
-def stated(path: Path) -> tuple[str, int, int, int]:
+def file_state(path: Path) -> tuple[str, int, int, int]:
     """What changes when a file does: path, size and times; -1 for an absent one.
 
     The time of modification can be set, that of the last change of anything cannot.
@@ -264,7 +264,7 @@ class HubSource(TableSource):
     @override
     def signature(self) -> str | None:
         paths = sorted(file["filename"] for file in self._dataset.cache_files)
-        return "hub/" + json.dumps([stated(Path(path)) for path in paths]) if paths else None
+        return "hub/" + json.dumps([file_state(Path(path)) for path in paths]) if paths else None
 
     @override
     def place_of_row(self, row: int) -> str:
