@@ -22,6 +22,7 @@ class Entry:
     """One contestant.
 
     precision: "default" is torch's own, TF32 in convolutions and float32 in matrix products.
+    in_turn: with a graph, in which the domains' passes do not run beside one another.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Entry:
     channels_last: bool = False
     graph: bool = False
     compiled: bool = False
+    in_turn: bool = False
 
     @property
     def label(self) -> str:
@@ -38,6 +40,7 @@ class Entry:
             "channels last" if self.channels_last else "",
             "graph" if self.graph else "",
             "compiled" if self.compiled else "",
+            "passes in turn" if self.in_turn else "",
         ]
         return ", ".join([self.name, *filter(None, extras)])
 
@@ -49,6 +52,7 @@ def entries_of(device: str, *, compiled: bool) -> list[list[Entry]]:
     others = [name for name in ("as published: agr-sum", "TorchJD: PCGrad") if name in OTHERS]
     default = [Entry(name) for name in (*METHODS, *others, "plain: pooled", "plain: D passes")]
     default += [Entry(name, graph=True) for name in METHODS]
+    default += [Entry(name, graph=True, in_turn=True) for name in ("agr-sum", "pcgrad")]
     groups = [default]
     for precision in ("bfloat16", "tf32"):
         names = (*METHODS[:2], "pcgrad", "plain: pooled", "as published: agr-sum")
@@ -58,6 +62,7 @@ def entries_of(device: str, *, compiled: bool) -> list[list[Entry]]:
             for name in names
         ]
         group += [Entry(name, precision, True, graph=True) for name in names[:3]]
+        group.append(Entry("agr-sum", precision, True, graph=True, in_turn=True))
         groups.append(group)
     return [[entry for entry in group if device == "cuda" or not entry.graph] for group in groups]
 
@@ -113,11 +118,11 @@ def _our_step(
     for generator in (learner.generator, learner.host_generator):
         generator.manual_seed(0)
 
-    steps = GraphedSteps(learner, configuration.cuda_graph)
+    steps = GraphedSteps(learner, configuration.cuda_graph, side_by_side=not entry.in_turn)
     for _ in range(8 if entry.graph else 0):
         steps.take(batches, 1)
-    if entry.graph and not steps.replays:
-        raise RuntimeError("the step is not replayed")
+    if entry.graph and not (steps.replays and steps.side_by_side != entry.in_turn):
+        raise RuntimeError("the step is not replayed, or its passes not side by side")
     return lambda: steps.take(batches, 1)
 
 

@@ -13,6 +13,7 @@ from torch.torch_version import TorchVersion
 
 import gradsurgery as gs
 from gradsurgery.backbones import build_backbone
+from gradsurgery.engine import lanes
 from gradsurgery.errors import ArgumentError, GradsurgeryError
 from gradsurgery.training import cuda_graph, loop
 from gradsurgery.training.cuda_graph import GraphedSteps
@@ -124,6 +125,57 @@ def test_a_replay_that_differs_is_never_used(monkeypatch):
     assert taken.refusal == "a replayed step differs from the step itself"
     torch.testing.assert_close(losses, expected, rtol=0, atol=0)
     torch.testing.assert_close(weights, expected_weights, rtol=0, atol=0)
+
+
+class Beside(Repeated):
+    """Knows whether the domains' passes were recorded side by side."""
+
+    def __init__(self, learner, batches, take):
+        self.beside = lanes._wanted.now
+        super().__init__(learner, batches, take)
+
+
+class Differing(Beside):
+    def replay(self, batches):
+        off = 1e-6 * self.beside
+        return super().replay([(images + off, labels) for images, labels in batches])
+
+
+class Unrecorded(Beside):
+    def __init__(self, learner, batches, take):
+        super().__init__(learner, batches, take)
+        if self.beside:
+            raise RuntimeError("dependency created on uncaptured work in another stream")
+
+
+class Larger(Beside):
+    def replay(self, batches):
+        result = super().replay(batches)
+        if self.beside:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return result
+
+
+@pytest.mark.parametrize("graph", [Differing, Unrecorded, Larger])
+@pytest.mark.parametrize("mode", ["auto", "on"])
+def test_passes_that_cannot_be_side_by_side_are_recorded_in_turn(graph, mode, monkeypatch):
+    monkeypatch.setattr(cuda_graph, "_Graph", graph)
+    monkeypatch.setattr(graph, "recorded", 0)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    losses, weights, taken = run(learner_for("agr-sum"), mode)
+    expected, expected_weights, _ = run(learner_for("agr-sum"), "off")
+    assert taken.replays
+    assert graph.recorded == 2
+    assert not taken._graph.beside
+    torch.testing.assert_close(losses, expected, rtol=0, atol=0)
+    torch.testing.assert_close(weights, expected_weights, rtol=0, atol=0)
+
+
+def test_passes_are_side_by_side_while_a_step_is_recorded_alone(monkeypatch):
+    monkeypatch.setattr(cuda_graph, "_Graph", Beside)
+    _, _, taken = run(learner_for("agr-sum"), "auto")
+    assert taken._graph.beside
+    assert not lanes._wanted.now
 
 
 @pytest.mark.parametrize(
@@ -278,11 +330,11 @@ def test_a_subclass_with_losses_of_its_own_is_not_recorded():
 
 def test_where_memory_ends_the_step_is_taken_as_it_is(monkeypatch):
     """With all memory that it had before there was a graph."""
-    held, put_back = [], cuda_graph._put_back
+    held, graphs, put_back = [], [], cuda_graph._put_back
 
     class Large(Repeated):
         def replay(self, batches):
-            held.append(weakref.ref(self))
+            graphs.append(weakref.ref(self))
             of_the_step = super().replay(batches).losses
             held.append(weakref.ref(of_the_step))
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -292,10 +344,10 @@ def test_where_memory_ends_the_step_is_taken_as_it_is(monkeypatch):
         put_back(state, values)
 
     def waited(device):
-        assert held[0]() is not None  # the graph, whose replay may be under way
+        assert graphs[-1]() is not None  # whose replay may be under way
 
     def refuse(taken, reason):
-        held.append([reference for reference in held if reference() is not None])
+        held.append([reference for reference in held + graphs if reference() is not None])
         taken.refusal = reason
 
     monkeypatch.setattr(cuda_graph, "_Graph", Large)
@@ -309,10 +361,38 @@ def test_where_memory_ends_the_step_is_taken_as_it_is(monkeypatch):
     *references, alive = held
     assert len(references) > 2
     assert alive == []
-    assert waits.call_count == 1
+    assert waits.call_count == len(graphs) == 2  # side by side, and one after the other
     assert "no memory for a graph" in taken.refusal
     torch.testing.assert_close(losses, expected, rtol=0, atol=0)
     torch.testing.assert_close(weights, expected_weights, rtol=0, atol=0)
+
+
+def test_a_validation_that_has_no_memory_beside_the_graph_is_done_without(monkeypatch):
+    """First without the memory of passes side by side, then without a graph."""
+    monkeypatch.setattr(cuda_graph, "_Graph", Beside)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    learner = learner_for("agr-sum")
+    said = []
+    taken = GraphedSteps(learner, "auto", said.append)
+    found = []
+
+    def validate():
+        found.append(None if taken._graph is None else taken._graph.beside)
+        if taken._graph is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return "validated"
+
+    for step in range(1, 13):
+        batches = [(torch.randn(4, 3, 20, 20), torch.arange(4)) for _ in range(3)]
+        taken.take(batches, step)
+        if step % 6 == 0:
+            assert taken.beside(validate) == "validated"
+    assert found == [True, None, False, None]
+    assert taken.refusal == "there is no memory for a graph beside a validation"
+    with pytest.raises(ValueError, match="of another kind"):
+        taken.beside(mock.Mock(side_effect=ValueError("of another kind")))
+    with pytest.raises(torch.OutOfMemoryError):
+        taken.beside(mock.Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
 
 
 @pytest.mark.parametrize(("mode", "said"), [("auto", True), ("off", False)])

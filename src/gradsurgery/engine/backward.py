@@ -12,13 +12,8 @@ from torch import Tensor
 from gradsurgery.engine.abstaining import Abstaining, warn_of_heads
 from gradsurgery.engine.accumulator import Accumulator, Update, not_finite_update
 from gradsurgery.engine.accumulators import accumulator_for
-from gradsurgery.engine.passes import (
-    DomainLoss,
-    DomainPasses,
-    NamedParameter,
-    Scaler,
-    trainable_parameters,
-)
+from gradsurgery.engine.parameters import NamedParameter, trainable_parameters
+from gradsurgery.engine.passes import DomainLoss, DomainPasses, Scaler
 from gradsurgery.errors import ArgumentError, NonFiniteError, check_kind
 from gradsurgery.kernels.network import wide_on
 from gradsurgery.rules.base import Rule, RuleFunction, as_rule, beyond_precision

@@ -1,7 +1,4 @@
-"""The backward passes: one per domain, whose gradients go to an accumulator as they appear.
-
-And whose gradients these are: those of the parameters that are trained.
-"""
+"""The backward passes: one per domain, whose gradients go to an accumulator as they appear."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,15 +7,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradsurgery.engine.accumulator import Accumulator, taken_gradients
 from gradsurgery.engine.graph import Behind, shared_with_later, what_is_behind
+from gradsurgery.engine.lanes import Lanes, lanes_on
 from gradsurgery.errors import ArgumentError
 
 DomainLoss = Tensor | Iterable[Tensor]
 Scaler = torch.amp.GradScaler | None
-NamedParameter = tuple[str, Tensor]
 
 _END: Any = object()
 
@@ -36,6 +33,8 @@ class DomainPasses:
         self._parameters = list(parameters)
         self._accumulator = accumulator
         self._scaler = scaler
+        self._lanes = Lanes()
+        self._held: list[list[Tensor | None]] = []
         self._domain = 0
         self._awaited: set[int] = set()
         self._at_once = True
@@ -45,33 +44,56 @@ class DomainPasses:
         """Go back from every domain's loss; returns their values, detached.
 
         A list or a tuple may hold losses of one forward pass, as may a tensor [domains]. Of
-        anything else one domain's graph is alive at a time.
+        anything else one domain's graph is alive at a time, or a few's that run side by side.
         """
         losses = _as_losses(losses)
         kept = iter(shared_with_later(losses)) if isinstance(losses, list | tuple) else None
+        at_once = self._accumulator.at_once
+        if kept is None and not at_once:
+            self._lanes = lanes_on(self._parameters[0].device)
         values: list[Tensor] = []
         domains = iter(losses)
-        at_once = self._accumulator.at_once
         with _reporting(self._parameters, self._on_gradient, all_of_them=at_once):
-            while (domain := next(domains, _END)) is not _END:
-                # during the pass, unless further micro-batches add to them
-                self._at_once = at_once and isinstance(domain, Tensor)
-                self._awaited = set(range(len(self._parameters)))
-                parts = _parts(domain, len(values))
-                del domain  # nothing may keep this graph alive while the next one is built
-                total = None
-                while (loss := next(parts, _END)) is not _END:
-                    value = checked_loss(loss, len(values)).detach().reshape(())
-                    total = value if total is None else total + value
-                    self._go_back(loss, retain=kept is not None and next(kept))
-                    del loss
-                if total is None:
-                    raise ArgumentError(
-                        f"domain {len(values)} has no micro-batch; give at least one loss"
-                    )
-                self._end()
-                values.append(total)
+            try:
+                while (value := self._next_value(domains, kept)) is not None:
+                    values.append(value)
+            finally:
+                self._lanes.join()
+            self._hand_over_domains()
         return values
+
+    def _next_value(
+        self, domains: Iterator[DomainLoss], kept: Iterator[bool] | None
+    ) -> Tensor | None:
+        """Take the next domain's pass; returns its loss, None where there is no domain left."""
+        with self._lanes.pass_of_next():
+            if (domain := next(domains, _END)) is _END:
+                return None
+            is_one = isinstance(domain, Tensor)
+            # during the pass, unless further micro-batches add to them
+            self._at_once = self._accumulator.at_once and is_one
+            self._awaited = set(range(len(self._parameters)))
+            parts = _parts(domain, self._domain)
+            del domain  # nothing may keep this graph alive while the next one is built
+            total = None
+            while (loss := next(parts, _END)) is not _END:
+                value = checked_loss(loss, self._domain).detach().reshape(())
+                total = value if total is None else total + value
+                if is_one:
+                    self._lanes.loss_is_made()
+                self._go_back(loss, retain=kept is not None and next(kept))
+                del loss
+            if total is None:
+                raise ArgumentError(
+                    f"domain {self._domain} has no micro-batch; give at least one loss"
+                )
+            if not is_one:
+                self._lanes.loss_is_made()
+            self._end()
+        if len(self._held) == self._lanes.together:
+            self._lanes.join()
+            self._hand_over_domains()
+        return total
 
     def _on_gradient(self, position: int, parameter: Tensor) -> None:
         _refuse_cleared(position, parameter)
@@ -90,14 +112,22 @@ class DomainPasses:
         self._accumulator.receive(position, self._domain, gradient)
 
     def _end(self) -> None:
-        """Hand over what waited for the last micro-batch, and None for what was not reached."""
+        """Hand over what waited for the last micro-batch, and None for what was not reached.
+
+        Or hold it, until the lanes are joined.
+        """
         self.unreached.update(at for at in self._awaited if self._parameters[at].grad is None)
         if self._accumulator.at_once:
             for position in sorted(self._awaited):
                 self._hand_over(position)
         else:
-            self._accumulator.receive_domain(self._domain, taken_gradients(self._parameters))
+            self._held.append(taken_gradients(self._parameters))
         self._domain += 1
+
+    def _hand_over_domains(self) -> None:
+        while self._held:
+            domain = self._domain - len(self._held)
+            self._accumulator.receive_domain(domain, self._held.pop(0))
 
     def _go_back(self, loss: Tensor, *, retain: bool) -> None:
         behind = what_is_behind(loss, f"of domain {self._domain}")
@@ -245,90 +275,3 @@ def _described(found: Any) -> str:
     if isinstance(getattr(found, "loss", None), Tensor):
         return f"a {name}; give its .loss"
     return name
-
-
-def trainable_parameters(
-    parameters: Iterable[Tensor] | Iterable[tuple[str, Tensor]], *, no_say: Iterable[str] = ()
-) -> list[NamedParameter]:
-    """Each parameter that requires a gradient once, with its name or else its position.
-
-    no_say: names that there have to be, also of parameters that require none.
-    """
-    if isinstance(parameters, nn.Module):
-        raise ArgumentError(
-            f"parameters are tensors, found the module {type(parameters).__name__}; give "
-            "model.parameters() or model.named_parameters()"
-        )
-    if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
-        found = "a single one" if isinstance(parameters, Tensor) else type(parameters).__name__
-        raise ArgumentError(
-            f"parameters are several tensors, found {found}; give model.parameters(), or a list"
-        )
-    named: dict[int, NamedParameter] = {}
-    unknown = dict.fromkeys(no_say)
-    position = -1
-    for position, item in enumerate(parameters):
-        name, parameter = str(position), item
-        if isinstance(item, tuple) and len(item) == 2:
-            name, parameter = item
-        if not isinstance(parameter, Tensor):
-            raise ArgumentError(
-                f"parameters are tensors or (name, tensor) pairs, found {type(parameter).__name__}"
-                f" at position {position}; give model.parameters() or model.named_parameters()"
-            )
-        if isinstance(parameter, nn.UninitializedParameter):
-            raise ArgumentError(
-                f"parameter {name} has no values before the first pass; call the model once"
-            )
-        if parameter.requires_grad and not parameter.is_leaf:
-            raise ArgumentError(f"parameter {name} is not a leaf tensor, so it has no .grad to set")
-        if parameter.requires_grad and not parameter.is_floating_point():
-            raise ArgumentError(
-                f"parameter {name} is {parameter.dtype}, and rules compare real numbers; make it "
-                "real, e.g. torch.view_as_real(parameter), and view it as complex where it is used"
-            )
-        if parameter.requires_grad:
-            _check_memory(name, parameter)
-        if id(parameter) not in named:
-            unknown.pop(name, None)
-        if parameter.requires_grad:
-            named.setdefault(id(parameter), (name, parameter))
-    _check_known(unknown)
-    if not named:
-        why = "no parameter requires a gradient; give at least one that is trained"
-        used_up = (
-            "found no parameters; model.parameters() is used up by its first use: call it anew"
-        )
-        raise ArgumentError(why if position >= 0 else used_up)
-    return list(named.values())
-
-
-def _check_known(unknown: Iterable[str]) -> None:
-    for name in unknown:
-        raise ArgumentError(
-            f"no_say is by the names of parameters, found {name!r}, which none has; give names of "
-            "model.named_parameters() with those, or positions with model.parameters()"
-        )
-
-
-def _check_memory(name: str, parameter: Tensor) -> None:
-    if not _fills_memory(parameter):
-        raise ArgumentError(
-            f"parameter {name} is a part of a larger tensor with gaps in memory; make it a "
-            "tensor of its own with .contiguous()"
-        )
-    if (kind := getattr(parameter, "grad_dtype", parameter.dtype)) != parameter.dtype:
-        raise ArgumentError(
-            f"parameter {name} is {parameter.dtype} and its gradients {kind}; leave its grad_dtype "
-            "as it is, or keep the parameter in that precision and compute under autocast"
-        )
-
-
-def _fills_memory(tensor: Tensor) -> bool:
-    """Whether the components lie next to one another, in whatever order."""
-    if tensor.numel() == 0 or tensor.is_contiguous():
-        return True
-    last = sum(
-        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-    )
-    return last + 1 == tensor.numel()

@@ -12,7 +12,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from gradsurgery.algorithms.forward import NormalizedRows
-from gradsurgery.engine.passes import checked_loss, trainable_parameters
+from gradsurgery.engine.parameters import trainable_parameters
+from gradsurgery.engine.passes import checked_loss
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.gradients.gradient_gram import block_of, grouped, layer_of
 from gradsurgery.gradients.model_state import unchanged

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gradsurgery.algorithms.forward import NormalizedRows
-from gradsurgery.engine.passes import trainable_parameters
+from gradsurgery.engine.parameters import trainable_parameters
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from gradsurgery.gradients.layers import Gram
 from gradsurgery.gradients.model_state import ModelState, unchanged

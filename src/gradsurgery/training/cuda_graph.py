@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,9 +21,12 @@ from gradsurgery.algorithms.objectives import Batch
 from gradsurgery.documents.configuration import Switch
 from gradsurgery.engine import BackwardResult
 from gradsurgery.engine.accumulator import Update
-from gradsurgery.errors import ArgumentError, GradsurgeryError
+from gradsurgery.engine.lanes import side_by_side
+from gradsurgery.errors import ArgumentError, GradsurgeryError, is_out_of_memory
 from gradsurgery.kernels.network import staged_tables
 from gradsurgery.training.learner import Learner
+
+Done = TypeVar("Done")
 
 # Steps before one is recorded: the optimiser makes its state in the first, and libraries choose
 # their algorithms.
@@ -38,8 +41,10 @@ class GraphedSteps:
     mode: "off", "on", or "auto", which takes the steps one by one where there can be no graph.
     say: is told in a line why the steps are taken one by one, where they are on a GPU.
 
-    `refusal` says why there is no graph, in a line; None while there may be one. Raises
-    `ArgumentError` instead with "on".
+    side_by_side: whether the domains' passes are recorded beside one another; False from where such
+        a recording fails, has no memory or other bits, and they are recorded in turn.
+    refusal: why there is no graph, in a line; None while there may be one. With "on" an
+        `ArgumentError` is raised instead.
     """
 
     def __init__(
@@ -47,10 +52,13 @@ class GraphedSteps:
         learner: Learner,
         mode: Switch,
         say: Callable[[str], None] = lambda _: None,
+        *,
+        side_by_side: bool = True,
     ) -> None:
         self.learner = learner
         self._mode = mode
         self._say = say
+        self.side_by_side = side_by_side
         self._stage: Any = None
         self._eager = 0
         self._graph: _Graph | None = None
@@ -106,12 +114,13 @@ class GraphedSteps:
             self._refuse("the method keeps a state of its own from step to step")
             return
         try:
-            self._graph = _Graph(
-                self.learner, batches, lambda fixed: self.learner.take(fixed, step)
-            )
+            with side_by_side(self.side_by_side):
+                self._graph = _Graph(
+                    self.learner, batches, lambda fixed: self.learner.take(fixed, step)
+                )
         except (RuntimeError, GradsurgeryError) as error:
             reason = " ".join(str(error).split())[:160]
-            self._refuse(f"the step cannot be recorded ({type(error).__name__}: {reason})")
+            self._give_up(f"the step cannot be recorded ({type(error).__name__}: {reason})")
 
     def _compare(self, batches: Sequence[Batch], step: int) -> BackwardResult:
         """Take the step both ways; what stays is the step that was not replayed."""
@@ -133,23 +142,42 @@ class GraphedSteps:
             _set_generators(self.learner, seeds)
             before.clear()
             after.clear()
-            self._let_go()
-            torch.cuda.empty_cache()
-            self._refuse("there is no memory for a graph beside a step")
+            self._make_room("there is no memory for a graph beside a step")
             return self.learner.take(batches, step)
         pairs = zip(after, [*_tensors_of(self.learner), taken.losses], strict=True)
         if all(_same_bits(left, right) for left, right in pairs):
             self._compared += 1
         else:
             self._let_go()
-            self._refuse("a replayed step differs from the step itself")
+            self._give_up("a replayed step differs from the step itself")
         return taken
+
+    def beside(self, work: Callable[[], Done]) -> Done:
+        """What other work gives; done again without the graph where both have no memory."""
+        try:
+            return work()
+        except RuntimeError as error:
+            if self._graph is None or not is_out_of_memory(error):
+                raise
+        self._make_room("there is no memory for a graph beside a validation")
+        return work()
+
+    def _make_room(self, reason: str) -> None:
+        self._let_go()
+        torch.cuda.empty_cache()
+        self._give_up(reason)
 
     def _let_go(self) -> None:
         """Have no graph; its last replay may not have read yet what goes with it."""
         if self._graph is not None:
             _wait_for(self.learner.device)
         self._graph = None
+
+    def _give_up(self, reason: str) -> None:
+        """Record the domains' passes in turn from here on, or else no step."""
+        if not self.side_by_side:
+            self._refuse(reason)
+        self.side_by_side, self._compared = False, 0
 
     def _refuse(self, reason: str) -> None:
         if self._mode == "on":

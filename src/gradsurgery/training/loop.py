@@ -105,7 +105,7 @@ def run_steps(run: Run, batches: Batches, observe: Observer | None) -> str | Non
             for each in figures[:-1] if validates else figures:
                 report(_progress(checkpoint, each))
             if validates:
-                evaluation = run.validate()
+                evaluation = steps.beside(run.validate)
                 learner.average.validated(step, evaluation.loss)
                 _record(checkpoint, since, evaluation, learner)
                 since = []
