@@ -100,14 +100,12 @@ def _write(line: str) -> None:
 
 
 def _figures(progress: "TrainingProgress") -> str:
-    figures = []
-    if progress.loss is not None:
-        figures.append(f"loss {progress.loss:.3f}")
-    if progress.agreeing is not None:
-        figures.append(f"agreeing {progress.agreeing:.0%}")
-    if progress.data_wait is not None:
-        figures.append(f"data wait {progress.data_wait:.0%}")
-    return "  ".join(figures)
+    figures = {
+        "loss {:.3f}": progress.loss,
+        "agreeing {:.0%}": progress.agreeing,
+        "data wait {:.0%}": progress.data_wait,
+    }
+    return "  ".join(form.format(value) for form, value in figures.items() if value is not None)
 
 
 @contextmanager
