@@ -171,6 +171,14 @@ def test_files_without_a_state_dict(tmp_path, content):
     assert len(str(it.value)) < 300
 
 
+def test_a_file_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    of = build("small-cnn", seed=5).model.state_dict()
+    torch.save(of, tmp_path / "w.pth")
+    found = build("small-cnn", "~/w.pth").model.state_dict()  # as a file of options may say
+    assert all(torch.equal(found[name], value) for name, value in of.items())
+
+
 def test_missing_files_and_folders(tmp_path):
     for path in (tmp_path / "none.pth", tmp_path):
         with pytest.raises(WeightsError, match="cannot read the weights file"):

@@ -114,6 +114,11 @@ def killed_in_the_last_run(arguments: list[str], folder: Path, log: Path) -> dic
         (["--config", "plan.yaml"], "targets is not for a deployment"),
         (["--criterion", "oracle"], "oracle"),
         (["--grid", "classes=common,all"], "classes is not for a deployment"),
+        (["--grid", "split=70/10/20,80/10/10"], "split is not for a deployment, whose candidates"),
+        (["--grid", "split_seed=0,1"], "split_seed is not for a deployment"),
+        (["--grid", "test_on=test,all"], "test_on is not for a deployment"),
+        (["--grid", "drop_duplicates=true,false"], "drop_duplicates is not for a deployment"),
+        (["--grid", "validation_mean=images,domains"], "validation_mean is not for a deployment"),
         (["--augment", "warp"], "augment must be 'none', 'flip'"),
     ],
 )
@@ -146,6 +151,24 @@ def test_images_that_have_changed_are_for_another_folder(
     } == before
     (months / "right").rename(tmp_path / "apart")
     assert command(*arguments)[0] == 0
+
+
+def test_images_that_have_been_moved_are_the_same(
+    command: Command, photos: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photos, tmp_path / "old" / "photos")
+    arguments = ["--methods", "deep-all", "--out", "mine", *SHORT]
+    assert command("deploy", "old/photos", *arguments)[0] == 0
+    kept = {path: path.read_bytes() for path in Path("mine").rglob("record.json")}
+    assert len(kept) == 4
+    card = Path("mine", "model", "README.md")
+    written = card.read_bytes()
+    card.unlink()
+    (tmp_path / "old").rename(tmp_path / "new")
+    code, _, err = command("deploy", "new/photos", *arguments)
+    assert code == 0, err
+    assert card.read_bytes() == written
+    assert {path: path.read_bytes() for path in Path("mine").rglob("record.json")} == kept
 
 
 def test_candidates_may_differ_in_how_the_same_images_are_resized(

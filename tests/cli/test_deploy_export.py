@@ -9,6 +9,7 @@ import pytest
         ([], "give --format"),
         (["--format", "onnx", "--out", "a.pt"], "must end in .onnx"),
         (["--push", "someone/name"], "expected hf://owner/name"),
+        (["--format", "torchscript", "--push", "hf://name"], "expected hf://owner/name"),
     ],
 )
 def test_an_error_is_one_line(command, model, arguments, words):

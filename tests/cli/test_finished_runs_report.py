@@ -146,7 +146,7 @@ def test_progress_is_for_terminals_and_leaves_nothing(terminal, tmp_path, monkey
         return Report(tmp_path, [])
 
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
-    monkeypatch.setattr(finished_runs, "take_inventory", lambda _: Inventory((), {}, {}, False, {}))
+    monkeypatch.setattr(finished_runs, "take_inventory", lambda _: Inventory((), {}, (), False, {}))
     monkeypatch.setattr(finished_runs, "write_report", write_report)
     make_report([tmp_path])
     shown = capsys.readouterr().err

@@ -79,6 +79,26 @@ def test_a_choice_at_the_edge_of_the_grid_is_named(command, tmp_path, monkeypatc
     assert page.count(f"<li>{line}</li>") == 1
 
 
+def test_an_oracle_that_is_tested_on_what_it_has_chosen_by_says_so(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    search(tmp_path / "runs")
+    line = (
+        "With --test-on all the validation images of the target, by which the oracle chooses, "
+        "are among the images that its target accuracy is of."
+    )
+    assert line not in lines(command("select", "runs")[1])
+    for path in (tmp_path / "runs").rglob("record.json"):
+        record = json.loads(path.read_text())
+        record["configuration"]["test_on"] = "all"
+        path.write_text(json.dumps(record))
+    assert line in lines(command("select", "runs")[1])
+    assert line not in lines(command("select", "runs", "--criterion", "training-domain")[1])
+    assert command("report", "runs")[0] == 0
+    page = (tmp_path / "runs" / "report" / "report.html").read_text()
+    assert page.count(line) == 1
+    assert (tmp_path / "runs" / "report" / "selection.md").read_text().count(line) == 1
+
+
 def test_another_selection_is_replaced_and_nothing_else_is(command, tmp_path):
     search(tmp_path / "runs", seeds=1)
     path = tmp_path / "runs" / "selection.json"

@@ -71,21 +71,36 @@ def test_a_sweep_ends_with_its_table_and_the_path_of_its_report(
             ["rotated-digits", "--grid", "lr=1"],
             "error: grid: unknown option 'lr'; there is",
         ),
-        (["rotated-digits", "--threads", "0"], "threads must be greater than or equal"),
-        (
-            ["rotated-digits", "--threads", "0", "--launcher", "ray"],
-            "threads must be greater than or equal",
-        ),
+        (["rotated-digits", "--threads", "0"], "--threads is at least 1, found 0"),
+        (["rotated-digits", "--threads", "0", "--launcher", "ray"], "--threads is at least 1"),
+        (["nowhere", "--workers", "0"], "--workers is at least 1, found 0"),  # before the data
+        (["nowhere", "--logger", "nope"], "unknown logger 'nope'"),
+        (["rotated-digits", "--device", "nope"], "device 'nope' cannot be used"),
+        (["rotated-digits", "--device", "meta"], "device 'meta' cannot train; choose auto, cpu"),
     ],
 )
 def test_what_a_sweep_cannot_do_is_one_line(
     arguments: list[str], words: str, command: Command, tmp_path: Path
 ) -> None:
-    code, out, err = command("sweep", *arguments, *SHORT)
+    code, out, err = command("sweep", *SHORT, *arguments)
     assert (code, out) == (1, "")
     assert words in err
     assert len(err.splitlines()) == 1
     assert not list(tmp_path.glob("**/record.json"))
+    assert not list(tmp_path.glob("**/failure.json"))
+
+
+def test_figure_2_looks_at_all_of_its_data_before_its_first_run(
+    command: Command, tmp_path: Path
+) -> None:
+    for arguments, words in (
+        (["rotated-digits,nowhere"], "no data set 'nowhere'"),
+        (["rotated-digits", "--targets", "75,90"], "has no domain '90'"),
+    ):
+        code, out, err = command("reproduce", "figure2", "--datasets", *arguments, *SHORT)
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert words in err
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """The command evaluate."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -291,6 +294,53 @@ def test_two_models_are_compared(command, model, older, tmp_path):
     assert found.against.model == "older/model.safetensors"
     written = (tmp_path / "evaluation" / "photos" / compared / "evaluation.md").read_text()
     assert "Against older/model.safetensors, by domain" in written
+
+
+@pytest.mark.parametrize("new", ["own", "run"])
+def test_a_network_of_ones_own_is_handed_to_the_model_that_is_of_it(
+    new, command, model, tmp_path, monkeypatch
+):
+    code = "from torch import nn\n\n\ndef small(classes):\n"
+    code += "    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, classes))\n"
+    (tmp_path / "handed_networks.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    options = ["--backbone", "handed_networks:small", "--weights", "none", "--image-size", "8"]
+    options += ["--iterations", "2", "--batch-size", "4", "--device", "cpu", "--out", "own"]
+    assert command("train", "photos", "--target", "b", *options)[0] == 0
+    (other,) = {"own", "run"} - {new}
+    arguments = ["evaluate", new, "photos", "--against", other]
+    code, _, err = command(*arguments)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "hand its function over: --backbone" in err
+    code, _, err = command(*arguments, "--backbone", "handed_networks:small")
+    assert (code, err) == (0, "")
+    alone = {}
+    for each, handed in (("run", []), ("own", ["--backbone", "handed_networks:small"])):
+        command("evaluate", each, "photos", "--out", f"of-{each}", *handed)
+        alone[each] = EvaluationFile.load(tmp_path / f"of-{each}")
+    (file,) = (tmp_path / "evaluation" / "photos").glob("*against*")
+    both = EvaluationFile.load(file)
+    assert both.tally == alone[new].tally
+    assert both.against.tally == alone[other].tally
+
+
+@pytest.mark.parametrize("name", ["predict", "evaluate"])
+def test_a_reader_that_has_gone_is_no_fault_of_a_network_of_ones_own(
+    name, command, model, tmp_path
+):
+    (tmp_path / "gone_networks.py").write_text("from gradsurgery.backbones import SmallCNN\n")
+    arguments = [sys.executable, "-m", "gradsurgery", name, "run", "photos", "--device", "cpu"]
+    arguments += ["--backbone", "gone_networks:SmallCNN"]
+    with subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
 
 
 def test_models_that_cannot_be_compared_are_one_line(command, model, tmp_path):

@@ -24,6 +24,11 @@ def model(trained) -> gs.TrainedModel:
     return gs.load_model(trained.folder)
 
 
+def test_a_model_in_the_home_folder(trained, model, monkeypatch):
+    monkeypatch.setenv("HOME", str(trained.folder.parent))
+    assert gs.load_model(f"~/{trained.folder.name}").file == model.file
+
+
 def test_its_accuracy_on_the_test_pictures_is_the_record_s(trained, model):
     for domain, recorded in trained.record.result.best.test_accuracy.items():
         files = trained.files("test", domain)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from gradsurgery.documents.configuration import RunConfiguration
@@ -164,6 +166,19 @@ def test_failed_and_missing_runs(written, inventory, tmp_path):
     ]
     assert texts(found["Runs that are planned and not done"]) == [
         ["pacs", "sketch", "agr-sum", "0"]
+    ]
+
+
+def test_what_each_of_several_sweeps_lacks(written, tmp_path, monkeypatch):
+    for sweep, seed in (("one", 4), ("two", 5)):
+        place = written(folder=f"all/{sweep}").parent.relative_to(tmp_path / "all" / sweep)
+        runs = [{"directory": place.as_posix()}, {"directory": "pacs/lost", "seed": seed}]
+        write_plan(tmp_path / "all" / sweep, runs)
+    monkeypatch.chdir(tmp_path)
+    found = tables(absent_section(take_inventory([Path("all")])))
+    assert texts(found["Runs that are planned and not done"]) == [
+        ["pacs", "sketch", "agr-sum", "4", "all/one/pacs/lost"],
+        ["pacs", "sketch", "agr-sum", "5", "all/two/pacs/lost"],
     ]
 
 

@@ -15,10 +15,10 @@ from gradsurgery.report.rendering import section_markdown, to_latex, to_markdown
 from gradsurgery.report.section import Entry, Listing, Section, Table, Text
 from gradsurgery.report.tables import (
     candidates_table,
+    choice_cautions,
     choices_table,
     comparison_csv,
     comparison_table,
-    edge_sentences,
     paper_figures,
     paper_row,
     signed,
@@ -378,7 +378,7 @@ def test_the_evidence(selections):
 
 
 def test_a_choice_at_the_edge_of_the_grid_is_named_but_for_the_oracles(selections):
-    (sentence,) = edge_sentences(selections)
+    (sentence,) = choice_cautions(selections)
     assert sentence == (
         "learning_rate 0.1, chosen for irm on a (letters, training-domain), is the smallest of 3 "
         "values tried: widen the grid, for a smaller one may do better."

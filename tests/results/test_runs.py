@@ -36,11 +36,29 @@ def test_planned_runs_in_their_order_and_what_is_missing(written, tmp_path):
     found = take_inventory([tmp_path, tmp_path / "one" / ".."])
     assert list(found.planned) == [tmp_path / name for name in (place, "b", "c")]
     assert [run.without for run in found.planned.values()] == [[], ["photo"], []]
-    assert [run.directory for run in found.missing] == ["b"]
+    assert list(found.missing) == [tmp_path / "b"]
     assert found.failures[tmp_path / "c"].error == "the loss is nan"
     assert not found.searched
     write_plan(tmp_path, runs, grid={"learning_rate": [0.1, 0.2]})
     assert take_inventory([tmp_path]).searched
+
+
+def test_the_plans_of_sweeps_in_a_folder_are_read(written, tmp_path):
+    for sweep in ("one", "two"):
+        place = written(folder=f"all/{sweep}").parent.relative_to(tmp_path / "all" / sweep)
+        runs = [{"directory": place.as_posix()}, {"directory": f"of-{sweep}", "seed": 1}]
+        write_plan(tmp_path / "all" / sweep, runs)
+    (tmp_path / "all" / "one").rename(tmp_path / "all" / "deep")
+    found = take_inventory([tmp_path / "all"])
+    assert [len(plan) for plan in found.plans] == [2, 2]
+    lacking = [tmp_path / "all" / "deep" / "of-one", tmp_path / "all" / "two" / "of-two"]
+    assert list(found.missing) == lacking
+    (tmp_path / "all" / "mine").mkdir()
+    (tmp_path / "all" / "mine" / "plan.json").write_text('{"data": "pacs"}')  # for --plan
+    assert list(take_inventory([tmp_path / "all"]).missing) == lacking
+    (tmp_path / "all" / "two" / "plan.json").write_text('{"version": 1}')
+    with pytest.raises(DataError, match=r"two/plan\.json is no plan of a sweep"):
+        take_inventory([tmp_path / "all"])
 
 
 def test_a_failure_beside_a_record_was_mended_later(written, tmp_path):

@@ -76,7 +76,7 @@ def test_no_edge_while_a_planned_run_beyond_is_not_finished():
     (choice,) = select(pd.DataFrame(runs), "training-domain").choices
     assert edges(choice)
     planned = plan(runs, [run("a", 0, learning_rate=0.8)])
-    (choice,) = select(pd.DataFrame(runs), "training-domain", planned=planned).choices
+    (choice,) = select(pd.DataFrame(runs), "training-domain", plans=planned).choices
     assert (choice.unfinished, edges(choice)) == (1, [])
 
 
@@ -109,7 +109,7 @@ def test_a_candidate_that_lacks_a_seed_is_not_eligible():
 
 
 def plan(runs, extra=()):
-    """The plan that has the runs in this order, and others."""
+    """The plans, of one sweep, that have the runs in this order, and others."""
     planned = {}
     for each in [*runs, *extra]:
         directory = each["record"].removesuffix("/record.json")
@@ -117,17 +117,31 @@ def plan(runs, extra=()):
         planned[Path(directory).resolve()] = PlannedRun(
             directory="d", method=each["method_name"], without=list(each["without"]), **about
         )
-    return planned
+    return [planned]
 
 
 def test_the_plans_seeds_are_needed_and_its_runs_counted():
     runs = grid({0.1: [(0.9, 0.9, 0.9)], 0.2: [(0.5, 0.5, 0.5)]})
     extra = [run("a", 1, learning_rate=rate) for rate in (0.1, 0.2)]
-    (choice,) = select(pd.DataFrame(runs), "training-domain", planned=plan(runs, extra)).choices
+    (choice,) = select(pd.DataFrame(runs), "training-domain", plans=plan(runs, extra)).choices
     assert choice.chosen is None
     assert choice.needs == "every seed of one candidate"
     assert choice.unfinished == 2
     assert all(candidate.lacks == "seed 1" for candidate in choice.candidates)
+
+
+def test_the_seeds_of_another_sweep_are_not_needed():
+    """Sweeps in one folder, that differ in the backbone: each has all that it was to have."""
+    few = grid({0.1: [(0.9, 0.9, 0.9)], 0.2: [(0.5, 0.5, 0.5)]})
+    more = [
+        run("a", seed, learning_rate=rate, folder="more", conditions={"backbone": "resnet18"})
+        for rate in (0.1, 0.2)
+        for seed in (0, 1, 2)
+    ]
+    plans = [*plan(few), *plan(more, [run("a", 3, learning_rate=0.1, folder="more")])]
+    choices = select(pd.DataFrame([*few, *more]), "training-domain", plans=plans).choices
+    found = {each.backbone: (each.seeds, each.chosen, each.unfinished) for each in choices}
+    assert found == {"alexnet": ([0], 0, 0), "resnet18": ([0, 1, 2, 3], None, 1)}
 
 
 def test_ties_go_to_the_first_in_the_plan():
@@ -135,7 +149,7 @@ def test_ties_go_to_the_first_in_the_plan():
     runs = grid({0.1: [(0.3, 0, 0), (0.0, 0, 0)], 0.2: [(0.1, 0, 0), (0.2, 0, 0)]})
     assert (0.3 + 0.0) / 2 != (0.1 + 0.2) / 2
     for order in (runs, runs[::-1]):
-        selection = select(pd.DataFrame(runs), "training-domain", planned=plan(order))
+        selection = select(pd.DataFrame(runs), "training-domain", plans=plan(order))
         first = json.loads(order[0]["hyperparameters"])
         assert chosen(selection) == {("a", "irm"): first}
 

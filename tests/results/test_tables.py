@@ -61,14 +61,14 @@ def test_methods_are_in_the_order_of_the_plan(written, tmp_path):
     runs = [{"directory": f"sketch/{m}/seed-{s}", "method": m} for s in (0, 1) for m in PLANNED]
     write_plan(tmp_path / "runs", runs)
     inventory = take_inventory([tmp_path / "runs"])
-    (table,) = compare_runs(inventory.runs, planned=inventory.planned.values())
+    (table,) = compare_runs(inventory.runs, plans=inventory.plans)
     order = ["deep-all", "mixup", "agr-rand", "agr-sum", "vrex"]
     assert list(table.methods) == order
     assert [method for method, target in table.cells if target == "photo"] == order[:4]
     assert [method for method, target in table.cells if target == "sketch"] == order
     methods = [
         choice.method
-        for choice in select(inventory.runs, "oracle", planned=inventory.planned).choices
+        for choice in select(inventory.runs, "oracle", plans=inventory.plans).choices
         if choice.target == "sketch"
     ]
     assert methods == [*PLANNED, "vrex"]
@@ -334,18 +334,21 @@ def planned(**options):
 
 
 def test_what_is_planned_is_expected(written, compared):
-    expected = [
+    runs = [
         planned(target=target, method=method, seed=seed)
         for target in ("photo", "sketch")
         for method in ("deep-all", "agr-sum", "irm")
         for seed in range(3)
     ]
-    expected += [planned(data="vlcs", method="mldg", seed=9)]
-    expected += [planned(target="art_painting", seed=8, without=["photo"])]
+    runs += [planned(data="vlcs", method="mldg", seed=9)]
+    runs += [planned(target="art_painting", seed=8, without=["photo"])]
     for seed in (0, 1):
-        written("deep-all", seed=seed)
+        path = written("deep-all", seed=seed)
         written("agr-sum", seed=seed)
-    (table,) = compared(planned=expected)
+    expected = {Path(str(place)): run for place, run in enumerate(runs)}
+    expected[path.parent] = planned(method="deep-all", seed=1)
+    other = {Path("other"): planned(method="mldg", seed=7)}  # a sweep with other options
+    (table,) = compared(plans=[expected, other])
     assert table.methods == ("deep-all", "agr-sum", "irm")
     assert table.targets == ("photo", "sketch")
     assert table.seeds == (0, 1, 2)
@@ -355,7 +358,7 @@ def test_what_is_planned_is_expected(written, compared):
     assert (table.tests, table.averages) == (0, {})
     for method in ("deep-all", "agr-sum"):
         written(method, seed=2)
-    (table,) = compared(planned=expected)
+    (table,) = compared(plans=[expected])
     assert table.tests == 1
 
 

@@ -118,6 +118,10 @@ def test_pairs_of_domains_are_held_out_for_leave_one_domain_out(
     ("parts", "words"),
     [
         ({"methods": ["agr"]}, "unknown method 'agr'"),
+        ({"methods": ["erm", "deep-all"]}, "erm and deep-all are one method, erm+mean; give one"),
+        ({"methods": ["all", "erm+agr-sum"]}, "agr-sum and erm+agr-sum are one method, erm+agr-s"),
+        ({"methods": ["cagrad", "erm+cagrad"]}, "cagrad and erm+cagrad are one method"),
+        ({"methods": ["irm+mean", "irm"]}, "irm+mean and irm are one method"),
         ({"targets": ["90"]}, "no domain '90'"),
         ({"targets": {"pacs": "all"}}, "targets are given for 'pacs', which is no data set"),
         ({"targets": []}, "no target is named"),

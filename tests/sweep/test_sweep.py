@@ -7,13 +7,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from gradsurgery.data import open_source
+from gradsurgery.backbones import Backbone, build_backbone
+from gradsurgery.data import Source, open_source
+from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.plan import Plan, SweepPlan
-from gradsurgery.errors import ArgumentError, DataError
+from gradsurgery.errors import ArgumentError, DataError, WeightsError
 from gradsurgery.sweep import Execution, run_sweep
 from gradsurgery.sweep import run as run_module
+from gradsurgery.sweep import runs as runs_module
 from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task, work
 from gradsurgery.sweep.runs import existing_records, planned
 from gradsurgery.sweep.schedule import SweepProgress, estimate
@@ -111,6 +115,56 @@ def test_a_domain_without_test_images_is_told_before_any_run(tmp_path: Path) -> 
     assert launcher.submitted == []
     sweep(few.model_copy(update={"options": {**options, "test_on": "all"}}))
     assert len(launcher.submitted) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"weights": "absent.pth"}, r"^cannot read the weights file absent\.pth: No such file"),
+        ({"weights": "other.pth"}, r"^other\.pth does not fit small-cnn: of "),
+        ({"weights": "IMAGENET1K_V1"}, r"^there are no weights IMAGENET1K_V1 of small-cnn, and no"),
+        ({"freeze": "stem"}, "^small-cnn has no layer 'stem' to freeze"),
+        ({"backbone": "small-cmm"}, "^there is no backbone 'small-cmm'; did you mean "),
+    ],
+)
+def test_a_network_that_is_not_to_be_had_is_told_before_any_run(
+    options: dict[str, str],
+    words: str,
+    plan: MakePlan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(torch.nn.Linear(3, 2).state_dict(), "other.pth")
+    launcher = Scripted()
+    asked = plan(seeds="1", options={**plan().options, **options})
+    with pytest.raises((ArgumentError, WeightsError), match=words):
+        swept(asked, tmp_path / "out", launcher)
+    assert launcher.submitted == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_each_network_is_built_once_to_see_that_it_is_to_be_had(
+    plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine = build_backbone("small-cnn", classes=10, weights="none", seed=7).model
+    torch.save(mine.state_dict(), "mine.pth")
+    built: list[str] = []
+    network_of = runs_module.network_of
+
+    def counted(c: RunConfiguration, source: Source) -> Backbone:
+        built.append(c.weights)
+        return network_of(c, source)
+
+    monkeypatch.setattr(runs_module, "network_of", counted)
+    options = {**plan().options, "weights": "mine.pth"}
+    asked = plan(seeds="2", options=options, grid={"learning_rate": [1e-4, 1e-3]})
+    failed, _, progress = swept(asked, tmp_path / "out", Scripted())
+    assert (failed, progress.done) == ({}, 8)
+    assert built == ["mine.pth"]
+    Path("mine.pth").unlink()  # what is finished needs it no more
+    assert swept(asked, tmp_path / "out", Scripted())[2].found == 8
 
 
 def test_a_sweep_leaves_the_records_that_runs_by_themselves_leave(

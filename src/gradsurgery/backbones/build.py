@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
+from gradsurgery.atomic import expanded
 from gradsurgery.backbones.networks import (
     Network,
     Triple,
@@ -101,9 +102,9 @@ def build_backbone(
             state = _downloaded(name, built, weights)
         elif weights != "none":
             _check_named(name, built, weights)
-            origin, digest = weights, file_digest(Path(weights))
-            state = read_state(Path(weights))
-            metadata = metadata_of(Path(weights))
+            file = expanded(weights)
+            origin, digest = weights, file_digest(file)
+            state, metadata = read_state(file), metadata_of(file)
     if built.new_heads:
         with seeded(derive_seed(seed, "head")):
             _draw_heads(built)

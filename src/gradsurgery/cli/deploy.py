@@ -23,8 +23,10 @@ from gradsurgery.deployment.export import (
     description_file,
     export_model,
 )
+from gradsurgery.deployment.model_file import named_on_hub
 from gradsurgery.deployment.model_file import push as upload
-from gradsurgery.documents.data_options import NO_TARGET
+from gradsurgery.documents.configuration import options_of
+from gradsurgery.documents.data_options import NO_TARGET, DataOptions
 from gradsurgery.documents.deployment import MODEL_FOLDER, Deployment
 from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.plan import PLAN_PARTS, Plan, SweepPlan
@@ -54,7 +56,14 @@ from gradsurgery.results.deployment import (
     without_looking,
 )
 from gradsurgery.studies.diagnosis import diagnose_run
-from gradsurgery.sweep.runs import SweepRun, existing_records, opened_sources, planned
+from gradsurgery.sweep.run import tidy
+from gradsurgery.sweep.runs import (
+    SweepRun,
+    existing_records,
+    finished_record,
+    opened_sources,
+    planned,
+)
 from gradsurgery.training import train
 from gradsurgery.training.outcome import MODEL_FILE
 from gradsurgery.training.run import prepare_images
@@ -90,10 +99,11 @@ def deploy(
     trials = Plan(**parts)
     if len(trials.data) != 1:
         raise ArgumentError(f"a deployment is of one data set, found {', '.join(trials.data)}")
-    if "classes" in trials.searched:
+    shared = set(DataOptions.model_fields) & set(options_of("condition"))
+    if apart := [name for name in trials.searched if name in shared]:
         raise ArgumentError(
-            "grid: classes is not for a deployment, whose candidates must know the same classes; "
-            "give one --classes"
+            f"grid: {apart[0]} is not for a deployment, whose candidates must know the same "
+            "classes and be judged on the same images in the same way; give it once, as an option"
         )
     if not plan.print_config:
         check_new(None if plan.dry_run else out, SweepPlan.file_name, trials.methods)
@@ -153,10 +163,14 @@ def _finish(
     run = _final_run(plan, source, tried[chosen])
     directory = folder / run.directory
     source = reopened(source, run.configuration.data, run.configuration.reading)
-    if not (directory / Record.file_name).exists():
+    record = finished_record(run, folder)  # wherever the data lay then
+    if record is None:
         print(f"training {run.configuration.method} on all domains", file=sys.stderr)
+    else:
+        tidy(run, folder)
     with displayed("on all domains") as report:
-        record = train(run.configuration, directory, report, cache, opened=source)
+        if record is None:
+            record = train(run.configuration, directory, report, cache, opened=source)
         conflict = _conflict(source, directory, record, cache)
     deployment = Deployment(
         data=record.data.name,
@@ -252,6 +266,8 @@ def export(
     """
     if form is None and push is None:
         raise ArgumentError(f"give --format ({', '.join(SUFFIXES)}) or --push hf://owner/name")
+    if push is not None:
+        named_on_hub(push)  # raises where it is no name
     path = out or Path("model" if form is None else f"model{SUFFIXES[form]}")
     if form is not None:
         if path.suffix != SUFFIXES[form]:

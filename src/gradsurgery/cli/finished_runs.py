@@ -19,10 +19,10 @@ from gradsurgery.report.section import Table, Text
 from gradsurgery.report.tables import (
     by_data_and_target,
     candidates_table,
+    choice_cautions,
     choices_table,
     comparison_csv,
     comparison_table,
-    edge_sentences,
     significance_table,
 )
 from gradsurgery.results import (
@@ -103,8 +103,7 @@ def print_tables(
     """
     inventory = take_inventory(paths)
     search = search_of(inventory, selected or ALL)
-    planned = inventory.planned.values()
-    tables = compare_runs(search.runs, model or search.model, baseline, planned)
+    tables = compare_runs(search.runs, model or search.model, baseline, inventory.plans)
     if output == "rich":
         print_comparisons(tables, paper=paper, statistics=statistics)
         if search.provisional:
@@ -176,7 +175,7 @@ def select(
                 "tests the model of the last step, the other criteria that of the best validation."
             )
         )
-    blocks += map(Text, edge_sentences(shown))
+    blocks += map(Text, choice_cautions(shown))
     Console().print(OnTerminal(blocks))
     print(f"written to {path}")
 

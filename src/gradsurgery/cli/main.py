@@ -92,7 +92,8 @@ class _LazyGroup(TyperGroup):
             print("interrupted", file=sys.stderr)
             raise typer.Exit(130) from None
         except (Exception, SystemExit) as error:
-            if (fault := fault_of(error)) is None:
+            unread = BrokenPipeError in (type(error), type(error.__context__))  # rich ends then
+            if unread or (fault := fault_of(error)) is None:
                 raise
             raise GradsurgeryError(fault) from error
 

@@ -24,6 +24,7 @@ from gradsurgery.report.figures.style import save
 from gradsurgery.report.report import file_stems
 from gradsurgery.report.section import counted
 from gradsurgery.sweep.runs import DATA_SETS, paper_plan
+from gradsurgery.training.run import check_run
 
 app = typer.Typer(
     help="Run the experiments of Mansilla et al. (ICCV 2021) with their settings.",
@@ -130,7 +131,7 @@ def figure2(
     seeds = seeds or written_seeds(written["seeds"])
     in_file = datasets is None and written["data"] is not None
     _, run = opt.parted(chosen, SimilarityOptions)
-    documents = 0
+    studies = []
     for spec in [written["data"]] if in_file else _specs(datasets):
         asked = RunConfiguration(**run | {"data": spec, "target": "any"})
         source = open_source(asked.data, **asked.reading)
@@ -145,12 +146,14 @@ def figure2(
             print(f"{count} on {source.name}, one for each target and seed, into {folder}")
             continue
         for target in held_out:
+            of_target = {"data": spec, "target": target}
+            check_run(RunConfiguration(**run | of_target), source.name, source.domains)
             place = folder / folder_name(source.name) / folder_name(target)
-            if print_config and documents:
-                print("---")
-            study = chosen | {"data": spec, "target": target}
-            run_study(study, seeds, place, cache, print_config=print_config)
-            documents += 1
+            studies.append((chosen | of_target, place))
+    for number, (study, place) in enumerate(studies):  # of which each has what it needs
+        if print_config and number:
+            print("---")
+        run_study(study, seeds, place, cache, print_config=print_config)
 
 
 def _specs(datasets: str | None) -> list[str]:

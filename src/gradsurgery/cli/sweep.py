@@ -33,6 +33,7 @@ from gradsurgery.sweep.launcher import (
 from gradsurgery.sweep.runs import configurations, existing_records, opened_sources, planned
 from gradsurgery.sweep.schedule import Estimate, estimate
 from gradsurgery.training import TrainingProgress
+from gradsurgery.training.device import resolve_device
 
 
 @opt.takes_plan()
@@ -167,13 +168,14 @@ def run_plan(
         return
     if options.launcher not in LAUNCHERS:
         own_launcher(options.launcher)  # raises where it is not to be had
+    _worker_count(options, plan, ())  # raises for a number that is none
     check_new(None if given.dry_run else out, SweepPlan.file_name, plan.methods)
+    execution = Execution(
+        options.cache, options.retries, opt.loggers(options.logger, options.tensorboard)
+    )
     sources = opened_sources(plan)
     folder = out or Path("sweeps") / "+".join(
         folder_name(source.name) for source in sources.values()
-    )
-    execution = Execution(
-        options.cache, options.retries, opt.loggers(options.logger, options.tensorboard)
     )
     if given.dry_run:
         print_estimate(plan, sources, folder, execution, options)
@@ -223,9 +225,10 @@ def start_launcher(options: opt.LaunchOptions, plan: Plan) -> Launcher:
     """The launcher that the options name."""
     device = str(plan.options.get("device", "auto"))
     gpus = visible_gpus(device)
-    workers = _worker_count(options, plan, gpus)  # raises for a number that is none, also for Ray
     if options.launcher == "local":
-        return LocalLauncher(workers, gpus)
+        if not gpus:
+            resolve_device(device)  # raises where no worker could have it
+        return LocalLauncher(_worker_count(options, plan, gpus), gpus)
     runs_per_gpu = 0 if device == "cpu" else options.runs_per_gpu
     asked: dict[str, Any] = {
         "workers": options.workers,

@@ -54,12 +54,12 @@ def train(
         opt.print_yaml(c.model_dump())
         return
     check_new(out, Record.file_name, [c.method])
+    names = opt.loggers(logger, tensorboard)
     device.keep_freed_memory()  # before torch allocates anything
     source = open_source(c.data, **c.reading)
     place = *map(folder_name, (source.name, c.target, c.method)), f"seed-{c.seed}"
     directory = out or Path("runs", *place)
     finished = _is_finished(c, directory)
-    names = opt.loggers(logger, tensorboard)
     with continuable(), displayed(c.method) as shown, logged(names, directory, c, shown) as log:
         record = train_run(c, directory, log, cache, opened=source)
         log.finished(record)

@@ -24,6 +24,7 @@ from gradsurgery.deployment import Predictions, TrainedModel, load_model
 from gradsurgery.deployment.evaluation import evaluate_model
 from gradsurgery.deployment.pictures import check_named, listed_pictures
 from gradsurgery.deployment.predictions_file import check_predictions_file, predictions_file
+from gradsurgery.deployment.trained_model import needs_code
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import left_out_classes, listed_names
 from gradsurgery.documents.deployment import EvaluatedPart, EvaluationFile
@@ -103,6 +104,12 @@ def loaded(place: str, backbone: str | None, device: str) -> TrainedModel:
     return trained
 
 
+def _loaded(named: list[str], backbone: str | None, device: str) -> list[TrainedModel]:
+    """The models; code of one's own is handed to those that need it, where any does."""
+    own = [each for each in named if backbone and needs_code(each)] or named
+    return [loaded(each, backbone if each in own else None, device) for each in named]
+
+
 def _print_rows(predictions: Predictions, top: int) -> None:
     for name, best in zip(predictions.names, predictions.top(top), strict=True):
         said = "  ".join(f"{label} {probability:.1%}" for label, probability in best)
@@ -163,7 +170,7 @@ def evaluate(
     if out is not None:
         check_folder(out)
     named = [model] if against is None else [model, against]
-    trained, *others = (loaded(each, backbone, device) for each in named)
+    trained, *others = _loaded(named, backbone, device)
     skip_bad = options.pop("skip_bad", False)
     if as_domain is None:
         options |= _as_its_run(trained, data, options, part)

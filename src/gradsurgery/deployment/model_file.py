@@ -121,7 +121,7 @@ def downloaded(place: str) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
-    repository, revision = _parsed(place)
+    repository, revision = named_on_hub(place)
     try:
         with _quietly():
             return Path(
@@ -146,7 +146,7 @@ def push(model: Path, place: str, also: tuple[Path, ...] = (), card: str = "") -
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    repository, revision = _parsed(place)
+    repository, revision = named_on_hub(place)
     beside = (Record.file_name, SplitFile.file_name, _CARD)
     files = [model, *(model.parent / name for name in beside), *also]
     operations = [
@@ -174,7 +174,8 @@ def push(model: Path, place: str, also: tuple[Path, ...] = (), card: str = "") -
     return str(done.commit_url)
 
 
-def _parsed(place: str) -> tuple[str, str | None]:
+def named_on_hub(place: str) -> tuple[str, str | None]:
+    """Owner/name and revision in `hf://owner/name@revision`; raises `ArgumentError`."""
     found = _NAME.fullmatch(place)
     if found is None:
         raise ArgumentError(f"{place!r:.200} is no model of the Hub, expected hf://owner/name")

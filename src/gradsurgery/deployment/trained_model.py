@@ -12,9 +12,11 @@ import torch
 from jaxtyping import Float, Float64, UInt8
 from torch import Tensor, nn
 
+from gradsurgery.atomic import expanded
 from gradsurgery.backbones import OwnBackbone, rebuild
+from gradsurgery.backbones.networks import library_has
 from gradsurgery.data import Preparation, SkippedImage, cpus, normalize
-from gradsurgery.deployment.model_file import PREFIX, downloaded, open_model_file
+from gradsurgery.deployment.model_file import PREFIX, ModelFile, downloaded, open_model_file
 from gradsurgery.deployment.pictures import listed_pictures, prepared
 from gradsurgery.documents.deployment import Deployment, ModelDescription
 from gradsurgery.documents.record import Record
@@ -200,8 +202,7 @@ def load_model(
     """
     check_kind("place", place, (str, Path), "a run's folder, a model.safetensors or hf://…")
     where = resolve_device(device)
-    text = str(place)
-    file = open_model_file(downloaded(text) if text.startswith(PREFIX) else Path(place))
+    file = _opened(place)
     about = file.description
     module = rebuild(
         about.backbone,
@@ -233,6 +234,16 @@ def load_model(
         file=file.path,
         notes=tuple(notes),
     )
+
+
+def needs_code(place: str | Path) -> bool:
+    """Whether `load_model` has to be handed the backbone of the model: it is in no library."""
+    return not library_has(_opened(place).description.backbone)
+
+
+def _opened(place: str | Path) -> ModelFile:
+    text = str(place)
+    return open_model_file(downloaded(text) if text.startswith(PREFIX) else expanded(place))
 
 
 def _all_decoded(part: Predictions) -> Predictions:

@@ -1,8 +1,10 @@
 """What a sweep is to run, and the files that say so in its folder."""
 
 import itertools
+import json
 import re
-from pathlib import PurePosixPath
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -195,6 +197,28 @@ class SweepPlan(Document):
 
     plan: dict[str, Any]
     runs: list[PlannedRun] = Field(min_length=1)
+
+
+def plans_below(folders: Iterable[Path]) -> dict[Path, SweepPlan]:
+    """The plans of the sweeps in these folders, of any depth, by the sweeps' folders.
+
+    A file of that name below one of them that has no version is somebody's own, and passed over.
+    Raises `DataError` for any other that is no plan.
+    """
+    found = {}
+    for folder in folders:
+        for file in sorted(folder.rglob(SweepPlan.file_name)):
+            if file.parent == folder or not _is_unnumbered(file):
+                found[file.parent.resolve()] = SweepPlan.load(file)
+    return found
+
+
+def _is_unnumbered(file: Path) -> bool:
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):  # which `load` explains
+        return False
+    return not isinstance(content, dict) or "version" not in content
 
 
 class Failure(RunDocument):

@@ -39,9 +39,9 @@ from gradsurgery.report.section import (
 from gradsurgery.report.summary import summarize
 from gradsurgery.report.tables import (
     candidates_table,
+    choice_cautions,
     choices_table,
     comparison_table,
-    edge_sentences,
     significance_table,
 )
 from gradsurgery.results.ranking import Ranking
@@ -173,7 +173,10 @@ def absent_section(inventory: Inventory) -> Section:
             traceback = Verbatim(failure.traceback)
             blocks.append(Details(f"Traceback of {folder.as_posix()}", [traceback], printed=False))
     if missing := inventory.missing:
-        rows = [[run.data, run.target, run.method, str(run.seed)] for run in missing]
+        rows = [[run.data, run.target, run.method, str(run.seed)] for run in missing.values()]
+        if len(inventory.plans) > 1:
+            columns = [*columns, "folder"]
+            rows = [[*row, os.path.relpath(at)] for row, at in zip(rows, missing, strict=True)]
         blocks.append(_folded(plain_table("Runs that are planned and not done", columns, rows)))
     return Section("absent", "Failed and missing runs", blocks)
 
@@ -280,7 +283,7 @@ def _search_sentences(search: Search) -> list[str]:
         f"{'Hyperparameters were searched; the' if search.tried_several else 'The'} tables and "
         f"figures have what {criterion.label} chooses: {criterion.score}."
     )
-    edges = edge_sentences({search.used: search.selections[search.used]})
+    edges = choice_cautions({search.used: search.selections[search.used]})
     return [*filter(None, [sentence, search.provisional]), *edges]
 
 

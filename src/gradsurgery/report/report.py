@@ -111,8 +111,8 @@ def write_report(
     out = out or inventory.paths[0] / "report"
     check_folder(out)
     search = search_of(inventory, options.selected)
-    model, planned = options.model or search.model, inventory.planned.values()
-    tables = compare_runs(search.runs, model, options.baseline, planned)
+    model = options.model or search.model
+    tables = compare_runs(search.runs, model, options.baseline, inventory.plans)
     _check_baseline(options.baseline, tables)
     ranking = rank_methods(tables)
     listed_before = (out / ReportFiles.file_name).exists()

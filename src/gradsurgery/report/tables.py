@@ -152,7 +152,7 @@ def choices_table(selections: Mapping[str, Selection], caption: str = "") -> Tab
     """A row for every choice, the criteria of one choice below each other."""
     columns = ["data", "target", "method", "criterion", "chosen", "score (%)", "target (%)"]
     rows = [[*about, *_chosen(choice)] for about, choice in _by_choice(selections)]
-    return plain_table(caption, columns, rows, notes=edge_sentences(selections))
+    return plain_table(caption, columns, rows, notes=choice_cautions(selections))
 
 
 def candidates_table(selections: Mapping[str, Selection], caption: str = "") -> Table:
@@ -168,8 +168,12 @@ def candidates_table(selections: Mapping[str, Selection], caption: str = "") -> 
     return plain_table(caption, columns, rows)
 
 
-def edge_sentences(selections: Mapping[str, Selection]) -> list[str]:
-    """Which choices are at the edge of what was tried, a sentence a value; none by the target."""
+def choice_cautions(selections: Mapping[str, Selection]) -> list[str]:
+    """What to beware of in choices, in sentences.
+
+    Which are at the edge of what was tried, a sentence a value, but for those by the target; and
+    where the oracle's target accuracy is of images that it chose by.
+    """
     attainable = {name: each for name, each in selections.items() if each.attainable}
     found: dict[Edge, list[str]] = {}
     for (data, target, method, criterion), choice in _by_choice(attainable):
@@ -183,6 +187,14 @@ def edge_sentences(selections: Mapping[str, Selection]) -> list[str]:
         sentences.append(
             f"{edge.name} {_short(edge.value)}, chosen for {listed(named)}, is the {end} of "
             f"{edge.tried} values tried: widen the grid, for a {beyond} one may do better."
+        )
+    choices = [
+        choice for name in {*selections} - {*attainable} for choice in selections[name].choices
+    ]
+    if any(choice.conditions.get("test_on") == "all" for choice in choices if choice.candidate):
+        sentences.append(
+            "With --test-on all the validation images of the target, by which the oracle chooses, "
+            "are among the images that its target accuracy is of."
         )
     return sentences
 

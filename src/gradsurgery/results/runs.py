@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradsurgery.documents.configuration import options_of
-from gradsurgery.documents.plan import Failure, PlannedRun, SweepPlan
+from gradsurgery.documents.plan import Failure, PlannedRun, SweepPlan, plans_below
 from gradsurgery.documents.record import ModelResult, Record
 from gradsurgery.documents.studies import Diagnosis, Explanation, SimilarityStudy
 from gradsurgery.errors import DataError
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Records = Mapping[Path, Record]
 """Records by their files."""
+Plans = Sequence[Mapping[Path, PlannedRun]]
+"""Of each sweep the runs that it should have, by their folders, in the order of its plan."""
 STUDIES = (SimilarityStudy.file_name, Diagnosis.file_name)
 PAPER_METHODS = (
     *("deep-all", "agr-sum", "agr-rand", "pcgrad"),
@@ -34,14 +36,14 @@ class Inventory:
     """The records at some paths, and what should be there too.
 
     records: by their files.
-    planned: the runs that the sweeps' plans name by their folders, none where there is no plan.
+    plans: the runs that each sweep's plan names, by their folders.
     searched: whether a plan tries several hyperparameters.
     failures: runs that were given up, by their folders.
     """
 
     paths: tuple[Path, ...]
     records: Records
-    planned: dict[Path, PlannedRun]
+    plans: Plans
     searched: bool
     failures: dict[Path, Failure]
 
@@ -50,16 +52,21 @@ class Inventory:
         """A row a record."""
         return runs_frame(self.records, self.planned.values())
 
+    @cached_property
+    def planned(self) -> dict[Path, PlannedRun]:
+        """The runs of all plans, none where there is no plan."""
+        return {folder: run for plan in self.plans for folder, run in plan.items()}
+
     @property
-    def missing(self) -> list[PlannedRun]:
-        """Planned runs that are neither finished nor given up."""
+    def missing(self) -> dict[Path, PlannedRun]:
+        """Planned runs that are neither finished nor given up, by their folders."""
         there = {path.parent.resolve() for path in self.records}
         there |= {folder.resolve() for folder in self.failures}
-        return [
-            run
+        return {
+            folder: run
             for folder, run in self.planned.items()
             if folder not in there and not (folder / Record.file_name).exists()
-        ]
+        }
 
 
 def take_inventory(paths: Sequence[Path]) -> Inventory:
@@ -69,17 +76,14 @@ def take_inventory(paths: Sequence[Path]) -> Inventory:
     for paths without any run, and for what is no record, plan or failure.
     """
     records = _comparable({path: Record.load(path) for path in record_files(paths)})
-    folders = dict.fromkeys(p.resolve() for p in paths if (p / SweepPlan.file_name).is_file())
-    plans = {folder: SweepPlan.load(folder) for folder in folders}
-    planned = {
-        (folder / run.directory).resolve(): run
-        for folder, plan in plans.items()
-        for run in plan.runs
-    }
+    plans = plans_below(paths)
     return Inventory(
         paths=tuple(paths),
         records=records,
-        planned=planned,
+        plans=[
+            {(folder / run.directory).resolve(): run for run in plan.runs}
+            for folder, plan in plans.items()
+        ],
         searched=any(plan.plan.get("grid") for plan in plans.values()),
         failures={file.parent: Failure.load(file) for file in _failure_files(paths)},
     )
@@ -239,6 +243,13 @@ def method_label(name: str, settings: Mapping[str, Any]) -> str:
         for name, value in sorted(settings.items())
     )
     return f"{name} ({listed})" if listed else name
+
+
+def plans_of(records: Iterable[str], plans: Plans) -> dict[Path, PlannedRun]:
+    """The runs of those of the plans that name one of these records; others ask nothing of them."""
+    folders = {Path(record).parent.resolve() for record in records}
+    own = [plan for plan in plans if not folders.isdisjoint(plan)]
+    return {folder: run for plan in own for folder, run in plan.items()}
 
 
 def method_order(planned: Iterable[PlannedRun]) -> Callable[[str], tuple[int, list[str | float]]]:

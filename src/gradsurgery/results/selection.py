@@ -6,7 +6,6 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gradsurgery.documents.plan import PlannedRun
@@ -21,7 +20,7 @@ from gradsurgery.documents.selection import (
     Summary,
 )
 from gradsurgery.errors import ArgumentError, DataError
-from gradsurgery.results.runs import Inventory, as_json, method_label, method_order
+from gradsurgery.results.runs import Inventory, Plans, as_json, method_label, method_order, plans_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +31,6 @@ _APART = "leave-one-domain-out"
 _TIE = 1e-12  # rounding errors of mean accuracies are smaller, differences of them larger
 
 Row = Mapping[Hashable, Any]
-Planned = Mapping[Path, PlannedRun]
 
 
 class Edge(NamedTuple):
@@ -144,19 +142,17 @@ def selected_runs(runs: "pd.DataFrame", criterion: str, selection: Selection) ->
 
 def select_by_all(inventory: Inventory) -> Selections:
     """What every criterion chooses."""
-    runs, planned = inventory.runs, inventory.planned
-    return Selections(criteria={name: select(runs, name, planned=planned) for name in CRITERIA})
+    runs, plans = inventory.runs, inventory.plans
+    return Selections(criteria={name: select(runs, name, plans=plans) for name in CRITERIA})
 
 
-def select(
-    runs: "pd.DataFrame", criterion: str, *, planned: Planned = MappingProxyType({})
-) -> Selection:
+def select(runs: "pd.DataFrame", criterion: str, *, plans: Plans = ()) -> Selection:
     """For every data set, target, method and conditions the hyperparameters that score best.
 
     The score is the mean over the seeds of what `CRITERIA[criterion]` says; of equal scores the
     candidate first in the plan is chosen. Candidates that lack a seed which another run or the
-    plan has are not eligible. No criterion but the oracle looks at the target domain, and none at
-    its test images; `target_accuracy` is reported and decides nothing.
+    plan of one has are not eligible. No criterion but the oracle looks at the target domain, and
+    none at its test images; `target_accuracy` is reported and decides nothing.
 
     "leave-one-domain-out" takes, for target t and every source s, the run trained without both
     (whichever of them it calls its target): its accuracy on the test images of s.
@@ -164,7 +160,7 @@ def select(
     Args:
         runs: as `runs_frame` gives them.
         criterion: a name of `CRITERIA`.
-        planned: the sweeps' runs by their folders, in the order of the plan.
+        plans: of each sweep.
 
     Raises `ArgumentError` for an unknown criterion.
     """
@@ -172,9 +168,14 @@ def select(
         raise ArgumentError(f"criterion must be one of {', '.join(CRITERIA)}, found {criterion!r}")
     about = CRITERIA[criterion]
     done = {Path(record).parent.resolve() for record in runs["record"]}
-    waiting = [run for folder, run in planned.items() if folder not in done]
-    groups = _grouped(runs.to_dict("records"), planned)
-    choices = [_choice(group, about, list(planned.values()), waiting) for group in groups]
+    own = {
+        key: plans_of(alike["record"], plans) for key, alike in runs.groupby(["data", "conditions"])
+    }
+    choices = []
+    for group in _grouped(runs.to_dict("records"), plans):
+        planned = own[group[0]["data"], group[0]["conditions"]]
+        waiting = [run for folder, run in planned.items() if folder not in done]
+        choices.append(_choice(group, about, list(planned.values()), waiting))
     return Selection(
         score=about.score,
         attainable=about.attainable,
@@ -182,15 +183,16 @@ def select(
     )
 
 
-def _grouped(rows: Sequence[Row], planned: Planned) -> list[list[Row]]:
+def _grouped(rows: Sequence[Row], plans: Plans) -> list[list[Row]]:
     """The runs that one choice is made among, those of two held-out domains in the group of each.
 
     Beside what the rows have, `target` is the group's, `other` the domain held out with it (None
     where there is none), `own` whether the run calls the former its target, and `place` where in
     the order of the plan it stands.
     """
-    places = {folder: float(place) for place, folder in enumerate(planned)}
-    order = method_order(planned.values())
+    planned = [each for plan in plans for each in plan.items()]
+    places = {folder: float(place) for place, (folder, _) in enumerate(planned)}
+    order = method_order(run for _, run in planned)
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         held_out = [row["target"], *row["without"]]

@@ -3,7 +3,7 @@
 import itertools
 import json
 import statistics
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,7 +11,7 @@ from gradsurgery.documents.defaults import built_in
 from gradsurgery.documents.selection import CRITERIA, Model
 from gradsurgery.errors import DataError
 from gradsurgery.results.ranking import Ranking, ranking
-from gradsurgery.results.runs import by_number, method_order
+from gradsurgery.results.runs import Plans, by_number, method_order, plans_of
 from gradsurgery.results.statistics import (
     SIGNIFICANCE,
     PairedComparison,
@@ -23,8 +23,6 @@ from gradsurgery.seeds import derive_seed
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from gradsurgery.documents.plan import PlannedRun
 
 BASELINE = "deep-all"
 DECIMALS = 2
@@ -201,7 +199,7 @@ def compare_runs(
     runs: "pd.DataFrame",
     model: Model = "best",
     baseline: str = BASELINE,
-    planned: "Iterable[PlannedRun]" = (),
+    plans: Plans = (),
 ) -> list[ComparisonTable]:
     """Tables of `runs_frame`, of the accuracies of the best or the last model.
 
@@ -209,7 +207,7 @@ def compare_runs(
     apart. Runs that leave out source domains (`without`) are in none. The baseline is the first
     method; the others follow as they were planned, without a plan as in the paper.
 
-    The seeds of a table are those of all its runs and of the runs planned for its data set; a cell
+    The seeds of a table are those of all its runs and of the plans that name some of these; a cell
     that has not all of them is not complete. Every complete cell is compared with the baseline's
     complete cell of the same target, seed by seed: `compare_paired` in points, `p_holm` over all
     comparisons of the table.
@@ -218,7 +216,8 @@ def compare_runs(
         runs: as `runs_frame` gives them, or `selected_runs`.
         model: whose accuracy.
         baseline: the method that the others are compared with, as its row is called.
-        planned: methods, targets and seeds that are planned are in the table before their runs are.
+        plans: of each sweep; methods, targets and seeds that a plan has for the data set are in the
+            table before their runs are.
 
     Raises `DataError` where all runs hold out two domains.
     """
@@ -227,18 +226,19 @@ def compare_runs(
         raise DataError(
             "every run holds out two domains; there is none to compare: finish runs with one"
         )
-    tables, place = [], method_order(planned)
+    tables, place = [], method_order(run for plan in plans for run in plan.values())
     for name, of_data in compared.groupby("data", sort=True):
         found = sorted(
             ((str(key), group) for key, group in of_data.groupby("protocol")),
             key=lambda each: by_number(each[0]),
         )
         groups = [(json.loads(key), group) for key, group in found]
-        of_plan = [run for run in planned if run.data == name and not run.without]
         names = dict.fromkeys(n for protocol, _ in groups for n in protocol)
         first = groups[0][0]
         differing = [n for n in names if any(p.get(n) != first.get(n) for p, _ in groups)]
         for protocol, group in groups:
+            planned = plans_of(group["record"], plans).values()
+            of_plan = [run for run in planned if run.data == name and not run.without]
             methods = set(group["method"])
             if len(groups) == 1:  # else nobody knows whose table a planned method's would be
                 methods |= {run.method for run in of_plan} - set(group["method_name"])

@@ -14,7 +14,13 @@ from gradsurgery.documents.plan import Failure, Plan, PlannedRun, SweepPlan
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, GradsurgeryError, OutputError
 from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task
-from gradsurgery.sweep.runs import SweepRun, existing_records, finished_record, planned
+from gradsurgery.sweep.runs import (
+    SweepRun,
+    check_networks,
+    existing_records,
+    finished_record,
+    planned,
+)
 from gradsurgery.sweep.schedule import Execution, Schedule, Show, SweepProgress
 from gradsurgery.training import TrainingProgress
 from gradsurgery.training.checkpoint import CHECKPOINT_FILE, changed_data, remove_checkpoint
@@ -25,7 +31,6 @@ from gradsurgery.training.run import changed_since, prepare_images
 _BEGUN = (Record.file_name, CHECKPOINT_FILE)
 _BUSY = 1.0  # seconds before a run that another process works on is asked for again
 _WAIT = 0.5  # seconds between two looks at the clock
-_DIVIDING = {"target", "without", "split", "test_on", "drop_duplicates"}
 
 
 def run_sweep(
@@ -51,12 +56,13 @@ def run_sweep(
         show: told about every change.
 
     Returns the outcomes of the runs that failed, by the run's directory; each has left a
-    `failure.json` where its record would be. Raises `ArgumentError` or `DataError` before any work
-    where the plan or the folder cannot be used.
+    `failure.json` where its record would be. Raises `ArgumentError`, `DataError` or `WeightsError`
+    before any work where the plan, the folder or a network's weights cannot be used.
     """
     runs = planned(plan, sources)
     records = existing_records(runs, folder)
     todo = [run for run in runs if run.directory not in records]
+    check_networks(todo, sources)
     with _held(plan, runs, folder, todo):
         progress = SweepProgress(len(runs), workers=1)
         _prepare(todo, sources, execution, lambda at: show(progress.decoding(at), ""))
@@ -88,7 +94,7 @@ def _told_of_changes(
         c, record = run.configuration, records[run.directory]
         for name in changed_since(c, record):
             told.setdefault(f"the code of {name} has changed", []).append(run.directory)
-        images = _images_of(c)
+        images = run.images
         with suppress(GradsurgeryError):  # what cannot be read is needed for runs to be done
             if images not in opened:
                 opened[images] = None
@@ -96,7 +102,7 @@ def _told_of_changes(
                 opened[images] = source, digest_of(source, c.image_size, cache)
             if (there := opened[images]) is None:
                 continue
-            division = (*images, record.data.digest, _division_of(c))
+            division = (*images, record.data.digest, run.division)
             if division not in splits:
                 splits[division] = split_now(c, record, *there)
             then = record.data.digest, record.split.digest
@@ -232,24 +238,14 @@ def _prepare(
     Raises `DataError` where a run would have too few images.
     """
     needed: dict[tuple[Any, ...], dict[str, RunConfiguration]] = {}
-    for c in (run.configuration for run in runs):
-        needed.setdefault(_images_of(c), {}).setdefault(_division_of(c), c)
+    for run in runs:
+        needed.setdefault(run.images, {}).setdefault(run.division, run.configuration)
     for _, divided in sorted(needed.items()):
         c, *_ = divided.values()
         source = reopened(sources[c.data], c.data, c.reading)
         images = prepare_images(source, c, execution.cache, progress)
         for each in divided.values():
             check_divided(each, images)
-
-
-def _images_of(c: RunConfiguration) -> tuple[Any, ...]:
-    """What decoded images depend on."""
-    return c.data, c.image_size, c.skip_bad, str(c.reading)
-
-
-def _division_of(c: RunConfiguration) -> str:
-    """What their division into parts depends on."""
-    return c.model_dump_json(include=_DIVIDING) + str(c.seed_of_split)
 
 
 def _result(record: Record) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradsurgery.algorithms.methods import settings_of
-from gradsurgery.algorithms.names import METHODS
-from gradsurgery.data import Source, open_source
+from gradsurgery.algorithms.names import METHODS, MethodParts, method_parts
+from gradsurgery.data import Source, open_source, reopened
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.plan import Plan, Value, number_or_text
@@ -19,7 +19,7 @@ from gradsurgery.errors import ArgumentError
 from gradsurgery.training.averaging import average_settings
 from gradsurgery.training.checkpoint import check_same
 from gradsurgery.training.images_used import Gaps, gaps_of
-from gradsurgery.training.run import check_run
+from gradsurgery.training.run import check_network, check_run, network_of
 
 DATA_SETS = ("pacs", "vlcs", "office-home")
 SURGERY = ("agr-sum", "agr-rand", "pcgrad")
@@ -44,6 +44,9 @@ PAPER_PLANS: dict[str, dict[str, Any]] = {
     },
 }
 """The experiments of Mansilla et al. (ICCV 2021); `figure3` draws the runs of `table1`."""
+
+_DIVIDING = {"target", "without", "split", "test_on", "drop_duplicates"}
+_FITTING = {"target", "without", "batch_norm", "batch_size", "freeze"}
 
 
 class OpenedData(NamedTuple):
@@ -74,6 +77,18 @@ class SweepRun:
         without = f" without {', '.join(c.without)}" if c.without else ""
         tried = f" {self.tried}" if self.tried else ""
         return f"{self.data} {c.target}{without} {c.method}{tried} seed {c.seed}"
+
+    @property
+    def images(self) -> tuple[Any, ...]:
+        """What its decoded images depend on."""
+        c = self.configuration
+        return c.data, c.image_size, c.skip_bad, str(c.reading)
+
+    @property
+    def division(self) -> str:
+        """What their division into parts depends on."""
+        c = self.configuration
+        return c.model_dump_json(include=_DIVIDING) + str(c.seed_of_split)
 
 
 def paper_plan(
@@ -128,6 +143,7 @@ def plan_runs(plan: Plan, opened: Mapping[str, OpenedData]) -> list[SweepRun]:
         raise ArgumentError(f"two data sets of the plan are called {twice[0]!r}; rename a folder")
     listed = [METHODS if method == "all" else (method,) for method in plan.methods]
     methods = list(dict.fromkeys(itertools.chain.from_iterable(listed)))
+    _check_names(methods)
     _check_settings(plan, methods)
     known = {*plan.data, *titles}
     if isinstance(plan.targets, dict) and (unknown := sorted(set(plan.targets) - known)):
@@ -147,6 +163,24 @@ def plan_runs(plan: Plan, opened: Mapping[str, OpenedData]) -> list[SweepRun]:
         )
     ]
     return list({run.directory: run for run in runs}.values())
+
+
+def check_networks(runs: Sequence[SweepRun], sources: Mapping[str, Source]) -> None:
+    """Build the network of each kind of run once, to see that weights are to be had and all fits.
+
+    Raises `ArgumentError` or `WeightsError`.
+    """
+    kinds: dict[tuple[Any, ...], dict[str, RunConfiguration]] = {}
+    for run in runs:
+        c = run.configuration
+        kind = kinds.setdefault((*run.images, c.backbone, c.weights), {})
+        kind.setdefault(c.model_dump_json(include=_FITTING), c)
+    for kind in kinds.values():
+        first, *_ = kind.values()
+        source = reopened(sources[first.data], first.data, first.reading)
+        backbone = network_of(first, source)
+        for c in kind.values():
+            check_network(c, backbone, source.domains)
 
 
 def existing_records(runs: Sequence[SweepRun], folder: Path) -> dict[str, Record]:
@@ -252,6 +286,18 @@ def _setting(value: Value) -> float | str:
     if isinstance(value, str):
         value = number_or_text(value)
     return float(value) if isinstance(value, int) else value
+
+
+def _check_names(methods: Sequence[str]) -> None:
+    """Raise `ArgumentError` for a method that is there under two names: it would be run twice."""
+    named: dict[MethodParts | None, str] = {}
+    for method in methods:
+        parts = method_parts(method)
+        if (other := named.setdefault(parts, method)) != method:
+            raise ArgumentError(
+                f"{other} and {method} are one method, {'+'.join(parts or ())}; give one of the "
+                "names"
+            )
 
 
 def _check_settings(plan: Plan, methods: Sequence[str]) -> None:

@@ -156,6 +156,31 @@ def check_run(
         )
 
 
+def network_of(configuration: RunConfiguration, source: Source | ImageSet) -> Backbone:
+    """The run's network with its initial weights; raises as `build_backbone` does."""
+    return build_backbone(
+        configuration.backbone,
+        classes=len(source.classes),
+        weights=configuration.weights,
+        seed=configuration.seed,
+        image_size=configuration.image_size,
+    )
+
+
+def check_network(
+    configuration: RunConfiguration, backbone: Backbone, domains: tuple[str, ...]
+) -> None:
+    """Raise `ArgumentError` where options of the run do not fit its network."""
+    check_batch_size(
+        backbone.model,
+        configuration.batch_norm,
+        batch_size=configuration.batch_size,
+        domains=len(configuration.sources(domains)),
+        image_size=configuration.image_size,
+    )
+    frozen_names(backbone, configuration.freeze)  # raises where a name stands for nothing
+
+
 def _is_there(configuration: RunConfiguration, directory: Path) -> bool:
     """Whether `directory` has the record of a run with just these options."""
     if not (directory / Record.file_name).exists():
@@ -241,21 +266,8 @@ def _record(
 ) -> Record:
     """Build what the run needs, take the steps that are left, and test."""
     c = configuration
-    backbone = build_backbone(
-        c.backbone,
-        classes=len(source.classes),
-        weights=c.weights,
-        seed=c.seed,
-        image_size=c.image_size,
-    )
-    check_batch_size(
-        backbone.model,
-        c.batch_norm,
-        batch_size=c.batch_size,
-        domains=len(c.sources(source.domains)),
-        image_size=c.image_size,
-    )
-    frozen_names(backbone, c.freeze)  # raises where a name stands for nothing
+    backbone = network_of(c, source)
+    check_network(c, backbone, source.domains)
     checkpoint = continued(c, directory, report)
     threads = c.threads
     if checkpoint is not None:
