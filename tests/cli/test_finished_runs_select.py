@@ -1,6 +1,7 @@
 """`select`, and `show` of what was selected, on records with known answers."""
 
 import copy
+import json
 
 from gradsurgery.documents.selection import Selections
 from tests.results.records import RECORD, save_record, write_plan
