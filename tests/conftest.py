@@ -2,11 +2,14 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.annotations import check_annotations
 
@@ -62,6 +65,26 @@ def without_triton(monkeypatch) -> None:
 def unrendered(monkeypatch) -> None:
     """Figures are drawn and not rendered, for tests of what stands around them."""
     monkeypatch.setattr("gradsurgery.report.figures.style.encoded", lambda _, kind: kind.encode())
+
+
+@pytest.fixture
+def make_folder() -> Callable[..., Path]:
+    """Write domain/class/image folders of small random PNG images."""
+
+    def make(
+        root: Path, domains=("art", "photo"), classes=("cat", "dog"), each: int = 3, side: int = 9
+    ) -> Path:
+        random = np.random.default_rng(1)
+        for domain in domains:
+            for label in classes:
+                folder = root / domain / label
+                folder.mkdir(parents=True)
+                for i in range(each):
+                    pixels = random.integers(0, 256, (side, side + 2, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(folder / f"{i}.png")
+        return root
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,15 @@ def finished(
 
 
 @pytest.fixture
-def model(command: Command, tmp_path: Path) -> str:
+def train_small(command: Command) -> Command:
+    """As `command("train", …)`, a small network for two steps where nothing else is said."""
+    options = ["--backbone", "small-cnn", "--weights", "none", "--image-size", "8"]
+    options += ["--iterations", "2", "--batch-size", "4", "--device", "cpu"]
+    return lambda *more: command("train", *options, *more)
+
+
+@pytest.fixture
+def model(train_small: Command, tmp_path: Path) -> str:
     """The folder of a short run on photos/, noise that is dark or light in three domains."""
     random = np.random.default_rng(0)
     for domain in ("a", "b", "c"):
@@ -69,7 +77,5 @@ def model(command: Command, tmp_path: Path) -> str:
             for i in range(6):
                 pixels = random.integers(0, 120, (9, 9, 3)) + 130 * c
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
-    options = ["--backbone", "small-cnn", "--weights", "none", "--image-size", "8"]
-    options += ["--iterations", "2", "--batch-size", "4", "--device", "cpu", "--out", "run"]
-    assert command("train", "photos", "--target", "c", *options)[0] == 0
+    assert train_small("photos", "--target", "c", "--out", "run")[0] == 0
     return "run"

@@ -3,7 +3,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 SHORT = ["--iterations", "6", "--validate-every", "3", "--batch-size", "8"]
 SHORT += ["--image-size", "12", "--device", "cpu"]
@@ -94,11 +93,10 @@ def test_an_average_goes_with_every_method_of_a_comparison(
     assert "swad.optimum_patience is set and the average is 'ema'" in err
 
 
-def test_a_domain_with_a_comma_is_quoted(command: Command) -> None:
-    for domain in ("a, b", "c", "d"):
-        for label in ("x", "y"):
-            Path("photos", domain, label).mkdir(parents=True)
-            Image.new("RGB", (9, 9)).save(Path("photos", domain, label, "1.png"))
+def test_a_domain_with_a_comma_is_quoted(
+    command: Command, make_folder: Callable[..., Path]
+) -> None:
+    make_folder(Path("photos"), ("a, b", "c", "d"), "xy", each=1)
     code, _, err = command("compare", "photos", "--targets", "a, b", *SHORT)
     assert code == 1
     assert err == (

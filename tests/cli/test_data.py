@@ -71,12 +71,8 @@ def test_prepare_says_where_the_cache_is(tmp_path):
     assert run("prepare", "rotated-digits", *arguments) == output
 
 
-def test_prepare_names_bad_images(tmp_path):
-    root = tmp_path / "set"
-    for i in range(8):
-        folder = root / ("art", "photo")[i % 2] / ("cat", "dog")[i // 2 % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (9, 9)).save(folder / f"{i // 4}.png")
+def test_prepare_names_bad_images(make_folder, tmp_path):
+    root = make_folder(tmp_path / "set", each=2)
     (root / "art/cat/1.png").write_bytes(b"[bold]")
     arguments = ["prepare", str(root), "--cache", str(tmp_path / "cache")]
     result = runner.invoke(app, arguments)
@@ -86,14 +82,11 @@ def test_prepare_names_bad_images(tmp_path):
     assert "art/cat/1.png: it is not an image" in output
 
 
-def test_what_is_left_out_is_shown_and_no_name_reaches_the_terminal_raw(tmp_path):
-    root = tmp_path / "set"
-    for domain in ("art\x1b[31m", "v1.0"):
-        for label in ("cat", "do\x9bg"):
-            (root / domain / label).mkdir(parents=True)
-            Image.new("RGB", (9, 9)).save(root / domain / label / "0.png")
-            for i in range(4):
-                (root / domain / label / f"{i}.psd").write_bytes(b"x")
+def test_what_is_left_out_is_shown_and_no_name_reaches_the_terminal_raw(make_folder, tmp_path):
+    root = make_folder(tmp_path / "set", ("art\x1b[31m", "v1.0"), ("cat", "do\x9bg"), each=1)
+    for folder in root.glob("*/*"):
+        for i in range(4):
+            (folder / f"{i}.psd").write_bytes(b"x")
     output = run("info", str(root))
     assert "16 files among the images are left out:" in output
     assert "v1.0/cat/2.psd" not in output  # the first ten
@@ -185,11 +178,9 @@ def test_info_shows_gaps_copies_and_bad_images_and_never_refuses(doubtful):
     assert common["left_out"] == [{"file": "class cow", "reason": "1 image, none in b"}]
 
 
-def test_many_domains_stand_below_one_another(tmp_path):
-    for domain in range(13):
-        folder = tmp_path / "many" / f"domain-{domain:02}" / "cat"
-        folder.mkdir(parents=True)
-        Image.new("RGB", (9, 9), (domain, 0, 0)).save(folder / "0.png")
+def test_many_domains_stand_below_one_another(make_folder, tmp_path):
+    domains = [f"domain-{domain:02}" for domain in range(13)]
+    folder = make_folder(tmp_path / "many", domains, ["cat"], each=1) / "domain-12" / "cat"
     frames = [Image.new("L", (9, 9), shade) for shade in (10, 200)]
     frames[0].save(folder / "1.gif", save_all=True, append_images=frames[1:])
     out = run("info", str(tmp_path / "many"))

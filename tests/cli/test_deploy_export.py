@@ -31,16 +31,15 @@ def test_a_file_that_cannot_be_written_is_found_before_the_model_is_loaded(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:`torch.jit:FutureWarning")
-def test_a_model_is_exported_and_does_not_replace_another(command, model, tmp_path):
+def test_a_model_is_exported_and_does_not_replace_another(command, train_small, model, tmp_path):
     code, out, _ = command("export", model, "--format", "torchscript")
     assert code == 0
     assert out.startswith("model.pt: logits differ from the model's by ")
     assert (tmp_path / "model.pt.json").exists()
     assert command("export", model, "--format", "torchscript")[0] == 0  # the same model's
     before = (tmp_path / "model.pt").read_bytes()
-    options = ["--backbone", "small-cnn", "--weights", "none", "--image-size", "8"]
-    options += ["--iterations", "1", "--batch-size", "4", "--device", "cpu", "--out", "other"]
-    assert command("train", "photos", "--target", "c", *options)[0] == 0
+    other = ["photos", "--target", "c", "--iterations", "1", "--out", "other"]
+    assert train_small(*other)[0] == 0
     code, _, err = command("export", "other", "--format", "torchscript")
     assert (code, "model.pt is there, of another model (agr-sum, seed 0)" in err) == (1, True)
     assert (tmp_path / "model.pt").read_bytes() == before

@@ -8,7 +8,6 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 import yaml
-from PIL import Image
 
 from gradsurgery.cli import finished_runs
 from gradsurgery.cli.finished_runs import make_report, recorded_data
@@ -120,11 +119,8 @@ def test_only_data_that_is_at_hand_is_opened_for_examples(tmp_path):
 
 
 @pytest.mark.usefixtures("unrendered")
-def test_examples_of_a_folder_of_pictures(runs, tmp_path):
-    for domain in ("a", "b"):
-        place = tmp_path / "pictures" / domain / "dog"
-        place.mkdir(parents=True)
-        Image.new("RGB", (30, 30), "red").save(place / "1.png")
+def test_examples_of_a_folder_of_pictures(runs, make_folder, tmp_path):
+    make_folder(tmp_path / "pictures", "ab", ["dog"])
     report = make_report([runs], examples=[str(tmp_path / "pictures")])
     text = report.page.read_text(encoding="utf-8")
     assert "An image of every class (columns) and domain (rows) of pictures." in text

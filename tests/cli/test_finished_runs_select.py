@@ -4,7 +4,7 @@ import copy
 import json
 
 from gradsurgery.documents.selection import Selections
-from tests.results.records import RECORD
+from tests.results.records import RECORD, save_record, write_plan
 
 DOMAINS = ["photo", "sketch"]
 
@@ -22,12 +22,8 @@ def write(folder, method, rate, seed, *, validation, accuracy, without=()):
             "test_accuracy": dict.fromkeys(DOMAINS, accuracy),
         }
     directory = f"pacs/sketch/{method}/seed-{seed}-{rate}"
-    path = folder / directory / "record.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(record))
-    return {"directory": directory, "data": "pacs", "target": "sketch", "method": method} | {
-        "seed": seed
-    }
+    save_record(record, folder / directory)
+    return {"directory": directory, "method": method, "seed": seed}
 
 
 def search(folder, *, seeds=6):
@@ -157,7 +153,7 @@ def test_the_plan_says_what_is_missing(command, tmp_path, monkeypatch):
     folder = tmp_path / "runs"
     runs = search(folder, seeds=2)
     runs.append(runs[-1] | {"seed": 2, "directory": "pacs/sketch/agr-sum/seed-2-0.2"})
-    (folder / "plan.json").write_text(json.dumps({"version": 1, "plan": {}, "runs": runs}))
+    write_plan(folder, runs)
     _, out, _ = command("select", "runs", "--criterion", "training-domain")
     assert "not available: needs every seed of one candidate; 1 planned run is not finished" in out
     _, out, _ = command("show", "runs", "--format", "markdown")

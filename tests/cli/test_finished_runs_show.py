@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from gradsurgery.cli.finished_runs import show
 from gradsurgery.cli.train import methods
 from gradsurgery.errors import DataError
-from tests.results.records import RECORD
+from tests.results.records import RECORD, save_record
 
 
 @pytest.fixture
@@ -38,10 +38,7 @@ def write(folder, method, seed, accuracy):
         tested = {"photo": 0.875, "[sketch]": accuracy}
         result = {"test_accuracy": tested, "target_accuracy": accuracy / factor}
         record["result"][name] |= result
-    path = folder / method / f"seed-{seed}" / "record.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(record))
-    return path
+    return save_record(record, folder / method / f"seed-{seed}")
 
 
 @pytest.fixture

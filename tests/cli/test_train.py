@@ -63,14 +63,12 @@ def test_train_leaves_a_record_and_says_what_came_out(command: Command, tmp_path
 
 @pytest.mark.parametrize("change", ["removed", "of another class", "other pixels"])
 def test_a_finished_run_says_that_its_images_changed(
-    change: str, command: Command, model: str
+    change: str, train_small: Command, model: str
 ) -> None:
     record = json.loads(Path(model, "record.json").read_text())["configuration"]
     assert record["target"] == "c"
-    options = ["--backbone", "small-cnn", "--weights", "none", "--image-size", "8"]
-    options += ["--iterations", "2", "--batch-size", "4", "--device", "cpu", "--out", model]
-    again = ["train", "photos", "--target", "c", *options]
-    code, out, err = command(*again)
+    again = ["photos", "--target", "c", "--out", model]
+    code, out, err = train_small(*again)
     assert (code, err) == (0, "")
     assert out.startswith("this run was finished before\n")
     first, second = (Path("photos/a", label, "0.png") for label in ("dark", "light"))
@@ -81,14 +79,14 @@ def test_a_finished_run_says_that_its_images_changed(
         second.rename(first.with_name("7.png"))
     else:
         Image.new("RGB", (9, 9), (9, 9, 9)).save(first)
-    code, out, err = command(*again)
+    code, out, err = train_small(*again)
     assert code == 0
     assert out.startswith("this run was finished before\n")
     assert err.startswith("the images of photos have changed since this run was finished; to train")
     assert err.count("\n") == 1
 
 
-def test_classes_that_are_left_out_are_told_and_decoding_once(command: Command) -> None:
+def test_classes_that_are_left_out_are_told_and_decoding_once(train_small: Command) -> None:
     for domain, labels in {"a": "xyz", "b": "xyz", "c": "xy"}.items():
         for label in labels:
             folder = Path("photos", domain, label)
@@ -96,9 +94,7 @@ def test_classes_that_are_left_out_are_told_and_decoding_once(command: Command) 
             for i in range(6):
                 color = (40 * i, ord(label), ord(domain))
                 Image.new("RGB", (9, 9), color).save(folder / f"{i}.png")
-    few = ["--backbone", "small-cnn", "--weights", "none", "--image-size", "8", "--device", "cpu"]
-    few += ["--iterations", "1", "--batch-size", "2", "--classes", "common"]
-    code, _, err = command("train", "photos", "--target", "c", *few)
+    code, _, err = train_small("photos", "--target", "c", "--classes", "common")
     assert code == 0, err
     assert err.count("left out, for not every domain has them: z") == 1
     assert err.count("decoded 36 images") == 1

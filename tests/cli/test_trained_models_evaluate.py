@@ -143,7 +143,7 @@ def test_an_error_is_one_line(command, model, arguments, words):
 
 
 @pytest.mark.parametrize("way", ["layout", "table"])
-def test_a_run_s_data_are_read_as_the_run_read_them(command, model, tmp_path, way):
+def test_a_run_s_data_are_read_as_the_run_read_them(command, train_small, model, tmp_path, way):
     (tmp_path / "deep").mkdir()
     lines = ["file,label,domain,patient"]
     for number, path in enumerate(sorted((tmp_path / "photos").glob("*/*/*.png"))):
@@ -156,9 +156,7 @@ def test_a_run_s_data_are_read_as_the_run_read_them(command, model, tmp_path, wa
     data, how = "deep", ["--layout", "{domain}/{group}/{class}/{name}"]
     if way == "table":
         data, how = "list.csv", ["--columns", "path=file,group=patient"]
-    options = ["--backbone", "small-cnn", "--weights", "none", "--image-size", "8"]
-    options += ["--iterations", "2", "--batch-size", "4", "--device", "cpu", "--out", "grouped"]
-    assert command("train", data, "--target", "c", *how, *options)[0] == 0
+    assert train_small(data, "--target", "c", *how, "--out", "grouped")[0] == 0
     code, out, err = command("evaluate", "grouped", data, "--part", "test")
     assert (code, err.count("\n")) == (0, 1)
     assert err.startswith(f"note: {data} is read as the model's run read it, with ")
@@ -179,14 +177,11 @@ def test_a_run_s_data_are_read_as_the_run_read_them(command, model, tmp_path, wa
     assert "independent" not in command("evaluate", "run", "photos/a")[2]
 
 
-def test_weights_that_knew_the_domain_held_out_are_told_of(command, model, tmp_path):
+def test_weights_that_knew_the_domain_held_out_are_told_of(command, train_small, model, tmp_path):
     """A model of a and b (c held out); then one with a held out; then c, which both knew not."""
-    options = ["--backbone", "small-cnn", "--image-size", "8", "--iterations", "2"]
-    options += ["--batch-size", "4", "--device", "cpu", "--method", "deep-all"]
     first = "run/model.safetensors"
-    code, out, err = command(
-        "train", "photos", "--target", "a", "--weights", first, *options, "--out", "second"
-    )
+    of_a, of_c = (["--target", target, "--method", "deep-all"] for target in "ac")
+    code, out, err = train_small("photos", *of_a, "--weights", first, "--out", "second")
     assert code == 0
     assert f"the weights {first} were trained on a, by what their file says" in err
     told = "ATTENTION: runs with a of photos held out began with weights that had been trained on"
@@ -195,15 +190,13 @@ def test_weights_that_knew_the_domain_held_out_are_told_of(command, model, tmp_p
     assert Record.load(tmp_path / "second").model.weights_domains == ["a", "b"]
     said = command("evaluate", "second", "photos", "--domains", "a")[1]
     assert "a was held out. Its initial weights had been trained on a and b of it." in said
-    code, out, err = command(
-        "train", "photos", "--target", "c", "--weights", first, *options, "--out", "third"
-    )
+    code, out, err = train_small("photos", *of_c, "--weights", first, "--out", "third")
     assert (code, "ATTENTION" in out, "were trained on" in err) == (0, False, False)
     last = "second/model.safetensors"  # trained on b and c, and before that on a and b
-    command("train", "photos", "--target", "a", "--weights", last, *options, "--out", "fourth")
+    train_small("photos", *of_a, "--weights", last, "--out", "fourth")
     assert Record.load(tmp_path / "fourth").model.weights_domains == ["a", "b", "c"]
     (tmp_path / "photos").rename(tmp_path / "others")
-    command("train", "others", "--target", "a", "--weights", first, *options, "--out", "fifth")
+    train_small("others", *of_a, "--weights", first, "--out", "fifth")
     assert Record.load(tmp_path / "fifth").model.weights_domains == []
 
 
@@ -271,11 +264,10 @@ def test_a_damaged_record_is_not_in_the_way(command, model, tmp_path):
 
 
 @pytest.fixture
-def older(command, model) -> str:
+def older(train_small, model) -> str:
     """The folder of a run on the same photos with another domain held out, at another size."""
-    options = ["--backbone", "small-cnn", "--weights", "none", "--image-size", "10", "--seed", "1"]
-    options += ["--iterations", "3", "--batch-size", "4", "--device", "cpu", "--out", "older"]
-    assert command("train", "photos", "--target", "b", *options)[0] == 0
+    other = ["--image-size", "10", "--seed", "1", "--iterations", "3", "--out", "older"]
+    assert train_small("photos", "--target", "b", *other)[0] == 0
     return "older"
 
 

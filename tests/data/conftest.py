@@ -19,26 +19,6 @@ def encode(pixels: np.ndarray, suffix: str = "png") -> bytes:
 
 
 @pytest.fixture
-def make_folder() -> Callable[..., Path]:
-    """Write domain/class/image folders of small random PNG images."""
-
-    def make(
-        root: Path, domains=("art", "photo"), classes=("cat", "dog"), each: int = 3, side: int = 9
-    ) -> Path:
-        random = np.random.default_rng(1)
-        for domain in domains:
-            for label in classes:
-                folder = root / domain / label
-                folder.mkdir(parents=True)
-                for i in range(each):
-                    pixels = random.integers(0, 256, (side, side + 2, 3), dtype=np.uint8)
-                    (folder / f"{i}.png").write_bytes(encode(pixels))
-        return root
-
-    return make
-
-
-@pytest.fixture
 def write_parquet() -> Callable[..., Path]:
     """Write rows (image, domain, label) as `datasets` does; label and domain names are optional."""
 
@@ -73,7 +53,7 @@ def rows_of() -> Callable[[Path], list[tuple]]:
     return rows
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")  # one that outlives an example of hypothesis
 def make_images() -> Callable[[dict[str, list[int]]], ImageSet]:
     """An image set of given numbers of images per domain and class; a pixel tells its image."""
 
@@ -98,32 +78,6 @@ def make_images() -> Callable[[dict[str, list[int]]], ImageSet]:
             domain=np.array([d for d, _, _ in rows], dtype=np.int64),
             label=np.array([c for _, c, _ in rows], dtype=np.int64),
             size=2,
-            digest="0",
-        )
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def make_images_static() -> Callable[[dict[str, list[int]]], ImageSet]:
-    """`make_images` for hypothesis, which wants fixtures that outlive an example."""
-
-    def make(numbers: dict[str, list[int]]) -> ImageSet:
-        rows = [
-            (d, c, f"{domain}/class{c}/{i:03d}")
-            for d, domain in enumerate(numbers)
-            for c, number in enumerate(numbers[domain])
-            for i in range(number)
-        ]
-        return ImageSet(
-            name="made",
-            domains=tuple(numbers),
-            classes=tuple(f"class{c}" for c in range(len(next(iter(numbers.values()))))),
-            images=np.zeros((len(rows), 1, 1, 3), dtype=np.uint8),
-            identities=tuple(identity for _, _, identity in rows),
-            domain=np.array([d for d, _, _ in rows], dtype=np.int64),
-            label=np.array([c for _, c, _ in rows], dtype=np.int64),
-            size=1,
             digest="0",
         )
 

@@ -15,7 +15,7 @@ from gradsurgery.data import (
     open_source,
     prepare,
 )
-from gradsurgery.data.tables import stated
+from gradsurgery.data.tables import file_state
 from gradsurgery.errors import ArgumentError, DataError, OutputError
 
 
@@ -91,7 +91,7 @@ def test_other_contents_of_the_same_size_and_time_are_seen(root, cache):
     for shade in (10, 200):
         Image.new("RGB", (8, 8), (shade,) * 3).save(path)
         os.utime(path, (1, 1))
-        stats.append(stated(path))
+        stats.append(file_state(path))
         images = prepare(open_source(str(root)), 8, cache)
         position = images.identities.index("art/cat/0.bmp")
         assert images.images[position].flatten().tolist() == [shade] * 192

@@ -110,8 +110,8 @@ def test_images_without_a_group_are_one_each(root, tmp_path):
 
 
 @given(st.lists(st.integers(1, 40), min_size=2, max_size=2), st.integers(0, 5))
-def test_groups_of_one_image_leave_the_sizes_as_they_are(make_images_static, counts, seed):
-    images = make_images_static({"art": counts, "photo": counts})
+def test_groups_of_one_image_leave_the_sizes_as_they_are(make_images, counts, seed):
+    images = make_images({"art": counts, "photo": counts})
     grouped = replace(images, groups=tuple(images.identities))
     plain, found = draw_split(images, seed), draw_split(grouped, seed)
     for part in ("train", "validation", "test"):
@@ -122,8 +122,8 @@ def test_groups_of_one_image_leave_the_sizes_as_they_are(make_images_static, cou
             assert sizes[0] == sizes[1]
 
 
-def test_no_part_is_empty_from_three_groups_on(make_images_static):
-    images = make_images_static({"art": [30, 30], "photo": [30, 30]})
+def test_no_part_is_empty_from_three_groups_on(make_images):
+    images = make_images({"art": [30, 30], "photo": [30, 30]})
     groups = [f"p{i % 3}" for i in range(len(images.identities))]  # a third of every class each
     assert draw_split(replace(images, groups=tuple(groups))).sizes() == {
         domain: {"train": 20, "validation": 20, "test": 20} for domain in images.domains
@@ -131,9 +131,9 @@ def test_no_part_is_empty_from_three_groups_on(make_images_static):
 
 
 @given(st.data())
-def test_every_image_is_in_one_part(make_images_static, data):
+def test_every_image_is_in_one_part(make_images, data):
     counts = data.draw(st.lists(st.integers(1, 12), min_size=3, max_size=3))
-    images = make_images_static({"art": counts, "photo": counts})
+    images = make_images({"art": counts, "photo": counts})
     names = st.sampled_from(["a", "b", "c", "d", None])
     n = len(images.identities)
     grouped = replace(images, groups=tuple(data.draw(st.lists(names, min_size=n, max_size=n))))
@@ -145,8 +145,8 @@ def test_every_image_is_in_one_part(make_images_static, data):
     assert all(len(parts) == 1 for parts in named.values())
 
 
-def test_a_rare_class_is_trained_on_even_in_a_large_group(make_images_static):
-    images = make_images_static({"art": [200, 2], "photo": [200, 2]})
+def test_a_rare_class_is_trained_on_even_in_a_large_group(make_images):
+    images = make_images({"art": [200, 2], "photo": [200, 2]})
     groups = [f"p{i // 20}" for i in range(len(images.identities))]
     for d in range(2):  # both images of the rare class are of a patient with 20 others
         for i in np.flatnonzero((images.domain == d) & (images.label == 1)):
@@ -167,17 +167,17 @@ def of_classes(images, sizes):
     return replace(images, groups=tuple(groups))
 
 
-def test_groups_of_one_class_each_leave_the_parts_near_the_fractions(make_images_static):
+def test_groups_of_one_class_each_leave_the_parts_near_the_fractions(make_images):
     counts = {"art": [10] * 10, "photo": [10] * 10}
-    pairs = of_classes(make_images_static(counts), [2] * 5)
+    pairs = of_classes(make_images(counts), [2] * 5)
     # 7 : 1 : 2 of a class cannot be had of pairs, but of the domain: 35, 5 and 10 pairs
     assert draw_split(pairs).sizes()["art"] == {"train": 70, "validation": 10, "test": 20}
-    uneven = draw_split(of_classes(make_images_static(counts), [8, 2]), 0, (0.6, 0.2, 0.2))
+    uneven = draw_split(of_classes(make_images(counts), [8, 2]), 0, (0.6, 0.2, 0.2))
     assert uneven.sizes()["art"] == {"train": 80, "validation": 10, "test": 10}
 
 
-def test_large_groups_of_a_class_each_leave_the_domain_near_the_fractions(make_images_static):
-    images = make_images_static({"art": [20] * 10, "photo": [20] * 10})
+def test_large_groups_of_a_class_each_leave_the_domain_near_the_fractions(make_images):
+    images = make_images({"art": [20] * 10, "photo": [20] * 10})
     fours = of_classes(images, [5] * 4)
     sizes = draw_split(fours).sizes()["art"]
     # asked are 140, 20 and 40: class by class 15, 0 and 5 are nearest, which come to 150, 0 and 50
@@ -188,8 +188,8 @@ def test_large_groups_of_a_class_each_leave_the_domain_near_the_fractions(make_i
 
 
 @pytest.mark.parametrize("classes", [[20], [10, 10]])
-def test_two_groups_are_for_training_and_tests(make_images_static, classes):
-    images = make_images_static({"art": classes, "photo": classes})
+def test_two_groups_are_for_training_and_tests(make_images, classes):
+    images = make_images({"art": classes, "photo": classes})
     halves = replace(images, groups=tuple(f"p{i % 2}" for i in range(len(images.identities))))
     for fractions in ((0.2, 0.4, 0.4), (0.1, 0.5, 0.4), (0.1, 0.4, 0.5)):
         sizes = draw_split(halves, 0, fractions).sizes()["art"]
@@ -197,9 +197,9 @@ def test_two_groups_are_for_training_and_tests(make_images_static, classes):
 
 
 @given(st.lists(st.integers(1, 15), min_size=1, max_size=8), st.integers(0, 5), st.data())
-def test_training_has_images_of_every_domain(make_images_static, sizes, seed, data):
+def test_training_has_images_of_every_domain(make_images, sizes, seed, data):
     classes = data.draw(st.integers(1, 3))
-    images = make_images_static({"art": [sum(sizes)] * classes, "photo": [sum(sizes)] * classes})
+    images = make_images({"art": [sum(sizes)] * classes, "photo": [sum(sizes)] * classes})
     fractions = data.draw(st.sampled_from([(0.7, 0.1, 0.2), (0.2, 0.4, 0.4), (0.5, 0.5, 0.0)]))
     split = draw_split(of_classes(images, sizes), seed, fractions)
     again = draw_split(of_classes(images, sizes), seed, fractions)
@@ -209,21 +209,21 @@ def test_training_has_images_of_every_domain(make_images_static, sizes, seed, da
         assert fractions[2] or not len(split.test[domain])
 
 
-def test_what_another_part_can_spare_fills_an_empty_one(make_images_static):
-    images = of_classes(make_images_static({"art": [10] * 4, "photo": [10] * 4}), [8, 2])
+def test_what_another_part_can_spare_fills_an_empty_one(make_images):
+    images = of_classes(make_images({"art": [10] * 4, "photo": [10] * 4}), [8, 2])
     # the pair of each class is a test image's (2 of 10); no class of training can spare a group
     assert draw_split(images).sizes()["art"] == {"train": 32, "validation": 2, "test": 6}
 
 
-def test_too_few_groups_are_told_of_as_groups(make_images_static):
-    images = make_images_static({"art": [30, 30], "photo": [30, 30]})
+def test_too_few_groups_are_told_of_as_groups(make_images):
+    images = make_images({"art": [30, 30], "photo": [30, 30]})
     images = replace(images, groups=("p0",) * len(images.identities))
     with pytest.raises(DataError, match="left for validation; have 3 groups or more in every"):
         check_divided(options(), images)
 
 
-def test_a_domain_of_which_no_image_is_left_has_no_parts(make_images_static):
-    images = make_images_static({"art": [4, 4], "photo": [4, 4]})
+def test_a_domain_of_which_no_image_is_left_has_no_parts(make_images):
+    images = make_images({"art": [4, 4], "photo": [4, 4]})
     grouped = replace(images, groups=tuple(f"p{i // 2}" for i in range(len(images.identities))))
     without = np.flatnonzero(images.domain == 0).tolist()
     assert draw_split(grouped, without=without).sizes()["art"] == {
@@ -233,8 +233,8 @@ def test_a_domain_of_which_no_image_is_left_has_no_parts(make_images_static):
     }
 
 
-def test_a_split_far_from_the_percentages_is_told_of(make_images_static):
-    images = make_images_static({"art": [20, 20], "photo": [20, 20]})
+def test_a_split_far_from_the_percentages_is_told_of(make_images):
+    images = make_images({"art": [20, 20], "photo": [20, 20]})
     halves = of_classes(images, [10, 10])
     target = options(split="40/20/40")
     used = ImagesUsed.of(target, halves)

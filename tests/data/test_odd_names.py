@@ -82,11 +82,8 @@ def test_arguments_of_other_kinds_are_named():
     ]
 
 
-def test_a_path_object_is_a_data_set(tmp_path):
-    for domain in "ab":
-        for label in "xy":
-            (tmp_path / domain / label).mkdir(parents=True)
-            Image.new("L", (4, 4)).save(tmp_path / domain / label / "0.png")
+def test_a_path_object_is_a_data_set(make_folder, tmp_path):
+    make_folder(tmp_path, "ab")
     assert open_source(Path(tmp_path)).domains == ("a", "b")
 
 

@@ -54,8 +54,8 @@ counts = st.dictionaries(
 
 
 @given(counts, st.integers(0, 10))
-def test_parts_partition_every_class_of_every_domain(make_images_static, numbers, seed):
-    images = make_images_static(numbers)
+def test_parts_partition_every_class_of_every_domain(make_images, numbers, seed):
+    images = make_images(numbers)
     split = draw_split(images, seed)
     for d, domain in enumerate(images.domains):
         parts = [getattr(split, part)[domain] for part in PARTS]

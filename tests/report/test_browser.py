@@ -1,12 +1,12 @@
 """The page as Chromium shows it."""
 
 import base64
-import json
+import copy
 
 import pytest
 
 from gradsurgery.report.report import write_report
-from tests.results.records import RECORD, write_failure
+from tests.results.records import RECORD, save_record, write_failure
 
 EVIL = "<script>document.title = 'broken'</script>"
 COLUMN = """
@@ -16,7 +16,7 @@ CLICK = "document.querySelectorAll('#results thead button')[%d].click()"
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory, record):
+def page(tmp_path_factory):
     """A report of methods with long and with wicked names, a failure, and a plan."""
     folder = tmp_path_factory.mktemp("runs")
     means = {"deep-all": 0.5, "agr-sum": 0.62, EVIL: 0.55, "x" * 80: 0.41}
@@ -25,19 +25,12 @@ def page(tmp_path_factory, record):
             if (place, target) == (2, "photo"):
                 continue
             for seed in range(3):
-                content = json.loads(json.dumps(record))
+                content = copy.deepcopy(RECORD)
                 content["configuration"] |= {"method": method, "target": target, "seed": seed}
                 content["result"]["best"]["target_accuracy"] = mean + seed / 100
-                path = folder / target / f"method-{place}" / f"seed-{seed}" / "record.json"
-                path.parent.mkdir(parents=True)
-                path.write_text(json.dumps(content), encoding="utf-8")
+                save_record(content, folder / target / f"method-{place}" / f"seed-{seed}")
     write_failure(folder / "failed", EVIL, f"{EVIL}\n{'a long line ' * 40}", method=EVIL)
     return write_report(folder).page
-
-
-@pytest.fixture(scope="module")
-def record():
-    return RECORD
 
 
 def test_it_loads_without_an_error_and_asks_for_nothing(browser, page):

@@ -87,12 +87,17 @@ def written(tmp_path: Path) -> Callable[..., Path]:
         for name, value in changes.items():
             part, _, key = name.partition("__")
             content[part][key] = value
-        path = tmp_path / folder / target / method / f"seed-{seed}" / "record.json"
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(content), encoding="utf-8")
-        return path
+        return save_record(content, tmp_path / folder / target / method / f"seed-{seed}")
 
     return write
+
+
+def save_record(content: dict[str, Any], folder: Path) -> Path:
+    """Write `record.json` into a new folder."""
+    folder.mkdir(parents=True)
+    path = folder / "record.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
 
 
 def write_plan(folder: Path, runs: list[dict[str, Any]], **plan: Any) -> None:

@@ -39,8 +39,7 @@ def info(
     data: Annotated[str, opt.DATA],
     *,
     quick: Annotated[
-        bool,
-        typer.Option("--quick", help="Count alone: do not read the images and compare them."),
+        bool, typer.Option("--quick", help="Count alone: do not read the images and compare them.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     options: dict[str, Any],
@@ -71,9 +70,7 @@ def prepare(
         int, typer.Option(min=1, help="Side of the square images, in pixels.")
     ] = 224,
     cache: opt.CacheOption = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads that decode [default: one a CPU].")
-    ] = None,
+    workers: opt.WorkersOption = None,
     options: dict[str, Any],
 ) -> None:
     """Decode a data set into the cache, which training then reads."""
@@ -95,31 +92,30 @@ def list_cached(cache: opt.CacheOption = None) -> None:
     """List the decoded data sets, the one that was used last first."""
     folder = cache_folder(cache)
     found = cached_sets(folder)
-    table = Table("folder", "pixels", "images", "MB", "days unused", "domains")
-    for each in found:
-        table.add_row(
+    columns = ["folder", "pixels", "images", "MB", "days unused", "domains"]
+    rows = [
+        [
             each.folder.name[:12],
             str(each.size or "damaged"),
             f"{each.images:,}",
             f"{each.bytes / 1e6:,.1f}",
             f"{each.days_unused:.1f}",
-            escape(", ".join(each.domains)),
-        )
-    console = Console(highlight=False, soft_wrap=True)
-    if found:
-        Console().print(table)
+            ", ".join(each.domains),
+        ]
+        for each in found
+    ]
+    if rows:
+        Console().print(OnTerminal([plain_table("", columns, rows)]))
     total = sum(each.bytes for each in found)
-    console.print(
+    print(
         f"{counted(len(found), 'decoded data set')}, {total / 1e6:,.1f} MB, in "
-        f"{escape(printable(str(folder)))}"
+        f"{printable(str(folder))}"
     )
 
 
 @cache_app.command("prune")
 def prune_cached(
-    unused: Annotated[
-        float, typer.Option("--unused", min=0, help="Days for which nobody has used it.")
-    ] = 30.0,
+    unused: Annotated[float, typer.Option(min=0, help="Days for which nobody has used it.")] = 30.0,
     names: Annotated[
         list[str] | None,
         typer.Argument(
@@ -220,15 +216,13 @@ def _as_json(files: Sequence[SkippedImage]) -> list[dict[str, str]]:
 def _print_table(source: Source, summary: dict[str, Any], found: Inspection | None) -> None:
     console = Console()
     console.print(_counts_table(source, console))
-    console.print(
-        f"{counted(summary['images'], 'image')}, "
-        f"{counted(len(source.domains), 'domain')}, "
-        f"{len(source.classes)} {'class' if len(source.classes) == 1 else 'classes'}",
-        highlight=False,
-    )
-    console.print(_comparison(source), highlight=False, soft_wrap=True)
     counts = by_domain(source)
-    sentences = gap_sentences(counts, source.classes)
+    sentences = [
+        f"{counted(summary['images'], 'image')}, {counted(len(source.domains), 'domain')}, "
+        f"{len(source.classes)} {'class' if len(source.classes) == 1 else 'classes'}",
+        _comparison(source),
+    ]
+    sentences += gap_sentences(counts, source.classes)
     sentences += imbalance_sentences(counts, source.classes)
     sentences += _group_sentences(source)
     sentences += [f"Classes {sentence}." for sentence in spelled_alike(source.classes)]
@@ -249,7 +243,7 @@ def _print_table(source: Source, summary: dict[str, Any], found: Inspection | No
                 f"{', …' if len(found.several) > 1 else ''}."
             )
     for sentence in sentences:
-        console.print(escape(printable(sentence)), highlight=False, soft_wrap=True)
+        print(printable(sentence))
     _print_left_out(source.left_out)
     if found is not None:
         _print_skipped(
@@ -298,10 +292,9 @@ def _comparison(source: Source) -> str:
 
 
 def _print_cache(images: ImageSet) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(
+    print(
         f"{len(images.identities):,} images of {images.size}x{images.size} pixels, "
-        f"{images.images.nbytes / 1e6:,.1f} MB, in {escape(printable(str(images.folder)))}"
+        f"{images.images.nbytes / 1e6:,.1f} MB, in {printable(str(images.folder))}"
     )
     _print_skipped(images.skipped, "image", "images", "skipped")
     _print_left_out(images.left_out)
@@ -317,12 +310,11 @@ def _print_left_out(left_out: Sequence[SkippedImage]) -> None:
 
 
 def _print_skipped(files: Sequence[SkippedImage], one: str, several: str, what: str) -> None:
-    console = Console(highlight=False, soft_wrap=True, markup=False)
     if files:
-        console.print(f"{len(files):,} {one if len(files) == 1 else several} {what}:")
+        print(f"{len(files):,} {one if len(files) == 1 else several} {what}:")
     for file in files[:SKIPPED_SHOWN]:
-        console.print(f"  {printable(file.identity)}: {printable(file.reason)}")
+        print(printable(f"  {file.identity}: {file.reason}"))
     if len(files) > SKIPPED_SHOWN:
         kinds = Counter(file.reason for file in files[SKIPPED_SHOWN:])
-        listed = ", ".join(f"{printable(kind)} ({n:,})" for kind, n in kinds.most_common(5))
-        console.print(f"  and {len(files) - SKIPPED_SHOWN:,} more: {listed}")
+        listed = ", ".join(f"{kind} ({n:,})" for kind, n in kinds.most_common(5))
+        print(printable(f"  and {len(files) - SKIPPED_SHOWN:,} more: {listed}"))

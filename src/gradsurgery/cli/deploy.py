@@ -79,12 +79,11 @@ def deploy(
     criterion: Annotated[
         _ATTAINABLE,
         typer.Option(
-            "--criterion",
             help="Choose by the accuracy on the domains left out, or on the validation images of "
-            "the others.",
+            "the others."
         ),
     ] = "leave-one-domain-out",
-    out: Annotated[Path | None, typer.Option("--out", help="Default: deployments/<data>.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: deployments/<data>.")] = None,
     launch: opt.LaunchOptions,
     options: dict[str, Any],
 ) -> None:
@@ -245,20 +244,18 @@ def export(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out",
-            help="Default: model.onnx, .pt2 or .pt. Its description is beside it: model.onnx.json.",
+            help="Default: model.onnx, .pt2 or .pt. Its description is beside it: model.onnx.json."
         ),
     ] = None,
     normalization: Annotated[
         Normalization,
         typer.Option(
-            "--normalization",
             help="inside: the input is uint8 (batch, size, size, 3), as images are decoded; "
-            "beside: it is float32 (batch, 3, size, size), normalised.",
+            "beside: it is float32 (batch, 3, size, size), normalised."
         ),
     ] = "inside",
     push: Annotated[
-        str | None, typer.Option("--push", metavar="hf://owner/name", help="Upload it to the Hub.")
+        str | None, typer.Option(metavar="hf://owner/name", help="Upload it to the Hub.")
     ] = None,
     backbone: opt.OwnBackboneOption = None,
 ) -> None:

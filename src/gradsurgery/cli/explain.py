@@ -49,15 +49,13 @@ def explain(
     ] = None,
     *,
     data: Annotated[
-        str | None,
-        typer.Option("--data", help="Where the run's data set lies now, if it was moved."),
+        str | None, typer.Option(help="Where the run's data set lies now, if it was moved.")
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out",
             help="Default: the folder explanation in that of the model, of pictures "
-            "explanation-pictures.",
+            "explanation-pictures."
         ),
     ] = None,
     backbone: opt.OwnBackboneOption = None,

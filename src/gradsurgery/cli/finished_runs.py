@@ -41,11 +41,9 @@ if TYPE_CHECKING:
 
 
 Format = Literal["rich", "markdown", "csv", "latex"]
-BaselineOption = Annotated[
-    str, typer.Option("--baseline", help="The method that the others are tested against.")
-]
+BaselineOption = Annotated[str, typer.Option(help="The method that the others are tested against.")]
 ModelOption = Annotated[
-    Model | None, typer.Option("--model", help="best (by validation, the default), or last.")
+    Model | None, typer.Option(help="best (by validation, the default), or last.")
 ]
 PaperOption = Annotated[
     bool, typer.Option("--paper", help="With the figures of the paper's Table 1.")
@@ -53,9 +51,8 @@ PaperOption = Annotated[
 SelectedOption = Annotated[
     Literal[CriterionName, "none"] | None,
     typer.Option(
-        "--selected",
         help="Of a search, compare what this criterion selects (a report of a sweep with a grid: "
-        "training-domain), or all candidates with none.",
+        "training-domain), or all candidates with none."
     ),
 ]
 
@@ -144,9 +141,7 @@ def print_sentences(sentences: Iterable[str]) -> None:
 def select(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of runs.")],
     *,
-    criterion: Annotated[
-        CriterionName | None, typer.Option("--criterion", help="Show this one only.")
-    ] = None,
+    criterion: Annotated[CriterionName | None, typer.Option(help="Show this one only.")] = None,
     candidates: Annotated[
         bool, typer.Option("--candidates", help="Show how every candidate scores.")
     ] = False,
@@ -197,15 +192,12 @@ def report(
     examples: Annotated[
         list[str] | None,
         typer.Option(
-            "--examples",
             metavar="DATA",
             help="A data set to show images of, as `gradsurgery train` takes it. Default: that of "
             "the records, where it is built in or lies on this machine.",
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Default: the folder report in FOLDER.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: the folder report in FOLDER.")] = None,
 ) -> None:
     """Write the tables, figures and the page report.html of finished runs."""
     options = ReportOptions(model, baseline, paper, selected)

@@ -5,19 +5,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -49,15 +42,9 @@ def displayed(title: str, *, lines: bool = True) -> Iterator["ProgressCallback"]
     Where that is no terminal it prints a line a validation, nothing without `lines`.
     """
     console = Console(stderr=True)
-    if console.is_terminal:
-        with _live(console, title) as report:
-            yield report
-    else:
+    if not console.is_terminal:
         yield _print_line if lines else lambda _: None
-
-
-@contextmanager
-def _live(console: Console, title: str) -> Iterator["ProgressCallback"]:
+        return
     wide = console.width >= 100  # the figures matter more than the bar
     bar = Progress(
         TextColumn("{task.description}", markup=False),
@@ -79,22 +66,13 @@ def _live(console: Console, title: str) -> Iterator["ProgressCallback"]:
             return
         if progress.stage != stage:
             stage = progress.stage
-            bar.reset(
-                task,
-                description=f"{title}{_STAGES[stage]}",
-                total=progress.total,
-                count="",
-                figures="",
-            )
+            name = title + _STAGES[stage]
+            bar.reset(task, description=name, total=progress.total, count="", figures="")
         if progress.validation_accuracy is not None:
             validation = f"val {progress.validation_accuracy:.1%}"
-        figures = "  ".join(filter(None, [_figures(progress), validation]))
-        bar.update(
-            task,
-            completed=progress.done,
-            count=f"{progress.done}/{progress.total}",
-            figures=figures,
-        )
+        count = f"{progress.done}/{progress.total}"
+        figures = f"{_figures(progress)}  {validation}".strip()
+        bar.update(task, completed=progress.done, count=count, figures=figures)
 
     with bar:
         yield report
@@ -122,29 +100,20 @@ def _write(line: str) -> None:
 
 
 def _figures(progress: "TrainingProgress") -> str:
-    figures = []
-    if progress.loss is not None:
-        figures.append(f"loss {progress.loss:.3f}")
-    if progress.agreeing is not None:
-        figures.append(f"agreeing {progress.agreeing:.0%}")
-    if progress.data_wait is not None:
-        figures.append(f"data wait {progress.data_wait:.0%}")
-    return "  ".join(figures)
-
-
-class SweepDisplay(NamedTuple):
-    """show: what `run_sweep` tells about its runs; decoded: how many images, of how many."""
-
-    show: "Show"
-    decoded: Callable[[int, int], None]
+    figures = {
+        "loss {:.3f}": progress.loss,
+        "agreeing {:.0%}": progress.agreeing,
+        "data wait {:.0%}": progress.data_wait,
+    }
+    return "  ".join(form.format(value) for form, value in figures.items() if value is not None)
 
 
 @contextmanager
-def sweep_displayed(title: str) -> Iterator[SweepDisplay]:
-    """Callbacks that show the sweep's progress on standard error."""
+def sweep_displayed(title: str) -> Iterator["Show"]:
+    """A callback that shows the sweep's progress on standard error."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield SweepDisplay(_print_run, lambda done, total: None)
+        yield _print_run
         return
     with Live(console=console, transient=True, refresh_per_second=4) as live:
 
@@ -153,10 +122,7 @@ def sweep_displayed(title: str) -> Iterator[SweepDisplay]:
                 live.console.print(line, markup=False, highlight=False)
             live.update(panel(title, progress))
 
-        def decoded(done: int, total: int) -> None:
-            live.update(Text(f"{title}  decoding images {done}/{total}"))
-
-        yield SweepDisplay(show, decoded)
+        yield show
 
 
 def panel(title: str, progress: "SweepProgress") -> RenderableType:
@@ -228,8 +194,7 @@ def images_displayed(
     total: how many there are; None where nobody knows.
     """
     console = Console(stderr=True)
-    columns: list[ProgressColumn] = [TextColumn(doing), BarColumn(), MofNCompleteColumn()]
-    columns.append(TimeLeft())
+    columns = [TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeLeft()]
     if total is None:
         speed = TextColumn("{task.completed} pictures, {task.fields[speed]} a second")
         columns = [speed, TimeElapsedColumn()]

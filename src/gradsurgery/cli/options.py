@@ -30,25 +30,18 @@ MODEL = typer.Argument(
     metavar="MODEL", help="A run's or deployment's folder, a model.safetensors, or hf://owner/name."
 )
 OwnBackboneOption = Annotated[
-    str | None,
-    typer.Option("--backbone", help="For a network of your own: package.module:function."),
+    str | None, typer.Option(help="For a network of your own: package.module:function.")
 ]
 DeviceOption = Annotated[
-    str, typer.Option("--device", help="auto (cuda where there is one, else cpu), cpu or cuda.")
+    str, typer.Option(help="auto (cuda where there is one, else cpu), cpu or cuda.")
 ]
 PictureBatchOption = Annotated[
-    int,
-    typer.Option(
-        "--batch-size", min=1, max=10_000, help="Pictures that the network is given at a time."
-    ),
+    int, typer.Option(min=1, max=10_000, help="Pictures that the network is given at a time.")
 ]
 WorkersOption = Annotated[
-    int | None,
-    typer.Option("--workers", min=1, help="Threads that decode. Default: one a processor."),
+    int | None, typer.Option(min=1, help="Threads that decode. Default: one a processor.")
 ]
-CacheOption = Annotated[
-    Path | None, typer.Option("--cache", help="Folder in which decoded images are kept.")
-]
+CacheOption = Annotated[Path | None, typer.Option(help="Folder in which decoded images are kept.")]
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
@@ -67,14 +60,12 @@ PrintConfigOption = Annotated[
 TargetsOption = Annotated[
     str | None,
     typer.Option(
-        "--targets",
         help="Domains to hold out in turn, separated by commas, or all (default). A name with a "
-        "comma is quoted as in a CSV file: '\"a, b\",c'.",
+        "comma is quoted as in a CSV file: '\"a, b\",c'."
     ),
 ]
 SeedsOption = Annotated[
-    str | None,
-    typer.Option("--seeds", help="A count (default 3, or a plan's), a range (0-4) or a list."),
+    str | None, typer.Option(help="A count (default 3, or a plan's), a range (0-4) or a list.")
 ]
 TensorboardOption = Annotated[
     bool, typer.Option("--tensorboard", help="The same as --logger tensorboard.")
@@ -82,15 +73,13 @@ TensorboardOption = Annotated[
 LoggerOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--logger",
         metavar="NAME",
         help="Send the run's figures to tensorboard (files in the run's folder), wandb, mlflow or "
         "package.module:Name, too. May be given several times.",
     ),
 ]
 DryRunOption = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Say how many runs there are and how long they will take."),
+    bool, typer.Option("--dry-run", help="Say how many runs there are and how long they will take.")
 ]
 
 
@@ -102,9 +91,8 @@ class PlanOptions(NamedTuple):
     methods: Annotated[
         str | None,
         typer.Option(
-            "--methods",
             help="Names, separated by commas, or all: the paper's eight. Default: the plan's, else "
-            "deep-all,agr-sum.",
+            "deep-all,agr-sum."
         ),
     ] = None
     targets: TargetsOption = None
@@ -112,7 +100,6 @@ class PlanOptions(NamedTuple):
     grid: Annotated[
         list[str] | None,
         typer.Option(
-            "--grid",
             metavar="NAME=V1,V2",
             help="Values to try of an option or a hyperparameter, e.g. learning_rate=1e-5,1e-4.",
         ),
@@ -126,7 +113,6 @@ class LaunchOptions(NamedTuple):
     launcher: Annotated[
         str,
         typer.Option(
-            "--launcher",
             metavar="NAME",
             help="Where runs are worked on: local (this machine), ray (a cluster) or "
             "package.module:Name.",
@@ -135,18 +121,16 @@ class LaunchOptions(NamedTuple):
     workers: Annotated[
         int | None,
         typer.Option(
-            "--workers",
             help="Runs at a time. Default: --runs-per-gpu for every GPU; without one, as many as "
-            "there are processors for --threads each, up to 8.",
+            "there are processors for --threads each, up to 8."
         ),
     ] = None
-    runs_per_gpu: Annotated[int, typer.Option("--runs-per-gpu", help="Runs that share a GPU.")] = 1
+    runs_per_gpu: Annotated[int, typer.Option(help="Runs that share a GPU.")] = 1
     ray_address: Annotated[
-        str | None,
-        typer.Option("--ray-address", help="Of the cluster, or auto. Default: start one here."),
+        str | None, typer.Option(help="Of the cluster, or auto. Default: start one here.")
     ] = None
     retries: Annotated[
-        int, typer.Option("--retries", min=0, help="How often a run that fails is tried again.")
+        int, typer.Option(min=0, help="How often a run that fails is tried again.")
     ] = 0
     tensorboard: TensorboardOption = False
     logger: LoggerOption = None

@@ -34,12 +34,11 @@ app = typer.Typer(
 DatasetsOption = Annotated[
     str | None,
     typer.Option(
-        "--datasets",
         help="Data sets, separated by commas, each as `gradsurgery train` takes it. Default: "
-        "pacs,vlcs,office-home.",
+        "pacs,vlcs,office-home."
     ),
 ]
-OutOption = Annotated[Path | None, typer.Option("--out", help="Default: runs/reproduce/<name>.")]
+OutOption = Annotated[Path | None, typer.Option(help="Default: runs/reproduce/<name>.")]
 
 
 def _command(name: str, folder: str, summary: str) -> None:

@@ -34,8 +34,7 @@ def similarity(
     config: opt.ConfigOption = None,
     print_config: opt.PrintConfigOption = False,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Default: similarity/<data>/<target>/<method>."),
+        Path | None, typer.Option(help="Default: similarity/<data>/<target>/<method>.")
     ] = None,
     cache: opt.CacheOption = None,
     options: dict[str, Any],
@@ -58,12 +57,7 @@ def written_seeds(found: Any) -> str:
 
 
 def run_study(
-    chosen: dict[str, Any],
-    seeds: str,
-    out: Path | None,
-    cache: Path | None,
-    *,
-    print_config: bool,
+    chosen: dict[str, Any], seeds: str, out: Path | None, cache: Path | None, *, print_config: bool
 ) -> None:
     """Train and measure with every seed, write what came out, and print it.
 
@@ -104,13 +98,12 @@ _SHORT_RUN = 50  # steps
 def diagnose(
     *,
     run: Annotated[
-        Path | None,
-        typer.Option("--run", help="Folder of a finished run: diagnose its best model."),
+        Path | None, typer.Option(help="Folder of a finished run: diagnose its best model.")
     ] = None,
     config: opt.ConfigOption = None,
     print_config: opt.PrintConfigOption = False,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Default: diagnosis/<data>, or the run's folder.")
+        Path | None, typer.Option(help="Default: diagnosis/<data>, or the run's folder.")
     ] = None,
     cache: opt.CacheOption = None,
     options: dict[str, Any],
@@ -133,7 +126,8 @@ def diagnose(
         sizes = configuration.model_dump()
     measuring = DiagnosisOptions(**measured, batch_size=sizes["batch_size"], seed=sizes["seed"])
     if print_config:
-        everything = {} if run is not None else configuration.model_dump() | _untrained(given)
+        as_given = {"target": given.get("target"), "iterations": _steps(given)}  # even none
+        everything = {} if run is not None else configuration.model_dump() | as_given
         everything = {name: value for name, value in everything.items() if value is not None}
         opt.print_yaml(everything | given | measuring.model_dump())
         return
@@ -195,11 +189,6 @@ def _steps(given: dict[str, Any]) -> Any:
     return given.get("iterations", 0 if given.get("target") is None else _SHORT_RUN)
 
 
-def _untrained(given: dict[str, Any]) -> dict[str, Any]:
-    """What a run that is none has in the place of a target and of steps."""
-    return {"target": given.get("target"), "iterations": _steps(given)}
-
-
 def _help(field: str) -> str:
     """Its description, and that the values are separated by commas."""
     described = TasksOptions.model_fields[field].description or ""
@@ -220,32 +209,25 @@ def _studies() -> None:
 @opt.takes_options_of(TasksOptions, without=_LISTED)
 def tasks_vs_domains(
     *,
-    tasks: Annotated[str | None, typer.Option("--tasks", help=_help("tasks"))] = None,
-    groupings: Annotated[str | None, typer.Option("--groupings", help=_help("groupings"))] = None,
-    rules: Annotated[str | None, typer.Option("--rules", help=_help("rules"))] = None,
-    measure_at: Annotated[
-        str | None, typer.Option("--measure-at", help=_help("measure_at"))
-    ] = None,
-    seeds: Annotated[
-        str, typer.Option("--seeds", help="A count, a range (0-4) or a list (0,1,2).")
-    ] = "20",
+    tasks: Annotated[str | None, typer.Option(help=_help("tasks"))] = None,
+    groupings: Annotated[str | None, typer.Option(help=_help("groupings"))] = None,
+    rules: Annotated[str | None, typer.Option(help=_help("rules"))] = None,
+    measure_at: Annotated[str | None, typer.Option(help=_help("measure_at"))] = None,
+    seeds: Annotated[str, typer.Option(help="A count, a range (0-4) or a list (0,1,2).")] = "20",
     dial: Annotated[
         list[str] | None,
         typer.Option(
-            "--dial",
             metavar="NAME=VALUE,VALUE",
             help="Other values of groups, batch_size, noise, contradiction, scale; one at a time.",
         ),
     ] = None,
-    dial_seeds: Annotated[str, typer.Option("--dial-seeds", help="Of these runs.")] = "5",
+    dial_seeds: Annotated[str, typer.Option(help="Of these runs.")] = "5",
     stored: Annotated[
         Path | None,
         typer.Option("--from", help="Folder of a finished study: write its tables and figures."),
     ] = None,
     device: opt.DeviceOption = "auto",
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Default: tasks-vs-domains/<data>.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: tasks-vs-domains/<data>.")] = None,
     cache: opt.CacheOption = None,
     options: dict[str, Any],
 ) -> None:

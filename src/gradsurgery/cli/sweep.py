@@ -54,7 +54,7 @@ def sweep(
         ),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the sweep. Default: sweeps/<data>.")
+        Path | None, typer.Option(help="Folder of the sweep. Default: sweeps/<data>.")
     ] = None,
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="Write the report at the end.")
@@ -78,7 +78,7 @@ def compare(
     data: Annotated[str | None, opt.DATA] = None,
     *,
     plan: opt.PlanOptions,
-    out: Annotated[Path | None, typer.Option("--out", help="Default: sweeps/<data>.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: sweeps/<data>.")] = None,
     launch: opt.LaunchOptions,
     options: dict[str, Any],
 ) -> None:
@@ -111,12 +111,7 @@ def plan_parts(
                 f"{name} in the plan {path} is an option of its runs; write it under options"
             )
     parts = {**usual, **written}
-    typed = {
-        "data": data,
-        "methods": given.methods,
-        "targets": given.targets,
-        "seeds": given.seeds,
-    }
+    typed = {"data": data, "methods": given.methods, "targets": given.targets, "seeds": given.seeds}
     parts |= {name: value for name, value in typed.items() if value is not None}
     written = mapping_of(parts, "options")
     for name in written if path is not None else ():
@@ -186,15 +181,14 @@ def run_plan(
         print_estimate(plan, sources, folder, execution, options)
         return
     with continuable():
-        with sweep_displayed(str(folder)) as display:
+        with sweep_displayed(str(folder)) as show:
             failed = run_sweep(
                 plan,
                 sources,
                 folder,
                 launch=lambda: start_launcher(options, plan),
                 execution=execution,
-                show=display.show,
-                prepared=display.decoded,
+                show=show,
             )
         try:
             after(folder)
@@ -251,10 +245,7 @@ def start_launcher(options: opt.LaunchOptions, plan: Plan) -> Launcher:
 
 def _worker_count(options: opt.LaunchOptions, plan: Plan, gpus: tuple[str, ...]) -> int:
     return worker_count(
-        options.workers,
-        gpus=len(gpus),
-        runs_per_gpu=options.runs_per_gpu,
-        threads=plan.threads,
+        options.workers, gpus=len(gpus), runs_per_gpu=options.runs_per_gpu, threads=plan.threads
     )
 
 

@@ -6,10 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from gradsurgery.algorithms import METHODS, OTHER_METHODS, method_parts, settings_listing
 from gradsurgery.atomic import check_folder
@@ -19,10 +16,12 @@ from gradsurgery.data import open_source
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.document import folder_name
 from gradsurgery.documents.record import Record
-from gradsurgery.doors import entry_names, entry_place
+from gradsurgery.doors import Kind, entry_names, entry_place
 from gradsurgery.errors import ArgumentError, printable
 from gradsurgery.report.evaluation_text import chance_sentences, known_targets
+from gradsurgery.report.rendering import OnTerminal
 from gradsurgery.report.run_text import accuracy_text
+from gradsurgery.report.section import Table, Text, plain_table
 from gradsurgery.training import device
 from gradsurgery.training import train as train_run
 from gradsurgery.training.averaging import average_listing
@@ -36,8 +35,7 @@ def train(
     config: opt.ConfigOption = None,
     print_config: opt.PrintConfigOption = False,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Default: runs/<data>/<target>/<method>/seed-<seed>."),
+        Path | None, typer.Option(help="Default: runs/<data>/<target>/<method>/seed-<seed>.")
     ] = None,
     cache: opt.CacheOption = None,
     tensorboard: opt.TensorboardOption = False,
@@ -62,11 +60,7 @@ def train(
     place = *map(folder_name, (source.name, c.target, c.method)), f"seed-{c.seed}"
     directory = out or Path("runs", *place)
     finished = _is_finished(c, directory)
-    with (
-        continuable(),
-        displayed(c.method) as shown,
-        logged(names, directory, c, shown) as log,
-    ):
+    with continuable(), displayed(c.method) as shown, logged(names, directory, c, shown) as log:
         record = train_run(c, directory, log, cache, opened=source)
         log.finished(record)
     if finished:
@@ -139,21 +133,19 @@ def methods() -> None:
     ema and swad are those of the option --average. Of the rules and objectives that installed
     packages register the name and the place are listed; their code is not run.
     """
-    console = Console()
-    names = Table("method", "objective+rule", "what it does", "source", box=box.SIMPLE_HEAD)
-    for listed in (METHODS, OTHER_METHODS):
-        for method in listed.values():
-            names.add_row(*map(Text, method))
-        names.add_section()
-    for kind in ("rule", "objective"):
-        for name in entry_names(kind):
-            parts = f"erm+{name}" if kind == "rule" else f"{name}+mean"
-            names.add_row(
-                *map(Text, (name, parts, f"{kind} of a package", entry_place(name, kind)))
-            )
-    console.print(names)
-    console.print("Any objective+rule is a method, e.g. mixup+agr-sum or irm+torchjd:UPGrad.\n")
-    settings = Table("--set", "default", "meaning", box=box.SIMPLE_HEAD)
-    for setting in [*settings_listing(), *average_listing()]:
-        settings.add_row(*map(Text, setting))
-    console.print(settings)
+    columns = ["method", "objective+rule", "what it does", "source"]
+    kinds: dict[Kind, str] = {"rule": "erm+{}", "objective": "{}+mean"}
+    of_packages = [
+        (name, parts.format(name), f"{kind} of a package", entry_place(name, kind))
+        for kind, parts in kinds.items()
+        for name in entry_names(kind)
+    ]
+    settings = [*settings_listing(), *average_listing()]
+    blocks: list[Text | Table] = [
+        plain_table("The paper's methods", columns, METHODS.values()),
+        plain_table("Others", columns, [*OTHER_METHODS.values(), *of_packages]),
+        Text("Any objective+rule is a method, e.g. mixup+agr-sum or irm+torchjd:UPGrad."),
+        Text(""),
+        plain_table("Hyperparameters", ["--set", "default", "meaning"], settings),
+    ]
+    Console().print(OnTerminal(blocks))

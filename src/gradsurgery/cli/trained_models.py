@@ -48,11 +48,10 @@ def predict(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out",
-            help="A .csv or .parquet file; one that is there is gone on with. Default: print.",
+            help="A .csv or .parquet file; one that is there is gone on with. Default: print."
         ),
     ] = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="Classes to give for each picture.")] = 1,
+    top: Annotated[int, typer.Option(min=1, help="Classes to give for each picture.")] = 1,
     backbone: opt.OwnBackboneOption = None,
     device: opt.DeviceOption = "auto",
     batch_size: opt.PictureBatchOption = 128,
@@ -137,31 +136,25 @@ def evaluate(
     against: Annotated[
         str | None,
         typer.Option(
-            "--against",
             metavar="MODEL",
             help="Another model, as the one in use: which of the two is better, on the same "
             "images, and in which domains.",
         ),
     ] = None,
     domains: Annotated[
-        str | None,
-        typer.Option("--domains", help="Of the data, separated by commas. Default: all."),
+        str | None, typer.Option(help="Of the data, separated by commas. Default: all.")
     ] = None,
-    part: Annotated[
-        EvaluatedPart,
-        typer.Option("--part", help="Of the split of the model's run."),
-    ] = "all",
+    part: Annotated[EvaluatedPart, typer.Option(help="Of the split of the model's run.")] = "all",
     as_domain: Annotated[
         str | None,
         typer.Option(
-            "--as-domain",
             help="DATA is a folder class/image, or as a --layout without {domain}, of a domain "
-            "called so. Default: as the folder is.",
+            "called so. Default: as the folder is."
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder. Default: one in evaluation/<data> of these options."),
+        typer.Option(help="Folder. Default: one in evaluation/<data> of these options."),
     ] = None,
     backbone: opt.OwnBackboneOption = None,
     device: opt.DeviceOption = "auto",
@@ -219,12 +212,10 @@ def _as_its_run(
     trained: TrainedModel, data: str, options: dict[str, Any], part: EvaluatedPart
 ) -> dict[str, Any]:
     """How the model's run read its data, where DATA is that and nothing else is said."""
-    if any(options.values()) or trained.run_folder is None:
+    record = _record_of(trained)
+    if any(options.values()) or record is None:
         return {}
-    try:
-        run = Record.load(trained.run_folder).configuration
-    except DataError:  # which the model does not need
-        return {}
+    run = record.configuration
     read = {name: value for name in ("layout", "columns") if (value := getattr(run, name))}
     here, there = (expanded(place).resolve() for place in (data, run.data))
     if not read or here.name != there.name:
@@ -237,14 +228,18 @@ def _as_its_run(
     return read
 
 
+def _record_of(trained: TrainedModel) -> Record | None:
+    """That of the model's run, None where there is none to read: the model does not need it."""
+    try:
+        return None if trained.run_folder is None else Record.load(trained.run_folder)
+    except DataError:
+        return None
+
+
 def _note_groups(trained: TrainedModel, source: Source) -> None:
     """Say that images are taken for independent, where those of the model's run were not."""
-    if source.groups is not None or trained.run_folder is None:
-        return
-    try:
-        tests = Record.load(trained.run_folder).result.best.tests
-    except DataError:  # which the model does not need
-        return
+    record = _record_of(trained)
+    tests = {} if record is None or source.groups is not None else record.result.best.tests
     if any(tally.in_groups for tally in tests.values()):
         print(
             f"note: images of the model's run belong together in groups; those of {source.name} "

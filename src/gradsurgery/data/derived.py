@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from gradsurgery.data.source import SkippedImage, Source, letters
+from gradsurgery.data.source import SkippedImage, Source, bare_name
 from gradsurgery.errors import DataError
 
 
@@ -28,12 +28,12 @@ class Preset:
 
     def domain(self, found: str) -> str | None:
         """The canonical name of a domain, None where the name is unknown."""
-        names = {letters(name): name for name in self.domains} | dict(self.aliases)
-        return names.get(letters(found))
+        names = {bare_name(name): name for name in self.domains} | dict(self.aliases)
+        return names.get(bare_name(found))
 
     def label(self, found: str) -> str | None:
         """The canonical name of a class, None where the name is unknown."""
-        return {letters(name): name for name in self.classes}.get(letters(found))
+        return {bare_name(name): name for name in self.classes}.get(bare_name(found))
 
 
 OFFICE_HOME_CLASSES = (

@@ -62,13 +62,11 @@ def dropped(images: ImageSet) -> frozenset[int]:
     Of identical files the first in the order of domain, class and name stays; where their classes
     differ none does, since nobody knows which is right.
     """
-    groups = identical_files(file_hashes(images))
-    contradictory = [len({int(images.label[i]) for i in group}) > 1 for group in groups]
-    return frozenset(
-        position
-        for group, all_go in zip(groups, contradictory, strict=True)
-        for position in (group if all_go else group[1:])
-    )
+    left_out: set[int] = set()
+    for group in identical_files(file_hashes(images)):
+        contradictory = len({int(images.label[i]) for i in group}) > 1
+        left_out.update(group if contradictory else group[1:])
+    return frozenset(left_out)
 
 
 def copies_among(
@@ -172,20 +170,13 @@ def _close_pairs(looks: NDArray[np.uint64]) -> set[tuple[int, int]]:
         for members in np.split(order, starts):
             for number, member in enumerate(members[:-1]):
                 others = members[number + 1 :]
-                differing = _bits(looks[others] ^ looks[member])
+                bits = (looks[others] ^ looks[member])[:, None].view(np.uint8)
+                differing = np.unpackbits(bits, axis=1).sum(axis=1)
                 found.update(
                     (int(min(member, other)), int(max(member, other)))
                     for other in others[differing <= NEAR]
                 )
     return found
-
-
-def _bits(numbers: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """How many bits of each number are set."""
-    bits: NDArray[np.int64] = np.unpackbits(numbers[:, None].view(np.uint8), axis=1).sum(
-        1, dtype=np.int64
-    )
-    return bits
 
 
 class LooksFile(Document):

@@ -62,7 +62,7 @@ class FilesSource(Source):
         except DataError as error:
             raise naming_left_out(error, self.left_out) from None
         self._paths = [file.path for file in files]
-        self._signature = self._stated()
+        self._signature = self._state_of_files()
         if any(file.part for file in files):
             self.parts = tuple(files[row].part for row in self.listing.rows)
         if any(file.group for file in files):
@@ -84,7 +84,7 @@ class FilesSource(Source):
     def signature(self) -> str:
         return self._signature
 
-    def _stated(self) -> str:
+    def _state_of_files(self) -> str:
         """Paths, sizes and times, in short; that of the last change is one that nobody can set."""
         digest = hashlib.sha256(os.fsencode(self._place))
         for path in map(self._paths.__getitem__, self.listing.rows):

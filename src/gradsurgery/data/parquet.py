@@ -17,10 +17,10 @@ from gradsurgery.data.tables import (
     column_name,
     column_names,
     file_name,
+    file_state,
     image_bytes,
     image_kind,
     order_of_classes,
-    stated,
 )
 from gradsurgery.errors import DataError, one_line
 
@@ -39,7 +39,7 @@ class ParquetSource(TableSource):
 
     def __init__(self, root: Path, columns: Mapping[str, str]) -> None:
         self.files = parquet_files(root)
-        self._stated = [stated(path.resolve()) for path in self.files]
+        self._states = [file_state(path.resolve()) for path in self.files]
         self.columns = dict(columns)
         self._root = root
         tables = [_read_rows(path, self.columns) for path in self.files]
@@ -74,8 +74,8 @@ class ParquetSource(TableSource):
         import pyarrow.parquet as pq
 
         image = column_name(self.columns, "image")
-        for path, as_listed in zip(self.files, self._stated, strict=True):
-            if stated(path.resolve()) != as_listed:
+        for path, as_listed in zip(self.files, self._states, strict=True):
+            if file_state(path.resolve()) != as_listed:
                 raise DataError(f"{path} has changed since its rows were listed; open it anew")
             with _readable(path), pq.ParquetFile(path) as file:
                 batches = file.iter_batches(ROWS_AT_ONCE, columns=[image])
@@ -87,8 +87,8 @@ class ParquetSource(TableSource):
     def signature(self) -> str | None:
         if self._beside is None:
             return None
-        beside = [stated(path) for path in self._beside]
-        return "parquet/" + json.dumps([*self._stated, beside] if beside else self._stated)
+        beside = [file_state(path) for path in self._beside]
+        return "parquet/" + json.dumps([*self._states, beside] if beside else self._states)
 
     @override
     def place_of_row(self, row: int) -> str:

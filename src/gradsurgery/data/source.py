@@ -48,12 +48,12 @@ def naming_left_out(error: DataError, left_out: Sequence[SkippedImage]) -> DataE
     return DataError(f"{error}; left out: {len(left_out)}, the first {first}")
 
 
-def look(name: str) -> str:
+def as_seen(name: str) -> str:
     """What a name looks like: its characters put together as in NFC, its spaces as one."""
     return " ".join(unicodedata.normalize("NFC", name).split())
 
 
-def letters(name: str) -> str:
+def bare_name(name: str) -> str:
     """Its letters and digits: "real_world" and "Real-World" are one; of a number, its value."""
     number = re.fullmatch("-?[0-9]+([.][0-9]+)?", name)
     return str(Fraction(name)) if number else re.sub(r"[\W_]", "", name.casefold())
@@ -63,7 +63,7 @@ def spelled_alike(names: Sequence[str]) -> list[str]:
     """What to say of names that differ in nothing but capitals, spaces and signs."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(letters(name), []).append(name)
+        groups.setdefault(bare_name(name), []).append(name)
     alike = [" and ".join(group) for key, group in groups.items() if key and len(group) > 1]
     return [f"{group} differ in spelling alone: if they are one, rename them" for group in alike]
 
@@ -73,7 +73,7 @@ def unknown_domain(source: str, name: str, domains: Sequence[str], purpose: str 
 
     A folder that was copied from a Mac may be called otherwise than it looks.
     """
-    alike = [each for each in domains if look(each) == look(name)]
+    alike = [each for each in domains if as_seen(each) == as_seen(name)]
     spelled = ""
     if alike:
         other = f"written in other characters, {alike[0]!a}: rename it"
@@ -327,7 +327,7 @@ def _names(
         )
     looks: dict[str, str] = {}
     for text in ordered:
-        if (other := looks.setdefault(look(text), text)) != text:
+        if (other := looks.setdefault(as_seen(text), text)) != text:
             raise DataError(
                 f"{name}: the {kind} names {other!a} and {text!a} look the same and are written in "
                 "other characters; rename one of them"

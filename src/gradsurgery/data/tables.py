@@ -211,7 +211,7 @@ def image_bytes(value: Any, folder: Path, place: str) -> bytes:
         ) from error
 
 
-def stated(path: Path) -> tuple[str, int, int, int]:
+def file_state(path: Path) -> tuple[str, int, int, int]:
     """What changes when a file does: path, size and times; -1 for an absent one.
 
     The time of modification can be set, that of the last change of anything cannot.
@@ -244,14 +244,11 @@ class HubSource(TableSource):
             for column in ("domain", "label")
         )
         order = order_of_classes([names["label"]], set(classes))
-        super().__init__(repository.rpartition("/")[2], domains, classes, self._files(), order)
+        paths = (path for batch in self._batches() for path in batch.field("path").to_pylist())
+        files = list(map(file_name, paths))
+        super().__init__(repository.rpartition("/")[2], domains, classes, files, order)
         if len(set(parts)) > 1:
             self.parts = tuple(parts[row] for row in self.listing.rows)
-
-    def _files(self) -> list[str | None]:
-        return [
-            file_name(path) for batch in self._batches() for path in batch.field("path").to_pylist()
-        ]
 
     def _batches(self) -> Iterator[Any]:
         images = self._dataset.select_columns(["image"]).with_format("arrow")
@@ -267,7 +264,7 @@ class HubSource(TableSource):
     @override
     def signature(self) -> str | None:
         paths = sorted(file["filename"] for file in self._dataset.cache_files)
-        return "hub/" + json.dumps([stated(Path(path)) for path in paths]) if paths else None
+        return "hub/" + json.dumps([file_state(Path(path)) for path in paths]) if paths else None
 
     @override
     def place_of_row(self, row: int) -> str:

@@ -13,7 +13,7 @@ from gradsurgery.data import Source, cpus, unknown_domain
 from gradsurgery.data.cache import bad_image
 from gradsurgery.data.derived import decoder_of
 from gradsurgery.data.groups import group_numbers
-from gradsurgery.data.source import look
+from gradsurgery.data.source import as_seen
 from gradsurgery.data.splits import file_mark
 from gradsurgery.deployment.pictures import Job, Prepared, prepared
 from gradsurgery.deployment.trained_model import BATCH, TrainedModel, check_count
@@ -174,7 +174,7 @@ def _comparable(model: TrainedModel, against: TrainedModel) -> TrainedModel:
     check_kind("against", against, TrainedModel, "what gradsurgery.load_model gives")
     if file_digest(model.file) == file_digest(against.file):
         raise ArgumentError(f"{model.file} and {against.file} are the same model; name two")
-    ours, theirs = ({look(name): name for name in each.classes} for each in (model, against))
+    ours, theirs = ({as_seen(name): name for name in each.classes} for each in (model, against))
     apart = [
         f"only {each.file} knows {', '.join(names):.200}"
         for each, names in (
@@ -227,8 +227,8 @@ def _labels(model: TrainedModel, source: Source) -> np.ndarray:
 
     A folder that was copied from a Mac may be called otherwise than it looks.
     """
-    known = {look(name): position for position, name in enumerate(model.classes)}
-    return np.array([known.get(look(name), -1) for name in source.classes])[source.listing.label]
+    known = {as_seen(name): position for position, name in enumerate(model.classes)}
+    return np.array([known.get(as_seen(name), -1) for name in source.classes])[source.listing.label]
 
 
 def _split_of(model: TrainedModel) -> SplitFile | None:

@@ -14,10 +14,10 @@ from gradsurgery.report.section import (
     Table,
     counted,
     listed,
-    number_text,
     percent_text,
     plain_table,
     points_text,
+    with_interval,
 )
 from gradsurgery.results.classification import (
     INTERVALS,
@@ -195,7 +195,7 @@ def evaluation_tables(evaluation: EvaluationFile) -> list[Table]:
         [
             name,
             _role(evaluation, name),
-            number_text(each.log_loss),
+            with_interval(each.log_loss),
             fraction(each.calibration_error),
         ]
         for name, each in found.items()

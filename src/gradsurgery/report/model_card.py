@@ -46,10 +46,11 @@ def model_card(deployment: Deployment, record: Record, conflict: Diagnosis | Non
 
     record: of the run on all domains. conflict: of its model's domains, None where not measured.
     """
+    conflicts = [Listing(diagnosis_sentences(conflict))] if conflict is not None else []
     parts = [
         Section("expect", "What to expect on a domain it has not seen", [*_expected(deployment)]),
         Section("classes", "Weak classes", [*_classes(deployment)]),
-        Section("conflict", "Where its domains conflict", [*_conflict(conflict)]),
+        Section("conflict", "Where its domains conflict", conflicts),
         Section("known", "On the domains that it was trained on", [*_known(record)]),
         Section("training", "Data and training", [*_training(deployment, record)]),
         Section("candidates", "What it was chosen among", [*_candidates(deployment)]),
@@ -61,11 +62,6 @@ def model_card(deployment: Deployment, record: Record, conflict: Diagnosis | Non
 
 def short_card(about: ModelDescription, record: Record | None) -> str:
     """README.md of a model that was not deployed: what its file and its run's record say."""
-    metadata: dict[str, Any] = {
-        "library_name": "gradsurgery",
-        "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "domain-generalization", about.method],
-    }
     expected = "How it does on a domain that it was not trained on was not measured."
     target = about.target
     if target is not None and record is not None and target in record.result.best.test_accuracy:
@@ -85,7 +81,7 @@ def short_card(about: ModelDescription, record: Record | None) -> str:
         Section("training", "Data and training", [Text(f"{data}. {training}.")]),
     ]
     title = f"{markdown_text(about.data)}: {len(about.classes)} classes"
-    return _card(metadata, title, parts)
+    return _card(_tags(about.method), title, parts)
 
 
 def _card(metadata: dict[str, Any], title: str, sections: Sequence[Section]) -> str:
@@ -119,13 +115,18 @@ def _metadata(deployment: Deployment, record: Record) -> dict[str, Any]:
         "metrics": [accuracy],
     }
     return {
-        "library_name": "gradsurgery",
-        "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "domain-generalization", deployment.candidate.method],
+        **_tags(deployment.candidate.method),
         **({"datasets": [on]} if from_hub else {}),
         "metrics": ["accuracy"],
         "model-index": [{"name": f"{name} {deployment.candidate.method}", "results": [result]}],
     }
+
+
+def _tags(method: str) -> dict[str, Any]:
+    """What the metadata of every model begin with."""
+    kind = "image-classification"
+    tags = [kind, "domain-generalization", method]
+    return {"library_name": "gradsurgery", "pipeline_tag": kind, "tags": tags}
 
 
 def _by_domain(deployment: Deployment) -> list[float]:
@@ -244,11 +245,6 @@ def _classes(deployment: Deployment) -> Iterator[Block]:
     )
     if never := [each.name for each in seen if not each.predicted]:
         yield Text(f"Never predicted of such an image: {listed(never)}.")
-
-
-def _conflict(conflict: Diagnosis | None) -> Iterator[Block]:
-    if conflict is not None:
-        yield Listing(diagnosis_sentences(conflict))
 
 
 def _known(record: Record) -> Iterator[Block]:

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -234,16 +235,13 @@ def literal(text: str, style: str = "") -> "rich.text.Text":
 
 def _widths(table: Table) -> tuple[list[int], list[int]]:
     """The least and the natural width of every column: texts may be broken between words."""
-    rows = table.rows_with_below
-    columns = table.columns or [""] * len(rows[0])
-    least, natural = [_longest_word(name) for name in columns], [*map(_cells, columns)]
-    for row in rows:
-        for column, entry in enumerate(row):
-            text = entry.text + entry.marks
-            whole, word = _cells(text), _longest_word(text)
-            natural[column] = max(natural[column], whole)
-            texts = table.alignment[column] == "left"
-            least[column] = max(least[column], word if texts else whole)
+    least, natural = [], []
+    for column, side in enumerate(table.alignment):
+        name = table.columns[column] if table.columns else ""
+        texts = [row[column].text + row[column].marks for row in table.rows_with_below]
+        width = _longest_word if side == "left" else _cells
+        least.append(max([_longest_word(name), *map(width, texts)]))
+        natural.append(max([_cells(name), *map(_cells, texts)]))
     return least, natural
 
 
@@ -319,13 +317,9 @@ def _rows(table: Table) -> Iterator[list[Entry]]:
     """The rows, without the texts at their beginning that the row above has too."""
     above: Sequence[Entry] = ()
     for row in table.rows_with_below:
-        known = 0
-        while (
-            known < len(above) - 1
-            and table.alignment[known] == "left"
-            and row[known] == above[known]
-        ):
-            known += 1
+        pairs = zip(row, above[:-1], table.alignment, strict=False)
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1] and pair[2] == "left", pairs)
+        known = len(list(same))
         yield [*[Entry("")] * known, *row[known:]]
         above = row
 

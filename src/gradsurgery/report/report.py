@@ -196,9 +196,9 @@ def write_explanation(
     from gradsurgery.report.figures.pictures import draw_attributions, draw_places
 
     name = explanation.model
-    figures = {"explanation-answers": draw_attributions(shown, name, explanation.by).figure}
+    figures = {"explanation-answers": draw_attributions(shown, name, explanation.by)}
     if explanation.places:
-        figures["explanation-features"] = draw_places(explanation).figure
+        figures["explanation-features"] = draw_places(explanation)
     said = _write_study(directory, explanation_section(explanation), figures)
     explanation.save(directory)
     return [*said, f"figures: {directory}"]

@@ -274,32 +274,26 @@ def copies_sentences(copies: Copies, *, alike_at: int = 0, target: str = "") -> 
     """
     if not copies.images:
         return []
-    alike = alike_at > 0
-    what = "is one of several identical files"
-    if alike:
+    what, like = "is one of several identical files", "identical to images trained on"
+    parts = "Pictures that are trained on, and validated or tested on too"
+    classes = "Pictures with more than one class, of which one at least is wrong"
+    if alike_at:
         what = f"looks like another image, at {alike_at}x{alike_at} pixels"
+        like = "like images that were trained on"
+        parts = "Groups of look-alikes, some trained on and others validated or tested on"
+        classes = "Groups of look-alikes with more than one class"
     sentences = [f"{counted(copies.images, 'image', what)}."]
     if copies.of_target:
-        like = "like images that were trained on" if alike else "identical to images trained on"
         sentences.append(
             f"Test images of the target {target} {like}: {copies.of_target:,}; on them the "
             "accuracy says nothing of a domain that was never seen."
         )
     for domains, count in copies.across_domains.items():
         shared = f"The domains {domains} share {counted(count, 'picture')}."
-        sentences.append(
-            f"Groups of look-alikes in the domains {domains}: {count:,}." if alike else shared
-        )
-    if copies.across_parts:
-        what = "Pictures that are trained on, and validated or tested on too"
-        if alike:
-            what = "Groups of look-alikes, some trained on and others validated or tested on"
-        sentences.append(f"{what}: {copies.across_parts:,}.")
-    if copies.across_classes:
-        what = "Pictures with more than one class, of which one at least is wrong"
-        if alike:
-            what = "Groups of look-alikes with more than one class"
-        sentences.append(f"{what}: {copies.across_classes:,}.")
+        alike = f"Groups of look-alikes in the domains {domains}: {count:,}."
+        sentences.append(alike if alike_at else shared)
+    for groups, count in ((parts, copies.across_parts), (classes, copies.across_classes)):
+        sentences += [f"{groups}: {count:,}."] if count else []
     sentences += [f"For example {' and '.join(names)}." for names in copies.examples[:3]]
     return sentences
 

@@ -193,13 +193,8 @@ def rounded(value: float | None, digits: int = 2) -> str:
 
 
 def percent_text(estimate: Estimate | None, unit: str = " %") -> str:
-    """A fraction in per cent with its interval, unless that says nothing; a dash for None."""
-    if estimate is None:
-        return ABSENT
-    value, low, high = (100 * x for x in (estimate.value, estimate.low, estimate.high))
-    if low == high:  # no image, and no group, left out changes it: nothing is known of an interval
-        return f"{value:.1f}{unit}"
-    return f"{value:.1f}{unit} [{low:.1f}, {high:.1f}]"
+    """A fraction in per cent with its interval; a dash for None."""
+    return with_interval(estimate, ".1f", unit, factor=100.0)
 
 
 def points_text(difference: Estimate, unit: str = " points") -> str:
@@ -208,18 +203,20 @@ def points_text(difference: Estimate, unit: str = " points") -> str:
     >>> points_text(Estimate(0.03, -0.0001, 0.06))
     '+3.0 points [+0.0, +6.0]'
     """
-    value, low, high = (100 * x for x in (difference.value, difference.low, difference.high))
-    return f"{value:+z.1f}{unit} [{low:+z.1f}, {high:+z.1f}]"
+    return with_interval(difference, "+z.1f", unit, factor=100.0)
 
 
-def number_text(estimate: Estimate | None) -> str:
-    """A number with its interval; a dash for None."""
+def with_interval(
+    estimate: Estimate | None, form: str = ".3f", unit: str = "", factor: float = 1.0
+) -> str:
+    """A number with its interval, unless that says nothing; a dash for None."""
     if estimate is None:
         return ABSENT
-    if estimate.low == estimate.high:  # of a single image
-        return f"{estimate.value:.3f}"
-    text = f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
-    return text.replace("inf", "∞")  # of a single group
+    value, low, high = (factor * x for x in (estimate.value, estimate.low, estimate.high))
+    text = f"{value:{form}}{unit}"
+    if low == high:  # no image, and no group, left out changes it: nothing is known of an interval
+        return text
+    return f"{text} [{low:{form}}, {high:{form}}]".replace("inf", "∞")  # of a single group
 
 
 def listed(names: Iterable[str]) -> str:

@@ -25,6 +25,7 @@ from gradsurgery.sweep.schedule import Execution, Schedule, Show, SweepProgress
 from gradsurgery.training import TrainingProgress
 from gradsurgery.training.checkpoint import CHECKPOINT_FILE, changed_data, remove_checkpoint
 from gradsurgery.training.images_used import check_divided, split_now
+from gradsurgery.training.progress import ProgressCallback
 from gradsurgery.training.run import changed_since, prepare_images
 
 _BEGUN = (Record.file_name, CHECKPOINT_FILE)
@@ -40,7 +41,6 @@ def run_sweep(
     launch: Callable[[], Launcher],
     execution: Execution,
     show: Show,
-    prepared: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Outcome]:
     """Do the runs of `plan` that `folder` has no record of.
 
@@ -54,7 +54,6 @@ def run_sweep(
         launch: starts the launcher once there is work for it.
         execution: how runs are worked on.
         show: told about every change.
-        prepared: told how many images are decoded, of how many.
 
     Returns the outcomes of the runs that failed, by the run's directory; each has left a
     `failure.json` where its record would be. Raises `ArgumentError`, `DataError` or `WeightsError`
@@ -65,8 +64,9 @@ def run_sweep(
     todo = [run for run in runs if run.directory not in records]
     check_networks(todo, sources)
     with _held(plan, runs, folder, todo):
-        _prepare(todo, sources, execution, prepared)
         progress = SweepProgress(len(runs), workers=1)
+        _prepare(todo, sources, execution, lambda at: show(progress.decoding(at), ""))
+        progress.running.clear()
         for run in runs:
             if run.directory in records:
                 tidy(run, folder)
@@ -231,7 +231,7 @@ def _prepare(
     runs: Sequence[SweepRun],
     sources: Mapping[str, Source],
     execution: Execution,
-    prepared: Callable[[int, int], None],
+    progress: ProgressCallback,
 ) -> None:
     """Decode what the runs need once, before workers ask for it, and see whether it is enough.
 
@@ -243,7 +243,7 @@ def _prepare(
     for _, divided in sorted(needed.items()):
         c, *_ = divided.values()
         source = reopened(sources[c.data], c.data, c.reading)
-        images = prepare_images(source, c, execution.cache, lambda at: prepared(at.done, at.total))
+        images = prepare_images(source, c, execution.cache, progress)
         for each in divided.values():
             check_divided(each, images)
 

@@ -133,6 +133,11 @@ class SweepProgress:
     best: dict[tuple[str, str], tuple[float, str]] = field(default_factory=dict)
     _seconds: list[float] = field(default_factory=list)
 
+    def decoding(self, at: TrainingProgress) -> "SweepProgress":
+        """Itself, with how many images are decoded in place of the runs under way."""
+        self.running = {"decoding": at}
+        return self
+
     def finished(self, run: SweepRun, record: Record, *, before: bool) -> None:
         """Count a run with a record."""
         self.found += before

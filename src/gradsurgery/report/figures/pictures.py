@@ -7,6 +7,7 @@ import matplotlib as mpl
 import numpy as np
 from jaxtyping import UInt8
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from gradsurgery.documents.studies import Answer, Explanation
@@ -100,7 +101,7 @@ Explained = tuple[Answer, NDArray[np.uint8], NDArray[np.float32]]
 
 
 @styled()
-def draw_attributions(shown: Sequence[Explained], model: str, by: str) -> Drawing:
+def draw_attributions(shown: Sequence[Explained], model: str, by: str) -> Figure:
     """Two rows a domain, the images and what their answers rest on; a column an image."""
     rows: dict[str | None, list[Explained]] = {}
     for each in shown:
@@ -127,13 +128,7 @@ def draw_attributions(shown: Sequence[Explained], model: str, by: str) -> Drawin
         "orange: wrong, with the right class in brackets."
     )
     set_heading(figure, f"{_NAMES[by]} of {model}", note)
-    domains = [domain for domain in rows if domain is not None]
-    where = f" of {listed(domains)}" if domains else ""
-    return Drawing(
-        figure,
-        f"{_NAMES[by]}: what the answers of {model} rest on.",
-        f"{len(shown)} images{where}, each above a heat map of what its answer rests on.",
-    )
+    return figure
 
 
 def _draw_pair(above: Axes, below: Axes, shown: Explained) -> None:
@@ -150,7 +145,7 @@ def _draw_pair(above: Axes, below: Axes, shown: Explained) -> None:
 
 
 @styled()
-def draw_places(explanation: Explanation) -> Drawing:
+def draw_places(explanation: Explanation) -> Figure:
     """The map of features twice: coloured by domain and by class; wrong answers are crosses."""
     places = explanation.places
     spots = np.array([[place.x, place.y] for place in places])
@@ -179,11 +174,7 @@ def draw_places(explanation: Explanation) -> Drawing:
         "What goes into the last layer, in a plane by t-SNE; neighbours there are alike, distances "
         "between groups mean little. A cross is a wrong answer.",
     )
-    return Drawing(
-        figure,
-        f"Features of {len(places)} images by t-SNE, by domain and by class.",
-        f"A point for each of {len(places)} images, twice: coloured by domain and by class.",
-    )
+    return figure
 
 
 def _colors(count: int) -> list[tuple[float, ...]]:
