@@ -268,6 +268,8 @@ def _spoken(value: Any) -> str:
     """A part of a plan as a person would type it."""
     if value is None:
         return "not given"
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return f"a list of {len(value)}"
     return f"{','.join(map(str, value)) if isinstance(value, list) else str(value):.60}"
 
 
