@@ -1,6 +1,7 @@
 import json
 import os
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -197,6 +198,18 @@ def test_many_domains_stand_below_one_another(tmp_path):
     assert any(line.split() == ["│", "domain-12", "│", "2", "│", "2", "│"] for line in lines)
     assert "1 file has several pictures (an animation, pages), of which the first is used" in out
     assert "domain-12/cat/1.gif" in out
+
+
+def test_images_of_12_bits_in_files_of_16_are_told(tmp_path):
+    """They end at 4,095 of 65,535, which is 16 of 255; at 14 bits it is 64."""
+    for domain, bits in (("a", 12), ("b", 14)):
+        (tmp_path / domain / "cat").mkdir(parents=True)
+        gray = np.linspace(0, 2**bits - 1, 64 * 64, dtype=np.uint16).reshape(64, 64)
+        Image.fromarray(gray).save(tmp_path / domain / "cat" / "0.png")
+    said = " ".join(run("info", str(tmp_path)).split())
+    assert f"1 image is nearly black all over, as {tmp_path}/a/cat/0.png: gray values of 12" in said
+    dark = json.loads(run("info", str(tmp_path), "--json"))["dark"]
+    assert dark == [f"{tmp_path}/a/cat/0.png"]
 
 
 def test_info_of_a_table_and_of_a_layout(doubtful):

@@ -174,6 +174,7 @@ def summarize(source: Source, found: Inspection | None) -> dict[str, Any]:
         "left_out": _as_json(source.left_out),
         "bad": None if found is None else _as_json(found.bad),
         "several": None if found is None else list(found.several),
+        "dark": None if found is None else list(found.dark),
         "identical": None if found is None else found.identical.model_dump(),
         "alike": None if found is None or found.alike is None else found.alike.model_dump(),
     }
@@ -247,6 +248,12 @@ def _print_table(source: Source, summary: dict[str, Any], found: Inspection | No
             sentences.append(
                 f"{files} (an animation, pages), of which the first is used: {found.several[0]}"
                 f"{', …' if len(found.several) > 1 else ''}."
+            )
+        if found.dark:
+            sentences.append(
+                f"{counted(len(found.dark), 'image', 'is')} nearly black all over, as "
+                f"{found.dark[0]}: gray values of 12 bits in a file of 16 come out so; stretch "
+                "them before."
             )
     for sentence in sentences:
         console.print(escape(printable(sentence)), highlight=False, soft_wrap=True)
