@@ -149,6 +149,13 @@ def test_info_names_classes_that_hospitals_spell_in_their_own_way(tmp_path):
     assert alike in run("info", str(tmp_path / "set"), "--quick")
 
 
+def test_info_names_parts_of_a_split_that_stand_where_domains_do(tmp_path):
+    for number, name in enumerate(("train/cat/0", "val/cat/0", "test/cat/0")):
+        picture(tmp_path / f"set/{name}.png", number)
+    said = "Domains test, train, val are called as parts of a split, which are no domains."
+    assert said in run("info", str(tmp_path / "set"), "--quick")
+
+
 def test_info_names_numbers_that_are_one_and_none_that_differ(tmp_path):
     rows = []
     for number, label in enumerate(["0", "0.0", "1.5", "15", "-15", '"odd"', '"Odd"'] * 2):

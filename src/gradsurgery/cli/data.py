@@ -19,6 +19,7 @@ from gradsurgery.data.derived import differing_counts, matching_preset
 from gradsurgery.data.duplicates import INSPECTED_SIDE, Inspection, inspect_images
 from gradsurgery.data.image_set import cached_sets, remove_cached
 from gradsurgery.data.source import spelled_alike
+from gradsurgery.data.splits import called_as_parts
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import left_out_classes
 from gradsurgery.errors import ArgumentError, printable
@@ -233,6 +234,7 @@ def _print_table(source: Source, summary: dict[str, Any], found: Inspection | No
     sentences += imbalance_sentences(counts, source.classes)
     sentences += _group_sentences(source)
     sentences += [f"Classes {sentence}." for sentence in spelled_alike(source.classes)]
+    sentences += [f"Domains {sentence}." for sentence in called_as_parts(source.domains)]
     if any(0 in numbers for numbers in counts.values()):
         sentences.append(
             "Train with --classes common (without such classes) or --classes all (with gaps)."
