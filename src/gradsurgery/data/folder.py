@@ -130,10 +130,10 @@ class FolderSource(FilesSource):
         for above, entry, kind in _walk(root, readable_suffixes()):
             if kind == FOLDER and len(above) == 2:
                 layout = "{domain}/{class}/**/{name}"
-                if parts_in(above[0]) or parts_in(above[1]):  # train/photo/dog, photo/train/dog
-                    layout = (
-                        "*/{domain}" if parts_in(above[0]) else "{domain}/*"
-                    ) + "/{class}/{name}"
+                if parts_in(above[0]):  # as in train/photo/dog
+                    layout = "*/{domain}/{class}/{name}"
+                elif parts_in(above[1]):  # as in photo/train/dog
+                    layout = "{domain}/*/{class}/{name}"
                 raise DataError(
                     f"{entry.path} is a folder inside class {above[1]} of domain {above[0]}, "
                     "expected images; lay the folder out as domain/class/image, or say how it is "
