@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+import gradsurgery as gs
 from gradsurgery.algorithms import OBJECTIVES
 from gradsurgery.cli.main import app
 from gradsurgery.documents.configuration import RunConfiguration
@@ -98,16 +99,20 @@ def shop(tmp_path, monkeypatch, capsys):
 
 def test_a_model_is_used_as_the_pages_say(shop, capsys):
     names: dict = {}
+    gs.export_model(gs.load_model(shop), "model.onnx")
     for code in blocks("py"):
         exec(code, names)
     saved = load_file(shop / "model.safetensors")
     state = names["model"].module.state_dict()
     assert all(torch.equal(state[key], value) for key, value in saved.items())
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 9
-    assert said[8].startswith("True {'gradsurgery': ")
+    assert len(said) == 10
+    assert said[9].startswith("True {'gradsurgery': ")
     assert set(eval(said[0])) <= {"cup", "hat"}
     assert said[2] == "(2, 2)"
+    pixels = names["model"].preprocess.pixels("a.jpg")
+    assert np.array_equal(names["picture"], pixels)
+    assert said.count(eval(said[0])[0]) == 1  # of model.onnx
     assert names["logits"].shape == (7, 2)
     assert names["evaluation"].domains["shop_c"].tally.images == 7
     assert names["pairs"].images == 7  # of a domain that neither was trained on

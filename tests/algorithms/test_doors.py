@@ -315,3 +315,13 @@ def test_batches_that_are_none():
     ):
         with pytest.raises(ArgumentError, match=words):
             _checked_batches(batches)
+
+
+@pytest.mark.parametrize("name", ["mixup", "mldg", "mldg+sum", "fish", "trimmed-mean"])
+def test_a_step_on_too_few_domains_is_none(name):
+    """Mixup would mix a domain with itself, MLDG test on what it has just trained on."""
+    method = gs.method(name, make_optimizer=oracles.sgd if "mldg" in name else None)
+    least = 3 if name == "trimmed-mean" else 2
+    words = rf"needs batches of at least {least} source domains, found {least - 1}; leave such"
+    with pytest.raises(ArgumentError, match=words):
+        moved(method, oracles.batches(least - 1))

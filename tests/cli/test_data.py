@@ -1,6 +1,7 @@
 import json
 import os
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -141,6 +142,13 @@ def test_info_names_classes_that_hospitals_spell_in_their_own_way(tmp_path):
     assert alike in run("info", str(tmp_path / "set"), "--quick")
 
 
+def test_info_names_parts_of_a_split_that_stand_where_domains_do(tmp_path):
+    for number, name in enumerate(("train/cat/0", "val/cat/0", "test/cat/0")):
+        picture(tmp_path / f"set/{name}.png", number)
+    said = "Domains test, train, val are called as parts of a split, which are no domains."
+    assert said in run("info", str(tmp_path / "set"), "--quick")
+
+
 def test_info_names_numbers_that_are_one_and_none_that_differ(tmp_path):
     rows = []
     for number, label in enumerate(["0", "0.0", "1.5", "15", "-15", '"odd"', '"Odd"'] * 2):
@@ -188,6 +196,18 @@ def test_many_domains_stand_below_one_another(make_folder, tmp_path):
     assert any(line.split() == ["│", "domain-12", "│", "2", "│", "2", "│"] for line in lines)
     assert "1 file has several pictures (an animation, pages), of which the first is used" in out
     assert "domain-12/cat/1.gif" in out
+
+
+def test_images_of_12_bits_in_files_of_16_are_told(tmp_path):
+    """They end at 4,095 of 65,535, which is 16 of 255; at 14 bits it is 64."""
+    for domain, bits in (("a", 12), ("b", 14)):
+        (tmp_path / domain / "cat").mkdir(parents=True)
+        gray = np.linspace(0, 2**bits - 1, 64 * 64, dtype=np.uint16).reshape(64, 64)
+        Image.fromarray(gray).save(tmp_path / domain / "cat" / "0.png")
+    said = " ".join(run("info", str(tmp_path)).split())
+    assert f"1 image is nearly black all over, as {tmp_path}/a/cat/0.png: gray values of 12" in said
+    dark = json.loads(run("info", str(tmp_path), "--json"))["dark"]
+    assert dark == [f"{tmp_path}/a/cat/0.png"]
 
 
 def test_info_of_a_table_and_of_a_layout(doubtful):

@@ -147,6 +147,14 @@ def test_memory_that_there_is_not_is_one_line(
     ("arguments", "line"),
     [
         ("train --sed 3", "there is no option --sed, but --seed; see gradsurgery train --help"),
+        (
+            "train --lr 1",
+            "there is no option --lr, but --learning-rate; see gradsurgery train --help",
+        ),
+        (
+            "sweep --wd 0",
+            "there is no option --wd, but --weight-decay; see gradsurgery sweep --help",
+        ),
         ("train --xyz", "there is no option --xyz; see gradsurgery train --help"),
         (
             "train digits --seed x",

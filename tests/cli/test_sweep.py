@@ -48,6 +48,7 @@ def test_a_sweep_ends_with_its_table_and_the_path_of_its_report(
     assert code == 1
     assert "runs belongs to another plan, with other iterations (6 there, 7 here); choose" in err
     assert "4 of its runs, as " in err
+    assert command(*arguments, "--seeds", "1", "--iterations", "7", "--dry-run")[0::2] == (1, err)
     code, out, err = command(*arguments, "--seeds", "2", "--dry-run")
     assert code == 0
     assert out.splitlines()[0] == "8 runs, 4 finished in runs"

@@ -1,4 +1,6 @@
+import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -120,8 +122,31 @@ def test_an_image_outside_a_class_is_an_error(make_folder, tmp_path, where):
 def test_a_folder_inside_a_class_is_an_error(make_folder, tmp_path):
     root = make_folder(tmp_path / "set")
     (root / "art/cat/more").mkdir()
-    with pytest.raises(DataError, match="more is a folder inside class cat of domain art"):
+    with pytest.raises(
+        DataError, match="more is a folder inside class cat of domain art"
+    ) as caught:
         open_source(str(root))
+    assert str(caught.value).endswith('--layout, as "{domain}/{class}/**/{name}"')
+
+
+@pytest.mark.parametrize(
+    ("places", "layout"),
+    [
+        (("train/art", "test/art", "train/ink"), "*/{domain}/{class}/{name}"),
+        (("art/train", "art/test", "ink/train"), "{domain}/*/{class}/{name}"),
+    ],
+)
+def test_the_layout_that_is_named_for_a_set_in_parts_reads_it(tmp_path, places, layout):
+    for place in places:
+        for label in ("cat", "dog"):
+            path = tmp_path / "set" / place / label / f"{place.replace('/', '-')}.png"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(b"x")
+    with pytest.raises(DataError, match=f"--layout, as {re.escape(json.dumps(layout))}"):
+        open_source(str(tmp_path / "set"))
+    source = open_source(str(tmp_path / "set"), layout=layout)
+    assert (source.domains, source.classes) == (("art", "ink"), ("cat", "dog"))
+    assert source.counts().tolist() == [[2, 2], [1, 1]]
 
 
 @pytest.mark.parametrize("spec", ["nonsense", "/no/such/folder", "pacs2:/x", ""])

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from gradsurgery.documents.document import read_mapping
-from gradsurgery.documents.plan import Plan, parse_seeds
+from gradsurgery.documents.plan import Plan, difference, parse_seeds
 from gradsurgery.errors import ArgumentError
 from gradsurgery.sweep.runs import PAPER_PLANS, paper_plan
 
@@ -88,6 +88,14 @@ def test_a_domain_may_be_a_number_and_a_folder_end_in_a_slash() -> None:
     plan = Plan(data=["photos/", "photos"], targets={"photos/": 75}, grid=None)
     assert (plan.data, plan.targets) == (["photos"], {"photos": ["75"]})
     assert Plan(data="rotated-digits", targets=75).targets == ["75"]
+
+
+def test_in_what_plans_differ_is_told_shortly() -> None:
+    drawn = [{"learning_rate": [10.0**-n], "irm.penalty": [2.0**n]} for n in range(1, 9)]
+    few = Plan(data="pacs", methods="irm", grid=drawn[:7]).model_dump()
+    many = Plan(data="pacs", methods="deep-all,irm", grid=drawn)
+    told = "methods (irm there, deep-all,irm here), grid (a list of 7 there, a list of 8 here)"
+    assert difference(few, many) == told
 
 
 @pytest.mark.parametrize(

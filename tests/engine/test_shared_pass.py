@@ -254,5 +254,5 @@ def test_a_function_is_a_rule():
     with pytest.raises(ArgumentError, match=r"<lambda> gives one component per column"):
         gs.backward([weight.sum()] * 2, [weight], lambda gradients: gradients)
     scaler = torch.amp.GradScaler("cpu")
-    with pytest.raises(ArgumentError, match="another update for scaled losses"):
+    with pytest.raises(ArgumentError, match="make a function whose update is scaled"):
         gs.backward([weight.sum()] * 2, [weight], torch.sum, scaler=scaler)

@@ -291,3 +291,14 @@ def test_classes_that_domains_spell_in_their_own_way_are_said(root):
     notes = []
     run(root, notes, classes="all")
     assert "classes Cow and cow differ in spelling alone: if they are one, rename them" in notes
+
+
+def test_parts_of_a_split_that_stand_where_domains_do_are_said(root):
+    said = "domains Val, test are called as parts of a split, which are no domains"
+    notes = []
+    (root / "a").rename(root / "test")
+    run(root, notes, target="c", classes="all")
+    assert said not in notes  # one such name may well be that of a place
+    (root / "b").rename(root / "Val")
+    run(root, notes, target="c", classes="all")
+    assert said in notes

@@ -130,10 +130,16 @@ class Algorithm(ABC):
         `autocast` is entered around each forward pass. `clip_norm` is the largest norm of the
         update, all parameters together; a longer one is scaled down to it. Returns the domains'
         losses and what their gradients looked like. Raises `ArgumentError` for batches that are not
-        pairs of as many images as labels, and for what is no model, optimiser or number of a step.
+        pairs of as many images as labels, or of too few domains for the method, and for what is no
+        model, optimiser or number of a step.
         """
         _check_parts(model, optimizer, step)
         batches = _checked_batches(batches)
+        if len(batches) < self.minimum_domains:
+            raise ArgumentError(
+                f"{self!r} needs batches of at least {self.minimum_domains} source domains, found "
+                f"{len(batches)}; leave such a step out, or take it with deep-all"
+            )
         return self.take(Step(model, batches, optimizer, step, scaler, autocast, clip_norm))
 
     def treat_classes(

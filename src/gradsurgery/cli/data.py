@@ -19,6 +19,7 @@ from gradsurgery.data.derived import differing_counts, matching_preset
 from gradsurgery.data.duplicates import INSPECTED_SIDE, Inspection, inspect_images
 from gradsurgery.data.image_set import cached_sets, remove_cached
 from gradsurgery.data.source import spelled_alike
+from gradsurgery.data.splits import called_as_parts
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import left_out_classes
 from gradsurgery.errors import ArgumentError, printable
@@ -170,6 +171,7 @@ def summarize(source: Source, found: Inspection | None) -> dict[str, Any]:
         "left_out": _as_json(source.left_out),
         "bad": None if found is None else _as_json(found.bad),
         "several": None if found is None else list(found.several),
+        "dark": None if found is None else list(found.dark),
         "identical": None if found is None else found.identical.model_dump(),
         "alike": None if found is None or found.alike is None else found.alike.model_dump(),
     }
@@ -226,6 +228,7 @@ def _print_table(source: Source, summary: dict[str, Any], found: Inspection | No
     sentences += imbalance_sentences(counts, source.classes)
     sentences += _group_sentences(source)
     sentences += [f"Classes {sentence}." for sentence in spelled_alike(source.classes)]
+    sentences += [f"Domains {sentence}." for sentence in called_as_parts(source.domains)]
     if any(0 in numbers for numbers in counts.values()):
         sentences.append(
             "Train with --classes common (without such classes) or --classes all (with gaps)."
@@ -241,6 +244,12 @@ def _print_table(source: Source, summary: dict[str, Any], found: Inspection | No
             sentences.append(
                 f"{files} (an animation, pages), of which the first is used: {found.several[0]}"
                 f"{', …' if len(found.several) > 1 else ''}."
+            )
+        if found.dark:
+            sentences.append(
+                f"{counted(len(found.dark), 'image', 'is')} nearly black all over, as "
+                f"{found.dark[0]}: gray values of 12 bits in a file of 16 come out so; stretch "
+                "them before."
             )
     for sentence in sentences:
         print(printable(sentence))

@@ -231,8 +231,12 @@ def usage_line(error: Any, typed: Sequence[str]) -> str:
 def _wrong(error: Any) -> str:
     kind, said = type(error).__name__, " ".join(error.format_message().split()).rstrip(".")
     if kind == "NoSuchOption":
-        close = get_close_matches(error.option_name, error.possibilities or (), n=1)
-        return f"there is no option {error.option_name}{''.join(f', but {c}' for c in close)}"
+        name, parameters = error.option_name, [] if error.ctx is None else error.ctx.command.params
+        known = [option for each in parameters for option in each.opts if option.startswith("--")]
+        # an abbreviation, as --lr, comes closest to the option with these initials
+        close = [o for o in known if "".join(w[:1] for w in o[2:].split("-")) == name[2:]]
+        close = close or get_close_matches(name, error.possibilities or (), n=1)
+        return f"there is no option {name}" + (f", but {' or '.join(close)}" if close else "")
     if missing := re.fullmatch(r"Missing \w+ '?([^']+)'?", said):
         usage = " ".join(error.ctx.get_usage().split()).removeprefix("Usage: ")
         return f"{missing[1].rstrip('.')} is missing, of {usage}"

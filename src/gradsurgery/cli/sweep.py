@@ -30,6 +30,7 @@ from gradsurgery.sweep.launcher import (
     visible_gpus,
     worker_count,
 )
+from gradsurgery.sweep.run import given_up
 from gradsurgery.sweep.runs import configurations, existing_records, opened_sources, planned
 from gradsurgery.sweep.schedule import Estimate, estimate
 from gradsurgery.training import TrainingProgress
@@ -271,6 +272,7 @@ def print_estimate(
 ) -> None:
     """Print how many runs there are, how many are finished, and how long the others will take."""
     runs = planned(plan, sources)
+    given_up(plan, runs, folder)  # raises where the sweep would
     records = existing_records(runs, folder)
     print(f"{counted(len(runs), 'run')}, {len(records)} finished in {folder}")
     try:

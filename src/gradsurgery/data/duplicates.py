@@ -36,6 +36,7 @@ INSPECTED_SIDE = 64
 _EXAMPLES = 10
 _GRAY = 16
 _LOOK = 8 + _GRAY**2  # bytes of a perceptual hash, and of gray values
+_DARK = 32  # an eighth of the gray values there are: 13 bits, in a file of 16
 _WAITING = 64  # encoded images in memory meanwhile
 
 Groups = list[list[int]]
@@ -243,12 +244,14 @@ class Inspection:
     alike: images that look alike and are not the same file; None for a source that draws its own.
     bad: images that cannot be decoded; empty where they were not.
     several: files with several pictures, of which the first is used.
+    dark: images that are black or nearly so all over.
     """
 
     identical: Copies
     alike: Copies | None
     bad: tuple[SkippedImage, ...]
     several: tuple[str, ...] = ()
+    dark: tuple[str, ...] = ()
 
 
 def inspect_images(
@@ -269,6 +272,7 @@ def inspect_images(
     looks = [b""] * count
     bad: dict[int, str] = {}
     several: set[int] = set()
+    dark: set[int] = set()
     decodes = decoder_of(source) is None
 
     def inspect(position: int, content: bytes) -> None:
@@ -276,12 +280,15 @@ def inspect_images(
         if not decodes:
             return
         try:
-            looks[position] = look_of(source.decode(position, content, INSPECTED_SIDE))
+            pixels = source.decode(position, content, INSPECTED_SIDE)
         except BadImageError as error:
             bad[position] = str(error)
         else:
+            looks[position] = look_of(pixels)
             if has_several(content):
                 several.add(position)
+            if pixels.max() < _DARK:
+                dark.add(position)
 
     seen = worked_on(source.contents(), inspect, workers=workers, ahead=_WAITING)
     for done, _ in enumerate(seen, start=1):
@@ -295,6 +302,7 @@ def inspect_images(
         copies_among(look_alikes(looks, hashes, good), found, part) if decodes else None,
         tuple(SkippedImage(places[i], bad[i]) for i in sorted(bad)),
         tuple(places[i] for i in sorted(several)),
+        tuple(places[i] for i in sorted(dark)),
     )
 
 

@@ -11,6 +11,7 @@ from typing_extensions import override
 from gradsurgery.data.formats import readable_suffixes, why_unread
 from gradsurgery.data.layout import Layout
 from gradsurgery.data.source import SkippedImage, Source, naming_left_out
+from gradsurgery.data.splits import parts_in
 from gradsurgery.errors import DataError, printable
 
 
@@ -128,10 +129,15 @@ class FolderSource(FilesSource):
         folders: tuple[list[str], list[str]] = [], []  # of domains, of classes
         for above, entry, kind in _walk(root, readable_suffixes()):
             if kind == FOLDER and len(above) == 2:
+                layout = "{domain}/{class}/**/{name}"
+                if parts_in(above[0]):  # as in train/photo/dog
+                    layout = "*/{domain}/{class}/{name}"
+                elif parts_in(above[1]):  # as in photo/train/dog
+                    layout = "{domain}/*/{class}/{name}"
                 raise DataError(
                     f"{entry.path} is a folder inside class {above[1]} of domain {above[0]}, "
                     "expected images; lay the folder out as domain/class/image, or say how it is "
-                    'with --layout, as "{domain}/{class}/**/{name}"'
+                    f'with --layout, as "{layout}"'
                 )
             if kind == IMAGE and len(above) < 2:
                 what = f"domain {above[0]}" if above else "the data set's folder"

@@ -167,6 +167,14 @@ def parts_in(name: str) -> set[str]:
     return {_NAMES[word] for word in words if word in _NAMES}
 
 
+def called_as_parts(domains: Sequence[str]) -> list[str]:
+    """What to say of domains that seem to be the parts of one set of images."""
+    called = [domain for domain in domains if parts_in(domain)]
+    if len(set().union(*map(parts_in, called))) < 2:
+        return []
+    return [f"{', '.join(called)} are called as parts of a split, which are no domains"]
+
+
 def split_of(options: DataOptions, images: ImageSet, seed: int) -> Split:
     """The split of `images` for a run with the options `split`, `test_on` and `target`.
 

@@ -275,3 +275,30 @@ def _few(count: int, text: str) -> int:
     if count > _MOST_SEEDS:
         raise ArgumentError(f"seeds are at most {_MOST_SEEDS} in number, found {text!r:.80}")
     return count
+
+
+def difference(there: dict[str, Any], plan: Plan) -> str:
+    """The parts, and of the options those, in which two plans differ."""
+    before, after = _flat(there), _flat(plan.model_dump())
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    listed = [
+        f"{name} ({_spoken(before.get(name))} there, {_spoken(after.get(name))} here)"
+        for name in names
+    ]
+    return ", ".join(listed) or "images"
+
+
+def _spoken(value: Any) -> str:
+    """A part of a plan as a person would type it."""
+    if value is None:
+        return "not given"
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return f"a list of {len(value)}"
+    return f"{','.join(map(str, value)) if isinstance(value, list) else str(value):.60}"
+
+
+def _flat(plan: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in plan.items():
+        flat |= _flat(value) if isinstance(value, dict) else {name: value}
+    return flat

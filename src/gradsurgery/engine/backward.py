@@ -105,8 +105,7 @@ class BackwardResult:
         if agreeing is None or zeros is None:
             return []
         both = torch.stack([agreeing, zeros]).long().tolist()
-        sizes = self.update.sizes or []
-        return [(a, size - z, size) for a, z, size in zip(*both, sizes, strict=True)]
+        return [(a, n - z, n) for a, z, n in zip(*both, self.update.sizes or [], strict=True)]
 
     @property
     def found_inf(self) -> Float[Tensor, ""] | None:
@@ -225,8 +224,9 @@ def write_update(
         scaler = None
     if scaler is not None and not rule.scale_equivariant:
         raise ArgumentError(
-            f"{rule.name} gives another update for scaled losses; train in float32 or bfloat16, "
-            "which need no gradient scaler"
+            f"{rule.name} gives another update for scaled losses, as far as it says; train in "
+            "float32 or bfloat16, which need no gradient scaler, or make a function whose update "
+            "is scaled as its gradients are a gradsurgery.Rule"
         )
     before = [parameter.grad for _, parameter in named]
     for _, parameter in named:

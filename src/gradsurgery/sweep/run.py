@@ -10,7 +10,7 @@ from typing import Any
 from gradsurgery.atomic import claimed, shared
 from gradsurgery.data import Source, digest_of, reopened
 from gradsurgery.documents.configuration import RunConfiguration, options_of
-from gradsurgery.documents.plan import Failure, Plan, PlannedRun, SweepPlan
+from gradsurgery.documents.plan import Failure, Plan, PlannedRun, SweepPlan, difference
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError, GradsurgeryError, OutputError
 from gradsurgery.sweep.launcher import Event, Launcher, Outcome, Task
@@ -263,10 +263,9 @@ def _held(
 
     A folder in which all is done may be one that can only be read.
     """
-    if not todo and (folder / SweepPlan.file_name).exists():
-        listed = {run.directory for run in SweepPlan.load(folder).runs}
-        if listed == {run.directory for run in runs}:
-            return nullcontext()
+    there = None if todo else _plan_in(folder)
+    if there and {run.directory for run in there.runs} == {run.directory for run in runs}:
+        return nullcontext()
     return shared(folder, lambda alone: claim_folder(plan, runs, folder, alone=alone))
 
 
@@ -279,21 +278,12 @@ def claim_folder(plan: Plan, runs: Sequence[SweepRun], folder: Path, *, alone: b
 
     alone: whether no other sweep works there, which may begin any of its runs.
     """
-    if (folder / SweepPlan.file_name).exists():
-        there = SweepPlan.load(folder)
-        ours, theirs = {run.directory for run in runs}, {run.directory for run in there.runs}
-        dropped = [folder / run for run in sorted(theirs - ours)]
-        begun = [run for run in dropped if any((run / name).exists() for name in _BEGUN)]
-        if begun:
-            raise ArgumentError(
-                f"{folder} belongs to another plan, with other {_difference(there.plan, plan)}; "
-                f"choose another folder (--out), or add to that plan: {len(begun)} of its runs, "
-                f"as {begun[0].relative_to(folder)}, are begun and not in this one"
-            )
+    if (there := _plan_in(folder)) is not None:
+        dropped = given_up(plan, runs, folder)
         if dropped and not alone:
             raise ArgumentError(
                 f"another sweep is working in {folder}, with other "
-                f"{_difference(there.plan, plan)}; wait for it to end, or choose another folder "
+                f"{difference(there.plan, plan)}; wait for it to end, or choose another folder "
                 "(--out)"
             )
         for run in dropped:
@@ -310,6 +300,26 @@ def claim_folder(plan: Plan, runs: Sequence[SweepRun], folder: Path, *, alone: b
     SweepPlan(plan=plan.model_dump(), runs=planned).save(folder)
 
 
+def given_up(plan: Plan, runs: Sequence[SweepRun], folder: Path) -> list[Path]:
+    """The runs of the plan in `folder` that this one lacks; `ArgumentError` if any is begun."""
+    if (there := _plan_in(folder)) is None:
+        return []
+    ours, theirs = {run.directory for run in runs}, {run.directory for run in there.runs}
+    dropped = [folder / run for run in sorted(theirs - ours)]
+    begun = [run for run in dropped if any((run / name).exists() for name in _BEGUN)]
+    if begun:
+        raise ArgumentError(
+            f"{folder} belongs to another plan, with other {difference(there.plan, plan)}; "
+            f"choose another folder (--out), or add to that plan: {len(begun)} of its runs, "
+            f"as {begun[0].relative_to(folder)}, are begun and not in this one"
+        )
+    return dropped
+
+
+def _plan_in(folder: Path) -> SweepPlan | None:
+    return SweepPlan.load(folder) if (folder / SweepPlan.file_name).exists() else None
+
+
 def tidy(run: SweepRun, folder: Path) -> None:
     """Remove what a process left that was killed between the record and the end of the run."""
     directory = folder / run.directory
@@ -319,28 +329,3 @@ def tidy(run: SweepRun, folder: Path) -> None:
     if any(path for pattern in left for path in directory.glob(pattern)):
         with suppress(OutputError), claimed(directory):  # busy: another is just about to do so
             remove_checkpoint(directory)
-
-
-def _difference(there: dict[str, Any], plan: Plan) -> str:
-    """The parts, and of the options those, in which two plans differ."""
-    before, after = _flat(there), _flat(plan.model_dump())
-    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-    listed = [
-        f"{name} ({_spoken(before.get(name))} there, {_spoken(after.get(name))} here)"
-        for name in names
-    ]
-    return ", ".join(listed) or "images"
-
-
-def _spoken(value: Any) -> str:
-    """A part of a plan as a person would type it."""
-    if value is None:
-        return "not given"
-    return f"{','.join(map(str, value)) if isinstance(value, list) else str(value):.60}"
-
-
-def _flat(plan: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in plan.items():
-        flat |= _flat(value) if isinstance(value, dict) else {name: value}
-    return flat

@@ -23,6 +23,7 @@ from gradsurgery.data import (
 )
 from gradsurgery.data.duplicates import copies_in_run
 from gradsurgery.data.source import spelled_alike
+from gradsurgery.data.splits import called_as_parts
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import left_out_classes, percentages
 from gradsurgery.documents.record import Copies, Record
@@ -132,6 +133,7 @@ class ImagesUsed:
             yield f"no source domain has training images of {names}: that is not learned"
         if 0 in self.images.counts():
             yield from (f"classes {sentence}" for sentence in spelled_alike(self.images.classes))
+        yield from (f"domains {sentence}" for sentence in called_as_parts(self.images.domains))
         if self.split.unused:
             unused = len(self.split.unused)
             yield (

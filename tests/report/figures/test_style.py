@@ -144,7 +144,7 @@ def test_long_names_are_broken_and_cut():
 
 
 @pytest.mark.filterwarnings("error")
-def test_characters_that_the_font_lacks_are_taken_from_another_that_is_there(monkeypatch):
+def test_characters_that_the_font_lacks_are_taken_from_another_that_is_there(monkeypatch, caplog):
     """U+233D is in STIX, which comes with matplotlib, and not in DejaVu Sans."""
     stix = Path(mpl.get_data_path(), "fonts", "ttf", "STIXGeneral.ttf")
 
@@ -160,6 +160,9 @@ def test_characters_that_the_font_lacks_are_taken_from_another_that_is_there(mon
     assert b"STIXGeneral" in drawn([str(stix)], "\u233d a")
     assert b"STIXGeneral" not in drawn([], "\u233d a")
     assert drawn([str(stix)], "a b") == drawn([], "a b")
+    regular = stix.with_name("STIXSizFiveSymReg.ttf")  # has no bold face, which the heading is in
+    assert b"STIXSizeFiveSym" in drawn([str(regular)], "\u20ec a")
+    assert not caplog.records
     style._families.cache_clear()
 
 

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import logging
 import re
 import textwrap
 import warnings
@@ -125,11 +126,24 @@ def encoded(figure: Figure, kind: Kind) -> bytes:
     stream = io.BytesIO()
     dots = min(DOTS_PER_INCH, _MOST_PIXELS / max(figure.get_size_inches()))
     metadata = {{"png": "Software", "svg": "Date", "pdf": "CreationDate"}[kind]: None}
-    with styled(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # shown as a box
+    with styled(), _quiet_fonts():
         _find_characters(figure)
         figure.savefig(stream, format=kind, dpi=dots, metadata=metadata)
     return stream.getvalue()
+
+
+@contextmanager
+def _quiet_fonts() -> Iterator[None]:
+    """Inside, nothing is said of characters that are shown as a box or not in bold."""
+    log = logging.getLogger("matplotlib.font_manager")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            yield
+    finally:
+        log.setLevel(before)
 
 
 def _find_characters(figure: Figure) -> None:
