@@ -509,6 +509,61 @@ def test_a_hook_of_the_users_may_change_a_gradient_and_not_take_it(micro_batches
     assert len(weight._post_accumulate_grad_hooks) == 1
 
 
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, partial(torch.optim.Adam, fused=True)])
+@pytest.mark.parametrize("to_none", [True, False, None])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_hook_that_steps_an_optimiser_on_one_domains_gradient(optimizer, to_none, micro_batches):
+    weight = torch.ones(2, requires_grad=True)
+    steps = optimizer([weight], lr=0.1)
+
+    def step(_):
+        steps.step()
+        if to_none is not None:
+            steps.zero_grad(set_to_none=to_none)
+
+    handle = weight.register_post_accumulate_grad_hook(step)
+    losses = ([(weight * d).sum()] * micro_batches for d in (1.0, -3.0))
+    losses = losses if micro_batches > 1 else (loss for (loss,) in losses)
+    with pytest.raises(ArgumentError, match=r"hook of parameter 0.* steps an optimiser"):
+        gs.backward(losses, [weight], gs.AgrSum())
+    assert weight.grad is None
+    with pytest.raises(ArgumentError, match=r"hook of parameter 0.* steps an optimiser"):
+        gradients_of(weight.sum(), [weight], 0)
+    assert weight.tolist() == [1.0, 1.0]
+    assert list(weight._post_accumulate_grad_hooks) == [handle.id]
+    assert not weight._backward_hooks
+
+
+def test_a_hook_that_changes_the_weights():
+    weight = torch.ones(2, requires_grad=True)
+
+    def descend(weight):
+        with torch.no_grad():
+            weight.sub_(weight.grad)
+
+    weight.register_post_accumulate_grad_hook(descend)
+    with pytest.raises(ArgumentError, match=r"hook of parameter 0.* changes it by"):
+        gs.backward(((weight * d).sum() for d in (1.0, 3.0)), [weight], gs.AgrSum())
+
+
+def test_weights_may_change_between_the_domains():
+    """As by an inner step of a method by two levels, whatever hooks look at gradients."""
+    weight = torch.ones(2, requires_grad=True)
+    weight.register_post_accumulate_grad_hook(lambda _: None)
+    inner = torch.optim.SGD([weight], lr=0.1)
+
+    def losses():
+        for domain in (1.0, 3.0):
+            weight.grad = torch.ones(2)
+            inner.step()
+            weight.grad = None
+            yield (weight * domain).sum()
+
+    gs.backward(losses(), [weight], gs.AgrSum())
+    assert weight.grad.tolist() == [4.0, 4.0]
+    torch.testing.assert_close(weight.detach(), torch.tensor([0.8, 0.8]))
+
+
 @pytest.mark.parametrize(
     "rule", [gs.Mean(), gs.AgrSum(reduction="mean"), gs.rule("and-mask"), gs.rule("median")]
 )

@@ -168,7 +168,7 @@ def test_a_graph_that_was_used_up_before():
     weight = torch.ones(2, requires_grad=True)
     losses = [weight.square().sum() for _ in range(2)]
     losses[1].backward()
-    with pytest.raises(ArgumentError, match="graph of the loss of domain 1 is used up already"):
+    with pytest.raises(ArgumentError, match="domain 1 is used up already, by a backward pass"):
         gs.backward(losses, [weight], gs.AgrSum())
 
 

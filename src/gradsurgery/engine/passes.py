@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from gradsurgery.engine.accumulator import Accumulator, taken_gradients
 from gradsurgery.engine.graph import Behind, shared_with_later, what_is_behind
@@ -95,8 +96,7 @@ class DomainPasses:
             self._hand_over_domains()
         return total
 
-    def _on_gradient(self, position: int, parameter: Tensor) -> None:
-        _refuse_cleared(position, parameter)
+    def _on_gradient(self, position: int) -> None:
         if not self._at_once:
             return
         if position not in self._awaited:
@@ -139,19 +139,40 @@ class DomainPasses:
 @contextmanager
 def _reporting(
     parameters: Sequence[Tensor],
-    receive: Callable[[int, Tensor], None],
+    receive: Callable[[int], None],
     *,
     all_of_them: bool,
 ) -> Iterator[None]:
     """Inside, `receive` hears of each parameter whose `.grad` has its gradient, by its position.
 
-    all_of_them: or else of those alone that have a hook of the user's.
+    all_of_them: or else of those alone that have a hook of the user's, which is looked after.
     """
-    handles = [
-        parameter.register_post_accumulate_grad_hook(partial(receive, position))
-        for position, parameter in enumerate(parameters)
-        if all_of_them or parameter._post_accumulate_grad_hooks
-    ]
+    versions: dict[int, int] = {}  # of parameters whose hooks run now, before they did
+
+    def note(position: int, parameter: Tensor, _: Tensor) -> None:
+        versions[position] = parameter._version
+
+    def hear(position: int, parameter: Tensor) -> None:
+        if parameter.grad is None:
+            raise _meddling(position, parameter, "clears its .grad before it can be read")
+        if versions.pop(position, parameter._version) != parameter._version:
+            raise _meddling(position, parameter, "changes it by the gradient of one domain")
+        receive(position)
+
+    def refuse_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for position in versions:
+            if id(parameters[position]) in stepped:
+                what = "steps an optimiser on the gradient of one domain"
+                raise _meddling(position, parameters[position], what)
+
+    watched = {at for at, p in enumerate(parameters) if p._post_accumulate_grad_hooks}
+    handles: list[Any] = [register_optimizer_step_pre_hook(refuse_step)] if watched else []
+    for position, parameter in enumerate(parameters):
+        if position in watched:
+            handles.append(parameter.register_hook(partial(note, position, parameter)))
+        if position in watched or all_of_them:
+            handles.append(parameter.register_post_accumulate_grad_hook(partial(hear, position)))
     try:
         yield
     finally:
@@ -159,14 +180,11 @@ def _reporting(
             handle.remove()
 
 
-def _refuse_cleared(position: int, parameter: Tensor) -> None:
-    """Raise `ArgumentError` where a hook has taken the gradient that was just there."""
-    if parameter.grad is None:
-        raise ArgumentError(
-            f"a post-accumulate hook of parameter {position}, of shape {list(parameter.shape)}, "
-            "clears its .grad before the gradient can be read; remove that hook, and do what it "
-            "does once the update is in .grad"
-        )
+def _meddling(position: int, parameter: Tensor, what: str) -> ArgumentError:
+    return ArgumentError(
+        f"a post-accumulate hook of parameter {position}, of shape {list(parameter.shape)}, "
+        f"{what}; remove that hook, and do what it does once the update is in .grad"
+    )
 
 
 def gradients_of(
@@ -178,7 +196,7 @@ def gradients_of(
     """
     scaled = checked_loss(loss, domain) if scaler is None else scaler.scale(loss)
     behind = what_is_behind(scaled, f"of domain {domain}")
-    with _reporting(parameters, _refuse_cleared, all_of_them=False):
+    with _reporting(parameters, lambda _: None, all_of_them=False):
         run_backward(scaled, parameters, behind, domain, retain=False)
     return taken_gradients(parameters)
 
@@ -211,10 +229,10 @@ def run_backward(
         if "backward through the graph a second time" not in str(error):
             raise
         raise ArgumentError(
-            f"the graph of the loss of domain {domain} is used up already; in a loop of your own "
-            "give losses that share a graph as a list, for which it is kept; "
-            "in an objective yield losses that share none: detach what one takes from other "
-            "domains, and take none out of a torch.stack of them"
+            f"the graph of the loss of domain {domain} is used up already, by a backward pass "
+            "before; make another forward pass; within one call give losses that share a graph as "
+            "a list, for which it is kept; in an objective yield losses that share none: detach "
+            "what one takes from other domains, and take none out of a torch.stack of them"
         ) from error
     finally:
         for leaf, gradient in zip(beside, before, strict=True):
