@@ -96,10 +96,10 @@ class GraphedSteps:
             self._let_go()
             self._stage, self._eager, self._compared = key, 0, 0
         if self._graph is None:
-            draws, written = _draws_on_host(self.learner), _writes_to_buffers(self.learner)
+            draws, versions = _draws_on_host(self.learner), _buffer_versions(self.learner)
             result = self.learner.take(batches, step)
             self._eager += 1
-            if _writes_to_buffers(self.learner) != written:
+            if _buffer_versions(self.learner) != versions:
                 self.side_by_side = False  # the backward pass before may still read them
             if self._eager > _EAGER_STEPS:
                 if _draws_on_host(self.learner) != draws:
@@ -319,8 +319,8 @@ def _draws_on_host(learner: Learner) -> list[Any]:
     return [*states, random.getstate(), np.asarray(words).tobytes(), rest]
 
 
-def _writes_to_buffers(learner: Learner) -> list[int]:
-    """How many times each was written to, without those of torch's batch normalisation,
+def _buffer_versions(learner: Learner) -> list[int]:
+    """How often each buffer was written to, but for those of torch's own batch normalisation,
 
     whose backward passes do not read them.
     """
