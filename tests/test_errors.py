@@ -12,6 +12,7 @@ from gradsurgery.errors import (
     is_out_of_memory,
     one_line,
     printable,
+    suppress_out_of_memory,
 )
 
 
@@ -70,8 +71,29 @@ def test_memory_that_there_is_not_is_known(allocate):
     with pytest.raises((MemoryError, RuntimeError)) as caught:
         allocate()
     assert is_out_of_memory(caught.value)
-    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert not is_out_of_memory(RuntimeError("a bug"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        # a graph's own memory, pinned memory, a stream's workspace; none is an OutOfMemoryError
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.05 GB)"),
+    ],
+)
+def test_memory_that_an_accelerator_has_not_is_known(error):
+    assert is_out_of_memory(error)
+    with suppress_out_of_memory():
+        raise error
+
+
+def test_only_a_lack_of_memory_is_suppressed():
+    with pytest.raises(RuntimeError, match="a bug"), suppress_out_of_memory():
+        raise RuntimeError("a bug")
 
 
 def test_of_a_long_name_the_middle_is_left_out_and_the_rest_of_the_message_stays():

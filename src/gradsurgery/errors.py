@@ -13,6 +13,8 @@ _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
+# In what torch, CUDA and its libraries say where they find no memory.
+_WITHOUT_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
 
 _LONGEST = 600  # characters of a message
 _LONG_WORD = re.compile(r"\S{201,}")  # no path that anybody typed
@@ -73,7 +75,18 @@ def is_out_of_memory(error: BaseException) -> bool:
         return "failed to map segment" in str(error) or os.strerror(errno.ENOMEM) in str(error)
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return found or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    return found or any(words in said for words in _WITHOUT_MEMORY)
+
+
+class suppress_out_of_memory:  # noqa: N801
+    """Inside, an error that says that there is no memory ends the block, and nothing else."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> bool:
+        return error is not None and is_out_of_memory(error)
 
 
 class GradsurgeryError(Exception):

@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from gradsurgery.data.image_set import ImageSet
 from gradsurgery.data.pixels import gather, gather_into, gather_normalized, lookup_table, normalize
+from gradsurgery.errors import suppress_out_of_memory
 
 SHARE = 0.4
 """Of the device's free memory, what decoded sets may take."""
@@ -242,11 +243,10 @@ class ResidentSets:
                 return self._sets[key]
             if not self._make_room(images.images.nbytes, device):
                 return None
-            try:
+            resident = None
+            with suppress_out_of_memory():  # another process has been faster
                 resident = _copied(images, device)
-            except torch.OutOfMemoryError:  # another process has been faster
-                return None
-            if images.folder is not None:
+            if resident is not None and images.folder is not None:
                 self._sets[key] = resident
             return resident
 

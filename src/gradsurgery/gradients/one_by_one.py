@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gradsurgery.engine.graph import what_is_behind
-from gradsurgery.errors import ArgumentError
+from gradsurgery.errors import ArgumentError, is_out_of_memory
 from gradsurgery.gradients.layers import PIECE, Gram, inner_products
 from gradsurgery.gradients.model_state import Draws, ModelState
 from gradsurgery.gradients.recorder import Recorder, Tap
@@ -55,9 +55,11 @@ def failures_as(what: str) -> Iterator[None]:
     """Inside, an error of the user's network or loss becomes one line, which begins with `what`."""
     try:
         yield
-    except (ArgumentError, torch.OutOfMemoryError):
+    except ArgumentError:
         raise
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise ArgumentError(f"{what}: {first}") from error
 

@@ -23,7 +23,7 @@ from gradsurgery.documents.configuration import Switch
 from gradsurgery.engine import BackwardResult
 from gradsurgery.engine.accumulator import Update
 from gradsurgery.engine.lanes import side_by_side
-from gradsurgery.errors import ArgumentError, GradsurgeryError, is_out_of_memory
+from gradsurgery.errors import ArgumentError, GradsurgeryError, suppress_out_of_memory
 from gradsurgery.kernels.network import staged_tables
 from gradsurgery.training.learner import Learner
 
@@ -132,7 +132,7 @@ class GraphedSteps:
         before: list[Tensor] = []
         after: list[Tensor] = []
         taken: BackwardResult | None = None
-        with suppress(torch.OutOfMemoryError):  # a step fits beside no graph
+        with suppress_out_of_memory():  # a step fits beside no graph
             before += [tensor.clone() for tensor in state]
             assert self._graph is not None
             losses = self._graph.replay(batches).losses
@@ -157,11 +157,10 @@ class GraphedSteps:
 
     def beside(self, work: Callable[[], Done]) -> Done:
         """What other work gives; done again without the graph where there is no memory for both."""
-        try:
+        if self._graph is None:
             return work()
-        except RuntimeError as error:
-            if self._graph is None or not is_out_of_memory(error):
-                raise
+        with suppress_out_of_memory():
+            return work()
         self._make_room("there is no memory for a graph beside a validation")
         return work()
 
