@@ -141,7 +141,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def test_the_house_stays_small():
-    assert len(FILES) <= 174
+    assert len(FILES) <= 175
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))

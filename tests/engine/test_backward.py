@@ -407,12 +407,13 @@ def test_empty_parameters():
         (
             "fake",  # of this process alone: nothing is sent to the other rank
             2,
-            "found a process group of 2 ranks, whose models would drift apart: gradient surgery "
-            "works in one process; train in one",
+            "found a process group of 2 ranks: a method takes its step in one process, as its "
+            "objective would see a part of each domain's images; train in one, or call "
+            "gradsurgery.backward, which takes the gradients of several together",
         ),
     ],
 )
-def test_a_process_group_of_several_ranks_is_refused(backend, ranks, expected):
+def test_a_method_refuses_a_process_group_of_several_ranks(backend, ranks, expected):
     store = FakeStore() if backend == "fake" else torch.distributed.HashStore()
     torch.distributed.init_process_group(backend, store=store, rank=0, world_size=ranks)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from gradsurgery.algorithms.objectives import Batch
-from gradsurgery.engine import BackwardResult
+from gradsurgery.engine import BackwardResult, processes
 from gradsurgery.errors import ArgumentError, NonFiniteError, check_kind
 from gradsurgery.hyperparameters import spelled
 from gradsurgery.rules.base import beyond_precision, forget
@@ -212,6 +212,12 @@ def _check_parts(model: Any, optimizer: Any, step: Any) -> None:
         raise ArgumentError(
             "the optimiser has none of the model's parameters that require gradients, which would "
             "stay as they are; build it of model.parameters()"
+        )
+    if (ranks := processes()) > 1:
+        raise ArgumentError(
+            f"found a process group of {ranks} ranks: a method takes its step in one process, as "
+            "its objective would see a part of each domain's images; train in one, or call "
+            "gradsurgery.backward, which takes the gradients of several together"
         )
     if not isinstance(step, Integral) or step < 1:
         raise ArgumentError(f"step is counted from 1, found {step!r}; give the number of the step")

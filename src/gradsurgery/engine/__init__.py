@@ -5,7 +5,13 @@ meet in `Accumulator.receive` (`accumulator.py`) and nowhere else.
 """
 
 from gradsurgery.engine.accumulator import Accumulator
-from gradsurgery.engine.backward import BackwardResult, backward, check_losses, write_update
+from gradsurgery.engine.backward import (
+    BackwardResult,
+    backward,
+    check_losses,
+    processes,
+    write_update,
+)
 from gradsurgery.engine.passes import checked_loss, gradients_of
 
 __all__ = [
@@ -15,5 +21,6 @@ __all__ = [
     "check_losses",
     "checked_loss",
     "gradients_of",
+    "processes",
     "write_update",
 ]

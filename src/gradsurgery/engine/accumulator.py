@@ -89,6 +89,10 @@ class Accumulator(ABC):
         for position, gradient in enumerate(gradients):
             self.receive(position, domain, gradient)
 
+    def joint_losses(self, losses: Float[Tensor, " domains"]) -> Float[Tensor, " domains"]:
+        """The losses of the domains, of which there are no further ones."""
+        return losses
+
     @abstractmethod
     def finish(self, domains: int, *, poison: bool) -> Update:
         """The update; with `poison` it is NaN where any domain's gradient was not finite."""

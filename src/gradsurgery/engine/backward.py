@@ -173,6 +173,10 @@ def backward(
         agree asks the others there, and sums theirs; where the gradient is not zero the domain has
         a say after all. To other rules a zero is a zero. Rows of a frozen parameter are left alone.
 
+    In a `torch.distributed` group of several processes, each with a part of every domain's images,
+    a domain's loss and gradient are the means over them, as DistributedDataParallel's. That all
+    have the same domains, hold the same weights and make the same update is looked at.
+
     As with `Tensor.backward`, the update is added to a `.grad` that exists. Hooks are removed and
     every `.grad` is as before if anything raises.
 
@@ -216,7 +220,6 @@ def write_update(
     produce: gives the accumulator the gradients of every domain for the parameters it is called
         with, and returns the domains' losses; `.grad` is None meanwhile.
     """
-    _check_single_process()
     rule = as_rule(rule)
     named = trainable_parameters(parameters, no_say=no_say or ())
     check_kind("scaler", scaler, torch.amp.GradScaler | None, "a torch.amp.GradScaler")
@@ -232,13 +235,15 @@ def write_update(
     for _, parameter in named:
         parameter.grad = None
     try:
-        accumulator = accumulator_for(rule, [parameter for _, parameter in named])
-        if no_say and rule.unanimous:
-            accumulator = _abstaining(accumulator, named, no_say)
+        accumulator = _accumulator_for(rule, named, no_say or {})
+        deferred = defer_check and not accumulator.at_once
+        if processes() > 1:
+            from gradsurgery.engine.exchange import Exchanging
+
+            accumulator = Exchanging(accumulator, [parameter for _, parameter in named])
         values = produce(named, accumulator, scaler)
         rule.check_domains(len(values))
-        losses = torch.stack(values)
-        deferred = defer_check and not accumulator.at_once
+        losses = accumulator.joint_losses(torch.stack(values))
         if not deferred:
             check_losses(losses)
             if scaler is None and (where := accumulator.first_non_finite()) is not None:
@@ -259,11 +264,14 @@ def write_update(
     return replace(result, update=update._replace(gradients=[]))
 
 
-def _abstaining(
-    accumulator: Accumulator,
-    named: list[NamedParameter],
-    no_say: Mapping[str, Bool[Tensor, "domains _"]],
+def _accumulator_for(
+    rule: Rule, named: list[NamedParameter], no_say: Mapping[str, Bool[Tensor, "domains _"]]
 ) -> Accumulator:
+    """The rule's accumulator, behind one for domains that have no say where that matters."""
+    parameters = [parameter for _, parameter in named]
+    accumulator = accumulator_for(rule, parameters)
+    if not (no_say and rule.unanimous):
+        return accumulator
     rows: dict[int, Tensor] = {}
     for position, (name, parameter) in enumerate(named):
         if (mask := no_say.get(name)) is None:
@@ -276,7 +284,7 @@ def _abstaining(
                 f"{mask.dtype} {list(mask.shape)}"
             )
         rows[position] = mask.to(parameter.device)
-    return Abstaining(accumulator, [p for _, p in named], rows) if rows else accumulator
+    return Abstaining(accumulator, parameters, rows) if rows else accumulator
 
 
 @torch.no_grad()
@@ -300,16 +308,11 @@ def _written(old: Tensor | None, new: Tensor | None) -> Tensor | None:
     return old.copy_(new)
 
 
-def _check_single_process() -> None:
-    """Each process of a group would combine the gradients of its own batches alone."""
+def processes() -> int:
+    """How many processes there are in torch's group, which may train one model together."""
     distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        ranks = distributed.get_world_size()
-        if ranks > 1:
-            raise ArgumentError(
-                f"found a process group of {ranks} ranks, whose models would drift apart: gradient "
-                "surgery works in one process; train in one"
-            )
+    there = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if there else 1
 
 
 def check_losses(losses: Float[Tensor, " domains"]) -> None:
