@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy
 
 import gradsurgery as gs
@@ -142,6 +144,8 @@ def errors(rank: int) -> dict[str, str]:
         turned.middle.to(memory_format=torch.contiguous_format)
     draws = torch.Generator().manual_seed(rank)
     some = list(losses_of(model, rank))[: 2 + rank]
+    split = network()
+    fully_shard(split.trunk, mesh=init_device_mesh("cpu", (RANKS,)))
     method = gs.method("agr-sum")
     found = {
         "loss": failure(spoilt(model), model, gs.AgrSum()),
@@ -150,6 +154,7 @@ def errors(rank: int) -> dict[str, str]:
         "layout": failure(losses_of(turned, rank), turned, gs.AgrSum()),
         "seed": failure(losses_of(model, rank), model, gs.AgrRand(generator=draws)),
         "rule": failure(losses_of(model, rank), model, [gs.AgrSum(), gs.Mean()][rank]),
+        "split": failure(losses_of(split, rank), split, gs.AgrSum()),
         "domains": failure(iter(some), model, gs.AgrSum()),
     }
     try:
@@ -277,10 +282,11 @@ def test_the_models_stay_the_same_bit_for_bit(seen):
         ("loss", "NonFiniteError: the loss of domain 2 is nan"),
         ("gradient", "NonFiniteError: the gradient of domain 1 at parameter trunk.bias is NaN"),
         ("weights", "ArgumentError: the 2 processes of the group hold different weights"),
-        ("layout", "ArgumentError: the 2 processes of the group hold different weights, or lay"),
+        ("layout", "ArgumentError: the 2 processes of the group hold different weights, or parts"),
         ("seed", "ArgumentError: the 2 processes of the group make different updates"),
         ("rule", "ArgumentError: the 2 processes of the group make different updates"),
         ("domains", "ArgumentError: 1 of 2 processes of the group have 2 domains, and the others"),
+        ("split", "ArgumentError: the parameters are split over the processes (DTensor)"),
         ("method", "found a process group of 2 ranks: a method takes its step in one process"),
     ],
 )

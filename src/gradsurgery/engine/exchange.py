@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch import distributed as group
+from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from gradsurgery.engine.accumulator import Accumulator, Update, flat_gradient, shaped_gradient
@@ -31,6 +32,11 @@ class Exchanging(Accumulator):
     def __init__(self, accumulator: Accumulator, parameters: Sequence[Tensor]) -> None:
         super().__init__(parameters)
         self._accumulator = accumulator
+        if any(isinstance(parameter, DTensor) for parameter in parameters):
+            raise ArgumentError(
+                "the parameters are split over the processes (DTensor), and a rule compares whole "
+                "gradients; keep the model whole in each, as DistributedDataParallel does"
+            )
 
     @override
     def receive(self, position: int, domain: int, gradient: Tensor | None) -> None:
@@ -129,9 +135,9 @@ def check_alike(parameters: Sequence[Tensor], update: Sequence[Tensor | None]) -
     ranks = group.get_world_size()
     if of_weights or of_layout:
         raise ArgumentError(
-            f"the {ranks} processes of the group hold different weights, or lay them out in other "
-            "ways; let all begin with those of one, as DistributedDataParallel does, and take the "
-            "same steps"
+            f"the {ranks} processes of the group hold different weights, or parts of them, or "
+            "lay them out in other ways; let all begin with those of one, as "
+            "DistributedDataParallel does, and take the same steps"
         )
     if of_update:
         raise ArgumentError(
