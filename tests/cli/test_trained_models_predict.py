@@ -78,8 +78,8 @@ def test_an_interrupted_command_goes_on_where_it_was(command, model, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["absent", "photos"], "there is no model absent: no such file"),
-        (["photos", "photos"], "there is no model photos/model.safetensors"),
+        (["absent", "photos"], "there is no model 'absent': no such file"),
+        (["photos", "photos"], "there is no model 'photos/model.safetensors'"),
         (["run/record.json", "photos"], "is no whole model file"),
         (["run", "photos", "--out", "p.txt"], "must end in .csv or .parquet"),
         (["run", "photos", "--device", "tpu"], "device 'tpu' cannot be used"),

@@ -159,7 +159,9 @@ def test_a_folder_without_a_model_says_so(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["a" * 300, "long name " * 100])
 def test_a_name_that_is_too_long_for_a_file_is_one_short_line(name):
-    with pytest.raises(WeightsError, match="File name too long; give a run's folder") as caught:
+    # Python 3.14 asks no further where there can be no such file
+    words = "(File name too long|no such file); give a run's folder"
+    with pytest.raises(WeightsError, match=words) as caught:
         gs.load_model(name)
     assert len(str(caught.value)) < 250
 

@@ -50,7 +50,7 @@ def open_model_file(place: Path) -> ModelFile:
         raise WeightsError(f"cannot read {str(place)!r}: {one_line(error)}; {_CURE}") from error
     if not found:
         there = "the run is not finished, or it is no run" if place.is_dir() else "no such file"
-        raise WeightsError(f"there is no model {path}: {there}; {_CURE}")
+        raise WeightsError(f"there is no model {str(path)!r}: {there}; {_CURE}")
     metadata, shapes = _header(path)
     if ModelDescription.key not in metadata:
         raise WeightsError(

@@ -21,13 +21,13 @@ _SPARE = tl.constexpr(2.0**-24)
 
 @triton.jit
 @no_type_check
-def pointers_at(table, index, offsets, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    """The places of a tensor's components, and whether there is a tensor."""
+def pointers_at(table, index, offsets, inside, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """The places of a tensor's components, and which there are; none where there is no tensor."""
     address = tl.load(table + index)
     places = address.to(tl.pointer_type(TYPE)) + offsets
     if ALIGNED:  # read and written 16 bytes a time
         places = tl.max_contiguous(tl.multiple_of(places, 16), 4096)
-    return places, address != 0
+    return places, tl.where(address != 0, inside, False)
 
 
 @triton.jit
@@ -62,8 +62,8 @@ def _fold_rows(
         if SIGNED:
             c = tl.load(signs + numbers, mask=inside, other=0)
     for row in tl.static_range(ROWS):
-        places, there = pointers_at(table, row * tensors + tensor, offsets, DTYPE, ALIGNED)
-        g = tl.load(places, mask=inside & there, other=0.0).to(WIDE)
+        places, there = pointers_at(table, row * tensors + tensor, offsets, inside, DTYPE, ALIGNED)
+        g = tl.load(places, mask=there, other=0.0).to(WIDE)
         bad = bad | tl.where(tl.abs(g) < float("inf"), 0, 1 << row)
         if SIGNED:  # twice the sum of the signs, and 1 where one is not zero
             sign = (g > 0).to(tl.int32) - (g < 0).to(tl.int32)
@@ -167,10 +167,11 @@ def _combine_tile(
         update = tl.where(bad != 0, float("nan"), update)
         if RESUMED:
             update = tl.where(tl.load(found_before) > 0, float("nan"), update)
-        places, there = pointers_at(table, ROWS * tensors + tensor, offsets, DTYPE, ALIGNED)
-        tl.store(places, update.to(DTYPE), mask=inside & there)
-        counted = inside & there  # what no domain reaches has no update and is not counted
-        counts = (agrees & counted).to(tl.int32) + ((zero & counted).to(tl.int32) << 16)
+        place = ROWS * tensors + tensor
+        places, there = pointers_at(table, place, offsets, inside, DTYPE, ALIGNED)
+        tl.store(places, update.to(DTYPE), mask=there)
+        # what no domain reaches has no update and is not counted
+        counts = (agrees & there).to(tl.int32) + ((zero & there).to(tl.int32) << 16)
     else:
         if (RULE == "agr-sum") or (RULE == "agr-rand"):
             a = tl.where(same, a, float("nan"))
@@ -245,11 +246,11 @@ def _noise_tile(
     ALIGNED: tl.constexpr, DTYPE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Work on a tile of a block: where the result is not finite."""
-    places, there = pointers_at(table, tensor, offsets, DTYPE, ALIGNED)
-    value = tl.load(places, mask=inside & there, other=0.0).to(WIDE)
+    places, there = pointers_at(table, tensor, offsets, inside, DTYPE, ALIGNED)
+    value = tl.load(places, mask=there, other=0.0).to(WIDE)
     value = tl.where(value == value, value, _normal(seed, base + offsets).to(WIDE) * scale)
     narrow = tl.where(spoilt, float("nan"), value).to(DTYPE)
-    tl.store(places, narrow, mask=inside & there)
+    tl.store(places, narrow, mask=there)
     return tl.where(tl.abs(narrow.to(WIDE)) < float("inf"), 0, 1)
 
 

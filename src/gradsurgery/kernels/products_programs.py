@@ -16,8 +16,9 @@ def _row(
 ):  # fmt: skip
     """A tile of a domain's gradient in float64, 0 where there is none."""
     index = tl.minimum(row, DOMAINS - 1) * tensors + tensor
-    places, there = pointers_at(table, index, offsets, DTYPE, ALIGNED)
-    return tl.load(places, mask=inside & there & (row < DOMAINS), other=0.0).to(tl.float64)
+    inside = tl.where(row < DOMAINS, inside, False)
+    places, there = pointers_at(table, index, offsets, inside, DTYPE, ALIGNED)
+    return tl.load(places, mask=there, other=0.0).to(tl.float64)
 
 
 @triton.jit
@@ -156,10 +157,11 @@ def _weighted_tile(
         for d in range(DOMAINS):
             g = _row(table, d, tensor, tensors, offsets, inside, DOMAINS, ALIGNED, DTYPE)
             total += tl.load(weights + d) * g
-    places, there = pointers_at(table, DOMAINS * tensors + tensor, offsets, DTYPE, ALIGNED)
+    place = DOMAINS * tensors + tensor
+    places, there = pointers_at(table, place, offsets, inside, DTYPE, ALIGNED)
     # by way of float32: bfloat16 is not made of float64
     narrow = total.to(tl.float32).to(DTYPE)
-    tl.store(places, narrow, mask=inside & there)
+    tl.store(places, narrow, mask=there)
     if tl.max(tl.where(tl.abs(narrow.to(tl.float32)) < float("inf"), 0, 1), 0) != 0:
         tl.store(found, 1.0)
 
@@ -195,8 +197,8 @@ def _gather_tile(
     table, tensor, offsets, inside, base, out, ALIGNED: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Copy a tile of a block: where it is not finite."""
-    places, there = pointers_at(table, tensor, offsets, DTYPE, ALIGNED)
-    g = tl.load(places, mask=inside & there, other=0.0)
+    places, there = pointers_at(table, tensor, offsets, inside, DTYPE, ALIGNED)
+    g = tl.load(places, mask=there, other=0.0)
     tl.store(out + base + offsets, g, mask=inside)
     return tl.where(tl.abs(g.to(tl.float64)) < float("inf"), 0, 1)
 
