@@ -101,6 +101,12 @@ def test_the_names_of_the_public_api_exist():
         _ = gs.agr_sum
 
 
+def test_a_name_of_the_pages_needs_no_further_import():
+    code = "import gradsurgery as gs\nprint(gs.backbones.set_training_mode.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set_training_mode"
+
+
 ROOT = PACKAGE.parent.parent
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
