@@ -222,7 +222,7 @@ def _print_table(source: Source, summary: dict[str, Any], found: Inspection | No
     sentences = [
         f"{counted(summary['images'], 'image')}, {counted(len(source.domains), 'domain')}, "
         f"{len(source.classes)} {'class' if len(source.classes) == 1 else 'classes'}",
-        _comparison(source),
+        *_comparison(source),
     ]
     sentences += gap_sentences(counts, source.classes)
     sentences += imbalance_sentences(counts, source.classes)
@@ -286,18 +286,19 @@ def _counts_table(source: Source, console: Console) -> Table | OnTerminal:
     return OnTerminal([plain_table(source.name, ["domain", *source.classes, "total"], lines)])
 
 
-def _comparison(source: Source) -> str:
+def _comparison(source: Source) -> list[str]:
+    """How the data set compares with the paper's of its domains and classes, if it is one."""
     preset = matching_preset(source)
     if preset is None:
-        return "Its domains and classes are those of no preset (pacs, vlcs, office-home)."
+        return []
     differing = differing_counts(preset, source)
     if not differing:
-        return (
+        return [
             f"Its domains and classes are those of {preset.name}, in the paper's counts. "
             f"{preset.name}:PATH resizes as the paper does, first to 227 pixels."
-        )
+        ]
     found = "; ".join(f"{d} {found:,} (paper {paper:,})" for d, paper, found in differing)
-    return f"Its domains and classes are those of {preset.name}, but not the counts: {found}."
+    return [f"Its domains and classes are those of {preset.name}, but not the counts: {found}."]
 
 
 def _print_cache(images: ImageSet) -> None:
