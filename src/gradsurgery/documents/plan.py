@@ -198,6 +198,15 @@ class SweepPlan(Document):
     plan: dict[str, Any]
     runs: list[PlannedRun] = Field(min_length=1)
 
+    def by_folder(self, folder: Path) -> dict[Path, PlannedRun]:
+        """Its runs by their folders, their methods by their usual names; it lies in `folder`."""
+        return {
+            (folder / run.directory).resolve(): run.model_copy(
+                update={"method": usual_name(run.method)}
+            )
+            for run in self.runs
+        }
+
 
 def plans_below(folders: Iterable[Path]) -> dict[Path, SweepPlan]:
     """The plans of the sweeps in these folders, of any depth, by the sweeps' folders.
@@ -231,6 +240,23 @@ class Failure(RunDocument):
     attempts: int
     error: str
     traceback: str
+
+
+def usual_name(method: str) -> str:
+    """The one name of a method that may be called by several, whatever is said after it.
+
+    >>> usual_name("erm"), usual_name("erm+agr-sum"), usual_name("irm+mean (irm.penalty=10)")
+    ('deep-all', 'agr-sum', 'irm (irm.penalty=10)')
+    >>> usual_name("irm+agr-sum"), usual_name("erm+mine:Rule")  # mine:Rule may be an objective
+    ('irm+agr-sum', 'erm+mine:Rule')
+    """
+    name, gap, more = method.partition(" ")
+    match name.split("+"):
+        case ["erm"] | ["mean"] | ["erm", "mean"]:
+            name = "deep-all"
+        case ["erm", part] | [part, "mean"] if ":" not in part or part.startswith("torchjd:"):
+            name = part
+    return name + gap + more
 
 
 def number_or_text(text: str) -> int | float | str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gradsurgery.documents.defaults import built_in
+from gradsurgery.documents.plan import usual_name
 from gradsurgery.documents.selection import CRITERIA, Model
 from gradsurgery.errors import DataError
 from gradsurgery.results.ranking import Ranking, ranking
@@ -221,7 +222,7 @@ def compare_runs(
 
     Raises `DataError` where all runs hold out two domains.
     """
-    compared = runs[runs["without"].map(len) == 0]
+    compared, baseline = runs[runs["without"].map(len) == 0], usual_name(baseline)
     if len(runs) and compared.empty:
         raise DataError(
             "every run holds out two domains; there is none to compare: finish runs with one"
