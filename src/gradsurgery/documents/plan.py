@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from gradsurgery.documents.configuration import RunDocument, options_of
 from gradsurgery.documents.data_options import listed_names, without_slash
 from gradsurgery.documents.document import Choices, Document, Part, unknown_name
-from gradsurgery.errors import ArgumentError
+from gradsurgery.errors import ArgumentError, DataError
 
 _MOST_SEEDS = 100_000
 Value = bool | int | float | str
@@ -217,15 +217,18 @@ def plans_below(folders: Iterable[Path]) -> dict[Path, SweepPlan]:
     found = {}
     for folder in folders:
         for file in sorted(folder.rglob(SweepPlan.file_name)):
-            if file.parent == folder or not _is_unnumbered(file):
+            try:
                 found[file.parent.resolve()] = SweepPlan.load(file)
+            except DataError:
+                if file.parent == folder or not _is_unnumbered(file):
+                    raise
     return found
 
 
 def _is_unnumbered(file: Path) -> bool:
     try:
         content = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):  # which `load` explains
+    except (OSError, ValueError, RecursionError):  # which `load` has explained
         return False
     return not isinstance(content, dict) or "version" not in content
 
