@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
@@ -260,6 +260,20 @@ def usual_name(method: str) -> str:
         case ["erm", part] | [part, "mean"] if ":" not in part or part.startswith("torchjd:"):
             name = part
     return name + gap + more
+
+
+def rounded(values: Sequence[Any]) -> list[Any]:
+    """The values as a person reads them, fractions to six digits, more where two were the same.
+
+    >>> rounded([0.0012345678901234567, 1e-05, "adam"]), rounded([0.12345678, 0.12345679])
+    ([0.00123457, 1e-05, 'adam'], [0.12345678, 0.12345679])
+    """
+    different = len(set(map(str, values)))
+    for digits in range(6, 17):
+        shown = [float(f"{v:.{digits}g}") if isinstance(v, float) else v for v in values]
+        if len(set(map(str, shown))) == different:
+            return shown
+    return list(values)
 
 
 def number_or_text(text: str) -> int | float | str:
