@@ -296,6 +296,24 @@ def test_two_models_are_compared(command, model, older, tmp_path):
     assert "Against older/model.safetensors, by domain" in written
 
 
+def test_classes_that_are_spelled_another_way_than_the_models_are_named(command, model, tmp_path):
+    same = "differ in spelling alone: if they are one, rename them"
+    (tmp_path / "photos" / "a" / "dark").rename(tmp_path / "photos" / "a" / "Dark")
+    code, out, err = command("evaluate", model, "photos")
+    assert (code, err) == (0, f"note: classes dark and Dark {same}\n")
+    assert "Not counted, of classes that the model does not know, in a: 6 images, Dark (6)." in out
+    for domain in ("a", "b", "c"):
+        for label in ("dark", "Dark", "light"):
+            if (folder := tmp_path / "photos" / domain / label).exists():
+                folder.rename(folder.with_name(label.upper()))
+    code, _, err = command("evaluate", model, "photos")
+    assert code == 1
+    assert err.splitlines()[:2] == [
+        f"note: classes dark and DARK {same}",
+        f"note: classes light and LIGHT {same}",
+    ]
+
+
 @pytest.mark.parametrize("new", ["own", "run"])
 def test_a_network_of_ones_own_is_handed_to_the_model_that_is_of_it(
     new, command, model, tmp_path, monkeypatch

@@ -22,6 +22,7 @@ from gradsurgery.cli.finished_runs import print_sentences
 from gradsurgery.cli.live import continuable, images_displayed
 from gradsurgery.data import SkippedImage, Source
 from gradsurgery.data.folder import CLASS_AND_NAME, ELSEWHERE, LayoutSource
+from gradsurgery.data.source import as_seen, spelled_alike
 from gradsurgery.deployment import Predictions, TrainedModel
 from gradsurgery.deployment.evaluation import evaluate_model
 from gradsurgery.deployment.pictures import check_named, listed_pictures
@@ -203,6 +204,9 @@ def evaluate(
         options |= _as_its_run(trained, data, options, part)
     source = _opened(data, options, as_domain)
     _note_groups(trained, source)
+    known = dict.fromkeys(map(as_seen, [*trained.classes, *source.classes]))
+    for sentence in spelled_alike([*known]):
+        print(f"note: classes {sentence}", file=sys.stderr)
     within = Path("evaluation", folder_name(source.name))
     check_folder(out or within)
     with continuable(), images_displayed("evaluating", len(source.listing.identities)) as tell:
