@@ -22,6 +22,7 @@ from gradsurgery.data.source import spelled_alike
 from gradsurgery.data.splits import called_as_parts
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import left_out_classes
+from gradsurgery.documents.tally import shown_order
 from gradsurgery.errors import ArgumentError, printable
 from gradsurgery.report.rendering import OnTerminal
 from gradsurgery.report.run_text import copies_sentences, gap_sentences, imbalance_sentences
@@ -262,10 +263,11 @@ def _print_table(source: Source, summary: dict[str, Any], found: Inspection | No
 
 def _counts_table(source: Source, console: Console) -> Table | OnTerminal:
     """Images by class and domain: domains beside one another, else below, else a line a number."""
-    counts = source.counts()
+    order = shown_order(source.classes)
+    counts, classes = source.counts()[:, order], [source.classes[k] for k in order]
     ways = (
-        ("class", source.classes, source.domains, counts.T),
-        ("domain", source.domains, source.classes, counts),
+        ("class", classes, source.domains, counts.T),
+        ("domain", source.domains, classes, counts),
     )
     for what, rows, columns, numbers in ways:
         table = Table(title=escape(source.name), show_footer=True)
@@ -283,7 +285,7 @@ def _counts_table(source: Source, console: Console) -> Table | OnTerminal:
         [domain, *(f"{n:,}" for n in row), f"{row.sum():,}"]
         for domain, row in zip(source.domains, counts, strict=True)
     ]
-    return OnTerminal([plain_table(source.name, ["domain", *source.classes, "total"], lines)])
+    return OnTerminal([plain_table(source.name, ["domain", *classes, "total"], lines)])
 
 
 def _comparison(source: Source) -> list[str]:

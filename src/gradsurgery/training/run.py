@@ -30,7 +30,7 @@ from gradsurgery.training.checkpoint import (
     remove_leftover,
     restore_learner,
 )
-from gradsurgery.training.device import computing_with, reset_peak_memory, resolve_device
+from gradsurgery.training.device import computing_with, device_of, reset_peak_memory
 from gradsurgery.training.images_used import (
     Gaps,
     ImagesUsed,
@@ -92,7 +92,7 @@ def train(
         for line in _told_of_changes(configuration, record, source, cache):
             report(TrainingProgress("training", steps, steps, note=line))
         return record
-    device = resolve_device(configuration.device)
+    device = device_of(configuration)
     with claimed(directory):
         if (record := _finished(configuration, directory)) is not None:
             return record
