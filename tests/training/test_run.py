@@ -398,6 +398,18 @@ def test_a_loss_that_no_useful_model_has_is_said_once(
         assert notes[0].startswith(expected)
 
 
+def test_a_validation_loss_that_is_not_finite_is_said_once(
+    tmp_path: Path, images: ImageSet, configured: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([1.0, float("nan"), float("inf")])
+    monkeypatch.setattr(Run, "validate", lambda _: Evaluation(next(found), 0.5))
+    said: list[TrainingProgress] = []
+    train(configured(iterations=3, validate_every=1), tmp_path / "run", said.append, opened=images)
+    notes = [progress.note for progress in said if progress.note is not None]
+    assert len(notes) == 1
+    assert notes[0].startswith("the validation loss is not finite at step 2: training diverges;")
+
+
 def test_the_split_is_the_runs_own_on_request(
     tmp_path: Path, images: ImageSet, configured: Configure
 ) -> None:
