@@ -331,6 +331,13 @@ def test_surgery_needs_two_source_domains_and_deep_all_one(
         train(configured(**options, method="agr-sum"), tmp_path / "run", cache=cache)
     record = train(configured(**options, method="deep-all"), tmp_path / "run", cache=cache)
     assert record.split.sizes["photo"].train > 0
+    none_left = r"leaves 0 source .* without photo and .* needs 1; leave fewer of them out$"
+    with pytest.raises(ArgumentError, match=none_left):
+        train(
+            configured(**options, method="deep-all", without=["photo"]),
+            tmp_path / "none",
+            cache=cache,
+        )
 
 
 def test_a_data_set_too_small_to_validate_is_refused(
