@@ -149,10 +149,14 @@ def check_run(
     least = algorithm.minimum_domains
     if sources < least:
         beside = "" if target is None else f" beside the target {target!r}"
+        cure = "use a data set with more domains"
+        if configuration.without:
+            beside += f" without {', '.join(configuration.without)}"
+            cure = "leave fewer of them out"
+        if sources:
+            cure += ", or use the method deep-all, which takes one"
         raise ArgumentError(
-            f"{name} leaves {sources} source domain(s){beside} and {method} "
-            f"needs {least}; use a data set with more domains, or the method deep-all, which takes "
-            "one"
+            f"{name} leaves {sources} source domain(s){beside} and {method} needs {least}; {cure}"
         )
 
 
