@@ -204,9 +204,7 @@ def evaluate(
         options |= _as_its_run(trained, data, options, part)
     source = _opened(data, options, as_domain)
     _note_groups(trained, source)
-    known = dict.fromkeys(map(as_seen, [*trained.classes, *source.classes]))
-    for sentence in spelled_alike([*known]):
-        print(f"note: classes {sentence}", file=sys.stderr)
+    _note_spelling(trained, source)
     within = Path("evaluation", folder_name(source.name))
     check_folder(out or within)
     with continuable(), images_displayed("evaluating", len(source.listing.identities)) as tell:
@@ -224,6 +222,12 @@ def evaluate(
     said = (options.get(name, "") for name in ("layout", "columns"))
     reads = [str(Path(data).absolute()), *said, as_domain, skip_bad]
     _tell(evaluation, source, out or within / _default_name(evaluation, trained, domains, reads))
+
+
+def _note_spelling(trained: TrainedModel, source: Source) -> None:
+    known = dict.fromkeys(map(as_seen, [*trained.classes, *source.classes]))
+    for sentence in spelled_alike([*known]):
+        print(f"note: classes {sentence}", file=sys.stderr)
 
 
 def _tell(evaluation: EvaluationFile, source: Source, directory: Path) -> None:
