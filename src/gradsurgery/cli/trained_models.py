@@ -180,10 +180,7 @@ def evaluate(
     ] = None,
     backbone: Annotated[
         str | None,
-        typer.Option(
-            help="For a network of your own: package.module:function. For two of them, with "
-            "--against: both, separated by a comma."
-        ),
+        typer.Option(help="package.module:function of your own network; of two, with a comma."),
     ] = None,
     device: opt.DeviceOption = "auto",
     batch_size: opt.PictureBatchOption = 128,
