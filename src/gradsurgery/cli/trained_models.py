@@ -203,10 +203,7 @@ def evaluate(
     if as_domain is None:
         options |= _as_its_run(trained, data, options, part)
     source = _opened(data, options, as_domain)
-    _note_groups(trained, source)
-    known = dict.fromkeys(map(as_seen, [*trained.classes, *source.classes]))
-    for sentence in spelled_alike([*known]):
-        print(f"note: classes {sentence}", file=sys.stderr)
+    _note_data(trained, source)
     within = Path("evaluation", folder_name(source.name))
     check_folder(out or within)
     with continuable(), images_displayed("evaluating", len(source.listing.identities)) as tell:
@@ -267,8 +264,14 @@ def _record_of(trained: TrainedModel) -> Record | None:
         return None
 
 
-def _note_groups(trained: TrainedModel, source: Source) -> None:
-    """Say that images are taken for independent, where those of the model's run were not."""
+def _note_data(trained: TrainedModel, source: Source) -> None:
+    """Say which classes differ in spelling alone, and that images are taken for independent.
+
+    The latter where those of the model's run were not.
+    """
+    known = dict.fromkeys(map(as_seen, [*trained.classes, *source.classes]))
+    for sentence in spelled_alike([*known]):
+        print(f"note: classes {sentence}", file=sys.stderr)
     record = _record_of(trained)
     tests = {} if record is None or source.groups is not None else record.result.best.tests
     if any(tally.in_groups for tally in tests.values()):
