@@ -200,8 +200,7 @@ def evaluate(
     if as_domain is None:
         options |= _as_its_run(trained, data, options, part)
     source = _opened(data, options, as_domain)
-    _note_groups(trained, source)
-    _note_spelling(trained, source)
+    _note_data(trained, source)
     within = Path("evaluation", folder_name(source.name))
     check_folder(out or within)
     with continuable(), images_displayed("evaluating", len(source.listing.identities)) as tell:
@@ -219,12 +218,6 @@ def evaluate(
     said = (options.get(name, "") for name in ("layout", "columns"))
     reads = [str(Path(data).absolute()), *said, as_domain, skip_bad]
     _tell(evaluation, source, out or within / _default_name(evaluation, trained, domains, reads))
-
-
-def _note_spelling(trained: TrainedModel, source: Source) -> None:
-    known = dict.fromkeys(map(as_seen, [*trained.classes, *source.classes]))
-    for sentence in spelled_alike([*known]):
-        print(f"note: classes {sentence}", file=sys.stderr)
 
 
 def _tell(evaluation: EvaluationFile, source: Source, directory: Path) -> None:
@@ -268,8 +261,14 @@ def _record_of(trained: TrainedModel) -> Record | None:
         return None
 
 
-def _note_groups(trained: TrainedModel, source: Source) -> None:
-    """Say that images are taken for independent, where those of the model's run were not."""
+def _note_data(trained: TrainedModel, source: Source) -> None:
+    """Say which classes differ in spelling alone, and that images are taken for independent.
+
+    The latter where those of the model's run were not.
+    """
+    known = dict.fromkeys(map(as_seen, [*trained.classes, *source.classes]))
+    for sentence in spelled_alike([*known]):
+        print(f"note: classes {sentence}", file=sys.stderr)
     record = _record_of(trained)
     tests = {} if record is None or source.groups is not None else record.result.best.tests
     if any(tally.in_groups for tally in tests.values()):
