@@ -101,6 +101,12 @@ def test_the_names_of_the_public_api_exist():
         _ = gs.agr_sum
 
 
+def test_a_name_of_the_pages_needs_no_further_import():
+    code = "import gradsurgery as gs\nprint(gs.backbones.set_training_mode.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set_training_mode"
+
+
 ROOT = PACKAGE.parent.parent
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
@@ -186,3 +192,12 @@ def test_a_test_file_mirrors_a_module_or_is_of_a_topic():
     for room, topics in TOPICS.items():
         for topic in topics:
             assert (ROOT / "tests" / room / f"test_{topic}.py").exists(), f"{room}: {topic}"
+
+
+def test_a_test_file_that_cannot_be_imported_is_an_error(tmp_path):
+    (tmp_path / "test_broken.py").write_text("import no_such_module\ndef test_it(): pass\n")
+    (tmp_path / "test_fine.py").write_text("def test_it():\n    pass\n")
+    command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2  # pytest's own, of an error in collecting
+    assert "ERROR" in done.stdout

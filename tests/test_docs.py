@@ -23,17 +23,22 @@ from gradsurgery.training import train
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EVIDENCE = sorted((ROOT / "docs" / "evidence").glob("*.md"))
 
 
-def blocks(language: str) -> list[str]:
-    # the code of extending.md is run by test_other_packages.py
-    pages = "\n".join(page.read_text() for page in PAGES if page.stem != "extending")
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", pages, re.MULTILINE | re.DOTALL)
+def blocks(language: str, pages: list[Path] = PAGES) -> list[str]:
+    text = "\n".join(page.read_text() for page in pages)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return [text for marked, text in found if marked == language]
 
 
+def python_examples() -> list[str]:
+    # the code of extending.md is run by test_other_packages.py
+    return blocks("python", [page for page in PAGES if page.stem != "extending"])
+
+
 def commands() -> list[str]:
-    text = "\n".join(blocks("")).replace("\\\n", " ")
+    text = "\n".join(blocks("", PAGES + EVIDENCE)).replace("\\\n", " ")
     lines = [line.split("#")[0].strip() for line in text.splitlines()]
     return [line for line in lines if line.startswith("gradsurgery ")]
 
@@ -54,7 +59,7 @@ class OfImages(torch.nn.Linear):
         return super().forward(images.flatten(1))
 
 
-@pytest.mark.parametrize("code", blocks("python"))
+@pytest.mark.parametrize("code", python_examples())
 def test_python_examples_run(code):
     model = OfImages(3, 2)
     labels = torch.zeros(4).long()

@@ -10,6 +10,7 @@ optimizer.step()
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -116,9 +117,12 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name in __all__:
+        return getattr(import_module(_HOMES.get(name, "gradsurgery.rules")), name)
+    place = f"gradsurgery.{name}"
+    if name.startswith("_") or not name.isidentifier() or find_spec(place) is None:
         raise AttributeError(f"module 'gradsurgery' has no attribute {name!r}")
-    return getattr(import_module(_HOMES.get(name, "gradsurgery.rules")), name)
+    return import_module(place)  # gs.backbones.set_training_mode(…) needs no further import
 
 
 def __dir__() -> list[str]:

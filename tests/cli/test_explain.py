@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 
 import pytest
 from PIL import Image
@@ -50,6 +51,15 @@ def test_pictures_are_explained(run, command, tmp_path):
     assert command("explain", str(run), str(tmp_path / "a.png"))[0] == 0
     assert Explanation.load(run / "explanation-pictures").data == "pictures"
     assert (run / "explanation" / Explanation.file_name).read_bytes() == before
+
+
+def test_a_package_that_is_missing_is_told_before_anything_is_read(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "captum", None)
+    code, _, errors = command("explain", "no-such-model")
+    assert (code, errors) == (
+        1,
+        'error: attribution needs captum: pip install "gradsurgery[explain]"\n',
+    )
 
 
 def test_a_broken_picture_is_named_and_the_others_explained(run, command, tmp_path):

@@ -196,6 +196,18 @@ def test_a_command_without_anything_shows_what_there_is(command: Command) -> Non
     assert command("--version")[0] == command("show", "--help")[0] == 0
 
 
+@pytest.mark.parametrize("words", [("evaluate",), ("data", "info")])
+def test_help_is_wrapped_at_the_width_of_the_terminal_alone(
+    words: tuple[str, ...], command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    said = [line.strip() for line in command(*words, "--help")[1].split("╭")[0].splitlines()]
+    usage, what, more = filter(None, said)
+    assert usage.startswith("Usage")
+    assert what.endswith(".")
+    assert more.endswith(".")
+
+
 @pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
 def test_threads_that_wait_sleep_unless_somebody_says_otherwise(
     before: str | None, after: str, monkeypatch: pytest.MonkeyPatch

@@ -50,3 +50,24 @@ def test_errors_are_one_line(
     assert err.splitlines()[-1].startswith("error: ")
     assert words in err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["similarity", *SHORT],
+        ["diagnose", "rotated-digits"],
+        ["diagnose", "rotated-digits", "--target", "75", "--iterations", "1"],
+        ["study", "tasks-vs-domains"],
+        ["reproduce", "figure2", "--datasets", "rotated-digits"],
+    ],
+)
+def test_a_device_that_there_is_not_is_told_before_images_are_decoded(
+    arguments: list[str], command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("prepare", "prepare_images"):
+        monkeypatch.delattr(f"gradsurgery.cli.studies.{name}")
+    code, _, err = command(*arguments, "--device", "nope")
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith("error: device 'nope' cannot be used")
+    assert not list(tmp_path.iterdir())

@@ -1,7 +1,9 @@
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -14,6 +16,7 @@ from gradsurgery.training import TrainingProgress
 
 SHORT = ["--iterations", "6", "--validate-every", "3", "--batch-size", "8"]
 SHORT += ["--image-size", "12", "--device", "cpu"]
+ON_RAY = ["--launcher", "ray"]
 Command = Callable[..., tuple[int, str, str]]
 
 
@@ -78,17 +81,48 @@ def test_a_sweep_ends_with_its_table_and_the_path_of_its_report(
         (["nowhere", "--logger", "nope"], "unknown logger 'nope'"),
         (["rotated-digits", "--device", "nope"], "device 'nope' cannot be used"),
         (["rotated-digits", "--device", "meta"], "device 'meta' cannot train; choose auto, cpu"),
+        (["rotated-digits", "--device", "cuda:0"], "a sweep shares out the GPUs itself"),
+        (["rotated-digits", "--device", "nope", *ON_RAY], "device 'nope' cannot be used"),
+        (["rotated-digits", "--cuda-graph", "on"], "cannot be had: the device is cpu; leave it"),
+        (["rotated-digits", "--cuda-graph", "on", "--device", "auto"], "there is no GPU; leave it"),
+        (
+            ["rotated-digits", "--cuda-graph", "on", "--device", "auto", "--precision", "float16"],
+            "cannot be had: float16 adapts",
+        ),
+        (
+            ["rotated-digits", "--cuda-graph", "on", "--device", "auto", "--methods", "mixup"],
+            "cannot be had: mixup may compute another thing at every step",
+        ),
+        (["nowhere", "--ray-address", "auto"], "--ray-address is for --launcher ray, found local"),
+        (["rotated-digits", *ON_RAY, "--ray-address", "127.0.0.1:1"], "no Ray cluster at 127.0.0"),
     ],
 )
-def test_what_a_sweep_cannot_do_is_one_line(
-    arguments: list[str], words: str, command: Command, tmp_path: Path
+def test_what_a_sweep_cannot_do_is_one_line_before_any_work(
+    arguments: list[str],
+    words: str,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
     code, out, err = command("sweep", *SHORT, *arguments)
     assert (code, out) == (1, "")
     assert words in err
     assert len(err.splitlines()) == 1
-    assert not list(tmp_path.glob("**/record.json"))
-    assert not list(tmp_path.glob("**/failure.json"))
+    assert not (tmp_path / "sweeps").exists()
+
+
+def test_a_launcher_whose_package_is_missing_is_told_before_any_work(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    code, _, err = command("sweep", *SHORT, "rotated-digits", *ON_RAY)
+    assert (code, err) == (
+        1,
+        "error: --launcher ray needs the package ray; pip install 'gradsurgery[ray]'\n",
+    )
+    assert not (tmp_path / "sweeps").exists()
 
 
 def test_figure_2_looks_at_all_of_its_data_before_its_first_run(

@@ -204,7 +204,7 @@ def test_weights_that_knew_the_domain_held_out_are_told_of(command, train_small,
     ("arguments", "work"),
     [
         (["report", "run"], "gradsurgery.cli.finished_runs.take_inventory"),
-        (["evaluate", "run", "photos"], "gradsurgery.cli.trained_models.load_model"),
+        (["evaluate", "run", "photos"], "gradsurgery.cli.trained_models.built_model"),
         (["explain", "run"], "gradsurgery.cli.explain.loaded"),
         (["diagnose", "--run", "run"], "gradsurgery.cli.studies.open_source"),
         (["similarity", "photos", "--target", "c"], "gradsurgery.cli.studies.open_source"),
@@ -243,7 +243,7 @@ def test_a_file_that_cannot_be_written_is_found_before_the_model_is_loaded(
     command, model, tmp_path, monkeypatch, arguments
 ):
     (tmp_path / "file").touch()
-    monkeypatch.delattr("gradsurgery.cli.trained_models.load_model")
+    monkeypatch.delattr("gradsurgery.cli.trained_models.built_model")
     code, _, err = command(*arguments)
     assert code == 1
     assert err.startswith("error: cannot write")
@@ -296,6 +296,24 @@ def test_two_models_are_compared(command, model, older, tmp_path):
     assert "Against older/model.safetensors, by domain" in written
 
 
+def test_classes_that_are_spelled_another_way_than_the_models_are_named(command, model, tmp_path):
+    same = "differ in spelling alone: if they are one, rename them"
+    (tmp_path / "photos" / "a" / "dark").rename(tmp_path / "photos" / "a" / "Dark")
+    code, out, err = command("evaluate", model, "photos")
+    assert (code, err) == (0, f"note: classes dark and Dark {same}\n")
+    assert "Not counted, of classes that the model does not know, in a: 6 images, Dark (6)." in out
+    for domain in ("a", "b", "c"):
+        for label in ("dark", "Dark", "light"):
+            if (folder := tmp_path / "photos" / domain / label).exists():
+                folder.rename(folder.with_name(label.upper()))
+    code, _, err = command("evaluate", model, "photos")
+    assert code == 1
+    assert err.splitlines()[:2] == [
+        f"note: classes dark and DARK {same}",
+        f"note: classes light and LIGHT {same}",
+    ]
+
+
 @pytest.mark.parametrize("new", ["own", "run"])
 def test_a_network_of_ones_own_is_handed_to_the_model_that_is_of_it(
     new, command, model, tmp_path, monkeypatch
@@ -322,6 +340,33 @@ def test_a_network_of_ones_own_is_handed_to_the_model_that_is_of_it(
     both = EvaluationFile.load(file)
     assert both.tally == alone[new].tally
     assert both.against.tally == alone[other].tally
+
+
+def test_two_models_of_two_networks_of_ones_own_are_handed_both(
+    command, model, tmp_path, monkeypatch
+):
+    code = "from torch import nn\n"
+    for name, wide in (("small", 2), ("large", 3)):
+        layers = f"nn.Flatten(), nn.Linear(192, {wide}), nn.Linear({wide}, classes)"
+        code += f"def {name}(classes):\n    return nn.Sequential({layers})\n"
+    (tmp_path / "two_networks.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    options = ["--weights", "none", "--image-size", "8", "--iterations", "1", "--device", "cpu"]
+    small, large = "two_networks:small", "two_networks:large"
+    for network in (small, large):
+        given = ["--backbone", network, "--out", network.partition(":")[2]]
+        assert command("train", "photos", "--target", "b", *options, *given)[0] == 0
+    arguments = ["evaluate", "small", "photos", "--against", "large", "--backbone"]
+    for alone in (small, large):
+        code, _, err = command(*arguments, alone)
+        assert (code, err.count("\n")) == (1, 1)
+        assert f"1 network for 2 models, of {small} and {large}; name one for each" in err
+    code, _, err = command(*arguments, f"{large},{small}")
+    assert (code, err.count("\n")) == (1, 1)
+    assert f"small/model.safetensors does not fit {large}" in err
+    assert command(*arguments, f"{small},{large}")[0::2] == (0, "")
+    code, _, err = command("evaluate", "small", "photos", "--backbone", f"{small},{large}")
+    assert (code, "2 networks for 1 model, of two_networks:small" in err) == (1, True)
 
 
 @pytest.mark.parametrize("name", ["predict", "evaluate"])

@@ -44,6 +44,20 @@ def test_names_show_as_they_are_in_markdown():
     assert "Never predicted on photo: &lt;b&gt;d&lt;/b&gt;." in shown
 
 
+def test_classes_that_are_numbers_are_shown_by_their_value():
+    names = ["1", "10", "2"]  # as a folder has them; SURE: 9 and 1 of the first, 5 of the second
+    told = evaluation(classes=names, domains={"art": DomainEvaluation(tally=SURE)})
+    *_, by_class, confusion = text.evaluation_tables(told)
+    rows = [[entry.text for entry in row] for row in by_class.rows]
+    assert [row[:3] for row in rows] == [["1", "10", "9"], ["2", "0", "0"], ["10", "5", "6"]]
+    assert confusion.columns == ["class", "1", "2", "10"]
+    rows = [[entry.text for entry in row] for row in confusion.rows]
+    assert rows == [["1", "9", "–", "1"], ["2", "–", "–", "–"], ["10", "–", "–", "5"]]
+    axes = confusion_figure(SURE, names, "shop").axes[0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["1 (10)", "2 (0)", "10 (5)"]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "2", "10"]
+
+
 def test_a_log_loss_of_one_image_has_no_interval():
     one = Tally(confusion=["0:1", "", ""], log_loss=0.25, log_loss_deviation=0.0)
     _, confidence, *_ = text.evaluation_tables(
@@ -174,6 +188,15 @@ def test_a_run_s_recalls_are_those_of_both_models(record):
     assert table.rows[-1][1].text == "0.0 / 100.0"
     assert table.columns[-1].endswith("(held out)") or "(held out)" in " ".join(table.columns)
     assert never_predicted(record) == [record.data.classes[-1]]
+
+
+def test_recalls_of_classes_that_are_numbers_are_by_their_value(record):
+    before = recall_table(record)
+    count = len(record.data.classes)
+    record.data.classes = [str(count - k) for k in range(count)]
+    after = recall_table(record)
+    assert [row[0].text for row in after.rows] == [str(1 + k) for k in range(count)]
+    assert [row[1:] for row in after.rows] == [row[1:] for row in reversed(before.rows)]
 
 
 def test_the_report_has_the_mean_recall_over_the_runs(record):

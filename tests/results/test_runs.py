@@ -4,11 +4,15 @@ import sys
 
 import pytest
 
+from gradsurgery.algorithms.names import METHODS, OTHER_METHODS, method_parts
+from gradsurgery.algorithms.objectives import OBJECTIVES
 from gradsurgery.documents.configuration import options_of
+from gradsurgery.documents.plan import usual_name
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import DataError
 from gradsurgery.results import compare_runs, select, take_inventory
 from gradsurgery.results.runs import curves_frame, find_records, record_files
+from gradsurgery.rules import RULES
 from tests.results.records import write_failure, write_plan
 
 
@@ -162,6 +166,37 @@ def test_what_is_compared_follows_the_roles_of_the_options(written, tmp_path):
     without_settings = {k: v for k, v in hyperparameters.items() if k != "irm.penalty"}
     assert json.loads(row["protocol"]) == conditions | without_settings
     assert not {"data", "device", "threads", "seed", "settings"} & {*conditions, *hyperparameters}
+
+
+def test_a_method_under_two_names_is_one(written, tmp_path):
+    for seed, names in enumerate((("deep-all", "agr-sum"), ("erm", "erm+agr-sum"))):
+        for method, best in zip(names, (0.5, 0.75), strict=True):
+            path = written(method, seed=seed, best=best)
+    written("erm+mean", seed=0, best=0.5)  # the same run again, for its results are the same
+    there = {"directory": str(path.parent.relative_to(tmp_path)), "seed": 1}
+    write_plan(tmp_path, [there, {"directory": "later", "method": "erm", "seed": 2}])
+    inventory = take_inventory([tmp_path])
+    assert set(inventory.runs["method"]) == {"deep-all", "agr-sum"}
+    (table,) = compare_runs(inventory.runs, baseline="erm+agr-sum", plans=inventory.plans)
+    assert (table.methods, table.seeds) == (("agr-sum", "deep-all"), (0, 1, 2))
+    assert {cell.values for cell in table.cells.values()} == {(50.0, 50.0), (75.0, 75.0)}
+    written("mean", seed=0, best=0.25)
+    with pytest.raises(DataError, match="deep-all on sketch with seed 0 is there twice, with oth"):
+        _ = take_inventory([tmp_path]).runs
+
+
+def test_a_method_has_one_usual_name():
+    """Whatever it is called by: the same objective and rule."""
+    singles = [*METHODS, *OTHER_METHODS, *OBJECTIVES, *RULES, "mldg", "torchjd:UPGrad", "a:B"]
+    pairs = [f"{o}+{r}" for o in (*OBJECTIVES, "mldg", "a:B") for r in (*RULES, "torchjd:UPGrad")]
+    usual: dict = {}
+    for name in [*singles, *pairs, "erm+a:B"]:
+        parts = method_parts(name) or name
+        assert (method_parts(usual_name(name)) or name) == parts
+        usual.setdefault(parts, set()).add(usual_name(name))
+    several = {parts: names for parts, names in usual.items() if len(names) > 1}
+    assert several == {("erm", "a:B"): {"a:B", "erm+a:B"}}  # which may be an objective
+    assert set(METHODS) <= {name for names in usual.values() for name in names}
 
 
 @pytest.mark.parametrize(

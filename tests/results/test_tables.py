@@ -5,6 +5,7 @@ import pytest
 
 from gradsurgery.algorithms.names import METHODS
 from gradsurgery.documents.plan import PlannedRun
+from gradsurgery.report import summary
 from gradsurgery.report import tables as paper
 from gradsurgery.results import compare_runs, rank_methods, select, take_inventory
 from tests.results.records import write_plan
@@ -216,6 +217,22 @@ def test_a_table_for_each_data_set(written, compared):
     written(folder="other", data__name="vlcs")
     assert [table.data for table in compared()] == ["pacs", "vlcs"]
     assert all(table.differences == {} for table in compared())
+
+
+def test_settings_that_were_drawn_are_rounded_in_titles_and_told_apart(written, compared):
+    drawn = {
+        "configuration__learning_rate": (1 / 3e4, 2 / 3e4),
+        "configuration__weight_decay": (0.12345678901, 0.12345678902),
+    }
+    for i in range(2):
+        written(best=0.5, folder=str(i), **{name: values[i] for name, values in drawn.items()})
+    tables = compared()
+    assert [table.name.partition(", ")[2] for table in tables] == [
+        "learning_rate 3.33333e-05, weight_decay 0.12345678901",
+        "learning_rate 6.66667e-05, weight_decay 0.12345678902",
+    ]
+    assert [table.differences["learning_rate"] for table in tables] == [1 / 3e4, 2 / 3e4]
+    assert "learning rate (3.33333e-05 and 6.66667e-05)" in summary._apart(tables)
 
 
 def twenty(written, method, differences, target="sketch", base=0.5):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -169,3 +170,34 @@ def test_a_worker_that_is_asked_to_end_does_so_without_a_word(
         assert events[-1].news == Outcome("lost", "its process ended with 143")
         assert not list(tmp_path.rglob(".*"))
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_worker_that_is_asked_to_end_leaves_no_lock_of_a_library(tmp_path: Path) -> None:
+    """What is left is told by the tracker of the launcher's process, as that ends."""
+    (tmp_path / "locking.py").write_text(
+        "import multiprocessing\n\nLOCK = multiprocessing.RLock()\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from dataclasses import replace\n"
+        "from gradsurgery.sweep.launcher import LocalLauncher\n"
+        "from tests.sweep.test_launcher import TASK, heard\n"
+        "if __name__ == '__main__':\n"
+        "    with LocalLauncher(1) as launcher:\n"
+        "        options = {'data': 'locking:Source', 'target': 'a'}\n"
+        f"        place = {str(tmp_path)!r}\n"
+        "        launcher.submit('a', replace(TASK, options=options, working_directory=place))\n"
+        "        print(heard(launcher)[0].news.error)\n"
+    )
+    root = str(Path(__file__).parents[2])
+    paths = os.pathsep.join([str(tmp_path), root, *sys.path])
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": paths},
+        timeout=120,
+    )
+    assert "locking" in done.stdout
+    assert done.stderr == ""

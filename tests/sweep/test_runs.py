@@ -41,6 +41,25 @@ def test_all_methods_are_the_papers(plan: MakePlan, runs_of: RunsOf) -> None:
     assert [run.configuration.method for run in runs] == list(METHODS)
 
 
+def test_what_was_drawn_is_rounded_in_titles_and_kept_in_runs(
+    plan: MakePlan, runs_of: RunsOf
+) -> None:
+    drawn = [{"learning_rate": 1 / 3e3}, {"learning_rate": 0.0012345678}, {"weight_decay": 1e-5}]
+    runs = runs_of(plan(methods=["deep-all"], seeds=1, targets=["75"], grid=drawn))
+    usual = RunConfiguration(data="rotated-digits", target="75")
+    rates = [1 / 3e3, 0.0012345678, usual.learning_rate]
+    assert [run.configuration.learning_rate for run in runs] == rates
+    tried = [
+        f"learning_rate={shown} weight_decay={decay}"
+        for shown, decay in (
+            ("0.000333333", usual.weight_decay),
+            ("0.00123457", usual.weight_decay),
+            (usual.learning_rate, 1e-05),
+        )
+    ]
+    assert [run.tried for run in runs] == tried
+
+
 def test_a_list_of_grids_runs_each_of_them_and_no_other(plan: MakePlan, runs_of: RunsOf) -> None:
     drawn = [
         {"learning_rate": "1e-3", "group-dro.eta": 0.1},

@@ -1,8 +1,17 @@
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gradsurgery.data import open_source
+from gradsurgery.documents.plan import Plan
+from gradsurgery.sweep import schedule as module
 from gradsurgery.sweep.launcher import Outcome
-from gradsurgery.sweep.schedule import Schedule
+from gradsurgery.sweep.runs import SweepRun
+from gradsurgery.sweep.schedule import Execution, Schedule, estimate
 
 FAILED, LOST = Outcome("failed", "no"), Outcome("lost", "killed")
 
@@ -59,3 +68,30 @@ def test_every_run_ends_once_whatever_happens(news: list[str]) -> None:
                 schedule.stopped(key, FAILED if state == "failed" else LOST)
     assert not schedule.running
     assert sorted([*done, *schedule.failed]) == [str(i) for i in range(7)]
+
+
+@pytest.mark.parametrize(("seconds_a_step", "steps"), [(1.0, 4), (60.0, 2)])
+def test_long_steps_are_timed_once(
+    seconds_a_step: float,
+    steps: int,
+    plan: Callable[..., Plan],
+    runs_of: Callable[[Plan], list[SweepRun]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first step warms up; where steps take minutes, an estimate takes two of them."""
+    clock, taken, real = [0.0], [], module.train
+
+    def watched(*given: Any, observe: Callable[..., None], **options: Any) -> Any:
+        def look(step: int, backbone: Any) -> None:
+            clock[0] += seconds_a_step
+            taken.append(step)
+            observe(step, backbone)
+
+        return real(*given, observe=look, **options)
+
+    monkeypatch.setattr(module, "train", watched)
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    runs = runs_of(plan(methods=["deep-all"], seeds="1"))
+    found = estimate(runs, {}, {"rotated-digits": open_source("rotated-digits")}, Execution())
+    assert taken == list(range(steps + 1))
+    assert found.seconds == pytest.approx(6 * seconds_a_step)  # of its six steps

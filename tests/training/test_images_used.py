@@ -169,8 +169,13 @@ def test_test_images_of_a_source_may_be_missing(root):
     record, _ = run(root, classes="common", split="80/20/0", test_on="all")
     assert record.result.best.test_accuracy.keys() == {"c"}
     assert record.split.sizes["c"].test == 20
-    with pytest.raises(DataError, match="no image of c is left for testing"):
+    with pytest.raises(DataError, match=r"80/20/0 .* no test images of c; give .* above 0.* all"):
         run(root, classes="common", split="80/20/0")
+
+
+def test_a_split_without_validation_images_is_told_by_its_percentages(root):
+    with pytest.raises(DataError, match=r"the split 60/0/40 .* validation .* percentage above 0"):
+        run(root, classes="common", split="60/0/40")
 
 
 def test_lists_that_lack_a_part_are_refused_before_an_image_is_decoded(root):

@@ -13,9 +13,11 @@ import gradsurgery
 from gradsurgery.backbones import build_backbone
 from gradsurgery.data import ImageSet
 from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.errors import ArgumentError
 from gradsurgery.training import train
 from gradsurgery.training.learner import Learner, build_learner
 
+CPU = torch.device("cpu")
 PACKAGE = Path(str(gradsurgery.__file__)).parent
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
 
@@ -64,3 +66,34 @@ def test_a_model_has_its_own_forward_again_after_a_compiled_step(
     with learner.compiled():
         assert model.forward is learner.compiled_forward
     assert "forward" not in vars(model)
+
+
+def test_gradnorm_goes_back_twice_through_a_compiled_network(
+    images: ImageSet, configured: Callable[..., RunConfiguration]
+) -> None:
+    def learner(**options: Any) -> Learner:
+        backbone = build_backbone("small-mlp", classes=10, weights="none", seed=0, image_size=20)
+        return build_learner(configured(method="gradnorm", **options), backbone, CPU)
+
+    random = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.randn(4, 3, 20, 20, generator=random), torch.arange(4) + domain)
+        for domain in range(3)
+    ]
+    plain, compiled, given_up = learner(), learner(), learner()
+    expected = plain.take(batches, 1)
+    forward = compiled.backbone.model.forward
+    compiled.compiled_forward = torch.compile(forward, backend="aot_eager")
+    with compiled.compiled():
+        compiled.backbone.model(batches[0][0]).sum().backward()  # compiles the backward pass
+    torch.testing.assert_close(compiled.take(batches, 1).losses, expected.losses)
+    for there, here in zip(
+        compiled.backbone.model.parameters(), plain.backbone.model.parameters(), strict=True
+    ):
+        torch.testing.assert_close(there, here)
+    # in a training loop of one's own
+    torch.compiler.reset()
+    model = torch.compile(given_up.backbone.model, backend="aot_eager")
+    model(batches[0][0]).sum().backward()
+    with pytest.raises(ArgumentError, match=r"gradnorm goes back .*donated_buffer = False"):
+        given_up.algorithm.step(model, batches, given_up.optimizer, step=1)

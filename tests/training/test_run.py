@@ -331,6 +331,13 @@ def test_surgery_needs_two_source_domains_and_deep_all_one(
         train(configured(**options, method="agr-sum"), tmp_path / "run", cache=cache)
     record = train(configured(**options, method="deep-all"), tmp_path / "run", cache=cache)
     assert record.split.sizes["photo"].train > 0
+    none_left = r"leaves 0 source .* without photo and .* needs 1; leave fewer of them out$"
+    with pytest.raises(ArgumentError, match=none_left):
+        train(
+            configured(**options, method="deep-all", without=["photo"]),
+            tmp_path / "none",
+            cache=cache,
+        )
 
 
 def test_a_data_set_too_small_to_validate_is_refused(
@@ -396,6 +403,18 @@ def test_a_loss_that_no_useful_model_has_is_said_once(
     if warned:
         expected = f"the validation loss is {losses[0]:.3g} at step 1: training diverges; lower"
         assert notes[0].startswith(expected)
+
+
+def test_a_validation_loss_that_is_not_finite_is_said_once(
+    tmp_path: Path, images: ImageSet, configured: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([1.0, float("nan"), float("inf")])
+    monkeypatch.setattr(Run, "validate", lambda _: Evaluation(next(found), 0.5))
+    said: list[TrainingProgress] = []
+    train(configured(iterations=3, validate_every=1), tmp_path / "run", said.append, opened=images)
+    notes = [progress.note for progress in said if progress.note is not None]
+    assert len(notes) == 1
+    assert notes[0].startswith("the validation loss is not finite at step 2: training diverges;")
 
 
 def test_the_split_is_the_runs_own_on_request(

@@ -22,6 +22,7 @@ from gradsurgery.data.source import spelled_alike
 from gradsurgery.data.splits import called_as_parts
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import left_out_classes
+from gradsurgery.documents.tally import shown_order
 from gradsurgery.errors import ArgumentError, printable
 from gradsurgery.report.rendering import OnTerminal
 from gradsurgery.report.run_text import copies_sentences, gap_sentences, imbalance_sentences
@@ -222,7 +223,7 @@ def _print_table(source: Source, summary: dict[str, Any], found: Inspection | No
     sentences = [
         f"{counted(summary['images'], 'image')}, {counted(len(source.domains), 'domain')}, "
         f"{len(source.classes)} {'class' if len(source.classes) == 1 else 'classes'}",
-        _comparison(source),
+        *_comparison(source),
     ]
     sentences += gap_sentences(counts, source.classes)
     sentences += imbalance_sentences(counts, source.classes)
@@ -262,10 +263,11 @@ def _print_table(source: Source, summary: dict[str, Any], found: Inspection | No
 
 def _counts_table(source: Source, console: Console) -> Table | OnTerminal:
     """Images by class and domain: domains beside one another, else below, else a line a number."""
-    counts = source.counts()
+    order = shown_order(source.classes)
+    counts, classes = source.counts()[:, order], [source.classes[k] for k in order]
     ways = (
-        ("class", source.classes, source.domains, counts.T),
-        ("domain", source.domains, source.classes, counts),
+        ("class", classes, source.domains, counts.T),
+        ("domain", source.domains, classes, counts),
     )
     for what, rows, columns, numbers in ways:
         table = Table(title=escape(source.name), show_footer=True)
@@ -283,21 +285,22 @@ def _counts_table(source: Source, console: Console) -> Table | OnTerminal:
         [domain, *(f"{n:,}" for n in row), f"{row.sum():,}"]
         for domain, row in zip(source.domains, counts, strict=True)
     ]
-    return OnTerminal([plain_table(source.name, ["domain", *source.classes, "total"], lines)])
+    return OnTerminal([plain_table(source.name, ["domain", *classes, "total"], lines)])
 
 
-def _comparison(source: Source) -> str:
+def _comparison(source: Source) -> list[str]:
+    """How the data set compares with the paper's of its domains and classes, if it is one."""
     preset = matching_preset(source)
     if preset is None:
-        return "Its domains and classes are those of no preset (pacs, vlcs, office-home)."
+        return []
     differing = differing_counts(preset, source)
     if not differing:
-        return (
+        return [
             f"Its domains and classes are those of {preset.name}, in the paper's counts. "
             f"{preset.name}:PATH resizes as the paper does, first to 227 pixels."
-        )
+        ]
     found = "; ".join(f"{d} {found:,} (paper {paper:,})" for d, paper, found in differing)
-    return f"Its domains and classes are those of {preset.name}, but not the counts: {found}."
+    return [f"Its domains and classes are those of {preset.name}, but not the counts: {found}."]
 
 
 def _print_cache(images: ImageSet) -> None:

@@ -26,6 +26,7 @@ from gradsurgery.report.section import counted
 from gradsurgery.studies.explanation import (
     ExplainedImage,
     Subject,
+    captum_attributions,
     explain_domains,
     explain_pictures,
 )
@@ -69,6 +70,7 @@ def explain(
     gradients, and a map of the test images' features. A report of the run shows them too.
     """
     chosen = ExplanationOptions(**options)
+    captum_attributions()  # raises where it is not installed
     check_named(images or [])
     if out is not None:
         check_folder(out)

@@ -73,10 +73,10 @@ class _LazyGroup(TyperGroup):
             return TyperCommand(cmd_name, help=COMMANDS[cmd_name])
         module = import_module(f"gradsurgery.cli.{_MODULES.get(cmd_name, cmd_name)}")
         if not hasattr(module, cmd_name):  # a group
-            return typer.main.get_command(module.app)
+            return _flowing(typer.main.get_command(module.app))
         single = typer.Typer(**_STYLE)
         single.command(cmd_name)(getattr(module, cmd_name))
-        return typer.main.get_command(single)
+        return _flowing(typer.main.get_command(single))
 
     @override
     def invoke(self, ctx: Any) -> Any:
@@ -104,6 +104,15 @@ class _LazyGroup(TyperGroup):
             super().format_help(ctx, formatter)
         finally:
             self._listing = False
+
+
+def _flowing(command: Any) -> Any:
+    """The command, a paragraph of its help one line, which the terminal wraps at its own width."""
+    if command.help:
+        command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", command.help)
+    for within in getattr(command, "commands", {}).values():
+        _flowing(within)
+    return command
 
 
 _UsageError: Any = typer.BadParameter.__base__  # what was typed is wrong, not what it names

@@ -79,6 +79,7 @@ def run_study(
     if out is not None:
         check_folder(out)
     devices.keep_freed_memory()  # before torch allocates anything
+    devices.device_of(first)  # raises where it cannot be had
     source = open_source(first.data, **first.reading)
     check_run(first, source.name, source.domains)
     directory = out or Path(
@@ -134,6 +135,7 @@ def diagnose(
     if out is not None:
         check_folder(out)
     devices.keep_freed_memory()  # before torch allocates anything
+    devices.resolve_device(given.get("device", "auto"))  # raises where it cannot be had
     source = open_source(given.get("data", configuration.data), **configuration.reading)
     directory = out or run or Path("diagnosis") / folder_name(source.name)
     check_folder(directory)
@@ -251,6 +253,7 @@ def tasks_vs_domains(
     if out is not None:
         check_folder(out)
     devices.keep_freed_memory()  # before torch allocates anything
+    devices.resolve_device(device)  # raises where it cannot be had
     source = open_source(studied.data, classes=studied.classes)
     directory = out or Path("tasks-vs-domains", folder_name(source.name))
     check_folder(directory)

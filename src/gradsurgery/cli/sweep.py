@@ -34,7 +34,7 @@ from gradsurgery.sweep.run import given_up
 from gradsurgery.sweep.runs import configurations, existing_records, opened_sources, planned
 from gradsurgery.sweep.schedule import Estimate, estimate
 from gradsurgery.training import TrainingProgress
-from gradsurgery.training.device import resolve_device
+from gradsurgery.training.device import device_of
 
 
 @opt.takes_plan()
@@ -169,6 +169,8 @@ def run_plan(
         return
     if options.launcher not in LAUNCHERS:
         own_launcher(options.launcher)  # raises where it is not to be had
+    if options.ray_address is not None and options.launcher != "ray":
+        raise ArgumentError(f"--ray-address is for --launcher ray, found {options.launcher}")
     _worker_count(options, plan, ())  # raises for a number that is none
     check_new(None if given.dry_run else out, SweepPlan.file_name, plan.methods)
     execution = Execution(
@@ -188,6 +190,7 @@ def run_plan(
                 sources,
                 folder,
                 launch=lambda: start_launcher(options, plan),
+                check=lambda: check_launcher(options, plan),
                 execution=execution,
                 show=show,
             )
@@ -222,13 +225,25 @@ def resolved_options(plan: Plan) -> dict[str, Any]:
     return shared | {"settings": plan.options.get("settings", {})}
 
 
+def check_launcher(options: opt.LaunchOptions, plan: Plan) -> None:
+    """Raise where no worker of the launcher that the options name could do a run of the plan."""
+    c = next(
+        configurations(plan, "deep-all", data=plan.data[0], target="any", without=[], seed=0)
+    )  # device and graph are the same in all
+    here = options.launcher == "local"
+    if options.launcher == "ray":
+        from gradsurgery.sweep.ray_cluster import check_ray
+
+        check_ray(options.ray_address)
+    if not visible_gpus(c.device) and (here or c.device not in ("auto", "cuda")):
+        device_of(c)
+
+
 def start_launcher(options: opt.LaunchOptions, plan: Plan) -> Launcher:
     """The launcher that the options name."""
     device = str(plan.options.get("device", "auto"))
     gpus = visible_gpus(device)
     if options.launcher == "local":
-        if not gpus:
-            resolve_device(device)  # raises where no worker could have it
         return LocalLauncher(_worker_count(options, plan, gpus), gpus)
     runs_per_gpu = 0 if device == "cpu" else options.runs_per_gpu
     asked: dict[str, Any] = {

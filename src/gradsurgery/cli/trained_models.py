@@ -1,6 +1,7 @@
 """Commands on a trained model and images: `gradsurgery predict` and `evaluate`."""
 
 import hashlib
+import itertools
 import json
 import re
 import sys
@@ -13,6 +14,7 @@ import typer
 from rich.console import Console
 
 from gradsurgery.atomic import check_folder, expanded
+from gradsurgery.backbones.networks import library_has
 from gradsurgery.backbones.weights import file_digest
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.data import open_data
@@ -20,11 +22,12 @@ from gradsurgery.cli.finished_runs import print_sentences
 from gradsurgery.cli.live import continuable, images_displayed
 from gradsurgery.data import SkippedImage, Source
 from gradsurgery.data.folder import CLASS_AND_NAME, ELSEWHERE, LayoutSource
-from gradsurgery.deployment import Predictions, TrainedModel, load_model
+from gradsurgery.data.source import as_seen, spelled_alike
+from gradsurgery.deployment import Predictions, TrainedModel
 from gradsurgery.deployment.evaluation import evaluate_model
 from gradsurgery.deployment.pictures import check_named, listed_pictures
 from gradsurgery.deployment.predictions_file import check_predictions_file, predictions_file
-from gradsurgery.deployment.trained_model import needs_code
+from gradsurgery.deployment.trained_model import built_model, opened_file
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import left_out_classes, listed_names
 from gradsurgery.documents.deployment import EvaluatedPart, EvaluationFile
@@ -35,6 +38,7 @@ from gradsurgery.report.evaluation_text import evaluation_tables
 from gradsurgery.report.rendering import OnTerminal
 from gradsurgery.report.report import write_evaluation
 from gradsurgery.report.section import counted, value_text
+from gradsurgery.training.device import resolve_device
 
 _NAMED = 20  # pictures that could not be decoded, and other files
 
@@ -98,16 +102,34 @@ def predict(
 
 def loaded(place: str, backbone: str | None, device: str) -> TrainedModel:
     """The model, once what there is to know of it is said."""
-    trained = load_model(place, backbone=backbone, device=device)
-    for note in trained.notes:
-        print(f"note: {note}", file=sys.stderr)
+    (trained,) = _loaded([place], backbone, device)
     return trained
 
 
 def _loaded(named: list[str], backbone: str | None, device: str) -> list[TrainedModel]:
-    """The models; code of one's own is handed to those that need it, where any does."""
-    own = [each for each in named if backbone and needs_code(each)] or named
-    return [loaded(each, backbone if each in own else None, device) for each in named]
+    """The models; one network of one's own is for those that need it, two are one for each."""
+    where = resolve_device(device)
+    files = [opened_file(place) for place in named]
+    names = [file.description.backbone for file in files]
+    own = [not library_has(name) for name in names]
+    given = backbone.split(",") if backbone else []
+    needed = list(dict.fromkeys(itertools.compress(names, own)))
+    several = len({name.rpartition(":")[2] for name in needed}) > 1
+    if len(given) > len(files) or (len(given) == 1 and several):
+        raise ArgumentError(
+            f"--backbone names {counted(len(given), 'network')} for "
+            f"{counted(len(files), 'model')}, of {' and '.join(names)}; name one for each, "
+            "separated by a comma"
+        )
+    handed = given if len(given) > 1 else [backbone] * len(files)
+    models = [
+        built_model(file, where, network if needs or not any(own) else None)
+        for file, network, needs in zip(files, handed, own, strict=True)
+    ]
+    for trained in models:
+        for note in trained.notes:
+            print(f"note: {note}", file=sys.stderr)
+    return models
 
 
 def _print_rows(predictions: Predictions, top: int) -> None:
@@ -156,7 +178,10 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder. Default: one in evaluation/<data> of these options."),
     ] = None,
-    backbone: opt.OwnBackboneOption = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="package.module:function of your own network; of two, with a comma."),
+    ] = None,
     device: opt.DeviceOption = "auto",
     batch_size: opt.PictureBatchOption = 128,
     workers: opt.WorkersOption = None,
@@ -175,7 +200,7 @@ def evaluate(
     if as_domain is None:
         options |= _as_its_run(trained, data, options, part)
     source = _opened(data, options, as_domain)
-    _note_groups(trained, source)
+    _note_data(trained, source)
     within = Path("evaluation", folder_name(source.name))
     check_folder(out or within)
     with continuable(), images_displayed("evaluating", len(source.listing.identities)) as tell:
@@ -236,8 +261,14 @@ def _record_of(trained: TrainedModel) -> Record | None:
         return None
 
 
-def _note_groups(trained: TrainedModel, source: Source) -> None:
-    """Say that images are taken for independent, where those of the model's run were not."""
+def _note_data(trained: TrainedModel, source: Source) -> None:
+    """Say which classes differ in spelling alone, and that images are taken for independent.
+
+    The latter where those of the model's run were not.
+    """
+    known = dict.fromkeys(map(as_seen, [*trained.classes, *source.classes]))
+    for sentence in spelled_alike([*known]):
+        print(f"note: classes {sentence}", file=sys.stderr)
     record = _record_of(trained)
     tests = {} if record is None or source.groups is not None else record.result.best.tests
     if any(tally.in_groups for tally in tests.values()):

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from gradsurgery.atomic import expanded
 from gradsurgery.backbones import OwnBackbone, rebuild
-from gradsurgery.backbones.networks import library_has
 from gradsurgery.data import Preparation, SkippedImage, cpus, normalize
 from gradsurgery.deployment.model_file import PREFIX, ModelFile, downloaded, open_model_file
 from gradsurgery.deployment.pictures import listed_pictures, prepared
@@ -202,7 +201,13 @@ def load_model(
     """
     check_kind("place", place, (str, Path), "a run's folder, a model.safetensors or hf://…")
     where = resolve_device(device)
-    file = _opened(place)
+    return built_model(opened_file(place), where, backbone)
+
+
+def built_model(
+    file: ModelFile, device: torch.device, backbone: OwnBackbone | None
+) -> TrainedModel:
+    """The model of an opened file; the rest as `load_model` has it."""
     about = file.description
     module = rebuild(
         about.backbone,
@@ -220,7 +225,7 @@ def load_model(
             "pictures are decoded as usual"
         )
     return TrainedModel(
-        module=module.to(where),
+        module=module.to(device),
         classes=tuple(about.classes),
         preprocess=Preparation(
             about.image_size,
@@ -230,18 +235,14 @@ def load_model(
             about.resize,
         ),
         about=about,
-        device=where,
+        device=device,
         file=file.path,
         notes=tuple(notes),
     )
 
 
-def needs_code(place: str | Path) -> bool:
-    """Whether `load_model` has to be handed the backbone of the model: it is in no library."""
-    return not library_has(_opened(place).description.backbone)
-
-
-def _opened(place: str | Path) -> ModelFile:
+def opened_file(place: str | Path) -> ModelFile:
+    """The model file at `place`, of which only the header is read."""
     text = str(place)
     return open_model_file(downloaded(text) if text.startswith(PREFIX) else expanded(place))
 

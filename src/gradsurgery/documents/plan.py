@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from gradsurgery.documents.configuration import RunDocument, options_of
 from gradsurgery.documents.data_options import listed_names, without_slash
 from gradsurgery.documents.document import Choices, Document, Part, unknown_name
-from gradsurgery.errors import ArgumentError
+from gradsurgery.errors import ArgumentError, DataError
 
 _MOST_SEEDS = 100_000
 Value = bool | int | float | str
@@ -198,6 +198,15 @@ class SweepPlan(Document):
     plan: dict[str, Any]
     runs: list[PlannedRun] = Field(min_length=1)
 
+    def by_folder(self, folder: Path) -> dict[Path, PlannedRun]:
+        """Its runs by their folders, their methods by their usual names; it lies in `folder`."""
+        return {
+            (folder / run.directory).resolve(): run.model_copy(
+                update={"method": usual_name(run.method)}
+            )
+            for run in self.runs
+        }
+
 
 def plans_below(folders: Iterable[Path]) -> dict[Path, SweepPlan]:
     """The plans of the sweeps in these folders, of any depth, by the sweeps' folders.
@@ -208,15 +217,18 @@ def plans_below(folders: Iterable[Path]) -> dict[Path, SweepPlan]:
     found = {}
     for folder in folders:
         for file in sorted(folder.rglob(SweepPlan.file_name)):
-            if file.parent == folder or not _is_unnumbered(file):
+            try:
                 found[file.parent.resolve()] = SweepPlan.load(file)
+            except DataError:
+                if file.parent == folder or not _is_unnumbered(file):
+                    raise
     return found
 
 
 def _is_unnumbered(file: Path) -> bool:
     try:
         content = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):  # which `load` explains
+    except (OSError, ValueError, RecursionError):  # which `load` has explained
         return False
     return not isinstance(content, dict) or "version" not in content
 
@@ -231,6 +243,37 @@ class Failure(RunDocument):
     attempts: int
     error: str
     traceback: str
+
+
+def usual_name(method: str) -> str:
+    """The one name of a method that may be called by several, whatever is said after it.
+
+    >>> usual_name("erm"), usual_name("erm+agr-sum"), usual_name("irm+mean (irm.penalty=10)")
+    ('deep-all', 'agr-sum', 'irm (irm.penalty=10)')
+    >>> usual_name("irm+agr-sum"), usual_name("erm+mine:Rule")  # mine:Rule may be an objective
+    ('irm+agr-sum', 'erm+mine:Rule')
+    """
+    name, gap, more = method.partition(" ")
+    match name.split("+"):
+        case ["erm"] | ["mean"] | ["erm", "mean"]:
+            name = "deep-all"
+        case ["erm", part] | [part, "mean"] if ":" not in part or part.startswith("torchjd:"):
+            name = part
+    return name + gap + more
+
+
+def rounded(values: Sequence[Any]) -> list[Any]:
+    """The values as a person reads them, fractions to six digits, more where two were the same.
+
+    >>> rounded([0.0012345678901234567, 1e-05, "adam"]), rounded([0.12345678, 0.12345679])
+    ([0.00123457, 1e-05, 'adam'], [0.12345678, 0.12345679])
+    """
+    different = len(set(map(str, values)))
+    for digits in range(6, 17):
+        shown = [float(f"{v:.{digits}g}") if isinstance(v, float) else v for v in values]
+        if len(set(map(str, shown))) == different:
+            return shown
+    return list(values)
 
 
 def number_or_text(text: str) -> int | float | str:

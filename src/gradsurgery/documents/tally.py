@@ -22,6 +22,18 @@ _CELL = r"\d{1,9}>\d{1,9}@\d{1,2}:\d{1,15}"
 _Group = Annotated[str, Field(pattern=rf"^{_CELL}( {_CELL})*$")]
 
 
+def shown_order(classes: Sequence[str]) -> list[int]:
+    """The positions of classes as they are shown: as they are, but numbers by their value.
+
+    >>> shown_order(["1", "10", "2"]), shown_order(["dog", "cat"])
+    ([0, 2, 1], [0, 1])
+    """
+    positions = list(range(len(classes)))
+    if all(re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", name) for name in classes):
+        positions.sort(key=lambda position: float(classes[position]))
+    return positions
+
+
 class Tally(Part):
     """Images by their class, the class predicted and the confidence in it.
 
@@ -106,6 +118,13 @@ class Tally(Part):
         if whole.groups:
             whole.group_losses = [loss for tally in counted for loss in tally.group_losses]
         return whole
+
+    def shown(
+        self, classes: Sequence[str]
+    ) -> tuple[list[str], Int64[np.ndarray, "classes classes"]]:
+        """The classes and the matrix in `shown_order`."""
+        order = shown_order(classes)
+        return [classes[k] for k in order], self.matrix()[np.ix_(order, order)]
 
     def matrix(self) -> Int64[np.ndarray, "classes classes"]:
         """The confusion matrix: images by their class (row) and the class predicted (column)."""

@@ -244,11 +244,12 @@ def _against_table(found: dict[str, PairedFigures], other: str) -> Table:
 
 def confusion_table(tally: Tally, classes: Sequence[str]) -> Table:
     """Images by their class, a row each, and the class predicted."""
+    names, matrix = tally.shown(classes)
     rows = [
         [name, *(f"{count:,}" if count else ABSENT for count in row)]
-        for name, row in zip(classes, tally.matrix().tolist(), strict=True)
+        for name, row in zip(names, matrix.tolist(), strict=True)
     ]
-    return plain_table("Images by class (rows) and prediction", ["class", *classes], rows)
+    return plain_table("Images by class (rows) and prediction", ["class", *names], rows)
 
 
 def _assessed(evaluation: EvaluationFile) -> dict[str, Assessment]:
@@ -330,9 +331,7 @@ def explanation_sentences(explanation: Explanation) -> list[str]:
     about = f"{counted(len(shown), 'answer')} explained by {_HOW[explanation.by]}"
     wrong = sum(answer.label not in (None, answer.predicted) for answer in shown)
     if wrong:
-        about += (
-            f", {wrong} of them wrong: those are chosen on purpose, and say nothing of how many"
-        )
+        about += f", {wrong} of them wrong: those are chosen on purpose and say nothing of how many"
     sentences = [f"{about}."]
     if len(explanation.places) > 1:
         sentences.append(_neighbours(explanation))

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from gradsurgery.documents.deployment import Deployment, ModelDescription
+from gradsurgery.documents.plan import rounded
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA
 from gradsurgery.documents.studies import Diagnosis
@@ -315,8 +316,9 @@ def tried_table(deployment: Deployment) -> Table:
     names = sorted({name for of_one in options for name in of_one})
     varied = [n for n in names if len({repr(of_one.get(n)) for of_one in options}) > 1]
     rows = []
+    shown = {name: rounded([of_one.get(name) for of_one in options]) for name in varied}
     for position, each in enumerate(deployment.candidates):
-        values = [f"{name}={value_text(each.options.get(name))}" for name in varied]
+        values = [f"{name}={value_text(of[position])}" for name, of in shown.items()]
         if each.lacks:
             scores = [ABSENT, ABSENT, f"lacks {each.lacks}"]
         else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gradsurgery.atomic import atomic_file, check_folder
 from gradsurgery.documents.deployment import EvaluationFile
+from gradsurgery.documents.plan import usual_name
 from gradsurgery.documents.selection import Model, ReportFiles
 from gradsurgery.documents.studies import Diagnosis, Explanation, SimilarityStudy
 from gradsurgery.documents.tasks_vs_domains import TasksStudy
@@ -113,7 +114,7 @@ def write_report(
     search = search_of(inventory, options.selected)
     model = options.model or search.model
     tables = compare_runs(search.runs, model, options.baseline, inventory.plans)
-    _check_baseline(options.baseline, tables)
+    _check_baseline(usual_name(options.baseline), tables)
     ranking = rank_methods(tables)
     listed_before = (out / ReportFiles.file_name).exists()
     earlier = set(ReportFiles.load(out).files) if listed_before else set()

@@ -8,7 +8,7 @@ from pathlib import Path
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import left_out_classes
 from gradsurgery.documents.record import Copies, DataRecord, ModelResult, Record
-from gradsurgery.documents.tally import Tally
+from gradsurgery.documents.tally import Tally, shown_order
 from gradsurgery.report.evaluation_text import chance_sentences, known_targets
 from gradsurgery.report.section import (
     ABSENT,
@@ -209,7 +209,8 @@ def _recall_rows(
                 for best, last in zip(*means, strict=True)
             ]
         )
-    return [[name, *row] for name, *row in zip(classes, *columns, strict=True)]
+    rows = [[name, *row] for name, *row in zip(classes, *columns, strict=True)]
+    return [rows[k] for k in shown_order(classes)]
 
 
 def _models(record: Record) -> tuple[ModelResult, ModelResult]:

@@ -1,8 +1,10 @@
 """What came out, in sentences that say no more than the records do."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from gradsurgery.documents.defaults import built_in
+from gradsurgery.documents.plan import rounded
 from gradsurgery.report.evaluation_text import known_targets
 from gradsurgery.report.run_text import copied_targets
 from gradsurgery.report.section import counted, listed, value_text
@@ -97,11 +99,14 @@ def _complete(inventory: Inventory, tables: Sequence[ComparisonTable]) -> str:
 
 def _apart(tables: Sequence[ComparisonTable]) -> str:
     """In what the runs of a data set differ, so that they are in several tables; "" where none."""
-    found: dict[str, dict[str, None]] = {}
+    found: dict[str, list[Any]] = {}
     for table in tables:
         for name, value in table.differences.items():
-            found.setdefault(name.replace("_", " "), {})[value_text(value)] = None
-    options = [f"{name} ({listed(values)})" for name, values in found.items()]
+            found.setdefault(name.replace("_", " "), []).append(value)
+    options = [
+        f"{name} ({listed(dict.fromkeys(map(value_text, rounded(values))))})"
+        for name, values in found.items()
+    ]
     if not options:
         return ""
     return f"Runs that differ in {listed(options)} are not comparable: each has a table of its own"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gradsurgery.documents.tally import BINS, Tally
+from gradsurgery.documents.tally import BINS, Tally, shown_order
 from gradsurgery.errors import ArgumentError
 from gradsurgery.results.intervals import (
     Counts,
@@ -112,7 +112,7 @@ def assess(tally: Tally, classes: Sequence[str]) -> Assessment:
         macro_f1=macro_f1,
         log_loss=log_loss,
         calibration_error=calibration,
-        classes=[_class_figures(name, matrix, k, groups) for k, name in enumerate(classes)],
+        classes=[_class_figures(classes[k], matrix, k, groups) for k in shown_order(classes)],
     )
 
 

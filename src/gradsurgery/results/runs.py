@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradsurgery.documents.configuration import options_of
-from gradsurgery.documents.plan import Failure, PlannedRun, SweepPlan, plans_below
+from gradsurgery.documents.plan import Failure, PlannedRun, SweepPlan, plans_below, usual_name
 from gradsurgery.documents.record import ModelResult, Record
 from gradsurgery.documents.studies import Diagnosis, Explanation, SimilarityStudy
 from gradsurgery.errors import DataError
@@ -80,10 +80,7 @@ def take_inventory(paths: Sequence[Path]) -> Inventory:
     return Inventory(
         paths=tuple(paths),
         records=records,
-        plans=[
-            {(folder / run.directory).resolve(): run for run in plan.runs}
-            for folder, plan in plans.items()
-        ],
+        plans=[plan.by_folder(folder) for folder, plan in plans.items()],
         searched=any(plan.plan.get("grid") for plan in plans.values()),
         failures={file.parent: Failure.load(file) for file in _failure_files(paths)},
     )
@@ -175,9 +172,10 @@ def runs_frame(records: Records, planned: Iterable[PlannedRun] = ()) -> "pd.Data
     Methods are in the order of `method_order(planned)`.
 
     Columns: `record` (the file), `data`, `domains` (tuple, in the data's order), `target`,
-    `without` (tuple of the source domains left out too), `method` (with the hyperparameters that
-    were set), `method_name` (without them), `seed`; for the `best` and the `last` model each
-    `best_step`, `best_validation_accuracy` and `best_target_accuracy` (fractions in [0, 1]),
+    `without` (tuple of the source domains left out too), `method` (by its usual name, with the
+    hyperparameters that were set), `method_name` (without them), `seed`; for the `best` and the
+    `last` model each `best_step`, `best_validation_accuracy` and `best_target_accuracy` (fractions
+    in [0, 1]),
     `best_target_validation_accuracy` (NaN where it was not tested), `best_test_accuracy` (dict,
     domain to fraction) and `best_guessing` (see `guesses`); `code`, the objects from outside of
     this software, each with the sha256 of its file, None where a record has none.
@@ -186,8 +184,8 @@ def runs_frame(records: Records, planned: Iterable[PlannedRun] = ()) -> "pd.Data
     search may choose, the method's own among them; `settings`, these own ones; and `protocol`,
     everything that two runs must share to be compared: the first two without the third.
 
-    Runs of one outcome that differ in incidental options alone are one. Raises `DataError` for any
-    other run that is there twice.
+    Runs of one outcome that differ in incidental options or in their method's name alone are one.
+    Raises `DataError` for any other run that is there twice.
     """
     import pandas as pd
 
@@ -285,7 +283,7 @@ def as_json(values: Mapping[str, Any]) -> str:
 
 
 def _row(path: Path, record: Record) -> dict[str, Any]:
-    options = record.configuration
+    options, method = record.configuration, usual_name(record.configuration.method)
     conditions = _conditions(record)
     hyperparameters = options.model_dump(include=set(options_of("hyperparameter")) - {"settings"})
     row = {
@@ -294,8 +292,8 @@ def _row(path: Path, record: Record) -> dict[str, Any]:
         "domains": tuple(record.data.domains),
         "target": options.target,
         "without": tuple(options.without),
-        "method": method_label(options.method, options.settings),
-        "method_name": options.method,
+        "method": method_label(method, options.settings),
+        "method_name": method,
         "seed": options.seed,
         "conditions": as_json(conditions),
         "hyperparameters": as_json(hyperparameters | options.settings),
@@ -324,8 +322,9 @@ def _each_once(rows: list[dict[str, Any]], records: Records) -> list[dict[str, A
         if first is row:
             continue
         one, other = records[Path(first["record"])], records[Path(row["record"])]
-        differing = one.configuration.differences(other.configuration)
-        if not differing.keys() & options_of("incidental") or one.result != other.result:
+        differing = one.configuration.differences(other.configuration)  # maybe in the name alone
+        free = {"method", *options_of("incidental")}
+        if not differing.keys() & free or one.result != other.result:
             without = f" without {', '.join(row['without'])}" if row["without"] else ""
             results = "the same results" if one.result == other.result else "other results"
             raise DataError(

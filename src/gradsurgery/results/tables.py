@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gradsurgery.documents.defaults import built_in
+from gradsurgery.documents.plan import rounded, usual_name
 from gradsurgery.documents.selection import CRITERIA, Model
 from gradsurgery.errors import DataError
 from gradsurgery.results.ranking import Ranking, ranking
@@ -81,12 +82,13 @@ class ComparisonTable:
     """Runs of one data set that differ in target, method and seed alone.
 
     `protocol` is what its runs share, `differences` the part of it in which the tables of the same
-    data set differ. `methods` has the baseline first, then the order of `method_order`. `cells[
-    method, target]`, target by target, is absent where there is no run; `averages[method]` is
-    the mean over the targets, absent where a target's cell is absent or not complete, and for all
-    where there is one target. `baseline` is the method that the others are tested against, whether
-    it is among `methods` or not. `selection` is the criterion that chose the hyperparameters, empty
-    where none did. `frame` has the rows of `runs_frame` that the table is made of.
+    data set differ, and `apart` what a title says of that. `methods` has the baseline first, then
+    the order of `method_order`. `cells[method, target]`, target by target, is absent where there
+    is no run; `averages[method]` is the mean over the targets, absent where a target's cell is
+    absent or not complete, and for all where there is one target. `baseline` is the method that the
+    others are tested against, whether it is among `methods` or not. `selection` is the criterion
+    that chose the hyperparameters, empty where none did. `frame` has the rows of `runs_frame` that
+    the table is made of.
     """
 
     data: str
@@ -99,13 +101,14 @@ class ComparisonTable:
     seeds: tuple[int, ...]
     cells: dict[tuple[str, str], Cell]
     averages: dict[str, Cell]
+    apart: str = ""
     selection: str = ""
     frame: "pd.DataFrame" = field(compare=False, repr=False, kw_only=True)
 
     @property
     def name(self) -> str:
         """The data set, and what sets the table apart."""
-        return self.data + "".join(f", {name} {value}" for name, value in self.differences.items())
+        return self.data + self.apart
 
     @property
     def title(self) -> str:
@@ -221,7 +224,7 @@ def compare_runs(
 
     Raises `DataError` where all runs hold out two domains.
     """
-    compared = runs[runs["without"].map(len) == 0]
+    compared, baseline = runs[runs["without"].map(len) == 0], usual_name(baseline)
     if len(runs) and compared.empty:
         raise DataError(
             "every run holds out two domains; there is none to compare: finish runs with one"
@@ -236,7 +239,8 @@ def compare_runs(
         names = dict.fromkeys(n for protocol, _ in groups for n in protocol)
         first = groups[0][0]
         differing = [n for n in names if any(p.get(n) != first.get(n) for p, _ in groups)]
-        for protocol, group in groups:
+        texts = {n: rounded([p.get(n) for p, _ in groups]) for n in differing}
+        for position, (protocol, group) in enumerate(groups):
             planned = plans_of(group["record"], plans).values()
             of_plan = [run for run in planned if run.data == name and not run.without]
             methods = set(group["method"])
@@ -247,6 +251,7 @@ def compare_runs(
                 data=str(name),
                 protocol=protocol,
                 differences={n: protocol.get(n) for n in differing},
+                apart="".join(f", {n} {shown[position]}" for n, shown in texts.items()),
                 model=model,
                 baseline=baseline,
                 methods=tuple(sorted(methods, key=lambda m: (m != baseline, place(m)))),

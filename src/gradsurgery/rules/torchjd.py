@@ -87,8 +87,14 @@ def aggregator_rule(
     signature = inspect.signature(known[name])
     check_names(PREFIX + name, list(signature.parameters), options)
     options = {key: _number(value) for key, value in options.items()}
+    required = [p.name for p in signature.parameters.values() if p.default is p.empty]
+    if missing := [argument for argument in required if argument not in options]:
+        raise ArgumentError(
+            f"{PREFIX}{name}: missing {' and '.join(map(repr, missing))}; give it by --set "
+            f"{PREFIX}{name}.{missing[0]}=VALUE, or gradsurgery.rule('{PREFIX}{name}', "
+            f"{missing[0]}=VALUE)"
+        )
     try:
-        signature.bind(**options)
         return AggregatorRule(known[name](**options), generator=generator)
     except ImportError as error:
         raise MissingPackageError(f"{PREFIX}{name}: {error}") from error

@@ -51,7 +51,7 @@ def attributions(
 
     Raises `ArgumentError` where the method does not fit the network or captum is not installed.
     """
-    attr = _captum()
+    attr = captum_attributions()
     images = images.detach()
     with unchanged(model), torch.enable_grad(), NormalizedRows():
         if method == "grad-cam":
@@ -143,7 +143,8 @@ def _is_small(layer: nn.Conv2d) -> bool:
     return layer.stride < layer.kernel_size
 
 
-def _captum() -> Any:
+def captum_attributions() -> Any:
+    """`captum.attr`; raises `ArgumentError` where captum is not installed."""
     try:
         from captum import attr
     except ModuleNotFoundError as error:

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from inspect import isabstract
-from multiprocessing import resource_tracker
+from multiprocessing import resource_tracker, util
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from signal import SIGTERM
@@ -311,6 +311,7 @@ def _serve(connection: Connection, device: str | None) -> None:
     except EOFError:
         return
     except SystemExit:  # the run's folder is in order
+        util._run_finalizers(0)  # type: ignore[attr-defined]  # locks that libraries share out
         os._exit(ASKED_TO_END)  # at once: torch leaves much to do, amid which signals would tell
 
 

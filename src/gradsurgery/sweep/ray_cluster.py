@@ -26,13 +26,7 @@ class RayLauncher(Launcher):
     def __init__(
         self, *, address: str | None, workers: int | None, threads: int, runs_per_gpu: int
     ) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise MissingPackageError(
-                "--launcher ray needs the package ray; pip install 'gradsurgery[ray]'"
-            ) from error
-        self._ray: Any = ray
+        self._ray = imported_ray()
         self._connect(address, None if workers is None else workers * threads)
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         on_gpus = bool(runs_per_gpu) and any(node.get("GPU") for node in nodes)
@@ -92,11 +86,27 @@ class RayLauncher(Launcher):
                 _check_listening(address)
                 self._ray.init(address=address, log_to_driver=False, logging_level="error")
         except (OSError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise GradsurgeryError(
-                f"no Ray cluster at {address or 'this machine'} ({reason}); check --ray-address, "
-                "or leave it out to start one here"
-            ) from error
+            raise _no_cluster(address, error) from error
+
+
+def imported_ray() -> Any:
+    """The package; raises `MissingPackageError` without it."""
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingPackageError(
+            "--launcher ray needs the package ray; pip install 'gradsurgery[ray]'"
+        ) from error
+    return ray
+
+
+def check_ray(address: str | None) -> None:
+    """Raise, as `RayLauncher` does, without the package, and where nobody answers at `address`."""
+    imported_ray()
+    try:
+        _check_listening(address or "")
+    except OSError as error:
+        raise _no_cluster(address, error) from error
 
 
 def cluster_room(nodes: Sequence[Mapping[str, float]], threads: int, runs_per_gpu: int) -> int:
@@ -113,6 +123,14 @@ def cluster_room(nodes: Sequence[Mapping[str, float]], threads: int, runs_per_gp
         by_gpus = int(node.get("GPU", 0)) * runs_per_gpu if runs_per_gpu else by_processors
         room += min(by_processors, by_gpus)
     return room
+
+
+def _no_cluster(address: str | None, error: Exception) -> GradsurgeryError:
+    reason = " ".join(str(error).split())
+    return GradsurgeryError(
+        f"no Ray cluster at {address or 'this machine'} ({reason}); check --ray-address, or leave "
+        "it out to start one here"
+    )
 
 
 def _check_listening(address: str) -> None:

@@ -39,6 +39,7 @@ def run_sweep(
     folder: Path,
     *,
     launch: Callable[[], Launcher],
+    check: Callable[[], None] = lambda: None,
     execution: Execution,
     show: Show,
 ) -> dict[str, Outcome]:
@@ -52,6 +53,7 @@ def run_sweep(
         sources: its data sets, opened.
         folder: receives `plan.json`, and a folder for every run.
         launch: starts the launcher once there is work for it.
+        check: raises where `launch` would; called before any work, where there is some.
         execution: how runs are worked on.
         show: told about every change.
 
@@ -62,6 +64,8 @@ def run_sweep(
     runs = planned(plan, sources)
     records = existing_records(runs, folder)
     todo = [run for run in runs if run.directory not in records]
+    if todo:
+        check()
     check_networks(todo, sources)
     with _held(plan, runs, folder, todo):
         progress = SweepProgress(len(runs), workers=1)

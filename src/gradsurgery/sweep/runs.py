@@ -13,7 +13,7 @@ from gradsurgery.algorithms.names import METHODS, MethodParts, method_parts
 from gradsurgery.data import Source, open_source, reopened
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.document import folder_name
-from gradsurgery.documents.plan import Plan, Value, number_or_text
+from gradsurgery.documents.plan import Plan, Value, number_or_text, rounded
 from gradsurgery.documents.record import Record
 from gradsurgery.errors import ArgumentError
 from gradsurgery.training.averaging import average_settings
@@ -152,8 +152,9 @@ def plan_runs(plan: Plan, opened: Mapping[str, OpenedData]) -> list[SweepRun]:
             f"{', '.join(plan.data)}"
         )
     targets = {spec: _targets(plan, spec, data) for spec, data in opened.items()}
+    shown = _shown(plan)
     runs = [
-        _planned(configuration, opened[spec], plan)
+        _planned(configuration, opened[spec], shown)
         for seed in plan.seeds
         for spec in plan.data
         for target, without in _held_out(targets[spec], opened[spec], plan)
@@ -214,17 +215,31 @@ def identity(configuration: RunConfiguration, data: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _planned(configuration: RunConfiguration, data: OpenedData, plan: Plan) -> SweepRun:
+def _planned(
+    configuration: RunConfiguration, data: OpenedData, shown: Mapping[str, Mapping[Value, Value]]
+) -> SweepRun:
+    """The run; `shown` is what the grid varies, with the values that are shown as others."""
     gaps = data.gaps if configuration.classes == "all" else ()  # others have none
     check_run(configuration, data.name, data.domains, gaps)
     c = configuration
     run = f"seed-{c.seed}-{identity(c, data.name)}"
     place = f"{folder_name(data.name)}/{folder_name(c.target)}/{folder_name(c.method)}/{run}"
-    varied = {name for name in plan.searched if len({str(g.get(name)) for g in plan.grids}) > 1}
-    varied |= {name for grid in plan.grids for name, values in grid.items() if len(values) > 1}
     values = c.model_dump() | c.settings
-    tried = " ".join(f"{name}={value}" for name, value in values.items() if name in varied)
+    tried = " ".join(
+        f"{name}={shown[name].get(value, value)}" for name, value in values.items() if name in shown
+    )
     return SweepRun(c, data.name, place, tried)
+
+
+def _shown(plan: Plan) -> dict[str, dict[Value, Value]]:
+    """What the plan's grid varies; of its fractions, how they are shown."""
+    found: dict[str, dict[Value, Value]] = {}
+    for name in plan.searched:
+        values = list(dict.fromkeys(each for grid in plan.grids for each in grid.get(name, ())))
+        if len(values) > 1 or any(name not in grid for grid in plan.grids):
+            pairs = zip(values, rounded(values), strict=True)
+            found[name] = {value: short for value, short in pairs if isinstance(value, float)}
+    return found
 
 
 def _targets(plan: Plan, spec: str, data: OpenedData) -> list[str]:

@@ -161,7 +161,8 @@ Show = Callable[[SweepProgress, str], None]
 """Called with every change; the text is a line for a log, "" for a mere step of a run."""
 
 
-_STEPS = 4  # the first, which warms up, and three that are timed
+_STEPS = 4  # the first, which warms up, and at most three that are timed
+_LONG = 10.0  # seconds after which no further step is timed
 _TESTED = 128  # images that are evaluated to see what one costs
 
 
@@ -190,7 +191,7 @@ def estimate(
 ) -> Estimate:
     """The time of the runs without a record.
 
-    A run costs what the finished runs of its kind have cost on average; where there is none, four
+    A run costs what the finished runs of its kind have cost on average; where there is none, a few
     steps and the evaluation of 128 images are timed in a temporary folder. Runs of a kind differ
     in target, seed, learning rate and other options that cost nothing.
 
@@ -244,7 +245,7 @@ def _timed_step_and_image(configuration: RunConfiguration, images: ImageSet) -> 
     def look(step: int, backbone: Backbone) -> None:
         nonlocal an_image
         moments.append(time.perf_counter())
-        if step < last:
+        if step < last and (step < 2 or moments[-1] - moments[1] < _LONG):
             return
         device = resolve_device(configuration.device)
         autocast = autocast_factory(device, configuration.precision)

@@ -23,8 +23,9 @@ from gradsurgery.documents.configuration import Switch
 from gradsurgery.engine import BackwardResult
 from gradsurgery.engine.accumulator import Update
 from gradsurgery.engine.lanes import side_by_side
-from gradsurgery.errors import ArgumentError, GradsurgeryError, suppress_out_of_memory
+from gradsurgery.errors import GradsurgeryError, suppress_out_of_memory
 from gradsurgery.kernels.network import staged_tables
+from gradsurgery.training.device import no_graph
 from gradsurgery.training.learner import Learner
 
 Done = TypeVar("Done")
@@ -183,10 +184,7 @@ class GraphedSteps:
 
     def _refuse(self, reason: str) -> None:
         if self._mode == "on":
-            raise ArgumentError(
-                f"--cuda-graph on cannot be had: {reason}; leave it at auto, which then takes the "
-                "steps one by one"
-            )
+            raise no_graph(reason)
         self.refusal = reason
         if self.learner.device.type == "cuda":
             self._say(f"steps are taken one by one, without a CUDA graph: {reason}")

@@ -52,6 +52,22 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def device_of(configuration: RunConfiguration) -> torch.device:
+    """The run's device; raises `ArgumentError` also where it has not what the run asks of it."""
+    device = resolve_device(configuration.device)
+    if configuration.cuda_graph == "on" and device.type != "cuda":
+        raise no_graph("there is no GPU")
+    return device
+
+
+def no_graph(reason: str) -> ArgumentError:
+    """The error of a run that is to replay its steps and cannot."""
+    return ArgumentError(
+        f"--cuda-graph on cannot be had: {reason}; leave it at auto, which then takes the steps "
+        "one by one"
+    )
+
+
 def autocast_factory(device: torch.device, precision: Precision) -> AutocastFactory:
     """A factory of the contexts the forward passes run in."""
     if precision in ("float32", "tf32", "ieee"):

@@ -320,25 +320,31 @@ def _check_split(
     """Every number of the record needs an image at least."""
     sizes, name = split.sizes(), images.name
     place = configuration.split
-    drawn = percentages(place) is not None
+    shares = percentages(place)
     told = f"the split {place:.200} of {name}"
     more = "3 images or more of a class in every domain"
     if images.groups is not None:
         more = "3 groups or more in every domain, and 2 of each class, for none is divided"
     if all(sizes[domain]["validation"] == 0 for domain in sources):
-        raise DataError(
-            f"{name} is too small: no image is left for validation; have {more}"
-            if drawn
-            else f"{told} has no validation images of the source domains; name some of "
-            "those for training as validation (val) instead"
-        )
+        lacking = f"{told} has no validation images of the source domains"
+        if shares is None:
+            lacking += "; name some of those for training as validation (val) instead"
+        elif shares[1] == 0:
+            lacking += ", which choose the model; give them a percentage above 0, as 70/10/20"
+        else:
+            lacking = f"{name} is too small: no image is left for validation; have {more}"
+        raise DataError(lacking)
     if target is not None and not sizes[target]["test"]:
         cure = "test on all images of the target with --test-on all"
-        raise DataError(
-            f"{name} is too small: no image of {target} is left for testing; have {more}, or {cure}"
-            if drawn
-            else f"{told} has no test images of {target}; name some, or {cure}"
-        )
+        lacking = f"{told} has no test images of {target}"
+        if shares is None:
+            lacking += f"; name some, or {cure}"
+        elif shares[2] == 0:
+            lacking += f"; give them a percentage above 0, as 70/10/20, or {cure}"
+        else:
+            lacking = f"{name} is too small: no image of {target} is left for testing; have {more}"
+            lacking += f", or {cure}"
+        raise DataError(lacking)
     if untrained := [domain for domain in sources if sizes[domain]["train"] == 0]:
-        cure = f"have {more}" if drawn else "mend the split"
+        cure = "mend the split" if shares is None else f"have {more}"
         raise DataError(f"{name}: no image of domain {untrained[0]} is for training; {cure}")

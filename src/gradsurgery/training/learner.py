@@ -72,17 +72,21 @@ class Learner:
     def compiled(self) -> Iterator[None]:
         """Inside, the model computes by its compiled form, where it has one.
 
-        Elsewhere it is the model that is saved: what is validated, tested and observed. Raises
-        `ArgumentError` where the model cannot be compiled.
+        Elsewhere it is the model that is saved: what is validated, tested and observed. It is
+        compiled to be gone back from more than once, as GradNorm does. Raises `ArgumentError` where
+        the model cannot be compiled.
         """
         if self.compiled_forward is None:
             yield
             return
+        from torch._functorch import config as settings
+
         model: Any = self.backbone.model
         own = vars(model).get("forward")  # of a model that was given another one than its class's
         model.forward = self.compiled_forward
         try:
-            yield
+            with settings.patch(donated_buffer=False):
+                yield
         except Exception as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise

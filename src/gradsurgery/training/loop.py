@@ -1,5 +1,6 @@
 """The training loop of one run, which reads from top to bottom."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -124,10 +125,12 @@ def _say(run: Run, line: str) -> None:
 
 def _warn_where_it_diverges(checkpoint: Checkpoint, say: Callable[[str], None]) -> None:
     """Say once that the validation loss is one that no useful model has."""
-    *before, loss = (value or 0.0 for value in checkpoint.curves.validation_loss)
+    losses = checkpoint.curves.validation_loss
+    *before, loss = (math.inf if value is None else value for value in losses)
     if max(before, default=0.0) < _DIVERGED <= loss:
+        found = f"{loss:.3g}" if math.isfinite(loss) else "not finite"
         say(
-            f"the validation loss is {loss:.3g} at step {checkpoint.step}: training diverges; "
+            f"the validation loss is {found} at step {checkpoint.step}: training diverges; "
             "lower the learning rate"
         )
 

@@ -12,6 +12,7 @@ from gradsurgery.backbones import Backbone, batch_norm_layers
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import ArgumentError
 from gradsurgery.rules.remembering import RememberingRule
+from gradsurgery.training.device import no_graph
 
 ALL_BUT_HEAD = "all-but-head"
 
@@ -43,6 +44,13 @@ def check_recipe(configuration: RunConfiguration, algorithm: Algorithm) -> None:
         reason = "swad needs the losses after its valley, found patience too; leave one of them out"
     if reason is not None:
         raise ArgumentError(reason)
+    if c.cuda_graph == "on":
+        if c.device == "cpu":
+            raise no_graph("the device is cpu")
+        if c.precision == "float16":
+            raise no_graph("float16 adapts the scale of its losses on the processor")
+        if algorithm.stage(1) is None:
+            raise no_graph(f"{c.method} may compute another thing at every step")
 
 
 def rate_factor(configuration: RunConfiguration, step: int) -> float:

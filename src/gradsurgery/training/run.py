@@ -30,7 +30,7 @@ from gradsurgery.training.checkpoint import (
     remove_leftover,
     restore_learner,
 )
-from gradsurgery.training.device import computing_with, reset_peak_memory, resolve_device
+from gradsurgery.training.device import computing_with, device_of, reset_peak_memory
 from gradsurgery.training.images_used import (
     Gaps,
     ImagesUsed,
@@ -92,7 +92,7 @@ def train(
         for line in _told_of_changes(configuration, record, source, cache):
             report(TrainingProgress("training", steps, steps, note=line))
         return record
-    device = resolve_device(configuration.device)
+    device = device_of(configuration)
     with claimed(directory):
         if (record := _finished(configuration, directory)) is not None:
             return record
@@ -149,10 +149,14 @@ def check_run(
     least = algorithm.minimum_domains
     if sources < least:
         beside = "" if target is None else f" beside the target {target!r}"
+        cure = "use a data set with more domains"
+        if configuration.without:
+            beside += f" without {', '.join(configuration.without)}"
+            cure = "leave fewer of them out"
+        if sources:
+            cure += ", or use the method deep-all, which takes one"
         raise ArgumentError(
-            f"{name} leaves {sources} source domain(s){beside} and {method} "
-            f"needs {least}; use a data set with more domains, or the method deep-all, which takes "
-            "one"
+            f"{name} leaves {sources} source domain(s){beside} and {method} needs {least}; {cure}"
         )
 
 

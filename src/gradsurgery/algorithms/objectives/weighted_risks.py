@@ -1,7 +1,7 @@
 """Group DRO and GradNorm: the risks, weighed by how large they or their gradients are."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -73,7 +73,8 @@ class GradNorm(Objective):
         risks = self.risks(forward, batches)  # the weights need the norms of all of them
         values = forward.values_of(risks)
         last = last_weight(forward.model, risks[0])
-        norms = torch.stack([_gradient(risk, last).norm() for risk in risks]).to(values)
+        gradients = [_gradient(risk, last, materialize_grads=True) for risk in risks]
+        norms = torch.stack([gradient.norm() for gradient in gradients]).to(values)
         weights = self.remembered("weights", torch.ones_like(values))
         first = self.remembered("first", values)
         self.state = {"weights": self._updated(weights, norms, values / first), "first": first}
@@ -97,8 +98,7 @@ class GradNorm(Objective):
 def last_weight(model: nn.Module, risk: Tensor) -> Tensor:
     """The last trained parameter that is a matrix or more and that the risk depends on."""
     for parameter in reversed([p for p in model.parameters() if p.requires_grad and p.ndim > 1]):
-        (found,) = torch.autograd.grad(risk, parameter, retain_graph=True, allow_unused=True)
-        if found is not None:
+        if _gradient(risk, parameter, allow_unused=True) is not None:
             return parameter
     raise ArgumentError(
         f"gradnorm compares the gradients in the last weight matrix, and {type(model).__name__} "
@@ -106,6 +106,14 @@ def last_weight(model: nn.Module, risk: Tensor) -> Tensor:
     )
 
 
-def _gradient(risk: Tensor, weight: Tensor) -> Tensor:
-    """∇_W of the risk, zero where it does not depend on W; the graph is kept."""
-    return torch.autograd.grad(risk, weight, retain_graph=True, materialize_grads=True)[0]
+def _gradient(risk: Tensor, weight: Tensor, **unused: Any) -> Any:
+    """∇_W of the risk, which keeps its graph; `unused` says what it is where that lacks W."""
+    try:
+        return torch.autograd.grad(risk, weight, retain_graph=True, **unused)[0]
+    except RuntimeError as error:
+        if "donated buffers" not in str(error):
+            raise
+        raise ArgumentError(
+            "gradnorm goes back from every domain's loss twice, and the network was compiled to go "
+            "back once; set torch._functorch.config.donated_buffer = False before its first pass"
+        ) from error

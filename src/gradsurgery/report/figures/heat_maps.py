@@ -119,14 +119,13 @@ def _array(values: Sequence[Numbers]) -> Values:
 @styled()
 def confusion_figure(tally: Tally, classes: Sequence[str], title: str) -> Figure:
     """Per cent of the images of each class (a row) by the class predicted; white where none."""
-    matrix = tally.matrix().astype(np.float64)
+    names, counts = tally.shown(classes)
+    matrix = counts.astype(np.float64)
     images = matrix.sum(axis=1, keepdims=True)
     values = np.where(matrix > 0, 100 * matrix / np.maximum(images, 1), np.nan)
-    rows = [
-        f"{wrapped(name, 18, 1)} ({n:.0f})" for name, n in zip(classes, images.flat, strict=True)
-    ]
+    rows = [f"{wrapped(name, 18, 1)} ({n:.0f})" for name, n in zip(names, images.flat, strict=True)]
     length, lines = (18, 1) if matrix.size > _MOST_NUMBERS else (12, 2)
-    columns = [wrapped(name, length, lines) for name in classes]
+    columns = [wrapped(name, length, lines) for name in names]
     figure, axes = heat_map(values, rows, columns, wrapped(title, 60, 2))
     axes.tick_params(axis="x", labelrotation=90 if len(classes) > 8 else 0)
     axes.set_xlabel("predicted (% of the class's images)")
