@@ -180,9 +180,8 @@ def backward(
         a say after all. To other rules a zero is a zero. Rows of a frozen parameter are left alone.
 
     In a `torch.distributed` group of several processes, each with a part of every domain's images,
-    a domain's loss and gradient are the means over them, as DistributedDataParallel's. That all
-    have as many domains, hold the same weights and make the same update is looked at; which domain
-    a loss is of goes by the order.
+    a domain's loss and gradient are the means over them, as DistributedDataParallel's; domains go
+    by their order. That all have as many, the same weights and the same update is looked at.
 
     As with `Tensor.backward`, the update is added to a `.grad` that exists. Hooks are removed and
     every `.grad` is as before if anything raises.
