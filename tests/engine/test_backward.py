@@ -433,6 +433,26 @@ def test_a_method_refuses_a_process_group_of_several_ranks(backend, ranks, expec
     assert found == [expected] * 4
 
 
+def test_gradients_in_the_buckets_of_one_process_are_kept():
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    found = []
+    try:
+        for wrapped in (False, True):
+            model = nn.Linear(3, 2)
+            torch.nn.init.ones_(model.weight)
+            torch.nn.init.zeros_(model.bias)
+            ddp = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+            called = ddp if wrapped else model
+            rows = torch.tensor([[1.0, 2.0, -3.0], [-4.0, 1.0, 1.0]])
+            losses = ((called(row)[at].square() for at in (0, 1)) for row in rows)
+            gs.backward(losses, model.parameters(), gs.PCGrad())
+            found.append([p.grad for p in model.parameters()])
+    finally:
+        torch.distributed.destroy_process_group()
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_an_update_may_be_laid_out_in_any_way():
     weight = torch.zeros(2, 2, requires_grad=True)
     losses = [(weight * torch.tensor([[1.0, 2.0], [3.0, 4.0]])).sum(), (weight * -10).sum()]

@@ -7,6 +7,8 @@ in the process of the test.
 import json
 import subprocess
 import sys
+import warnings
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -92,14 +94,67 @@ def taken(rank: int) -> dict:
     ))  # fmt: skip
     gs.backward(parts, model.parameters(), gs.AgrSum())
     found["micro-batches"] = gradients_in(model)
-    for wrapped in ("synchronised", "not synchronised"):
+    for wrapped in ("synchronised", "not synchronised", "in buckets"):
         model = network()
-        ddp = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
-        ddp.require_backward_grad_sync = wrapped == "synchronised"
+        ddp = nn.parallel.DistributedDataParallel(
+            model, find_unused_parameters=True, gradient_as_bucket_view=wrapped == "in buckets"
+        )
+        ddp.require_backward_grad_sync = wrapped != "not synchronised"
         gs.backward(losses_of(ddp, rank), ddp.parameters(), gs.AgrSum())
         found[wrapped] = gradients_in(model)
+    found["beside"] = beside_a_loss_of_its_own(rank)
+    found["half"] = half(rank)
     found["steps"] = steps(rank)
     found["errors"] = errors(rank)
+    return found
+
+
+def beside_a_loss_of_its_own(rank: int) -> list:
+    """The update that is added to gradients in DistributedDataParallel's buckets."""
+    model = network()
+    ddp = nn.parallel.DistributedDataParallel(
+        model, find_unused_parameters=True, gradient_as_bucket_view=True
+    )
+    loss_of(ddp, *batches_of(rank)[0], head=True).backward()
+    before = [p.grad for p in model.parameters()]
+    copies = [None if g is None else g.clone() for g in before]
+
+    def broken():
+        yield next(losses_of(ddp, rank))
+        raise KeyError("no further image")
+
+    with pytest.raises(KeyError):
+        gs.backward(broken(), ddp.parameters(), gs.PCGrad())
+    for p, gradient, copy in zip(model.parameters(), before, copies, strict=True):
+        assert p.grad is gradient
+        assert copy is None or torch.equal(gradient, copy)
+    gs.backward(losses_of(ddp, rank), ddp.parameters(), gs.Mean())
+    for p, copy in zip(model.parameters(), copies, strict=True):
+        if copy is not None:
+            p.grad -= copy
+    return gradients_in(model)
+
+
+def half(rank: int) -> dict[str, list]:
+    """What is made of gradients of narrow precisions, and a scaler of what overflows in one."""
+    found: dict[str, list] = {}
+    slopes = torch.tensor([[1.0, -2.0], [3.0, 4.0]]) * (1 + 2 * rank)  # means: twice the first
+    for dtype in (torch.bfloat16, torch.float16):
+        weight, empty = torch.zeros(2, dtype=dtype), torch.zeros(0, dtype=dtype)
+        losses = [(weight.requires_grad_() * row).sum() + empty.sum() for row in slopes.to(dtype)]
+        gs.backward(losses, [weight, empty.requires_grad_()], gs.AgrSum())
+        found[str(dtype)] = weight.grad.tolist()
+    weight = torch.zeros(2, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for overflow in (torch.inf, 1.0):
+        optimizer.zero_grad()
+        steep = slopes * torch.tensor([1.0, overflow if rank else 1.0])
+        losses = [(weight * row).nan_to_num().sum() for row in steep]
+        gs.backward(losses, [weight], gs.AgrSum(), scaler=scaler)
+        scaler.step(optimizer)
+        scaler.update()
+        found[f"scaled {overflow}"] = [scaler.get_scale(), *weight.tolist()]
     return found
 
 
@@ -131,6 +186,9 @@ def errors(rank: int) -> dict[str, str]:
         for domain, loss in enumerate(losses_of(model, rank)):
             yield loss * (float("nan") if (rank, domain) == (1, 2) else 1)
 
+    def first(domains: int):
+        return islice(losses_of(model, rank), domains)
+
     def steep(model):  # finite losses, gradients that are not
         for domain, loss in enumerate(losses_of(model, rank)):
             root = (model.trunk.bias - model.trunk.bias.detach()).square().sum().sqrt()
@@ -142,8 +200,11 @@ def errors(rank: int) -> dict[str, str]:
     turned = network()
     if rank:
         turned.middle.to(memory_format=torch.contiguous_format)
+    frozen = network()
+    if rank:
+        frozen.last.bias.requires_grad_(False)
+    twins = [nn.Parameter(torch.full((2,), float(size))) for size in (1, 2)][:: 1 - 2 * rank]
     draws = torch.Generator().manual_seed(rank)
-    some = list(losses_of(model, rank))[: 2 + rank]
     split = network()
     fully_shard(split.trunk, mesh=init_device_mesh("cpu", (RANKS,)))
     method = gs.method("agr-sum")
@@ -155,8 +216,33 @@ def errors(rank: int) -> dict[str, str]:
         "seed": failure(losses_of(model, rank), model, gs.AgrRand(generator=draws)),
         "rule": failure(losses_of(model, rank), model, [gs.AgrSum(), gs.Mean()][rank]),
         "split": failure(losses_of(split, rank), split, gs.AgrSum()),
-        "domains": failure(iter(some), model, gs.AgrSum()),
+        "domains": failure(first(2 + rank), model, gs.AgrSum()),
+        "too few": failure(first(1 + rank), model, gs.AgrSum()),
+        "none": failure(first(2 * rank), model, gs.AgrSum()),
+        "parameters": failure(losses_of(frozen, rank), frozen, gs.AgrSum()),
+        "order": failure([sum(twins).sum()] * 2, nn.ParameterList(twins), gs.Mean()),
     }
+
+    def skipping():
+        for domain, loss in enumerate(losses_of(model, rank)):
+            if (rank, domain) == (1, 1):
+                raise MemoryError
+            yield loss
+
+    found["skipped"] = failure(skipping(), model, gs.AgrSum())
+    if rank:
+        found["skipped"] = failure(losses_of(model, rank), model, gs.AgrSum())
+    wide = (loss.double() if rank else loss.float() for loss in losses_of(model, rank))
+    found["losses of two precisions"] = failure(wide, model, gs.AgrSum())
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        # the head is reached in every domain, though in one process a time
+        heads = (
+            loss_of(model, x, y, head=domain % RANKS == rank)
+            for domain, (x, y) in enumerate(batches_of(rank))
+        )
+        found["reached in one"] = failure(heads, model, gs.AgrSum())
+    found["warnings"] = " ".join(str(warning.message) for warning in warned)
     try:
         method.step(
             nn.Sequential(nn.Flatten(), plain := nn.Linear(3, 2)),
@@ -264,10 +350,34 @@ def test_agreement_is_that_of_the_means(seen):
         assert of_process["agr-sum"][2] == pytest.approx((agrees.sum() / moving.sum()).item())
 
 
-@pytest.mark.parametrize("way", ["list", "micro-batches", "synchronised", "not synchronised"])
+@pytest.mark.parametrize(
+    "way", ["list", "micro-batches", "synchronised", "not synchronised", "in buckets"]
+)
 def test_losses_of_one_pass_and_of_wrapped_models_give_the_same(seen, way):
     for of_process in seen:
         assert_as_by_hand(of_process[way], gs.AgrSum)
+
+
+def test_gradients_in_buckets_are_added_to(seen):
+    for of_process in seen:
+        assert_as_by_hand(of_process["beside"], gs.Mean)
+
+
+def test_narrow_gradients_and_an_overflow_in_one_process(seen):
+    for of_process in seen:
+        assert of_process["half"] == {
+            "torch.bfloat16": [8.0, 0.0],
+            "torch.float16": [8.0, 0.0],
+            "scaled inf": [2.0, 0.0, 0.0],
+            "scaled 1.0": [2.0, -8.0, 0.0],
+        }
+
+
+def test_what_differs_between_the_processes_and_does_no_harm(seen):
+    for of_process in seen:
+        for kind in ("losses of two precisions", "reached in one"):
+            assert of_process["errors"][kind] == "none"
+        assert of_process["errors"]["warnings"] == ""
 
 
 def test_the_models_stay_the_same_bit_for_bit(seen):
@@ -285,7 +395,12 @@ def test_the_models_stay_the_same_bit_for_bit(seen):
         ("layout", "ArgumentError: the 2 processes of the group hold different weights, or parts"),
         ("seed", "ArgumentError: the 2 processes of the group make different updates"),
         ("rule", "ArgumentError: the 2 processes of the group make different updates"),
-        ("domains", "ArgumentError: 1 of 2 processes of the group have 2 domains, and the others"),
+        ("parameters", "ArgumentError: the 2 processes of the group hold different weights"),
+        ("order", "ArgumentError: the 2 processes of the group hold different weights"),
+        ("domains", "ArgumentError: the 2 processes of the group have not as many domains"),
+        ("too few", "ArgumentError: the 2 processes of the group have not as many domains"),
+        ("none", "ArgumentError: the 2 processes of the group have not as many domains"),
+        ("skipped", "ArgumentError: the 2 processes of the group are at domain 0 and at domain 1"),
         ("split", "ArgumentError: the parameters are split over the processes (DTensor)"),
         ("method", "found a process group of 2 ranks: a method takes its step in one process"),
     ],

@@ -6,6 +6,7 @@ they come from.
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -93,6 +94,10 @@ class Accumulator(ABC):
         """The losses of the domains, of which there are no further ones."""
         return losses
 
+    def joint_unreached(self, unreached: Counter[int]) -> Counter[int]:
+        """By a parameter's position, how many domains do not reach it."""
+        return unreached
+
     @abstractmethod
     def finish(self, domains: int, *, poison: bool) -> Update:
         """The update; with `poison` it is NaN where any domain's gradient was not finite."""
@@ -141,7 +146,7 @@ class SingleGradients(Accumulator):
         Autograd gives two parameters the same memory where they are added up as views.
         """
         memory = gradient.untyped_storage().data_ptr()
-        if memory in self._kept and gradient.numel():
+        if (memory in self._kept and gradient.numel()) or is_part(gradient):
             return gradient.clone()
         self._kept.add(memory)
         return gradient
@@ -197,6 +202,16 @@ def shaped_gradient(flat: Float[Tensor, " params"], parameter: Tensor) -> Tensor
     return flat.as_strided(parameter.size(), parameter.stride())
 
 
+def is_part(gradient: Tensor) -> bool:
+    """Whether its memory is a part of a larger one, which whoever has that writes to.
+
+    As DistributedDataParallel does in every pass, with gradient_as_bucket_view=True.
+    """
+    if gradient.layout != torch.strided or not gradient.numel():
+        return False
+    return gradient.untyped_storage().nbytes() > gradient.numel() * gradient.element_size()
+
+
 def taken_gradients(parameters: Sequence[Tensor]) -> list[Tensor | None]:
     """What is in `.grad`, which is None afterwards; no two share memory.
 
@@ -208,7 +223,7 @@ def taken_gradients(parameters: Sequence[Tensor]) -> list[Tensor | None]:
         gradient, parameter.grad = parameter.grad, None
         if gradient is not None and gradient.layout == torch.strided and gradient.numel():
             memory = gradient.untyped_storage().data_ptr()
-            gradient = gradient.clone() if memory in seen else gradient
+            gradient = gradient.clone() if memory in seen or is_part(gradient) else gradient
             seen.add(memory)
         gradients.append(gradient)
     return gradients

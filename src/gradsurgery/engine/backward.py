@@ -12,7 +12,13 @@ from torch import Tensor
 from gradsurgery.engine.abstaining import Abstaining, warn_of_heads
 from gradsurgery.engine.accumulator import Accumulator, Update, not_finite_update
 from gradsurgery.engine.accumulators import accumulator_for
-from gradsurgery.engine.parameters import NamedParameter, trainable_parameters
+from gradsurgery.engine.parameters import (
+    NamedParameter,
+    added_gradients,
+    kept_gradients,
+    trainable_parameters,
+    written_gradient,
+)
 from gradsurgery.engine.passes import DomainLoss, DomainPasses, Scaler
 from gradsurgery.errors import ArgumentError, NonFiniteError, check_kind
 from gradsurgery.kernels.network import wide_on
@@ -174,8 +180,8 @@ def backward(
         a say after all. To other rules a zero is a zero. Rows of a frozen parameter are left alone.
 
     In a `torch.distributed` group of several processes, each with a part of every domain's images,
-    a domain's loss and gradient are the means over them, as DistributedDataParallel's. That all
-    have the same domains, hold the same weights and make the same update is looked at.
+    a domain's loss and gradient are the means over them, as DistributedDataParallel's; domains go
+    by their order. That all have as many, the same weights and the same update is looked at.
 
     As with `Tensor.backward`, the update is added to a `.grad` that exists. Hooks are removed and
     every `.grad` is as before if anything raises.
@@ -196,8 +202,9 @@ def backward(
     ) -> list[Tensor]:
         passes = DomainPasses([p for _, p in named], accumulator, scaler)
         values = passes.run(losses)
-        if passes.unreached and getattr(rule, "unanimous", False):
-            missing = {name: passes.unreached[at] for at, (name, _) in enumerate(named)}
+        unreached = accumulator.joint_unreached(passes.unreached)
+        if unreached and getattr(rule, "unanimous", False):
+            missing = {name: unreached[at] for at, (name, _) in enumerate(named)}
             warn_of_heads(missing, len(values), no_say or {})
         return values
 
@@ -232,6 +239,7 @@ def write_update(
             "is scaled as its gradients are a gradsurgery.Rule"
         )
     before = [parameter.grad for _, parameter in named]
+    kept = kept_gradients(before)
     for _, parameter in named:
         parameter.grad = None
     try:
@@ -242,8 +250,9 @@ def write_update(
 
             accumulator = Exchanging(accumulator, [parameter for _, parameter in named])
         values = produce(named, accumulator, scaler)
+        # no domains in one process may be some in another
+        losses = accumulator.joint_losses(torch.stack(values) if values else torch.zeros(0))
         rule.check_domains(len(values))
-        losses = accumulator.joint_losses(torch.stack(values))
         if not deferred:
             check_losses(losses)
             if scaler is None and (where := accumulator.first_non_finite()) is not None:
@@ -254,13 +263,13 @@ def write_update(
             result.check()
             if update.found is None:
                 _check_update(update, accumulator.bound(len(values)), named)
-        after = _added(before, update.gradients)
+        after = added_gradients(kept, update.gradients)
     except BaseException:
-        for (_, parameter), gradient in zip(named, before, strict=True):
-            parameter.grad = gradient
+        for (_, parameter), old, same in zip(named, before, kept, strict=True):
+            parameter.grad = written_gradient(old, same)
         raise
     for (_, parameter), old, new in zip(named, before, after, strict=True):
-        parameter.grad = _written(old, new)
+        parameter.grad = written_gradient(old, new)
     return replace(result, update=update._replace(gradients=[]))
 
 
@@ -285,27 +294,6 @@ def _accumulator_for(
             )
         rows[position] = mask.to(parameter.device)
     return Abstaining(accumulator, parameters, rows) if rows else accumulator
-
-
-@torch.no_grad()
-def _added(before: list[Tensor | None], new: list[Tensor | None]) -> list[Tensor | None]:
-    """The sums of what was in `.grad` and the update, in new memory."""
-    pairs = [(n, old) for n, old in zip(new, before, strict=True) if n is not None]
-    both = [(n, old) for n, old in pairs if old is not None]
-    if both:
-        torch._foreach_add_(*map(list, zip(*both, strict=True)))
-    return [old if n is None else n for n, old in zip(new, before, strict=True)]
-
-
-@torch.no_grad()
-def _written(old: Tensor | None, new: Tensor | None) -> Tensor | None:
-    """The new gradient, in the memory of the old one where that can be written to."""
-    if old is None or new is None or old is new:
-        return new
-    plain = old.layout == torch.strided and not old.requires_grad
-    if not plain or any(s == 0 and n > 1 for s, n in zip(old.stride(), old.shape, strict=True)):
-        return new
-    return old.copy_(new)
 
 
 def processes() -> int:

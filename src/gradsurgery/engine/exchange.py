@@ -4,7 +4,9 @@ As in `DistributedDataParallel`, every process takes a part of each domain's ima
 the same D gradients in all of them, and so makes the same update; that it did is looked at.
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from zlib import crc32
 
 import torch
 from jaxtyping import Float
@@ -32,6 +34,10 @@ class Exchanging(Accumulator):
     def __init__(self, accumulator: Accumulator, parameters: Sequence[Tensor]) -> None:
         super().__init__(parameters)
         self._accumulator = accumulator
+        self._unreached: Counter[int] = Counter()
+        self._device = parameters[0].device
+        kinds = [(p.dtype, tuple(p.shape), p.stride()) for p in parameters]
+        self._layout = crc32(repr(kinds).encode()) % 2**20
         if any(isinstance(parameter, DTensor) for parameter in parameters):
             raise ArgumentError(
                 "the parameters are split over the processes (DTensor), and a rule compares whole "
@@ -44,16 +50,25 @@ class Exchanging(Accumulator):
 
     @override
     def receive_domain(self, domain: int, gradients: Sequence[Tensor | None]) -> None:
-        reached = self._in_all(domain, [gradient is not None for gradient in gradients])
+        reached = [gradient is not None for gradient in gradients]
+        if not self._meet(domain, ends=False, whole=all(reached)):
+            there = torch.tensor(reached, dtype=torch.int32, device="cpu").to(self._device)
+            group.all_reduce(there, group.ReduceOp.MAX)
+            reached = [found > 0 for found in there.tolist()]
+            self._unreached.update(at for at, found in enumerate(reached) if not found)
         means = mean_gradients(self._parameters, gradients, reached)
         self._accumulator.receive_domain(domain, means)
 
     @override
     def joint_losses(self, losses: Float[Tensor, " domains"]) -> Float[Tensor, " domains"]:
-        self._in_all(len(losses), None)
-        means = losses / group.get_world_size()
+        self._meet(len(losses), ends=True, whole=True)
+        means = losses.to(self._device, wide_on(self._device)) / group.get_world_size()
         group.all_reduce(means)
-        return means
+        return means.to(losses)
+
+    @override
+    def joint_unreached(self, unreached: Counter[int]) -> Counter[int]:
+        return self._unreached
 
     @override
     def finish(self, domains: int, *, poison: bool) -> Update:
@@ -61,22 +76,30 @@ class Exchanging(Accumulator):
         check_alike(self._parameters, update.gradients)
         return update
 
-    def _in_all(self, domain: int, reached: Sequence[bool] | None) -> list[bool]:
-        """Which parameters a domain reaches in any process; `reached` is None after the last.
+    def _meet(self, domain: int, *, ends: bool, whole: bool) -> bool:
+        """Whether `whole` in all processes: a domain reaches all parameters there.
 
-        Raises `ArgumentError` where some processes have a further domain and others have not.
+        ends: after the last domain. Raises `ArgumentError` where the processes cannot go on
+        together: with other parameters, at another domain, or where some have a further one.
         """
-        ends = reached is None
-        told = [*(reached or [False] * len(self._parameters)), ends, not ends]
-        counts = torch.tensor(told, dtype=torch.int32, device="cpu").to(self._parameters[0].device)
-        group.all_reduce(counts)
-        *found, ending, going_on = counts.tolist()
-        if ending and going_on:
+        told = [self._layout, domain, ends, whole]
+        here = torch.tensor(told, dtype=wide_on(self._device), device="cpu").to(self._device)
+        lowest, highest = (each.tolist() for each in extremes(here))
+        if lowest[0] != highest[0]:
+            raise _different_weights()
+        if lowest[1] != highest[1]:
             raise ArgumentError(
-                f"{ending} of {ending + going_on} processes of the group have {domain} domains, "
-                "and the others more; give the losses of the same domains in all, in one order"
+                f"the {group.get_world_size()} processes of the group are at domain "
+                f"{lowest[1]:.0f} and at domain {highest[1]:.0f} at the same time; where one "
+                "leaves a step out, as after an exception, let all leave it out"
             )
-        return [count > 0 for count in found]
+        if lowest[2] != highest[2]:
+            raise ArgumentError(
+                f"the {group.get_world_size()} processes of the group have not as many domains: "
+                f"some have {domain}, and others more; give the losses of the same domains in "
+                "all, in one order"
+            )
+        return bool(lowest[3])
 
     @override
     def first_non_finite(self) -> tuple[int, int] | None:
@@ -122,31 +145,41 @@ def _flat(gradient: Tensor | None, parameter: Tensor) -> Float[Tensor, " params"
 def check_alike(parameters: Sequence[Tensor], update: Sequence[Tensor | None]) -> None:
     """Raise `ArgumentError` unless all processes hold the same weights and make the same update.
 
-    Both are compared by the sum of their components' sizes, and how the weights lie in memory.
+    Both are compared by the sizes of their components, summed up.
     """
-    layout = hash(tuple((*parameter.shape, *parameter.stride()) for parameter in parameters))
-    weights, made = _size(parameters, parameters[0]), _size(update, parameters[0])
-    told = torch.stack([weights, made, torch.full_like(made, layout % 2**20)])
-    lowest, highest = told, told.clone()
-    group.all_reduce(lowest, group.ReduceOp.MIN)
-    group.all_reduce(highest, group.ReduceOp.MAX)
-    # what is not finite in one is so in all, and differs from nothing
-    of_weights, of_update, of_layout = (highest - lowest > _ROUNDING * highest).tolist()
-    ranks = group.get_world_size()
-    if of_weights or of_layout:
-        raise ArgumentError(
-            f"the {ranks} processes of the group hold different weights, or parts of them, or "
-            "lay them out in other ways; let all begin with those of one, as "
-            "DistributedDataParallel does, and take the same steps"
-        )
+    here = torch.stack([_size(tensors, parameters[0]) for tensors in (parameters, update)])
+    # what is not finite in all differs from nothing
+    lowest, highest = extremes(here.nan_to_num(-1.0, posinf=-1.0))
+    of_weights, of_update = (highest - lowest > _ROUNDING * highest.abs()).tolist()
+    if of_weights:
+        raise _different_weights()
     if of_update:
         raise ArgumentError(
-            f"the {ranks} processes of the group make different updates of the same gradients; "
-            "give each the same rule, and a random one a generator of its own with the same seed"
+            f"the {group.get_world_size()} processes of the group make different updates of the "
+            "same gradients; give each the same rule, and a random one a generator of its own with "
+            "the same seed"
         )
+
+
+def _different_weights() -> ArgumentError:
+    return ArgumentError(
+        f"the {group.get_world_size()} processes of the group hold different weights, or parts of "
+        "them, or have or lay them out in other ways; let all begin with those of one, as "
+        "DistributedDataParallel does, and take the same steps"
+    )
+
+
+def extremes(here: Float[Tensor, " figures"]) -> tuple[Tensor, Tensor]:
+    """The lowest of each figure in the processes, and the highest."""
+    both = torch.cat([-here, here])
+    group.all_reduce(both, group.ReduceOp.MAX)
+    negated, highest = both.chunk(2)
+    return -negated, highest
 
 
 def _size(tensors: Sequence[Tensor | None], like: Tensor) -> Float[Tensor, ""]:
+    """The sum of the components' sizes, in which tensors that change places make a difference."""
     zero = like.new_zeros((), dtype=wide_on(like.device))
-    there = [tensor for tensor in tensors if tensor is not None]
-    return torch.stack([zero, *(t.abs().sum(dtype=zero.dtype) for t in there)]).sum()
+    sizes = [zero if t is None else t.abs().sum(dtype=zero.dtype) for t in tensors]
+    places = torch.linspace(1, 2, len(sizes), dtype=zero.dtype, device=zero.device)
+    return torch.stack(sizes) @ places

@@ -1,9 +1,11 @@
-"""Whose gradients are taken: those of the parameters that are trained."""
+"""Whose gradients are taken, those of the parameters that are trained, and what is in `.grad`."""
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
+from gradsurgery.engine.accumulator import is_part
 from gradsurgery.errors import ArgumentError
 
 NamedParameter = tuple[str, Tensor]
@@ -94,3 +96,32 @@ def _fills_memory(tensor: Tensor) -> bool:
         (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
     )
     return last + 1 == tensor.numel()
+
+
+@torch.no_grad()
+def kept_gradients(gradients: list[Tensor | None]) -> list[Tensor | None]:
+    """What is in `.grad`, copied where the passes may write to its memory."""
+    return [
+        g.clone() if g is not None and not g.requires_grad and is_part(g) else g for g in gradients
+    ]
+
+
+@torch.no_grad()
+def added_gradients(before: list[Tensor | None], new: list[Tensor | None]) -> list[Tensor | None]:
+    """The sums of what was in `.grad` and the update, in new memory."""
+    pairs = [(n, old) for n, old in zip(new, before, strict=True) if n is not None]
+    both = [(n, old) for n, old in pairs if old is not None]
+    if both:
+        torch._foreach_add_(*map(list, zip(*both, strict=True)))
+    return [old if n is None else n for n, old in zip(new, before, strict=True)]
+
+
+@torch.no_grad()
+def written_gradient(old: Tensor | None, new: Tensor | None) -> Tensor | None:
+    """The new gradient, in the memory of the old one where that can be written to."""
+    if old is None or new is None or old is new:
+        return new
+    plain = old.layout == torch.strided and not old.requires_grad
+    if not plain or any(s == 0 and n > 1 for s, n in zip(old.stride(), old.shape, strict=True)):
+        return new
+    return old.copy_(new)
