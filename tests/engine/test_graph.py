@@ -158,7 +158,7 @@ def test_what_torch_compiles_runs_no_pass_of_its_own():
     assert not what_is_behind(loss, "of domain 0").own_passes
 
 
-def test_losses_that_share_a_pass_of_a_compiled_network(monkeypatch):
+def test_losses_that_share_a_pass_of_a_compiled_network():
     def losses():
         out = network(torch.tensor([[1.0, 2.0]]))
         return [out.sin().sum(), 3 * out.sin().sum()]
@@ -170,11 +170,11 @@ def test_losses_that_share_a_pass_of_a_compiled_network(monkeypatch):
     with pytest.raises(ArgumentError, match=r"domain 0 shares .* back from it once"):
         gs.backward(losses(), parameters, gs.AgrSum())
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._functorch.config, "donated_buffer", False)
-    network = torch.compile(layer, backend="aot_eager")
-    losses()[0].backward()
-    layer.zero_grad()
-    gs.backward(losses(), parameters, gs.AgrSum())
+    with torch._functorch.config.patch(donated_buffer=False):
+        network = torch.compile(layer, backend="aot_eager")
+        losses()[0].backward()
+        layer.zero_grad()
+        gs.backward(losses(), parameters, gs.AgrSum())
     expected = torch.autograd.grad(4 * layer(torch.tensor([[1.0, 2.0]])).sin().sum(), parameters)
     for parameter, gradient in zip(parameters, expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
