@@ -29,7 +29,7 @@ def on_terminal(arguments: list[str], folder: Path) -> tuple[int, str, str]:
         stderr=theirs,
         cwd=folder,
         env={name: value for name, value in os.environ.items() if name != "NO_COLOR"}
-        | {"TERM": "xterm"},
+        | {"TERM": "xterm", "COLUMNS": str(COLUMNS), "LINES": str(ROWS)},
     )
     os.close(theirs)
     shown = bytearray()
