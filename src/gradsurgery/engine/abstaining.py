@@ -8,7 +8,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from typing_extensions import override
 
-from gradsurgery.engine.accumulator import Accumulator, Update
+from gradsurgery.engine.accumulator import Accumulator, Between, Update
 from gradsurgery.errors import ArgumentError
 
 NO_WEIGHT = 2.0**-60
@@ -18,7 +18,7 @@ It is no smaller than the smallest normal number, and so keeps its sign.
 """
 
 
-class Abstaining(Accumulator):
+class Abstaining(Between):
     """Hands on gradients in which a domain abstains where it has no say.
 
     Where a domain has no say and its gradient is zero, it votes with the first domain that has a
@@ -35,14 +35,13 @@ class Abstaining(Accumulator):
         parameters: Sequence[Tensor],
         no_say: Mapping[int, Bool[Tensor, "domains rows"]],
     ) -> None:
-        super().__init__(parameters)
+        super().__init__(accumulator, parameters)
         if any(parameters[position].dtype == torch.float16 for position in no_say):
             raise ArgumentError(
                 "a vote without weight is lost in float16; keep the parameters of no_say in "
                 "float32, and compute under autocast"
             )
         self.at_once = accumulator.at_once
-        self._accumulator = accumulator
         self._no_say = no_say
         self._domains = len(next(iter(no_say.values())))
         self._held: dict[int, list[Tensor | None]] = {position: [] for position in no_say}
@@ -81,7 +80,7 @@ class Abstaining(Accumulator):
     @override
     def finish(self, domains: int, *, poison: bool) -> Update:
         self.check_domains(domains)
-        return self._accumulator.finish(domains, poison=poison)
+        return super().finish(domains, poison=poison)
 
     def check_domains(self, domains: int) -> None:
         """Raise `ArgumentError` where there are more domains or fewer than the rows speak of."""
@@ -90,14 +89,6 @@ class Abstaining(Accumulator):
                 f"no_say is of {self._domains} domains, found {domains} losses; give a row for "
                 "every domain"
             )
-
-    @override
-    def first_non_finite(self) -> tuple[int, int] | None:
-        return self._accumulator.first_non_finite()
-
-    @override
-    def bound(self, domains: int) -> float:
-        return self._accumulator.bound(domains)
 
 
 def with_votes(

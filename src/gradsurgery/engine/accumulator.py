@@ -117,6 +117,26 @@ class Accumulator(ABC):
         return 0.0
 
 
+class Between(Accumulator):
+    """Stands between a producer and an accumulator, and changes gradients on their way."""
+
+    def __init__(self, accumulator: Accumulator, parameters: Sequence[Tensor]) -> None:
+        super().__init__(parameters)
+        self._accumulator = accumulator
+
+    @override
+    def finish(self, domains: int, *, poison: bool) -> Update:
+        return self._accumulator.finish(domains, poison=poison)
+
+    @override
+    def first_non_finite(self) -> tuple[int, int] | None:
+        return self._accumulator.first_non_finite()
+
+    @override
+    def bound(self, domains: int) -> float:
+        return self._accumulator.bound(domains)
+
+
 class SingleGradients(Accumulator):
     """Receives one gradient after the other, and looks whether it is finite."""
 

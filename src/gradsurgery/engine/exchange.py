@@ -15,7 +15,13 @@ from torch import distributed as group
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
-from gradsurgery.engine.accumulator import Accumulator, Update, flat_gradient, shaped_gradient
+from gradsurgery.engine.accumulator import (
+    Accumulator,
+    Between,
+    Update,
+    flat_gradient,
+    shaped_gradient,
+)
 from gradsurgery.errors import ArgumentError
 from gradsurgery.kernels.network import wide_on
 
@@ -23,7 +29,7 @@ _ROUNDING = 1e-9
 """The part of a sum by which it may differ, since its order depends on the number of threads."""
 
 
-class Exchanging(Accumulator):
+class Exchanging(Between):
     """Hands on the means over the processes, and waits for the device once a domain.
 
     A parameter that is reached in one process has a gradient in all.
@@ -32,8 +38,7 @@ class Exchanging(Accumulator):
     at_once = False
 
     def __init__(self, accumulator: Accumulator, parameters: Sequence[Tensor]) -> None:
-        super().__init__(parameters)
-        self._accumulator = accumulator
+        super().__init__(accumulator, parameters)
         self._unreached: Counter[int] = Counter()
         self._device = parameters[0].device
         kinds = [(p.dtype, tuple(p.shape), p.stride()) for p in parameters]
@@ -72,7 +77,7 @@ class Exchanging(Accumulator):
 
     @override
     def finish(self, domains: int, *, poison: bool) -> Update:
-        update = self._accumulator.finish(domains, poison=poison)
+        update = super().finish(domains, poison=poison)
         check_alike(self._parameters, update.gradients)
         return update
 
@@ -100,14 +105,6 @@ class Exchanging(Accumulator):
                 "all, in one order"
             )
         return bool(lowest[3])
-
-    @override
-    def first_non_finite(self) -> tuple[int, int] | None:
-        return self._accumulator.first_non_finite()
-
-    @override
-    def bound(self, domains: int) -> float:
-        return self._accumulator.bound(domains)
 
 
 @torch.no_grad()
