@@ -41,7 +41,8 @@ def _quiet_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     """The folder of a sweep that nothing has happened to."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    subprocess.run(command(folder, cache), check=True, capture_output=True, cwd=cache)
+    alone = command(folder, cache, "--workers", "1")
+    subprocess.run(alone, check=True, capture_output=True, cwd=cache)
     assert records(folder) == RUNS
     return folder
 
