@@ -215,10 +215,13 @@ def test_sweep_in_worker_processes(launcher: str, gradsurgery: Run, tmp_path: Pa
         "options:\n  backbone: 'mypackage.backbones:tiny'\n  weights: none\n  iterations: 4\n"
         "  validate_every: 2\n  batch_size: 4\n  image_size: 16\n"
     )
-    arguments = ["--workers", "2", "--out", "sweep", "--launcher", launcher, "--no-report"]
+    arguments = ["--workers", "2", "--out", "sweep", "--launcher", launcher]
     done = gradsurgery(["sweep", "--config", str(plan), *arguments])
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "sweep").rglob("record.json"))) == 4
+    assert (tmp_path / "sweep" / "report" / "report.html").exists()
+    read = gradsurgery(["report", "sweep", "--out", "again"], found=False)
+    assert read.returncode == 0, read.stderr
 
 
 def test_what_cannot_be_used_is_one_line(gradsurgery: Run) -> None:

@@ -21,12 +21,8 @@ def command(
     monkeypatch: pytest.MonkeyPatch,
     cache: Path,
     tmp_path: Path,
-    unrendered: None,
 ) -> Command:
-    """Run the command line in this process: exit code, standard output, standard error.
-
-    Figures are not rendered: half of the tests' time went there. tests/website renders them.
-    """
+    """Run the command line in this process: exit code, standard output, standard error."""
     monkeypatch.setenv("GRADSURGERY_CACHE", str(cache))
     monkeypatch.setattr("gradsurgery.training.device.keep_freed_memory", lambda: False)
     monkeypatch.chdir(tmp_path)

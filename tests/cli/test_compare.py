@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+# Figures are rendered in tests/report and tests/website.
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 SHORT = ["--iterations", "6", "--validate-every", "3", "--batch-size", "8"]
 SHORT += ["--image-size", "12", "--device", "cpu"]
 Command = Callable[..., tuple[int, str, str]]

@@ -18,6 +18,9 @@ from gradsurgery.documents.record import Record
 from gradsurgery.report.report import Report
 from tests.sweep.processes import started, until
 
+# Figures are rendered by the same command in tests/website, where the tutorials run.
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 Command = Callable[..., tuple[int, str, str]]
 SHORT = [
     *["--backbone", "small-cnn", "--image-size", "8", "--iterations", "4", "--batch-size", "2"],

@@ -126,6 +126,7 @@ def test_examples_of_a_folder_of_pictures(runs, make_folder, tmp_path):
     assert "An image of every class (columns) and domain (rows) of pictures." in text
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_data_that_cannot_be_opened_is_an_error_only_if_asked_for(command, runs, tmp_path):
     path = next(runs.rglob("record.json"))
     content = json.loads(path.read_text())
@@ -153,6 +154,7 @@ def test_progress_is_for_terminals_and_leaves_nothing(terminal, tmp_path, monkey
     assert shown.endswith("\x1b[2K" if terminal else "")
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_command_of_the_page_repeats_the_run(command, tmp_path):
     """A sweep computes with one thread a run, whatever `train` takes by default."""
     plan = ["--targets=75", "--methods=agr-sum", "--seeds=1", "--iterations=2", "--batch-size=4"]

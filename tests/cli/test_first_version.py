@@ -4,11 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from .conftest import Command
 
 FIRST = Path(__file__).parent.parent / "documents" / "version1"
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_commands_read_folders_of_the_first_version(command: Command, tmp_path: Path) -> None:
     for name in ("sweep", "runs", "failed"):
         shutil.copytree(FIRST / name, tmp_path / name)

@@ -20,6 +20,7 @@ ON_RAY = ["--launcher", "ray"]
 Command = Callable[..., tuple[int, str, str]]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_sweep_ends_with_its_table_and_the_path_of_its_report(
     command: Command, tmp_path: Path
 ) -> None:

@@ -12,6 +12,9 @@ import pytest
 from gradsurgery.documents.deployment import EvaluationFile
 from gradsurgery.documents.record import Record
 
+# Figures are rendered by the same command in tests/website, where the tutorials run.
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 
 def test_a_model_is_evaluated_on_data(command, model, tmp_path):
     code, out, err = command("evaluate", model, "photos", "--domains", "c", "--part", "test")
