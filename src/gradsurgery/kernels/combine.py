@@ -105,7 +105,7 @@ def combine(
     flags, counts = marks[:-1].view(-1, tensors).tensor_split((-2,))
     found = found if before is None else torch.maximum(found, before.found)
     if out is None:
-        return Seen(flags, found, running=Running(total, second, signs, found))
+        return Seen(flags, running=Running(total, second, signs, found))
     if combination.kind == "agr-rand" and seed is not None:
         _replace_marks(combination, out, layout, partials, counts, found=found, seed=seed)
     elif combination.rescale:

@@ -20,6 +20,8 @@ from gradsurgery.kernels.network import COUNTING, Combination, Rows, Seen, kept,
 BLOCK = 256
 """Components of a block."""
 
+_UNANIMOUS = ("agr-sum", "agr-rand")
+
 
 class Places(NamedTuple):
     """Where tensors lie in a vector: where each begins, how many components and blocks it has.
@@ -38,13 +40,12 @@ class Known(NamedTuple):
 
     sums: that of the gradients; for graddrop those of what is positive and of what is negative, for
         sand-mask the mean and the squared deviations.
-    votes: the sum of the signs, and where a gradient is not zero; for the rules that count.
-    spoilt: NaN where a gradient was not finite, else 0; without dimensions.
+    votes: the sum of the signs, and 1 where a gradient is not zero, else 0; for the rules that
+        count.
     """
 
     sums: tuple[Tensor, ...]
-    votes: tuple[Tensor, Tensor] | None
-    spoilt: Tensor
+    votes: Float[Tensor, "2 length"] | None
 
 
 def combine(
@@ -60,39 +61,36 @@ def combine(
 ) -> Seen:
     """As Triton's `combine`, for tensors of any precisions, of which `like` has the widest.
 
-    With `rescale` the device is waited for. A mean whose sum is beyond the precision is not finite.
+    With `rescale` the device is waited for. Where a sum is beyond the precision, or a gradient not
+    finite, so is the update, whatever the mask.
     """
     kind, places, number = combination.kind, places_of(sizes, like.device), len(rows)
     matrix = joined(rows, places, torch.promote_types(like.dtype, torch.float32))
     zeroed = _largest(matrix).mul_(0)  # NaN where a block is not finite
-    known = _folded(kind, matrix, domains, before, zeroed.sum())
+    known = _folded(kind, matrix, domains, before)
     del matrix  # before there are further vectors
     counts = out is not None and known.votes is not None
     marks = zeroed.new_empty(number + 2 * counts, len(places.owners), dtype=torch.int64)
-    marks[:number] = zeroed.isnan()
+    torch.ne(zeroed, zeroed, out=marks[:number])
     if out is None:
-        return Seen(_by_tensor(marks, places), known.spoilt.nan_to_num(nan=1.0), running=known)
+        return Seen(_by_tensor(marks, places), running=known)
     if known.votes is None:
         update = _unmasked(combination, known, random)
-        return Seen(_by_tensor(marks, places), _hand_out(update, places, out, known.spoilt))
-    signs, moved = known.votes
-    mask = _mask(combination, signs, known.sums, domains)
-    # float16 counts to 2,048; to sum up bools torch would make 64-bit numbers of them
-    counted = mask.new_empty(2, len(mask), dtype=torch.float16)
-    torch.logical_and(mask, moved, out=counted[0])
-    counted[1] = moved
-    marks[number:] = counted.view(2, -1, BLOCK).sum(2, dtype=torch.float32)
+        return Seen(_by_tensor(marks, places), _hand_out(update, places, out, zeroed))
+    mask, moved = _mask(combination, known, domains), known.votes[1]
+    # what is zero in every domain has no sign to agree in, but may have as many as and-mask asks
+    marked = known.votes if kind in _UNANIMOUS else torch.stack([mask * moved, moved])
+    marks[number:] = torch.linalg.vector_norm(marked.view(2, -1, BLOCK), 0, dim=2)
     by_tensor = _by_tensor(marks, places)
     reached = tuple(0 if t is None else size for t, size in zip(out, sizes, strict=True))
     agreeing, zeros = by_tensor[-2], _numbers(reached, like.device) - by_tensor[-1]
+    update = known.sums[0].mul_(mask)
     if kind == "sand-mask":
-        update = known.sums[0].mul_(mask).add_(_largest(known.sums[1]).mul_(0).sum())
-    else:
-        update = torch.where(mask, known.sums[0], known.spoilt)
+        update.add_(_largest(known.sums[1]).mul_(0).sum())
     if kind == "agr-rand":
-        kept, count = mask, agreeing.sum()
+        kept, count = mask.bool(), agreeing.sum()
         if combination.constants[1]:  # what is zero in every domain agrees
-            kept, count = torch.eq(*counted), count + zeros.sum()
+            kept, count = torch.eq(mask, moved), count + zeros.sum()
         size = torch.linalg.vector_norm(update, 1, dtype=wide_on(update.device))
         noise = random.normal_like(update).mul_(size / count.clamp(min=1))
         update = torch.where(kept, update, noise)
@@ -100,8 +98,7 @@ def combine(
         _rescale(update, mask, places)
     if combination.constants[0] != 1:
         update.div_(combination.constants[0])
-    found = _hand_out(update, places, out, known.spoilt)
-    return Seen(by_tensor[:number], found, agreeing, zeros)
+    return Seen(by_tensor[:number], _hand_out(update, places, out, zeroed), agreeing, zeros)
 
 
 def weigh(
@@ -125,7 +122,7 @@ def weigh(
     for vector, weight in zip(vectors, weights_of(gramian).unbind(), strict=True):
         total.addcmul_(vector, weight)
     bad = largest.mul_(0)
-    found = _hand_out(total, places, out, bad.sum())
+    found = _hand_out(total, places, out, bad)
     return gramian, _by_tensor(bad.isnan().long(), places), found
 
 
@@ -226,7 +223,6 @@ def _folded(
     matrix: Float[Tensor, "rows length"],
     domains: int,
     before: Known | None,
-    spoilt: Tensor,
 ) -> Known:
     """What is known after these rows too, whose memory is used."""
     sums: tuple[Tensor, ...]
@@ -238,15 +234,17 @@ def _folded(
     else:
         sums = (matrix.sum(0),)
     if kind in COUNTING:
-        moved = matrix.any(0)
-        votes = matrix.sign_().sum(0), moved
+        votes, signs = matrix.new_empty(2, matrix.shape[1]), matrix.sign_()
+        torch.sum(signs, 0, out=votes[0])
+        torch.linalg.vector_norm(signs, torch.inf, 0, out=votes[1])
     if before is None:
-        return Known(sums, votes, spoilt)
+        return Known(sums, votes)
     if kind != "sand-mask":
         sums = tuple(old + new for old, new in zip(before.sums, sums, strict=True))
     if votes is not None and before.votes is not None:
-        votes = votes[0].add_(before.votes[0]), votes[1].logical_or_(before.votes[1])
-    return Known(sums, votes, spoilt + before.spoilt)
+        votes[0] += before.votes[0]
+        torch.maximum(votes[1], before.votes[1], out=votes[1])
+    return Known(sums, votes)
 
 
 def _welford(
@@ -277,17 +275,16 @@ def _unmasked(combination: Combination, known: Known, random: Any) -> Float[Tens
     return total if combination.constants[0] == 1 else total.div_(combination.constants[0])
 
 
-def _mask(
-    combination: Combination, signs: Tensor, sums: tuple[Tensor, ...], domains: int
-) -> Tensor:
-    """What the components are multiplied with: whether they are kept, or by how much."""
-    size = signs.abs_()
+def _mask(combination: Combination, known: Known, domains: int) -> Float[Tensor, " length"]:
+    """What the components are multiplied with: 1 or 0, or by how much; in the votes' memory."""
+    assert known.votes is not None  # of a rule that counts
+    size = known.votes[0].abs_()
     if combination.kind == "sand-mask":
         _, tau, steepness = combination.constants
         margin = size.div_(domains).sub_(tau).mul_(steepness)
-        mask = margin.div_(sums[1] / (domains - 1)).tanh_().clamp_(min=0)
+        mask = margin.div_(known.sums[1] / (domains - 1)).tanh_().clamp_(min=0)
         return mask.nan_to_num_(nan=0.0)  # no spread, exactly at the threshold
-    return size >= (combination.constants[1] if combination.kind == "and-mask" else domains)
+    return size.ge_(combination.constants[1] if combination.kind == "and-mask" else domains)
 
 
 def _rescale(update: Float[Tensor, " length"], mask: Tensor, places: Places) -> None:
@@ -322,9 +319,11 @@ def _gramian(
 
 
 def _hand_out(
-    update: Float[Tensor, " length"], places: Places, out: list[Tensor | None], spoilt: Tensor
+    update: Float[Tensor, " length"], places: Places, out: list[Tensor | None], zeroed: Tensor
 ) -> Float[Tensor, ""]:
     """Put the update's parts into `out`, in the shape, layout and precision of what is there.
+
+    zeroed: has a NaN where a gradient is not finite.
 
     Returns 1.0 where something is not finite, else 0.0, of float32.
     """
@@ -345,5 +344,5 @@ def _hand_out(
         if len(vector):
             largest.append(torch.linalg.vector_norm(vector, torch.inf).mul_(0).float())
     # the update is not finite where a gradient is not
-    worst = largest[0] if len(largest) == 1 else torch.stack([*largest, spoilt.float()]).sum()
+    worst = largest[0] if len(largest) == 1 else torch.stack([*largest, zeroed.sum().float()]).sum()
     return worst.nan_to_num(nan=1.0)

@@ -98,14 +98,14 @@ class Seen(NamedTuple):
 
     flags: [domains, tensors], not 0 where a gradient was not finite.
     found: 1.0 where any of them is set, or was by the domains before, or where the update is not
-        finite; float32, without dimensions.
+        finite; float32, without dimensions. None where more domains follow.
     agreeing: [tensors], how many components agree and are not zero in every domain.
     zeros: [tensors], how many are zero in every domain.
     running: what is known so far, where more domains follow.
     """
 
     flags: Tensor
-    found: Tensor
+    found: Tensor | None = None
     agreeing: Tensor | None = None
     zeros: Tensor | None = None
     running: Any = None

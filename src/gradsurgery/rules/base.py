@@ -214,7 +214,7 @@ class ComponentwiseRule(Rule):
         kernels = kernels_for([gradients[0]]) if gradients.numel() else None
         if combination is not None and kernels is not None:
             update, seen = combined(kernels, combination, gradients.contiguous(), self.random)
-            if seen.found.item():
+            if seen.found:
                 check_rows_finite(gradients)
                 raise beyond_precision(dtype=gradients.dtype)
             return update
