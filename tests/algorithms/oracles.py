@@ -6,6 +6,7 @@ A `Memory` is what a method carries from step to step; `drawn` is what it drew a
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -121,6 +122,35 @@ def fishr_penalty(model: nn.Module, data: Batches, decay: float, memory: Memory)
     memory.averages = kept
     mean = torch.stack(corrected).mean(0)
     return torch.stack([((v - mean) ** 2).mean() for v in corrected]).mean()
+
+
+def features(model: nn.Sequential, data: Batches) -> list[Tensor]:
+    return [model[:-1](x) for x, _ in data]
+
+
+def coral_distance(x: Tensor, y: Tensor) -> Tensor:
+    """DomainBed's `mmd` for `kernel_type` "mean_cov", component by component."""
+    centred = [rows - rows.mean(0, keepdim=True) for rows in (x, y)]
+    first, second = (rows.t() @ rows / (len(rows) - 1) for rows in centred)
+    return (x.mean(0) - y.mean(0)).pow(2).mean() + (first - second).pow(2).mean()
+
+
+def mmd_distance(x: Tensor, y: Tensor) -> Tensor:
+    """The same for "gaussian", pair by pair of images."""
+
+    def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
+        squares = torch.stack([(p - q).pow(2).sum() for p in a for q in b])
+        return sum(squares.mul(-s).exp().mean() for s in (0.001, 0.01, 0.1, 1, 10, 100, 1000))
+
+    return mean_kernel(x, x) + mean_kernel(y, y) - 2 * mean_kernel(x, y)
+
+
+def alignment_penalty(
+    model: nn.Sequential, data: Batches, distance: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """The mean over the D (D − 1) / 2 pairs of domains, as DomainBed's `AbstractMMD.update`."""
+    pairs = list(combinations(features(model, data), 2))
+    return sum(distance(x, y) for x, y in pairs) / len(pairs)
 
 
 def mixup_losses(model: nn.Module, data: Batches, drawn: Drawn) -> list[Tensor]:

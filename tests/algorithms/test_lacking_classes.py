@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 from gradsurgery.algorithms import build_method
 from gradsurgery.training.images_used import balanced_weights
 
-METHODS = ["deep-all", "erm+sum", "pcgrad", "vrex", "group-dro", "irm", "mixup", "fishr", "fish",
-           "mldg"]  # fmt: skip
+METHODS = ["deep-all", "erm+sum", "pcgrad", "vrex", "group-dro", "irm", "mixup", "coral", "mmd",
+           "fishr", "fish", "mldg"]  # fmt: skip
 
 
 def built(name):

@@ -14,6 +14,8 @@ from tests.algorithms.oracles import Drawn, Memory
 SETTINGS = {
     "irm": {"irm.anneal": 1, "irm.penalty": 7},
     "vrex": {"vrex.anneal": 1, "vrex.penalty": 3},
+    "coral": {"coral.penalty": 4},
+    "mmd": {"mmd.penalty": 4},
     "fishr": {"fishr.anneal": 1, "fishr.penalty": 50, "fishr.ema": 0.75},
     "mldg": {"mldg.beta": 0.5},
     "mixup": {"mixup.alpha": 0.5},
@@ -45,6 +47,10 @@ def fishr(model, data, step, memory):
     return mean(oracles.risks(model, data)) + annealed(step, 0, 50) * penalty
 
 
+def aligned(model, data, distance):
+    return mean(oracles.risks(model, data)) + 4 * oracles.alignment_penalty(model, data, distance)
+
+
 OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     "deep-all": lambda model, data, *_: mean(oracles.risks(model, data)),
     "irm": lambda model, data, step, *_: mean(
@@ -55,6 +61,8 @@ OBJECTIVES: dict[str, Callable[..., Tensor]] = {
         oracles.mixup_losses(model, data, drawn)
     ),
     "group-dro": lambda model, data, step, memory, drawn: group_dro(model, data, memory),
+    "coral": lambda model, data, *_: aligned(model, data, oracles.coral_distance),
+    "mmd": lambda model, data, *_: aligned(model, data, oracles.mmd_distance),
     "fishr": lambda model, data, step, memory, drawn: fishr(model, data, step, memory),
     "gradnorm": lambda model, data, step, memory, drawn: gradnorm(model, data, memory),
 }
@@ -146,7 +154,10 @@ def test_mldgs_inner_step_is_a_fresh_one_of_the_runs_optimiser(built, drawn):
         torch.testing.assert_close(oracles.flat_parameters(model), moved)
 
 
-@pytest.mark.parametrize("name", ["deep-all", "irm", "vrex", "fishr", "group-dro", "mixup"])
+TOLD = ["deep-all", "irm", "vrex", "coral", "mmd", "fishr", "group-dro", "mixup"]
+
+
+@pytest.mark.parametrize("name", TOLD)
 def test_the_mean_of_the_losses_told_is_the_objective(name, built, drawn):
     model, data = oracles.network(), oracles.batches(3)
     objective = OBJECTIVES[name](model, data, 1, Memory(), drawn) if name != "mixup" else None
@@ -159,7 +170,8 @@ def test_the_mean_of_the_losses_told_is_the_objective(name, built, drawn):
     assert losses.mean().item() == pytest.approx(objective.item())
 
 
-def test_irm_needs_two_images_of_a_domain(built):
+@pytest.mark.parametrize("name", ["irm", "coral"])
+def test_two_images_of_a_domain_are_needed(name, built):
     model = oracles.network()
     with pytest.raises(ValueError, match="found a batch of 1 image; use a batch size of at least"):
-        built("irm").step(model, oracles.batches(2, 1), oracles.sgd(model.parameters()), step=1)
+        built(name).step(model, oracles.batches(2, 1), oracles.sgd(model.parameters()), step=1)

@@ -7,6 +7,7 @@ from scipy.optimize import nnls
 from scipy.stats import chi2
 from torch import Tensor
 
+from gradsurgery.algorithms import OBJECTIVES
 from tests import oracles as rules
 from tests.algorithms import oracles
 from tests.algorithms.oracles import Drawn, Memory
@@ -92,7 +93,7 @@ def test_mgda_of_group_dros_weighted_gradients(domains, built, drawn):
     assert distance < 1e-6 * update.norm().item()
 
 
-@pytest.mark.parametrize("objective", ["irm", "vrex", "group-dro", "mixup", "fishr", "gradnorm"])
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
 def test_the_mean_of_the_shares_is_the_pooled_gradient(objective, built):
     def moved(name: str) -> Tensor:
         model = oracles.network()

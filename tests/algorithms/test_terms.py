@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from sklearn.metrics.pairwise import rbf_kernel
 from torch import Tensor
 
+from gradsurgery.algorithms.objectives.alignment import kernel
 from tests.algorithms import oracles
 from tests.algorithms.oracles import Memory
 
@@ -11,6 +13,8 @@ FULL = {"irm.anneal": 0, "vrex.anneal": 0, "fishr.anneal": 0}
 STRENGTHS = {
     "irm": "irm.penalty",
     "vrex": "vrex.penalty",
+    "coral": "coral.penalty",
+    "mmd": "mmd.penalty",
     "fishr": "fishr.penalty",
     "mldg": "mldg.beta",
     "group-dro": "group-dro.eta",
@@ -111,3 +115,22 @@ def test_gradnorms_weights_stay_positive_with_their_sum(built):
         weights = algorithm.state_dict()["objective.weights"]
         assert (weights > 0).all()
         assert weights.sum().item() == pytest.approx(3)
+
+
+def test_mmds_kernel_knows_small_distances_far_from_the_origin():
+    generator = torch.Generator().manual_seed(0)
+    a, b = 1000 + torch.randn(2, 5, 64, generator=generator) / 50
+    expected = sum(rbf_kernel(a.double(), b.double(), gamma=10.0**s) for s in range(-3, 4))
+    torch.testing.assert_close(kernel(a, b).double(), torch.as_tensor(expected), rtol=1e-3, atol=0)
+    assert torch.equal(kernel(a, a).diagonal(), torch.full((5,), 7.0))
+
+
+@pytest.mark.parametrize("name", ["coral", "mmd"])
+def test_domains_with_the_same_images_are_not_apart(name, built):
+    images, labels = oracles.batches(1)[0]
+    model, data = oracles.network(), [(images, labels)] * 3
+    result = built(name, settings={f"{name}.penalty": 100}).step(
+        model, data, oracles.sgd(model.parameters()), step=1
+    )
+    risk = oracles.risks(oracles.network(), data[:1])[0].item()
+    assert result.losses.tolist() == pytest.approx([risk] * 3)

@@ -229,11 +229,14 @@ def test_a_network_that_cannot_be_compiled_is_refused(
         train(configured(compile=True), tmp_path, opened=images)
 
 
-def test_fishr_and_a_compiled_network_are_refused(
-    tmp_path: Path, images: ImageSet, configured: Configure
+@pytest.mark.parametrize(("method", "settings"), [("fishr", {"fishr.anneal": 3}), ("coral", {})])
+def test_what_reads_features_and_a_compiled_network_are_refused(
+    method: str, settings: dict[str, float], tmp_path: Path, images: ImageSet, configured: Configure
 ) -> None:
-    options = configured(compile=True, method="fishr", settings={"fishr.anneal": 3})
-    with pytest.raises(ArgumentError, match=r"fishr looks at what goes into.*leave --compile out"):
+    options = configured(compile=True, method=method, settings=settings)
+    with pytest.raises(
+        ArgumentError, match=rf"{method} looks at what goes into.*leave --compile out"
+    ):
         train(options, tmp_path / "run", opened=images)
     assert not (tmp_path / "run").exists()
 

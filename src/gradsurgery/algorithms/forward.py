@@ -177,7 +177,7 @@ class Forward:
         if not linear:
             raise ArgumentError(
                 f"{type(self.model).__name__} has no linear layer, which the method needs as its "
-                "last (fishr does); choose another backbone or method"
+                "last; choose another backbone or method"
             )
         seen: list[tuple[Tensor, Tensor]] = []
         handle = linear[-1].register_forward_hook(
@@ -191,8 +191,7 @@ class Forward:
         if outputs is not logits:
             raise ArgumentError(
                 f"the last linear layer of {type(self.model).__name__} does not give its "
-                "logits, which the method needs (fishr does); choose another backbone or "
-                "method"
+                "logits, which the method needs; choose another backbone or method"
             )
         return widened(inputs), widened(logits)
 

@@ -47,6 +47,8 @@ OTHER_METHODS: dict[str, MethodInfo] = {
     info.name: info
     for info in (
         MethodInfo("vrex", "vrex+mean", "penalise unequal risks", "Krueger et al. 2021"),
+        MethodInfo("coral", "coral+mean", "align features' moments", "Sun & Saenko 2016"),
+        MethodInfo("mmd", "mmd+mean", "align features' distributions", "Li et al. 2018"),
         MethodInfo("fishr", "fishr+mean", "match gradient variances", "Rame et al. 2022"),
         MethodInfo("fish", "fish", "match gradients by steps in turn", "Shi et al. 2022"),
         MethodInfo("gradnorm", "gradnorm+mean", "equalise training rates", "Chen et al. 2018"),

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from gradsurgery.algorithms import build_method, method_provenance
-from gradsurgery.algorithms.objectives import Fishr
 from gradsurgery.atomic import claimed
 from gradsurgery.backbones import Backbone, build_backbone, check_batch_size
 from gradsurgery.backbones.networks import find_network
@@ -137,7 +136,8 @@ def check_run(
     check_gaps(algorithm, configuration, domains, gaps)
     if reason := algorithm.idle_reason(configuration.iterations):
         raise ArgumentError(reason)
-    if configuration.compile and isinstance(getattr(algorithm, "objective", None), Fishr):
+    objective = getattr(algorithm, "objective", None)
+    if configuration.compile and getattr(objective, "reads_features", False):
         raise ArgumentError(
             f"{method} looks at what goes into the network's last layer, which a compiled network "
             "does not show; leave --compile out"

@@ -1,13 +1,16 @@
 """What the losses of the domains are."""
 
+from gradsurgery.algorithms.objectives.alignment import CORAL, MMD
 from gradsurgery.algorithms.objectives.base import ERM, Batch, Objective
 from gradsurgery.algorithms.objectives.mixup import Mixup
 from gradsurgery.algorithms.objectives.penalties import IRM, Fishr, VREx
 from gradsurgery.algorithms.objectives.weighted_risks import GradNorm, GroupDRO
 
 __all__ = [
+    "CORAL",
     "ERM",
     "IRM",
+    "MMD",
     "OBJECTIVES",
     "Batch",
     "Fishr",
@@ -19,5 +22,6 @@ __all__ = [
 ]
 
 OBJECTIVES: dict[str, type[Objective]] = {
-    objective.name: objective for objective in (ERM, IRM, Mixup, GroupDRO, VREx, Fishr, GradNorm)
+    objective.name: objective
+    for objective in (ERM, IRM, Mixup, GroupDRO, VREx, CORAL, MMD, Fishr, GradNorm)
 }

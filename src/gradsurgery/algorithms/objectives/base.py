@@ -31,7 +31,8 @@ class Objective(ABC):
 
     One that takes its cross-entropies from `self.risk` alone says so by `smooths_labels = True`,
     and may then be trained with label smoothing; one whose losses are made of nothing else, by
-    `weighs_classes = True`, and may be trained with weights of the classes too.
+    `weighs_classes = True`, and may be trained with weights of the classes too. One that asks for
+    `forward.with_head_inputs` says so by `reads_features = True`: a compiled network has none.
     """
 
     name: ClassVar[str]
@@ -40,6 +41,7 @@ class Objective(ABC):
     state_names: ClassVar[tuple[str, ...]] = ()
     smooths_labels: ClassVar[bool] = False
     weighs_classes: ClassVar[bool] = False
+    reads_features: ClassVar[bool] = False
     label_smoothing: float = 0.0
     class_weights: Tensor | None = None
 

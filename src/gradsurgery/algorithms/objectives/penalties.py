@@ -163,6 +163,7 @@ class Fishr(AnnealedObjective):
 
     name = "fishr"
     smooths_labels = True
+    reads_features = True
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
         *annealed(1000.0, "λ of the variances' distance", 1500, first=0),
         Hyperparameter(
