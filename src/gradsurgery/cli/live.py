@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 
 _SHOWN_RUNS = 12
-_STAGES = {"images": " decoding", "resuming": " going on", "training": "", "testing": " testing"}
+_STAGES = {
+    "images": " decoding",
+    "features": " frozen layers",
+    "resuming": " going on",
+    "training": "",
+    "testing": " testing",
+}
 
 
 @contextmanager
@@ -84,6 +90,10 @@ def _print_line(progress: "TrainingProgress") -> None:
         return
     if progress.stage == "images" and progress.done == progress.total:
         _write(f"decoded {progress.total} images")
+    if progress.stage == "features" and progress.done == progress.total:
+        _write(
+            f"computed what the frozen layers make of {progress.total} images, once for all steps"
+        )
     if progress.stage == "resuming":
         _write(f"going on from step {progress.done} of {progress.total}")
     if progress.validation_accuracy is not None:

@@ -186,7 +186,9 @@ class Cost(Part):
     run; `seconds_per_step` is the time of a training step, its wait for images among it, and
     `data_wait` the fraction of that time that passed without images to compute on (None in files
     written before it was); `peak_memory_bytes` is the device's where it has memory of its own, else
-    the process's; `cuda_graph` says that steps were replayed, or why not (None without a GPU).
+    the process's; `cuda_graph` says that steps were replayed, or why not (None without a GPU);
+    `frozen_features` whether what the frozen layers make of the images was computed once for all
+    steps, the time for which, shared by the runs of a process, is in none of these.
     """
 
     seconds: Duration
@@ -194,6 +196,7 @@ class Cost(Part):
     data_wait: Fraction | None = None
     peak_memory_bytes: Count
     cuda_graph: str | None = None
+    frozen_features: bool = False
 
 
 class ConflictLog(Part):

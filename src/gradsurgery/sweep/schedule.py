@@ -6,9 +6,9 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,9 +20,17 @@ from gradsurgery.errors import ArgumentError
 from gradsurgery.sweep.launcher import Outcome
 from gradsurgery.sweep.runs import SweepRun
 from gradsurgery.training import TrainingProgress, train
-from gradsurgery.training.device import autocast_factory, resolve_device, stores_channels_last
+from gradsurgery.training.device import (
+    autocast_factory,
+    computing_with,
+    resolve_device,
+    stores_channels_last,
+)
+from gradsurgery.training.frozen_features import features_kept, may_keep_features
+from gradsurgery.training.images_used import ImagesUsed
+from gradsurgery.training.learner import build_learner
 from gradsurgery.training.outcome import evaluate
-from gradsurgery.training.run import prepare_images
+from gradsurgery.training.run import network_of, prepare_images
 
 _LOSSES = 10  # a run whose worker dies so often kills its workers
 
@@ -193,7 +201,8 @@ def estimate(
 
     A run costs what the finished runs of its kind have cost on average; where there is none, a few
     steps and the evaluation of 128 images are timed in a temporary folder. Runs of a kind differ
-    in target, seed, learning rate and other options that cost nothing.
+    in target, seed, learning rate and other options that cost nothing. What frozen layers make of
+    the images counts once for all runs that share it.
 
     timed: called with how many kinds are timed, of how many.
     """
@@ -206,15 +215,18 @@ def estimate(
     one = {_kind(run): run for run in todo}
     unknown = [kind for kind in counts if kind not in finished]
     costs = {kind: statistics.mean(seconds) for kind, seconds in finished.items()}
+    shared: dict[Any, float] = {}
     for position, kind in enumerate(unknown):
         timed(position, len(unknown))
         try:
-            costs[kind] = _timed_cost(one[kind], sources, execution)
+            costs[kind], once = _timed_cost(one[kind], sources, execution)
+            c = one[kind].configuration
+            shared[c.data, c.backbone, c.weights, c.image_size, c.precision] = once
         except ArgumentError as error:
             method = one[kind].configuration.method
             raise ArgumentError(f"{method} on {one[kind].data} fails: {error}") from error
     timed(len(unknown), len(unknown))
-    total = sum(costs[kind] * count for kind, count in counts.items())
+    total = sum(costs[kind] * count for kind, count in counts.items()) + sum(shared.values())
     return Estimate(len(todo), total, len(unknown))
 
 
@@ -222,17 +234,54 @@ def _kind(run: SweepRun) -> str:
     return repr((run.data, run.configuration.model_dump(include=set(costly_options()))))
 
 
-def _timed_cost(run: SweepRun, sources: Mapping[str, Source], execution: Execution) -> float:
-    """Seconds of a run: its steps, its validations, its tests."""
+def _timed_cost(
+    run: SweepRun, sources: Mapping[str, Source], execution: Execution
+) -> tuple[float, float]:
+    """Seconds of a run, its steps, its validations, its tests; and what is done once for many."""
     c = run.configuration
     source = reopened(sources[c.data], c.data, c.reading)
     images = prepare_images(source, c, execution.cache, lambda _: None)
+    if may_keep_features(c) and (kept := _timed_on_features(c, images)) is not None:
+        step, an_image = kept
+        return c.iterations * step, len(images.label) * an_image
     step, an_image = _timed_step_and_image(c, images)
     split = split_of(c, images, c.seed_of_split).sizes()
     validated = sum(split[domain]["validation"] for domain in c.sources(images.domains))
     tested = 2 * sum(parts["test"] for parts in split.values())
     validations = -(-c.iterations // c.validate_every)
-    return c.iterations * step + (validations * validated + tested) * an_image
+    return c.iterations * step + (validations * validated + tested) * an_image, 0.0
+
+
+def _timed_on_features(
+    configuration: RunConfiguration, images: ImageSet
+) -> tuple[float, float] | None:
+    """Seconds of a step on features, and of the frozen layers for an image.
+
+    None where the run does without; the features are those of the first step's images alone.
+    """
+    c, device = configuration, resolve_device(configuration.device)
+    with computing_with(c.threads, device, c.precision):
+        learner = build_learner(c, network_of(c, images), device)
+        used = ImagesUsed.of(c, images)
+        used.prepare(learner.algorithm, c, learner.backbone, device)
+        few = used.batches(c).indices_at(0).reshape(-1)
+        if len(images.label) > c.iterations * len(few):
+            return None
+        pixels, labels = images.images[few], images.label[few]
+        loader = learner.loader(replace(images, images=pixels, label=labels, folder=None))
+        start, first = time.perf_counter(), np.arange(len(few))
+        with features_kept(learner, loader, c, first, lambda _: None) as kept:
+            if kept is loader:
+                return None
+            an_image = (time.perf_counter() - start) / len(few)
+            rows, classes = kept.fetch(first)()
+            batches = list(zip(rows.split(c.batch_size), classes.split(c.batch_size), strict=True))
+            moments = [time.perf_counter()]
+            for step in range(1, _STEPS + 1):
+                learner.take(batches, step)
+                moments.append(time.perf_counter())
+    between = [after - before for before, after in itertools.pairwise(moments)]
+    return statistics.median(between[1:]), an_image
 
 
 def _timed_step_and_image(configuration: RunConfiguration, images: ImageSet) -> tuple[float, float]:

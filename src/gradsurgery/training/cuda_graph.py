@@ -97,13 +97,13 @@ class GraphedSteps:
             self._let_go()
             self._stage, self._eager, self._compared = key, 0, 0
         if self._graph is None:
-            draws, versions = _draws_on_host(self.learner), _buffer_versions(self.learner)
+            draws, versions = draws_on_host(self.learner), buffer_versions(self.learner)
             result = self.learner.take(batches, step)
             self._eager += 1
-            if _buffer_versions(self.learner) != versions:
+            if buffer_versions(self.learner) != versions:
                 self.side_by_side = False  # the backward pass before may still read them
             if self._eager > _EAGER_STEPS:
-                if _draws_on_host(self.learner) != draws:
+                if draws_on_host(self.learner) != draws:
                     self._refuse("it draws random numbers on the processor")
                 else:
                     self._record(batches, step)
@@ -128,7 +128,7 @@ class GraphedSteps:
 
     def _compare(self, batches: Sequence[Batch], step: int) -> BackwardResult:
         """Take the step both ways; what stays is the step that was not replayed."""
-        seeds = _generator_states(self.learner)
+        seeds = generator_states(self.learner)
         state = _tensors_of(self.learner)
         before: list[Tensor] = []
         after: list[Tensor] = []
@@ -306,7 +306,7 @@ def _tensors_of(learner: Learner) -> list[Tensor]:
     return [tensor.detach() for tensor in tensors]
 
 
-def _draws_on_host(learner: Learner) -> list[Any]:
+def draws_on_host(learner: Learner) -> list[Any]:
     """What random numbers the processor gives next; a graph would repeat those of one step."""
     torchs = [torch.default_generator, learner.host_generator]
     if learner.host_generator is learner.generator:  # the processor is the device
@@ -316,7 +316,7 @@ def _draws_on_host(learner: Learner) -> list[Any]:
     return [*states, random.getstate(), np.asarray(words).tobytes(), rest]
 
 
-def _buffer_versions(learner: Learner) -> list[int]:
+def buffer_versions(learner: Learner) -> list[int]:
     """How often each buffer was written to, but for those of torch's own batch normalisation,
 
     whose backward passes do not read them.
@@ -326,7 +326,8 @@ def _buffer_versions(learner: Learner) -> list[int]:
     return [buffer._version for layer in layers for buffer in layer.buffers(recurse=False)]
 
 
-def _generator_states(learner: Learner) -> list[Tensor]:
+def generator_states(learner: Learner) -> list[Tensor]:
+    """Where the learner's generators and torch's own are."""
     on_device = [torch.cuda.get_rng_state(learner.device)] if learner.device.type == "cuda" else []
     own = [learner.generator.get_state(), learner.host_generator.get_state()]
     return [*own, torch.get_rng_state(), *on_device]

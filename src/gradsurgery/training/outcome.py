@@ -34,6 +34,7 @@ from gradsurgery.documents.record import (
 from gradsurgery.documents.tally import Tally
 from gradsurgery.training.checkpoint import Checkpoint, save_weights
 from gradsurgery.training.device import AutocastFactory, environment, peak_memory_bytes
+from gradsurgery.training.frozen_features import FeatureLoader
 from gradsurgery.training.images_used import ImagesUsed
 from gradsurgery.training.learner import Learner
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
@@ -191,6 +192,7 @@ def conclude(run: Run, *, cuda_graph: str | None) -> Record:
             data_wait=checkpoint.data_wait,
             peak_memory_bytes=peak_memory_bytes(learner.device),
             cuda_graph=cuda_graph,
+            frozen_features=isinstance(run.loader, FeatureLoader),
         ),
     )
 

@@ -164,8 +164,9 @@ class TrainingProgress:
     """One report of a run.
 
     Args:
-        stage: "images" (decoding), "resuming" (at the step that an interrupted run goes on from),
-            "training" (steps) or "testing" (test images).
+        stage: "images" (decoding), "features" (what frozen layers make of them), "resuming" (at the
+            step that an interrupted run goes on from), "training" (steps) or "testing" (test
+            images).
         done: of `total`, in the stage's unit.
         total: how many there are.
         loss: mean loss of the source domains at this step.
@@ -179,7 +180,7 @@ class TrainingProgress:
         note: a line for whoever watches.
     """
 
-    stage: Literal["images", "resuming", "training", "testing"]
+    stage: Literal["images", "features", "resuming", "training", "testing"]
     done: int
     total: int
     loss: float | None = None

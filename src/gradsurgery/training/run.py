@@ -30,6 +30,7 @@ from gradsurgery.training.checkpoint import (
     restore_learner,
 )
 from gradsurgery.training.device import computing_with, device_of, reset_peak_memory
+from gradsurgery.training.frozen_features import features_kept
 from gradsurgery.training.images_used import (
     Gaps,
     ImagesUsed,
@@ -304,8 +305,11 @@ def _record(
                 c.save(directory)
             checkpoint.configuration = c  # which may be worked on elsewhere by now
             report(TrainingProgress("resuming", checkpoint.step, c.iterations))
-        run = Run(learner, checkpoint, used, learner.loader(images), directory, report)
-        return conclude(run, cuda_graph=run_steps(run, used.batches(c), observe))
+        batches = used.batches(c)
+        first = batches.indices_at(0).reshape(-1)
+        with features_kept(learner, learner.loader(images), c, first, report) as loader:
+            run = Run(learner, checkpoint, used, loader, directory, report)
+            return conclude(run, cuda_graph=run_steps(run, batches, observe))
 
 
 def _told_of_weights(

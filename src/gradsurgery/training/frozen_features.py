@@ -1,0 +1,257 @@
+"""What frozen layers make of images, computed once for all steps and all runs of a process.
+
+Where only the last layer is trained and images are not changed at random, what goes into it is the
+same at every step. That it is so is seen on the first batch: a network that draws at random, writes
+to its buffers, or answers otherwise in training or in another batch is taken as it is.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from typing_extensions import override
+
+from gradsurgery.algorithms import MLDG, OBJECTIVES, method_parts
+from gradsurgery.algorithms.names import is_foreign
+from gradsurgery.algorithms.objectives import Mixup
+from gradsurgery.backbones import set_training_mode
+from gradsurgery.data import ImageLoader
+from gradsurgery.data.loader import Change, Fetched, Positions, prefetched
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.kernels.network import sent
+from gradsurgery.training.cuda_graph import buffer_versions, draws_on_host, generator_states
+from gradsurgery.training.learner import Learner
+from gradsurgery.training.progress import ProgressCallback, TrainingProgress
+from gradsurgery.training.recipe import ALL_BUT_HEAD
+
+MOST_BYTES = 2 << 30
+"""Features beyond it are not kept."""
+
+_BATCH = 128  # images at a time, always the same ones: their bits do not depend on the run
+_CHECKED = 64  # images of the first batch
+
+Features = Float[Tensor, "images features 1 1"]
+"""As maps of one pixel: a batch of them goes where images go."""
+
+
+@final
+class FeatureLoader(ImageLoader):
+    """Features in the place of the images of another loader."""
+
+    def __init__(self, loader: ImageLoader, features: Features) -> None:
+        super().__init__(loader.images, loader.mean, loader.std, loader.device)
+        self._features = features
+        self._labels = torch.tensor(loader.images.label, device=loader.device)
+
+    @override
+    def fetch(self, positions: Positions, change: Change | None = None) -> Fetched:
+        waiting = torch.from_numpy(np.asarray(positions))
+
+        def batch() -> tuple[Tensor, Tensor]:
+            chosen = sent(waiting, self.device)
+            return self._features.index_select(0, chosen), self._labels.index_select(0, chosen)
+
+        return batch
+
+
+def may_keep_features(configuration: RunConfiguration) -> bool:
+    """Whether the options leave nothing to train but the last layer, and no image as chance has it.
+
+    Mixup mixes images, and an objective of the user's own may do with them what it wants.
+    """
+    c = configuration
+    if c.freeze != ALL_BUT_HEAD or c.freeze_steps or c.augment != "none" or c.compile:
+        return False
+    parts = method_parts(c.method)
+    if parts is None:  # fish, whose losses are plain ones
+        return True
+    may_be_objective = is_foreign(c.method) and "+" not in c.method
+    return parts.objective in {*OBJECTIVES, MLDG.name} - {Mixup.name} and not may_be_objective
+
+
+@contextmanager
+def features_kept(
+    learner: Learner,
+    loader: ImageLoader,
+    configuration: RunConfiguration,
+    first: Positions,
+    report: ProgressCallback,
+) -> Iterator[ImageLoader]:
+    """What brings the run its images: their features where these can be kept, else `loader`.
+
+    Inside, the model answers to both. first: the images of the first step.
+    """
+    head = _head(learner) if may_keep_features(configuration) else None
+    seen = None if head is None else _seen(learner, head, loader, configuration, first[:_CHECKED])
+    if head is None or seen is None:
+        yield loader
+        return
+    with _lock:
+        features = _computed_once(
+            learner,
+            head,
+            loader,
+            configuration,
+            report,
+            width=seen.shape[1],
+            asked=configuration.iterations * len(first),
+        )
+    if features is None or not _alike(features[first[:_CHECKED]].flatten(1), seen):
+        yield loader
+        return
+    models = {id(model): model for model in (learner.backbone.model, learner.average.model)}
+    with ExitStack() as stack:
+        for model in models.values():
+            stack.enter_context(_answering_to(model, learner.backbone.heads[0], seen.shape[1]))
+        yield FeatureLoader(loader, features)
+
+
+def _head(learner: Learner) -> nn.Linear | None:
+    """The last layer, where it is the one linear layer that is trained, of a network known here."""
+    backbone = learner.backbone
+    if len(backbone.heads) != 1 or backbone.provenance is not None:
+        return None
+    path = backbone.heads[0]
+    trained = [name for name, p in backbone.model.named_parameters() if p.requires_grad]
+    head = backbone.model.get_submodule(path)
+    within = all(name.startswith(f"{path}.") for name in trained)
+    return head if isinstance(head, nn.Linear) and within else None
+
+
+def _seen(
+    learner: Learner,
+    head: nn.Linear,
+    loader: ImageLoader,
+    configuration: RunConfiguration,
+    positions: Positions,
+) -> Float[Tensor, "batch features"] | None:
+    """What goes into the last layer in training; None where it may be another at every step."""
+    model, (images, _) = learner.backbone.model, loader.fetch(positions)()
+    set_training_mode(model, configuration.batch_norm)
+    learner.freezing.apply(1)
+    before = _state(learner)
+    features = _into(head, learner, images)
+    changed = _state(learner) != before
+    model.eval()
+    evaluated = _into(head, learner, images)
+    if changed or features is None or evaluated is None or not _alike(features, evaluated):
+        return None
+    return features
+
+
+def _state(learner: Learner) -> list[Any]:
+    draws = [state.cpu().numpy().tobytes() for state in generator_states(learner)]
+    return [*draws, *draws_on_host(learner), *buffer_versions(learner)]
+
+
+@torch.no_grad()
+def _into(
+    head: nn.Linear, learner: Learner, images: Tensor
+) -> Float[Tensor, "batch features"] | None:
+    """What goes into the last layer; None where it is called otherwise, or is not the last."""
+    calls: list[tuple[Tensor, Tensor]] = []
+    handle = head.register_forward_hook(lambda _, given, made: calls.append((given[0], made)))
+    try:
+        with learner.autocast():
+            logits = learner.backbone.model(images)
+    finally:
+        handle.remove()
+    if len(calls) != 1 or calls[0][1] is not logits or calls[0][0].ndim != 2:
+        return None
+    return calls[0][0]
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether they differ by no more than the order of sums in another batch makes them differ."""
+    coarse = one.dtype in (torch.float16, torch.bfloat16)
+    tolerance = 5e-2 if coarse else 5e-3 if one.device.type == "cuda" else 1e-4
+    apart, size = (one - other).float().norm(), other.float().norm()
+    return bool(apart <= tolerance * size)
+
+
+_lock = threading.Lock()
+_kept: list[tuple[Any, Features]] = []
+"""The features that were asked for last, and what they are of."""
+
+
+def _computed_once(
+    learner: Learner,
+    head: nn.Linear,
+    loader: ImageLoader,
+    configuration: RunConfiguration,
+    report: ProgressCallback,
+    *,
+    width: int,
+    asked: int,
+) -> Features | None:
+    """The features of all images; None where they are too many, or the steps ask for fewer."""
+    total = len(loader.images.label)
+    if 4 * total * width > MOST_BYTES or total > asked:
+        return None
+    key = _key(learner, loader, configuration)
+    for known, kept in _kept:
+        if known == key:
+            return kept
+    _kept.clear()
+    features = _computed(learner, head, loader, report)
+    if features is not None and loader.images.folder is not None:  # whose digest is to be trusted
+        _kept.append((key, features))
+    return features
+
+
+def _key(learner: Learner, loader: ImageLoader, configuration: RunConfiguration) -> tuple[Any, ...]:
+    """All that the features' bits depend on."""
+    backbone, path = learner.backbone, learner.backbone.heads[0]
+    digest = hashlib.sha256()
+    for name, value in backbone.model.state_dict().items():
+        if not name.startswith(f"{path}."):
+            digest.update(name.encode() + value.cpu().contiguous().view(-1).numpy().tobytes())
+    images = loader.images.digest, len(loader.images.label), loader.mean, loader.std
+    place = loader.device, learner.channels_last, torch.get_num_threads()
+    return (*images, *place, configuration.precision, backbone.name, digest.digest())
+
+
+def _computed(
+    learner: Learner, head: nn.Linear, loader: ImageLoader, report: ProgressCallback
+) -> Features | None:
+    total = len(loader.images.label)
+    parts = [np.arange(start, min(start + _BATCH, total)) for start in range(0, total, _BATCH)]
+    ahead = 0 if loader.device.type == "cpu" else 1
+    computed: list[Tensor] = []
+    learner.backbone.model.eval()
+    for at, fetched in prefetched(lambda i: loader.fetch(parts[i]), 1, len(parts), ahead=ahead):
+        made = _into(head, learner, fetched()[0])
+        if made is None:
+            return None
+        computed.append(made)
+        report(TrainingProgress("features", int(parts[at - 1][-1]) + 1, total))
+    if loader.device.type == "cuda":  # runs of other threads read them on streams of their own
+        torch.cuda.current_stream(loader.device).synchronize()
+    return torch.cat(computed)[:, :, None, None]
+
+
+@contextmanager
+def _answering_to(model: Any, head: str, width: int) -> Iterator[None]:
+    """Inside, the model takes features too, which go into its last layer."""
+    whole: Callable[..., Tensor] = model.forward
+    own, layer = vars(model).get("forward"), model.get_submodule(head)
+
+    def forward(images: Tensor) -> Tensor:
+        if images.shape[1:] == (width, 1, 1):
+            logits: Tensor = layer(images.flatten(1))
+            return logits
+        return whole(images)
+
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward
+        if own is not None:
+            model.forward = own
