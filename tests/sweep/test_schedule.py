@@ -1,3 +1,4 @@
+import random
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,8 @@ from gradsurgery.sweep import schedule as module
 from gradsurgery.sweep.launcher import Outcome
 from gradsurgery.sweep.runs import SweepRun
 from gradsurgery.sweep.schedule import Execution, Schedule, estimate
+from gradsurgery.training import frozen_features
+from tests.sweep.conftest import OPTIONS
 
 FAILED, LOST = Outcome("failed", "no"), Outcome("lost", "killed")
 
@@ -95,3 +98,40 @@ def test_long_steps_are_timed_once(
     found = estimate(runs, {}, {"rotated-digits": open_source("rotated-digits")}, Execution())
     assert taken == list(range(steps + 1))
     assert found.seconds == pytest.approx(6 * seconds_a_step)  # of its six steps
+
+
+PROBE = OPTIONS | {"freeze": "all-but-head", "iterations": 200, "batch_size": 16}
+
+
+def test_what_frozen_layers_make_of_images_counts_once(
+    plan: Callable[..., Plan],
+    runs_of: Callable[[Plan], list[SweepRun]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_timed_on_features", lambda *_: (0.5, 2.0))
+    runs = runs_of(plan(methods=["deep-all", "agr-sum"], seeds="3", options=PROBE))
+    found = estimate(runs, {}, {"rotated-digits": open_source("rotated-digits")}, Execution())
+    assert found == (len(runs), len(runs) * 200 * 0.5 + 1797 * 2.0, 2)
+
+
+def test_a_step_on_features_is_timed_as_one(
+    plan: Callable[..., Plan],
+    runs_of: Callable[[Plan], list[SweepRun]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No run is begun for it, and few images are passed through the frozen layers."""
+    monkeypatch.setattr(module, "train", None)
+    monkeypatch.setattr(random, "getstate", random.Random(0).getstate)  # annotation checks draw
+    passed: list[int] = []
+    real = frozen_features._FrozenLayers._of
+
+    def watched(layers: Any, images: Any) -> Any:
+        passed.append(len(images))
+        return real(layers, images)
+
+    monkeypatch.setattr(frozen_features._FrozenLayers, "_of", watched)
+    runs = runs_of(plan(methods=["agr-sum"], seeds="1", options=PROBE))
+    found = estimate(runs, {}, {"rotated-digits": open_source("rotated-digits")}, Execution())
+    assert found.timed == 1
+    assert found.seconds > 0
+    assert sum(passed) <= 64 + 64 + 5 * 16

@@ -9,6 +9,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
@@ -20,10 +21,11 @@ from typing_extensions import override
 from gradsurgery.algorithms import MLDG, OBJECTIVES, method_parts
 from gradsurgery.algorithms.names import is_foreign
 from gradsurgery.algorithms.objectives import Mixup
-from gradsurgery.backbones import set_training_mode
+from gradsurgery.backbones import Backbone, set_training_mode
 from gradsurgery.data import ImageLoader
 from gradsurgery.data.loader import Change, Fetched, Positions, prefetched
 from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.errors import suppress_out_of_memory
 from gradsurgery.kernels.network import sent
 from gradsurgery.training.cuda_graph import buffer_versions, draws_on_host, generator_states
 from gradsurgery.training.learner import Learner
@@ -87,34 +89,23 @@ def features_kept(
 
     Inside, the model answers to both. first: the images of the first step.
     """
-    head = _head(learner) if may_keep_features(configuration) else None
-    seen = None if head is None else _seen(learner, head, loader, configuration, first[:_CHECKED])
-    if head is None or seen is None:
-        yield loader
-        return
-    with _lock:
-        features = _computed_once(
-            learner,
-            head,
-            loader,
-            configuration,
-            report,
-            width=seen.shape[1],
-            asked=configuration.iterations * len(first),
-        )
-    if features is None or not _alike(features[first[:_CHECKED]].flatten(1), seen):
+    features = None
+    if may_keep_features(configuration) and (head := _head(learner.backbone)) is not None:
+        frozen = _FrozenLayers(learner, head, loader, configuration)
+        with suppress_out_of_memory():
+            features = frozen.features(first, report)
+    if features is None:
         yield loader
         return
     models = {id(model): model for model in (learner.backbone.model, learner.average.model)}
     with ExitStack() as stack:
         for model in models.values():
-            stack.enter_context(_answering_to(model, learner.backbone.heads[0], seen.shape[1]))
+            stack.enter_context(_answering_to(model, learner.backbone.heads[0], features.shape[1]))
         yield FeatureLoader(loader, features)
 
 
-def _head(learner: Learner) -> nn.Linear | None:
-    """The last layer, where it is the one linear layer that is trained, of a network known here."""
-    backbone = learner.backbone
+def _head(backbone: Backbone) -> nn.Linear | None:
+    """The last layer, where it is linear and all that is trained, of a network known here."""
     if len(backbone.heads) != 1 or backbone.provenance is not None:
         return None
     path = backbone.heads[0]
@@ -124,47 +115,104 @@ def _head(learner: Learner) -> nn.Linear | None:
     return head if isinstance(head, nn.Linear) and within else None
 
 
-def _seen(
-    learner: Learner,
-    head: nn.Linear,
-    loader: ImageLoader,
-    configuration: RunConfiguration,
-    positions: Positions,
-) -> Float[Tensor, "batch features"] | None:
-    """What goes into the last layer in training; None where it may be another at every step."""
-    model, (images, _) = learner.backbone.model, loader.fetch(positions)()
-    set_training_mode(model, configuration.batch_norm)
-    learner.freezing.apply(1)
-    before = _state(learner)
-    features = _into(head, learner, images)
-    changed = _state(learner) != before
-    model.eval()
-    evaluated = _into(head, learner, images)
-    if changed or features is None or evaluated is None or not _alike(features, evaluated):
-        return None
-    return features
+_lock = threading.Lock()
+_kept: list[tuple[Any, Features]] = []
+"""The features that were asked for last, and what they are of."""
 
 
-def _state(learner: Learner) -> list[Any]:
-    draws = [state.cpu().numpy().tobytes() for state in generator_states(learner)]
-    return [*draws, *draws_on_host(learner), *buffer_versions(learner)]
+@dataclass(frozen=True)
+class _FrozenLayers:
+    """All layers of a run's network but the last one."""
 
+    learner: Learner
+    head: nn.Linear
+    loader: ImageLoader
+    configuration: RunConfiguration
 
-@torch.no_grad()
-def _into(
-    head: nn.Linear, learner: Learner, images: Tensor
-) -> Float[Tensor, "batch features"] | None:
-    """What goes into the last layer; None where it is called otherwise, or is not the last."""
-    calls: list[tuple[Tensor, Tensor]] = []
-    handle = head.register_forward_hook(lambda _, given, made: calls.append((given[0], made)))
-    try:
-        with learner.autocast():
-            logits = learner.backbone.model(images)
-    finally:
-        handle.remove()
-    if len(calls) != 1 or calls[0][1] is not logits or calls[0][0].ndim != 2:
-        return None
-    return calls[0][0]
+    def features(self, first: Positions, report: ProgressCallback) -> Features | None:
+        """Of all images, the same as those of the first step's; None where they are not to be had.
+
+        That is also where the steps ask for fewer images than there are.
+        """
+        few, total = first[:_CHECKED], len(self.loader.images.label)
+        seen = self._seen(few)
+        asked = self.configuration.iterations * len(first)
+        if seen is None or total > asked or 4 * total * seen.shape[1] > MOST_BYTES:
+            return None
+        with _lock:
+            features = self._computed_once(report)
+        return features if _alike(features[few].flatten(1), seen) else None
+
+    def _seen(self, positions: Positions) -> Float[Tensor, "batch features"] | None:
+        """What goes into the last layer in training; None where it may be another at every step."""
+        model, (images, _) = self.learner.backbone.model, self.loader.fetch(positions)()
+        set_training_mode(model, self.configuration.batch_norm)
+        self.learner.freezing.apply(1)
+        before = self._state()
+        features = self._of(images)
+        changed = self._state() != before
+        model.eval()
+        evaluated = self._of(images)
+        if changed or features is None or evaluated is None or not _alike(features, evaluated):
+            return None
+        return features
+
+    def _state(self) -> list[Any]:
+        draws = [state.cpu().numpy().tobytes() for state in generator_states(self.learner)]
+        return [*draws, *draws_on_host(self.learner), *buffer_versions(self.learner)]
+
+    @torch.no_grad()
+    def _of(self, images: Tensor) -> Float[Tensor, "batch features"] | None:
+        """What goes into the last layer; None where it is called otherwise, or is not the last."""
+        calls: list[tuple[Tensor, Tensor]] = []
+        handle = self.head.register_forward_hook(
+            lambda _, given, made: calls.append((given[0], made))
+        )
+        try:
+            with self.learner.autocast():
+                logits = self.learner.backbone.model(images)
+        finally:
+            handle.remove()
+        if len(calls) != 1 or calls[0][1] is not logits or calls[0][0].ndim != 2:
+            return None
+        return calls[0][0]
+
+    def _computed_once(self, report: ProgressCallback) -> Features:
+        key = self._key()
+        for known, kept in _kept:
+            if known == key:
+                return kept
+        _kept.clear()
+        features = self._computed(report)
+        if self.loader.images.folder is not None:  # whose digest is to be trusted
+            _kept.append((key, features))
+        return features
+
+    def _key(self) -> tuple[Any, ...]:
+        """All that the features' bits depend on."""
+        backbone, loader = self.learner.backbone, self.loader
+        digest = hashlib.sha256()
+        for name, value in backbone.model.state_dict().items():
+            if not name.startswith(f"{backbone.heads[0]}."):
+                digest.update(name.encode() + value.cpu().contiguous().view(-1).numpy().tobytes())
+        images = loader.images.digest, len(loader.images.label), loader.mean, loader.std
+        place = loader.device, self.learner.channels_last, torch.get_num_threads()
+        return (*images, *place, self.configuration.precision, backbone.name, digest.digest())
+
+    def _computed(self, report: ProgressCallback) -> Features:
+        loader, total = self.loader, len(self.loader.images.label)
+        parts = [np.arange(start, min(start + _BATCH, total)) for start in range(0, total, _BATCH)]
+        ahead = 0 if loader.device.type == "cpu" else 1
+        computed: list[Tensor] = []
+        self.learner.backbone.model.eval()
+        for at, fetched in prefetched(lambda i: loader.fetch(parts[i]), 1, len(parts), ahead=ahead):
+            features = self._of(fetched()[0])
+            assert features is not None  # as of the images of the first step
+            computed.append(features)
+            report(TrainingProgress("features", int(parts[at - 1][-1]) + 1, total))
+        if loader.device.type == "cuda":  # runs of other threads read them on streams of their own
+            torch.cuda.current_stream(loader.device).synchronize()
+        return torch.cat(computed)[:, :, None, None]
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
@@ -173,67 +221,6 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     tolerance = 5e-2 if coarse else 5e-3 if one.device.type == "cuda" else 1e-4
     apart, size = (one - other).float().norm(), other.float().norm()
     return bool(apart <= tolerance * size)
-
-
-_lock = threading.Lock()
-_kept: list[tuple[Any, Features]] = []
-"""The features that were asked for last, and what they are of."""
-
-
-def _computed_once(
-    learner: Learner,
-    head: nn.Linear,
-    loader: ImageLoader,
-    configuration: RunConfiguration,
-    report: ProgressCallback,
-    *,
-    width: int,
-    asked: int,
-) -> Features | None:
-    """The features of all images; None where they are too many, or the steps ask for fewer."""
-    total = len(loader.images.label)
-    if 4 * total * width > MOST_BYTES or total > asked:
-        return None
-    key = _key(learner, loader, configuration)
-    for known, kept in _kept:
-        if known == key:
-            return kept
-    _kept.clear()
-    features = _computed(learner, head, loader, report)
-    if features is not None and loader.images.folder is not None:  # whose digest is to be trusted
-        _kept.append((key, features))
-    return features
-
-
-def _key(learner: Learner, loader: ImageLoader, configuration: RunConfiguration) -> tuple[Any, ...]:
-    """All that the features' bits depend on."""
-    backbone, path = learner.backbone, learner.backbone.heads[0]
-    digest = hashlib.sha256()
-    for name, value in backbone.model.state_dict().items():
-        if not name.startswith(f"{path}."):
-            digest.update(name.encode() + value.cpu().contiguous().view(-1).numpy().tobytes())
-    images = loader.images.digest, len(loader.images.label), loader.mean, loader.std
-    place = loader.device, learner.channels_last, torch.get_num_threads()
-    return (*images, *place, configuration.precision, backbone.name, digest.digest())
-
-
-def _computed(
-    learner: Learner, head: nn.Linear, loader: ImageLoader, report: ProgressCallback
-) -> Features | None:
-    total = len(loader.images.label)
-    parts = [np.arange(start, min(start + _BATCH, total)) for start in range(0, total, _BATCH)]
-    ahead = 0 if loader.device.type == "cpu" else 1
-    computed: list[Tensor] = []
-    learner.backbone.model.eval()
-    for at, fetched in prefetched(lambda i: loader.fetch(parts[i]), 1, len(parts), ahead=ahead):
-        made = _into(head, learner, fetched()[0])
-        if made is None:
-            return None
-        computed.append(made)
-        report(TrainingProgress("features", int(parts[at - 1][-1]) + 1, total))
-    if loader.device.type == "cuda":  # runs of other threads read them on streams of their own
-        torch.cuda.current_stream(loader.device).synchronize()
-    return torch.cat(computed)[:, :, None, None]
 
 
 @contextmanager
