@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import cache
-from typing import Any, NamedTuple, TypeVar, final
+from typing import Any, ClassVar, NamedTuple, TypeVar, final
 
 import numpy as np
 import torch
@@ -82,7 +82,11 @@ class ImageLoader(ABC):
 
     mean, std: as in `normalize`, whose bits they have on every device.
     channels_last: how batches lie in an accelerator's memory; on a processor they always do.
+
+    ahead: how many batches are worth a thread that fetches them in advance.
     """
+
+    ahead: ClassVar[int] = 1
 
     def __init__(
         self,

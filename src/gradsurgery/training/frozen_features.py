@@ -46,6 +46,8 @@ Features = Float[Tensor, "images features 1 1"]
 class FeatureLoader(ImageLoader):
     """Features in the place of the images of another loader."""
 
+    ahead = 0  # they are there
+
     def __init__(self, loader: ImageLoader, features: Features) -> None:
         super().__init__(loader.images, loader.mean, loader.std, loader.device)
         self._features = features

@@ -146,7 +146,7 @@ def _coming(run: Run, batches: Batches) -> Iterator[tuple[int, Fetched]]:
         return loader.fetch(positions, augmentation.at(positions, position + 1))
 
     first, total = run.checkpoint.step + 1, run.checkpoint.configuration.iterations
-    for step, fetched in prefetched(fetch, first, total):
+    for step, fetched in prefetched(fetch, first, total, ahead=loader.ahead):
         if _stops(run.checkpoint):
             return
         yield step, fetched
