@@ -158,10 +158,10 @@ def test_memory_that_there_is_not_is_one_line(
         ("train --xyz", "there is no option --xyz; see gradsurgery train --help"),
         (
             "train digits --seed x",
-            "--seed: must be a valid integer, .*, found 'x'; see gradsurgery",
+            ".*--seed'?: .*valid integer.*; see gradsurgery train --help",
         ),
         ("train digits --seed", "Option '--seed' requires an argument; see gradsurgery train --h"),
-        ("train a b c", r"Got unexpected extra argument\(s\) \(b c\); see gradsurgery train --he"),
+        ("train a b c", r"Got unexpected extra argument\S+ \(b c\); see gradsurgery train --help"),
         ("swep", "there is no command 'swep'; there is sweep; see gradsurgery --help"),
         ("xyz", "there is no command 'xyz'; there is train, .* data; see gradsurgery --help"),
         ("data inof", "there is no command 'inof'; there is info; see gradsurgery data --help"),
@@ -173,11 +173,11 @@ def test_memory_that_there_is_not_is_one_line(
             "data cache xyz",
             "there is no command 'xyz'; there is list, prune; see gradsurgery data cache --help",
         ),
-        ("sweep --retries -1", "--retries: must be greater than or equal to 0, found '-1'; see"),
+        ("sweep --retries -1", r".*--retries'?: .*\b0\b.*; see gradsurgery sweep"),
         ("show", r"PATH is missing, of gradsurgery show .*PATH.*; see gradsurgery show --help"),
-        ("show --model worst x", "--model: 'worst' is not one of 'best', 'last'; see gradsurgery"),
+        ("show --model worst x", ".*--model'?: 'worst' is not one of 'best', 'last'; see"),
         ("data info", "DATA is missing, of gradsurgery data info .*; see gradsurgery data info"),
-        (f"train --seed {'9x' * 1000}", "--seed: must be a valid .*, found '9x9x.*; see grads"),
+        (f"train --seed {'9x' * 1000}", ".*--seed'?: .*9x9x.*; see gradsurgery train"),
     ],
 )
 def test_what_cannot_be_typed_is_one_line_with_the_cure(

@@ -61,7 +61,7 @@ def test_tiny_samples_have_the_quantiles_of_all_resamples(values):
 def test_as_scipys_bootstrap():
     values = np.random.default_rng(0).normal(1.5, 2, size=20).tolist()
     expected = scipy.stats.bootstrap(
-        (values,), np.mean, method="percentile", n_resamples=100_000, rng=1
+        (values,), np.mean, method="percentile", n_resamples=100_000, random_state=1
     ).confidence_interval
     assert bootstrap_interval(values, seed=0) == pytest.approx(tuple(expected), abs=0.03)
 

@@ -204,12 +204,14 @@ def images_displayed(
     total: how many there are; None where nobody knows.
     """
     console = Console(stderr=True)
+    if not (shown and console.is_terminal):
+        yield lambda _done, _total=None: None
+        return
     columns = [TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeLeft()]
     if total is None:
         speed = TextColumn("{task.completed} pictures, {task.fields[speed]} a second")
         columns = [speed, TimeElapsedColumn()]
-    hidden = not (shown and console.is_terminal)
-    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(doing, total=total, speed="–")
 
         def tell(done: int, total: int | None = total) -> None:

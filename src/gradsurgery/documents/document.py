@@ -28,7 +28,12 @@ _FEW = 140  # characters of names that a message lists
 class Part(BaseModel):
     """A part of a document. What a later version may have added is read past."""
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+    # Before 2.10 pydantic warned of every field called model_….
+    model_config = ConfigDict(
+        extra="ignore",
+        allow_inf_nan=False,
+        protected_namespaces=("model_validate", "model_dump"),
+    )
 
 
 class Document(Part):

@@ -118,6 +118,7 @@ def conflict_of(gradients: Float[Tensor, "domains params"]) -> Conflict:
     count = len(gradients)
     if count < 2:
         raise ArgumentError(f"a conflict is between 2 domains or more, found {count}")
+    gradients = gradients.detach()  # torch has zeros for what is unreached require gradients
     largest = float(gradients.abs().max()) if gradients.numel() else 0.0
     scale = 2.0 ** (math.frexp(largest)[1] - 1) if largest else 0.0
     moving = agreeing = 0

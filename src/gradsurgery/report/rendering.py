@@ -108,7 +108,7 @@ def _markdown(table: Table) -> str:
         [markdown_text(name) for name in table.columns],
         tablefmt="pipe",
         disable_numparse=True,
-        colalign=table.alignment,
+        colalign=table.alignment if table.rows else None,  # tabulate 0.9 takes it for no columns
     )
     title = [f"**{markdown_text(table.caption)}**\n"] if table.caption else []
     return "\n".join([*title, text, *(f"\n{markdown_text(note)}" for note in table.notes)]) + "\n"
@@ -261,32 +261,38 @@ def _names(table: Table) -> int:
 
 def _grid(table: Table, above: int, widths: Sequence[int]) -> "RenderResult":
     """A line a row, and more where a text is broken; the first `above` entries are above them."""
-    from rich import box
     from rich.padding import Padding
+    from rich.rule import Rule
     from rich.table import Table as Grid
 
-    def line(cells: Iterable["rich.text.Text"], *, header: bool = False) -> Padding:
-        grid = Grid(
-            box=box.SIMPLE_HEAD,
-            show_header=header,
-            show_edge=False,
-            pad_edge=False,
-            collapse_padding=True,
-        )
+    def line(cells: Iterable["rich.text.Text"], style: str = "") -> "Grid":
+        # The gaps are columns: what padding adds to a column's width differs with rich's version.
+        grid = Grid.grid()
+        row: list[rich.text.Text] = []
         for cell, justify, width in zip(cells, table.alignment[above:], widths, strict=True):
-            grid.add_column(cell, justify=justify, width=width)
-        if not header:
-            grid.add_row(*(column.header for column in grid.columns))
+            if row:
+                grid.add_column(width=_GAP)
+                row.append(literal(""))
+            grid.add_column(justify=justify, width=width)
+            row.append(cell)
+        grid.add_row(*row, style=style)
+        return grid
+
+    def indented(grid: "Grid") -> Padding:
         return Padding(grid, (0, 0, 0, _GAP * above), expand=False)
 
     if table.columns:
-        yield line(map(literal, table.columns[above:]), header=True)
+        yield indented(line(map(literal, table.columns[above:]), "table.header"))
+        rule = Grid.grid()
+        rule.add_column(width=sum(widths) + _GAP * (len(widths) - 1))
+        rule.add_row(Rule(style=""))
+        yield indented(rule)
     for row in _rows(table):
         for depth in range(above):
             if row[depth].text:
                 name = literal(f"{table.columns[depth]} ").append(_shown(row[depth]))
                 yield Padding(name, (0, 0, 0, _GAP * depth), expand=False)
-        yield line(map(_shown, row[above:]))
+        yield indented(line(map(_shown, row[above:])))
 
 
 def _stacked(table: Table, width: int) -> "RenderResult":
