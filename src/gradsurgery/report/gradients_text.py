@@ -19,6 +19,7 @@ from gradsurgery.report.section import (
     Section,
     Table,
     counted,
+    first_of,
     percent,
     plain_table,
     rounded,
@@ -345,6 +346,5 @@ def similarity_sentences(study: SimilarityStudy) -> list[str]:
         f"Within is above across in {summary.higher} of {summary.measurements} measurements.",
     ]
     skipped = [each for run in study.runs for m in run.measurements for each in m.skipped.items()]
-    for (domain, reason), times in Counter(skipped).items():
-        sentences.append(f"{domain} was left out {counted(times, 'time')}: {reason}.")
-    return sentences
+    why = [f"{d} was left out {counted(n, 'time')}: {r}." for (d, r), n in Counter(skipped).items()]
+    return sentences + first_of(why, "such cases, in similarity.json")
