@@ -327,3 +327,14 @@ def test_gaps_are_not_gone_through_for_a_rule_that_bears_them():
     with pytest.raises(ArgumentError, match="raise class cat, which domain b lacks; choose"):
         check_gaps(algorithm, smooth, ("a", "b", "c"), gaps)
     check_gaps(algorithm, smooth, ("a", "b", "c"), gaps[:3])
+
+
+def test_it_is_said_how_many_domains_leave_nothing_to_test_on(root):
+    """A plan with hundreds of targets is not to be mended one by one."""
+    for domain in "ab":
+        for label in ("cat", "dog"):
+            for file in sorted((root / domain / label).iterdir())[1:]:
+                file.unlink()
+    shutil.rmtree(root / "a/cow")
+    with pytest.raises(DataError, match=r"no image of a is left for testing \(nor of 1 more"):
+        run(root, classes="common", target="a")

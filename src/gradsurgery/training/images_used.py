@@ -339,8 +339,10 @@ def _check_split(
         elif shares[2] == 0:
             lacking += f"; give them a percentage above 0, as 70/10/20, or {cure}"
         else:
-            lacking = f"{name} is too small: no image of {target} is left for testing; have {more}"
-            lacking += f", or {cure}"
+            others = sum(not size["test"] for size in sizes.values()) - 1
+            nor = f" (nor of {others} more)" if others else ""
+            lacking = f"{name} is too small: no image of {target} is left for testing{nor}; have "
+            lacking += f"{more}, or {cure}"
         raise DataError(lacking)
     if untrained := [domain for domain in sources if sizes[domain]["train"] == 0]:
         cure = "mend the split" if shares is None else f"have {more}"
