@@ -251,3 +251,22 @@ def test_the_cache_is_listed_and_pruned(doubtful, tmp_path):
     assert "removed 1 of 1" in run("cache", "prune", "--unused", "0", "--cache", cache)
     result = runner.invoke(app, ["cache", "prune", "abc", "--cache", cache])
     assert "no decoded data set 'abc'" in str(result.exception)
+
+
+def test_of_hundreds_of_domains_and_classes_the_counts_fit_on_a_screen_or_three(tmp_path):
+    """60 cameras, camera d with d + 1 images, each of one of 60 species: 3,540 gaps."""
+    for d in range(60):
+        for i in range(d + 1):
+            place = tmp_path / f"camera {d:02d}" / f"species {(d + i) % 60:02d}"
+            place.mkdir(parents=True)
+            (place / "0.png").touch()
+    lines = run("info", str(tmp_path), "--quick").splitlines()
+    assert len(lines) < 120
+    assert any(line.split() == ["camera", "59", "60", "60"] for line in lines)  # of all species
+    assert any(line.split() == ["camera", "00", "1", "1"] for line in lines)
+    assert not any(line.startswith("camera 30") for line in lines)  # neither large nor small
+    lacking = [line for line in lines if "has no image of" in line]
+    assert len(lacking) == 10
+    assert "And 49 more domains lack classes." in lines
+    counts = json.loads(run("info", str(tmp_path), "--quick", "--json"))["counts"]
+    assert counts["camera 30"]["species 30"] == 1

@@ -10,6 +10,7 @@ from gradsurgery.data import draw_split
 from gradsurgery.data.splits import PARTS, part_sizes
 from gradsurgery.documents.record import SplitFile
 from gradsurgery.errors import ArgumentError
+from gradsurgery.seeds import named_generator
 
 PAPER = (Fraction(7, 10), Fraction(1, 10), Fraction(2, 10))
 
@@ -113,3 +114,16 @@ def test_a_saved_split_names_its_images(make_images, tmp_path):
 def test_impossible_fractions_are_refused(make_images, fractions):
     with pytest.raises(ArgumentError, match="fractions are"):
         draw_split(make_images({"art": [9], "photo": [9]}), fractions=fractions)
+
+
+def test_classes_that_a_domain_lacks_cost_nothing(make_images, monkeypatch):
+    """Of D domains and K classes with a few images, no D x K searches of all images."""
+    numbers = {f"camera {d}": [5 * (k == d) for k in range(40)] for d in range(40)}
+    images, drawn = make_images(numbers), []
+    monkeypatch.setattr(
+        "gradsurgery.data.splits.named_generator",
+        lambda *names: drawn.append(names[-2:]) or named_generator(*names),
+    )
+    split = draw_split(images)
+    assert sorted(drawn) == sorted((f"camera {d}", images.classes[d]) for d in range(40))
+    assert split.sizes()["camera 3"] == {"train": 3, "validation": 1, "test": 1}

@@ -221,3 +221,13 @@ def test_the_document_is_read_as_it_was_written(trained, model, tmp_path):
     evaluation = evaluate_model(model, opened(trained.data), domains=["shop_d"])
     evaluation.save(tmp_path)
     assert EvaluationFile.load(tmp_path) == evaluation
+
+
+def test_files_of_domains_that_are_not_asked_for_are_not_read(trained, model, monkeypatch):
+    read, plain, photos = [], Path.read_bytes, trained.data
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or plain(path))
+    source = opened(photos)
+    evaluation = evaluate_model(model, source, domains=source.domains[:1])
+    files = {path for path in read if photos in path.parents}
+    (counted,) = evaluation.domains.values()
+    assert len(files) == counted.tally.matrix().sum() == source.counts()[0].sum()

@@ -79,3 +79,13 @@ def test_nothing_is_an_error(nothing, root):
 def test_names_are_printable(root):
     (root / "a\nb.png").touch()
     assert "a\\nb.png" in names(root, root)
+
+
+def test_what_can_be_read_is_asked_once_and_not_for_every_folder(root, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "gradsurgery.deployment.pictures.readable_suffixes",
+        lambda: asked.append(1) or frozenset({".jpg"}),
+    )
+    assert names([root], root) == ["b/deep/er/1.jpg"]  # a folder of four
+    assert len(asked) == 1

@@ -81,6 +81,18 @@ def test_more_components_than_fit_a_piece() -> None:
     assert found.kept == 4 * 69_990
 
 
+def test_of_many_domains_every_pair_is_counted_in_any_precision() -> None:
+    """Thirty domains, more components than float16 counts or a piece holds; by the definitions."""
+    values = np.random.default_rng(0).integers(-2, 3, (30, 70_001)).astype(np.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = conflict_of(torch.from_numpy(values))
+    signs = np.sign(values)
+    for d in (0, 1, 17, 29):
+        assert found.differing[d].tolist() == (signs != signs[d]).sum(1).tolist()
+        rest = np.delete(values, d, axis=0).sum(0)
+        assert found.against_rest[d] == (np.sign(rest) != signs[d]).sum()
+
+
 def test_where_nothing_moves_there_is_no_fraction() -> None:
     found = conflict_of(torch.zeros(2, 3))
     assert (found.agreement, found.kept_length) == (None, None)

@@ -14,8 +14,13 @@ from gradsurgery.report import evaluation_text as text
 from gradsurgery.report.figures.heat_maps import confusion_figure, reliability_figure
 from gradsurgery.report.rendering import section_markdown
 from gradsurgery.report.report import write_evaluation
-from gradsurgery.report.run_text import never_predicted, recall_table, recalls_section
-from gradsurgery.report.section import Block
+from gradsurgery.report.run_text import (
+    never_predicted,
+    recall_table,
+    recalls_section,
+    run_blocks,
+)
+from gradsurgery.report.section import Block, Table
 from gradsurgery.results.runs import runs_frame
 from gradsurgery.results.tables import compare_runs
 
@@ -331,3 +336,28 @@ def test_images_that_one_of_two_models_knows_are_said_to_be_left_out():
     said = " ".join(text.against_sentences(against(against=unknown)))
     assert "Whether old/model.safetensors was trained on some of these images is not known" in said
     assert "Whether run" not in said
+
+
+def test_of_many_domains_the_first_are_named():
+    domains = {f"camera {n}": evaluation().domains["photo"] for n in range(40)}
+    said = text.evaluation_sentences(evaluation(domains=domains, trained_on=list(domains)))
+    assert len(said) < 20
+    assert any("camera 19 and 20 more of" in sentence for sentence in said)
+
+
+def test_a_run_on_many_domains_is_shown_by_its_target_and_the_worst_sources(record):
+    target = record.configuration.target
+    record.data.domains = [target, *(f"camera {n}" for n in range(30))]
+    for model in (record.result.best, record.result.last):
+        model.test_accuracy = {d: n / 100 for n, d in enumerate(record.data.domains)}
+        model.tests = dict.fromkeys(record.data.domains, model.tests[target])
+    tables = [block for block in run_blocks(record) if isinstance(block, Table)]
+    accuracies = next(table for table in tables if "best" in table.columns)
+    named = [row[0].text for row in accuracies.rows if row[0].text.startswith("test ")]
+    assert named == [f"test camera {n}" for n in range(10)]
+    assert accuracies.notes == [
+        "Of the 30 source domains the 10 with the lowest accuracies; record.json has all."
+    ]
+    recalls = recall_table(record)
+    assert recalls.columns == ["class", f"{target} (held out)"]
+    assert "all 31 domains" in recalls.notes[0]

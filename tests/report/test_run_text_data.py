@@ -2,12 +2,12 @@
 
 from gradsurgery.documents.record import Copies, Record, SkippedFile, SplitSizes
 from gradsurgery.report.run_text import (
-    copied_targets,
     copies_sentences,
     gap_sentences,
     imbalance_sentences,
     recorded_sentences,
 )
+from gradsurgery.report.summary import copied_targets
 
 CLASSES = ["cat", "dog", "cow"]
 
@@ -109,3 +109,13 @@ def test_classes_left_out_are_named_and_files_are_none(written):
     assert said.endswith(
         "Classes left out, for not every domain has them: cow (4 images, none in photo)."
     )
+
+
+def test_of_many_pairs_of_domains_those_with_most_in_common_are_named():
+    pairs = {f"a and c{n}": n for n in range(1, 40)}
+    sentences = copies_sentences(Copies(images=80, across_domains=pairs))
+    assert sentences[1] == "The domains a and c39 share 39 pictures."
+    assert sentences[10:] == [
+        "The domains a and c30 share 30 pictures.",
+        "And 29 more pairs of domains have such pictures in common.",
+    ]

@@ -15,6 +15,7 @@ from gradsurgery.documents.record import Record
 from gradsurgery.documents.studies import (
     Diagnosis,
     DiagnosisOptions,
+    GroupConflict,
     LoggedConflict,
     Snapshot,
 )
@@ -22,6 +23,7 @@ from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.gradients.conflict import Conflict, conflict_of
 from gradsurgery.report.gradients_text import diagnosis_section, diagnosis_sentences
 from gradsurgery.report.rendering import section_markdown
+from gradsurgery.report.section import Table
 from gradsurgery.studies.diagnosis import (
     diagnose_run,
     diagnose_training,
@@ -348,3 +350,38 @@ def test_a_run_that_may_end_early_is_not_measured_to_its_end(tmp_path: Path) -> 
     with pytest.raises(ArgumentError, match="needs all of them, found patience 2; leave it out"):
         check_every_step(RunConfiguration(data="d", target="t", patience=2))
     check_every_step(RunConfiguration(data="d", target="t"))
+
+
+def test_tables_of_hundreds_of_domains_have_no_column_for_each() -> None:
+    domains = [f"camera {n}" for n in range(300)]
+    total = GroupConflict(
+        name="whole network",
+        components=10,
+        moving=1.0,
+        agreeing=0.5,
+        against_rest=[0.5] * 300,
+        cosines=[[0.0] * 300] * 300,
+        cosine_with_rest=[0.25] * 300,
+        kept_length=0.5,
+    )
+    snapshot = Snapshot(
+        step=0,
+        total=total,
+        groups=[],
+        most_conflicting="camera 3",
+        times_most=1,
+        shuffled_agreeing=0.5,
+        shuffled_cosine=0.1,
+    )
+    found = Diagnosis(
+        data="made",
+        domains=domains,
+        target=None,
+        network="a network",
+        options=DiagnosisOptions(repeats=1),
+        snapshots=[snapshot],
+    )
+    tables = [block for block in diagnosis_section(found).blocks if isinstance(block, Table)]
+    assert tables[0].columns == ["domain", "all others", "components against all others"]
+    assert [entry.text for entry in tables[0].rows[3]] == ["camera 3", "0.25", "50 %"]
+    assert [len(row) for row in tables[1].rows] == [len(tables[1].columns)] == [4]

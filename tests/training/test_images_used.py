@@ -4,9 +4,11 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from gradsurgery.algorithms.methods import build_method
 from gradsurgery.data import open_source
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.plan import Plan
@@ -15,6 +17,7 @@ from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.report.page_sections import repeat_command
 from gradsurgery.sweep.runs import opened_sources, planned
 from gradsurgery.training import train
+from gradsurgery.training.images_used import check_gaps
 
 
 @pytest.fixture
@@ -307,3 +310,31 @@ def test_parts_of_a_split_that_stand_where_domains_do_are_said(root):
     (root / "b").rename(root / "Val")
     run(root, notes, target="c", classes="all")
     assert said in notes
+
+
+def test_gaps_are_not_gone_through_for_a_rule_that_bears_them():
+    """A sweep asks for each of its runs, and domains and classes have many gaps between them."""
+
+    class Untouched(list):
+        def __iter__(self):
+            raise AssertionError("went through the gaps")
+
+    algorithm = build_method("agr-sum", generator=torch.Generator(), make_optimizer=torch.optim.SGD)
+    plain = RunConfiguration(data="set", target="c", method="agr-sum", classes="all")
+    check_gaps(algorithm, plain, ("a", "b", "c"), Untouched())
+    smooth = plain.model_copy(update={"label_smoothing": 0.1})
+    gaps = [("a", "dog"), ("b", "dog"), ("c", "cow"), ("b", "cat")]  # c is held out, no dog at all
+    with pytest.raises(ArgumentError, match="raise class cat, which domain b lacks; choose"):
+        check_gaps(algorithm, smooth, ("a", "b", "c"), gaps)
+    check_gaps(algorithm, smooth, ("a", "b", "c"), gaps[:3])
+
+
+def test_it_is_said_how_many_domains_leave_nothing_to_test_on(root):
+    """A plan with hundreds of targets is not to be mended one by one."""
+    for domain in "ab":
+        for label in ("cat", "dog"):
+            for file in sorted((root / domain / label).iterdir())[1:]:
+                file.unlink()
+    shutil.rmtree(root / "a/cow")
+    with pytest.raises(DataError, match=r"no image of a is left for testing \(nor of 1 more"):
+        run(root, classes="common", target="a")

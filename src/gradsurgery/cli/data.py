@@ -26,13 +26,15 @@ from gradsurgery.documents.tally import shown_order
 from gradsurgery.errors import ArgumentError, printable
 from gradsurgery.report.rendering import OnTerminal
 from gradsurgery.report.run_text import copies_sentences, gap_sentences, imbalance_sentences
-from gradsurgery.report.section import counted, plain_table
+from gradsurgery.report.section import Text, counted, plain_table
+from gradsurgery.report.summary import counts_table
 
 app = typer.Typer(help="Look at a data set, or decode it ahead of time.", no_args_is_help=True)
 cache_app = typer.Typer(help="The decoded data sets on this machine.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 
 SKIPPED_SHOWN = 10
+_MOST_LINES = 400  # a line a number: half a minute of scrolling
 
 
 @app.command()
@@ -262,7 +264,10 @@ def _print_table(source: Source, summary: dict[str, Any], found: Inspection | No
 
 
 def _counts_table(source: Source, console: Console) -> Table | OnTerminal:
-    """Images by class and domain: domains beside one another, else below, else a line a number."""
+    """Images by class and domain: domains beside one another, else below, else a line a number.
+
+    Where that would be a book, by domain and by class.
+    """
     order = shown_order(source.classes)
     counts, classes = source.counts()[:, order], [source.classes[k] for k in order]
     ways = (
@@ -270,6 +275,8 @@ def _counts_table(source: Source, console: Console) -> Table | OnTerminal:
         ("domain", source.domains, classes, counts),
     )
     for what, rows, columns, numbers in ways:
+        if 4 * len(columns) > console.width:  # nor is the width of a thousand columns measured
+            continue
         table = Table(title=escape(source.name), show_footer=True)
         table.add_column(what, footer="total", no_wrap=True)
         for name, total in zip(columns, numbers.sum(axis=0), strict=True):
@@ -281,6 +288,11 @@ def _counts_table(source: Source, console: Console) -> Table | OnTerminal:
         wide = console.options.update(max_width=100_000)
         if Measurement.get(console, wide, table).maximum <= console.width:
             return table
+    if counts.size > _MOST_LINES:
+        by_domain = counts_table("domain", source.domains, counts, "classes")
+        by_class = counts_table("class", classes, counts.T, "domains")
+        each = Text("The images of each class in each domain are in what --json prints.")
+        return OnTerminal([Text(source.name), by_domain, by_class, each])
     lines = [
         [domain, *(f"{n:,}" for n in row), f"{row.sum():,}"]
         for domain, row in zip(source.domains, counts, strict=True)

@@ -249,10 +249,10 @@ def recorded_data(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
 
 
 def open_examples(spec: str, **reading: Any) -> "Examples":
-    """An image of every class and domain; raises as `open_source` does."""
+    """An image of every class and domain that figure 1 shows; raises as `open_source` does."""
     from gradsurgery.data import example_images, open_source
-    from gradsurgery.report.figures.pictures import SIDE, Examples  # takes matplotlib
+    from gradsurgery.report.figures.pictures import SIDE, Examples, exemplary  # takes matplotlib
 
     source = open_source(spec, **reading)
-    images = example_images(source, SIDE)
+    images = example_images(source, SIDE, *exemplary(source.classes, source.domains))
     return Examples(source.name, source.classes, source.domains, images)

@@ -1,6 +1,7 @@
 """Encoded images to RGB pixels, and any picture to what a trained network is given."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -192,30 +193,39 @@ def _eight_bits(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
     return ((wide * 2 + 257) // 514).astype(np.uint8)
 
 
-def example_images(source: Source, size: int) -> dict[tuple[str, str], NDArray[np.uint8]]:
+def example_images(
+    source: Source,
+    size: int,
+    classes: Sequence[str] | None = None,
+    domains: Sequence[str] | None = None,
+) -> dict[tuple[str, str], NDArray[np.uint8]]:
     """The first image that can be decoded of every (class, domain), uint8 [size, size, 3], RGB.
 
-    Reads the source in its storage order, and no further than until it has them all. A pair whose
-    images all cannot be decoded is absent.
+    classes, domains: those to look for; all of them by default.
+
+    The first in storage order, of which no more is read than it takes. A pair without images, or
+    whose images all cannot be decoded, is absent.
 
     >>> from gradsurgery.data import open_source
     >>> len(example_images(open_source("rotated-digits"), 14))  # 10 digits at 6 angles
     60
     """
-    listing = source.listing
+    left: dict[tuple[str, str], list[int]] = {}
+    for position in source.positions.tolist():
+        label = source.classes[source.listing.label[position]]
+        domain = source.domains[source.listing.domain[position]]
+        if (classes is None or label in classes) and (domains is None or domain in domains):
+            left.setdefault((label, domain), []).append(position)
     found: dict[tuple[str, str], NDArray[np.uint8]] = {}
-    wanted = len(source.classes) * len(source.domains)
-    for position, content in source.contents():
-        label = source.classes[int(listing.label[position])]
-        key = (label, source.domains[int(listing.domain[position])])
-        if key in found:
-            continue
-        try:
-            found[key] = source.decode(position, content, size)
-        except BadImageError:
-            continue
-        if len(found) == wanted:
-            break
+    while left:
+        asked = {positions.pop(0): key for key, positions in left.items()}
+        last = max(asked, key=source.listing.rows.__getitem__)
+        for position, content in source.contents(asked):
+            with suppress(BadImageError):
+                found[asked[position]] = source.decode(position, content, size)
+            if position == last:
+                break  # what is stored behind it is not read
+        left = {key: rest for key, rest in left.items() if rest and key not in found}
     return found
 
 

@@ -1,6 +1,6 @@
 """Sources made of another: the paper's data sets under their names, and classes in common."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,7 +122,13 @@ class DerivedSource(Source):
     @override
     def encoded(self) -> Iterator[bytes]:
         wanted = frozenset(self.origins)
-        return (content for position, content in self.found.contents() if position in wanted)
+        return (content for _, content in self.found.contents(wanted))
+
+    @override
+    def contents(self, only: Collection[int] | None = None) -> Iterator[tuple[int, bytes]]:
+        chosen = range(len(self.origins)) if only is None else only
+        back = {self.origins[position]: position for position in chosen}
+        return ((back[i], content) for i, content in self.found.contents(back))
 
     @override
     def signature(self) -> str | None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,11 +75,14 @@ class FilesSource(Source):
 
     @override
     def encoded(self) -> Iterator[bytes]:
-        for path in self._paths:
-            try:
-                yield path.read_bytes()
-            except OSError as error:
-                raise unreadable(path, error) from error
+        return map(_content, self._paths)
+
+    @override
+    def contents(self, only: Collection[int] | None = None) -> Iterator[tuple[int, bytes]]:
+        chosen = self.positions.tolist()
+        if only is not None:
+            chosen = sorted(only, key=self.listing.rows.__getitem__)
+        return ((i, _content(self._paths[self.listing.rows[i]])) for i in chosen)
 
     @override
     def signature(self) -> str:
@@ -113,6 +116,13 @@ CLASS_AND_NAME = "{class}/{name}"  # of a folder whose images are of one domain
 _HIDDEN = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
 """How the names begin of what Unix, macOS, Synology's disks and Windows keep for themselves."""
 FOLDER, IMAGE, ELSEWHERE = "a folder", "an image", "it does not lie in class/image"
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 class FolderSource(FilesSource):

@@ -40,6 +40,15 @@ def part_sizes(count: int, fractions: tuple[Fraction, ...]) -> list[int]:
     return sizes
 
 
+def cells_of(images: ImageSet, without: frozenset[int]) -> dict[tuple[int, int], list[int]]:
+    """The images of each (domain, class) that has any, in the order of their identities."""
+    cells: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    pairs = list(zip(images.domain.tolist(), images.label.tolist(), strict=True))
+    for i in sorted(set(range(len(pairs))) - without, key=images.identities.__getitem__):
+        cells[pairs[i]].append(i)
+    return cells
+
+
 def grouped_parts(
     images: ImageSet, seed: int, fractions: tuple[Fraction, ...], without: frozenset[int]
 ) -> list[str | None]:

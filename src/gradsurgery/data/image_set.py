@@ -72,7 +72,7 @@ class ImageSet:
 
     def counts(self) -> NDArray[np.int64]:
         """Number of images of each domain (row) and class (column)."""
-        return count_images(self.domains, self.classes, self.domain, self.label)
+        return count_images((len(self.domains), len(self.classes)), self.domain, self.label)
 
 
 def content_hashes(source: Source) -> list[bytes]:

@@ -162,7 +162,8 @@ class Source(ABC):
 
     def counts(self) -> NDArray[np.int64]:
         """Number of images of each domain (row) and class (column)."""
-        return count_images(self.domains, self.classes, self.listing.domain, self.listing.label)
+        shape = len(self.domains), len(self.classes)
+        return count_images(shape, self.listing.domain, self.listing.label)
 
     def check_complete(self, bad: Collection[int] = ()) -> None:
         """Raise `DataError` for a domain without images or, without `gaps`, a class it lacks.
@@ -200,8 +201,11 @@ class Source(ABC):
         not a bad image to skip.
         """
 
-    def contents(self) -> Iterator[tuple[int, bytes]]:
-        """Yield (position in the listing, encoded image) of every image, in storage order."""
+    def contents(self, only: Collection[int] | None = None) -> Iterator[tuple[int, bytes]]:
+        """Yield (position in the listing, encoded image) of every image, in storage order.
+
+        only: positions of the images to yield, each once; where they are files, no other is read.
+        """
         count = 0
         contents = self.encoded()
         if not isinstance(contents, Iterable):
@@ -216,7 +220,9 @@ class Source(ABC):
                         f"{self.name}: image {count} is a {type(content).__name__}, expected the "
                         "bytes of an image file; let `encoded` yield bytes"
                     )
-                yield int(self.positions[count]), content
+                position = int(self.positions[count])
+                if only is None or position in only:
+                    yield position, content
             count += 1
         if count != len(self.positions):
             raise DataError(
@@ -337,13 +343,8 @@ def _names(
     return positions
 
 
-def count_images(
-    domains: Sequence[str],
-    classes: Sequence[str],
-    domain: NDArray[np.int64],
-    label: NDArray[np.int64],
-) -> NDArray[np.int64]:
-    """Number of images of each domain (row) and class (column)."""
-    counts = np.zeros((len(domains), len(classes)), dtype=np.int64)
-    np.add.at(counts, (domain, label), 1)
+def count_images(shape: tuple[int, int], *of: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number of images of each domain (row) and class (column); `of` are those of each image."""
+    counts = np.zeros(shape, dtype=np.int64)
+    np.add.at(counts, of, 1)
     return counts

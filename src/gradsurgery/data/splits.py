@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from gradsurgery.atomic import expanded
-from gradsurgery.data.groups import PARTS, check_undivided, grouped_parts, part_sizes
+from gradsurgery.data.groups import PARTS, cells_of, check_undivided, grouped_parts, part_sizes
 from gradsurgery.data.image_set import ImageSet
 from gradsurgery.documents.data_options import DataOptions, percentages
 from gradsurgery.documents.record import SplitFile
@@ -100,29 +100,27 @@ def draw_split(
     if images.groups is not None:
         return as_split(images, grouped_parts(images, seed, exact, frozenset(without)), seed)
     parts: list[str | None] = [None] * len(images.identities)
-    for d, domain in enumerate(images.domains):
-        for c, label in enumerate(images.classes):
-            members = np.flatnonzero((images.domain == d) & (images.label == c)).tolist()
-            members = sorted(set(members) - set(without), key=images.identities.__getitem__)
-            generator = named_generator(seed, "split", domain, label)
-            drawn = torch.randperm(len(members), generator=generator, device="cpu")
-            order = iter(drawn.tolist())
-            for part, size in zip(PARTS, part_sizes(len(members), exact), strict=True):
-                for i in itertools.islice(order, size):
-                    parts[members[i]] = part
+    for (d, c), members in cells_of(images, frozenset(without)).items():
+        generator = named_generator(seed, "split", images.domains[d], images.classes[c])
+        drawn = torch.randperm(len(members), generator=generator, device="cpu")
+        order = iter(drawn.tolist())
+        for part, size in zip(PARTS, part_sizes(len(members), exact), strict=True):
+            for i in itertools.islice(order, size):
+                parts[members[i]] = part
     return as_split(images, parts, seed)
 
 
 def as_split(images: ImageSet, parts: Sequence[str | None], seed: int = 0) -> Split:
     """The split that has each image in the part of its name; None stands for none of them."""
-    indices: dict[str, dict[str, Indices]] = {part: {} for part in PARTS}
     domain_of = images.domain.tolist()
     ordered = sorted(range(len(parts)), key=images.identities.__getitem__)
-    for d, domain in enumerate(images.domains):
-        members = [i for i in ordered if domain_of[i] == d]
-        for part in PARTS:
-            chosen = [i for i in members if parts[i] == part]
-            indices[part][domain] = np.array(chosen, dtype=np.int64)
+    chosen: defaultdict[tuple[str | None, int], list[int]] = defaultdict(list)
+    for i in ordered:
+        chosen[parts[i], domain_of[i]].append(i)
+    indices: dict[str, dict[str, Indices]] = {
+        part: {name: np.array(chosen[part, d], np.int64) for d, name in enumerate(images.domains)}
+        for part in PARTS
+    }
     identities = {
         domain: {part: [images.identities[i] for i in indices[part][domain]] for part in PARTS}
         for domain in images.domains
@@ -310,10 +308,10 @@ def _assigned(images: ImageSet, lines: Sequence[tuple[str, str, str]], path: Pat
             f"{images.identities[0]}; mend the list, or choose the data set it belongs to"
         )
     learned = {**listed["validation"], **listed["train"]}
-    for d in range(len(images.domains)):
-        of_domain = {i for i in learned if images.domain[i] == d}
-        if of_domain and of_domain <= listed["test"].keys():
-            listed["test"] = {i: w for i, w in listed["test"].items() if images.domain[i] != d}
+    domain_of = images.domain.tolist()
+    untested = {domain_of[i] for i in learned.keys() - listed["test"].keys()}
+    whole = {domain_of[i] for i in learned} - untested
+    listed["test"] = {i: w for i, w in listed["test"].items() if domain_of[i] not in whole}
     _check_apart(listed, images)
     parts: list[str | None] = [None] * len(images.identities)
     for part, positions in listed.items():

@@ -86,7 +86,7 @@ class _Pass:
     def __init__(
         self, model: TrainedModel, source: Source, domains: list[str], wanted: list[int]
     ) -> None:
-        self.model, self.source, self.wanted = model, source, wanted
+        self.model, self.source, self.wanted = model, source, np.array(wanted, np.int64)
         self.seen = _Seen(_split_of(model), model, source)
         self.labels = _labels(model, source)
         self.counted = {i for i in wanted if self.labels[i] >= 0}
@@ -130,6 +130,7 @@ class _Pass:
     def evaluation(self, part: EvaluatedPart) -> EvaluationFile:
         """What came of it."""
         model, about = self.model, self.model.about
+        trained = self.seen.counts(self.counted)
         return EvaluationFile(
             model=str(model.file),
             model_digest=file_digest(model.file)[:16],
@@ -144,7 +145,7 @@ class _Pass:
                 domain: DomainEvaluation(
                     tally=answers.tally(len(model.classes)),
                     unknown=_unknown(self.source, self.wanted, self.labels, domain),
-                    seen=self.seen.count(domain, self.counted),
+                    seen=None if trained is None else trained[domain],
                 )
                 for domain, answers in self.answers.items()
             },
@@ -270,12 +271,12 @@ class _Seen:
         if self.trained is not None and name in self.trained:
             self.found.add(position)
 
-    def count(self, domain: str, among: set[int]) -> int | None:
-        """How many of these of the domain were trained on; None where that is not known."""
+    def counts(self, among: set[int]) -> Counter[str] | None:
+        """How many of these were trained on, by domain; None where that is not known."""
         if self.trained is None:
             return None
-        source, found = self.source, self.found & among
-        return len([i for i in found if source.domains[source.listing.domain[i]] == domain])
+        source = self.source
+        return Counter(source.domains[source.listing.domain[i]] for i in self.found & among)
 
 
 def _wanted(
@@ -285,10 +286,8 @@ def _wanted(
     part: EvaluatedPart,
 ) -> list[int]:
     """Positions of the images of the domains and the part."""
-    listing = source.listing
-    of_domains = [
-        i for i in range(len(listing.label)) if source.domains[listing.domain[i]] in domains
-    ]
+    listing, asked = source.listing, list(map(source.domains.index, domains))
+    of_domains = np.flatnonzero(np.isin(listing.domain, asked)).tolist()
     if part == "all":
         return of_domains
     split = _split_of(model)
@@ -324,7 +323,8 @@ def _jobs(
     model: TrainedModel, source: Source, counted: set[int], seen: _Seen
 ) -> Iterator[Job[int]]:
     own, size = decoder_of(source) is not None, model.preprocess.size
-    for position, content in source.contents():
+    # of images in groups any may have been trained on, by which others are known
+    for position, content in source.contents(counted if source.groups is None else None):
         seen.look_at(position, content)
         if position in counted:
             if own:
@@ -333,8 +333,8 @@ def _jobs(
                 yield position, partial(model.preprocess.pixels, content)
 
 
-def _unknown(source: Source, wanted: list[int], labels: np.ndarray, domain: str) -> dict[str, int]:
+def _unknown(source: Source, wanted: np.ndarray, labels: np.ndarray, domain: str) -> dict[str, int]:
     """How many of a domain's images are of classes that the model does not know, by class."""
-    listing = source.listing
-    of_domain = [i for i in wanted if source.domains[listing.domain[i]] == domain]
-    return dict(Counter(source.classes[listing.label[i]] for i in of_domain if labels[i] < 0))
+    of_domain = source.listing.domain[wanted] == source.domains.index(domain)
+    unknown = wanted[of_domain & (labels[wanted] < 0)].tolist()
+    return dict(Counter(source.classes[source.listing.label[i]] for i in unknown))

@@ -79,7 +79,7 @@ def _pictures(
             continue
         path, before = Path(each), len(left_out)
         empty = True
-        for found in _walk(path, left_out) if path.is_dir() else [path]:
+        for found in _walk(path, readable_suffixes(), left_out) if path.is_dir() else [path]:
             empty = False
             name = printable(str(found))
             if name not in seen:  # named twice, or in a folder that is named too
@@ -94,16 +94,15 @@ def _pictures(
         raise ArgumentError("no image is given; name files or folders")
 
 
-def _walk(folder: Path, left_out: list[SkippedImage]) -> Iterator[Path]:
+def _walk(folder: Path, suffixes: frozenset[str], left_out: list[SkippedImage]) -> Iterator[Path]:
     """The pictures below a folder, sorted by name within each; links to folders are not followed.
 
     A link may lead back to where it lies.
     """
-    suffixes = readable_suffixes()
     for entry in visible_entries(folder):
         path = Path(entry.path)
         if entry.is_dir(follow_symlinks=False):
-            yield from _walk(path, left_out)
+            yield from _walk(path, suffixes, left_out)
         elif path.suffix.lower() in suffixes:
             yield path
         else:

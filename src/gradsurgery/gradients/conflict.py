@@ -25,7 +25,8 @@ from gradsurgery.gradients.one_by_one import (
     whole_gradients,
 )
 
-_PIECE = 1 << 16  # components at a time, so that the temporaries stay in the cache
+_PIECE = 1 << 18  # numbers at a time, so that the temporaries stay in the cache
+_LEAST, _MOST = 1 << 11, 1 << 15  # components
 _CANCELS = 1e-12  # of the squares' sum: a sum's square below it is rounding and nothing else
 
 
@@ -123,10 +124,11 @@ def conflict_of(gradients: Float[Tensor, "domains params"]) -> Conflict:
     scale = 2.0 ** (math.frexp(largest)[1] - 1) if largest else 0.0
     moving = agreeing = 0
     kept = 0.0
-    gram = torch.zeros(count, count, dtype=torch.float64, device=gradients.device)
-    against_rest = torch.zeros(count, dtype=torch.int64, device="cpu")
-    differing = torch.zeros(count, count, dtype=torch.int64, device="cpu")
-    for piece in gradients.split(_PIECE, dim=1):
+    gram, both_move, balance = torch.zeros(
+        3, count, count, dtype=torch.float64, device=gradients.device
+    )
+    against_rest = torch.zeros(count, dtype=torch.int64, device=gradients.device)
+    for piece in gradients.split(min(_MOST, max(_PIECE // count, _LEAST)), dim=1):
         signs = piece.sign().to(torch.int8)
         lowest, highest = signs.amin(0), signs.amax(0)
         same = lowest == highest
@@ -136,21 +138,38 @@ def conflict_of(gradients: Float[Tensor, "domains params"]) -> Conflict:
         scaled = piece.double() / (scale or 1.0)
         gram += scaled @ scaled.T
         kept += float((scaled.sum(0) * same).square().sum())
-        for d in range(count):
-            rest = reduce(torch.add, (scaled[e] for e in range(count) if e != d))
-            against_rest[d] += (rest.sign() != signs[d]).sum().cpu()
-            for e in range(d):
-                differing[d, e] += (signs[d] != signs[e]).sum().cpu()
+        against_rest += (_rest(scaled).sign() != signs).sum(1)
+        signs = signs.float()  # whose sums of so few ones are exact
+        with torch.autocast(signs.device.type, enabled=False):
+            both_move += signs.abs() @ signs.abs().T
+            balance += signs @ signs.T  # pairs of equal signs, less those of opposite ones
+    # a pair differs where one alone moves, and where both do with opposite signs
+    own = both_move.diagonal()
+    differing = (own[:, None] + own - 2 * both_move) + (both_move - balance) / 2
     return Conflict(
         components=gradients.shape[1],
         moving=moving,
         agreeing=agreeing,
-        against_rest=against_rest,
-        differing=differing + differing.T,
+        against_rest=against_rest.cpu(),
+        differing=differing.long().cpu(),
         scale=scale,
         scaled_gram=gram.cpu(),
         scaled_kept=kept,
     )
+
+
+def _rest(rows: Float[Tensor, "domains params"]) -> Float[Tensor, "domains params"]:
+    """Σ_{e≠d} of the rows for every d: of those before it and of those behind it, so that nothing
+    that was added is taken away again.
+    """
+    found, before, behind = torch.zeros_like(rows), torch.zeros_like(rows[0]), rows[-1].clone()
+    for d in range(1, len(rows)):
+        before += rows[d - 1]
+        found[d] = before
+    for d in range(len(rows) - 2, -1, -1):
+        found[d] += behind
+        behind += rows[d]
+    return found
 
 
 @torch.enable_grad()

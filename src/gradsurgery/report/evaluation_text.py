@@ -13,6 +13,7 @@ from gradsurgery.report.section import (
     Section,
     Table,
     counted,
+    first_of,
     listed,
     percent_text,
     plain_table,
@@ -48,10 +49,10 @@ def evaluation_sentences(evaluation: EvaluationFile) -> list[str]:
     """What came out, what the model was trained on, and what to be wary of."""
     found = _assessed(evaluation)
     part = "" if evaluation.part == "all" else f" ({evaluation.part} images of its split)"
-    whole = found[_ALL]
+    right = percent_text(found[_ALL].accuracy)
+    images = counted(found[_ALL].images, "image")
     sentences = [
-        f"{evaluation.model} on {evaluation.data}{part}: {percent_text(whole.accuracy)} of "
-        f"{counted(whole.images, 'image')} right.",
+        f"{evaluation.model} on {evaluation.data}{part}: {right} of {images} right.",
         *no_better_sentences(evaluation.tally),
         *group_sentences(evaluation.tally),
     ]
@@ -59,23 +60,23 @@ def evaluation_sentences(evaluation: EvaluationFile) -> list[str]:
         worst = min((name for name in found if name != _ALL), key=lambda d: found[d].accuracy.value)
         sentences.append(f"Worst domain: {worst}, {percent_text(found[worst].accuracy)}.")
     sentences += [_trained(evaluation, "It"), *_seen(evaluation)]
-    for name, each in found.items():
-        if each.never_predicted and (name != _ALL or len(found) == 1):
-            where = "" if name == _ALL else f" on {name}"
-            sentences.append(f"Never predicted{where}: {listed(each.never_predicted)}.")
-    for name, domain in evaluation.domains.items():
-        if domain.unknown:
-            classes = [f"{label} ({count})" for label, count in domain.unknown.items()]
-            sentences.append(
-                f"Not counted, of classes that the model does not know, in {name}: "
-                f"{counted(sum(domain.unknown.values()), 'image')}, {listed(classes)}."
-            )
-    if evaluation.skipped:
-        first = evaluation.skipped[0]
-        sentences.append(
-            f"Left out: {counted(len(evaluation.skipped), 'image')} that cannot be decoded, the "
-            f"first {first.identity}: {first.reason}."
-        )
+    never = [
+        f"Never predicted{'' if name == _ALL else f' on {name}'}: {listed(each.never_predicted)}."
+        for name, each in found.items()
+        if each.never_predicted and (name != _ALL or len(found) == 1)
+    ]
+    unknown = [
+        f"Not counted, of classes that the model does not know, in {name}: "
+        f"{counted(sum(of.values()), 'image')}, {listed(f'{k} ({n})' for k, n in of.items())}."
+        for name, of in ((name, domain.unknown) for name, domain in evaluation.domains.items())
+        if of
+    ]
+    sentences += first_of(never, "domains have classes that are never predicted there")
+    sentences += first_of(unknown, "domains have images of unknown classes")
+    if skipped := evaluation.skipped:
+        images = f"{counted(len(skipped), 'image')} that cannot be decoded"
+        first = f"{skipped[0].identity}: {skipped[0].reason}"
+        sentences.append(f"Left out: {images}, the first {first}.")
     return sentences
 
 

@@ -19,6 +19,7 @@ from gradsurgery.report.section import (
     Section,
     Table,
     counted,
+    first_of,
     percent,
     plain_table,
     rounded,
@@ -26,6 +27,7 @@ from gradsurgery.report.section import (
 from gradsurgery.results.statistics import MeanInterval, mean_interval
 
 _MUCH = 0.2  # of what would agree, that is lost to the domains
+_MOST_COLUMNS = 40  # of a table with one for each domain
 _FEWEST = 1000  # components of a group that a sentence names: of fewer, a fraction is too uncertain
 
 
@@ -155,27 +157,23 @@ def _tables(diagnosis: Diagnosis) -> Iterator[Table]:
     domains, snapshots = diagnosis.domains, diagnosis.snapshots
     last, total = snapshots[-1], snapshots[-1].total
     rests = zip(total.cosine_with_rest, total.against_rest, strict=True)
+    n = len(domains) if len(domains) <= _MOST_COLUMNS else 0  # more: diagnosis.json
     yield plain_table(
         "Cosine similarity of the domains' gradients",
-        ["domain", *domains, "all others", "components against all others"],
+        ["domain", *domains[:n], "all others", "components against all others"],
         [
-            [domain, *map(rounded, row), rounded(rest), percent(against)]
+            [domain, *map(rounded, row[:n]), rounded(rest), percent(against)]
             for domain, row, (rest, against) in zip(domains, total.cosines, rests, strict=True)
         ],
     )
     columns = ["layers", "components", "agree", "length that Agr-Sum leaves"]
-    yield plain_table(
-        "By layers, from the input to the output",
-        [*columns, *(f"{domain} against the rest" for domain in domains)],
-        [
-            [
-                g.name,
-                f"{g.components:,}",
-                *map(percent, (g.agreeing, g.kept_length, *g.against_rest)),
-            ]
-            for g in (*last.groups, total)
-        ],
-    )
+    columns += [f"{domain} against the rest" for domain in domains[:n]]
+    rows = [
+        [g.name, f"{g.components:,}", *map(percent, (g.agreeing, g.kept_length, *g.against_rest))]
+        for g in (*last.groups, total)
+    ]
+    rows = [row[: len(columns)] for row in rows]
+    yield plain_table("By layers, from the input to the output", columns, rows)
     if len(snapshots) > 1:
         yield plain_table(
             "Over training",
@@ -345,6 +343,5 @@ def similarity_sentences(study: SimilarityStudy) -> list[str]:
         f"Within is above across in {summary.higher} of {summary.measurements} measurements.",
     ]
     skipped = [each for run in study.runs for m in run.measurements for each in m.skipped.items()]
-    for (domain, reason), times in Counter(skipped).items():
-        sentences.append(f"{domain} was left out {counted(times, 'time')}: {reason}.")
-    return sentences
+    why = [f"{d} was left out {counted(n, 'time')}: {r}." for (d, r), n in Counter(skipped).items()]
+    return sentences + first_of(why, "such cases, in similarity.json")

@@ -78,7 +78,7 @@ def short_card(about: ModelDescription, record: Record | None) -> str:
     training = f"{about.method} on {about.backbone}, seed {about.seed}, step {about.step}"
     parts = [
         Section("expect", "What to expect", [Text(expected)]),
-        Section("classes", "Classes", [Text(f"{listed(about.classes)}.")]),
+        Section("classes", "Classes", [Text(f"{listed(about.classes, len(about.classes))}.")]),
         Section("training", "Data and training", [Text(f"{data}. {training}.")]),
     ]
     title = f"{markdown_text(about.data)}: {len(about.classes)} classes"
@@ -283,7 +283,7 @@ def _training(deployment: Deployment, record: Record) -> Iterator[Block]:
         [
             f"Data: {deployment.data}, {sum(record.data.images.values()):,} images (digest "
             f"{deployment.data_digest[:12]}); domains {listed(deployment.domains)}; "
-            f"classes {listed(deployment.classes)}.",
+            f"classes {listed(deployment.classes, len(deployment.classes))}.",
             *left_out_sentences(record.data),
             f"Trained on {trained:,} images of all domains; the model of the highest accuracy on "
             f"{validated:,} validation images of them, step {record.result.best.step} of "

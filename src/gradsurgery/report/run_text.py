@@ -12,6 +12,7 @@ from gradsurgery.documents.tally import Tally, shown_order
 from gradsurgery.report.evaluation_text import chance_sentences, known_targets
 from gradsurgery.report.section import (
     ABSENT,
+    MOST_SENTENCES,
     Block,
     Details,
     Listing,
@@ -19,6 +20,7 @@ from gradsurgery.report.section import (
     Table,
     Text,
     counted,
+    first_of,
     listed,
     plain_table,
     rounded,
@@ -30,6 +32,8 @@ from gradsurgery.results.tables import ComparisonTable
 
 MOST_CLASSES = 20
 """Of a table of classes that is not folded away."""
+MOST_DOMAINS = 20
+"""Of a table of a run's domains, or of classes by domain."""
 _UNEVEN = 3.0
 """From how many times as many images on the largest class or domain is worth a word."""
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -84,11 +88,18 @@ def _results(record: Record) -> Table:
         ["validation", *(f"{model.validation_accuracy:.1%}" for model in both)],
     ]
     tested = {f"target {target}": (target, [model.target_accuracy for model in both])}
-    for source in record.data.domains:
-        if source != target:
-            found = [model.test_accuracy.get(source) for model in both]
-            tested[f"test {source}"] = (source, found)
-    for name, (domain, accuracies) in tested.items():
+    of_sources = {
+        f"test {source}": (source, [model.test_accuracy.get(source) for model in both])
+        for source in record.data.domains
+        if source != target and all(source in model.test_accuracy for model in both)
+    }
+    notes = []
+    if len(of_sources) > MOST_DOMAINS:
+        lowest = sorted(of_sources, key=lambda name: of_sources[name][1][0] or 0)[:MOST_SENTENCES]
+        those = f"the {len(lowest)} with the lowest accuracies; record.json has all"
+        notes = [f"Of the {len(of_sources)} source domains {those}."]
+        of_sources = {name: of_sources[name] for name in lowest}
+    for name, (domain, accuracies) in (tested | of_sources).items():
         texts = [
             accuracy_text(accuracy, model.tests.get(domain))
             for accuracy, model in zip(accuracies, both, strict=True)
@@ -96,7 +107,7 @@ def _results(record: Record) -> Table:
         ]
         if len(texts) == len(both):
             rows.append([name, *texts])
-    return plain_table("", ["accuracy of the model", "best", "last"], rows)
+    return plain_table("", ["accuracy of the model", "best", "last"], rows, notes=notes)
 
 
 def _steps(model: ModelResult) -> str:
@@ -131,16 +142,22 @@ def accuracy_text(accuracy: float, tally: Tally | None) -> str:
 
 
 def recall_table(record: Record) -> Table | None:
-    """A run's recall of each class, by domain, of the best and the last model; None without any."""
+    """A run's recall of each class, by domain, of the best and the last model; None without any.
+
+    Of many domains that of the one held out, if any.
+    """
     target = record.configuration.held_out(record.data.domains)
-    runs_of = {
-        d: [record] for d in record.data.domains if all(d in m.tests for m in _models(record))
-    }
-    if not runs_of:
+    tested = [d for d in record.data.domains if all(d in m.tests for m in _models(record))]
+    notes = []
+    if len(tested) > MOST_DOMAINS:
+        notes = [f"Those in all {len(tested)} domains are in record.json."]
+        tested = [d for d in tested if d == target]
+    if not tested:
         return None
-    heads = [f"{domain} (held out)" if domain == target else domain for domain in runs_of]
+    heads = [f"{domain} (held out)" if domain == target else domain for domain in tested]
+    rows = _recall_rows(record.data.classes, {domain: [record] for domain in tested})
     caption = "Recall (%) of each class, best / last model"
-    return plain_table(caption, ["class", *heads], _recall_rows(record.data.classes, runs_of))
+    return plain_table(caption, ["class", *heads], rows, notes=notes)
 
 
 def never_predicted(record: Record) -> list[str]:
@@ -218,7 +235,7 @@ def _models(record: Record) -> tuple[ModelResult, ModelResult]:
 
 
 def gap_sentences(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> list[str]:
-    """Which classes a domain lacks, one sentence a domain.
+    """Which classes a domain lacks, one sentence a domain; of many, the first.
 
     counts: of each class, by domain.
 
@@ -233,7 +250,7 @@ def gap_sentences(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -
         elif lacking:
             more = f" and {len(lacking) - 10} more classes" if len(lacking) > 10 else ""
             sentences.append(f"Domain {domain} has no image of {', '.join(lacking[:10])}{more}.")
-    return sentences
+    return first_of(sentences, "domains lack classes")
 
 
 def imbalance_sentences(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> list[str]:
@@ -289,29 +306,20 @@ def copies_sentences(copies: Copies, *, alike_at: int = 0, target: str = "") -> 
             f"Test images of the target {target} {like}: {copies.of_target:,}; on them the "
             "accuracy says nothing of a domain that was never seen."
         )
-    for domains, count in copies.across_domains.items():
-        shared = f"The domains {domains} share {counted(count, 'picture')}."
-        alike = f"Groups of look-alikes in the domains {domains}: {count:,}."
-        sentences.append(alike if alike_at else shared)
+    pairs = list(copies.across_domains.items())
+    if len(pairs) > MOST_SENTENCES + 1:
+        pairs.sort(key=lambda pair: -pair[1])
+    across = [
+        f"Groups of look-alikes in the domains {domains}: {count:,}."
+        if alike_at
+        else f"The domains {domains} share {counted(count, 'picture')}."
+        for domains, count in pairs
+    ]
+    sentences += first_of(across, "pairs of domains have such pictures in common")
     for groups, count in ((parts, copies.across_parts), (classes, copies.across_classes)):
         sentences += [f"{groups}: {count:,}."] if count else []
     sentences += [f"For example {' and '.join(names)}." for names in copies.examples[:3]]
     return sentences
-
-
-def copied_targets(records: Sequence[Record]) -> list[str]:
-    """A sentence for every target of which half the test images or more were trained on too."""
-    sentences = {}
-    for record in records:
-        target, copies = record.configuration.target, record.data.identical
-        tested = record.split.sizes[target].test if target in record.split.sizes else 0
-        if copies is not None and tested and 2 * copies.of_target >= tested:
-            sentences[record.data.name, target] = (
-                f"ATTENTION: {copies.of_target:,} of the {tested:,} test images of {target} in "
-                f"{record.data.name} are identical to images that were trained on, so that the "
-                "accuracy on it says nothing of a domain that was never seen."
-            )
-    return list(sentences.values())
 
 
 def recorded_sentences(records: Sequence[Record]) -> list[str]:

@@ -14,6 +14,10 @@ from gradsurgery.results.intervals import Estimate
 
 ABSENT = "–"
 """What stands in a table where there is no value."""
+MOST_NAMES = 20
+"""Of a list within a sentence."""
+MOST_SENTENCES = 10
+"""Of those that say the same of one domain after the other."""
 MOST_SVG_BYTES = 600_000
 """Of a figure; a larger SVG gives way to the PNG where that is smaller."""
 
@@ -219,14 +223,26 @@ def with_interval(
     return f"{text} [{low:{form}}, {high:{form}}]".replace("inf", "∞")  # of a single group
 
 
-def listed(names: Iterable[str]) -> str:
-    """Names as a sentence has them.
+def listed(names: Iterable[str], most: int = MOST_NAMES) -> str:
+    """Names as a sentence has them; of many, the first.
 
-    >>> listed(["a", "b", "c"])
-    'a, b and c'
+    >>> listed(["a", "b", "c"]), listed("abcd", most=2)
+    ('a, b and c', 'a, b and 2 more')
     """
     *first, last = names
+    if len(first) > most:  # two more at least
+        first, last = first[:most], f"{len(first) + 1 - most:,} more"
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def first_of(sentences: Sequence[str], rest: str, most: int = MOST_SENTENCES) -> list[str]:
+    """The first of many sentences of a kind, and how many `rest` there are.
+
+    >>> first_of(["a lacks 1.", "b lacks 1.", "c lacks 2."], "domains lack classes", most=1)
+    ['a lacks 1.', 'And 2 more domains lack classes.']
+    """
+    more = len(sentences) - most
+    return [*sentences] if more < 2 else [*sentences[:most], f"And {more:,} more {rest}."]
 
 
 def counted(count: int, noun: str, verb: str = "") -> str:

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gradsurgery.documents.defaults import built_in
 from gradsurgery.documents.plan import rounded
+from gradsurgery.documents.record import Record
 from gradsurgery.report.evaluation_text import known_targets
-from gradsurgery.report.run_text import copied_targets
-from gradsurgery.report.section import counted, listed, value_text
+from gradsurgery.report.section import Table, counted, listed, plain_table, value_text
 from gradsurgery.report.tables import p_text
 from gradsurgery.results.ranking import Ranking
 from gradsurgery.results.runs import Inventory
@@ -15,6 +18,7 @@ from gradsurgery.results.statistics import SIGNIFICANCE, PairedComparison, least
 from gradsurgery.results.tables import ComparisonTable
 
 _MOST_NAMED = 8
+_MOST_ROWS = 40
 _LEAST_POINTS = 1.0  # of validation accuracy: what is less is not called a difference
 
 
@@ -225,6 +229,21 @@ def _named(tests: dict[tuple[str, str], PairedComparison]) -> str:
     return listed([*parts, *([f"{more} more, in the table of tests"] if more else [])])
 
 
+def copied_targets(records: Sequence[Record]) -> list[str]:
+    """A sentence for every target of which half the test images or more were trained on too."""
+    sentences = {}
+    for record in records:
+        target, copies = record.configuration.target, record.data.identical
+        tested = record.split.sizes[target].test if target in record.split.sizes else 0
+        if copies is not None and tested and 2 * copies.of_target >= tested:
+            sentences[record.data.name, target] = (
+                f"ATTENTION: {copies.of_target:,} of the {tested:,} test images of {target} in "
+                f"{record.data.name} are identical to images that were trained on, so that the "
+                "accuracy on it says nothing of a domain that was never seen."
+            )
+    return list(sentences.values())
+
+
 def _ranked(ranking: Ranking | None, tables: Sequence[ComparisonTable]) -> str:
     """Who has the best average rank, and Friedman's test; "" where that is not to be had."""
     if ranking is None or (p := ranking.p) is None:
@@ -247,3 +266,16 @@ def cells_text(ranking: Ranking, tables: Sequence[ComparisonTable]) -> str:
     """How many cells were ranked; a data set has several tables where settings differ."""
     setting = "setting, " if any(table.differences for table in tables) else ""
     return counted(len(ranking.cells), f"(data set, {setting}target) cell")
+
+
+def counts_table(what: str, names: Sequence[str], counts: NDArray[np.int64], others: str) -> Table:
+    """The images of each domain, or class, and in how many of the others they are."""
+    images, there = counts.sum(axis=1), (counts > 0).sum(axis=1)
+    shown = list(range(len(names)))
+    notes = []
+    if len(shown) > _MOST_ROWS:
+        ranked = sorted(shown, key=lambda k: -images[k])
+        shown = ranked[: _MOST_ROWS // 2] + ranked[-(_MOST_ROWS // 2) :]
+        notes = [f"Those with the most and with the fewest images, of {len(names)}."]
+    rows = [[names[k], f"{images[k]:,}", f"{there[k]:,}"] for k in shown]
+    return plain_table("", [what, "images", others], rows, notes=notes)

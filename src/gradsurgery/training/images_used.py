@@ -206,26 +206,23 @@ def check_gaps(
     algorithm: Algorithm, configuration: RunConfiguration, domains: Sequence[str], gaps: Gaps
 ) -> None:
     """Raise `ArgumentError` where the run cannot do with a source domain that lacks classes."""
-    sources = configuration.sources(domains)
+    rule = getattr(algorithm, "rule", None)
+    if isinstance(rule, ANDMask | SANDMask) and not rule.unanimous:
+        begins = f"{configuration.method} weighs the domains' votes on every weight, and some have "
+        begins += "none on"
+        ends = "; choose --classes common, or another rule"
+    elif configuration.label_smoothing:
+        begins, ends = "label smoothing would raise", "; choose --classes common, or leave it out"
+    elif configuration.batches == "single":
+        begins, ends = "batches single is for domains with the same classes, found", ""
+    else:
+        return  # of hundreds of domains the gaps are many, and a sweep asks for each of its runs
+    sources = set(configuration.sources(domains))
     found = [(domain, label) for domain, label in gaps if domain in sources]
     lacked = Counter(label for _, label in found)
-    found = [(domain, label) for domain, label in found if lacked[label] < len(sources)]
-    if not found:
-        return
-    gap = "class {1}, which domain {0} lacks".format(*found[0])
-    rule = getattr(algorithm, "rule", None)
-    reason = ""
-    if isinstance(rule, ANDMask | SANDMask) and not rule.unanimous:
-        reason = (
-            f"{configuration.method} weighs the domains' votes on every weight, and some have none "
-            f"on {gap}; choose --classes common, or another rule"
-        )
-    elif configuration.label_smoothing:
-        reason = f"label smoothing would raise {gap}; choose --classes common, or leave it out"
-    elif configuration.batches == "single":
-        reason = f"batches single is for domains with the same classes, found {gap}"
-    if reason:
-        raise ArgumentError(reason)
+    for domain, label in found:
+        if lacked[label] < len(sources):
+            raise ArgumentError(f"{begins} class {label}, which domain {domain} lacks{ends}")
 
 
 def _rows_of_classes(backbone: Backbone, classes: int) -> list[str]:
@@ -342,8 +339,10 @@ def _check_split(
         elif shares[2] == 0:
             lacking += f"; give them a percentage above 0, as 70/10/20, or {cure}"
         else:
-            lacking = f"{name} is too small: no image of {target} is left for testing; have {more}"
-            lacking += f", or {cure}"
+            others = sum(not size["test"] for size in sizes.values()) - 1
+            nor = f" (nor of {others} more)" if others else ""
+            lacking = f"{name} is too small: no image of {target} is left for testing{nor}; have "
+            lacking += f"{more}, or {cure}"
         raise DataError(lacking)
     if untrained := [domain for domain in sources if sizes[domain]["train"] == 0]:
         cure = "mend the split" if shares is None else f"have {more}"

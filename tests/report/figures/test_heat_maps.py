@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -15,6 +16,7 @@ from gradsurgery.documents.tally import Tally
 from gradsurgery.report.figures.heat_maps import (
     conflict_figures,
     confusion_figure,
+    heat_map,
     logged_figure,
 )
 from gradsurgery.report.figures.style import encoded
@@ -130,3 +132,12 @@ def test_a_matrix_of_many_classes_stays_of_a_size_that_can_be_drawn() -> None:
         ]
         assert ("one name in 3 is shown" in axes.get_title(loc="left")) == (every == 3)
         assert axes.images[0].get_array().shape == (classes, classes)
+
+
+def test_a_few_layers_of_hundreds_of_domains_are_no_roll_of_paper() -> None:
+    """Five rows and 301 columns are fewer cells than some matrices with a number in each."""
+    for columns, every in ((40, 1), (61, 1), (301, 3)):
+        figure, axes = heat_map(np.zeros((5, columns)), ["layer"] * 5, ["d"] * columns, "made")
+        assert max(figure.get_size_inches()) < 30
+        assert bool(axes.texts) == (columns == 40)
+        assert len(axes.get_xticks()) == -(-columns // every)

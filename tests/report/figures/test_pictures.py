@@ -1,6 +1,6 @@
 import numpy as np
 
-from gradsurgery.report.figures.pictures import SIDE, Examples, draw_examples, mosaic
+from gradsurgery.report.figures.pictures import SIDE, Examples, draw_examples, exemplary, mosaic
 
 
 def plain(value, size=14):
@@ -41,3 +41,13 @@ def test_of_many_classes_ten_are_shown_and_the_figure_says_so():
     figure = draw_examples(Examples("pacs", classes, ["a"], images)).figure
     assert len(figure.axes[0].get_xticks()) == 10
     assert "10 of 65 classes" in figure.get_supxlabel().replace("\n", " ")
+
+
+def test_of_hundreds_of_domains_the_first_are_shown_and_it_says_so():
+    domains, classes = [f"camera {d}" for d in range(300)], [f"c{k}" for k in range(150)]
+    drawing = draw_examples(Examples("wild", classes, domains, {}))
+    (axes,) = drawing.figure.axes
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == domains[:20]
+    assert len(axes.get_xticklabels()) == 10
+    assert "the first 10 of 150 classes and the first 20 of 300 domains" in drawing.caption
+    assert exemplary(classes[:3], domains[:2]) == (classes[:3], domains[:2])

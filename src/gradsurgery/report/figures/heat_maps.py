@@ -165,14 +165,15 @@ def heat_map(
 ) -> tuple[Figure, Axes]:
     """Coloured cells with their values in them; a missing one is white with a dash.
 
-    So many cells that no eye could read them are small, and without values; of very many rows or
-    columns, one in several is named.
+    So many cells that no eye could read them, or no page could hold, are small, and without values;
+    of very many rows or columns, one in several is named.
 
     colors: the map and its ends; by default, per cent from 0 to the next ten above the highest.
     height: of a cell, in inches.
     """
     counts, sizes, every = (len(rows), len(columns)), [height, _CELL], [1, 1]
-    crowded = math.prod(counts) > _MOST_NUMBERS
+    longest = max(count * size for count, size in zip(counts, sizes, strict=True))
+    crowded = math.prod(counts) > _MOST_NUMBERS or longest > 2 * _CROWDED
     for axis, count in enumerate(counts):
         if crowded and count * sizes[axis] > _CROWDED:
             sizes[axis], every[axis] = _CROWDED / count, math.ceil(count / _MOST_NAMES)
@@ -188,6 +189,8 @@ def heat_map(
     axes.set_yticks(range(0, len(rows), every[0]), rows[:: every[0]])
     axes.tick_params(length=0, labelsize=7)
     axes.xaxis.tick_top()
+    if sizes[1] < _CELL:
+        axes.tick_params(axis="x", labelrotation=90)
     for (row, column), value in () if crowded else np.ndenumerate(values):
         if np.isnan(value):
             axes.text(column, row, "–", ha="center", va="center", color=GREY)

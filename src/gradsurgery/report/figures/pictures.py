@@ -19,6 +19,7 @@ Image = UInt8[np.ndarray, "_ _ 3"]
 SIDE = 112
 """Pixels of an image in the figure, at most."""
 _MOST_CLASSES = 10
+_MOST_DOMAINS = 20
 _INCHES = 0.82
 _GAP = 6
 
@@ -33,11 +34,16 @@ class Examples:
     images: Mapping[tuple[str, str], Image]
 
 
+def exemplary(classes: Sequence[str], domains: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The classes and domains that figure 1 shows images of: the first ten, and the first 20."""
+    return list(classes[:_MOST_CLASSES]), list(domains[:_MOST_DOMAINS])
+
+
 @styled()
 def draw_examples(examples: Examples) -> Drawing:
-    """A row a domain, a column a class; of more than ten classes, the first ten, and it says so."""
-    classes, domains, images = examples.classes, examples.domains, examples.images
-    shown = list(classes[:_MOST_CLASSES])
+    """A row a domain, a column a class; of many, those that are `exemplary`, and it says so."""
+    classes, images = examples.classes, examples.images
+    shown, domains = exemplary(classes, examples.domains)
     page = mosaic([[images.get((label, domain)) for label in shown] for domain in domains])
     names = [wrapped(domain, 14, 2) for domain in domains]
     longest = max(len(line) for name in names for line in name.splitlines())
@@ -59,12 +65,20 @@ def draw_examples(examples: Examples) -> Drawing:
             if (label, domain) not in images:
                 place = (step * column + SIDE / 2, step * row + SIDE / 2)
                 axes.annotate("none", place, ha="center", va="center", fontsize=6, color=GREY)
-    fewer = len(shown) < len(classes)
-    note = f"The first {len(shown)} of {len(classes)} classes." if fewer else ""
-    set_heading(figure, f"{examples.data}: examples", note)
+    fewer = [
+        f"the first {len(some)} of {len(every)} {what}"
+        for some, every, what in (
+            (shown, classes, "classes"),
+            (domains, examples.domains, "domains"),
+        )
+        if len(some) < len(every)
+    ]
+    note = " and ".join(fewer)
+    set_heading(figure, f"{examples.data}: examples", note and f"{note[0].upper()}{note[1:]}.")
     return Drawing(
         figure,
-        f"An image of every class (columns) and domain (rows) of {examples.data}.",
+        "An image of every class (columns) and domain (rows) of "
+        f"{examples.data}{note and ': '}{note}.",
         f"Images of {examples.data}, rows are the domains {listed(domains)}.",
     )
 
