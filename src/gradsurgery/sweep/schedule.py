@@ -265,7 +265,7 @@ def _timed_on_features(
         used = ImagesUsed.of(c, images)
         used.prepare(learner.algorithm, c, learner.backbone, device)
         few = used.batches(c).indices_at(0).reshape(-1)
-        if len(images.label) > c.iterations * len(few):
+        if 2 * len(used.split.unused) > len(images.label):
             return None
         pixels, labels = images.images[few], images.label[few]
         loader = learner.loader(replace(images, images=pixels, label=labels, folder=None))
