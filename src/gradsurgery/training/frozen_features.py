@@ -36,8 +36,10 @@ from gradsurgery.training.recipe import ALL_BUT_HEAD
 MOST_BYTES = 2 << 30
 """Features beyond it are not kept."""
 
+CHECKED = 64
+"""Images of the first step that are looked at: passed in training and in evaluation mode."""
+
 _BATCH = 128  # images at a time, always the same ones: their bits do not depend on the run
-_CHECKED = 64  # images of the first batch
 
 Features = Float[Tensor, "images features 1 1"]
 """As maps of one pixel: a batch of them goes where images go."""
@@ -140,7 +142,7 @@ class _FrozenLayers:
 
         That is also where most images are in no part of the split.
         """
-        few, total = first[:_CHECKED], len(self.loader.images.label)
+        few, total = first[:CHECKED], len(self.loader.images.label)
         if 2 * unused > total or (seen := self._seen(few)) is None:
             return None
         if 4 * total * seen.shape[1] > MOST_BYTES:
