@@ -114,6 +114,18 @@ def test_what_frozen_layers_make_of_images_counts_once(
     assert found == (len(runs), len(runs) * 200 * 0.5 + 1797 * 2.0, 2)
 
 
+def test_it_counts_also_beside_a_method_that_does_without(
+    plan: Callable[..., Plan],
+    runs_of: Callable[[Plan], list[SweepRun]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_timed_on_features", lambda *_: (0.5, 2.0))
+    monkeypatch.setattr(module, "_timed_step_and_image", lambda *_: (0.0, 0.0))
+    runs = runs_of(plan(methods=["agr-sum", "mixup"], seeds="1", options=PROBE))
+    found = estimate(runs, {}, {"rotated-digits": open_source("rotated-digits")}, Execution())
+    assert found.seconds == len(runs) / 2 * 200 * 0.5 + 1797 * 2.0
+
+
 def test_a_step_on_features_is_timed_as_one(
     plan: Callable[..., Plan],
     runs_of: Callable[[Plan], list[SweepRun]],

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from gradsurgery.data import ImageSet
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import ArgumentError
 from gradsurgery.training import CheckpointError, TrainingProgress, train
-from gradsurgery.training.checkpoint import check_same, load_checkpoint, outline
+from gradsurgery.training.checkpoint import check_same, load_checkpoint, outline, save_weights
 
 Configure = Callable[..., RunConfiguration]
 Place = tuple[Any, ...]
@@ -201,3 +202,17 @@ def test_other_options_are_refused_with_both_values(tmp_path: Path) -> None:
     check_same(one, one, tmp_path)
     with pytest.raises(ArgumentError, match="seed: 2 there, 1 here"):
         check_same(one, two, tmp_path)
+
+
+def test_weights_that_layers_have_in_common_are_written_for_each(tmp_path: Path) -> None:
+    """As of timm's CoaT, whose blocks share a convolution."""
+    common = torch.arange(3.0)
+    weights = {"a": common, "b": common, "c": torch.zeros(0), "d": torch.zeros(0)}
+    save_weights(weights, tmp_path / "model.safetensors")
+    found = load_file(tmp_path / "model.safetensors")
+    assert {name: value.tolist() for name, value in found.items()} == {
+        "a": [0, 1, 2],
+        "b": [0, 1, 2],
+        "c": [],
+        "d": [],
+    }

@@ -1,5 +1,6 @@
 """Features of frozen layers are computed once, and the run is the one that computes them anew."""
 
+import copy
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,11 @@ def counted(network: nn.Module, features: torch.Tensor) -> torch.Tensor:
     return features
 
 
+def counted_anew(network: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    network.seen = network.seen + 1
+    return features
+
+
 CHANGES: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
     "dropout": lambda net, z: nn.functional.dropout(z, 0.5, net.training),
     "rare dropout": lambda net, z: nn.functional.dropout(z, 1e-9, net.training),
@@ -109,6 +115,7 @@ CHANGES: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
     "another in training": lambda net, z: z * (1.01 if net.training else 1),
     "of the batch": lambda net, z: z - z.mean(0),
     "counts its passes": counted,
+    "counts its passes in another tensor": counted_anew,
 }
 """Networks whose features are others at another step."""
 
@@ -119,11 +126,11 @@ def learner_of(network: nn.Module, configured: Configure, **more: Any) -> Learne
     return build_learner(options, backbone, torch.device("cpu"))
 
 
-def kept_for(learner: Learner, configured: Configure, images: ImageSet) -> bool:
+def kept_for(learner: Learner, configured: Configure, images: ImageSet, *, unused: int = 0) -> bool:
     loader, options = learner.loader(images), configured(**PROBE)
     first = np.arange(0, len(images.label), 30)
     whole = learner.backbone.model.forward
-    with features_kept(learner, loader, options, first, lambda _: None) as kept:
+    with features_kept(learner, loader, options, first, lambda _: None, unused=unused) as kept:
         pass
     assert learner.backbone.model.forward == whole
     return kept is not loader
@@ -133,7 +140,12 @@ def kept_for(learner: Learner, configured: Configure, images: ImageSet) -> bool:
 def test_a_network_with_other_features_at_another_step_is_taken_whole(
     name: str, images: ImageSet, configured: Configure
 ) -> None:
-    assert not kept_for(learner_of(Trunk(CHANGES[name]), configured), configured, images)
+    """It begins as if nobody had looked, and so do the caller's random numbers."""
+    network = Trunk(CHANGES[name])
+    learner, drawn = learner_of(network, configured), torch.get_rng_state()
+    assert not kept_for(learner, configured, images)
+    assert network.seen == 0
+    assert torch.equal(torch.get_rng_state(), drawn)
 
 
 def test_its_twin_with_the_same_features_is_not(images: ImageSet, configured: Configure) -> None:
@@ -151,12 +163,17 @@ class Scaled(Trunk):
         return 3 * super().forward(images)
 
 
+class ScaledInPlace(Trunk):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images).mul_(3)
+
+
 class Patches(Trunk):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.head(self.mixing(images.flatten(2).mT)).mean(1)
 
 
-@pytest.mark.parametrize("network", [Twice, Scaled, Patches])
+@pytest.mark.parametrize("network", [Twice, Scaled, ScaledInPlace, Patches])
 def test_the_last_layer_has_to_make_the_logits(
     network: type[Trunk], images: ImageSet, configured: Configure
 ) -> None:
@@ -226,6 +243,48 @@ def test_an_interrupted_run_goes_on_to_the_same_record(
     again = train(options, tmp_path / "cut", opened=images)
     assert again.cost.frozen_features
     assert outcome(again, tmp_path / "cut") == outcome(whole, tmp_path / "whole")
+
+
+def test_a_run_of_few_steps_is_on_features_too_and_goes_on_with_more(
+    tmp_path: Path, images: ImageSet, configured: Configure, outcome: Any
+) -> None:
+    """test_byobnet's features have other bits in batches of another size."""
+    options = {**PROBE, "backbone": "test_byobnet", "keep_checkpoint": True, "iterations": 4}
+    short = train(configured(**options), tmp_path / "grown", opened=images)
+    assert short.cost.frozen_features
+    longer = configured(**{**options, "iterations": 24})
+    grown = train(longer, tmp_path / "grown", opened=images)
+    whole = train(longer, tmp_path / "whole", opened=images)
+    assert outcome(grown, tmp_path / "grown") == outcome(whole, tmp_path / "whole")
+
+
+def test_images_of_which_most_are_unused_are_not_worth_it(
+    images: ImageSet, configured: Configure
+) -> None:
+    learner, half = learner_of(Trunk(lambda _, z: z), configured), len(images.label) // 2
+    assert kept_for(learner, configured, images, unused=half)
+    assert not kept_for(learner, configured, images, unused=half + 1)
+
+
+def test_copies_that_an_observer_makes_answer_by_their_own_layers(
+    tmp_path: Path, images: ImageSet, configured: Configure
+) -> None:
+    copies: list[nn.Module] = []
+
+    def observe(step: int, backbone: Backbone) -> None:
+        copies.append(copy.deepcopy(backbone.model))
+
+    probe = torch.randn(3, 3, 12, 12)
+    record = train(
+        configured(**{**PROBE, "iterations": 4}), tmp_path, opened=images, observe=observe
+    )
+    assert record.cost.frozen_features
+    for made in copies:
+        features = made.features(probe).mean((2, 3))
+        with torch.no_grad():
+            made.classifier.bias.add_(1)
+        assert torch.equal(made(probe), made.classifier(features))
+    assert not torch.equal(copies[0].classifier.weight, copies[-1].classifier.weight)
 
 
 def test_an_observer_has_a_model_of_images(

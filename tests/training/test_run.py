@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from gradsurgery import load_model
 from gradsurgery.algorithms import METHODS
 from gradsurgery.backbones import Backbone, build_backbone
 from gradsurgery.data import ImageSet, draw_split, normalize, open_source, prepare
@@ -447,3 +448,20 @@ def test_batch_norm_is_frozen_or_not_as_the_record_says(
         means[mode] = load_file(tmp_path / mode / "model.safetensors")["bn1.running_mean"]
     assert not means["frozen"].any()
     assert means["per-domain"].all()
+
+
+@pytest.mark.parametrize("average", ["none", "ema", "swad"])
+def test_layers_that_ask_for_their_version_are_given_it(
+    average: str, tmp_path: Path, images: ImageSet, configured: Callable[..., RunConfiguration]
+) -> None:
+    """Those of torchvision's MNASNet raise for weights without."""
+    options = {"backbone": "mnasnet0_5", "weights": "none", "iterations": 4, "average": average}
+
+    def stop(progress: TrainingProgress) -> None:
+        if progress.stage == "testing":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(configured(**options), tmp_path, stop, opened=images)
+    train(configured(**options), tmp_path, opened=images)
+    assert list(load_model(tmp_path).classes) == list(images.classes)

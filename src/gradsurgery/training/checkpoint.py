@@ -264,7 +264,8 @@ def save_weights(weights: Weights, path: Path, metadata: dict[str, str] | None =
     """Write a safetensors file; raises `OutputError`."""
     from safetensors.torch import save_file
 
-    tensors = {name: value.cpu().contiguous() for name, value in weights.items()}
+    form = torch.contiguous_format  # in copies: layers may have some in common, as those of CoaT
+    tensors = {name: value.cpu().clone(memory_format=form) for name, value in weights.items()}
     with _explained(path), atomic_file(path) as temporary:
         save_file(tensors, temporary, metadata)
 

@@ -146,6 +146,19 @@ def computing_with(
         torch.set_default_dtype(default)
 
 
+@contextmanager
+def reproducible(device: torch.device) -> Iterator[None]:
+    """Leave torch's global random state and cuDNN's choice of algorithms as they were."""
+    devices = [device] if device.type == "cuda" else []
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        torch.backends.cudnn.deterministic = before
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Let `peak_memory_bytes` count from here on, where the system can."""
     if device.type == "cuda":

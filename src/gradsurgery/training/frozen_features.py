@@ -27,7 +27,8 @@ from gradsurgery.data.loader import Change, Fetched, Positions, prefetched
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import suppress_out_of_memory
 from gradsurgery.kernels.network import sent
-from gradsurgery.training.cuda_graph import buffer_versions, draws_on_host, generator_states
+from gradsurgery.training.cuda_graph import draws_on_host, generator_states
+from gradsurgery.training.device import reproducible
 from gradsurgery.training.learner import Learner
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 from gradsurgery.training.recipe import ALL_BUT_HEAD
@@ -35,8 +36,10 @@ from gradsurgery.training.recipe import ALL_BUT_HEAD
 MOST_BYTES = 2 << 30
 """Features beyond it are not kept."""
 
+CHECKED = 64
+"""Images of the first step that are looked at: passed in training and in evaluation mode."""
+
 _BATCH = 128  # images at a time, always the same ones: their bits do not depend on the run
-_CHECKED = 64  # images of the first batch
 
 Features = Float[Tensor, "images features 1 1"]
 """As maps of one pixel: a batch of them goes where images go."""
@@ -86,16 +89,21 @@ def features_kept(
     configuration: RunConfiguration,
     first: Positions,
     report: ProgressCallback,
+    *,
+    unused: int = 0,
 ) -> Iterator[ImageLoader]:
     """What brings the run its images: their features where these can be kept, else `loader`.
 
-    Inside, the model answers to both. first: the images of the first step.
+    Inside, the model answers to both. Which it is does not depend on the number of steps: a run
+    that is given more of them goes on as it began.
+
+    first: the images of the first step. unused: how many images are in no part of the split.
     """
     features = None
     if may_keep_features(configuration) and (head := _head(learner.backbone)) is not None:
         frozen = _FrozenLayers(learner, head, loader, configuration)
-        with suppress_out_of_memory():
-            features = frozen.features(first, report)
+        with reproducible(learner.device), suppress_out_of_memory():
+            features = frozen.features(first, unused, report)
     if features is None:
         yield loader
         return
@@ -131,15 +139,15 @@ class _FrozenLayers:
     loader: ImageLoader
     configuration: RunConfiguration
 
-    def features(self, first: Positions, report: ProgressCallback) -> Features | None:
+    def features(self, first: Positions, unused: int, report: ProgressCallback) -> Features | None:
         """Of all images, the same as those of the first step's; None where they are not to be had.
 
-        That is also where the steps ask for fewer images than there are.
+        That is also where most images are in no part of the split.
         """
-        few, total = first[:_CHECKED], len(self.loader.images.label)
-        seen = self._seen(few)
-        asked = self.configuration.iterations * len(first)
-        if seen is None or total > asked or 4 * total * seen.shape[1] > MOST_BYTES:
+        few, total = first[:CHECKED], len(self.loader.images.label)
+        if 2 * unused > total or (seen := self._seen(few)) is None:
+            return None
+        if 4 * total * seen.shape[1] > MOST_BYTES:
             return None
         with _lock:
             features = self._computed_once(report)
@@ -150,34 +158,41 @@ class _FrozenLayers:
         model, (images, _) = self.learner.backbone.model, self.loader.fetch(positions)()
         set_training_mode(model, self.configuration.batch_norm)
         self.learner.freezing.apply(1)
-        before = self._state()
+        draws, buffers = self._draws(), {name: b.clone() for name, b in model.named_buffers()}
         features = self._of(images)
-        changed = self._state() != before
         model.eval()
         evaluated = self._of(images)
+        changed = self._draws() != draws
+        for name, buffer in model.named_buffers():
+            if not torch.equal(buffer, before := buffers.get(name, buffer)):
+                changed = True
+                buffer.copy_(before)  # the first step finds what it would have found
         if changed or features is None or evaluated is None or not _alike(features, evaluated):
             return None
         return features
 
-    def _state(self) -> list[Any]:
-        draws = [state.cpu().numpy().tobytes() for state in generator_states(self.learner)]
-        return [*draws, *draws_on_host(self.learner), *buffer_versions(self.learner)]
+    def _draws(self) -> list[Any]:
+        """What random numbers come next."""
+        states = [state.cpu().numpy().tobytes() for state in generator_states(self.learner)]
+        return [*states, *draws_on_host(self.learner)]
 
     @torch.no_grad()
     def _of(self, images: Tensor) -> Float[Tensor, "batch features"] | None:
         """What goes into the last layer; None where it is called otherwise, or is not the last."""
-        calls: list[tuple[Tensor, Tensor]] = []
+        calls: list[tuple[Tensor, Tensor, int]] = []
         handle = self.head.register_forward_hook(
-            lambda _, given, made: calls.append((given[0], made))
+            lambda _, given, made: calls.append((given[0], made, made._version))
         )
         try:
             with self.learner.autocast():
                 logits = self.learner.backbone.model(images)
         finally:
             handle.remove()
-        if len(calls) != 1 or calls[0][1] is not logits or calls[0][0].ndim != 2:
+        if len(calls) != 1:
             return None
-        return calls[0][0]
+        ((features, made, version),) = calls
+        as_made = made is logits and logits._version == version  # also in place
+        return features if as_made and features.ndim == 2 else None
 
     def _computed_once(self, report: ProgressCallback) -> Features:
         key = self._key()
@@ -225,19 +240,29 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return bool(apart <= tolerance * size)
 
 
+@dataclass(frozen=True, eq=False)
+class _Answering:
+    """A model's `forward` that takes features too, which go into its last layer.
+
+    A copy of the model copies it, and answers by its own layers.
+    """
+
+    whole: Callable[..., Tensor]
+    head: nn.Linear
+    width: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if images.shape[1:] == (self.width, 1, 1):
+            logits: Tensor = self.head(images.flatten(1))
+            return logits
+        return self.whole(images)
+
+
 @contextmanager
 def _answering_to(model: Any, head: str, width: int) -> Iterator[None]:
-    """Inside, the model takes features too, which go into its last layer."""
-    whole: Callable[..., Tensor] = model.forward
-    own, layer = vars(model).get("forward"), model.get_submodule(head)
-
-    def forward(images: Tensor) -> Tensor:
-        if images.shape[1:] == (width, 1, 1):
-            logits: Tensor = layer(images.flatten(1))
-            return logits
-        return whole(images)
-
-    model.forward = forward
+    """Inside, the model takes features too."""
+    own = vars(model).get("forward")
+    model.forward = _Answering(model.forward, model.get_submodule(head), width)
     try:
         yield
     finally:

@@ -19,6 +19,7 @@ from gradsurgery.errors import GradsurgeryError, NonFiniteError, is_out_of_memor
 from gradsurgery.seeds import derive_seed
 from gradsurgery.training.checkpoint import Checkpoint, save_checkpoint
 from gradsurgery.training.cuda_graph import GraphedSteps
+from gradsurgery.training.device import reproducible
 from gradsurgery.training.learner import Learner
 from gradsurgery.training.outcome import Evaluation, Run
 from gradsurgery.training.progress import (
@@ -78,7 +79,7 @@ def run_steps(run: Run, batches: Batches, observe: Observer | None) -> str | Non
     explain, say = partial(_explained, batches), partial(_say, run)
     unread = UnreadSteps(explain, scaled=learner.scaler is not None)
 
-    with _reproducible(learner.device), _naming_what_takes_memory(learner, configuration):
+    with reproducible(learner.device), _naming_what_takes_memory(learner, configuration):
         _show(learner, checkpoint.step, observe)
         _set_training(learner, configuration, checkpoint.step + 1)
         steps = GraphedSteps(learner, configuration.cuda_graph, say)
@@ -289,16 +290,3 @@ def _explained(batches: Batches, error: NonFiniteError, step: int) -> NonFiniteE
         domain=error.domain,
         parameter=error.parameter,
     )
-
-
-@contextmanager
-def _reproducible(device: torch.device) -> Iterator[None]:
-    """Leave torch's global random state and cuDNN's choice of algorithms as they were."""
-    devices = [device] if device.type == "cuda" else []
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        torch.backends.cudnn.deterministic = before

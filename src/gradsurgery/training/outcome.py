@@ -1,6 +1,8 @@
 """What a model comes to: evaluated on images, and a run's tests, file and record at its end."""
 
 import time
+from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from gradsurgery import __version__
@@ -213,14 +215,21 @@ def _tested_models(run: Run) -> Result:
     last = _tested(run, 0, **validated(len(curves.step) - 1))
     selected = average.result()
     if selected is not None:
-        average.model.load_state_dict(selected.weights)
+        _put(selected.weights, average.model)
         about = {"step": selected.last, "averaged_from": selected.first}
         accuracy = run.validate().accuracy
         best = _tested(run, len(domains), **about, validation_accuracy=accuracy)
         return Result(best=best, last=last)
     if checkpoint.best is not None:
-        average.model.load_state_dict(checkpoint.best)
+        _put(checkpoint.best, average.model)
     return Result(best=_tested(run, len(domains), **validated(curves.best())), last=last)
+
+
+def _put(weights: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Into the model, with the versions of its layers, without which MNASNet takes no weights."""
+    state: Any = OrderedDict(weights)
+    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(state)
 
 
 def _tested(run: Run, first: int, **about: Any) -> ModelResult:

@@ -307,7 +307,9 @@ def _record(
             report(TrainingProgress("resuming", checkpoint.step, c.iterations))
         batches = used.batches(c)
         first = batches.indices_at(0).reshape(-1)
-        with features_kept(learner, learner.loader(images), c, first, report) as loader:
+        unused = len(used.split.unused)
+        loader = learner.loader(images)
+        with features_kept(learner, loader, c, first, report, unused=unused) as loader:
             run = Run(learner, checkpoint, used, loader, directory, report)
             return conclude(run, cuda_graph=run_steps(run, batches, observe))
 
