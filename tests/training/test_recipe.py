@@ -235,6 +235,10 @@ def test_a_clipped_update_has_the_norm_of_the_limit(
             {"method": "agr-ema", "freeze": "all-but-head", "freeze_steps": 3},
             "agr-ema remembers every component that is trained, found freeze_steps 3",
         ),
+        (
+            {"method": "coral+agr-sum", "freeze": "all-but-head"},
+            "coral.agr-sum draws features together, which freeze all-but-head leaves as they are",
+        ),
         ({"average": "swad", "patience": 2}, "swad needs the losses after its valley"),
         ({"freeze": "*"}, "leaves nothing of small-cnn to train"),
         ({"freeze": "layer9"}, "no layer 'layer9' to freeze; it has features, classifier"),
