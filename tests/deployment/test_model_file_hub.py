@@ -93,7 +93,6 @@ def hub(monkeypatch, tmp_path) -> Iterator[dict[str, dict[str, bytes]]]:
     Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setenv("HF_ENDPOINT", address)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)  # read when it is imported
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(StandIn, "files", {})
     yield StandIn.files

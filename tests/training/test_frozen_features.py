@@ -134,7 +134,9 @@ def kept_for(learner: Learner, configured: Configure, images: ImageSet, *, unuse
     loader, options = learner.loader(images), configured(**PROBE)
     first = np.arange(0, len(images.label), 30)
     whole = learner.backbone.model.forward
-    with features_kept(learner, loader, options, first, lambda _: None, unused=unused) as kept:
+    with features_kept(
+        learner, loader, options, lambda _: first[None], lambda _: None, unused=unused
+    ) as kept:
         pass
     assert learner.backbone.model.forward == whole
     return kept is not loader

@@ -150,7 +150,10 @@ def test_the_same_call_gives_the_same_record_whatever_prefetches_and_decodes(
     source = open_source("rotated-digits")
     again = prepare(source, size=images.size, cache=tmp_path / "cache", workers=3)
 
-    def at_once(at: Callable[[int], Any], first: int, last: int) -> Iterator[tuple[int, Any]]:
+    def at_once(
+        at: Callable[[int], Any], first: int, last: int, *, ahead: int
+    ) -> Iterator[tuple[int, Any]]:
+        assert ahead == 1
         return prefetched(at, first, last, ahead=0)
 
     monkeypatch.setattr(loop_module, "prefetched", at_once)

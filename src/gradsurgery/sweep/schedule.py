@@ -271,7 +271,7 @@ def _timed_on_features(
         pixels, labels = images.images[few], images.label[few]
         loader = learner.loader(replace(images, images=pixels, label=labels, folder=None))
         start, first = time.perf_counter(), np.arange(len(few))
-        with features_kept(learner, loader, c, first, lambda _: None) as kept:
+        with features_kept(learner, loader, c, lambda _: first[None], lambda _: None) as kept:
             if kept is loader:
                 return None
             passed = len(few) + 2 * len(few[:CHECKED])

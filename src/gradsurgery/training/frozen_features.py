@@ -14,7 +14,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -87,7 +87,7 @@ def features_kept(
     learner: Learner,
     loader: ImageLoader,
     configuration: RunConfiguration,
-    first: Positions,
+    images_at: Callable[[int], Int64[np.ndarray, "domains batch"]],
     report: ProgressCallback,
     *,
     unused: int = 0,
@@ -97,13 +97,13 @@ def features_kept(
     Inside, the model answers to both. Which it is does not depend on the number of steps: a run
     that is given more of them goes on as it began.
 
-    first: the images of the first step. unused: how many images are in no part of the split.
+    images_at: those of a step, from 0. unused: how many images are in no part of the split.
     """
     features = None
     if may_keep_features(configuration) and (head := _head(learner.backbone)) is not None:
         frozen = _FrozenLayers(learner, head, loader, configuration)
         with reproducible(learner.device), suppress_out_of_memory():
-            features = frozen.features(first, unused, report)
+            features = frozen.features(images_at(0).reshape(-1), unused, report)
     if features is None:
         yield loader
         return

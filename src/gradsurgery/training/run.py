@@ -306,10 +306,9 @@ def _record(
             checkpoint.configuration = c  # which may be worked on elsewhere by now
             report(TrainingProgress("resuming", checkpoint.step, c.iterations))
         batches = used.batches(c)
-        first = batches.indices_at(0).reshape(-1)
         unused = len(used.split.unused)
         loader = learner.loader(images)
-        with features_kept(learner, loader, c, first, report, unused=unused) as loader:
+        with features_kept(learner, loader, c, batches.indices_at, report, unused=unused) as loader:
             run = Run(learner, checkpoint, used, loader, directory, report)
             return conclude(run, cuda_graph=run_steps(run, batches, observe))
 
