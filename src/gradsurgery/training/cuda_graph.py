@@ -97,10 +97,10 @@ class GraphedSteps:
             self._let_go()
             self._stage, self._eager, self._compared = key, 0, 0
         if self._graph is None:
-            draws, versions = draws_on_host(self.learner), buffer_versions(self.learner)
+            draws, versions = draws_on_host(self.learner), _buffer_versions(self.learner)
             result = self.learner.take(batches, step)
             self._eager += 1
-            if buffer_versions(self.learner) != versions:
+            if _buffer_versions(self.learner) != versions:
                 self.side_by_side = False  # the backward pass before may still read them
             if self._eager > _EAGER_STEPS:
                 if draws_on_host(self.learner) != draws:
@@ -316,7 +316,7 @@ def draws_on_host(learner: Learner) -> list[Any]:
     return [*states, random.getstate(), np.asarray(words).tobytes(), rest]
 
 
-def buffer_versions(learner: Learner) -> list[int]:
+def _buffer_versions(learner: Learner) -> list[int]:
     """How often each buffer was written to, but for those of torch's own batch normalisation,
 
     whose backward passes do not read them.
