@@ -4,13 +4,14 @@
         [--backbone tf_efficientnet_lite0] [--image-size 224] [--batch-size 128] [--steps 20]
 
 Both are whole runs by `gradsurgery.train`, one after the other, with few steps; printed is what a
-run of 1,000 steps with a validation every 20 comes to. The features count as a whole, though the
-runs of a process share them.
+run of 1,000 steps with a validation every 20 comes to. The features are computed in any case and
+count as a whole, though runs share them.
 """
 
 import argparse
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=20, help="of the run with the whole network")
     options = parser.parse_args()
-    images = prepare(open_source(options.data), size=options.image_size)
+    images = replace(prepare(open_source(options.data), size=options.image_size), folder=None)
     common = gs.RunConfiguration(
         data=options.data,
         target=options.target,

@@ -1,19 +1,22 @@
 import random
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import timm
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
-from gradsurgery.data import open_source
+from gradsurgery.data import open_source, prepare
 from gradsurgery.documents.plan import Plan
 from gradsurgery.sweep import schedule as module
 from gradsurgery.sweep.launcher import Outcome
 from gradsurgery.sweep.runs import SweepRun
 from gradsurgery.sweep.schedule import Execution, Schedule, estimate
-from gradsurgery.training import frozen_features
+from gradsurgery.training import frozen_features, train
 from tests.sweep.conftest import OPTIONS
 
 FAILED, LOST = Outcome("failed", "no"), Outcome("lost", "killed")
@@ -103,15 +106,20 @@ def test_long_steps_are_timed_once(
 PROBE = OPTIONS | {"freeze": "all-but-head", "iterations": 200, "batch_size": 16}
 
 
-def test_what_frozen_layers_make_of_images_counts_once(
+@pytest.mark.parametrize(("weights", "counted"), [("none", 3), ("weights.safetensors", 1)])
+def test_what_frozen_layers_make_of_images_counts_once_a_network(
+    weights: str,
+    counted: int,
     plan: Callable[..., Plan],
     runs_of: Callable[[Plan], list[SweepRun]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Without weights every seed has a network of its own."""
     monkeypatch.setattr(module, "_timed_on_features", lambda *_: (0.5, 2.0))
-    runs = runs_of(plan(methods=["deep-all", "agr-sum"], seeds="3", options=PROBE))
+    options = PROBE | {"weights": weights, "backbone": "resnet18"}
+    runs = runs_of(plan(methods=["deep-all", "agr-sum"], seeds="3", options=options))
     found = estimate(runs, {}, {"rotated-digits": open_source("rotated-digits")}, Execution())
-    assert found == (len(runs), len(runs) * 200 * 0.5 + 1797 * 2.0, 2)
+    assert found == (len(runs), len(runs) * 200 * 0.5 + counted * 1797 * 2.0, 2)
 
 
 def test_it_counts_also_beside_a_method_that_does_without(
@@ -146,4 +154,28 @@ def test_a_step_on_features_is_timed_as_one(
     found = estimate(runs, {}, {"rotated-digits": open_source("rotated-digits")}, Execution())
     assert found.timed == 1
     assert found.seconds > 0
-    assert sum(passed) <= 64 + 64 + 5 * 16
+    assert sum(passed) <= 12 + 12 + 5 * 16
+
+
+def test_features_that_another_run_left_take_no_time(
+    tmp_path: Path,
+    plan: Callable[..., Plan],
+    runs_of: Callable[[Plan], list[SweepRun]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(random, "getstate", random.Random(0).getstate)  # annotation checks draw
+    network = timm.create_model("test_byobnet", pretrained=False, num_classes=10)
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    weights = {"backbone": "test_byobnet", "weights": str(tmp_path / "weights.safetensors")}
+    runs = runs_of(plan(methods=["agr-sum"], seeds="1", options=PROBE | weights))
+    c = runs[0].configuration
+    images = prepare(open_source("rotated-digits"), size=c.image_size, cache=tmp_path / "cache")
+
+    def seconds_an_image() -> float:
+        timed = module._timed_on_features(c, images)
+        assert timed is not None
+        return timed[1]
+
+    assert seconds_an_image() > 0
+    train(c.model_copy(update={"iterations": 2}), tmp_path / "run", opened=images)
+    assert seconds_an_image() == 0

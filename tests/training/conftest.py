@@ -1,5 +1,6 @@
 """Short runs on the built-in digits."""
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from gradsurgery.data import ImageSet, open_source, prepare
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
+from gradsurgery.training import frozen_features
 
 SHORT: dict[str, Any] = {
     "data": "rotated-digits",
@@ -50,3 +52,10 @@ def outcome() -> Callable[[Record, Path], tuple[dict[str, Any], bytes]]:
 def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that a test starts compute as the tests do."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No features of frozen layers, and no draws of what checks the annotations under the tests."""
+    monkeypatch.setattr(random, "getstate", random.Random(0).getstate)
+    frozen_features._kept.clear()

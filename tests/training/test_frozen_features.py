@@ -26,11 +26,7 @@ Configure = Callable[..., RunConfiguration]
 PROBE = {"freeze": "all-but-head", "batch_size": 16, "iterations": 40, "learning_rate": 0.01}
 
 
-@pytest.fixture(autouse=True)
-def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What checks the annotations under the tests draws from Python's generator."""
-    monkeypatch.setattr(random, "getstate", random.Random(0).getstate)
-    frozen_features._kept.clear()
+pytestmark = pytest.mark.usefixtures("nothing_kept")
 
 
 def both(options: RunConfiguration, folder: Path, images: ImageSet) -> tuple[Record, Record]:

@@ -26,7 +26,12 @@ from gradsurgery.training.device import (
     resolve_device,
     stores_channels_last,
 )
-from gradsurgery.training.frozen_features import CHECKED, features_kept, may_keep_features
+from gradsurgery.training.frozen_features import (
+    features_kept,
+    have_file,
+    looked_at,
+    may_keep_features,
+)
 from gradsurgery.training.images_used import ImagesUsed
 from gradsurgery.training.learner import build_learner
 from gradsurgery.training.outcome import evaluate
@@ -210,25 +215,32 @@ def estimate(
     for run in runs:
         if run.directory in records:
             finished.setdefault(_kind(run), []).append(records[run.directory].cost.seconds)
-    todo = [run for run in runs if run.directory not in records]
-    counts = Counter(_kind(run) for run in todo)
-    one = {_kind(run): run for run in todo}
+    todo = [(run, _kind(run)) for run in runs if run.directory not in records]
+    counts = Counter(kind for _, kind in todo)
+    one = {kind: run for run, kind in todo}
     unknown = [kind for kind in counts if kind not in finished]
     costs = {kind: statistics.mean(seconds) for kind, seconds in finished.items()}
-    shared: dict[Any, float] = {}
+    once: dict[str, float] = {}
     for position, kind in enumerate(unknown):
         timed(position, len(unknown))
         try:
-            costs[kind], once = _timed_cost(one[kind], sources, execution)
-            c = one[kind].configuration
-            key = c.data, c.backbone, c.weights, c.image_size, c.precision
-            shared[key] = max(once, shared.get(key, 0.0))  # one of these may do without
+            costs[kind], once[kind] = _timed_cost(one[kind], sources, execution)
         except ArgumentError as error:
             method = one[kind].configuration.method
             raise ArgumentError(f"{method} on {one[kind].data} fails: {error}") from error
     timed(len(unknown), len(unknown))
+    shared: dict[Any, float] = {}
+    for run, kind in todo:
+        features = _features_of(run.configuration)
+        shared[features] = max(once.get(kind, 0.0), shared.get(features, 0.0))  # some do without
     total = sum(costs[kind] * count for kind, count in counts.items()) + sum(shared.values())
     return Estimate(len(todo), total, len(unknown))
+
+
+def _features_of(c: RunConfiguration) -> tuple[Any, ...]:
+    """What two runs on frozen layers have in common where these are passed once for both."""
+    network = (c.backbone, c.weights, c.seed if c.weights == "none" else None)
+    return c.data, *network, c.image_size, c.precision
 
 
 def _kind(run: SweepRun) -> str:
@@ -274,8 +286,10 @@ def _timed_on_features(
         with features_kept(learner, loader, c, lambda _: first[None], lambda _: None) as kept:
             if kept is loader:
                 return None
-            passed = len(few) + 2 * len(few[:CHECKED])
+            passed = len(few) + 2 * len(looked_at(few))
             an_image = (time.perf_counter() - start) / passed
+            if have_file(learner, learner.loader(images), c):
+                an_image = 0.0
             rows, classes = kept.fetch(first)()
             batches = list(zip(rows.split(c.batch_size), classes.split(c.batch_size), strict=True))
             moments = [time.perf_counter()]

@@ -204,6 +204,15 @@ def environment(device: torch.device) -> dict[str, str | int | bool | None]:
     here = Path.cwd()
     commit = _git(here, "rev-parse", "HEAD")
     changes = _git(here, "status", "--porcelain", "--untracked-files=no") if commit else None
+    return {
+        **versions_and_device(device),
+        "git_commit": commit or None,
+        "git_dirty": None if changes is None else bool(changes),
+    }
+
+
+def versions_and_device(device: torch.device) -> dict[str, str | int | None]:
+    """What else an environment says."""
     card = f": {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     return {
         "gradsurgery": __version__,
@@ -212,8 +221,6 @@ def environment(device: torch.device) -> dict[str, str | int | bool | None]:
         "device": device.type + card,
         "threads": torch.get_num_threads(),
         "platform": f"{sys.platform}-{platform.machine()}",
-        "git_commit": commit or None,
-        "git_dirty": None if changes is None else bool(changes),
     }
 
 

@@ -1,4 +1,4 @@
-"""What frozen layers make of images, computed once for all steps and all runs of a process.
+"""What frozen layers make of images, computed once for all steps and all runs.
 
 Where only the last layer is trained and images are not changed at random, what goes into it is the
 same at every step. That it is so is seen on the first batch: a network that draws at random, writes
@@ -29,6 +29,7 @@ from gradsurgery.errors import suppress_out_of_memory
 from gradsurgery.kernels.network import sent
 from gradsurgery.training.cuda_graph import draws_on_host, generator_states
 from gradsurgery.training.device import reproducible
+from gradsurgery.training.features_file import FeaturesFile
 from gradsurgery.training.learner import Learner
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 from gradsurgery.training.recipe import ALL_BUT_HEAD
@@ -36,8 +37,8 @@ from gradsurgery.training.recipe import ALL_BUT_HEAD
 MOST_BYTES = 2 << 30
 """Features beyond it are not kept."""
 
-CHECKED = 64
-"""Images of the first step that are looked at: passed in training and in evaluation mode."""
+CHECKED = 12
+"""How many images of the first step are looked at, in training and in evaluation mode."""
 
 _BATCH = 128  # images at a time, always the same ones: their bits do not depend on the run
 
@@ -82,6 +83,11 @@ def may_keep_features(configuration: RunConfiguration) -> bool:
     return parts.objective in {*OBJECTIVES, MLDG.name} - {Mixup.name} and not may_be_objective
 
 
+def looked_at(first: Positions) -> Int64[np.ndarray, " few"]:
+    """Images of the first step, of all its domains."""
+    return first[:: -(-len(first) // CHECKED)]
+
+
 @contextmanager
 def features_kept(
     learner: Learner,
@@ -114,6 +120,16 @@ def features_kept(
         yield FeatureLoader(loader, features)
 
 
+def have_file(learner: Learner, loader: ImageLoader, configuration: RunConfiguration) -> bool:
+    """Whether another run has left features on this machine that this one would take."""
+    head = _head(learner.backbone)
+    if head is None:
+        return False
+    frozen = _FrozenLayers(learner, head, loader, configuration)
+    file = frozen.file(frozen.key())
+    return file is not None and file.path.exists()
+
+
 def _head(backbone: Backbone) -> nn.Linear | None:
     """The last layer, where it is linear and all that is trained, of a network known here."""
     if len(backbone.heads) != 1 or backbone.provenance is not None:
@@ -144,14 +160,19 @@ class _FrozenLayers:
 
         That is also where most images are in no part of the split.
         """
-        few, total = first[:CHECKED], len(self.loader.images.label)
+        few, total = looked_at(first), len(self.loader.images.label)
         if 2 * unused > total or (seen := self._seen(few)) is None:
             return None
         if 4 * total * seen.shape[1] > MOST_BYTES:
             return None
+
+        def are_right(features: Features) -> bool:
+            shape = total, seen.shape[1], 1, 1
+            return features.shape == shape and _alike(features[few].flatten(1), seen)
+
         with _lock:
-            features = self._computed_once(report)
-        return features if _alike(features[few].flatten(1), seen) else None
+            features = self._computed_once(are_right, report)
+        return features if are_right(features) else None
 
     def _seen(self, positions: Positions) -> Float[Tensor, "batch features"] | None:
         """What goes into the last layer in training; None where it may be another at every step."""
@@ -194,18 +215,37 @@ class _FrozenLayers:
         as_made = made is logits and logits._version == version  # also in place
         return features if as_made and features.ndim == 2 else None
 
-    def _computed_once(self, report: ProgressCallback) -> Features:
-        key = self._key()
+    def _computed_once(
+        self, are_right: Callable[[Features], bool], report: ProgressCallback
+    ) -> Features:
+        """In this process, and where there is a file for them on this machine."""
+        if self.loader.images.folder is None:  # whose digest is not to be trusted
+            return self._computed(report)
+        key = self.key()
         for known, kept in _kept:
             if known == key:
                 return kept
         _kept.clear()
-        features = self._computed(report)
-        if self.loader.images.folder is not None:  # whose digest is to be trusted
-            _kept.append((key, features))
+        if (file := self.file(key)) is None:
+            features = self._computed(report)
+        else:
+            with file.in_turn():
+                found = file.read()
+                if found is None or not are_right(found):
+                    found = self._computed(report)
+                    file.write(found)
+            features = found
+        _kept.append((key, features))
         return features
 
-    def _key(self) -> tuple[Any, ...]:
+    def file(self, key: tuple[Any, ...]) -> FeaturesFile | None:
+        """Where they are kept for other processes; None for weights that no other run may have."""
+        folder = self.loader.images.folder
+        if folder is None or self.configuration.weights == "none":
+            return None
+        return FeaturesFile(folder, key, self.loader.device)
+
+    def key(self) -> tuple[Any, ...]:
         """All that the features' bits depend on."""
         backbone, loader = self.learner.backbone, self.loader
         digest = hashlib.sha256()

@@ -1,0 +1,171 @@
+"""Features that one process leaves to the next; correct is what a run without them gives."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from gradsurgery.data import ImageSet, open_source, prepare
+from gradsurgery.documents.configuration import RunConfiguration
+from gradsurgery.training import TrainingProgress, features_file, frozen_features, train
+
+Train = Callable[..., tuple[Any, bool]]
+
+pytestmark = pytest.mark.usefixtures("nothing_kept")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> ImageSet:
+    return prepare(open_source("rotated-digits"), size=12, cache=tmp_path / "cache")
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    network = timm.create_model("test_byobnet", pretrained=False, num_classes=10)
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    return tmp_path / "weights.safetensors"
+
+
+@pytest.fixture
+def probed(
+    tmp_path: Path,
+    images: ImageSet,
+    weights: Path,
+    configured: Callable[..., RunConfiguration],
+    outcome: Any,
+) -> Train:
+    """Train as a new process would; what came out, and whether the features were computed."""
+    runs: list[Path] = []
+
+    def run(**more: Any) -> tuple[Any, bool]:
+        frozen_features._kept.clear()
+        stages: set[str] = set()
+
+        def hear(progress: TrainingProgress) -> None:
+            stages.add(progress.stage)
+
+        given = {"backbone": "test_byobnet", "weights": str(weights), "freeze": "all-but-head"}
+        runs.append(tmp_path / str(len(runs)))
+        record = train(configured(**{**given, **more}), runs[-1], hear, opened=images)
+        assert record.cost.frozen_features
+        return outcome(record, runs[-1]), "features" in stages
+
+    return run
+
+
+def kept_for(images: ImageSet) -> list[Path]:
+    assert images.folder is not None
+    return sorted(images.folder.glob("features-*"))
+
+
+def test_the_next_process_takes_them(probed: Train, images: ImageSet) -> None:
+    first, computed = probed()
+    assert computed
+    assert len(kept_for(images)) == 1
+    again, computed = probed()
+    assert not computed
+    assert again == first
+    _, computed = probed(method="agr-sum", seed=3, learning_rate=0.01, target="0")
+    assert not computed
+
+
+def test_random_weights_are_no_one_elses(probed: Train, images: ImageSet) -> None:
+    for _ in range(2):
+        assert probed(weights="none", batch_norm="frozen")[1]
+    assert not kept_for(images)
+
+
+@pytest.mark.parametrize("what", ["other values", "other shape", "other name", "cut", "a folder"])
+def test_a_file_that_is_not_right_is_made_anew(what: str, probed: Train, images: ImageSet) -> None:
+    first, _ = probed()
+    (file,) = kept_for(images)
+    features = load_file(file)["features"].clone()  # it is a map of the file
+    if what == "other values":
+        save_file({"features": 1.01 * features}, file)
+    elif what == "other shape":
+        save_file({"features": features[:-1]}, file)
+    elif what == "other name":
+        save_file({"else": features}, file)
+    elif what == "cut":
+        file.write_bytes(file.read_bytes()[:-1])
+    else:
+        file.unlink()
+        file.mkdir()  # nothing can be written in its place
+    assert probed() == (first, True)
+    if what != "a folder":
+        assert torch.equal(load_file(file)["features"], features)
+        assert probed() == (first, False)
+    assert images.folder is not None
+    assert not list(images.folder.glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["_processor", "versions_and_device"])
+def test_another_computer_or_library_has_its_own(
+    name: str, probed: Train, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed()
+    monkeypatch.setattr(features_file, name, lambda *_: "another")
+    assert probed()[1]
+    assert len(kept_for(images)) == 2
+
+
+def test_those_that_were_not_used_for_longest_go(
+    probed: Train, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features_file, "MOST_FILES", 2)
+    monkeypatch.setattr(features_file, "_processor", lambda: "one")
+    probed()
+    (one,) = kept_for(images)
+    monkeypatch.setattr(features_file, "_processor", lambda: "two")
+    probed()
+    (two,) = set(kept_for(images)) - {one}
+    os.utime(one, (0, 0))
+    os.utime(two, (1, 1))
+    monkeypatch.setattr(features_file, "_processor", lambda: "one")
+    assert not probed()[1]  # which uses the first
+    monkeypatch.setattr(features_file, "_processor", lambda: "three")
+    probed()
+    assert one in (left := kept_for(images))
+    assert two not in left
+    assert len(left) == 2
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import gradsurgery as gs
+
+stages = set()
+gs.train(
+    gs.RunConfiguration.model_validate_json(sys.argv[1]),
+    Path(sys.argv[2]),
+    lambda progress: stages.add(progress.stage),
+    cache=Path(sys.argv[3]),
+)
+print("features" in stages)
+"""
+
+
+def test_of_two_processes_one_computes(
+    tmp_path: Path, weights: Path, images: ImageSet, configured: Callable[..., RunConfiguration]
+) -> None:
+    assert images.folder is not None
+    network = {"backbone": "test_byobnet", "weights": str(weights), "freeze": "all-but-head"}
+    options = configured(**network).model_dump_json()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, options, tmp_path / name, images.folder.parent],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("one", "two")
+    ]
+    said = [process.communicate(timeout=300)[0].strip() for process in processes]
+    assert sorted(said) == ["False", "True"]
