@@ -235,6 +235,8 @@ class _FrozenLayers:
                     found = self._computed(report)
                     file.write(found)
             features = found
+        if features.is_cuda:  # runs of other threads read them on streams of their own
+            torch.cuda.current_stream(features.device).synchronize()
         _kept.append((key, features))
         return features
 
@@ -267,8 +269,6 @@ class _FrozenLayers:
             assert features is not None  # as of the images of the first step
             computed.append(features)
             report(TrainingProgress("features", int(parts[at - 1][-1]) + 1, total))
-        if loader.device.type == "cuda":  # runs of other threads read them on streams of their own
-            torch.cuda.current_stream(loader.device).synchronize()
         return torch.cat(computed)[:, :, None, None]
 
 
