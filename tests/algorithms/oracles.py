@@ -124,6 +124,12 @@ def fishr_penalty(model: nn.Module, data: Batches, decay: float, memory: Memory)
     return torch.stack([((v - mean) ** 2).mean() for v in corrected]).mean()
 
 
+def sd(model: nn.Module, data: Batches, weight: float) -> Tensor:
+    """DomainBed's `SD.update`, domain by domain."""
+    losses = [cross_entropy(model(x), y) + weight * (model(x) ** 2).mean() for x, y in data]
+    return torch.stack(losses).mean()
+
+
 def features(model: nn.Sequential, data: Batches) -> list[Tensor]:
     return [model[:-1](x) for x, _ in data]
 

@@ -13,7 +13,7 @@ from gradsurgery.algorithms import build_method
 from gradsurgery.training.images_used import balanced_weights
 
 METHODS = ["deep-all", "erm+sum", "pcgrad", "vrex", "group-dro", "irm", "mixup", "coral", "mmd",
-           "fishr", "fish", "mldg"]  # fmt: skip
+           "fishr", "sd", "fish", "mldg"]  # fmt: skip
 
 
 def built(name):

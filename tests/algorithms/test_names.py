@@ -18,14 +18,15 @@ from gradsurgery.algorithms import (
 from gradsurgery.errors import ArgumentError
 from gradsurgery.rules import RULES
 
-# `hparams_registry.py` of DomainBed; its irm_lambda, vrex_lambda, mmd_gamma and fishr's lambda are
-# penalties.
+# `hparams_registry.py` of DomainBed; its irm_lambda, vrex_lambda, mmd_gamma, sd_reg and the lambda
+# of fishr are penalties.
 DOMAINBED = {
     "irm": {"penalty": 100.0, "anneal": 500},
     "vrex": {"penalty": 10.0, "anneal": 500},
     "coral": {"penalty": 1.0},
     "mmd": {"penalty": 1.0},
     "fishr": {"penalty": 1000.0, "anneal": 1500, "ema": 0.95},
+    "sd": {"penalty": 0.1},
     "mldg": {"beta": 1.0},
     "mixup": {"alpha": 0.2},
     "group-dro": {"eta": 0.01},

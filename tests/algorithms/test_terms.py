@@ -16,6 +16,7 @@ STRENGTHS = {
     "coral": "coral.penalty",
     "mmd": "mmd.penalty",
     "fishr": "fishr.penalty",
+    "sd": "sd.penalty",
     "mldg": "mldg.beta",
     "group-dro": "group-dro.eta",
     "gradnorm": "gradnorm.learning_rate",

@@ -3,7 +3,7 @@
 from gradsurgery.algorithms.objectives.alignment import CORAL, MMD
 from gradsurgery.algorithms.objectives.base import ERM, Batch, Objective
 from gradsurgery.algorithms.objectives.mixup import Mixup
-from gradsurgery.algorithms.objectives.penalties import IRM, Fishr, VREx
+from gradsurgery.algorithms.objectives.penalties import IRM, SD, Fishr, VREx
 from gradsurgery.algorithms.objectives.weighted_risks import GradNorm, GroupDRO
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "IRM",
     "MMD",
     "OBJECTIVES",
+    "SD",
     "Batch",
     "Fishr",
     "GradNorm",
@@ -23,5 +24,5 @@ __all__ = [
 
 OBJECTIVES: dict[str, type[Objective]] = {
     objective.name: objective
-    for objective in (ERM, IRM, Mixup, GroupDRO, VREx, CORAL, MMD, Fishr, GradNorm)
+    for objective in (ERM, IRM, Mixup, GroupDRO, VREx, CORAL, MMD, Fishr, GradNorm, SD)
 }
