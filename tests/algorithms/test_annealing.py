@@ -52,7 +52,9 @@ def test_no_other_method_restarts_the_optimiser(name, built):
     assert not any(algorithm.restarts_optimizer(step) for step in range(1, 2000))
 
 
-@pytest.mark.parametrize(("name", "step"), [("irm", 501), ("vrex", 501), ("fishr", 1501)])
+@pytest.mark.parametrize(
+    ("name", "step"), [("irm", 501), ("vrex", 501), ("fishr", 1501), ("eqrm", 2501)]
+)
 def test_the_default_steps_are_domainbeds(name, step, built):
     algorithm = built(f"{name}+agr-sum")
-    assert [s for s in range(1, 2001) if algorithm.restarts_optimizer(s)] == [step]
+    assert [s for s in range(1, 3001) if algorithm.restarts_optimizer(s)] == [step]

@@ -18,6 +18,7 @@ SETTINGS = {
     "mmd": {"mmd.penalty": 4},
     "fishr": {"fishr.anneal": 1, "fishr.penalty": 50, "fishr.ema": 0.75},
     "sd": {"sd.penalty": 0.7},
+    "eqrm": {"eqrm.anneal": 1, "eqrm.quantile": 0.9},
     "mldg": {"mldg.beta": 0.5},
     "mixup": {"mixup.alpha": 0.5},
     "group-dro": {"group-dro.eta": 0.3},
@@ -48,6 +49,11 @@ def fishr(model, data, step, memory):
     return mean(oracles.risks(model, data)) + annealed(step, 0, 50) * penalty
 
 
+def eqrm(model, data, step):
+    risks = torch.stack(oracles.risks(model, data))
+    return risks.mean() if step == 1 else oracles.kernel_quantile(risks, 0.9)
+
+
 def aligned(model, data, distance):
     return mean(oracles.risks(model, data)) + 4 * oracles.alignment_penalty(model, data, distance)
 
@@ -66,6 +72,7 @@ OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     "mmd": lambda model, data, *_: aligned(model, data, oracles.mmd_distance),
     "fishr": lambda model, data, step, memory, drawn: fishr(model, data, step, memory),
     "sd": lambda model, data, *_: oracles.sd(model, data, 0.7),
+    "eqrm": lambda model, data, step, *_: eqrm(model, data, step),
     "gradnorm": lambda model, data, step, memory, drawn: gradnorm(model, data, memory),
 }
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from gradsurgery.algorithms import METHODS, OTHER_METHODS
+from gradsurgery.algorithms import METHODS, OBJECTIVES, OTHER_METHODS
+from gradsurgery.algorithms.objectives import ERM
+from gradsurgery.algorithms.objectives.penalties import AnnealedObjective
 from gradsurgery.errors import ArgumentError
 from tests.algorithms import oracles
 
@@ -27,7 +29,7 @@ class Run:
 
     def __init__(self, name: str, built: Any) -> None:
         objective, _, _ = name.partition("+")
-        anneals = objective in ("irm", "vrex", "fishr")
+        anneals = issubclass(OBJECTIVES.get(objective, ERM), AnnealedObjective)
         settings = {f"{objective}.anneal": 1} if anneals else None
         self.generator = torch.Generator()
         self.model: nn.Module = oracles.network()

@@ -17,7 +17,7 @@ pytestmark = needs_gpu
 
 REPEATED = ("deep-all", "agr-sum", "agr-rand", "pcgrad", "graddrop", "mixup")
 GRAPHED = ("deep-all", "agr-sum", "agr-rand", "pcgrad", "graddrop", "and-mask", "irm")
-SETTINGS = {"fishr": {"fishr.anneal": 13}}
+SETTINGS = {"fishr": {"fishr.anneal": 13}, "eqrm": {"eqrm.anneal": 13}}
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,10 @@ Configure = Callable[..., RunConfiguration]
 Outcome = Callable[[Record, Path], tuple[dict[str, Any], bytes]]
 
 
+EARLY = {"fishr": {"fishr.anneal": 10}, "eqrm": {"eqrm.anneal": 10}}
+"""Those that would be erm in a run as short as these."""
+
+
 class StopError(Exception):
     pass
 
@@ -27,7 +31,7 @@ class StopError(Exception):
 def test_every_method_learns(
     method: str, tmp_path: Path, images: ImageSet, configured: Configure
 ) -> None:
-    settings = {"fishr.anneal": 10} if method == "fishr" else {}
+    settings = EARLY.get(method, {})
     options = configured(method=method, settings=settings, iterations=30, validate_every=10)
     curves = train(options, tmp_path, opened=images).curves
     first, last = curves.validation_loss[0], curves.validation_loss[-1]
@@ -45,6 +49,8 @@ def test_every_method_learns(
         ("gradvac", {}),
         ("agr-ema", {}),
         ("fishr", {"fishr.anneal": 1}),
+        ("sd+agr-rand", {}),
+        ("eqrm", {"eqrm.anneal": 2}),
         ("fish", {}),
         ("mixup+agr-rand", {}),
         ("gradnorm+gradvac", {}),
@@ -81,7 +87,7 @@ def test_an_interrupted_run_goes_on_to_the_same_record(
     assert outcome(record, tmp_path / "parts") == outcome(whole, tmp_path / "whole")
 
 
-@pytest.mark.parametrize("method", ["irm", "vrex+agr-sum", "fishr"])
+@pytest.mark.parametrize("method", ["irm", "vrex+agr-sum", "fishr", "eqrm"])
 def test_the_optimiser_starts_anew_once(
     method: str,
     tmp_path: Path,

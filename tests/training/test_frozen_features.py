@@ -58,7 +58,8 @@ TRAINING = [name for name in (*METHODS, *OTHER_METHODS) if name not in ("coral",
 def test_the_run_is_that_of_the_whole_network(
     method: str, tmp_path: Path, images: ImageSet, configured: Configure
 ) -> None:
-    settings = {"fishr.anneal": 10} if "fishr" in method else {}
+    objective = method.partition("+")[0]
+    settings = {f"{objective}.anneal": 10} if objective in ("fishr", "eqrm") else {}
     options = configured(**PROBE, method=method, settings=settings)
     kept, whole = both(options, tmp_path, images)
     assert kept.cost.frozen_features == (method != "mixup")

@@ -51,6 +51,7 @@ OTHER_METHODS: dict[str, MethodInfo] = {
         MethodInfo("mmd", "mmd+mean", "align features' distributions", "Li et al. 2018"),
         MethodInfo("fishr", "fishr+mean", "match gradient variances", "Rame et al. 2022"),
         MethodInfo("sd", "sd+mean", "penalise large logits", "Pezeshki et al. 2021"),
+        MethodInfo("eqrm", "eqrm+mean", "minimise the risks' quantile", "Eastwood et al. 2022"),
         MethodInfo("fish", "fish", "match gradients by steps in turn", "Shi et al. 2022"),
         MethodInfo("gradnorm", "gradnorm+mean", "equalise training rates", "Chen et al. 2018"),
         MethodInfo("agr-ema", "erm+agr-ema", "agr-sum judged on running means", "this project"),

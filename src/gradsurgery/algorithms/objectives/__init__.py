@@ -4,10 +4,11 @@ from gradsurgery.algorithms.objectives.alignment import CORAL, MMD
 from gradsurgery.algorithms.objectives.base import ERM, Batch, Objective
 from gradsurgery.algorithms.objectives.mixup import Mixup
 from gradsurgery.algorithms.objectives.penalties import IRM, SD, Fishr, VREx
-from gradsurgery.algorithms.objectives.weighted_risks import GradNorm, GroupDRO
+from gradsurgery.algorithms.objectives.weighted_risks import EQRM, GradNorm, GroupDRO
 
 __all__ = [
     "CORAL",
+    "EQRM",
     "ERM",
     "IRM",
     "MMD",
@@ -24,5 +25,5 @@ __all__ = [
 
 OBJECTIVES: dict[str, type[Objective]] = {
     objective.name: objective
-    for objective in (ERM, IRM, Mixup, GroupDRO, VREx, CORAL, MMD, Fishr, GradNorm, SD)
+    for objective in (ERM, IRM, Mixup, GroupDRO, VREx, CORAL, MMD, Fishr, GradNorm, SD, EQRM)
 }
