@@ -127,6 +127,12 @@ def fishr_penalty(model: nn.Module, data: Batches, decay: float, memory: Memory)
     return torch.stack([((v - mean) ** 2).mean() for v in corrected]).mean()
 
 
+def feature_variance(model: nn.Sequential, data: Batches) -> Tensor:
+    """The `ib_penalty` of DomainBed's `IB_ERM.update`: the mean of the domains' ones."""
+    penalty = sum(z.var(dim=0).mean() for z in features(model, data))
+    return penalty / len(data)
+
+
 def sd(model: nn.Module, data: Batches, weight: float) -> Tensor:
     """DomainBed's `SD.update`, domain by domain."""
     losses = [cross_entropy(model(x), y) + weight * (model(x) ** 2).mean() for x, y in data]

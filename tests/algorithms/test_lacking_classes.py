@@ -9,11 +9,11 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from gradsurgery.algorithms import build_method
+from gradsurgery.algorithms import build_method, hyperparameter_names
 from gradsurgery.training.images_used import balanced_weights
 
 METHODS = ["deep-all", "erm+sum", "pcgrad", "vrex", "group-dro", "irm", "mixup", "coral", "mmd",
-           "fishr", "sd", "eqrm", "fish", "mldg"]  # fmt: skip
+           "fishr", "sd", "eqrm", "ib-erm", "ib-irm", "fish", "mldg"]  # fmt: skip
 
 
 def built(name):
@@ -21,7 +21,7 @@ def built(name):
         name,
         generator=torch.Generator().manual_seed(0),
         make_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01),
-        settings={f"{name}.anneal": 1} if name in ("fishr", "eqrm") else {},
+        settings={key: 1 for key in hyperparameter_names(name) if key.endswith("anneal")},
     )
 
 

@@ -19,7 +19,7 @@ from gradsurgery.errors import ArgumentError
 from gradsurgery.rules import RULES
 
 # `hparams_registry.py` of DomainBed; its irm_lambda, vrex_lambda, mmd_gamma, sd_reg and the lambda
-# of fishr are penalties, and eqrm's burn-in is an annealing.
+# of fishr are penalties, as is ib_lambda of ib-erm, and eqrm's burn-in is an annealing.
 DOMAINBED = {
     "irm": {"penalty": 100.0, "anneal": 500},
     "vrex": {"penalty": 10.0, "anneal": 500},
@@ -27,6 +27,8 @@ DOMAINBED = {
     "mmd": {"penalty": 1.0},
     "fishr": {"penalty": 1000.0, "anneal": 1500, "ema": 0.95},
     "sd": {"penalty": 0.1},
+    "ib-erm": {"penalty": 100.0, "anneal": 500},
+    "ib-irm": {"penalty": 100.0, "anneal": 500, "ib_penalty": 100.0, "ib_anneal": 500},
     "eqrm": {"quantile": 0.75, "anneal": 2500},
     "mldg": {"beta": 1.0},
     "mixup": {"alpha": 0.2},

@@ -18,6 +18,9 @@ SETTINGS = {
     "mmd": {"mmd.penalty": 4},
     "fishr": {"fishr.anneal": 1, "fishr.penalty": 50, "fishr.ema": 0.75},
     "sd": {"sd.penalty": 0.7},
+    "ib-erm": {"ib-erm.anneal": 1, "ib-erm.penalty": 5},
+    "ib-irm": {"ib-irm.anneal": 1, "ib-irm.penalty": 7, "ib-irm.ib_anneal": 2}
+    | {"ib-irm.ib_penalty": 5},
     "eqrm": {"eqrm.anneal": 1, "eqrm.quantile": 0.9},
     "mldg": {"mldg.beta": 0.5},
     "mixup": {"mixup.alpha": 0.5},
@@ -54,6 +57,16 @@ def eqrm(model, data, step):
     return risks.mean() if step == 1 else oracles.kernel_quantile(risks, 0.9)
 
 
+def ib_erm(model, data, step):
+    penalty = oracles.feature_variance(model, data)
+    return mean(oracles.risks(model, data)) + annealed(step, 0, 5) * penalty
+
+
+def ib_irm(model, data, step):
+    losses = oracles.irm_losses(model, data, annealed(step, 1, 7))
+    return mean(losses) + (5 if step > 2 else 0) * oracles.feature_variance(model, data)
+
+
 def aligned(model, data, distance):
     return mean(oracles.risks(model, data)) + 4 * oracles.alignment_penalty(model, data, distance)
 
@@ -72,6 +85,8 @@ OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     "mmd": lambda model, data, *_: aligned(model, data, oracles.mmd_distance),
     "fishr": lambda model, data, step, memory, drawn: fishr(model, data, step, memory),
     "sd": lambda model, data, *_: oracles.sd(model, data, 0.7),
+    "ib-erm": lambda model, data, step, *_: ib_erm(model, data, step),
+    "ib-irm": lambda model, data, step, *_: ib_irm(model, data, step),
     "eqrm": lambda model, data, step, *_: eqrm(model, data, step),
     "gradnorm": lambda model, data, step, memory, drawn: gradnorm(model, data, memory),
 }
@@ -179,7 +194,7 @@ def test_the_mean_of_the_losses_told_is_the_objective(name, built, drawn):
     assert losses.mean().item() == pytest.approx(objective.item())
 
 
-@pytest.mark.parametrize("name", ["irm", "coral"])
+@pytest.mark.parametrize("name", ["irm", "coral", "ib-erm", "ib-irm"])
 def test_two_images_of_a_domain_are_needed(name, built):
     model = oracles.network()
     with pytest.raises(ValueError, match="found a batch of 1 image; use a batch size of at least"):

@@ -7,9 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradsurgery.algorithms import METHODS, OBJECTIVES, OTHER_METHODS
-from gradsurgery.algorithms.objectives import ERM
-from gradsurgery.algorithms.objectives.penalties import AnnealedObjective
+from gradsurgery.algorithms import METHODS, OTHER_METHODS
 from gradsurgery.errors import ArgumentError
 from tests.algorithms import oracles
 
@@ -28,13 +26,10 @@ class Run:
     """A model, its optimiser and a method, with draws that are seeded anew at every step."""
 
     def __init__(self, name: str, built: Any) -> None:
-        objective, _, _ = name.partition("+")
-        anneals = issubclass(OBJECTIVES.get(objective, ERM), AnnealedObjective)
-        settings = {f"{objective}.anneal": 1} if anneals else None
         self.generator = torch.Generator()
         self.model: nn.Module = oracles.network()
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.05)
-        self.algorithm = built(name, settings=settings, generator=self.generator)
+        self.algorithm = built(name, anneal=1, generator=self.generator)
 
     def step(self, step: int) -> None:
         self.generator.manual_seed(step)

@@ -8,7 +8,6 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from gradsurgery.algorithms import OBJECTIVES
-from gradsurgery.algorithms.objectives.penalties import AnnealedObjective
 from tests import oracles as rules
 from tests.algorithms import oracles
 from tests.algorithms.oracles import Drawn, Memory
@@ -109,14 +108,12 @@ def test_the_mean_of_the_shares_is_the_pooled_gradient(objective, built):
     def moved(name: str) -> Tensor:
         model = oracles.network()
         generator = torch.Generator()
-        settings = {f"{objective}.anneal": 0} if anneals else None
-        algorithm = built(name, settings=settings, generator=generator)
+        algorithm = built(name, anneal=0, generator=generator)
         for step in (1, 2):
             generator.manual_seed(step)
             data = oracles.batches(3, seed=step)
             algorithm.step(model, data, oracles.sgd(model.parameters()), step=step)
         return oracles.flat_parameters(model)
 
-    anneals = issubclass(OBJECTIVES[objective], AnnealedObjective)
     # TorchJD's mean of the domains' gradients is one that knows no pooled pass.
     torch.testing.assert_close(moved(f"{objective}+mean"), moved(f"{objective}+torchjd:Mean"))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gradsurgery.algorithms import METHODS, OTHER_METHODS
+from gradsurgery.algorithms import METHODS, OTHER_METHODS, hyperparameter_names
 from gradsurgery.data import ImageSet
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
@@ -19,8 +19,11 @@ Configure = Callable[..., RunConfiguration]
 Outcome = Callable[[Record, Path], tuple[dict[str, Any], bytes]]
 
 
-EARLY = {"fishr": {"fishr.anneal": 10}, "eqrm": {"eqrm.anneal": 10}}
-"""Those that would be erm in a run as short as these."""
+EARLY = {
+    name: {key: 10 for key in hyperparameter_names(name) if key.endswith("anneal")}
+    for name in ("fishr", "eqrm", "ib-erm", "ib-irm")
+}
+"""Those that would be plainer ones in a run as short as these."""
 
 
 class StopError(Exception):
@@ -51,6 +54,7 @@ def test_every_method_learns(
         ("fishr", {"fishr.anneal": 1}),
         ("sd+agr-rand", {}),
         ("eqrm", {"eqrm.anneal": 2}),
+        ("ib-irm", {"ib-irm.anneal": 2, "ib-irm.ib_anneal": 3}),
         ("fish", {}),
         ("mixup+agr-rand", {}),
         ("gradnorm+gradvac", {}),
@@ -87,7 +91,7 @@ def test_an_interrupted_run_goes_on_to_the_same_record(
     assert outcome(record, tmp_path / "parts") == outcome(whole, tmp_path / "whole")
 
 
-@pytest.mark.parametrize("method", ["irm", "vrex+agr-sum", "fishr", "eqrm"])
+@pytest.mark.parametrize("method", ["irm", "vrex+agr-sum", "fishr", "eqrm", "ib-erm"])
 def test_the_optimiser_starts_anew_once(
     method: str,
     tmp_path: Path,

@@ -50,6 +50,8 @@ OTHER_METHODS: dict[str, MethodInfo] = {
         MethodInfo("coral", "coral+mean", "align features' moments", "Sun & Saenko 2016"),
         MethodInfo("mmd", "mmd+mean", "align features' distributions", "Li et al. 2018"),
         MethodInfo("fishr", "fishr+mean", "match gradient variances", "Rame et al. 2022"),
+        MethodInfo("ib-erm", "ib-erm+mean", "penalise features' variance", "Ahuja et al. 2021"),
+        MethodInfo("ib-irm", "ib-irm+mean", "the same, and irm's penalty", "Ahuja et al. 2021"),
         MethodInfo("sd", "sd+mean", "penalise large logits", "Pezeshki et al. 2021"),
         MethodInfo("eqrm", "eqrm+mean", "minimise the risks' quantile", "Eastwood et al. 2022"),
         MethodInfo("fish", "fish", "match gradients by steps in turn", "Shi et al. 2022"),

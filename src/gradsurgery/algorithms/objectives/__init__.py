@@ -1,6 +1,6 @@
 """What the losses of the domains are."""
 
-from gradsurgery.algorithms.objectives.alignment import CORAL, MMD
+from gradsurgery.algorithms.objectives.alignment import CORAL, IBERM, IBIRM, MMD
 from gradsurgery.algorithms.objectives.base import ERM, Batch, Objective
 from gradsurgery.algorithms.objectives.mixup import Mixup
 from gradsurgery.algorithms.objectives.penalties import IRM, SD, Fishr, VREx
@@ -10,6 +10,8 @@ __all__ = [
     "CORAL",
     "EQRM",
     "ERM",
+    "IBERM",
+    "IBIRM",
     "IRM",
     "MMD",
     "OBJECTIVES",
@@ -25,5 +27,8 @@ __all__ = [
 
 OBJECTIVES: dict[str, type[Objective]] = {
     objective.name: objective
-    for objective in (ERM, IRM, Mixup, GroupDRO, VREx, CORAL, MMD, Fishr, GradNorm, SD, EQRM)
+    for objective in (
+        *(ERM, IRM, Mixup, GroupDRO, VREx, CORAL, MMD, Fishr, GradNorm),
+        *(SD, EQRM, IBERM, IBIRM),
+    )
 }

@@ -223,7 +223,7 @@ class SD(Objective):
     images the domain lacks is not in the mean.
 
     Source: Pezeshki et al., "Gradient Starvation: A Learning Proclivity in Neural Networks",
-    NeurIPS 2021, eq. 25, with DomainBed's mean for the squared norm.
+    NeurIPS 2021 (arXiv 2011.09468), eq. 25, with DomainBed's mean for the squared norm.
     """
 
     name = "sd"
