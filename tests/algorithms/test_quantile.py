@@ -15,7 +15,7 @@ RISKS = st.lists(st.integers(0, 400), min_size=2, max_size=8).map(
 LEVELS = st.floats(0.02, 0.98)
 
 
-@given(RISKS.filter(lambda risks: risks.std() > 0), LEVELS)
+@given(RISKS.filter(lambda risks: len(risks.unique()) > 1), LEVELS)
 def test_it_is_the_derivative_of_scipys_quantile(risks, level):
     leaf = risks.clone().requires_grad_()
     quantile = oracles.kernel_quantile(leaf, level)

@@ -126,7 +126,9 @@ def quantile_gradient(risks: Float[Tensor, " domains"], level: float) -> Float[T
         low, high = places.where(below, low).max(), places.where(~below, high).min()
     u = (low - standard) / width
     near = u.square().div(-2).softmax(0)
-    return near + (near * u).sum() * width * standard / (len(risks) - 1)
+    by_width = (near * u).sum() * width * standard / (len(risks) - 1)
+    derivative: Tensor = near + by_width
+    return derivative
 
 
 class GradNorm(Objective):
