@@ -13,7 +13,7 @@ from gradsurgery.algorithms import build_method, hyperparameter_names
 from gradsurgery.training.images_used import balanced_weights
 
 METHODS = ["deep-all", "erm+sum", "pcgrad", "vrex", "group-dro", "irm", "mixup", "coral", "mmd",
-           "fishr", "sd", "eqrm", "ib-erm", "ib-irm", "fish", "mldg"]  # fmt: skip
+           "fishr", "sd", "eqrm", "ib-erm", "ib-irm", "dann", "fish", "mldg"]  # fmt: skip
 
 
 def built(name):

@@ -19,7 +19,8 @@ from gradsurgery.errors import ArgumentError
 from gradsurgery.rules import RULES
 
 # `hparams_registry.py` of DomainBed; its irm_lambda, vrex_lambda, mmd_gamma, sd_reg and the lambda
-# of fishr are penalties, as is ib_lambda of ib-erm, and eqrm's burn-in is an annealing.
+# of fishr and dann are penalties, as is ib_lambda of ib-erm, and eqrm's burn-in is an annealing;
+# lr_d is dann's learning_rate.
 DOMAINBED = {
     "irm": {"penalty": 100.0, "anneal": 500},
     "vrex": {"penalty": 10.0, "anneal": 500},
@@ -29,6 +30,8 @@ DOMAINBED = {
     "sd": {"penalty": 0.1},
     "ib-erm": {"penalty": 100.0, "anneal": 500},
     "ib-irm": {"penalty": 100.0, "anneal": 500, "ib_penalty": 100.0, "ib_anneal": 500},
+    "dann": {"penalty": 1.0, "learning_rate": 5e-5, "width": 256, "depth": 3},
+    "cdann": {"penalty": 1.0, "learning_rate": 5e-5, "width": 256, "depth": 3},
     "eqrm": {"quantile": 0.75, "anneal": 2500},
     "mldg": {"beta": 1.0},
     "mixup": {"alpha": 0.2},

@@ -17,6 +17,8 @@ STRENGTHS = {
     "fishr": "fishr.penalty",
     "sd": "sd.penalty",
     "ib-erm": "ib-erm.penalty",
+    "dann": "dann.penalty",
+    "cdann": "cdann.penalty",
     "mldg": "mldg.beta",
     "group-dro": "group-dro.eta",
     "gradnorm": "gradnorm.learning_rate",

@@ -53,6 +53,8 @@ def test_every_method_learns(
         ("agr-ema", {}),
         ("fishr", {"fishr.anneal": 1}),
         ("sd+agr-rand", {}),
+        ("dann+agr-rand", {"dann.learning_rate": 0.01}),
+        ("cdann", {"cdann.learning_rate": 0.01}),
         ("eqrm", {"eqrm.anneal": 2}),
         ("ib-irm", {"ib-irm.anneal": 2, "ib-irm.ib_anneal": 3}),
         ("fish", {}),

@@ -240,6 +240,10 @@ def test_a_clipped_update_has_the_norm_of_the_limit(
             "coral.agr-sum draws features together, which freeze all-but-head leaves as they are",
         ),
         (
+            {"method": "dann", "freeze": "all-but-head"},
+            "dann draws features together, which freeze all-but-head leaves as they are",
+        ),
+        (
             {"method": "ib-erm", "freeze": "all-but-head", "settings": {"ib-erm.anneal": 3}},
             "ib-erm draws features together, which freeze all-but-head leaves as they are",
         ),

@@ -49,6 +49,8 @@ OTHER_METHODS: dict[str, MethodInfo] = {
         MethodInfo("vrex", "vrex+mean", "penalise unequal risks", "Krueger et al. 2021"),
         MethodInfo("coral", "coral+mean", "align features' moments", "Sun & Saenko 2016"),
         MethodInfo("mmd", "mmd+mean", "align features' distributions", "Li et al. 2018"),
+        MethodInfo("dann", "dann+mean", "features that hide the domain", "Ganin et al. 2016"),
+        MethodInfo("cdann", "cdann+mean", "the same within the classes", "Li et al. 2018"),
         MethodInfo("fishr", "fishr+mean", "match gradient variances", "Rame et al. 2022"),
         MethodInfo("ib-erm", "ib-erm+mean", "penalise features' variance", "Ahuja et al. 2021"),
         MethodInfo("ib-irm", "ib-irm+mean", "the same, and irm's penalty", "Ahuja et al. 2021"),
