@@ -21,6 +21,7 @@ BATCHES = [(torch.ones(2, 3, 2, 2), torch.tensor([0, 1])) for _ in range(2)]
 LABELS = BATCHES[0][1]
 LOSS = nn.CrossEntropyLoss()
 METHODS = ["deep-all", "agr-sum", "irm", "mixup", "fish", "mldg", "fishr", "group-dro", "gradnorm"]
+METHODS += ["sd", "eqrm", "ib-irm", "cdann"]
 
 
 def labelled(labels):

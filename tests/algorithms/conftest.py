@@ -6,16 +6,27 @@ from typing import Any
 import pytest
 import torch
 
-from gradsurgery.algorithms import Algorithm, build_method, meta_learning
+from gradsurgery.algorithms import (
+    Algorithm,
+    build_method,
+    hyperparameter_names,
+    meta_learning,
+)
 from gradsurgery.algorithms.objectives import mixup as mixup_module
 from tests.algorithms.oracles import Drawn, sgd
 
 
 @pytest.fixture
 def built() -> Callable[..., Algorithm]:
-    """A method by name, with draws from the seed 7 and plain inner steps."""
+    """A method by name, with draws from the seed 7 and plain inner steps.
 
-    def build(name: str, **options: Any) -> Algorithm:
+    anneal: after how many steps the penalties have their full weight, where there is such a number.
+    """
+
+    def build(name: str, anneal: int | None = None, **options: Any) -> Algorithm:
+        if anneal is not None:
+            numbers = [key for key in hyperparameter_names(name) if key.endswith("anneal")]
+            options["settings"] = dict.fromkeys(numbers, anneal) | (options.get("settings") or {})
         given = {"generator": torch.Generator().manual_seed(7), "make_optimizer": sgd, **options}
         return build_method(name, **given)
 

@@ -10,7 +10,10 @@ from itertools import combinations
 from typing import Any
 
 import torch
+from scipy.optimize import brentq
+from scipy.stats import gaussian_kde
 from torch import Tensor, nn
+from torch.distributions import Normal
 from torch.nn.functional import cross_entropy
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -122,6 +125,33 @@ def fishr_penalty(model: nn.Module, data: Batches, decay: float, memory: Memory)
     memory.averages = kept
     mean = torch.stack(corrected).mean(0)
     return torch.stack([((v - mean) ** 2).mean() for v in corrected]).mean()
+
+
+def feature_variance(model: nn.Sequential, data: Batches) -> Tensor:
+    """The `ib_penalty` of DomainBed's `IB_ERM.update`: the mean of the domains' ones."""
+    penalty = sum(z.var(dim=0).mean() for z in features(model, data))
+    return penalty / len(data)
+
+
+def sd(model: nn.Module, data: Batches, weight: float) -> Tensor:
+    """DomainBed's `SD.update`, domain by domain."""
+    losses = [cross_entropy(model(x), y) + weight * (model(x) ** 2).mean() for x, y in data]
+    return torch.stack(losses).mean()
+
+
+def kernel_quantile(values: Tensor, level: float) -> Tensor:
+    """Algorithm 1 of Eastwood et al. 2022: SciPy's root q of F(q) = α, with the derivative that the
+
+    equation has by autograd: that of a step of Newton's method, which at the root moves nothing.
+    """
+    shrinks = 1.06 * len(values) ** -0.2
+    estimate = gaussian_kde(values.detach().numpy(), bw_method=shrinks)
+    low, high = values.min().item() - 50, values.max().item() + 50
+    root = brentq(lambda q: estimate.integrate_box_1d(-50, q) - level, low, high, xtol=1e-14)
+    place = torch.tensor(root, dtype=values.dtype, requires_grad=True)
+    total = Normal(values, shrinks * values.std()).cdf(place).mean()
+    (density,) = torch.autograd.grad(total, place, retain_graph=True)
+    return root - (total - total.detach()) / density
 
 
 def features(model: nn.Sequential, data: Batches) -> list[Tensor]:

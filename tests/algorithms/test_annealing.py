@@ -6,7 +6,7 @@ import torch
 from tests.algorithms import oracles
 from tests.algorithms.oracles import Memory
 
-BEFORE = {"irm": 1.0, "vrex": 1.0, "fishr": 0.0}
+BEFORE = {"irm": 1.0, "vrex": 1.0, "fishr": 0.0, "ib-erm": 0.0}
 
 
 def domainbed(name: str, anneal: int, full: float, updates: int) -> tuple[list[float], list[int]]:
@@ -24,7 +24,10 @@ def penalised(name: str, model, data, weight: float, memory: Memory) -> torch.Te
         return torch.stack(oracles.irm_losses(model, data, weight)).mean()
     if name == "vrex":
         return oracles.vrex(model, data, weight)
-    penalty = oracles.fishr_penalty(model, data, 0.95, memory)
+    if name == "ib-erm":
+        penalty = oracles.feature_variance(model, data)
+    else:
+        penalty = oracles.fishr_penalty(model, data, 0.95, memory)
     return torch.stack(oracles.risks(model, data)).mean() + weight * penalty
 
 
@@ -52,7 +55,28 @@ def test_no_other_method_restarts_the_optimiser(name, built):
     assert not any(algorithm.restarts_optimizer(step) for step in range(1, 2000))
 
 
-@pytest.mark.parametrize(("name", "step"), [("irm", 501), ("vrex", 501), ("fishr", 1501)])
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("irm", 501),
+        ("vrex", 501),
+        ("fishr", 1501),
+        ("eqrm", 2501),
+        ("ib-erm", 501),
+        ("ib-irm", 501),
+    ],
+)
 def test_the_default_steps_are_domainbeds(name, step, built):
     algorithm = built(f"{name}+agr-sum")
-    assert [s for s in range(1, 2001) if algorithm.restarts_optimizer(s)] == [step]
+    assert [s for s in range(1, 3001) if algorithm.restarts_optimizer(s)] == [step]
+
+
+def test_ib_irm_starts_anew_at_the_end_of_either_annealing(built):
+    settings = {"ib-irm.anneal": 0, "ib-irm.ib_anneal": 4}
+    algorithm = built("ib-irm", settings=settings)
+    assert [step for step in range(1, 9) if algorithm.restarts_optimizer(step)] == [5]
+    algorithm = built("ib-irm", settings={"ib-irm.anneal": 2, "ib-irm.ib_anneal": 4})
+    assert [step for step in range(1, 9) if algorithm.restarts_optimizer(step)] == [3, 5]
+    assert len({algorithm.stage(step) for step in range(1, 9)}) == 5
+    assert "ib-irm does what irm does for the first 4 steps" in algorithm.idle_reason(4)
+    assert algorithm.idle_reason(5) is None

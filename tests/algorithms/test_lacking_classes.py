@@ -9,11 +9,11 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from gradsurgery.algorithms import build_method
+from gradsurgery.algorithms import build_method, hyperparameter_names
 from gradsurgery.training.images_used import balanced_weights
 
 METHODS = ["deep-all", "erm+sum", "pcgrad", "vrex", "group-dro", "irm", "mixup", "coral", "mmd",
-           "fishr", "fish", "mldg"]  # fmt: skip
+           "fishr", "sd", "eqrm", "ib-erm", "ib-irm", "dann", "fish", "mldg"]  # fmt: skip
 
 
 def built(name):
@@ -21,7 +21,7 @@ def built(name):
         name,
         generator=torch.Generator().manual_seed(0),
         make_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01),
-        settings={"fishr.anneal": 1} if name == "fishr" else {},
+        settings={key: 1 for key in hyperparameter_names(name) if key.endswith("anneal")},
     )
 
 
@@ -106,7 +106,9 @@ def test_images_of_a_domain_whose_classes_are_not_known_are_refused():
         step(built("deep-all"), lacking=LACKING[:1])
 
 
-@pytest.mark.parametrize("name", ["deep-all", "pcgrad", "group-dro", "vrex", "fish", "mldg"])
+@pytest.mark.parametrize(
+    "name", ["deep-all", "pcgrad", "group-dro", "vrex", "eqrm", "fish", "mldg"]
+)
 def test_weights_of_classes_are_those_of_the_cross_entropy(name):
     weights = torch.tensor([0.5, 2.0, 4.0])
     data, model = batches(), network(3)

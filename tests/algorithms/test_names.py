@@ -18,14 +18,21 @@ from gradsurgery.algorithms import (
 from gradsurgery.errors import ArgumentError
 from gradsurgery.rules import RULES
 
-# `hparams_registry.py` of DomainBed; its irm_lambda, vrex_lambda, mmd_gamma and fishr's lambda are
-# penalties.
+# `hparams_registry.py` of DomainBed; its irm_lambda, vrex_lambda, mmd_gamma, sd_reg and the lambda
+# of fishr and dann are penalties, as is ib_lambda of ib-erm, and eqrm's burn-in is an annealing;
+# lr_d is dann's learning_rate.
 DOMAINBED = {
     "irm": {"penalty": 100.0, "anneal": 500},
     "vrex": {"penalty": 10.0, "anneal": 500},
     "coral": {"penalty": 1.0},
     "mmd": {"penalty": 1.0},
     "fishr": {"penalty": 1000.0, "anneal": 1500, "ema": 0.95},
+    "sd": {"penalty": 0.1},
+    "ib-erm": {"penalty": 100.0, "anneal": 500},
+    "ib-irm": {"penalty": 100.0, "anneal": 500, "ib_penalty": 100.0, "ib_anneal": 500},
+    "dann": {"penalty": 1.0, "learning_rate": 5e-5, "width": 256, "depth": 3},
+    "cdann": {"penalty": 1.0, "learning_rate": 5e-5, "width": 256, "depth": 3},
+    "eqrm": {"quantile": 0.75, "anneal": 2500},
     "mldg": {"beta": 1.0},
     "mixup": {"alpha": 0.2},
     "group-dro": {"eta": 0.01},
@@ -168,6 +175,8 @@ def test_unknown_settings_of_a_part_list_those_there_are(name, key, words, built
         ("irm.anneal", "soon", "irm.anneal is a whole number at least 0, found 'soon'"),
         ("vrex.penalty", -0.1, "vrex.penalty is a number at least 0, found -0.1"),
         ("fishr.ema", 1, "fishr.ema is a number at least 0 and at most 0.9999, found 1"),
+        ("eqrm.quantile", 1, "eqrm.quantile is a number above 0 and below 1, found 1"),
+        ("eqrm.quantile", 0, "eqrm.quantile is a number above 0 and below 1, found 0"),
         ("mldg.beta", -1, "mldg.beta is a number at least 0, found -1"),
         ("mixup.alpha", 0, "mixup.alpha is a number above 0, found 0"),
         ("group-dro.eta", -1, "group-dro.eta is a number at least 0, found -1"),

@@ -12,7 +12,7 @@ from tests.algorithms import oracles
 from tests.engine.models import MODELS, domain_batches
 
 ALL = [*METHODS, *OTHER_METHODS]
-POOLED = ["deep-all", "irm", "vrex", "group-dro", "fishr", "gradnorm"]
+POOLED = ["deep-all", "irm", "vrex", "group-dro", "eqrm", "fishr", "gradnorm", "cdann"]
 
 
 def moved(model: nn.Module, start: nn.Module) -> torch.Tensor:

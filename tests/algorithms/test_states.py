@@ -11,11 +11,19 @@ from gradsurgery.algorithms import METHODS, OTHER_METHODS
 from gradsurgery.errors import ArgumentError
 from tests.algorithms import oracles
 
-COMBINATIONS = ["fishr+gradvac", "group-dro+gradvac", "gradnorm+agr-rand", "mldg+graddrop"]
+COMBINATIONS = [
+    "dann+agr-rand",
+    "fishr+gradvac",
+    "group-dro+gradvac",
+    "gradnorm+agr-rand",
+    "mldg+graddrop",
+]
 STATES = {
     "group-dro": {"objective.q"},
     "fishr": {"objective.averages"},
     "gradnorm": {"objective.weights", "objective.first"},
+    "dann": {"objective.discriminator", "objective.moments", "objective.steps"},
+    "cdann": {"objective.discriminator", "objective.moments", "objective.steps"},
     "gradvac": {"rule.targets"},
     "agr-ema": {"rule.sums"},
     "fishr+gradvac": {"objective.averages", "rule.targets"},
@@ -26,13 +34,10 @@ class Run:
     """A model, its optimiser and a method, with draws that are seeded anew at every step."""
 
     def __init__(self, name: str, built: Any) -> None:
-        objective, _, _ = name.partition("+")
-        anneals = objective in ("irm", "vrex", "fishr")
-        settings = {f"{objective}.anneal": 1} if anneals else None
         self.generator = torch.Generator()
         self.model: nn.Module = oracles.network()
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.05)
-        self.algorithm = built(name, settings=settings, generator=self.generator)
+        self.algorithm = built(name, anneal=1, generator=self.generator)
 
     def step(self, step: int) -> None:
         self.generator.manual_seed(step)
@@ -107,7 +112,9 @@ def test_half_a_state_is_refused(built):
         built("gradnorm").load_state_dict({"objective.weights": torch.ones(3)})
 
 
-@pytest.mark.parametrize("name", ["group-dro", "fishr", "gradnorm", "gradvac", "agr-ema"])
+@pytest.mark.parametrize(
+    "name", ["group-dro", "fishr", "gradnorm", "dann", "cdann", "gradvac", "agr-ema"]
+)
 def test_the_state_of_other_domains_is_refused(name, built):
     run = Run(name, built)
     run.step(1)

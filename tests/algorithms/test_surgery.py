@@ -27,6 +27,10 @@ def shares(name: str, model, data, drawn: Drawn) -> Tensor:
     values = torch.stack(losses).detach()
     if name == "vrex":  # d/dL_d of D·(mean + 3·variance) is 1 + 2·3·(L_d − L̄)
         return (1 + 6 * (values - values.mean()))[:, None] * rows
+    if name == "eqrm":
+        leaf = values.clone().requires_grad_()
+        (shares,) = torch.autograd.grad(oracles.kernel_quantile(leaf, 0.75), leaf)
+        return len(data) * shares[:, None] * rows
     if name == "group-dro":
         q = oracles.group_dro_weights(model, data, 0.3, Memory())
         return len(data) * torch.tensor(q).double()[:, None] * rows
@@ -36,7 +40,7 @@ def shares(name: str, model, data, drawn: Drawn) -> Tensor:
 def step_taken(name: str, domains: int, built, drawn: Drawn):
     """The update and the domains' gradients of one step from the same parameters."""
     settings = {"irm.anneal": 0, "irm.penalty": 7, "vrex.anneal": 0, "vrex.penalty": 3}
-    settings["group-dro.eta"] = 0.3
+    settings |= {"group-dro.eta": 0.3, "eqrm.anneal": 0}
     objective, plus, _ = name.partition("+")
     given = {key: value for key, value in settings.items() if key.startswith(f"{objective}.")}
     model, before, data = oracles.network(), oracles.network(), oracles.batches(domains)
@@ -84,6 +88,12 @@ def test_median_of_vrexs_shares(domains, built, drawn):
     torch.testing.assert_close(update, torch.from_numpy(np.median(rows.numpy(), axis=0)))
 
 
+@pytest.mark.parametrize("domains", [2, 3, 5, 8])
+def test_median_of_eqrms_shares(domains, built, drawn):
+    update, rows, _ = step_taken("eqrm+median", domains, built, drawn)
+    torch.testing.assert_close(update, torch.from_numpy(np.median(rows.numpy(), axis=0)))
+
+
 @pytest.mark.parametrize("domains", [2, 3, 5])
 def test_mgda_of_group_dros_weighted_gradients(domains, built, drawn):
     update, rows, _ = step_taken("group-dro+mgda", domains, built, drawn)
@@ -98,14 +108,12 @@ def test_the_mean_of_the_shares_is_the_pooled_gradient(objective, built):
     def moved(name: str) -> Tensor:
         model = oracles.network()
         generator = torch.Generator()
-        settings = {f"{objective}.anneal": 0} if anneals else None
-        algorithm = built(name, settings=settings, generator=generator)
+        algorithm = built(name, anneal=0, generator=generator)
         for step in (1, 2):
             generator.manual_seed(step)
             data = oracles.batches(3, seed=step)
             algorithm.step(model, data, oracles.sgd(model.parameters()), step=step)
         return oracles.flat_parameters(model)
 
-    anneals = objective in ("irm", "vrex", "fishr")
     # TorchJD's mean of the domains' gradients is one that knows no pooled pass.
     torch.testing.assert_close(moved(f"{objective}+mean"), moved(f"{objective}+torchjd:Mean"))

@@ -9,13 +9,16 @@ from gradsurgery.algorithms.objectives.alignment import kernel
 from tests.algorithms import oracles
 from tests.algorithms.oracles import Memory
 
-FULL = {"irm.anneal": 0, "vrex.anneal": 0, "fishr.anneal": 0}
 STRENGTHS = {
     "irm": "irm.penalty",
     "vrex": "vrex.penalty",
     "coral": "coral.penalty",
     "mmd": "mmd.penalty",
     "fishr": "fishr.penalty",
+    "sd": "sd.penalty",
+    "ib-erm": "ib-erm.penalty",
+    "dann": "dann.penalty",
+    "cdann": "cdann.penalty",
     "mldg": "mldg.beta",
     "group-dro": "group-dro.eta",
     "gradnorm": "gradnorm.learning_rate",
@@ -24,10 +27,8 @@ STRENGTHS = {
 
 def gradient(built, name: str, strength: float | None = None, domains: int = 3) -> Tensor:
     """The update of the second step from the initial parameters (the first is on other data)."""
-    settings = {key: value for key, value in FULL.items() if key.startswith(f"{name}.")}
-    if strength is not None:
-        settings[STRENGTHS[name]] = strength
-    algorithm = built(name, settings=settings)
+    settings = {} if strength is None else {STRENGTHS[name]: strength}
+    algorithm = built(name, anneal=0, settings=settings)
     for step in (1, 2):
         model = oracles.network()
         data = oracles.batches(domains, seed=step)
@@ -56,6 +57,17 @@ def test_irms_term_is_the_penaltys_gradient(built):
     model, data = oracles.network(), oracles.batches(3, seed=2)
     penalty = sum(oracles.irm_penalty(model(x), y) for x, y in data) / 3
     torch.testing.assert_close(added(built, "irm", 5.0), 5 * oracles.flat_gradient(penalty, model))
+
+
+def test_ib_irm_without_its_own_term_is_irm(built):
+    without = built("ib-irm", anneal=0, settings={"ib-irm.ib_penalty": 0})
+    data, updates = oracles.batches(3), []
+    for algorithm in (without, built("ib-irm", anneal=0), built("irm", anneal=0)):
+        model = oracles.network()
+        algorithm.step(model, data, oracles.sgd(model.parameters()), step=1)
+        updates.append(oracles.flat_parameters(model))
+    torch.testing.assert_close(updates[0], updates[2])
+    assert not torch.allclose(updates[1], updates[2])
 
 
 def test_vrexs_term_is_the_variances_gradient(built):

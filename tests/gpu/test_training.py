@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 import gradsurgery as gs
-from gradsurgery.algorithms import METHODS, OTHER_METHODS
+from gradsurgery.algorithms import METHODS, OTHER_METHODS, hyperparameter_names
 from gradsurgery.training.cuda_graph import GraphedSteps
 from tests.gpu import DEVICE, needs_gpu, nobody_waits, relative_error
 
@@ -17,7 +17,10 @@ pytestmark = needs_gpu
 
 REPEATED = ("deep-all", "agr-sum", "agr-rand", "pcgrad", "graddrop", "mixup")
 GRAPHED = ("deep-all", "agr-sum", "agr-rand", "pcgrad", "graddrop", "and-mask", "irm")
-SETTINGS = {"fishr": {"fishr.anneal": 13}}
+SETTINGS = {
+    name: {key: 13 for key in hyperparameter_names(name) if key.endswith("anneal")}
+    for name in ("fishr", "eqrm", "ib-erm", "ib-irm")
+}
 
 
 @pytest.fixture(autouse=True)

@@ -229,7 +229,15 @@ def test_a_network_that_cannot_be_compiled_is_refused(
         train(configured(compile=True), tmp_path, opened=images)
 
 
-@pytest.mark.parametrize(("method", "settings"), [("fishr", {"fishr.anneal": 3}), ("coral", {})])
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("fishr", {"fishr.anneal": 3}),
+        ("coral", {}),
+        ("cdann", {}),
+        ("ib-erm", {"ib-erm.anneal": 3}),
+    ],
+)
 def test_what_reads_features_and_a_compiled_network_are_refused(
     method: str, settings: dict[str, float], tmp_path: Path, images: ImageSet, configured: Configure
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gradsurgery.algorithms import METHODS, OTHER_METHODS
+from gradsurgery.algorithms import METHODS, OTHER_METHODS, hyperparameter_names
 from gradsurgery.data import ImageSet
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
@@ -19,6 +19,13 @@ Configure = Callable[..., RunConfiguration]
 Outcome = Callable[[Record, Path], tuple[dict[str, Any], bytes]]
 
 
+EARLY = {
+    name: {key: 10 for key in hyperparameter_names(name) if key.endswith("anneal")}
+    for name in ("fishr", "eqrm", "ib-erm", "ib-irm")
+}
+"""Those that would be plainer ones in a run as short as these."""
+
+
 class StopError(Exception):
     pass
 
@@ -27,7 +34,7 @@ class StopError(Exception):
 def test_every_method_learns(
     method: str, tmp_path: Path, images: ImageSet, configured: Configure
 ) -> None:
-    settings = {"fishr.anneal": 10} if method == "fishr" else {}
+    settings = EARLY.get(method, {})
     options = configured(method=method, settings=settings, iterations=30, validate_every=10)
     curves = train(options, tmp_path, opened=images).curves
     first, last = curves.validation_loss[0], curves.validation_loss[-1]
@@ -45,6 +52,11 @@ def test_every_method_learns(
         ("gradvac", {}),
         ("agr-ema", {}),
         ("fishr", {"fishr.anneal": 1}),
+        ("sd+agr-rand", {}),
+        ("dann+agr-rand", {"dann.learning_rate": 0.01}),
+        ("cdann", {"cdann.learning_rate": 0.01}),
+        ("eqrm", {"eqrm.anneal": 2}),
+        ("ib-irm", {"ib-irm.anneal": 2, "ib-irm.ib_anneal": 3}),
         ("fish", {}),
         ("mixup+agr-rand", {}),
         ("gradnorm+gradvac", {}),
@@ -81,7 +93,7 @@ def test_an_interrupted_run_goes_on_to_the_same_record(
     assert outcome(record, tmp_path / "parts") == outcome(whole, tmp_path / "whole")
 
 
-@pytest.mark.parametrize("method", ["irm", "vrex+agr-sum", "fishr"])
+@pytest.mark.parametrize("method", ["irm", "vrex+agr-sum", "fishr", "eqrm", "ib-erm"])
 def test_the_optimiser_starts_anew_once(
     method: str,
     tmp_path: Path,

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from gradsurgery import load_model
-from gradsurgery.algorithms import METHODS, OTHER_METHODS
+from gradsurgery.algorithms import METHODS, OBJECTIVES, OTHER_METHODS
 from gradsurgery.backbones import Backbone
 from gradsurgery.data import ImageSet, split_of
 from gradsurgery.documents.configuration import RunConfiguration
@@ -46,15 +46,17 @@ def assert_same(kept: Record, whole: Record) -> None:
     assert kept.result.last.test_accuracy == whole.result.last.test_accuracy
 
 
-TRAINING = [name for name in (*METHODS, *OTHER_METHODS) if name not in ("coral", "mmd")]
-"""Of those two nothing is left where features are frozen."""
+SHAPING = [name for name, objective in OBJECTIVES.items() if objective.shapes_features]
+TRAINING = [name for name in (*METHODS, *OTHER_METHODS) if name not in SHAPING]
+"""Of the others nothing is left where features are frozen."""
 
 
 @pytest.mark.parametrize("method", [*TRAINING, "fishr+agr-sum"])
 def test_the_run_is_that_of_the_whole_network(
     method: str, tmp_path: Path, images: ImageSet, configured: Configure
 ) -> None:
-    settings = {"fishr.anneal": 10} if "fishr" in method else {}
+    objective = method.partition("+")[0]
+    settings = {f"{objective}.anneal": 10} if objective in ("fishr", "eqrm") else {}
     options = configured(**PROBE, method=method, settings=settings)
     kept, whole = both(options, tmp_path, images)
     assert kept.cost.frozen_features == (method != "mixup")

@@ -239,6 +239,14 @@ def test_a_clipped_update_has_the_norm_of_the_limit(
             {"method": "coral+agr-sum", "freeze": "all-but-head"},
             "coral.agr-sum draws features together, which freeze all-but-head leaves as they are",
         ),
+        (
+            {"method": "dann", "freeze": "all-but-head"},
+            "dann draws features together, which freeze all-but-head leaves as they are",
+        ),
+        (
+            {"method": "ib-erm", "freeze": "all-but-head", "settings": {"ib-erm.anneal": 3}},
+            "ib-erm draws features together, which freeze all-but-head leaves as they are",
+        ),
         ({"average": "swad", "patience": 2}, "swad needs the losses after its valley"),
         ({"freeze": "*"}, "leaves nothing of small-cnn to train"),
         ({"freeze": "layer9"}, "no layer 'layer9' to freeze; it has features, classifier"),

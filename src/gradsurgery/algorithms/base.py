@@ -176,7 +176,7 @@ class Algorithm(ABC):
         return False
 
     def idle_reason(self, steps: int) -> str | None:
-        """Why a run of so many steps would be one of deep-all, with the cure; None elsewhere."""
+        """Why a run of so many steps is one of a plainer method, with the cure; None elsewhere."""
         return None
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -225,15 +225,20 @@ def risk(
     Raises `ArgumentError` for labels that are no class numbers. On an accelerator, which would have
     to be waited for, one beyond the classes is the device's own error.
     """
+    check_labels(labels)
+    try:
+        return cross_entropy(logits, labels, class_weights, label_smoothing=label_smoothing)
+    except (IndexError, RuntimeError, ValueError) as error:
+        raise _explained(error, logits, labels) from error
+
+
+def check_labels(labels: Any) -> None:
+    """Raise `ArgumentError` for labels that are of no type that class numbers are of."""
     if not isinstance(labels, Tensor) or labels.dtype not in _CLASS_NUMBERS:
         found = labels.dtype if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
         raise ArgumentError(
             f"labels are class numbers, a tensor of torch.int64, found {found}; give labels.long()"
         )
-    try:
-        return cross_entropy(logits, labels, class_weights, label_smoothing=label_smoothing)
-    except (IndexError, RuntimeError, ValueError) as error:
-        raise _explained(error, logits, labels) from error
 
 
 def _explained(error: Exception, logits: Tensor, labels: Tensor) -> Exception:

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from gradsurgery.algorithms import Algorithm
-from gradsurgery.algorithms.objectives.alignment import Alignment
 from gradsurgery.backbones import Backbone, batch_norm_layers
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import ArgumentError
@@ -42,13 +41,13 @@ def check_recipe(configuration: RunConfiguration, algorithm: Algorithm) -> None:
             "for that, or fewer"
         )
     elif (
-        isinstance(getattr(algorithm, "objective", None), Alignment)
+        getattr(getattr(algorithm, "objective", None), "shapes_features", False)
         and c.freeze == ALL_BUT_HEAD
         and not c.freeze_steps
     ):
         reason = (
             f"{c.method} draws features together, which freeze {ALL_BUT_HEAD} leaves as they are: "
-            "its losses would be those of erm; freeze fewer layers, or choose another method"
+            "nothing would come of it; freeze fewer layers, or choose another method"
         )
     elif c.patience and c.average == "swad":
         reason = "swad needs the losses after its valley, found patience too; leave one of them out"

@@ -1,4 +1,4 @@
-"""CORAL and MMD: the risks, and how far apart the distributions of the domains' features are."""
+"""The risks, and how far apart the domains' features are (CORAL, MMD) or how spread (IB)."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -11,6 +11,11 @@ from typing_extensions import override
 
 from gradsurgery.algorithms.forward import Forward
 from gradsurgery.algorithms.objectives.base import Batch, DomainLosses, Objective
+from gradsurgery.algorithms.objectives.penalties import (
+    AnnealedObjective,
+    annealed,
+    invariance_penalty,
+)
 from gradsurgery.errors import ArgumentError
 from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter
 
@@ -30,6 +35,7 @@ class Alignment(Objective):
     minimum_domains = 2
     smooths_labels = True
     reads_features = True
+    shapes_features = True
     hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
         Hyperparameter("penalty", 1.0, "weight γ of the distances", source=DOMAINBED),
     )
@@ -119,3 +125,99 @@ def kernel(
     """
     squared = torch.cdist(a, b, compute_mode=_EXACT).square()
     return torch.stack([(-(10.0**power) * squared).exp() for power in range(-3, 4)]).sum(0)
+
+
+class IBERM(AnnealedObjective):
+    """L_d + w·v_d, where v_d is the variance of the features over domain d's batch (divisor n − 1),
+
+    its mean over the features. w = 0 for the first `anneal` steps and λ from then on, when the
+    optimiser's state is dropped.
+
+    Source: Ahuja et al., "Invariance Principle Meets Information Bottleneck for Out-of-Distribution
+    Generalization", NeurIPS 2021, section 4; the annealing as in DomainBed. Raises `ArgumentError`
+    for a single image of a domain, which has no variance.
+    """
+
+    name = "ib-erm"
+    smooths_labels = True
+    reads_features = True
+    shapes_features = True
+    hyperparameters = annealed(100.0, "λ of the features' variance", 500, first=0)
+    first_weight = 0.0
+
+    stage = AnnealedObjective.stage
+
+    @override
+    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
+        weight = self.weight(step)
+        passes = forward.with_head_inputs([images for images, _ in batches])
+        for _, labels in batches:
+            features, z = next(passes)
+            yield self.risk(z, labels) + weight * feature_variance(features, self.name)
+
+
+class IBIRM(AnnealedObjective):
+    """L_d + w·P_d + u·v_d with the penalty P_d of `IRM` and the variance v_d of `IBERM`.
+
+    w and u are theirs, each with steps of annealing of its own; at the end of either the
+    optimiser's state is dropped.
+
+    Source: Ahuja et al. 2021, as of `IBERM`; the annealing as in DomainBed.
+    """
+
+    name = "ib-irm"
+    smooths_labels = True
+    reads_features = True
+    shapes_features = True
+    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
+        *annealed(100.0, "λ of the invariance penalty", 500, first=1),
+        Hyperparameter(
+            "ib_penalty", 100.0, "weight of the features' variance after its own", source=DOMAINBED
+        ),
+        Hyperparameter("ib_anneal", 500, "steps with weight 0 before that", source=DOMAINBED),
+    )
+
+    def ib_weight(self, step: int) -> float:
+        """The variance's weight at `step`."""
+        full: float = self.values["ib_penalty"]
+        return full if step > self.values["ib_anneal"] else 0.0
+
+    @override
+    def stage(self, step: int) -> Any:
+        return self.weight(step), self.ib_weight(step), self.restarts_optimizer(step)
+
+    @override
+    def restarts_optimizer(self, step: int) -> bool:
+        return step > 1 and step - 1 in (self.values["anneal"], self.values["ib_anneal"])
+
+    @override
+    def idle_reason(self, steps: int) -> str | None:
+        anneal = self.values["ib_anneal"]
+        if anneal < steps:
+            return None
+        return (
+            f"ib-irm does what irm does for the first {anneal} steps, and the run has {steps} "
+            f"iterations; give it more, or --set ib-irm.ib_anneal={steps // 3}"
+        )
+
+    @override
+    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
+        weight, ib_weight = self.weight(step), self.ib_weight(step)
+        passes = forward.with_head_inputs([images for images, _ in batches])
+        for _, labels in batches:
+            features, z = next(passes)
+            penalised = self.risk(z, labels) + ib_weight * feature_variance(features, self.name)
+            yield penalised + weight * invariance_penalty(z, labels, self.label_smoothing)
+
+
+def feature_variance(features: Float[Tensor, "batch features"], of: str) -> Float[Tensor, ""]:
+    """The mean over the features of their variance over the batch.
+
+    Raises `ArgumentError` for a single image.
+    """
+    if len(features) < 2:
+        raise ArgumentError(
+            f"{of} takes the variance of every domain's features, found a batch of 1 image; use a "
+            "batch size of at least 2"
+        )
+    return features.var(0).mean()

@@ -32,7 +32,9 @@ class Objective(ABC):
     One that takes its cross-entropies from `self.risk` alone says so by `smooths_labels = True`,
     and may then be trained with label smoothing; one whose losses are made of nothing else, by
     `weighs_classes = True`, and may be trained with weights of the classes too. One that asks for
-    `forward.with_head_inputs` says so by `reads_features = True`: a compiled network has none.
+    `forward.with_head_inputs` says so by `reads_features = True`: a compiled network has none. One
+    with a penalty that is of these features alone, by `shapes_features = True`: where what makes
+    them is frozen, it would do nothing.
     """
 
     name: ClassVar[str]
@@ -42,6 +44,7 @@ class Objective(ABC):
     smooths_labels: ClassVar[bool] = False
     weighs_classes: ClassVar[bool] = False
     reads_features: ClassVar[bool] = False
+    shapes_features: ClassVar[bool] = False
     label_smoothing: float = 0.0
     class_weights: Tensor | None = None
 
@@ -86,7 +89,10 @@ class Objective(ABC):
         return False
 
     def idle_reason(self, steps: int) -> str | None:
-        """Why in so many steps the losses would be erm's, with the cure; None where they differ."""
+        """Why in so many steps the losses would be those of a plainer objective, with the cure.
+
+        None where they differ.
+        """
         return None
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""IRM, V-REx and Fishr: the risks and a penalty on what differs between the domains."""
+"""The risks and a penalty: IRM, V-REx and Fishr on what differs between domains, SD on logits."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import override
 
-from gradsurgery.algorithms.forward import Forward, smoothed
+from gradsurgery.algorithms.forward import OUT_OF_REACH, Forward, smoothed
 from gradsurgery.algorithms.objectives.base import Batch, DomainLosses, Objective
 from gradsurgery.errors import ArgumentError
 from gradsurgery.hyperparameters import DOMAINBED, Hyperparameter
@@ -214,3 +214,41 @@ def head_gradient_variance(
     inputs = torch.cat([features, torch.ones_like(features[:, :1])], 1)
     mean = delta.T @ inputs / len(inputs)
     return (delta.square().T @ inputs.square() / len(inputs) - mean.square()).flatten()
+
+
+class SD(Objective):
+    """Spectral decoupling: L_d + λ·mean(z²), the mean over the images and classes of domain d.
+
+    Small logits keep the features that are learned first from starving the others. A class whose
+    images the domain lacks is not in the mean.
+
+    Source: Pezeshki et al., "Gradient Starvation: A Learning Proclivity in Neural Networks",
+    NeurIPS 2021 (arXiv 2011.09468), eq. 25, with DomainBed's mean for the squared norm.
+    """
+
+    name = "sd"
+    smooths_labels = True
+    hyperparameters: ClassVar[tuple[Hyperparameter, ...]] = (
+        Hyperparameter("penalty", 0.1, "weight λ of the squared logits", source=DOMAINBED),
+    )
+
+    @override
+    def stage(self, step: int) -> Any:
+        return "sd"
+
+    @override
+    def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
+        logits = forward([images for images, _ in batches])
+        for _, labels in batches:
+            z = next(logits)
+            yield self.risk(z, labels) + self.values["penalty"] * mean_square(z)
+
+
+def mean_square(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
+    """The mean of the squared logits that are within reach.
+
+    >>> mean_square(torch.tensor([[1.0, OUT_OF_REACH], [3.0, OUT_OF_REACH]]))
+    tensor(5.)
+    """
+    within = logits != OUT_OF_REACH
+    return logits.where(within, 0).square().sum() / within.sum()
