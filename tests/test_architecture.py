@@ -147,7 +147,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def test_the_house_stays_small():
-    assert len(FILES) <= 178
+    assert len(FILES) <= 179
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
