@@ -42,6 +42,8 @@ CHECKED = 12
 
 _BATCH = 128  # images at a time, always the same ones: their bits do not depend on the run
 
+_WAITING = "another process computes what the frozen layers make of these images: waiting for it"
+
 Features = Float[Tensor, "images features 1 1"]
 """As maps of one pixel: a batch of them goes where images go."""
 
@@ -55,7 +57,7 @@ class FeatureLoader(ImageLoader):
     def __init__(self, loader: ImageLoader, features: Features) -> None:
         super().__init__(loader.images, loader.mean, loader.std, loader.device)
         self._features = features
-        self._labels = torch.tensor(loader.images.label, device=loader.device)
+        self._labels = torch.tensor(loader.images.label.copy(), device=loader.device)
 
     @override
     def fetch(self, positions: Positions, change: Change | None = None) -> Fetched:
@@ -219,7 +221,7 @@ class _FrozenLayers:
         self, are_right: Callable[[Features], bool], report: ProgressCallback
     ) -> Features:
         """In this process, and where there is a file for them on this machine."""
-        if self.loader.images.folder is None:  # whose digest is not to be trusted
+        if not self.loader.images.has_cached_pixels:  # its digest is not to be trusted
             return self._computed(report)
         key = self.key()
         for known, kept in _kept:
@@ -229,7 +231,7 @@ class _FrozenLayers:
         if (file := self.file(key)) is None:
             features = self._computed(report)
         else:
-            with file.in_turn():
+            with file.in_turn(lambda: report(TrainingProgress("features", 0, 1, note=_WAITING))):
                 found = file.read()
                 if found is None or not are_right(found):
                     found = self._computed(report)
@@ -242,10 +244,11 @@ class _FrozenLayers:
 
     def file(self, key: tuple[Any, ...]) -> FeaturesFile | None:
         """Where they are kept for other processes; None for weights that no other run may have."""
-        folder = self.loader.images.folder
-        if folder is None or self.configuration.weights == "none":
+        images = self.loader.images
+        if not images.has_cached_pixels or self.configuration.weights == "none":
             return None
-        return FeaturesFile(folder, key, self.loader.device)
+        assert images.folder is not None  # where they are cached
+        return FeaturesFile(images.folder, key, self.loader.device)
 
     def key(self) -> tuple[Any, ...]:
         """All that the features' bits depend on."""
@@ -262,14 +265,18 @@ class _FrozenLayers:
         loader, total = self.loader, len(self.loader.images.label)
         parts = [np.arange(start, min(start + _BATCH, total)) for start in range(0, total, _BATCH)]
         ahead = 0 if loader.device.type == "cpu" else 1
-        computed: list[Tensor] = []
+        computed: Features | None = None
         self.learner.backbone.model.eval()
         for at, fetched in prefetched(lambda i: loader.fetch(parts[i]), 1, len(parts), ahead=ahead):
             features = self._of(fetched()[0])
             assert features is not None  # as of the images of the first step
-            computed.append(features)
-            report(TrainingProgress("features", int(parts[at - 1][-1]) + 1, total))
-        return torch.cat(computed)[:, :, None, None]
+            if computed is None:  # all at once: joined in the end, they would be there twice
+                computed = features.new_empty((total, features.shape[1], 1, 1))
+            last = int(parts[at - 1][-1]) + 1
+            computed[last - len(features) : last, :, 0, 0] = features
+            report(TrainingProgress("features", last, total))
+        assert computed is not None  # a set has images
+        return computed
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
