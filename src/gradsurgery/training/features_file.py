@@ -73,7 +73,7 @@ class FeaturesFile:
         """Keep them, and as many others of these images as there may be."""
         if not self.folder.exists():  # other images have taken their place meanwhile
             return
-        # safetensors has an error of its own for a full disk, and needs memory for a copy
+        # safetensors has an error of its own for a full disk; some versions of it make a copy
         with suppress(OSError, OutputError, SafetensorError), suppress_out_of_memory():
             with atomic_file(self.path) as temporary:
                 save_file({_NAME: features.contiguous()}, temporary)
