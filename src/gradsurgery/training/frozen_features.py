@@ -35,7 +35,10 @@ from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 from gradsurgery.training.recipe import ALL_BUT_HEAD
 
 MOST_BYTES = 2 << 30
-"""Features beyond it are not kept."""
+"""Features beyond it are not kept; and all that are kept at once take no more."""
+
+MOST_KEPT = 4
+"""Networks and images whose features a process keeps: the runs of a grid may take turns."""
 
 CHECKED = 12
 """How many images of the first step are looked at, in training and in evaluation mode."""
@@ -145,7 +148,7 @@ def _head(backbone: Backbone) -> nn.Linear | None:
 
 _lock = threading.Lock()
 _kept: list[tuple[Any, Features]] = []
-"""The features that were asked for last, and what they are of."""
+"""The features that were asked for last, the last at the end, and what they are of."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ class _FrozenLayers:
         few, total = looked_at(first), len(self.loader.images.label)
         if 2 * unused > total or (seen := self._seen(few)) is None:
             return None
-        if 4 * total * seen.shape[1] > MOST_BYTES:
+        if (needed := 4 * total * seen.shape[1]) > MOST_BYTES:
             return None
 
         def are_right(features: Features) -> bool:
@@ -173,7 +176,7 @@ class _FrozenLayers:
             return features.shape == shape and _alike(features[few].flatten(1), seen)
 
         with _lock:
-            features = self._computed_once(are_right, report)
+            features = self._computed_once(needed, are_right, report)
         return features if are_right(features) else None
 
     def _seen(self, positions: Positions) -> Float[Tensor, "batch features"] | None:
@@ -218,20 +221,28 @@ class _FrozenLayers:
         return features if as_made and features.ndim == 2 else None
 
     def _computed_once(
-        self, are_right: Callable[[Features], bool], report: ProgressCallback
+        self, needed: int, are_right: Callable[[Features], bool], report: ProgressCallback
     ) -> Features:
-        """In this process, and where there is a file for them on this machine."""
+        """In this process, and where there is a file for them on this machine.
+
+        needed: the bytes they take at most.
+        """
         if not self.loader.images.has_cached_pixels:  # its digest is not to be trusted
             return self._computed(report)
         key = self.key()
-        for known, kept in _kept:
+        for at, (known, kept) in enumerate(_kept):
             if known == key:
+                _kept.append(_kept.pop(at))
                 return kept
-        _kept.clear()
+        while _kept and (
+            len(_kept) >= MOST_KEPT or needed + sum(f.nbytes for _, f in _kept) > MOST_BYTES
+        ):
+            del _kept[0]
         if (file := self.file(key)) is None:
             features = self._computed(report)
         else:
-            with file.in_turn(lambda: report(TrainingProgress("features", 0, 1, note=_WAITING))):
+            waits = TrainingProgress("features", 0, len(self.loader.images.label), note=_WAITING)
+            with file.in_turn(lambda: report(waits)):
                 found = file.read()
                 if found is None or not are_right(found):
                     found = self._computed(report)
