@@ -29,9 +29,16 @@ def drawn(count: int, height: int, width: int) -> torch.Tensor:
     return torch.from_numpy(random.integers(0, 256, (count, height, width, 3), dtype=np.uint8))
 
 
-def image_set(count: int, size: int = 7, digest: str = "a", folder: Path | None = None) -> ImageSet:
+def image_set(count: int, size: int = 7, digest: str = "a", cache: Path | None = None) -> ImageSet:
+    """Of random pixels, as one that lies in the cache where a folder for it is given."""
+    pixels, folder = drawn(count, size, size).numpy(), None
+    if cache is not None:
+        folder = cache / digest
+        folder.mkdir(exist_ok=True)
+        pixels.tofile(folder / "images.bin")
+        pixels = np.memmap(folder / "images.bin", np.uint8, "r", shape=pixels.shape)
     return ImageSet(
-        "made", ("a",), ("x", "y"), drawn(count, size, size).numpy(), tuple(map(str, range(count))),
+        "made", ("a",), ("x", "y"), pixels, tuple(map(str, range(count))),
         np.zeros(count, np.int64), np.arange(count), size, digest, folder=folder,
     )  # fmt: skip
 
@@ -113,14 +120,13 @@ def test_a_set_is_copied_once_whatever_the_number_of_runs(
     )
     monkeypatch.setattr(loader, "_COPIED", 3 * 147)  # three images of 7 · 7 · 3 bytes at a time
     sets = ResidentSets(lambda _: 10**6)
-    images = image_set(10, folder=tmp_path)
+    images = image_set(10, cache=tmp_path)
     first = sets.get(images, CPU)
     assert first is not None
-    assert torch.equal(first.pixels, torch.from_numpy(images.images))
+    assert np.array_equal(first.pixels, images.images)
     assert first.labels.tolist() == list(range(10))
-    opened_again = replace(images, images=images.images.copy())
-    assert sets.get(opened_again, CPU) is first
-    assert sets.get(image_set(10, digest="b", folder=tmp_path), CPU) is not first
+    assert sets.get(image_set(10, cache=tmp_path), CPU) is first  # opened again
+    assert sets.get(image_set(10, digest="b", cache=tmp_path), CPU) is not first
     assert copies == ["a", "b"]
 
 
@@ -141,7 +147,7 @@ def test_a_device_without_a_number_is_the_one_that_it_is_now(
 
     monkeypatch.setattr(torch, "empty", on_current)
     monkeypatch.setattr(loader, "_copied", copied)
-    sets, images = ResidentSets(lambda _: 10**6), image_set(3, folder=tmp_path)
+    sets, images = ResidentSets(lambda _: 10**6), image_set(3, cache=tmp_path)
     first = sets.get(images, CPU)
     assert first is not None
     assert sets.get(images, CPU) is first
@@ -161,12 +167,23 @@ def test_a_set_that_is_not_of_the_cache_is_not_taken_for_another() -> None:
         assert torch.equal(found.pixels, torch.from_numpy(images.images))
 
 
+def test_a_copy_with_other_pixels_or_labels_is_not_taken_for_the_set_itself(tmp_path: Path) -> None:
+    sets, images = ResidentSets(lambda _: 10**6), image_set(10, cache=tmp_path)
+    pixels, label = images.images, images.label
+    changes = [{"images": 255 - pixels}, {"images": pixels[::-1]}, {"label": label[::-1]}]
+    for each in [images, *(replace(images, **change) for change in changes), images]:
+        found = sets.get(each, CPU)
+        assert found is not None
+        assert np.array_equal(found.pixels, each.images)
+        assert np.array_equal(found.labels, each.label)
+
+
 def test_the_set_that_was_not_asked_for_the_longest_gives_way(tmp_path: Path) -> None:
     each = 10 * 147  # bytes of ten images of 7 · 7
     memory = round(2 * each / SHARE)  # two sets fit
     held: list[int] = []
     sets = ResidentSets(lambda _: memory - each * len(held))
-    made = {name: image_set(10, digest=name, folder=tmp_path) for name in "abc"}
+    made = {name: image_set(10, digest=name, cache=tmp_path) for name in "abc"}
     first = {}
     for name in "ab":
         first[name] = sets.get(made[name], CPU)
@@ -178,7 +195,7 @@ def test_the_set_that_was_not_asked_for_the_longest_gives_way(tmp_path: Path) ->
 
 
 def test_a_set_that_does_not_fit_stays_where_it_is(tmp_path: Path) -> None:
-    images = image_set(10, folder=tmp_path)
+    images = image_set(10, cache=tmp_path)
     least = images.images.nbytes / SHARE
     assert ResidentSets(lambda _: round(least) - 5).get(images, CPU) is None
     assert ResidentSets(lambda _: round(least) + 5).get(images, CPU) is not None
@@ -191,7 +208,7 @@ def test_a_set_that_another_process_has_taken_the_memory_of_stays_too(
         raise torch.OutOfMemoryError("full")
 
     monkeypatch.setattr(loader, "_copied", full)
-    assert ResidentSets(lambda _: 10**9).get(image_set(3, folder=tmp_path), CPU) is None
+    assert ResidentSets(lambda _: 10**9).get(image_set(3, cache=tmp_path), CPU) is None
 
 
 def test_the_loader_is_the_one_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

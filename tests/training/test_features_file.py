@@ -1,18 +1,23 @@
 """Features that one process leaves to the next; correct is what a run without them gives."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from gradsurgery.data import ImageSet, open_source, prepare
+from gradsurgery.data.image_set import folder_lock
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.training import TrainingProgress, features_file, frozen_features, train
 
@@ -44,16 +49,22 @@ def probed(
     """Train as a new process would; what came out, and whether the features were computed."""
     runs: list[Path] = []
 
-    def run(**more: Any) -> tuple[Any, bool]:
+    def run(
+        opened: ImageSet = images,
+        report: Callable[[TrainingProgress], None] = lambda _: None,
+        **more: Any,
+    ) -> tuple[Any, bool]:
         frozen_features._kept.clear()
         stages: set[str] = set()
 
         def hear(progress: TrainingProgress) -> None:
-            stages.add(progress.stage)
+            if progress.note is None:
+                stages.add(progress.stage)
+            report(progress)
 
         given = {"backbone": "test_byobnet", "weights": str(weights), "freeze": "all-but-head"}
         runs.append(tmp_path / str(len(runs)))
-        record = train(configured(**{**given, **more}), runs[-1], hear, opened=images)
+        record = train(configured(**{**given, **more}), runs[-1], hear, opened=opened)
         assert record.cost.frozen_features
         return outcome(record, runs[-1]), "features" in stages
 
@@ -137,6 +148,88 @@ def test_those_that_were_not_used_for_longest_go(
     assert len(left) == 2
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("I/O error: No space left on device"),  # what it says of a full disk
+        MemoryError(),
+        OSError("read-only"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_where_they_cannot_be_written_the_run_goes_on_with_them(
+    error: Exception, probed: Train, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(tensors: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise error
+
+    assert images.folder is not None
+    expected, there = probed(), set(images.folder.iterdir())
+    (file,) = kept_for(images)
+    file.unlink()
+    monkeypatch.setattr(features_file, "save_file", refuse)
+    assert probed() == expected
+    assert set(images.folder.iterdir()) == there - {file}
+
+
+def test_the_folder_of_images_that_were_removed_meanwhile_stays_away(
+    probed: Train, images: ImageSet
+) -> None:
+    """As when an image is edited, and another command decodes what is there now."""
+    expected, _ = probed()
+    for file in kept_for(images):
+        file.unlink()
+
+    def remove(progress: TrainingProgress) -> None:
+        if progress.stage == "features" and progress.done == progress.total:
+            assert images.folder is not None
+            shutil.rmtree(images.folder)
+
+    assert probed(report=remove) == (expected, True)
+    assert images.folder is not None
+    assert not images.folder.exists()
+
+
+def test_a_copy_of_the_images_with_other_pixels_is_computed(
+    probed: Train, images: ImageSet
+) -> None:
+    """Also where the images that are looked at are the same: those of the target are not."""
+    pixels = np.array(images.images)
+    target = images.domain == images.domains.index("75")
+    pixels[target] = 255 - pixels[target]
+    # and without a folder: nothing is kept of it
+    changed, anew = (
+        replace(images, images=pixels, folder=folder) for folder in (images.folder, None)
+    )
+    for _ in range(2):  # whichever is first
+        found, expected = probed(changed)[0][0]["result"], probed(anew)[0][0]["result"]
+        assert found == expected
+        original, _ = probed()
+        assert original[0]["result"] != found
+    assert probed() == (original, False)
+
+
+def test_who_waits_for_another_process_says_so(probed: Train, images: ImageSet) -> None:
+    expected, _ = probed()
+    (file,) = kept_for(images)
+    assert images.folder is not None
+    lock = folder_lock(images.folder.parent, file.stem)
+    notes: list[str] = []
+
+    def hear(progress: TrainingProgress) -> None:
+        if progress.stage == "features" and progress.note is not None:
+            notes.append(progress.note)
+            lock.release()
+
+    assert probed(report=hear) == (expected, False)
+    assert notes == []
+    lock.acquire()
+    assert probed(report=hear) == (expected, False)
+    (note,) = notes
+    assert "another process" in note
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -146,7 +239,7 @@ stages = set()
 gs.train(
     gs.RunConfiguration.model_validate_json(sys.argv[1]),
     Path(sys.argv[2]),
-    lambda progress: stages.add(progress.stage),
+    lambda progress: progress.note or stages.add(progress.stage),
     cache=Path(sys.argv[3]),
 )
 print("features" in stages)

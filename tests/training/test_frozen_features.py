@@ -219,6 +219,32 @@ def test_runs_of_a_process_share_them_and_other_weights_do_not(
     assert computed == [len(images.label)] * 2  # the weights of seed 5 are others
 
 
+def test_runs_of_a_grid_take_turns_with_what_is_kept(
+    tmp_path: Path, images: ImageSet, configured: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was not asked for longest gives way to the next, by number and by bytes."""
+
+    def computed(seeds: list[int]) -> list[int]:
+        found: list[int] = []
+        frozen_features._kept.clear()
+        for seed in seeds:  # which has weights of its own
+
+            def hear(progress: TrainingProgress, seed: int = seed) -> None:
+                if progress.stage == "features" and progress.done == progress.total:
+                    found.append(seed)
+
+            options = configured(**{**PROBE, "iterations": 1, "seed": seed})
+            place = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+            assert train(options, place, hear, opened=images).cost.frozen_features
+        return found
+
+    assert computed([0, 1, 0, 1]) == [0, 1]
+    monkeypatch.setattr(frozen_features, "MOST_KEPT", 2)
+    assert computed([0, 1, 0, 2, 0, 1]) == [0, 1, 2, 1]
+    monkeypatch.setattr(frozen_features, "MOST_BYTES", 4 * 64 * len(images.label))  # those of one
+    assert computed([0, 1, 0]) == [0, 1, 0]
+
+
 def test_the_models_file_answers_as_the_run_says(
     tmp_path: Path, images: ImageSet, configured: Configure
 ) -> None:

@@ -23,6 +23,7 @@ from gradsurgery.documents.document import Document
 from gradsurgery.errors import DataError, OutputError
 
 FORMAT = 1
+_PIXELS = "images.bin"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +74,21 @@ class ImageSet:
     def counts(self) -> NDArray[np.int64]:
         """Number of images of each domain (row) and class (column)."""
         return count_images((len(self.domains), len(self.classes)), self.domain, self.label)
+
+    @property
+    def has_cached_pixels(self) -> bool:
+        """Whether the pixels are those that the cache keeps under `digest`, all and in order.
+
+        A copy with changed ones (`dataclasses.replace`) has the folder and the digest as well.
+        """
+        pixels = self.images
+        if self.folder is None or not isinstance(pixels, np.memmap) or pixels.filename is None:
+            return False
+        file = self.folder / _PIXELS
+        with suppress(OSError):  # it may be gone by now
+            whole = pixels.flags.c_contiguous and pixels.nbytes == file.stat().st_size
+            return whole and Path(pixels.filename) == file.resolve()
+        return False
 
 
 def content_hashes(source: Source) -> list[bytes]:
@@ -165,7 +181,7 @@ def read_image_set(cache: Path, digest: str | None, source: Source) -> ImageSet 
     try:
         file = ImageSetFile.load(folder / ImageSetFile.file_name)
         size, count = file.size, len(file.identities)
-        pixels = folder / "images.bin"
+        pixels = folder / _PIXELS
         whole = pixels.stat().st_size == count * size * size * 3
         lists = file.domain, file.label, file.hashes
         if file.digest != digest or not whole or any(len(each) != count for each in lists):

@@ -4,6 +4,7 @@ A decoded set that fits lies on an accelerator as a whole; of one that does not,
 copied while the batch before it is computed on.
 """
 
+import hashlib
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
@@ -232,7 +233,7 @@ class ResidentSets:
     def __init__(self, free: Callable[[torch.device], int]) -> None:
         self._free = free
         self._lock = threading.Lock()
-        self._sets: OrderedDict[tuple[str, int, torch.device], DeviceImages] = OrderedDict()
+        self._sets: OrderedDict[tuple[str, str, torch.device], DeviceImages] = OrderedDict()
 
     def get(self, images: ImageSet, device: torch.device) -> DeviceImages | None:
         """The set on the device, None where it does not fit.
@@ -240,9 +241,10 @@ class ResidentSets:
         Only a set of the cache is kept: another one's digest is its maker's affair.
         """
         device = torch.empty(0, device=device).device  # "cuda" is whichever is the current one
-        key = (images.digest, len(images.label), device)
+        labels = hashlib.sha256(images.label.tobytes()).hexdigest()  # a copy may have others
+        key, keeps = (images.digest, labels, device), images.has_cached_pixels
         with self._lock:
-            if key in self._sets and images.folder is not None:
+            if key in self._sets and keeps:
                 self._sets.move_to_end(key)
                 return self._sets[key]
             if not self._make_room(images.images.nbytes, device):
@@ -250,7 +252,7 @@ class ResidentSets:
             resident = None
             with suppress_out_of_memory():  # another process has been faster
                 resident = _copied(images, device)
-            if resident is not None and images.folder is not None:
+            if resident is not None and keeps:
                 self._sets[key] = resident
             return resident
 
@@ -276,7 +278,7 @@ def _copied(images: ImageSet, device: torch.device) -> DeviceImages:
         part = _host_memory(device, (len(positions), *pixels.shape[1:]), torch.uint8)
         gather_into(part, images.images, positions)
         pixels[start : start + each].copy_(part, non_blocking=True)
-    return DeviceImages(pixels, torch.tensor(images.label, device=device))
+    return DeviceImages(pixels, torch.tensor(images.label.copy(), device=device))
 
 
 def _host_memory(device: torch.device, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

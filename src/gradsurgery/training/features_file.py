@@ -3,20 +3,21 @@
 import hashlib
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import torch
+from filelock import Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gradsurgery.atomic import atomic_file
 from gradsurgery.data.image_set import folder_lock
-from gradsurgery.errors import OutputError
+from gradsurgery.errors import OutputError, suppress_out_of_memory
 from gradsurgery.training.device import versions_and_device
 
 MOST_FILES = 8
@@ -45,11 +46,16 @@ class FeaturesFile:
         return self.folder / f"{_NAME}-{digest}.safetensors"
 
     @contextmanager
-    def in_turn(self) -> Iterator[None]:
-        """Inside, no other process computes the same features."""
+    def in_turn(self, wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Inside, no other process computes the same features; `wait` is called where one does."""
+        cache, name = self.folder.parent, self.path.stem
         with ExitStack() as stack:
             with suppress(OSError, NotImplementedError):  # read-only, or without locks
-                stack.enter_context(folder_lock(self.folder.parent, self.path.stem))
+                try:
+                    stack.enter_context(folder_lock(cache, name, timeout=0.0))
+                except Timeout:
+                    wait()
+                    stack.enter_context(folder_lock(cache, name))
             yield
 
     def read(self) -> Tensor | None:
@@ -65,7 +71,10 @@ class FeaturesFile:
 
     def write(self, features: Tensor) -> None:
         """Keep them, and as many others of these images as there may be."""
-        with suppress(OSError, OutputError):
+        if not self.folder.exists():  # other images have taken their place meanwhile
+            return
+        # safetensors has an error of its own for a full disk; some versions of it make a copy
+        with suppress(OSError, OutputError, SafetensorError), suppress_out_of_memory():
             with atomic_file(self.path) as temporary:
                 save_file({_NAME: features.contiguous()}, temporary)
             files = self.folder.glob(f"{_NAME}-*.safetensors")

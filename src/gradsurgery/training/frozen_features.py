@@ -35,12 +35,17 @@ from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 from gradsurgery.training.recipe import ALL_BUT_HEAD
 
 MOST_BYTES = 2 << 30
-"""Features beyond it are not kept."""
+"""Features beyond it are not kept; and all that are kept at once take no more."""
+
+MOST_KEPT = 4
+"""Networks and images whose features a process keeps: the runs of a grid may take turns."""
 
 CHECKED = 12
 """How many images of the first step are looked at, in training and in evaluation mode."""
 
 _BATCH = 128  # images at a time, always the same ones: their bits do not depend on the run
+
+_WAITING = "another process computes what the frozen layers make of these images: waiting for it"
 
 Features = Float[Tensor, "images features 1 1"]
 """As maps of one pixel: a batch of them goes where images go."""
@@ -55,7 +60,7 @@ class FeatureLoader(ImageLoader):
     def __init__(self, loader: ImageLoader, features: Features) -> None:
         super().__init__(loader.images, loader.mean, loader.std, loader.device)
         self._features = features
-        self._labels = torch.tensor(loader.images.label, device=loader.device)
+        self._labels = torch.tensor(loader.images.label.copy(), device=loader.device)
 
     @override
     def fetch(self, positions: Positions, change: Change | None = None) -> Fetched:
@@ -143,7 +148,7 @@ def _head(backbone: Backbone) -> nn.Linear | None:
 
 _lock = threading.Lock()
 _kept: list[tuple[Any, Features]] = []
-"""The features that were asked for last, and what they are of."""
+"""The features that were asked for last, the last at the end, and what they are of."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,7 @@ class _FrozenLayers:
         few, total = looked_at(first), len(self.loader.images.label)
         if 2 * unused > total or (seen := self._seen(few)) is None:
             return None
-        if 4 * total * seen.shape[1] > MOST_BYTES:
+        if (needed := 4 * total * seen.shape[1]) > MOST_BYTES:
             return None
 
         def are_right(features: Features) -> bool:
@@ -171,7 +176,7 @@ class _FrozenLayers:
             return features.shape == shape and _alike(features[few].flatten(1), seen)
 
         with _lock:
-            features = self._computed_once(are_right, report)
+            features = self._computed_once(needed, are_right, report)
         return features if are_right(features) else None
 
     def _seen(self, positions: Positions) -> Float[Tensor, "batch features"] | None:
@@ -216,20 +221,28 @@ class _FrozenLayers:
         return features if as_made and features.ndim == 2 else None
 
     def _computed_once(
-        self, are_right: Callable[[Features], bool], report: ProgressCallback
+        self, needed: int, are_right: Callable[[Features], bool], report: ProgressCallback
     ) -> Features:
-        """In this process, and where there is a file for them on this machine."""
-        if self.loader.images.folder is None:  # whose digest is not to be trusted
+        """In this process, and where there is a file for them on this machine.
+
+        needed: the bytes they take at most.
+        """
+        if not self.loader.images.has_cached_pixels:  # its digest is not to be trusted
             return self._computed(report)
         key = self.key()
-        for known, kept in _kept:
+        for at, (known, kept) in enumerate(_kept):
             if known == key:
+                _kept.append(_kept.pop(at))
                 return kept
-        _kept.clear()
+        while _kept and (
+            len(_kept) >= MOST_KEPT or needed + sum(f.nbytes for _, f in _kept) > MOST_BYTES
+        ):
+            del _kept[0]
         if (file := self.file(key)) is None:
             features = self._computed(report)
         else:
-            with file.in_turn():
+            waits = TrainingProgress("features", 0, len(self.loader.images.label), note=_WAITING)
+            with file.in_turn(lambda: report(waits)):
                 found = file.read()
                 if found is None or not are_right(found):
                     found = self._computed(report)
@@ -242,10 +255,11 @@ class _FrozenLayers:
 
     def file(self, key: tuple[Any, ...]) -> FeaturesFile | None:
         """Where they are kept for other processes; None for weights that no other run may have."""
-        folder = self.loader.images.folder
-        if folder is None or self.configuration.weights == "none":
+        images = self.loader.images
+        if not images.has_cached_pixels or self.configuration.weights == "none":
             return None
-        return FeaturesFile(folder, key, self.loader.device)
+        assert images.folder is not None  # where they are cached
+        return FeaturesFile(images.folder, key, self.loader.device)
 
     def key(self) -> tuple[Any, ...]:
         """All that the features' bits depend on."""
@@ -262,14 +276,18 @@ class _FrozenLayers:
         loader, total = self.loader, len(self.loader.images.label)
         parts = [np.arange(start, min(start + _BATCH, total)) for start in range(0, total, _BATCH)]
         ahead = 0 if loader.device.type == "cpu" else 1
-        computed: list[Tensor] = []
+        computed: Features | None = None
         self.learner.backbone.model.eval()
         for at, fetched in prefetched(lambda i: loader.fetch(parts[i]), 1, len(parts), ahead=ahead):
             features = self._of(fetched()[0])
             assert features is not None  # as of the images of the first step
-            computed.append(features)
-            report(TrainingProgress("features", int(parts[at - 1][-1]) + 1, total))
-        return torch.cat(computed)[:, :, None, None]
+            if computed is None:  # all at once: joined in the end, they would be there twice
+                computed = features.new_empty((total, features.shape[1], 1, 1))
+            last = int(parts[at - 1][-1]) + 1
+            computed[last - len(features) : last, :, 0, 0] = features
+            report(TrainingProgress("features", last, total))
+        assert computed is not None  # a set has images
+        return computed
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
