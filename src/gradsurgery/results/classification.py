@@ -1,6 +1,5 @@
 """From what was counted to the figures of a classifier, each with its interval."""
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -240,8 +239,7 @@ class _Sums:
 
 
 def _class_figures(name: str, matrix: Counts, k: int, groups: Groups | None) -> ClassFigures:
-    right, images = int(matrix[k, k]), int(matrix[k].sum())
-    predicted = int(matrix[:, k].sum())
+    right, images, predicted = int(matrix[k, k]), int(matrix[k].sum()), int(matrix[:, k].sum())
     recall = proportion(right, images) if images else None
     precision = proportion(right, predicted) if predicted else None
     if groups is not None:
@@ -255,13 +253,13 @@ def _resampled_sums(matrix: Counts, random: np.random.Generator) -> _Sums:
     """Of as many images drawn anew, with replacement."""
     labels, predicted = np.nonzero(matrix)
     drawn = np.ascontiguousarray(_resampled(matrix[labels, predicted], random).T)
-    every = itertools.repeat(slice(None))
-    cells = zip(labels.tolist(), predicted.tolist(), every, drawn, strict=False)
+    every = [slice(None)] * len(drawn)
+    cells = zip(labels.tolist(), predicted.tolist(), every, drawn, strict=True)
     return _Sums.added(len(matrix), RESAMPLES, cells)
 
 
 def _resampled(counts: Counts, random: np.random.Generator) -> Counts:
-    """Counts of as many images drawn anew, with replacement; only cells that have any vary."""
+    """Counts of as many images drawn anew, with replacement; cells without any stay so."""
     cells = np.flatnonzero(counts)
     total = int(counts.sum())
     drawn = random.multinomial(total, counts[cells] / total, size=RESAMPLES)
