@@ -92,9 +92,7 @@ class DataOptions(Choices):
         free=True,
     )
     without: list[str] = option(
-        "identity",
-        "A source domain to leave out as well, of training and of validation.",
-        [],
+        "identity", "A source domain to leave out as well, of training and of validation.", []
     )
     split: str = option(
         "condition",

@@ -23,6 +23,7 @@ LARGEST = 1e100
 """Nothing that is measured here is larger, and sums of such numbers are finite."""
 _LARGEST_INTEGER = 2**63 - 1
 _FEW = 140  # characters of names that a message lists
+_HALVES = re.compile("[\ud800-\udfff]")  # of characters, which UTF-8 has not
 
 
 class Part(BaseModel):
@@ -30,9 +31,7 @@ class Part(BaseModel):
 
     # Before 2.10 pydantic warned of every field called model_….
     model_config = ConfigDict(
-        extra="ignore",
-        allow_inf_nan=False,
-        protected_namespaces=("model_validate", "model_dump"),
+        extra="ignore", allow_inf_nan=False, protected_namespaces=("model_validate", "model_dump")
     )
 
 
@@ -200,15 +199,11 @@ def _odd_value(content: Any) -> list[str]:
             found = [f"finite, up to {LARGEST:g}, found {value:g}"]
         elif isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
             found = [f"a number of up to 18 digits, found one of {value.bit_length()} bits"]
-        elif any("\ud800" <= character <= "\udfff" for character in _not_ascii(name, value)):
+        elif any(isinstance(text, str) and _HALVES.search(text) for text in (name, value)):
             found = [f"text in UTF-8, found {value!r:.80}"]
         if found:
             return [str(name), *found]
     return []
-
-
-def _not_ascii(*texts: Any) -> str:
-    return "".join(text for text in texts if isinstance(text, str) and not text.isascii())
 
 
 def check_lengths(length: int, *lists: tuple[str, list[Any]]) -> None:
@@ -264,12 +259,7 @@ place: where and on what the run is worked on, or where options that were not gi
 
 
 def option(
-    role: Role,
-    description: str,
-    default: Any = ...,
-    *,
-    free: bool = False,
-    **limits: Any,
+    role: Role, description: str, default: Any = ..., *, free: bool = False, **limits: Any
 ) -> Any:
     """A field with its role; of one that is `free`, no value makes a step cost more or less."""
     about: dict[str, Any] = {"role": role, "free": free}
