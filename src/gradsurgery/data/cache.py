@@ -289,11 +289,7 @@ class _Decoding:
                     self.progress(done, len(self.hashes))
 
     def _decode(
-        self,
-        pixels: NDArray[np.uint8],
-        known: dict[bytes, int],
-        position: int,
-        content: bytes,
+        self, pixels: NDArray[np.uint8], known: dict[bytes, int], position: int, content: bytes
     ) -> tuple[int, str | None]:
         """Decode one image into its place; returns why that cannot be done, or None."""
         if hashlib.sha256(content).digest() != self.hashes[position]:

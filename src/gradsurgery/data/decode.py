@@ -96,11 +96,7 @@ def _silence_libtiff() -> None:
 
 
 def resized_rgb(
-    image: "Image.Image",
-    bit_depth: int,
-    size: int,
-    resize_first: int | None,
-    resize: Resize,
+    image: "Image.Image", bit_depth: int, size: int, resize_first: int | None, resize: Resize
 ) -> NDArray[np.uint8]:
     """What `decode_image` makes of an image that is open; `bit_depth` as in `to_rgb`."""
     if image.format == "EPS":  # Pillow would run Ghostscript on it

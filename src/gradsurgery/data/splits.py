@@ -12,7 +12,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from gradsurgery.atomic import expanded
@@ -21,7 +20,7 @@ from gradsurgery.data.image_set import ImageSet
 from gradsurgery.documents.data_options import DataOptions, percentages
 from gradsurgery.documents.record import SplitFile
 from gradsurgery.errors import ArgumentError, DataError, printable
-from gradsurgery.seeds import named_generator
+from gradsurgery.seeds import random_order
 
 Indices = NDArray[np.int64]
 Parts = Sequence[str | None]
@@ -101,8 +100,7 @@ def draw_split(
         return as_split(images, grouped_parts(images, seed, exact, frozenset(without)), seed)
     parts: list[str | None] = [None] * len(images.identities)
     for (d, c), members in cells_of(images, frozenset(without)).items():
-        generator = named_generator(seed, "split", images.domains[d], images.classes[c])
-        drawn = torch.randperm(len(members), generator=generator, device="cpu")
+        drawn = random_order(len(members), seed, "split", images.domains[d], images.classes[c])
         order = iter(drawn.tolist())
         for part, size in zip(PARTS, part_sizes(len(members), exact), strict=True):
             for i in itertools.islice(order, size):

@@ -14,11 +14,7 @@ from gradsurgery.documents.studies import Diagnosis, Explanation, SimilarityStud
 from gradsurgery.documents.tasks_vs_domains import TasksStudy
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.report.evaluation_text import evaluation_section, explanation_section
-from gradsurgery.report.gradients_text import (
-    diagnosis_section,
-    similarity_csv,
-    similarity_section,
-)
+from gradsurgery.report.gradients_text import diagnosis_section, similarity_csv, similarity_section
 from gradsurgery.report.rendering import section_markdown, to_latex, to_markdown
 from gradsurgery.report.section import Figure, Section, embedded, listed
 from gradsurgery.report.tables import (

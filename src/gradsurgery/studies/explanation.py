@@ -16,7 +16,7 @@ from gradsurgery.data.pixels import gather
 from gradsurgery.documents.studies import Answer, Explanation, ExplanationOptions, Place
 from gradsurgery.errors import ArgumentError
 from gradsurgery.gradients.model_state import unchanged
-from gradsurgery.seeds import derive_seed, named_generator
+from gradsurgery.seeds import derive_seed, random_order
 
 AttributionMethod = Literal["grad-cam", "integrated-gradients"]
 _STEPS = 32  # of the path integral
@@ -248,8 +248,7 @@ def _drawn(
     members: Int64[np.ndarray, " images"], most: int, domain: str, options: ExplanationOptions
 ) -> Int64[np.ndarray, " images"]:
     """Up to `most` of them, in an order of chance."""
-    generator = named_generator(options.seed, "explanation", domain)
-    order = torch.randperm(len(members), generator=generator).numpy()
+    order = random_order(len(members), options.seed, "explanation", domain)
     chosen: Int64[np.ndarray, " images"] = members[order[:most]]
     return chosen
 
@@ -300,9 +299,7 @@ def _answer(
 ) -> Answer:
     best = int(probabilities.argmax())
     answer = Answer(
-        identity=identity,
-        predicted=subject.classes[best],
-        probability=float(probabilities[best]),
+        identity=identity, predicted=subject.classes[best], probability=float(probabilities[best])
     )
     if images is not None:
         answer.domain = images.domains[images.domain[position]]
