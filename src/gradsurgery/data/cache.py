@@ -74,8 +74,8 @@ def prepare(  # noqa: PLR0917
     folder, decoder = cache_folder(cache), _own_decoder(innermost(source))
     index = _index_path(folder / "index", source.signature(), source, size, decoder)
     place = _index_path(folder / "places", source.place(), source, size, decoder)
-    images = read_image_set(folder, _indexed(index), source)
-    if images is None or not _are_listed(images, source):
+    images = _listed(folder, index, source)
+    if images is None:
         hashes = content_hashes(source)
         digest = content_digest(source, size, hashes, decoder)
         images = read_image_set(folder, digest, source)  # also where it may only be read
@@ -89,8 +89,8 @@ def prepare(  # noqa: PLR0917
                         images = _write_images(folder, digest, decoding, workers or cpus())
             except (OSError, OutputError) as error:
                 said = output_error(folder, error) if isinstance(error, OSError) else error
-                which = "the cache is named by --cache or $GRADSURGERY_CACHE"
-                raise OutputError(f"{said}; {which}") from error
+                named = "the cache is named by --cache or $GRADSURGERY_CACHE"
+                raise OutputError(f"{said}; {named}") from error
         _note_index(folder, index, digest)
     _take_place(folder, place, images.digest)
     with suppress(OSError):  # where others' images may only be read
@@ -108,8 +108,7 @@ def digest_of(source: Source, size: int, cache: Path | str | None = None) -> str
     """
     folder, decoder = cache_folder(cache), _own_decoder(innermost(source))
     index = _index_path(folder / "index", source.signature(), source, size, decoder)
-    images = read_image_set(folder, _indexed(index), source)
-    if images is not None and _are_listed(images, source):
+    if (images := _listed(folder, index, source)) is not None:
         return images.digest
     digest = content_digest(source, size, content_hashes(source), decoder)
     if (folder / digest).exists():  # of files that were touched
@@ -117,18 +116,22 @@ def digest_of(source: Source, size: int, cache: Path | str | None = None) -> str
     return digest
 
 
-def _are_listed(images: ImageSet, source: Source) -> bool:
-    """Whether decoded images have the names, domains and classes that the source lists now.
+def _listed(folder: Path, index: Path | None, source: Source) -> ImageSet | None:
+    """The decoded images that the index names, if they are called as the source lists them now.
 
-    Those of a table may change, and a signature of one's own may not tell, while no image does.
+    Names, domains and classes may change while no image does, and no signature tell of it.
     """
+    images = read_image_set(folder, _indexed(index), source)
+    if images is None:
+        return None
     listing, skipped = source.listing, {image.identity for image in images.skipped}
     kept = [i for i, identity in enumerate(listing.identities) if identity not in skipped]
-    return (
+    is_listed = (
         images.identities == tuple(listing.identities[i] for i in kept)
         and np.array_equal(images.domain, listing.domain[kept])
         and np.array_equal(images.label, listing.label[kept])
     )
+    return images if is_listed else None
 
 
 def _own_decoder(source: Source) -> str | None:

@@ -304,10 +304,8 @@ def _as_image(picture: np.ndarray) -> "Image.Image":
 
     if picture.ndim == 3 and picture.shape[2] == 1:
         picture = picture[:, :, 0]
-    gray = picture.ndim == 2
-    fits = picture.dtype == np.uint8 and (
-        gray or (picture.ndim == 3 and picture.shape[2] in (3, 4))
-    )
+    gray, colours = picture.ndim == 2, picture.ndim == 3 and picture.shape[2] in (3, 4)
+    fits = picture.dtype == np.uint8 and (gray or colours)
     if not (fits or (gray and picture.dtype == np.uint16)) or 0 in picture.shape:
         raise ArgumentError(
             f"a picture is an array {picture.dtype} {list(picture.shape)}; expected uint8 "

@@ -207,19 +207,17 @@ def _open_place(place: str, layout: str, columns: Mapping[str, str]) -> Source:
 
 def _check_not_saved_to_disk(path: Path) -> None:
     """Raise `DataError` for what `save_to_disk` of a `datasets.Dataset`, or of several, wrote."""
-    write = ""
+    loaded = f'load_from_disk("{path}")'
     if (path / "dataset_dict.json").is_file():
-        write = (
-            f'for name, part in load_from_disk("{path}").items(): '
-            'part.to_parquet(f"FOLDER/{name}.parquet")'
-        )
+        write = f'for name, part in {loaded}.items(): part.to_parquet(f"FOLDER/{{name}}.parquet")'
     elif (path / "dataset_info.json").is_file() and (path / "state.json").is_file():
-        write = f'load_from_disk("{path}").to_parquet("FOLDER/train.parquet")'
-    if write:
-        raise DataError(
-            f"{path} is what save_to_disk of the library datasets wrote, which is not read; write "
-            f"Parquet files, {write}, and give FOLDER"
-        )
+        write = f'{loaded}.to_parquet("FOLDER/train.parquet")'
+    else:
+        return
+    raise DataError(
+        f"{path} is what save_to_disk of the library datasets wrote, which is not read; write "
+        f"Parquet files, {write}, and give FOLDER"
+    )
 
 
 def _exists(place: str) -> bool:
@@ -235,6 +233,5 @@ def _accepted() -> str:
     return (
         f"{', '.join(BUILT_IN)}{own}, {', '.join(PRESETS)} (or, say, pacs:PATH), hf://owner/name, "
         "a folder domain/class/image, a table of paths (CSV, TSV, JSONL), Parquet files, or a "
-        "source of your own "
-        "(package.module:Name)"
+        "source of your own (package.module:Name)"
     )

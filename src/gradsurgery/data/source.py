@@ -73,13 +73,11 @@ def unknown_domain(source: str, name: str, domains: Sequence[str], purpose: str 
 
     A folder that was copied from a Mac may be called otherwise than it looks.
     """
-    alike = [each for each in domains if as_seen(each) == as_seen(name)]
-    spelled = ""
-    if alike:
+    said = f"{source} has no domain {name!r}{purpose}; its domains are {', '.join(domains)}"
+    if alike := [each for each in domains if as_seen(each) == as_seen(name)]:
         other = f"written in other characters, {alike[0]!a}: rename it"
-        spelled = f"; one that looks the same is {other}"
-    listed = ", ".join(domains)
-    return f"{source} has no domain {name!r}{purpose}; its domains are {listed}{spelled}"
+        said += f"; one that looks the same is {other}"
+    return said
 
 
 class Source(ABC):
@@ -206,8 +204,7 @@ class Source(ABC):
 
         only: positions of the images to yield, each once; where they are files, no other is read.
         """
-        count = 0
-        contents = self.encoded()
+        count, contents = 0, self.encoded()
         if not isinstance(contents, Iterable):
             raise DataError(
                 f"{self.name}: `encoded` gives a {type(contents).__name__}; let it yield the bytes "

@@ -247,16 +247,14 @@ def _listed(images: ImageSet, place: str) -> Parts:
     validation images, as in the files that PACS comes with, it has no test part.
     """
     path = expanded(place)
-    if path.is_file():
-        file = SplitFile.load(path)
-        lines = [
-            (part, f"{path}, {part} of {domain}", identity)
-            for domain, parts in file.domains.items()
-            for part, identities in parts.items()
-            for identity in identities
-        ]
-    else:
-        lines = list(_lines(path))
+    if not path.is_file():
+        return _assigned(images, list(_lines(path)), path)
+    lines = [
+        (part, f"{path}, {part} of {domain}", identity)
+        for domain, parts in SplitFile.load(path).domains.items()
+        for part, identities in parts.items()
+        for identity in identities
+    ]
     return _assigned(images, lines, path)
 
 
