@@ -111,10 +111,8 @@ def list_cached(cache: opt.CacheOption = None) -> None:
     if rows:
         Console().print(OnTerminal([plain_table("", columns, rows)]))
     total = sum(each.bytes for each in found)
-    print(
-        f"{counted(len(found), 'decoded data set')}, {total / 1e6:,.1f} MB, in "
-        f"{printable(str(folder))}"
-    )
+    sets = counted(len(found), "decoded data set")
+    print(f"{sets}, {total / 1e6:,.1f} MB, in {printable(str(folder))}")
 
 
 @cache_app.command("prune")
@@ -188,11 +186,9 @@ def by_domain(source: Source) -> dict[str, list[int]]:
 def _groups(source: Source) -> dict[tuple[str, object], int]:
     """The number of images of each (domain, group); an image without a group is one by itself."""
     named = zip(source.listing.domain.tolist(), source.groups or (), strict=True)
-    return dict(
-        Counter(
-            (source.domains[d], position if group is None else group)
-            for position, (d, group) in enumerate(named)
-        )
+    return Counter(
+        (source.domains[d], position if group is None else group)
+        for position, (d, group) in enumerate(named)
     )
 
 
