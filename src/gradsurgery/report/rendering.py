@@ -30,11 +30,7 @@ def render_page(
     Every text is escaped. The page's own policy lets a browser load nothing, not even from the
     page's folder, and run no script but the page's own.
 
-    Args:
-        title: of the page.
-        origin: what it is made from.
-        summary: the sentences on top.
-        sections: below them.
+    origin: what the page is made from. summary: the sentences on top.
     """
     style, script = ((_FOLDER / f).read_text("utf-8") for f in ("page.css", "page.js"))
     policy = (

@@ -113,7 +113,7 @@ def _over_steps(
 
 
 def _array(values: Sequence[Numbers]) -> Values:
-    return np.array([[np.nan if v is None else v for v in row] for row in values], dtype=np.float64)
+    return np.array(values, dtype=np.float64)  # of None NaN
 
 
 @styled()
