@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from gradsurgery.atomic import atomic_file, check_folder
+from gradsurgery.atomic import atomic_file, check_folder, write_text
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.finished_runs import make_report
 from gradsurgery.cli.live import displayed
@@ -194,8 +194,7 @@ def _finish(
     model.mkdir(exist_ok=True)
     with atomic_file(model / MODEL_FILE) as temporary:
         shutil.copyfile(directory / MODEL_FILE, temporary)
-    with atomic_file(model / "README.md") as temporary:
-        temporary.write_text(model_card(deployment, record, conflict), encoding="utf-8")
+    write_text(model / "README.md", model_card(deployment, record, conflict))
     deployment.save(model)
     page = make_report([folder]).page
     told = [expectation(deployment), *map(Text, copied_sentences(deployment))]

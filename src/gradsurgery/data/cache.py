@@ -23,7 +23,7 @@ import numpy as np
 from filelock import Timeout
 from numpy.typing import NDArray
 
-from gradsurgery.atomic import atomic_file, atomic_folder, output_error
+from gradsurgery.atomic import atomic_folder, output_error, write_text
 from gradsurgery.data.derived import innermost
 from gradsurgery.data.formats import BadImageError
 from gradsurgery.data.image_set import (
@@ -204,8 +204,7 @@ def _write_index(cache: Path, path: Path, digest: str) -> None:
     with folder_lock(cache, "index"):
         for temporary in path.parent.glob(".*.tmp"):
             temporary.unlink()
-        with atomic_file(path) as file:
-            file.write_text(digest, encoding="ascii")
+        write_text(path, digest)
 
 
 def _take_place(cache: Path, place: Path | None, digest: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gradsurgery.atomic import atomic_file
+from gradsurgery.atomic import write_text
 from gradsurgery.errors import ArgumentError, DataError, one_line
 
 Kind = TypeVar("Kind", bound="Document")
@@ -91,8 +91,7 @@ class Document(Part):
 
     def save(self, folder: Path) -> None:
         """Write the file into `folder`, whole or not at all; raises `OutputError`."""
-        with atomic_file(folder / self.file_name) as temporary:
-            temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        write_text(folder / self.file_name, self.model_dump_json(indent=1) + "\n")
 
     @classmethod
     def _content(cls, text: str, path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradsurgery.atomic import atomic_file, check_folder
+from gradsurgery.atomic import check_folder, write_text
 from gradsurgery.documents.deployment import EvaluationFile
 from gradsurgery.documents.plan import usual_name
 from gradsurgery.documents.selection import Model, ReportFiles
@@ -116,7 +116,7 @@ def write_report(
     earlier = set(ReportFiles.load(out).files) if listed_before else set()
     texts = _texts(tables, search, paper=options.paper)
     for name, text in texts.items():
-        _write(out / name, text)
+        write_text(out / name, text)
     from gradsurgery.report.figures.style import save
     from gradsurgery.report.page_sections import PIXELS_PER_INCH, assemble
 
@@ -145,7 +145,7 @@ def write_report(
         notes=options.notes,
         paper=options.paper,
     )
-    _write(out / PAGE_FILE, page)
+    write_text(out / PAGE_FILE, page)
     return Report(out / PAGE_FILE, tables)
 
 
@@ -179,7 +179,7 @@ def write_similarity(study: SimilarityStudy, directory: Path) -> list[str]:
     """Write tables and the figure into `directory`; what there is to say of them."""
     from gradsurgery.report.figures.lines import draw_similarity
 
-    _write(directory / "similarity.csv", similarity_csv(study))
+    write_text(directory / "similarity.csv", similarity_csv(study))
     figures = {"similarity": draw_similarity(study)}
     said = _write_study(directory, similarity_section(study), figures)
     figure, data = directory / "similarity.png", directory / study.file_name
@@ -224,7 +224,7 @@ def _write_study(
     """Write the section, under its name, and the figures, by theirs; the section's sentences."""
     from gradsurgery.report.figures.style import save
 
-    _write(directory / f"{section.identity}.md", section_markdown(section))
+    write_text(directory / f"{section.identity}.md", section_markdown(section))
     for name, figure in figures.items():
         save(figure, directory / name)
     return section.sentences
@@ -301,8 +301,3 @@ def _texts(tables: Sequence[ComparisonTable], search: Search, *, paper: bool) ->
         candidates = candidates_table(search.selections, "Candidates")
         texts["selection.md"] = to_markdown([choices, candidates])
     return texts
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
