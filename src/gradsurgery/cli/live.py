@@ -201,10 +201,7 @@ def study_displayed() -> Iterator[Callable[["StudyProgress"], None]]:
 def images_displayed(
     doing: str, total: int | None, *, shown: bool = True
 ) -> Iterator[Callable[..., None]]:
-    """A callback that shows how many images are done, on a terminal alone.
-
-    total: how many there are; None where nobody knows.
-    """
+    """A callback that shows how many images are done, of `total` if known, on a terminal alone."""
     console = Console(stderr=True)
     if not (shown and console.is_terminal):
         yield lambda _done, _total=None: None

@@ -221,10 +221,7 @@ def _take_surroundings() -> None:
 
 
 def usage_line(error: Any, typed: Sequence[str]) -> str:
-    """The line for a usage error of the library that reads the command line.
-
-    typed: the words after the program's name.
-    """
+    """The line for a usage error in what was `typed`, the words after the program's name."""
     command = " ".join([PROGRAM, *(word for word in typed[:1] if word in COMMANDS)])
     if error.ctx is not None:
         command = error.ctx.command_path

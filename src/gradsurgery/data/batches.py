@@ -60,10 +60,7 @@ class DomainBatches:
         return self.domains
 
     def indices_at(self, step: int) -> Int64[np.ndarray, "domains batch"]:
-        """Positions in the image set of each domain's batch at `step` (from 0).
-
-        A pure function of the step.
-        """
+        """Positions in the image set of each domain's batch at `step`: a function of it alone."""
         if step < 0:
             raise ArgumentError(f"step is {step}, expected 0 or more")
         return np.stack([self._dealt(domain, step) for domain in self.domains])

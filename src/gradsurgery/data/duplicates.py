@@ -264,7 +264,7 @@ def inspect_images(
     workers: threads that decode; the result does not depend on them.
     progress: called with (images seen, images in all).
 
-    Raises `DataError` where the storage cannot be read, or a format needs a package more.
+    Raises `DataError` where the storage cannot be read, or a format needs another package.
     """
     listing = source.listing
     count = len(listing.identities)

@@ -21,7 +21,7 @@ EXTRAS = {
     **dict.fromkeys((".heic", ".heif", ".hif"), ("pillow_heif", "heic")),
     **dict.fromkeys((".dcm", ".dicom"), ("pydicom", "dicom")),
 }
-"""Endings that need a package more: the package, and this software's extra that brings it."""
+"""Endings that need another package: which, and this software's extra that brings it."""
 
 _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
 

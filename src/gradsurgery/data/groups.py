@@ -23,8 +23,8 @@ def part_sizes(count: int, fractions: tuple[Fraction, ...]) -> list[int]:
     """Divide `count` images by the method of the largest remainder.
 
     Every part gets floor(count * fraction), what is left goes one each to the largest remainders,
-    ties to the earlier part. A class always gets a training image;
-    from three images on every part with a fraction above 0 gets at least one, from the largest.
+    ties to the earlier part. A class always gets a training image; from three images on every part
+    with a fraction above 0 gets at least one, from the largest.
     """
     quotas = [count * fraction for fraction in fractions]
     sizes = [math.floor(quota) for quota in quotas]

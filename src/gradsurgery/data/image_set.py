@@ -272,10 +272,7 @@ def cached_sets(cache: Path) -> list[CachedSet]:
 
 
 def remove_cached(cache: Path, chosen: CachedSet) -> bool:
-    """Remove a folder; False where another process is writing it.
-
-    Raises `OutputError` where it cannot be removed.
-    """
+    """Remove a folder; False where another process is writing it; raises `OutputError`."""
     try:
         with folder_lock(cache, chosen.folder.name, timeout=0.0):
             shutil.rmtree(chosen.folder)

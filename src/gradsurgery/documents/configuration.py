@@ -287,10 +287,7 @@ class RunConfiguration(DataOptions):
 
     @classmethod
     def load(cls, path: Path | str) -> "RunConfiguration":
-        """The options in a YAML or JSON file, or in `configuration.json` of the folder `path`.
-
-        Raises `ArgumentError`.
-        """
+        """The options in a YAML or JSON file, or in a folder's own; raises `ArgumentError`."""
         path = Path(path)
         path = path / cls.file_name if path.is_dir() else path
         return cls(**read_mapping(path, "configuration", known_options()))

@@ -23,7 +23,7 @@ LARGEST = 1e100
 """Nothing that is measured here is larger, and sums of such numbers are finite."""
 _LARGEST_INTEGER = 2**63 - 1
 _FEW = 140  # characters of names that a message lists
-_HALVES = re.compile("[\ud800-\udfff]")  # of characters, which UTF-8 has not
+_HALVES = re.compile("[\ud800-\udfff]")  # of characters: not in UTF-8
 
 
 class Part(BaseModel):

@@ -225,10 +225,7 @@ class SimilaritySummary(NamedTuple):
 
 
 def summarize_similarity(study: SimilarityStudy) -> SimilaritySummary:
-    """The study's means, with 95 % intervals over its runs.
-
-    Raises `DataError` where no measurement has pairs within and across.
-    """
+    """The study's means with 95 % intervals over its runs; `DataError` if it compares nothing."""
     import pandas as pd
 
     rows = [(r, m.step, m.label, m.within, m.across) for r, m in _comparing(study)]

@@ -160,10 +160,7 @@ def write_diagnosis(diagnosis: Diagnosis, directory: Path) -> list[str]:
 
 
 def write_evaluation(evaluation: EvaluationFile, directory: Path) -> Sequence[str]:
-    """Write `evaluation.json`, tables and figures into `directory`; what there is to say of them.
-
-    Raises `OutputError`.
-    """
+    """Write `evaluation.json`, tables and figures into `directory`; what there is to say."""
     from gradsurgery.report.figures.heat_maps import confusion_figure, reliability_figure
 
     tally = evaluation.tally
@@ -202,10 +199,7 @@ def write_explanation(
 
 
 def write_tasks_study(study: TasksStudy, directory: Path) -> list[str]:
-    """Write tables and figures into `directory`; what there is to say of them.
-
-    Raises `DataError` where no run is finished yet.
-    """
+    """Write tables and figures; what there is to say. `DataError` without a finished run."""
     from gradsurgery.report.figures.tasks import draw_dials, draw_tasks
     from gradsurgery.report.tasks_text import tasks_section
 

@@ -174,9 +174,8 @@ class PairedFigures:
 def compare_answers(paired: Tally) -> PairedFigures:
     """The figures of two models on the same images, as `evaluate_model` counts them.
 
-    Raises `ArgumentError` where there is none.
-
-    paired: whether the other model has an image right (the row: 0 no, 1 yes), and this one.
+    paired: whether the other model has an image right (the row: 0 no, 1 yes), and this one; raises
+        `ArgumentError` where there is no image.
 
     >>> found = compare_answers(Tally(confusion=["0:80 1:16", "0:6 1:59"]))
     >>> found.only_this, found.only_other, found.verdict

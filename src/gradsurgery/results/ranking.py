@@ -67,9 +67,7 @@ def ranking(
 
 
 def average_ranks(rows: Sequence[Sequence[float | int]]) -> list[float]:
-    """Mean over the rows (cells) of every column's (method's) rank, 1 for the highest value.
-
-    Equal values share the mean of their ranks.
+    """Mean over the rows (cells) of every column's (method's) rank, 1 the best; ties share theirs.
 
     >>> average_ranks([[0.9, 0.8, 0.7], [0.9, 0.9, 0.7]])
     [1.25, 1.75, 3.0]
@@ -121,9 +119,7 @@ def critical_difference(methods: int, cells: int, *, level: float = SIGNIFICANCE
 
 
 def cliques(ranks: Sequence[float | int], difference: float) -> list[tuple[int, int]]:
-    """First and last position of every largest run of ascending ranks within `difference`.
-
-    Runs of one are left out.
+    """First and last place of every largest run, two at least, of ranks within `difference`.
 
     >>> cliques([1.0, 1.8, 2.5, 4.0], 1.0)
     [(0, 1), (1, 2)]

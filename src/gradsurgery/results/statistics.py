@@ -116,9 +116,8 @@ def bootstrap_interval(
     Each resample draws n of the n values with replacement. Few values make it too narrow: with
     n = 3 it cannot reach beyond them, and for one value it is that value.
 
-    seed: of numpy's generator; the same seed and n draw the same positions.
-
-    Raises `ArgumentError` where there is no value.
+    values: one at least, else `ArgumentError`. seed: of numpy's generator; the same seed and n draw
+        the same positions.
 
     >>> bootstrap_interval([2.0, 2.0], seed=0)
     (2.0, 2.0)
@@ -217,10 +216,8 @@ def signed_ranks(differences: Sequence[float | int]) -> SignedRanks:
     mean Σ r_i / 2 and variance Σ r_i² / 4, which holds the correction for ties. Nothing but zeros
     gives p = 1.
 
-    differences: one a pair. Absolute values that differ by up to 1e-12 are tied, and those no
-        larger are zero.
-
-    Raises `ArgumentError` where a difference is not finite.
+    differences: one a pair, finite, else `ArgumentError`. Absolute values that differ by up to
+        1e-12 are tied, and those no larger are zero.
 
     >>> signed_ranks([0.1, 0.2, 0.3, 0.4, 0.0]).p  # 2 / 2⁴
     0.125

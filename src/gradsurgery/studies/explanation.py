@@ -99,7 +99,9 @@ def last_map(model: nn.Module, image: Float[Tensor, "1 3 height width"]) -> str:
             handle.remove()
     at = [place for place, (_, layer, _) in enumerate(seen) if isinstance(layer, nn.Conv2d)]
     convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
-    if len(at) < 2 and not (at and len(convolutions) == 1 and _is_small(convolutions[0])):
+    # A single one must look at neighbourhoods, and not at patches side by side.
+    overlaps = len(convolutions) == 1 and convolutions[0].stride < convolutions[0].kernel_size
+    if len(at) < 2 and not (at and overlaps):
         raise ArgumentError(
             f"{type(model).__name__} has no convolution late enough for Grad-CAM; use "
             "integrated-gradients"
@@ -136,11 +138,6 @@ def embedded_in_plane(
     plane = TSNE(perplexity=perplexity, init="pca", random_state=seed % 2**32)
     placed = plane.fit_transform(features.cpu().double().numpy())
     return [(float(x), float(y)) for x, y in placed]
-
-
-def _is_small(layer: nn.Conv2d) -> bool:
-    """Whether it looks at neighbourhoods, and not at patches side by side."""
-    return layer.stride < layer.kernel_size
 
 
 def captum_attributions() -> Any:

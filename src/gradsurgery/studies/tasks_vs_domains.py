@@ -181,10 +181,7 @@ def run_cell(
     device: str = "auto",
     stepped: Callable[[int], None] = lambda step: None,
 ) -> TasksRun:
-    """Train one run, and measure it.
-
-    stepped: called with the steps done.
-    """
+    """Train one run, and measure it; `stepped` is called with the steps done."""
     turned = options
     if cell.dial is not None and cell.value is not None:
         turned = options.turned(cell.dial, cell.value)
