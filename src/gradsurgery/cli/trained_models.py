@@ -113,8 +113,7 @@ def _loaded(named: list[str], backbone: str | None, device: str) -> list[Trained
     names = [file.description.backbone for file in files]
     own = [not library_has(name) for name in names]
     given = backbone.split(",") if backbone else []
-    needed = list(dict.fromkeys(itertools.compress(names, own)))
-    several = len({name.rpartition(":")[2] for name in needed}) > 1
+    several = len({name.rpartition(":")[2] for name in itertools.compress(names, own)}) > 1
     if len(given) > len(files) or (len(given) == 1 and several):
         raise ArgumentError(
             f"--backbone names {counted(len(given), 'network')} for "

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from filelock import Timeout
 from numpy.typing import NDArray
+from PIL import Image
 
 from gradsurgery.atomic import atomic_folder, output_error, write_text
 from gradsurgery.data.derived import innermost
@@ -269,8 +270,6 @@ class _Decoding:
 
         So the bad image named is the first one, whatever the number of workers.
         """
-        from PIL import Image
-
         earlier = () if self.earlier is None else self.earlier.hashes
         known = {bytes.fromhex(text): row for row, text in enumerate(earlier)}
         decoded = worked_on(

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import Field
 from typing_extensions import override
 
@@ -63,8 +64,6 @@ class DigitsSource(Source):
 
     def _digit(self, position: int, size: int) -> NDArray[np.uint8]:
         """The digit at 20/28 of `size`, smoothly enlarged, white on black."""
-        from PIL import Image
-
         values = self._pixels[self.listing.rows[position]].astype(np.int64)
         # A black rim lets strokes at the border fade instead of being cut.
         digit = Image.fromarray(np.pad(((values * 255 + 8) // 16).astype(np.uint8), 1))
@@ -88,8 +87,6 @@ class RotatedDigits(DigitsSource):
     @override
     def decode(self, position: int, content: bytes, size: int) -> NDArray[np.uint8]:
         """Draw the digit, then turn it."""
-        from PIL import Image
-
         angle = int(self.domains[self.listing.domain[position]])
         upright = Image.fromarray(self._digit(position, size))
         turned = upright.rotate(angle, Image.Resampling.BICUBIC)
@@ -237,8 +234,6 @@ class CodedDigits(Source):
     @override
     def decode(self, position: int, content: bytes, size: int) -> NDArray[np.uint8]:
         """Draw the digit, and below it the strip; raises `ArgumentError` where it has no room."""
-        from PIL import Image
-
         rows, columns = strip_shape(self.options.bits)
         least = max(columns, STRIP_SHARE * rows)
         if size < least:

@@ -15,8 +15,10 @@ from gradsurgery.documents.tasks_vs_domains import TasksStudy
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.report.evaluation_text import evaluation_section, explanation_section
 from gradsurgery.report.gradients_text import diagnosis_section, similarity_csv, similarity_section
+from gradsurgery.report.page_sections import PIXELS_PER_INCH, assemble
 from gradsurgery.report.rendering import section_markdown, to_latex, to_markdown
 from gradsurgery.report.section import Figure, Section, embedded, listed
+from gradsurgery.report.summary import cells_text
 from gradsurgery.report.tables import (
     candidates_table,
     choices_table,
@@ -118,7 +120,6 @@ def write_report(
     for name, text in texts.items():
         write_text(out / name, text)
     from gradsurgery.report.figures.style import save
-    from gradsurgery.report.page_sections import PIXELS_PER_INCH, assemble
 
     figures: dict[str, list[Figure]] = {
         kind: [] for kind in ("examples", "accuracies", "batches", "curves", "ranks")
@@ -252,7 +253,6 @@ def _drawn(
     from gradsurgery.report.figures.lines import draw_learning_curves
     from gradsurgery.report.figures.pictures import draw_examples
     from gradsurgery.report.figures.style import method_styles
-    from gradsurgery.report.summary import cells_text
 
     styles = method_styles(method for table in tables for method in table.methods)
     names = [table.name for table in tables]
