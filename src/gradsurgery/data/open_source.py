@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from gradsurgery.atomic import expanded
 from gradsurgery.data.derived import (
     PRESETS,
     PresetSource,
@@ -190,7 +191,7 @@ def _open_place(place: str, layout: str, columns: Mapping[str, str]) -> Source:
         raise ArgumentError(
             f"no data set '{place:.60}'{close}, nor a folder or file; accepted are: {_accepted()}"
         )
-    path = Path(place).expanduser()
+    path = expanded(place)
     _check_not_saved_to_disk(path)
     if path.is_dir() and layout:
         return LayoutSource(path, layout)
@@ -221,11 +222,8 @@ def _check_not_saved_to_disk(path: Path) -> None:
 
 
 def _exists(place: str) -> bool:
-    """Whether the file system has something of that name; no text makes it raise."""
-    try:
-        return Path(place).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, no such user
-        return False
+    """Whether the file system has something of that name."""
+    return os.path.exists(expanded(place))  # noqa: PTH110, Path's raises for what is too long
 
 
 def _accepted() -> str:

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
@@ -206,10 +207,9 @@ def check_split(options: DataOptions) -> None:
             f"the split {place:.200} is the same for every run; leave --split-per-run out"
         )
     path = expanded(place)
-    try:
-        is_there = path.is_dir() or (path.is_file() and path.suffix == ".json")
-    except (OSError, ValueError):
-        is_there = False
+    # Path's own raise for a name that is too long
+    is_file, is_folder = os.path.isfile(path), os.path.isdir(path)  # noqa: PTH112, PTH113
+    is_there = is_folder or (is_file and path.suffix == ".json")
     if place != "column" and not is_there:
         raise ArgumentError(
             f"the split {place:.200} is no percentages (70/10/20), not the word column, and no "

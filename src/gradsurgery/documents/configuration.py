@@ -46,7 +46,6 @@ class RunConfiguration(DataOptions):
     """
 
     file_name: ClassVar[str] = "configuration.json"
-    part = "option"
 
     protocol: Literal["paper", "domainbed"] = option(
         "place",

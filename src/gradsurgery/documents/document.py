@@ -125,7 +125,7 @@ class Choices(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    part: ClassVar[str]
+    part: ClassVar[str] = "option"
 
     if not TYPE_CHECKING:  # the signature type checkers see stays the fields'
 

@@ -16,6 +16,7 @@ from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table as Grid
 from rich.text import Text as RichText
+from tabulate import tabulate
 
 from gradsurgery.errors import printable
 from gradsurgery.report.section import Entry, Listing, Section, Table, Text
@@ -97,8 +98,6 @@ def section_markdown(section: Section, heading: str = "#") -> str:
 
 
 def _markdown(table: Table) -> str:
-    from tabulate import tabulate
-
     def shown(entry: Entry) -> str:
         text = markdown_text(entry.text)
         return (f"**{text}**" if entry.strong else text) + markdown_text(entry.marks, strip=False)
