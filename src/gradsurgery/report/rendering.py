@@ -14,7 +14,6 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.padding import Padding
 from rich.rule import Rule
-from rich.table import Table as Grid
 from rich.text import Text as RichText
 from tabulate import tabulate
 
@@ -23,6 +22,7 @@ from gradsurgery.report.section import Entry, Listing, Section, Table, Text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from rich.table import Table as Grid
 
 _FOLDER = Path(__file__).parent / "templates"
 
@@ -260,8 +260,9 @@ def _names(table: Table) -> int:
 
 def _grid(table: Table, above: int, widths: Sequence[int]) -> Printed:
     """A line a row, and more where a text is broken; the first `above` entries are above them."""
+    from rich.table import Table as Grid
 
-    def line(cells: Iterable[RichText], style: str = "") -> Grid:
+    def line(cells: Iterable[RichText], style: str = "") -> "Grid":
         # The gaps are columns: what padding adds to a column's width differs with rich's version.
         grid = Grid.grid()
         row: list[RichText] = []
@@ -274,7 +275,7 @@ def _grid(table: Table, above: int, widths: Sequence[int]) -> Printed:
         grid.add_row(*row, style=style)
         return grid
 
-    def indented(grid: Grid) -> Padding:
+    def indented(grid: "Grid") -> Padding:
         return Padding(grid, (0, 0, 0, _GAP * above), expand=False)
 
     if table.columns:
@@ -293,6 +294,8 @@ def _grid(table: Table, above: int, widths: Sequence[int]) -> Printed:
 
 def _stacked(table: Table, width: int) -> Printed:
     """A line a figure, under the name of its row; a long text on a line below its name."""
+    from rich.table import Table as Grid
+
     names = [*table.columns[1:]] or [""] * (max(map(len, table.rows)) - 1)
     longest = max(map(_cells, names))
     room = width - 2 * _GAP - longest
