@@ -135,10 +135,9 @@ def prune_cached(
     for name in names or ():
         if not any(each.folder.name.startswith(name) for each in found):
             raise ArgumentError(f"{folder} has no decoded data set {name!r}; see data cache list")
+    chosen = [each for each in found if each.days_unused >= unused]
     if names:
         chosen = [each for each in found if each.folder.name.startswith(tuple(names))]
-    else:
-        chosen = [each for each in found if each.days_unused >= unused]
     removed = [each for each in chosen if dry_run or remove_cached(folder, each)]
     freed = sum(each.bytes for each in removed)
     print(
@@ -301,14 +300,12 @@ def _comparison(source: Source) -> list[str]:
     preset = matching_preset(source)
     if preset is None:
         return []
-    differing = differing_counts(preset, source)
-    if not differing:
-        return [
-            f"Its domains and classes are those of {preset.name}, in the paper's counts. "
-            f"{preset.name}:PATH resizes as the paper does, first to 227 pixels."
-        ]
-    found = "; ".join(f"{d} {found:,} (paper {paper:,})" for d, paper, found in differing)
-    return [f"Its domains and classes are those of {preset.name}, but not the counts: {found}."]
+    same = f"Its domains and classes are those of {preset.name}"
+    if differing := differing_counts(preset, source):
+        found = "; ".join(f"{d} {found:,} (paper {paper:,})" for d, paper, found in differing)
+        return [f"{same}, but not the counts: {found}."]
+    resizes = f"{preset.name}:PATH resizes as the paper does, first to 227 pixels."
+    return [f"{same}, in the paper's counts. {resizes}"]
 
 
 def _print_cache(images: ImageSet) -> None:

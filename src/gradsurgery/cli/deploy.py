@@ -152,7 +152,7 @@ def _finish(
     """Choose, train on all domains, and write and print what came of it."""
     tried = candidates_of(take_inventory([folder]))
     candidates = [each.candidate for each in tried]
-    domains, every = list(source.domains), [each for of in tried for each in of.records]
+    domains = list(source.domains)
     chosen = choose(candidates, criterion, domains)
     if chosen is None:
         raise DataError(
@@ -171,7 +171,7 @@ def _finish(
         if record is None:
             record = train(run.configuration, directory, report, cache, opened=source)
         conflict = _conflict(source, directory, record, cache)
-    own = tried[chosen].records
+    own, every = tried[chosen].records, [each for one in tried for each in one.records]
     deployment = Deployment(
         data=record.data.name,
         data_digest=record.data.digest,

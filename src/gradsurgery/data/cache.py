@@ -72,7 +72,7 @@ def prepare(  # noqa: PLR0917
     if workers is not None and workers < 1:
         raise ArgumentError(f"workers is {workers}, expected a number of threads of at least 1")
     source.check_complete()
-    folder, decoder = cache_folder(cache), _own_decoder(innermost(source))
+    folder, decoder = cache_folder(cache), _own_decoder(source)
     index = _index_path(folder / "index", source.signature(), source, size, decoder)
     place = _index_path(folder / "places", source.place(), source, size, decoder)
     images = _listed(folder, index, source)
@@ -107,7 +107,7 @@ def digest_of(source: Source, size: int, cache: Path | str | None = None) -> str
 
     Nothing is decoded. Raises `DataError` where images cannot be read.
     """
-    folder, decoder = cache_folder(cache), _own_decoder(innermost(source))
+    folder, decoder = cache_folder(cache), _own_decoder(source)
     index = _index_path(folder / "index", source.signature(), source, size, decoder)
     if (images := _listed(folder, index, source)) is not None:
         return images.digest
@@ -137,14 +137,15 @@ def _listed(folder: Path, index: Path | None, source: Source) -> ImageSet | None
 
 def _own_decoder(source: Source) -> str | None:
     """What tells the versions of a user's own `decode` apart: the text of its module."""
-    method = type(source).decode
+    owner = type(innermost(source))
+    method = owner.decode
     if method.__module__.startswith("gradsurgery."):
         return None
     try:
         text = inspect.getsource(inspect.getmodule(method) or method)
     except (OSError, TypeError) as error:
         raise DataError(
-            f"the text of {type(source).__qualname__}.decode is not to be found, so that nothing "
+            f"the text of {owner.__qualname__}.decode is not to be found, so that nothing "
             "tells whether decoded images are still right; write the class in a file of its own"
         ) from error
     return hashlib.sha256(text.encode()).hexdigest()

@@ -200,12 +200,8 @@ class SweepPlan(Document):
 
     def by_folder(self, folder: Path) -> dict[Path, PlannedRun]:
         """Its runs by their folders, their methods by their usual names; it lies in `folder`."""
-        return {
-            (folder / run.directory).resolve(): run.model_copy(
-                update={"method": usual_name(run.method)}
-            )
-            for run in self.runs
-        }
+        named = [run.model_copy(update={"method": usual_name(run.method)}) for run in self.runs]
+        return {(folder / run.directory).resolve(): run for run in named}
 
 
 def plans_below(folders: Iterable[Path]) -> dict[Path, SweepPlan]:

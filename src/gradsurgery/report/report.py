@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from gradsurgery.report.figures.style import Drawing
 
 PAGE_FILE = "report.html"
-Tell = Callable[[str], None]
+Tell = Callable[[str], object]
 """Is told in a line what is done next."""
 
 
@@ -84,7 +84,7 @@ def write_report(
     folder: Path | Sequence[Path] | Inventory,
     out: Path | None = None,
     options: ReportOptions | None = None,
-    progress: Tell | None = None,
+    progress: Tell = lambda line: None,
 ) -> Report:
     """Write tables, figures and `report.html` of the runs in `folder`.
 
@@ -103,8 +103,7 @@ def write_report(
     `ArgumentError` for a baseline that is no method of the runs, `OutputError`.
     """
     options = options or ReportOptions()
-    tell = progress or (lambda _: None)
-    tell("reading records")
+    progress("reading records")
     found = [folder] if isinstance(folder, Path) else folder
     inventory = found if isinstance(found, Inventory) else take_inventory(found)
     out = out or inventory.paths[0] / "report"
@@ -125,12 +124,12 @@ def write_report(
         kind: [] for kind in ("examples", "accuracies", "batches", "curves", "ranks")
     }
     for kind, stem, drawing in _drawn(tables, inventory.records, ranking, options.examples):
-        tell(f"drawing {stem}")
+        progress(f"drawing {stem}")
         png, svg, pdf = save(drawing.figure, out / stem)
         pixels = round(drawing.figure.get_figwidth() * PIXELS_PER_INCH)
         source, names = embedded(svg.read_bytes(), png.read_bytes()), (png.name, svg.name, pdf.name)
         figures[kind].append(Figure(source, drawing.alt, drawing.caption, names, pixels))
-    tell("writing the page")
+    progress("writing the page")
     drawn = [name for of_kind in figures.values() for figure in of_kind for name in figure.files]
     files = sorted({*texts, *drawn, PAGE_FILE})
     for name in earlier - set(files):  # of other runs, or under the names that figures had then

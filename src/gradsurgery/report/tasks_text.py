@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import NamedTuple
@@ -243,16 +244,14 @@ def _effects_table(study: TasksStudy, plain: pd.DataFrame) -> Table:
 
 
 def _outcomes_table(study: TasksStudy, found: Sequence[Outcome]) -> Table:
-    rows: dict[tuple[str, str], list[str]] = {}
+    rows: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for each in found:
-        rows.setdefault((each.grouping, each.rule), [each.grouping, each.rule]).append(
-            _outcome(each)
-        )
+        rows[each.grouping, each.rule].append(_outcome(each))
     first = study.options.rules[0]
     return plain_table(
         "What training comes to",
         ["grouping", "rule", "training loss", "held-out accuracy", "accuracy on the unseen domain"],
-        rows.values(),
+        [[*about, *texts] for about, texts in rows.items()],
         notes=[
             f"Means over the tasks and the seeds; in brackets the difference from {first} and its "
             "95 % bootstrap interval. * p < 0.05 by the paired Wilcoxon test, † after Holm's "

@@ -19,7 +19,10 @@ from gradsurgery.gradients.model_state import unchanged
 from gradsurgery.seeds import derive_seed, random_order
 
 AttributionMethod = Literal["grad-cam", "integrated-gradients"]
+Progress = Callable[[int, int], object]
+"""Called with how many images are done, and of how many."""
 _STEPS = 32  # of the path integral
+_BATCH = 32
 
 
 class ExplainedImage(NamedTuple):
@@ -149,11 +152,6 @@ def captum_attributions() -> Any:
             'attribution needs captum: pip install "gradsurgery[explain]"'
         ) from error
     return attr
-
-
-_BATCH = 32
-Progress = Callable[[int, int], object]
-"""Called with how many images are done, and of how many."""
 
 
 class Subject(NamedTuple):
