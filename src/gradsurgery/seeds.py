@@ -3,6 +3,9 @@
 import hashlib
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     import torch
 
@@ -25,3 +28,12 @@ def named_generator(seed: int, *names: str | int) -> "torch.Generator":
     import torch  # reports, which only read, derive seeds too
 
     return torch.Generator().manual_seed(derive_seed(seed, *names))
+
+
+def random_order(count: int, seed: int, *names: str | int) -> NDArray[np.int64]:
+    """The numbers from 0 to `count` - 1 in an order drawn from `named_generator(seed, *names)`."""
+    import torch
+
+    generator = named_generator(seed, *names)
+    order: NDArray[np.int64] = torch.randperm(count, generator=generator, device="cpu").numpy()
+    return order

@@ -10,7 +10,7 @@ from gradsurgery.data import draw_split
 from gradsurgery.data.splits import PARTS, part_sizes
 from gradsurgery.documents.record import SplitFile
 from gradsurgery.errors import ArgumentError
-from gradsurgery.seeds import named_generator
+from gradsurgery.seeds import random_order
 
 PAPER = (Fraction(7, 10), Fraction(1, 10), Fraction(2, 10))
 
@@ -121,8 +121,8 @@ def test_classes_that_a_domain_lacks_cost_nothing(make_images, monkeypatch):
     numbers = {f"camera {d}": [5 * (k == d) for k in range(40)] for d in range(40)}
     images, drawn = make_images(numbers), []
     monkeypatch.setattr(
-        "gradsurgery.data.splits.named_generator",
-        lambda *names: drawn.append(names[-2:]) or named_generator(*names),
+        "gradsurgery.data.splits.random_order",
+        lambda *names: drawn.append(names[-2:]) or random_order(*names),
     )
     split = draw_split(images)
     assert sorted(drawn) == sorted((f"camera {d}", images.classes[d]) for d in range(40))

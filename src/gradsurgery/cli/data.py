@@ -111,10 +111,8 @@ def list_cached(cache: opt.CacheOption = None) -> None:
     if rows:
         Console().print(OnTerminal([plain_table("", columns, rows)]))
     total = sum(each.bytes for each in found)
-    print(
-        f"{counted(len(found), 'decoded data set')}, {total / 1e6:,.1f} MB, in "
-        f"{printable(str(folder))}"
-    )
+    sets = counted(len(found), "decoded data set")
+    print(f"{sets}, {total / 1e6:,.1f} MB, in {printable(str(folder))}")
 
 
 @cache_app.command("prune")
@@ -137,10 +135,9 @@ def prune_cached(
     for name in names or ():
         if not any(each.folder.name.startswith(name) for each in found):
             raise ArgumentError(f"{folder} has no decoded data set {name!r}; see data cache list")
+    chosen = [each for each in found if each.days_unused >= unused]
     if names:
         chosen = [each for each in found if each.folder.name.startswith(tuple(names))]
-    else:
-        chosen = [each for each in found if each.days_unused >= unused]
     removed = [each for each in chosen if dry_run or remove_cached(folder, each)]
     freed = sum(each.bytes for each in removed)
     print(
@@ -188,11 +185,9 @@ def by_domain(source: Source) -> dict[str, list[int]]:
 def _groups(source: Source) -> dict[tuple[str, object], int]:
     """The number of images of each (domain, group); an image without a group is one by itself."""
     named = zip(source.listing.domain.tolist(), source.groups or (), strict=True)
-    return dict(
-        Counter(
-            (source.domains[d], position if group is None else group)
-            for position, (d, group) in enumerate(named)
-        )
+    return Counter(
+        (source.domains[d], position if group is None else group)
+        for position, (d, group) in enumerate(named)
     )
 
 
@@ -305,14 +300,12 @@ def _comparison(source: Source) -> list[str]:
     preset = matching_preset(source)
     if preset is None:
         return []
-    differing = differing_counts(preset, source)
-    if not differing:
-        return [
-            f"Its domains and classes are those of {preset.name}, in the paper's counts. "
-            f"{preset.name}:PATH resizes as the paper does, first to 227 pixels."
-        ]
-    found = "; ".join(f"{d} {found:,} (paper {paper:,})" for d, paper, found in differing)
-    return [f"Its domains and classes are those of {preset.name}, but not the counts: {found}."]
+    same = f"Its domains and classes are those of {preset.name}"
+    if differing := differing_counts(preset, source):
+        found = "; ".join(f"{d} {found:,} (paper {paper:,})" for d, paper, found in differing)
+        return [f"{same}, but not the counts: {found}."]
+    resizes = f"{preset.name}:PATH resizes as the paper does, first to 227 pixels."
+    return [f"{same}, in the paper's counts. {resizes}"]
 
 
 def _print_cache(images: ImageSet) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from gradsurgery.atomic import atomic_file, check_folder
+from gradsurgery.atomic import atomic_file, check_folder, write_text
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.finished_runs import make_report
 from gradsurgery.cli.live import displayed
@@ -136,9 +136,8 @@ def _check_images(plan: Plan, source: Source, folder: Path, cache: Path | None) 
         c = record.configuration
         made = c.image_size, c.resize
         if made not in digests:
-            digests[made] = digest_of(
-                reopened(source, plan.data[0], c.reading), c.image_size, cache
-            )
+            opened = reopened(source, plan.data[0], c.reading)
+            digests[made] = digest_of(opened, c.image_size, cache)
         if record.data.digest != digests[made]:
             raise DataError(
                 f"the images of {source.name} have changed since the runs in {folder} were "
@@ -172,30 +171,30 @@ def _finish(
         if record is None:
             record = train(run.configuration, directory, report, cache, opened=source)
         conflict = _conflict(source, directory, record, cache)
+    own, every = tried[chosen].records, [each for one in tried for each in one.records]
     deployment = Deployment(
         data=record.data.name,
         data_digest=record.data.digest,
         domains=record.data.domains,
         classes=record.data.classes,
         criterion=criterion,
-        seeds=sorted({r.configuration.seed for r in tried[chosen].records}),
+        seeds=sorted({each.configuration.seed for each in own}),
         candidates=candidates,
         chosen=chosen,
         without_it=without_looking(candidates, criterion, domains),
-        classes_unseen=classes_unseen(tried[chosen].records),
-        tested=tested_images(tried[chosen].records),
-        tested_groups=unseen_groups(tried[chosen].records),
-        unseen_low=unseen_low(tried[chosen].records),
-        known=known_domains([each for candidate in tried for each in candidate.records]),
-        copied=copied_tests([each for candidate in tried for each in candidate.records]),
+        classes_unseen=classes_unseen(own),
+        tested=tested_images(own),
+        tested_groups=unseen_groups(own),
+        unseen_low=unseen_low(own),
+        known=known_domains(every),
+        copied=copied_tests(every),
         directory=run.directory,
     )
     model = folder / MODEL_FOLDER
     model.mkdir(exist_ok=True)
     with atomic_file(model / MODEL_FILE) as temporary:
         shutil.copyfile(directory / MODEL_FILE, temporary)
-    with atomic_file(model / "README.md") as temporary:
-        temporary.write_text(model_card(deployment, record, conflict), encoding="utf-8")
+    write_text(model / "README.md", model_card(deployment, record, conflict))
     deployment.save(model)
     page = make_report([folder]).page
     told = [expectation(deployment), *map(Text, copied_sentences(deployment))]

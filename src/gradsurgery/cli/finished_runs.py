@@ -159,15 +159,13 @@ def select(
     if path.exists():
         Selections.load(path)  # another version's, or someone else's, is not overwritten
     selections.save(folder)
-    shown = {
-        name: selection
-        for name, selection in selections.criteria.items()
-        if criterion is None or name == criterion
-    }
+    shown = selections.criteria
+    if criterion is not None:
+        shown = {criterion: shown[criterion]}
     tables = [candidates_table, choices_table] if candidates else [choices_table]
-    blocks: list[Text | Table] = [
-        each for table in tables for each in by_data_and_target(table(shown))
-    ]
+    blocks: list[Text | Table] = []
+    for table in tables:
+        blocks += by_data_and_target(table(shown))
     if not all(CRITERIA[name].attainable for name in shown):
         blocks.append(
             Text(

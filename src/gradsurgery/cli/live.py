@@ -31,6 +31,11 @@ _STAGES = {
 }
 
 
+def note(text: str) -> None:
+    """Say on standard error what somebody may want to know."""
+    print(f"note: {text}", file=sys.stderr)
+
+
 @contextmanager
 def continuable() -> Iterator[None]:
     """Say how to go on after an interruption, and exit with 130."""
@@ -85,20 +90,19 @@ def displayed(title: str, *, lines: bool = True) -> Iterator["ProgressCallback"]
 
 
 def _print_line(progress: "TrainingProgress") -> None:
+    total = progress.total
     if progress.note is not None:
         _write(progress.note)
         return
-    if progress.stage == "images" and progress.done == progress.total:
-        _write(f"decoded {progress.total} images")
-    if progress.stage == "features" and progress.done == progress.total:
-        _write(
-            f"computed what the frozen layers make of {progress.total} images, once for all steps"
-        )
+    if progress.stage == "images" and progress.done == total:
+        _write(f"decoded {total} images")
+    if progress.stage == "features" and progress.done == total:
+        _write(f"computed what the frozen layers make of {total} images, once for all steps")
     if progress.stage == "resuming":
-        _write(f"going on from step {progress.done} of {progress.total}")
+        _write(f"going on from step {progress.done} of {total}")
     if progress.validation_accuracy is not None:
         _write(
-            f"step {progress.done}/{progress.total}  {_figures(progress)}  "
+            f"step {progress.done}/{total}  {_figures(progress)}  "
             f"validation {progress.validation_accuracy:.1%}"
         )
 
@@ -149,11 +153,9 @@ def panel(title: str, progress: "SweepProgress") -> RenderableType:
         Text(f"time left {time_left(progress.seconds_left())}"),
     )
     runs = Table.grid(padding=(0, 2))
-    for run, training in list(progress.running.items())[:_SHOWN_RUNS]:
-        at = "starting"
-        if training is not None:
-            at = f"{training.stage} {training.done}/{training.total}"
-        runs.add_row(Text("  " + run), Text(at))
+    for run, at in list(progress.running.items())[:_SHOWN_RUNS]:
+        stage = "starting" if at is None else f"{at.stage} {at.done}/{at.total}"
+        runs.add_row(Text("  " + run), Text(stage))
     best = Table.grid(padding=(0, 2))
     for (data, target), (accuracy, method) in list(progress.best.items())[:_SHOWN_RUNS]:
         best.add_row(Text(f"  best on {data} {target}"), Text(f"{accuracy:.1%}"), Text(method))
@@ -199,10 +201,7 @@ def study_displayed() -> Iterator[Callable[["StudyProgress"], None]]:
 def images_displayed(
     doing: str, total: int | None, *, shown: bool = True
 ) -> Iterator[Callable[..., None]]:
-    """A callback that shows how many images are done, on a terminal alone.
-
-    total: how many there are; None where nobody knows.
-    """
+    """A callback that shows how many images are done, of `total` if known, on a terminal alone."""
     console = Console(stderr=True)
     if not (shown and console.is_terminal):
         yield lambda _done, _total=None: None

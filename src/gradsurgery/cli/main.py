@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -161,42 +161,39 @@ def run() -> None:
     try:
         code = app(standalone_mode=False, prog_name=PROGRAM)
     except _UsageError as error:
-        if type(error).__name__ == "NoArgsIsHelpError":
-            error.show()
-        else:
-            print(f"error: {usage_line(error, sys.argv[1:])}", file=sys.stderr)
+        if type(error).__name__ != "NoArgsIsHelpError":
+            _end(f"error: {usage_line(error, sys.argv[1:])}", 2)
+        error.show()
         sys.exit(2)
     except typer.Abort:
-        print("aborted", file=sys.stderr)
-        sys.exit(1)
+        _end("aborted")
     except GradsurgeryError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
+        _end(f"error: {' '.join(str(error).split())}")
     except (ImportError, MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         cure = "take fewer or smaller images at a time"
         if isinstance(error, ImportError):
             cure = "give the process more (ulimit -v)"
-        print(f"error: out of memory: {one_line(error)}; {cure}", file=sys.stderr)
-        sys.exit(1)
+        _end(f"error: out of memory: {one_line(error)}; {cure}")
     except UnicodeEncodeError as error:
         if error.encoding.lower() == "utf-8":
             raise
-        print(
+        _end(
             f"error: the environment's encoding {error.encoding} cannot write "
-            f"{error.object!a:.200}; set PYTHONUTF8=1",
-            file=sys.stderr,
+            f"{error.object!a:.200}; set PYTHONUTF8=1"
         )
-        sys.exit(1)
     except OSError as error:  # a path that is too long, a disk that is gone
         what = "" if error.filename is None else f"{error.filename!s:.200}: "
-        print(f"error: {what}{error.strerror or error}", file=sys.stderr)
-        sys.exit(1)
+        _end(f"error: {what}{error.strerror or error}")
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _end("interrupted", 130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end(line: str, code: int = 1) -> NoReturn:
+    print(line, file=sys.stderr)
+    sys.exit(code)
 
 
 def _take_surroundings() -> None:
@@ -224,10 +221,7 @@ def _take_surroundings() -> None:
 
 
 def usage_line(error: Any, typed: Sequence[str]) -> str:
-    """The line for a usage error of the library that reads the command line.
-
-    typed: the words after the program's name.
-    """
+    """The line for a usage error in what was `typed`, the words after the program's name."""
     command = " ".join([PROGRAM, *(word for word in typed[:1] if word in COMMANDS)])
     if error.ctx is not None:
         command = error.ctx.command_path

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +12,7 @@ import typer
 import yaml
 from pydantic import BaseModel
 
+from gradsurgery.cli.live import note
 from gradsurgery.documents.configuration import RunConfiguration, known_options
 from gradsurgery.documents.defaults import check_protocol
 from gradsurgery.documents.document import read_mapping
@@ -312,12 +312,8 @@ def print_yaml(content: dict[str, Any]) -> None:
     if any(printable(line) != line for line in text.split("\n")):  # a mark that turns what follows
         text = yaml.safe_dump(content, sort_keys=False)
     print(text, end="")
-    if names := dict.fromkeys(_foreign_names(content)):
-        print(
-            f"note: {printable(', '.join(names))} is not imported here, and not checked; a run "
-            "imports it",
-            file=sys.stderr,
-        )
+    if names := printable(", ".join(dict.fromkeys(_foreign_names(content)))):
+        note(f"{names} is not imported here, and not checked; a run imports it")
 
 
 def _foreign_names(content: dict[str, Any]) -> Iterator[str]:

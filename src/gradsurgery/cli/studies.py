@@ -23,6 +23,7 @@ from gradsurgery.errors import ArgumentError
 from gradsurgery.report.report import write_diagnosis, write_similarity, write_tasks_study
 from gradsurgery.studies.diagnosis import diagnose_run, diagnose_training, diagnose_weights
 from gradsurgery.studies.similarity import study_similarity
+from gradsurgery.studies.tasks_vs_domains import study_tasks
 from gradsurgery.training import device as devices
 from gradsurgery.training.run import check_run, prepare_images
 
@@ -257,8 +258,6 @@ def tasks_vs_domains(
     source = open_source(studied.data, classes=studied.classes)
     directory = out or Path("tasks-vs-domains", folder_name(source.name))
     check_folder(directory)
-    from gradsurgery.studies.tasks_vs_domains import study_tasks
-
     with continuable(), study_displayed() as report:
         images = prepare(source, studied.image_size, cache, skip_bad=studied.skip_bad)
         study = study_tasks(

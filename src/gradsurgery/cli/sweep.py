@@ -1,7 +1,7 @@
 """`gradsurgery sweep` and `compare`: many runs, and the report or the table on them."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -14,7 +14,7 @@ from gradsurgery.cli.finished_runs import report as write_report
 from gradsurgery.cli.live import continuable, displayed, sweep_displayed
 from gradsurgery.cli.train import check_new
 from gradsurgery.data import Source
-from gradsurgery.documents.configuration import known_options
+from gradsurgery.documents.configuration import RunConfiguration, known_options
 from gradsurgery.documents.document import folder_name, read_mapping, unknown_name
 from gradsurgery.documents.plan import PLAN_PARTS, Plan, SweepPlan, number_or_text
 from gradsurgery.documents.record import Record
@@ -177,9 +177,7 @@ def run_plan(
         options.cache, options.retries, opt.loggers(options.logger, options.tensorboard)
     )
     sources = opened_sources(plan)
-    folder = out or Path("sweeps") / "+".join(
-        folder_name(source.name) for source in sources.values()
-    )
+    folder = out or Path("sweeps", "+".join(folder_name(each.name) for each in sources.values()))
     if given.dry_run:
         print_estimate(plan, sources, folder, execution, options)
         return
@@ -210,13 +208,7 @@ def resolved_options(plan: Plan) -> dict[str, Any]:
     Those with another default for another data set, or for another value of the grid, are left out:
     each run has its own.
     """
-    runs = [
-        configuration.model_dump()
-        for spec in plan.data
-        for configuration in configurations(
-            plan, "deep-all", data=spec, target="any", without=[], seed=0
-        )
-    ]
+    runs = [each.model_dump() for data in plan.data for each in _some_runs(plan, data)]
     shared = {
         name: value
         for name, value in runs[0].items()
@@ -225,11 +217,14 @@ def resolved_options(plan: Plan) -> dict[str, Any]:
     return shared | {"settings": plan.options.get("settings", {})}
 
 
+def _some_runs(plan: Plan, data: str) -> Iterator[RunConfiguration]:
+    """A run for every value of the grid; the others on this data differ in what a plan decides."""
+    return configurations(plan, "deep-all", data=data, target="any", without=[], seed=0)
+
+
 def check_launcher(options: opt.LaunchOptions, plan: Plan) -> None:
     """Raise where no worker of the launcher that the options name could do a run of the plan."""
-    c = next(
-        configurations(plan, "deep-all", data=plan.data[0], target="any", without=[], seed=0)
-    )  # device and graph are the same in all
+    c = next(_some_runs(plan, plan.data[0]))  # device and graph are the same in all
     here = options.launcher == "local"
     if options.launcher == "ray":
         from gradsurgery.sweep.ray_cluster import check_ray
@@ -245,11 +240,10 @@ def start_launcher(options: opt.LaunchOptions, plan: Plan) -> Launcher:
     gpus = visible_gpus(device)
     if options.launcher == "local":
         return LocalLauncher(_worker_count(options, plan, gpus), gpus)
-    runs_per_gpu = 0 if device == "cpu" else options.runs_per_gpu
     asked: dict[str, Any] = {
         "workers": options.workers,
         "threads": plan.threads,
-        "runs_per_gpu": runs_per_gpu,
+        "runs_per_gpu": 0 if device == "cpu" else options.runs_per_gpu,
     }
     if options.launcher == "ray":
         from gradsurgery.sweep.ray_cluster import RayLauncher  # ray is not always installed

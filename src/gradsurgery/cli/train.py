@@ -1,7 +1,7 @@
 """`gradsurgery train`, one run, and `gradsurgery methods`, what there is to train with."""
 
+import os
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,9 +88,8 @@ def check_new(out: Path | None, file_name: str, methods: Iterable[str]) -> None:
     for.
     """
     if out is not None:
-        with suppress(OSError):  # which `check_folder` explains
-            if (out / file_name).exists():
-                return
+        if os.path.exists(out / file_name):  # noqa: PTH110, Path's raises what `check_folder` tells
+            return
         check_folder(out)
     for method in methods:
         method_parts(method)

@@ -19,7 +19,7 @@ from gradsurgery.backbones.weights import file_digest
 from gradsurgery.cli import options as opt
 from gradsurgery.cli.data import open_data
 from gradsurgery.cli.finished_runs import print_sentences
-from gradsurgery.cli.live import continuable, images_displayed
+from gradsurgery.cli.live import continuable, images_displayed, note
 from gradsurgery.data import SkippedImage, Source
 from gradsurgery.data.folder import CLASS_AND_NAME, ELSEWHERE, LayoutSource
 from gradsurgery.data.source import as_seen, spelled_alike
@@ -113,8 +113,7 @@ def _loaded(named: list[str], backbone: str | None, device: str) -> list[Trained
     names = [file.description.backbone for file in files]
     own = [not library_has(name) for name in names]
     given = backbone.split(",") if backbone else []
-    needed = list(dict.fromkeys(itertools.compress(names, own)))
-    several = len({name.rpartition(":")[2] for name in needed}) > 1
+    several = len({name.rpartition(":")[2] for name in itertools.compress(names, own)}) > 1
     if len(given) > len(files) or (len(given) == 1 and several):
         raise ArgumentError(
             f"--backbone names {counted(len(given), 'network')} for "
@@ -126,9 +125,8 @@ def _loaded(named: list[str], backbone: str | None, device: str) -> list[Trained
         built_model(file, where, network if needs or not any(own) else None)
         for file, network, needs in zip(files, handed, own, strict=True)
     ]
-    for trained in models:
-        for note in trained.notes:
-            print(f"note: {note}", file=sys.stderr)
+    for text in itertools.chain.from_iterable(trained.notes for trained in models):
+        note(text)
     return models
 
 
@@ -247,9 +245,9 @@ def _as_its_run(
         return {}
     said = " and ".join(f"{name} {value_text(value)}" for name, value in read.items())
     if part == "all" and data != run.data and here != there:  # others have files of that name too
-        print(f"note: the model's run read {run.data} with {said}; {data} is not", file=sys.stderr)
+        note(f"the model's run read {run.data} with {said}; {data} is not")
         return {}
-    print(f"note: {data} is read as the model's run read it, with {said}", file=sys.stderr)
+    note(f"{data} is read as the model's run read it, with {said}")
     return read
 
 
@@ -268,15 +266,14 @@ def _note_data(trained: TrainedModel, source: Source) -> None:
     """
     known = dict.fromkeys(map(as_seen, [*trained.classes, *source.classes]))
     for sentence in spelled_alike([*known]):
-        print(f"note: classes {sentence}", file=sys.stderr)
+        note(f"classes {sentence}")
     record = _record_of(trained)
     tests = {} if record is None or source.groups is not None else record.result.best.tests
     if any(tally.in_groups for tally in tests.values()):
-        print(
-            f"note: images of the model's run belong together in groups; those of {source.name} "
-            "are taken for independent: where they are not, say so with --columns group=COLUMN or "
-            "{group} in --layout, or intervals are too narrow",
-            file=sys.stderr,
+        note(
+            f"images of the model's run belong together in groups; those of {source.name} are "
+            "taken for independent: where they are not, say so with --columns group=COLUMN or "
+            "{group} in --layout, or intervals are too narrow"
         )
 
 
@@ -307,7 +304,7 @@ def _opened(data: str, options: dict[str, Any], as_domain: str | None) -> Source
             source = None if any(options.values()) else _one_domain(root)
             if source is None:
                 raise
-        print(f"note: {data} is class/image, of one domain: {source.domains[0]}", file=sys.stderr)
+        note(f"{data} is class/image, of one domain: {source.domains[0]}")
         return source
     if options.get("columns") or (layout and not of_one):
         raise ArgumentError(
@@ -318,7 +315,7 @@ def _opened(data: str, options: dict[str, Any], as_domain: str | None) -> Source
         raise ArgumentError(f"--as-domain takes a folder class/image, found {data!r}")
     source = LayoutSource(root, layout or CLASS_AND_NAME, as_domain or root.resolve().name)
     if as_domain is None:
-        print(f"note: {data} is of one domain: {source.domains[0]}", file=sys.stderr)
+        note(f"{data} is of one domain: {source.domains[0]}")
     return source
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from gradsurgery.data.image_set import ImageSet
 from gradsurgery.errors import ArgumentError
-from gradsurgery.seeds import named_generator
+from gradsurgery.seeds import named_generator, random_order
 
 _Group = tuple[tuple[str, ...], NDArray[np.int64]]
 """The names that its orders are drawn by, and the positions of its images."""
@@ -60,10 +60,7 @@ class DomainBatches:
         return self.domains
 
     def indices_at(self, step: int) -> Int64[np.ndarray, "domains batch"]:
-        """Positions in the image set of each domain's batch at `step` (from 0).
-
-        A pure function of the step.
-        """
+        """Positions in the image set of each domain's batch at `step`: a function of it alone."""
         if step < 0:
             raise ArgumentError(f"step is {step}, expected 0 or more")
         return np.stack([self._dealt(domain, step) for domain in self.domains])
@@ -100,8 +97,7 @@ class DomainBatches:
         names, members = group
         known = self._orders.get(names)
         if known is None or known[0] != epoch:
-            generator = named_generator(self.seed, *names, epoch)
-            drawn = torch.randperm(len(members), generator=generator, device="cpu").numpy()
+            drawn = random_order(len(members), self.seed, *names, epoch)
             self._orders[names] = known = (epoch, members[drawn])
         return known[1]
 

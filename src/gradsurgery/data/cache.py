@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 from filelock import Timeout
 from numpy.typing import NDArray
+from PIL import Image
 
-from gradsurgery.atomic import atomic_file, atomic_folder, output_error
+from gradsurgery.atomic import atomic_folder, output_error, write_text
 from gradsurgery.data.derived import innermost
 from gradsurgery.data.formats import BadImageError
 from gradsurgery.data.image_set import (
@@ -71,11 +72,11 @@ def prepare(  # noqa: PLR0917
     if workers is not None and workers < 1:
         raise ArgumentError(f"workers is {workers}, expected a number of threads of at least 1")
     source.check_complete()
-    folder, decoder = cache_folder(cache), _own_decoder(innermost(source))
+    folder, decoder = cache_folder(cache), _own_decoder(source)
     index = _index_path(folder / "index", source.signature(), source, size, decoder)
     place = _index_path(folder / "places", source.place(), source, size, decoder)
-    images = read_image_set(folder, _indexed(index), source)
-    if images is None or not _are_listed(images, source):
+    images = _listed(folder, index, source)
+    if images is None:
         hashes = content_hashes(source)
         digest = content_digest(source, size, hashes, decoder)
         images = read_image_set(folder, digest, source)  # also where it may only be read
@@ -89,8 +90,8 @@ def prepare(  # noqa: PLR0917
                         images = _write_images(folder, digest, decoding, workers or cpus())
             except (OSError, OutputError) as error:
                 said = output_error(folder, error) if isinstance(error, OSError) else error
-                which = "the cache is named by --cache or $GRADSURGERY_CACHE"
-                raise OutputError(f"{said}; {which}") from error
+                named = "the cache is named by --cache or $GRADSURGERY_CACHE"
+                raise OutputError(f"{said}; {named}") from error
         _note_index(folder, index, digest)
     _take_place(folder, place, images.digest)
     with suppress(OSError):  # where others' images may only be read
@@ -106,10 +107,9 @@ def digest_of(source: Source, size: int, cache: Path | str | None = None) -> str
 
     Nothing is decoded. Raises `DataError` where images cannot be read.
     """
-    folder, decoder = cache_folder(cache), _own_decoder(innermost(source))
+    folder, decoder = cache_folder(cache), _own_decoder(source)
     index = _index_path(folder / "index", source.signature(), source, size, decoder)
-    images = read_image_set(folder, _indexed(index), source)
-    if images is not None and _are_listed(images, source):
+    if (images := _listed(folder, index, source)) is not None:
         return images.digest
     digest = content_digest(source, size, content_hashes(source), decoder)
     if (folder / digest).exists():  # of files that were touched
@@ -117,30 +117,35 @@ def digest_of(source: Source, size: int, cache: Path | str | None = None) -> str
     return digest
 
 
-def _are_listed(images: ImageSet, source: Source) -> bool:
-    """Whether decoded images have the names, domains and classes that the source lists now.
+def _listed(folder: Path, index: Path | None, source: Source) -> ImageSet | None:
+    """The decoded images that the index names, if they are called as the source lists them now.
 
-    Those of a table may change, and a signature of one's own may not tell, while no image does.
+    Names, domains and classes may change while no image does, and no signature tell of it.
     """
+    images = read_image_set(folder, _indexed(index), source)
+    if images is None:
+        return None
     listing, skipped = source.listing, {image.identity for image in images.skipped}
     kept = [i for i, identity in enumerate(listing.identities) if identity not in skipped]
-    return (
+    is_listed = (
         images.identities == tuple(listing.identities[i] for i in kept)
         and np.array_equal(images.domain, listing.domain[kept])
         and np.array_equal(images.label, listing.label[kept])
     )
+    return images if is_listed else None
 
 
 def _own_decoder(source: Source) -> str | None:
     """What tells the versions of a user's own `decode` apart: the text of its module."""
-    method = type(source).decode
+    owner = type(innermost(source))
+    method = owner.decode
     if method.__module__.startswith("gradsurgery."):
         return None
     try:
         text = inspect.getsource(inspect.getmodule(method) or method)
     except (OSError, TypeError) as error:
         raise DataError(
-            f"the text of {type(source).__qualname__}.decode is not to be found, so that nothing "
+            f"the text of {owner.__qualname__}.decode is not to be found, so that nothing "
             "tells whether decoded images are still right; write the class in a file of its own"
         ) from error
     return hashlib.sha256(text.encode()).hexdigest()
@@ -201,8 +206,7 @@ def _write_index(cache: Path, path: Path, digest: str) -> None:
     with folder_lock(cache, "index"):
         for temporary in path.parent.glob(".*.tmp"):
             temporary.unlink()
-        with atomic_file(path) as file:
-            file.write_text(digest, encoding="ascii")
+        write_text(path, digest)
 
 
 def _take_place(cache: Path, place: Path | None, digest: str) -> None:
@@ -267,8 +271,6 @@ class _Decoding:
 
         So the bad image named is the first one, whatever the number of workers.
         """
-        from PIL import Image
-
         earlier = () if self.earlier is None else self.earlier.hashes
         known = {bytes.fromhex(text): row for row, text in enumerate(earlier)}
         decoded = worked_on(
@@ -289,11 +291,7 @@ class _Decoding:
                     self.progress(done, len(self.hashes))
 
     def _decode(
-        self,
-        pixels: NDArray[np.uint8],
-        known: dict[bytes, int],
-        position: int,
-        content: bytes,
+        self, pixels: NDArray[np.uint8], known: dict[bytes, int], position: int, content: bytes
     ) -> tuple[int, str | None]:
         """Decode one image into its place; returns why that cannot be done, or None."""
         if hashlib.sha256(content).digest() != self.hashes[position]:

@@ -1,16 +1,18 @@
 """Encoded images to RGB pixels, and any picture to what a trained network is given."""
 
+import ctypes
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, _imaging
 from torch import Tensor
 
 from gradsurgery.data.formats import (
@@ -25,9 +27,6 @@ from gradsurgery.data.pixels import normalize
 from gradsurgery.data.source import Source
 from gradsurgery.documents.data_options import Resize
 from gradsurgery.errors import ArgumentError, DataError, one_line
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 WITH_ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 TILE = 2048
@@ -52,8 +51,6 @@ def decode_image(
     would take more than 1 GiB: nothing is guessed. A changed byte in a format without checksums
     (BMP, PPM, PCX, …) is not noticed. `DataError` where a package is needed that is not installed.
     """
-    from PIL import Image, UnidentifiedImageError
-
     if not content:
         raise BadImageError("it is empty (0 bytes)")
     _silence_libtiff()
@@ -81,10 +78,6 @@ def _silence_libtiff() -> None:
     Pillow has no setting for that. What it raises for them is the reason that is given; where the
     library cannot be reached through it, the lines stay.
     """
-    import ctypes
-
-    from PIL import _imaging
-
     try:
         library = ctypes.CDLL(_imaging.__file__)
         for kind in ("Error", "Warning"):
@@ -96,11 +89,7 @@ def _silence_libtiff() -> None:
 
 
 def resized_rgb(
-    image: "Image.Image",
-    bit_depth: int,
-    size: int,
-    resize_first: int | None,
-    resize: Resize,
+    image: Image.Image, bit_depth: int, size: int, resize_first: int | None, resize: Resize
 ) -> NDArray[np.uint8]:
     """What `decode_image` makes of an image that is open; `bit_depth` as in `to_rgb`."""
     if image.format == "EPS":  # Pillow would run Ghostscript on it
@@ -114,19 +103,15 @@ def resized_rgb(
     return np.asarray(image)
 
 
-def _turned(image: "Image.Image") -> "Image.Image":
+def _turned(image: Image.Image) -> Image.Image:
     """The image with its EXIF orientation applied; the same object where there is nothing to do."""
-    from PIL import ExifTags, ImageOps
-
     if image.getexif().get(ExifTags.Base.Orientation) not in range(2, 9):
         return image
     check_memory(image.size, 2 * pixel_bytes(image))
     return ImageOps.exif_transpose(image)
 
 
-def _squared(image: "Image.Image", side: int, resize: Resize) -> "Image.Image":
-    from PIL import Image, ImageOps
-
+def _squared(image: Image.Image, side: int, resize: Resize) -> Image.Image:
     bilinear, square = Image.Resampling.BILINEAR, (side, side)
     if image.width == image.height or resize == "squash":
         return image.resize(square, bilinear)
@@ -138,13 +123,11 @@ def _squared(image: "Image.Image", side: int, resize: Resize) -> "Image.Image":
     return ImageOps.pad(image, square, bilinear, color="white")
 
 
-def to_rgb(image: "Image.Image", bit_depth: int = 8) -> "Image.Image":
+def to_rgb(image: Image.Image, bit_depth: int = 8) -> Image.Image:
     """Convert an image of any mode to RGB; `bit_depth` is that of the file, where it is a PNG.
 
     One that is RGB is returned as it is. Raises `BadImageError` for pixels that have no colour.
     """
-    from PIL import Image
-
     if image.mode == "RGB" and image.info.get("transparency") is None:
         return image
     if max(image.size) <= TILE:
@@ -157,9 +140,7 @@ def to_rgb(image: "Image.Image", bit_depth: int = 8) -> "Image.Image":
     return whole
 
 
-def _tile_to_rgb(image: "Image.Image", bit_depth: int) -> "Image.Image":
-    from PIL import Image
-
+def _tile_to_rgb(image: Image.Image, bit_depth: int) -> Image.Image:
     clear = image.info.get("transparency")
     if image.mode.startswith("I"):
         wide = np.asarray(image)
@@ -265,8 +246,6 @@ class Preparation:
         Raises `BadImageError`, the reason alone, where it is no whole picture, and `ArgumentError`
         for an object of another kind.
         """
-        from PIL import Image
-
         if isinstance(picture, str | Path):
             try:
                 if Path(picture).exists() and not Path(picture).is_file():  # a device has no end
@@ -303,15 +282,11 @@ def _channels_last(picture: Tensor) -> np.ndarray:
     return np.asarray(picture.detach().cpu().permute(1, 2, 0))
 
 
-def _as_image(picture: np.ndarray) -> "Image.Image":
-    from PIL import Image
-
+def _as_image(picture: np.ndarray) -> Image.Image:
     if picture.ndim == 3 and picture.shape[2] == 1:
         picture = picture[:, :, 0]
-    gray = picture.ndim == 2
-    fits = picture.dtype == np.uint8 and (
-        gray or (picture.ndim == 3 and picture.shape[2] in (3, 4))
-    )
+    gray, colours = picture.ndim == 2, picture.ndim == 3 and picture.shape[2] in (3, 4)
+    fits = picture.dtype == np.uint8 and (gray or colours)
     if not (fits or (gray and picture.dtype == np.uint16)) or 0 in picture.shape:
         raise ArgumentError(
             f"a picture is an array {picture.dtype} {list(picture.shape)}; expected uint8 "
@@ -320,7 +295,7 @@ def _as_image(picture: np.ndarray) -> "Image.Image":
     return Image.fromarray(np.ascontiguousarray(picture))
 
 
-def _bit_depth(picture: "Image.Image") -> int:
+def _bit_depth(picture: Image.Image) -> int:
     """Of a PNG that was opened elsewhere, where `to_rgb` must know it."""
     ambiguous = picture.mode in ("L", "RGB") and picture.info.get("transparency") is not None
     if picture.format != "PNG" or not ambiguous:

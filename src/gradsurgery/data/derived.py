@@ -1,5 +1,6 @@
 """Sources made of another: the paper's data sets under their names, and classes in common."""
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -184,11 +185,9 @@ def matching_preset(source: Source) -> Preset | None:
 
 def differing_counts(preset: Preset, source: Source) -> list[tuple[str, int, int]]:
     """The domains whose number of images is not the paper's, as (domain, expected, found)."""
-    found: dict[str, int] = dict.fromkeys(preset.domains, 0)
-    for name, count in zip(source.domains, source.counts().sum(axis=1), strict=True):
-        domain = preset.domain(name)
-        if domain is not None:
-            found[domain] += int(count)
+    found: Counter[str | None] = Counter()
+    for name, count in zip(source.domains, source.counts().sum(axis=1).tolist(), strict=True):
+        found[preset.domain(name)] += count
     return [(d, n, found[d]) for d, n in preset.images.items() if found[d] != n]
 
 

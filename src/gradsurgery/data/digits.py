@@ -8,13 +8,14 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import Field
 from typing_extensions import override
 
 from gradsurgery.data.source import Source
 from gradsurgery.documents.document import Choices
 from gradsurgery.errors import ArgumentError
-from gradsurgery.seeds import derive_seed, named_generator
+from gradsurgery.seeds import derive_seed, named_generator, random_order
 
 SEED = 0
 VERSION = 1
@@ -36,11 +37,8 @@ class DigitsSource(Source):
         self, name: str, domains: Sequence[str], classes: Sequence[str], label: NDArray[np.int64]
     ) -> None:
         self._pixels = load_pixels()[0]
-        order = torch.randperm(
-            len(label), generator=named_generator(SEED, name, "domain"), device="cpu"
-        )
         dealt = np.empty(len(label), dtype=np.int64)
-        dealt[order.numpy()] = np.arange(len(label)) % len(domains)
+        dealt[random_order(len(label), SEED, name, "domain")] = np.arange(len(label)) % len(domains)
         super().__init__(
             name,
             [domains[i] for i in dealt.tolist()],
@@ -66,8 +64,6 @@ class DigitsSource(Source):
 
     def _digit(self, position: int, size: int) -> NDArray[np.uint8]:
         """The digit at 20/28 of `size`, smoothly enlarged, white on black."""
-        from PIL import Image
-
         values = self._pixels[self.listing.rows[position]].astype(np.int64)
         # A black rim lets strokes at the border fade instead of being cut.
         digit = Image.fromarray(np.pad(((values * 255 + 8) // 16).astype(np.uint8), 1))
@@ -91,8 +87,6 @@ class RotatedDigits(DigitsSource):
     @override
     def decode(self, position: int, content: bytes, size: int) -> NDArray[np.uint8]:
         """Draw the digit, then turn it."""
-        from PIL import Image
-
         angle = int(self.domains[self.listing.domain[position]])
         upright = Image.fromarray(self._digit(position, size))
         turned = upright.rotate(angle, Image.Resampling.BICUBIC)
@@ -112,11 +106,11 @@ class ColoredDigits(DigitsSource):
     def __init__(self) -> None:
         name = "colored-digits"
         digit = load_pixels()[1]
-        flipped = _draw(name, "label", len(digit)) < LABEL_NOISE
+        flipped = _draw(len(digit), SEED, name, "label") < LABEL_NOISE
         label = np.where(flipped, digit < 5, digit >= 5).astype(np.int64)
         super().__init__(name, tuple(AGREEMENT), ("0-4", "5-9"), label)
         agreement = np.array([AGREEMENT[domain] for domain in self.domains])
-        draw = _draw(name, "colour", len(digit))[self.listing.rows]
+        draw = _draw(len(digit), SEED, name, "colour")[self.listing.rows]
         agrees = draw < agreement[self.listing.domain]
         self.red = np.where(agrees, self.listing.label, 1 - self.listing.label) == 1
 
@@ -139,10 +133,10 @@ def load_pixels() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return rows[:, :-1].astype(np.uint8).reshape(-1, 8, 8), rows[:, -1]
 
 
-def _draw(name: str, purpose: str, count: int) -> NDArray[np.float64]:
-    generator = named_generator(SEED, name, purpose)
+def _draw(count: int, seed: int, *names: str) -> NDArray[np.float64]:
+    """So many numbers from 0 to 1."""
     draws: NDArray[np.float64] = torch.rand(
-        count, generator=generator, dtype=torch.float64, device="cpu"
+        count, generator=named_generator(seed, *names), dtype=torch.float64, device="cpu"
     ).numpy()
     return draws
 
@@ -240,8 +234,6 @@ class CodedDigits(Source):
     @override
     def decode(self, position: int, content: bytes, size: int) -> NDArray[np.uint8]:
         """Draw the digit, and below it the strip; raises `ArgumentError` where it has no room."""
-        from PIL import Image
-
         rows, columns = strip_shape(self.options.bits)
         least = max(columns, STRIP_SHARE * rows)
         if size < least:
@@ -279,10 +271,8 @@ def _dealt(digit: NDArray[np.int64], options: CodedDigitsOptions) -> NDArray[np.
     turn = 0
     for label in range(10):
         members = np.flatnonzero(digit == label)
-        order = torch.randperm(
-            len(members), generator=_generator(options, "domain", label), device="cpu"
-        )
-        others = members[order.numpy()][len(members) // TARGET_SHARE :]
+        order = random_order(len(members), options.seed, NAME, "domain", label)
+        others = members[order[len(members) // TARGET_SHARE :]]
         dealt[others] = (turn + np.arange(len(others))) % options.domains
         turn += len(others)
     return dealt
@@ -293,10 +283,7 @@ def _bits(
 ) -> NDArray[np.uint8]:
     """The strip of each image, [images, bits] of 0 and 1."""
     strips = _random_bits(len(digit), options, "strips")
-    draw = torch.rand(
-        len(digit), generator=_generator(options, "share"), dtype=torch.float64, device="cpu"
-    )
-    carries = draw.numpy() < options.share
+    carries = _draw(len(digit), options.seed, NAME, "share") < options.share
     for domain in range(options.domains):
         codes = _random_bits(10, options, "code", domain)
         here = (dealt == domain) & carries
@@ -305,13 +292,8 @@ def _bits(
 
 
 def _random_bits(count: int, options: CodedDigitsOptions, *purpose: str | int) -> NDArray[np.uint8]:
-    generator = _generator(options, *purpose)
-    drawn = torch.randint(
+    generator = named_generator(options.seed, NAME, *purpose)
+    bits: NDArray[np.uint8] = torch.randint(
         2, (count, options.bits), generator=generator, dtype=torch.uint8, device="cpu"
-    )
-    bits: NDArray[np.uint8] = drawn.numpy()
+    ).numpy()
     return bits
-
-
-def _generator(options: CodedDigitsOptions, *purpose: str | int) -> torch.Generator:
-    return named_generator(options.seed, NAME, *purpose)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from gradsurgery.data.derived import decoder_of
 from gradsurgery.data.formats import BadImageError, has_several
@@ -104,7 +105,6 @@ def look_of(pixels: NDArray[np.uint8]) -> bytes:
     The hash is imagehash's `phash`, which hardly changes with size, brightness and compression.
     """
     import imagehash
-    from PIL import Image
 
     image = Image.fromarray(pixels)
     gray = image.convert("L").resize((_GRAY, _GRAY), Image.Resampling.BILINEAR)
@@ -264,7 +264,7 @@ def inspect_images(
     workers: threads that decode; the result does not depend on them.
     progress: called with (images seen, images in all).
 
-    Raises `DataError` where the storage cannot be read, or a format needs a package more.
+    Raises `DataError` where the storage cannot be read, or a format needs another package.
     """
     listing = source.listing
     count = len(listing.identities)

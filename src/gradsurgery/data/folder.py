@@ -231,10 +231,7 @@ def visible_entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def kind_of(entry: os.DirEntry[str], suffixes: frozenset[str]) -> str:
-    """`FOLDER`, `IMAGE`, or why it is left out.
-
-    suffixes: as `readable_suffixes` gives them.
-    """
+    """`FOLDER`, `IMAGE` (its name ends in one of the `suffixes`), or why it is left out."""
     try:
         if entry.is_dir():
             return FOLDER

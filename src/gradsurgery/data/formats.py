@@ -1,16 +1,15 @@
 """The formats of picture files that can be read here, and how those beyond Pillow's are opened."""
 
+from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, features
 
 from gradsurgery.errors import DataError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 PICTURE_FORMATS = frozenset({
     "AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI",
@@ -21,7 +20,7 @@ EXTRAS = {
     **dict.fromkeys((".heic", ".heif", ".hif"), ("pillow_heif", "heic")),
     **dict.fromkeys((".dcm", ".dicom"), ("pydicom", "dicom")),
 }
-"""Endings that need a package more: the package, and this software's extra that brings it."""
+"""Endings that need another package: which, and this software's extra that brings it."""
 
 _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
 
@@ -36,13 +35,13 @@ class BadImageError(DataError):
     """The bytes are no whole image; the message is the reason alone."""
 
 
-def pixel_bytes(image: "Image.Image") -> int:
+def pixel_bytes(image: Image.Image) -> int:
     """Bytes that Pillow keeps a pixel of this image in."""
     narrow = {"1": 1, "L": 1, "P": 1}
     return 2 if image.mode.startswith("I;16") else narrow.get(image.mode, 4)
 
 
-def bytes_to_decode(image: "Image.Image") -> int:
+def bytes_to_decode(image: Image.Image) -> int:
     """Bytes a pixel that are taken until an opened image is there in RGB."""
     taken = _TO_LOAD.get(image.format or "", 0)
     if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
@@ -62,7 +61,7 @@ def check_memory(size: tuple[int, int], bytes_a_pixel: int) -> None:
         )
 
 
-def check_whole(image: "Image.Image", content: bytes) -> None:
+def check_whole(image: Image.Image, content: bytes) -> None:
     """Raise `BadImageError` where an end is missing that Pillow's readers do without."""
     cut_off = False
     if image.format == "JPEG2000":  # in its code this pair of bytes is nothing but the end
@@ -75,8 +74,6 @@ def check_whole(image: "Image.Image", content: bytes) -> None:
 
 def readable_suffixes() -> frozenset[str]:
     """The endings of the names of picture files that can be read here, as ".jpg"."""
-    from PIL import Image, features
-
     formats = set(PICTURE_FORMATS)
     for name, feature in (("AVIF", "avif"), ("JPEG2000", "jpg_2000"), ("WEBP", "webp")):
         if not features.check(feature):
@@ -94,14 +91,12 @@ def why_unread(suffix: str) -> str:
     return f"{suffix} is not read" if suffix else "its name has no ending"
 
 
-def open_picture(content: bytes) -> "Image.Image":
+def open_picture(content: bytes) -> Image.Image:
     """The picture, or the first of several, as Pillow has it; its pixels may not be loaded yet.
 
     Raises `BadImageError`, or whatever the format's reader raises, where the bytes are none, and
     `DataError` where they need a package that is not installed.
     """
-    from PIL import Image
-
     if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS:
         reader: Any = _package("pillow_heif", "heic")
         heif = reader.open_heif(BytesIO(content))
@@ -119,8 +114,6 @@ def has_several(content: bytes) -> bool:
 
     Not what a camera adds to its photograph in a JPEG file (MPO).
     """
-    from PIL import Image
-
     try:
         with Image.open(BytesIO(content)) as file:
             return file.format != "MPO" and bool(getattr(file, "is_animated", False))
@@ -129,8 +122,6 @@ def has_several(content: bytes) -> bool:
 
 
 def _package(name: str, extra: str) -> Any:
-    from importlib import import_module
-
     try:
         return import_module(name)
     except ImportError as error:

@@ -8,12 +8,11 @@ from fractions import Fraction
 from functools import partial
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from gradsurgery.data.image_set import ImageSet
 from gradsurgery.errors import DataError
-from gradsurgery.seeds import named_generator
+from gradsurgery.seeds import random_order
 
 PARTS = ("train", "validation", "test")
 _ALL = -1  # all classes, as one more
@@ -24,8 +23,8 @@ def part_sizes(count: int, fractions: tuple[Fraction, ...]) -> list[int]:
     """Divide `count` images by the method of the largest remainder.
 
     Every part gets floor(count * fraction), what is left goes one each to the largest remainders,
-    ties to the earlier part. A class always gets a training image;
-    from three images on every part with a fraction above 0 gets at least one, from the largest.
+    ties to the earlier part. A class always gets a training image; from three images on every part
+    with a fraction above 0 gets at least one, from the largest.
     """
     quotas = [count * fraction for fraction in fractions]
     sizes = [math.floor(quota) for quota in quotas]
@@ -71,8 +70,7 @@ def grouped_parts(
         members = [i for i in (images.domain == d).nonzero()[0].tolist() if i not in without]
         members = sorted(members, key=images.identities.__getitem__)
         groups = _groups(images.groups, members)
-        generator = named_generator(seed, "split", domain, "groups")
-        order = torch.randperm(len(groups), generator=generator, device="cpu").tolist()
+        order = random_order(len(groups), seed, "split", domain, "groups").tolist()
         dealt = _Dealt([Counter(images.label[group].tolist()) for group in groups], fractions)
         if groups:
             dealt.give_away(order)

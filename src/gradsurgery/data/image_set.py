@@ -277,24 +277,18 @@ def cached_sets(cache: Path) -> list[CachedSet]:
     for folder in cache.glob("[0-9a-f]*"):
         if len(folder.name) != 64 or not folder.is_dir():
             continue
-        size, images = 0, 0
-        domains: tuple[str, ...] = ()
+        about: tuple[int, int, tuple[str, ...]] = 0, 0, ()
         with suppress(DataError):
             file = ImageSetFile.load(folder)
-            size, images, domains = file.size, len(file.identities), tuple(file.domains)
+            about = file.size, len(file.identities), tuple(file.domains)
         with suppress(OSError):  # another process may be removing it
-            files = [path.stat() for path in folder.iterdir()]
-            used = folder.stat().st_mtime
-            total = sum(stat.st_size for stat in files)
-            found.append(CachedSet(folder, size, images, domains, total, used))
+            total = sum(path.stat().st_size for path in folder.iterdir())
+            found.append(CachedSet(folder, *about, total, folder.stat().st_mtime))
     return sorted(found, key=lambda each: -each.last_used)
 
 
 def remove_cached(cache: Path, chosen: CachedSet) -> bool:
-    """Remove a folder; False where another process is writing it.
-
-    Raises `OutputError` where it cannot be removed.
-    """
+    """Remove a folder; False where another process is writing it; raises `OutputError`."""
     try:
         with folder_lock(cache, chosen.folder.name, timeout=0.0):
             shutil.rmtree(chosen.folder)

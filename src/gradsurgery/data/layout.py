@@ -53,10 +53,7 @@ class Layout:
         self._plain = bool(re.fullmatch(r"(\{(domain|class)\}/)+\{name\}", pattern))
 
     def read(self, path: str) -> Said | None:
-        """What `path` says, None where it is not as the pattern.
-
-        Raises `DataError` where it can be read in two ways.
-        """
+        """What `path` says, None where it is not as the pattern; `DataError` for two readings."""
         found = [match for reading in self._readings if (match := reading.fullmatch(path))]
         if not found:
             return None

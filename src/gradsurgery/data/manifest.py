@@ -99,14 +99,9 @@ class ManifestSource(FilesSource):
 
 def _located(folder: Path, text: str) -> Path | None:
     """The file that a cell names, with Windows' separators where there is none as it is written."""
-    for spelled in dict.fromkeys((text, text.replace("\\", "/"))):
-        path = folder / spelled
-        try:
-            if path.is_file():
-                return path
-        except (OSError, ValueError):  # too long, a NUL in it
-            continue
-    return None
+    paths = (folder / spelled for spelled in (text, text.replace("\\", "/")))
+    # Path's own raises for a name that is too long
+    return next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113
 
 
 def _rows(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, Row]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from gradsurgery.atomic import expanded
 from gradsurgery.data.derived import (
     PRESETS,
     PresetSource,
@@ -190,7 +191,7 @@ def _open_place(place: str, layout: str, columns: Mapping[str, str]) -> Source:
         raise ArgumentError(
             f"no data set '{place:.60}'{close}, nor a folder or file; accepted are: {_accepted()}"
         )
-    path = Path(place).expanduser()
+    path = expanded(place)
     _check_not_saved_to_disk(path)
     if path.is_dir() and layout:
         return LayoutSource(path, layout)
@@ -207,27 +208,22 @@ def _open_place(place: str, layout: str, columns: Mapping[str, str]) -> Source:
 
 def _check_not_saved_to_disk(path: Path) -> None:
     """Raise `DataError` for what `save_to_disk` of a `datasets.Dataset`, or of several, wrote."""
-    write = ""
+    loaded = f'load_from_disk("{path}")'
     if (path / "dataset_dict.json").is_file():
-        write = (
-            f'for name, part in load_from_disk("{path}").items(): '
-            'part.to_parquet(f"FOLDER/{name}.parquet")'
-        )
+        write = f'for name, part in {loaded}.items(): part.to_parquet(f"FOLDER/{{name}}.parquet")'
     elif (path / "dataset_info.json").is_file() and (path / "state.json").is_file():
-        write = f'load_from_disk("{path}").to_parquet("FOLDER/train.parquet")'
-    if write:
-        raise DataError(
-            f"{path} is what save_to_disk of the library datasets wrote, which is not read; write "
-            f"Parquet files, {write}, and give FOLDER"
-        )
+        write = f'{loaded}.to_parquet("FOLDER/train.parquet")'
+    else:
+        return
+    raise DataError(
+        f"{path} is what save_to_disk of the library datasets wrote, which is not read; write "
+        f"Parquet files, {write}, and give FOLDER"
+    )
 
 
 def _exists(place: str) -> bool:
-    """Whether the file system has something of that name; no text makes it raise."""
-    try:
-        return Path(place).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, no such user
-        return False
+    """Whether the file system has something of that name."""
+    return os.path.exists(expanded(place))  # noqa: PTH110, Path's raises for what is too long
 
 
 def _accepted() -> str:
@@ -235,6 +231,5 @@ def _accepted() -> str:
     return (
         f"{', '.join(BUILT_IN)}{own}, {', '.join(PRESETS)} (or, say, pacs:PATH), hf://owner/name, "
         "a folder domain/class/image, a table of paths (CSV, TSV, JSONL), Parquet files, or a "
-        "source of your own "
-        "(package.module:Name)"
+        "source of your own (package.module:Name)"
     )

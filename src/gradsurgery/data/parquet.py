@@ -44,13 +44,12 @@ class ParquetSource(TableSource):
         self._root = root
         tables = [_read_rows(path, self.columns) for path in self.files]
         self._lengths = [len(table.labels) for table in tables]
-        self._beside: list[Path] | None = None  # image files; None where it is not known which
-        if all(table.beside is not None for table in tables):
-            self._beside = [path for table in tables for path in table.beside or ()]
 
         def joined(what: str) -> list[Any]:
             return [each for table in tables for each in getattr(table, what)]
 
+        known = all(table.beside is not None for table in tables)
+        self._beside: list[Path] | None = joined("beside") if known else None
         domains, classes, parts, groups = map(joined, ("domains", "labels", "parts", "groups"))
         order = order_of_classes([table.class_names for table in tables], set(classes))
         name = root.resolve().name.removesuffix(".parquet")
@@ -195,14 +194,10 @@ def _text(cell: Any) -> str | None:
 
 def _all_stored(file: Any, image: str) -> bool:
     """Whether the file's statistics say that every row holds the bytes of its image."""
-    for group in range(file.metadata.num_row_groups):
-        rows = file.metadata.row_group(group)
-        for column in map(rows.column, range(rows.num_columns)):
-            if column.path_in_schema == f"{image}.bytes":
-                found = column.statistics
-                if found is None or found.null_count != 0:
-                    return False
-    return True
+    groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+    columns = (rows.column(number) for rows in groups for number in range(rows.num_columns))
+    found = [each.statistics for each in columns if each.path_in_schema == f"{image}.bytes"]
+    return all(each is not None and each.null_count == 0 for each in found)
 
 
 def _declared_names(

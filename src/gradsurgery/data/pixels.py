@@ -86,7 +86,7 @@ def gather_normalized(
 ) -> Float32[Tensor, "batch 3 height width"]:
     """`normalize` of the images at `positions`; all of it lies on one accelerator.
 
-    What is computed there, is copied from the table: a GPU may divide otherwise in the last bit.
+    Values come from the table: a GPU may divide differently in the last bit.
 
     channels_last: how the result lies in memory.
     """

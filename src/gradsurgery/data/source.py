@@ -69,17 +69,15 @@ def spelled_alike(names: Sequence[str]) -> list[str]:
 
 
 def unknown_domain(source: str, name: str, domains: Sequence[str], purpose: str = "") -> str:
-    """What to say of a domain that the data set `source` has not.
+    """What to say of a domain that the data set `source` does not have.
 
-    A folder that was copied from a Mac may be called otherwise than it looks.
+    In the name of a folder copied from a Mac other characters may look the same.
     """
-    alike = [each for each in domains if as_seen(each) == as_seen(name)]
-    spelled = ""
-    if alike:
+    said = f"{source} has no domain {name!r}{purpose}; its domains are {', '.join(domains)}"
+    if alike := [each for each in domains if as_seen(each) == as_seen(name)]:
         other = f"written in other characters, {alike[0]!a}: rename it"
-        spelled = f"; one that looks the same is {other}"
-    listed = ", ".join(domains)
-    return f"{source} has no domain {name!r}{purpose}; its domains are {listed}{spelled}"
+        said += f"; one that looks the same is {other}"
+    return said
 
 
 class Source(ABC):
@@ -206,8 +204,7 @@ class Source(ABC):
 
         only: positions of the images to yield, each once; where they are files, no other is read.
         """
-        count = 0
-        contents = self.encoded()
+        count, contents = 0, self.encoded()
         if not isinstance(contents, Iterable):
             raise DataError(
                 f"{self.name}: `encoded` gives a {type(contents).__name__}; let it yield the bytes "
@@ -254,7 +251,7 @@ class Source(ABC):
 
         Overridden, it may read bytes of any kind. Decoded images are kept as long as the bytes and
         the module that the class is written in stay the same; whatever else it depends on belongs
-        into the bytes. Raises `BadImageError` where the bytes are no whole image.
+        in the bytes. Raises `BadImageError` where the bytes are no whole image.
         """
         from gradsurgery.data.decode import decode_image
 

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
@@ -12,7 +13,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from gradsurgery.atomic import expanded
@@ -21,7 +21,7 @@ from gradsurgery.data.image_set import ImageSet
 from gradsurgery.documents.data_options import DataOptions, percentages
 from gradsurgery.documents.record import SplitFile
 from gradsurgery.errors import ArgumentError, DataError, printable
-from gradsurgery.seeds import named_generator
+from gradsurgery.seeds import random_order
 
 Indices = NDArray[np.int64]
 Parts = Sequence[str | None]
@@ -101,8 +101,7 @@ def draw_split(
         return as_split(images, grouped_parts(images, seed, exact, frozenset(without)), seed)
     parts: list[str | None] = [None] * len(images.identities)
     for (d, c), members in cells_of(images, frozenset(without)).items():
-        generator = named_generator(seed, "split", images.domains[d], images.classes[c])
-        drawn = torch.randperm(len(members), generator=generator, device="cpu")
+        drawn = random_order(len(members), seed, "split", images.domains[d], images.classes[c])
         order = iter(drawn.tolist())
         for part, size in zip(PARTS, part_sizes(len(members), exact), strict=True):
             for i in itertools.islice(order, size):
@@ -208,10 +207,9 @@ def check_split(options: DataOptions) -> None:
             f"the split {place:.200} is the same for every run; leave --split-per-run out"
         )
     path = expanded(place)
-    try:
-        is_there = path.is_dir() or (path.is_file() and path.suffix == ".json")
-    except (OSError, ValueError):
-        is_there = False
+    # Path's own raise for a name that is too long
+    is_file, is_folder = os.path.isfile(path), os.path.isdir(path)  # noqa: PTH112, PTH113
+    is_there = is_folder or (is_file and path.suffix == ".json")
     if place != "column" and not is_there:
         raise ArgumentError(
             f"the split {place:.200} is no percentages (70/10/20), not the word column, and no "
@@ -249,16 +247,14 @@ def _listed(images: ImageSet, place: str) -> Parts:
     validation images, as in the files that PACS comes with, it has no test part.
     """
     path = expanded(place)
-    if path.is_file():
-        file = SplitFile.load(path)
-        lines = [
-            (part, f"{path}, {part} of {domain}", identity)
-            for domain, parts in file.domains.items()
-            for part, identities in parts.items()
-            for identity in identities
-        ]
-    else:
-        lines = list(_lines(path))
+    if not path.is_file():
+        return _assigned(images, list(_lines(path)), path)
+    lines = [
+        (part, f"{path}, {part} of {domain}", identity)
+        for domain, parts in SplitFile.load(path).domains.items()
+        for part, identities in parts.items()
+        for identity in identities
+    ]
     return _assigned(images, lines, path)
 
 

@@ -122,8 +122,8 @@ def image_kind(kind: "pa.DataType", where: str) -> str:
         return str(kind) in ("string", "large_string", "string_view")
 
     def is_bytes(kind: "pa.DataType") -> bool:
-        named_so = str(kind) in ("binary", "large_binary", "binary_view")
-        return named_so or types.is_fixed_size_binary(kind)
+        named = str(kind) in ("binary", "large_binary", "binary_view")
+        return named or types.is_fixed_size_binary(kind)
 
     plain = getattr(kind, "storage_type", kind)
     plain = plain.value_type if types.is_dictionary(plain) else plain

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from gradsurgery.atomic import atomic_file, output_error
+from gradsurgery.atomic import atomic_file, output_error, write_text
 from gradsurgery.backbones.weights import file_digest
 from gradsurgery.deployment.trained_model import TrainedModel
 from gradsurgery.errors import (
@@ -108,8 +108,7 @@ def export_model(
         difference = _compared(network, run, images, form)
     about = model.about.model_dump(mode="json")
     about |= {"normalization": normalization, _DIGEST: digest}
-    with atomic_file(description_file(path)) as temporary:
-        temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    write_text(description_file(path), json.dumps(about, indent=1) + "\n")
     return difference
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from gradsurgery.atomic import atomic_file
+from gradsurgery.atomic import write_text
 from gradsurgery.documents.data_options import NO_TARGET, DataOptions, without_slash
 from gradsurgery.documents.defaults import defaults_of
 from gradsurgery.documents.document import (
@@ -46,7 +46,6 @@ class RunConfiguration(DataOptions):
     """
 
     file_name: ClassVar[str] = "configuration.json"
-    part = "option"
 
     protocol: Literal["paper", "domainbed"] = option(
         "place",
@@ -287,10 +286,7 @@ class RunConfiguration(DataOptions):
 
     @classmethod
     def load(cls, path: Path | str) -> "RunConfiguration":
-        """The options in a YAML or JSON file, or in `configuration.json` of the folder `path`.
-
-        Raises `ArgumentError`.
-        """
+        """The options in a YAML or JSON file, or in a folder's own; raises `ArgumentError`."""
         path = Path(path)
         path = path / cls.file_name if path.is_dir() else path
         return cls(**read_mapping(path, "configuration", known_options()))
@@ -298,8 +294,7 @@ class RunConfiguration(DataOptions):
     def save(self, folder: Path) -> None:
         """Write `configuration.json`, which `--config` takes; raises `OutputError`."""
         content = {"version": FILE_VERSION, **self.model_dump(mode="json")}
-        with atomic_file(folder / self.file_name) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_text(folder / self.file_name, json.dumps(content, indent=1) + "\n")
 
 
 _FORMER = ("passes",)

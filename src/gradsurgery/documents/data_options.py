@@ -23,9 +23,7 @@ Balance = Literal["none", "classes"]
 
 
 def percentages(split: str) -> tuple[float, ...] | None:
-    """The percentages that "70/10/20" stands for, None where `split` names something else.
-
-    Raises `ValueError` where they divide nothing.
+    """The percentages in "70/10/20", None for another `split`; `ValueError` if they divide nothing.
 
     >>> percentages("80/10/10"), percentages("lists/fold1")
     ((80.0, 10.0, 10.0), None)
@@ -92,9 +90,7 @@ class DataOptions(Choices):
         free=True,
     )
     without: list[str] = option(
-        "identity",
-        "A source domain to leave out as well, of training and of validation.",
-        [],
+        "identity", "A source domain to leave out as well, of training and of validation.", []
     )
     split: str = option(
         "condition",

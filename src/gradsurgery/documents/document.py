@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gradsurgery.atomic import atomic_file
+from gradsurgery.atomic import write_text
 from gradsurgery.errors import ArgumentError, DataError, one_line
 
 Kind = TypeVar("Kind", bound="Document")
@@ -23,6 +23,7 @@ LARGEST = 1e100
 """Nothing that is measured here is larger, and sums of such numbers are finite."""
 _LARGEST_INTEGER = 2**63 - 1
 _FEW = 140  # characters of names that a message lists
+_HALVES = re.compile("[\ud800-\udfff]")  # of characters: not in UTF-8
 
 
 class Part(BaseModel):
@@ -30,9 +31,7 @@ class Part(BaseModel):
 
     # Before 2.10 pydantic warned of every field called model_….
     model_config = ConfigDict(
-        extra="ignore",
-        allow_inf_nan=False,
-        protected_namespaces=("model_validate", "model_dump"),
+        extra="ignore", allow_inf_nan=False, protected_namespaces=("model_validate", "model_dump")
     )
 
 
@@ -92,8 +91,7 @@ class Document(Part):
 
     def save(self, folder: Path) -> None:
         """Write the file into `folder`, whole or not at all; raises `OutputError`."""
-        with atomic_file(folder / self.file_name) as temporary:
-            temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        write_text(folder / self.file_name, self.model_dump_json(indent=1) + "\n")
 
     @classmethod
     def _content(cls, text: str, path: Path) -> dict[str, Any]:
@@ -127,7 +125,7 @@ class Choices(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    part: ClassVar[str]
+    part: ClassVar[str] = "option"
 
     if not TYPE_CHECKING:  # the signature type checkers see stays the fields'
 
@@ -200,15 +198,11 @@ def _odd_value(content: Any) -> list[str]:
             found = [f"finite, up to {LARGEST:g}, found {value:g}"]
         elif isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
             found = [f"a number of up to 18 digits, found one of {value.bit_length()} bits"]
-        elif any("\ud800" <= character <= "\udfff" for character in _not_ascii(name, value)):
+        elif any(isinstance(text, str) and _HALVES.search(text) for text in (name, value)):
             found = [f"text in UTF-8, found {value!r:.80}"]
         if found:
             return [str(name), *found]
     return []
-
-
-def _not_ascii(*texts: Any) -> str:
-    return "".join(text for text in texts if isinstance(text, str) and not text.isascii())
 
 
 def check_lengths(length: int, *lists: tuple[str, list[Any]]) -> None:
@@ -264,12 +258,7 @@ place: where and on what the run is worked on, or where options that were not gi
 
 
 def option(
-    role: Role,
-    description: str,
-    default: Any = ...,
-    *,
-    free: bool = False,
-    **limits: Any,
+    role: Role, description: str, default: Any = ..., *, free: bool = False, **limits: Any
 ) -> Any:
     """A field with its role; of one that is `free`, no value makes a step cost more or less."""
     about: dict[str, Any] = {"role": role, "free": free}

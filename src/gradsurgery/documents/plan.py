@@ -200,12 +200,8 @@ class SweepPlan(Document):
 
     def by_folder(self, folder: Path) -> dict[Path, PlannedRun]:
         """Its runs by their folders, their methods by their usual names; it lies in `folder`."""
-        return {
-            (folder / run.directory).resolve(): run.model_copy(
-                update={"method": usual_name(run.method)}
-            )
-            for run in self.runs
-        }
+        named = [run.model_copy(update={"method": usual_name(run.method)}) for run in self.runs]
+        return {(folder / run.directory).resolve(): run for run in named}
 
 
 def plans_below(folders: Iterable[Path]) -> dict[Path, SweepPlan]:
@@ -299,25 +295,20 @@ def parse_seeds(text: str) -> list[int]:
     [2, 3, 4]
     """
     text = re.sub(r"\s", "", text)
-    if re.fullmatch(r"\d+", text) and int(text) > 0:
-        return list(range(_few(int(text), text)))
-    if re.fullmatch(r"\d+(,\d+)+,?|\d+,", text):
-        return list(dict.fromkeys(int(part) for part in text.split(",") if part))
-    if match := re.fullmatch(r"(\d+)-(\d+)", text):
-        first, last = int(match[1]), int(match[2])
-        if first <= last:
-            _few(last - first + 1, text)
-            return list(range(first, last + 1))
-    raise ArgumentError(
-        f"seeds must be a count (3), a range (0-4) or a list (0,1,2), found {text!r}"
-    )
-
-
-def _few(count: int, text: str) -> int:
-    """The number of seeds, if it is one that anybody trains."""
-    if count > _MOST_SEEDS:
+    seeds: Sequence[int] = ()
+    if re.fullmatch(r"\d+", text):
+        seeds = range(int(text))
+    elif match := re.fullmatch(r"(\d+)-(\d+)", text):
+        seeds = range(int(match[1]), int(match[2]) + 1)
+    elif re.fullmatch(r"\d+(,\d+)+,?|\d+,", text):
+        seeds = list(dict.fromkeys(int(part) for part in text.split(",") if part))
+    if not seeds:
+        raise ArgumentError(
+            f"seeds must be a count (3), a range (0-4) or a list (0,1,2), found {text!r}"
+        )
+    if seeds[_MOST_SEEDS:]:  # more than anybody trains
         raise ArgumentError(f"seeds are at most {_MOST_SEEDS} in number, found {text!r:.80}")
-    return count
+    return list(seeds)
 
 
 def difference(there: dict[str, Any], plan: Plan) -> str:

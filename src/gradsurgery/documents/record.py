@@ -115,23 +115,10 @@ class Curves(Part):
     agreeing: list[Fraction | None] = []
     cosine: list[float | None] = []
 
-    def append(
-        self,
-        *,
-        step: int,
-        train_loss: float | None,
-        validation_loss: float,
-        validation_accuracy: float,
-        agreeing: float | None,
-        cosine: float | None,
-    ) -> None:
-        """Add one validation."""
-        self.step.append(step)
-        self.train_loss.append(_finite(train_loss))
-        self.validation_loss.append(_finite(validation_loss))
-        self.validation_accuracy.append(validation_accuracy)
-        self.agreeing.append(_finite(agreeing))
-        self.cosine.append(_finite(cosine))
+    def append(self, **of_curve: float | int | None) -> None:
+        """Add one validation: a value for every curve, by its name."""
+        for name, curve in self:
+            curve.append(_finite(of_curve[name]))
 
     @model_validator(mode="after")
     def _of_one_length(self) -> "Curves":
@@ -343,5 +330,5 @@ class SplitFile(Document):
     files: dict[str, list[str]] = {}
 
 
-def _finite(value: float | None) -> float | None:
+def _finite(value: float | int | None) -> float | int | None:
     return value if value is not None and abs(value) <= LARGEST else None

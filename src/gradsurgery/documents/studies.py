@@ -48,7 +48,6 @@ class SimilarityOptions(Choices):
     """How a study measures."""
 
     model_config = ConfigDict(extra="ignore")
-    part = "option"
 
     every: int = Field(
         10, ge=1, description="Steps between measurements; the first is before the first step."
@@ -162,7 +161,6 @@ class DiagnosisOptions(Choices):
     """How a diagnosis measures."""
 
     model_config = ConfigDict(extra="ignore")
-    part = "option"
 
     repeats: int = Field(
         4, ge=1, description="Batches of every domain over which the means are taken."
@@ -244,8 +242,6 @@ class Diagnosis(Document):
 
 class ExplanationOptions(Choices):
     """How answers are explained."""
-
-    part = "option"
 
     by: Literal["auto", "grad-cam", "integrated-gradients"] = Field(
         "auto",

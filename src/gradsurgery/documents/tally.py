@@ -11,7 +11,7 @@ from jaxtyping import Float32, Int64
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from gradsurgery.documents.document import LARGEST, Part
+from gradsurgery.documents.document import LARGEST, Part, check_lengths
 
 BINS = 15
 """Of confidence, of equal width from 0 to 1; one more has what is exactly 1, as in torchmetrics."""
@@ -77,11 +77,9 @@ class Tally(Part):
         loss: the cross-entropy of each image.
         group: a number for each, the same for those that belong together.
         """
-        rows: list[list[str]] = [[] for _ in range(classes)]
-        pairs, counts = np.unique(label * classes + predicted, return_counts=True)
-        for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
-            rows[pair // classes].append(f"{pair % classes}:{count}")
-        tally = cls(confusion=[" ".join(row) for row in rows])
+        matrix = np.zeros((classes, classes), dtype=np.int64)
+        np.add.at(matrix, (label, predicted), 1)
+        tally = cls(confusion=_confusion(matrix))
         losses = loss.astype(np.float64)
         finite = bool(np.isfinite(confidence).all() and (np.abs(losses) <= LARGEST).all())
         if len(label) and finite:
@@ -90,11 +88,10 @@ class Tally(Part):
             tally.log_loss_deviation = float(losses.std())
         if group is not None:
             bins = _bin_of(confidence) if finite else np.zeros(len(label), np.int64)
-            tally.groups = _grouped(
-                np.unique(group, return_inverse=True)[1], label, predicted, bins
-            )
+            _, number, images = np.unique(group, return_inverse=True, return_counts=True)
+            tally.groups = _grouped(number, label, predicted, bins)
             if finite:
-                tally.group_losses = _means(losses, group)
+                tally.group_losses = (np.bincount(number, weights=losses) / images).tolist()
         return tally
 
     @classmethod
@@ -175,10 +172,9 @@ class Tally(Part):
     @model_validator(mode="after")
     def _is_of_its_classes(self) -> "Tally":
         classes = len(self.confusion)
-        for row in self.confusion:
-            for pair in row.split():
-                if int(pair.partition(":")[0]) >= classes:
-                    raise ValueError(f"confusion has {pair!r}, expected a class below {classes}")
+        for pair in " ".join(self.confusion).split():
+            if int(pair.partition(":")[0]) >= classes:
+                raise ValueError(f"confusion has {pair!r}, expected a class below {classes}")
         for line in self.calibration:
             position, images, correct, confidence = line.split()
             sensible = int(position) <= BINS and int(correct) <= int(images)
@@ -204,9 +200,7 @@ class Tally(Part):
         if not (counted == matrix).all() or found[:, 3].max(initial=0) > BINS:
             raise ValueError("groups do not have the images of confusion")
         if len(self.group_losses) not in (0, len(self.groups)):
-            raise ValueError(
-                f"group_losses has {len(self.group_losses)} values, expected {len(self.groups)}"
-            )
+            check_lengths(len(self.groups), ("group_losses", self.group_losses))
 
 
 def _confusion(matrix: NDArray[np.int64]) -> list[str]:
@@ -225,12 +219,6 @@ def _grouped(*columns: Int64[np.ndarray, " images"]) -> list[str]:
     ):
         written[number].append(f"{label}>{predicted}@{place}:{count}")
     return [" ".join(entries) for entries in written.values()]
-
-
-def _means(losses: NDArray[np.float64], group: Int64[np.ndarray, " images"]) -> list[float]:
-    """The mean of each group, in the order of their numbers."""
-    _, number, images = np.unique(group, return_inverse=True, return_counts=True)
-    return list((np.bincount(number, weights=losses) / images).tolist())
 
 
 def _bin_of(confidence: Float32[np.ndarray, " images"]) -> NDArray[np.int64]:

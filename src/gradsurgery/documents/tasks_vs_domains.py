@@ -29,7 +29,6 @@ class TasksOptions(Choices):
     """What is trained, and how it is measured."""
 
     model_config = ConfigDict(extra="ignore")
-    part = "option"
 
     data: str = Field("rotated-digits", description="The data set.")
     target: str = Field(

@@ -56,20 +56,21 @@ def evaluation_sentences(evaluation: EvaluationFile) -> list[str]:
         *no_better_sentences(evaluation.tally),
         *group_sentences(evaluation.tally),
     ]
-    if len(found) > 2:
-        worst = min((name for name in found if name != _ALL), key=lambda d: found[d].accuracy.value)
-        sentences.append(f"Worst domain: {worst}, {percent_text(found[worst].accuracy)}.")
+    domains = {name: each for name, each in found.items() if name != _ALL}
+    if len(domains) > 1:
+        worst = min(domains, key=lambda name: domains[name].accuracy.value)
+        sentences.append(f"Worst domain: {worst}, {percent_text(domains[worst].accuracy)}.")
     sentences += [_trained(evaluation, "It"), *_seen(evaluation)]
     never = [
-        f"Never predicted{'' if name == _ALL else f' on {name}'}: {listed(each.never_predicted)}."
-        for name, each in found.items()
-        if each.never_predicted and (name != _ALL or len(found) == 1)
+        f"Never predicted on {name}: {listed(each.never_predicted)}."
+        for name, each in domains.items()
+        if each.never_predicted
     ]
     unknown = [
         f"Not counted, of classes that the model does not know, in {name}: "
         f"{counted(sum(of.values()), 'image')}, {listed(f'{k} ({n})' for k, n in of.items())}."
-        for name, of in ((name, domain.unknown) for name, domain in evaluation.domains.items())
-        if of
+        for name, domain in evaluation.domains.items()
+        if (of := domain.unknown)
     ]
     sentences += first_of(never, "domains have classes that are never predicted there")
     sentences += first_of(unknown, "domains have images of unknown classes")
@@ -95,9 +96,10 @@ def against_sentences(evaluation: EvaluationFile) -> list[str]:
         sentences = [_verdict(found[_ALL], evaluation.model, other.model)]
         where: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
         for name, each in found.items():
-            where[each.verdict] += [name] if name != _ALL and len(found) > 2 else []
-        if by_domain := [f"{verdict} on {listed(on)}" for verdict, on in where.items() if on]:
-            sentences.append(f"By domain: {'; '.join(by_domain)}.")
+            where[each.verdict] += [name] if name != _ALL else []
+        if len(found) > 2:
+            said = [f"{verdict} on {listed(on)}" for verdict, on in where.items() if on]
+            sentences.append(f"By domain: {'; '.join(said)}.")
     if 0 < compared < images:
         sentences.append(f"Left out of the comparison: {why}.")
     for one in (evaluation, other):
@@ -155,12 +157,12 @@ def chance_sentences(record: Record) -> list[str]:
 
 def known_targets(records: Iterable[Record]) -> list[str]:
     """A sentence for every target that the initial weights of runs had been trained on."""
-    found = dict.fromkeys(
-        (record.data.name, record.configuration.target)
+    sentences = [
+        known_sentence(record.data.name, record.configuration.target)
         for record in records
         if record.configuration.target in record.model.weights_domains
-    )
-    return [known_sentence(data, target) for data, target in found]
+    ]
+    return list(dict.fromkeys(sentences))
 
 
 def known_sentence(data: str, target: str) -> str:
@@ -178,29 +180,19 @@ def evaluation_tables(evaluation: EvaluationFile) -> list[Table]:
     if len(found) == 2:  # one domain, which is all
         del found[_ALL]
     columns = ["domain", "images", "accuracy (%)", "balanced accuracy (%)", "macro F1 (%)"]
-    grouped = {name: tally.groups for name, tally in _tallies(evaluation).items()}
     in_groups, fraction = evaluation.tally.in_groups, partial(percent_text, unit="")
-    intervals = INTERVALS_OF_GROUPS if in_groups else INTERVALS
+    by_domain, confidence = [], []
+    for name, each in found.items():
+        figures = map(fraction, (each.accuracy, each.balanced_accuracy, each.macro_f1))
+        by_domain.append([name, f"{each.images:,}", *figures])
+        trust = with_interval(each.log_loss), fraction(each.calibration_error)
+        confidence.append([name, _role(evaluation, name), *trust])
     if in_groups:
+        groups = {name: f"{len(tally.groups):,}" for name, tally in _tallies(evaluation).items()}
         columns.insert(2, "groups")
-    by_domain = [
-        [
-            name,
-            f"{each.images:,}",
-            *([f"{len(grouped[name]):,}"] if in_groups else []),
-            *map(fraction, (each.accuracy, each.balanced_accuracy, each.macro_f1)),
-        ]
-        for name, each in found.items()
-    ]
-    confidence = [
-        [
-            name,
-            _role(evaluation, name),
-            with_interval(each.log_loss),
-            fraction(each.calibration_error),
-        ]
-        for name, each in found.items()
-    ]
+        for row in by_domain:
+            row.insert(2, groups[row[0]])
+    intervals = INTERVALS_OF_GROUPS if in_groups else INTERVALS
     names = ["class", "images", "predicted", "recall (%)", "precision (%)", "F1 (%)"]
     by_class = [
         [

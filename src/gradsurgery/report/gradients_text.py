@@ -210,14 +210,9 @@ class CurvePoint(NamedTuple):
 class SimilaritySummary(NamedTuple):
     """Means over the runs of a study; of each run, its mean over the measurements is taken.
 
-    Args:
-        within: mean cosine within a domain.
-        across: mean cosine across domains.
-        difference: of the two, run by run.
-        pairs: mean cosine by pairs of the study's domains; None for a pair never measured.
-        higher: measurements in which `within` is above `across`.
-        measurements: that have both.
-        curve: by step.
+    within, across: mean cosine within a domain, and across domains; difference: run by run.
+    pairs: mean cosine by pairs of the study's domains; None for a pair never measured.
+    higher: in how many of the `measurements` that have both `within` is above `across`.
     """
 
     within: MeanInterval
@@ -230,10 +225,7 @@ class SimilaritySummary(NamedTuple):
 
 
 def summarize_similarity(study: SimilarityStudy) -> SimilaritySummary:
-    """The study's means, with 95 % intervals over its runs.
-
-    Raises `DataError` where no measurement has pairs within and across.
-    """
+    """The study's means with 95 % intervals over its runs; `DataError` if it compares nothing."""
     import pandas as pd
 
     rows = [(r, m.step, m.label, m.within, m.across) for r, m in _comparing(study)]

@@ -68,13 +68,10 @@ def short_card(about: ModelDescription, record: Record | None) -> str:
     if target is not None and record is not None and target in record.result.best.test_accuracy:
         best, tests = record.result.best, record.result.best.tests.get(target)
         accuracy = accuracy_text(best.test_accuracy[target], tests)
-        expected = (
-            f"Accuracy on the test images of {target}, a domain that was held out: "
-            f"{accuracy}, of one run."
-        )
-        expected = " ".join([expected, *known_targets([record]), *no_better_sentences(tests)])
-    sources = "" if about.domains is None else f"; domains {listed(about.domains)}"
-    data = f"{about.data}{sources}"
+        on = f"Accuracy on the test images of {target}, a domain that was held out"
+        sentences = [f"{on}: {accuracy}, of one run.", *known_targets([record])]
+        expected = " ".join([*sentences, *no_better_sentences(tests)])
+    data = about.data + ("" if about.domains is None else f"; domains {listed(about.domains)}")
     training = f"{about.method} on {about.backbone}, seed {about.seed}, step {about.step}"
     parts = [
         Section("expect", "What to expect", [Text(expected)]),

@@ -10,14 +10,19 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.text import Text as RichText
+from tabulate import tabulate
+
 from gradsurgery.errors import printable
 from gradsurgery.report.section import Entry, Listing, Section, Table, Text
 
 if TYPE_CHECKING:
-    import rich.text
     from jinja2 import Environment
-    from rich.console import Console, ConsoleOptions, RenderResult
-
+    from rich.table import Table as Grid
 
 _FOLDER = Path(__file__).parent / "templates"
 
@@ -30,11 +35,7 @@ def render_page(
     Every text is escaped. The page's own policy lets a browser load nothing, not even from the
     page's folder, and run no script but the page's own.
 
-    Args:
-        title: of the page.
-        origin: what it is made from.
-        summary: the sentences on top.
-        sections: below them.
+    origin: what the page is made from. summary: the sentences on top.
     """
     style, script = ((_FOLDER / f).read_text("utf-8") for f in ("page.css", "page.js"))
     policy = (
@@ -97,8 +98,6 @@ def section_markdown(section: Section, heading: str = "#") -> str:
 
 
 def _markdown(table: Table) -> str:
-    from tabulate import tabulate
-
     def shown(entry: Entry) -> str:
         text = markdown_text(entry.text)
         return (f"**{text}**" if entry.strong else text) + markdown_text(entry.marks, strip=False)
@@ -190,6 +189,8 @@ def _latex_text(text: str) -> str:
 
 _GAP = 2
 """Columns of the terminal between two of a table."""
+Printed = Iterator[RenderableType]
+"""What rich prints, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ class OnTerminal:
 
     blocks: Sequence[Text | Table]
 
-    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Printed:
         """Lay the blocks out for the width that there is."""
         for block in self.blocks:
             if isinstance(block, Text):
@@ -226,11 +227,9 @@ class OnTerminal:
                 yield ""
 
 
-def literal(text: str, style: str = "") -> "rich.text.Text":
+def literal(text: str, style: str = "") -> RichText:
     """Text as it is: a name may hold what rich, or the terminal, would obey."""
-    import rich.text
-
-    return rich.text.Text(printable(text), style=style)
+    return RichText(printable(text), style=style)
 
 
 def _widths(table: Table) -> tuple[list[int], list[int]]:
@@ -259,16 +258,14 @@ def _names(table: Table) -> int:
     return table.alignment.index("right") if "right" in table.alignment else 0
 
 
-def _grid(table: Table, above: int, widths: Sequence[int]) -> "RenderResult":
+def _grid(table: Table, above: int, widths: Sequence[int]) -> Printed:
     """A line a row, and more where a text is broken; the first `above` entries are above them."""
-    from rich.padding import Padding
-    from rich.rule import Rule
     from rich.table import Table as Grid
 
-    def line(cells: Iterable["rich.text.Text"], style: str = "") -> "Grid":
+    def line(cells: Iterable[RichText], style: str = "") -> "Grid":
         # The gaps are columns: what padding adds to a column's width differs with rich's version.
         grid = Grid.grid()
-        row: list[rich.text.Text] = []
+        row: list[RichText] = []
         for cell, justify, width in zip(cells, table.alignment[above:], widths, strict=True):
             if row:
                 grid.add_column(width=_GAP)
@@ -295,9 +292,8 @@ def _grid(table: Table, above: int, widths: Sequence[int]) -> "RenderResult":
         yield indented(line(map(_shown, row[above:])))
 
 
-def _stacked(table: Table, width: int) -> "RenderResult":
+def _stacked(table: Table, width: int) -> Printed:
     """A line a figure, under the name of its row; a long text on a line below its name."""
-    from rich.padding import Padding
     from rich.table import Table as Grid
 
     names = [*table.columns[1:]] or [""] * (max(map(len, table.rows)) - 1)
@@ -330,7 +326,7 @@ def _rows(table: Table) -> Iterator[list[Entry]]:
         above = row
 
 
-def _shown(entry: Entry) -> "rich.text.Text":
+def _shown(entry: Entry) -> RichText:
     text = literal(entry.text, "bold" if entry.strong else "")
     return text.append(literal(entry.marks))
 
@@ -341,6 +337,4 @@ def _longest_word(text: str) -> int:
 
 def _cells(text: str) -> int:
     """Columns of the terminal that the text takes."""
-    from rich.cells import cell_len
-
     return cell_len(printable(text))

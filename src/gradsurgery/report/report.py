@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradsurgery.atomic import atomic_file, check_folder
+from gradsurgery.atomic import check_folder, write_text
 from gradsurgery.documents.deployment import EvaluationFile
 from gradsurgery.documents.plan import usual_name
 from gradsurgery.documents.selection import Model, ReportFiles
@@ -14,13 +14,11 @@ from gradsurgery.documents.studies import Diagnosis, Explanation, SimilarityStud
 from gradsurgery.documents.tasks_vs_domains import TasksStudy
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.report.evaluation_text import evaluation_section, explanation_section
-from gradsurgery.report.gradients_text import (
-    diagnosis_section,
-    similarity_csv,
-    similarity_section,
-)
+from gradsurgery.report.gradients_text import diagnosis_section, similarity_csv, similarity_section
+from gradsurgery.report.page_sections import PIXELS_PER_INCH, assemble
 from gradsurgery.report.rendering import section_markdown, to_latex, to_markdown
 from gradsurgery.report.section import Figure, Section, embedded, listed
+from gradsurgery.report.summary import cells_text
 from gradsurgery.report.tables import (
     candidates_table,
     choices_table,
@@ -47,7 +45,7 @@ if TYPE_CHECKING:
     from gradsurgery.report.figures.style import Drawing
 
 PAGE_FILE = "report.html"
-Tell = Callable[[str], None]
+Tell = Callable[[str], object]
 """Is told in a line what is done next."""
 
 
@@ -86,7 +84,7 @@ def write_report(
     folder: Path | Sequence[Path] | Inventory,
     out: Path | None = None,
     options: ReportOptions | None = None,
-    progress: Tell | None = None,
+    progress: Tell = lambda line: None,
 ) -> Report:
     """Write tables, figures and `report.html` of the runs in `folder`.
 
@@ -105,8 +103,7 @@ def write_report(
     `ArgumentError` for a baseline that is no method of the runs, `OutputError`.
     """
     options = options or ReportOptions()
-    tell = progress or (lambda _: None)
-    tell("reading records")
+    progress("reading records")
     found = [folder] if isinstance(folder, Path) else folder
     inventory = found if isinstance(found, Inventory) else take_inventory(found)
     out = out or inventory.paths[0] / "report"
@@ -120,20 +117,19 @@ def write_report(
     earlier = set(ReportFiles.load(out).files) if listed_before else set()
     texts = _texts(tables, search, paper=options.paper)
     for name, text in texts.items():
-        _write(out / name, text)
+        write_text(out / name, text)
     from gradsurgery.report.figures.style import save
-    from gradsurgery.report.page_sections import PIXELS_PER_INCH, assemble
 
     figures: dict[str, list[Figure]] = {
         kind: [] for kind in ("examples", "accuracies", "batches", "curves", "ranks")
     }
     for kind, stem, drawing in _drawn(tables, inventory.records, ranking, options.examples):
-        tell(f"drawing {stem}")
+        progress(f"drawing {stem}")
         png, svg, pdf = save(drawing.figure, out / stem)
         pixels = round(drawing.figure.get_figwidth() * PIXELS_PER_INCH)
         source, names = embedded(svg.read_bytes(), png.read_bytes()), (png.name, svg.name, pdf.name)
         figures[kind].append(Figure(source, drawing.alt, drawing.caption, names, pixels))
-    tell("writing the page")
+    progress("writing the page")
     drawn = [name for of_kind in figures.values() for figure in of_kind for name in figure.files]
     files = sorted({*texts, *drawn, PAGE_FILE})
     for name in earlier - set(files):  # of other runs, or under the names that figures had then
@@ -149,7 +145,7 @@ def write_report(
         notes=options.notes,
         paper=options.paper,
     )
-    _write(out / PAGE_FILE, page)
+    write_text(out / PAGE_FILE, page)
     return Report(out / PAGE_FILE, tables)
 
 
@@ -164,10 +160,7 @@ def write_diagnosis(diagnosis: Diagnosis, directory: Path) -> list[str]:
 
 
 def write_evaluation(evaluation: EvaluationFile, directory: Path) -> Sequence[str]:
-    """Write `evaluation.json`, tables and figures into `directory`; what there is to say of them.
-
-    Raises `OutputError`.
-    """
+    """Write `evaluation.json`, tables and figures into `directory`; what there is to say."""
     from gradsurgery.report.figures.heat_maps import confusion_figure, reliability_figure
 
     tally = evaluation.tally
@@ -183,7 +176,7 @@ def write_similarity(study: SimilarityStudy, directory: Path) -> list[str]:
     """Write tables and the figure into `directory`; what there is to say of them."""
     from gradsurgery.report.figures.lines import draw_similarity
 
-    _write(directory / "similarity.csv", similarity_csv(study))
+    write_text(directory / "similarity.csv", similarity_csv(study))
     figures = {"similarity": draw_similarity(study)}
     said = _write_study(directory, similarity_section(study), figures)
     figure, data = directory / "similarity.png", directory / study.file_name
@@ -206,10 +199,7 @@ def write_explanation(
 
 
 def write_tasks_study(study: TasksStudy, directory: Path) -> list[str]:
-    """Write tables and figures into `directory`; what there is to say of them.
-
-    Raises `DataError` where no run is finished yet.
-    """
+    """Write tables and figures; what there is to say. `DataError` without a finished run."""
     from gradsurgery.report.figures.tasks import draw_dials, draw_tasks
     from gradsurgery.report.tasks_text import tasks_section
 
@@ -228,7 +218,7 @@ def _write_study(
     """Write the section, under its name, and the figures, by theirs; the section's sentences."""
     from gradsurgery.report.figures.style import save
 
-    _write(directory / f"{section.identity}.md", section_markdown(section))
+    write_text(directory / f"{section.identity}.md", section_markdown(section))
     for name, figure in figures.items():
         save(figure, directory / name)
     return section.sentences
@@ -262,7 +252,6 @@ def _drawn(
     from gradsurgery.report.figures.lines import draw_learning_curves
     from gradsurgery.report.figures.pictures import draw_examples
     from gradsurgery.report.figures.style import method_styles
-    from gradsurgery.report.summary import cells_text
 
     styles = method_styles(method for table in tables for method in table.methods)
     names = [table.name for table in tables]
@@ -305,8 +294,3 @@ def _texts(tables: Sequence[ComparisonTable], search: Search, *, paper: bool) ->
         candidates = candidates_table(search.selections, "Candidates")
         texts["selection.md"] = to_markdown([choices, candidates])
     return texts
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

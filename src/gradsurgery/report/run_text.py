@@ -2,10 +2,10 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import starmap
 from math import isnan
 from pathlib import Path
 
-from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.data_options import left_out_classes
 from gradsurgery.documents.record import Copies, DataRecord, ModelResult, Record
 from gradsurgery.documents.tally import Tally, shown_order
@@ -42,11 +42,8 @@ _SPARK_WIDTH = 24
 
 def run_blocks(record: Record) -> list[Text | Table]:
     """One run in detail: its options, results, curves and cost."""
-    options = {
-        name.replace("_", " "): value_text(getattr(record.configuration, name))
-        for name in RunConfiguration.model_fields
-    }
-    about = plain_table("", [], [[name, text] for name, text in options.items() if text != ABSENT])
+    options = [[name.replace("_", " "), value_text(each)] for name, each in record.configuration]
+    about = plain_table("", [], [row for row in options if row[1] != ABSENT])
     cost = record.cost
     parts = [
         f"{cost.seconds:.1f} s",
@@ -54,8 +51,7 @@ def run_blocks(record: Record) -> list[Text | Table]:
         f"{cost.peak_memory_bytes / 2**20:.0f} MiB peak memory",
         str(record.environment.get("device") or ""),
     ]
-    recalls = recall_table(record)
-    blocks = [about, _results(record), *([recalls] if recalls else []), _curves(record)]
+    blocks = filter(None, [about, _results(record), recall_table(record), _curves(record)])
     texts = [f"cost: {', '.join(filter(None, parts))}"]
     texts += [*known_targets([record]), *chance_sentences(record)]
     if missed := never_predicted(record):
@@ -87,26 +83,20 @@ def _results(record: Record) -> Table:
         ["step", *map(_steps, both)],
         ["validation", *(f"{model.validation_accuracy:.1%}" for model in both)],
     ]
-    tested = {f"target {target}": (target, [model.target_accuracy for model in both])}
-    of_sources = {
-        f"test {source}": (source, [model.test_accuracy.get(source) for model in both])
-        for source in record.data.domains
-        if source != target and all(source in model.test_accuracy for model in both)
-    }
+    on_target = [(a, m.tests.get(target)) for m in both if (a := m.target_accuracy) is not None]
+    if len(on_target) == len(both):
+        rows.append([f"target {target}", *starmap(accuracy_text, on_target)])
+    sources = [domain for domain in record.data.domains if domain != target]
+    sources = [domain for domain in sources if all(domain in m.test_accuracy for m in both)]
     notes = []
-    if len(of_sources) > MOST_DOMAINS:
-        lowest = sorted(of_sources, key=lambda name: of_sources[name][1][0] or 0)[:MOST_SENTENCES]
+    if len(sources) > MOST_DOMAINS:
+        lowest = sorted(sources, key=lambda domain: both[0].test_accuracy[domain])[:MOST_SENTENCES]
         those = f"the {len(lowest)} with the lowest accuracies; record.json has all"
-        notes = [f"Of the {len(of_sources)} source domains {those}."]
-        of_sources = {name: of_sources[name] for name in lowest}
-    for name, (domain, accuracies) in (tested | of_sources).items():
-        texts = [
-            accuracy_text(accuracy, model.tests.get(domain))
-            for accuracy, model in zip(accuracies, both, strict=True)
-            if accuracy is not None
-        ]
-        if len(texts) == len(both):
-            rows.append([name, *texts])
+        notes = [f"Of the {len(sources)} source domains {those}."]
+        sources = lowest
+    for domain in sources:
+        texts = [accuracy_text(m.test_accuracy[domain], m.tests.get(domain)) for m in both]
+        rows.append([f"test {domain}", *texts])
     return plain_table("", ["accuracy of the model", "best", "last"], rows, notes=notes)
 
 
@@ -266,7 +256,7 @@ def imbalance_sentences(counts: Mapping[str, Sequence[int]], classes: Sequence[s
         there = {name: n for name, n in numbers.items() if n > 0}
         if not there:
             continue
-        most, least = max(there, key=lambda k: there[k]), min(there, key=lambda k: there[k])
+        most, least = max(there, key=there.__getitem__), min(there, key=there.__getitem__)
         if (ratio := there[most] / there[least]) >= _UNEVEN:
             sentences.append(
                 f"The {what} are uneven: {most} has {there[most]:,} images, {least} "

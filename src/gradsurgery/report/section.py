@@ -5,7 +5,7 @@ All text is plain: whatever it becomes escapes it.
 
 import base64
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from math import isnan
 from typing import Literal
@@ -157,7 +157,7 @@ class Section:
 
     identity: str
     title: str
-    blocks: Sequence[Block] = field(default_factory=list)
+    blocks: Sequence[Block] = ()
 
     @property
     def sentences(self) -> list[str]:

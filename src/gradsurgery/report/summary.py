@@ -79,25 +79,21 @@ def _complete(inventory: Inventory, tables: Sequence[ComparisonTable]) -> str:
         if there > done:
             verb = "is" if there - done == 1 else "are"
             sentences.append(f"{counted(there - done, 'run')} that no plan names {verb} there too")
-    gaps = [counted(partial, "cell", "lacks seeds")] if partial else []
-    gaps += [counted(empty, "cell", "has no run")] if empty else []
-    if gaps:
+    wanting = {"lacks seeds": partial, "has no run": empty}
+    if gaps := [counted(number, "cell", what) for what, number in wanting.items() if number]:
         sentences.append(
             f"The comparison is not complete: {listed(gaps)}; nothing of that is in an average, "
             "rank or test"
         )
     elif apart := _apart(tables):
         sentences.append(apart)
-    elif not inventory.missing and not failed and there > 1:
-        whole = "The comparison is complete"  # without a plan nobody knows what else was meant
-        sentences.append(
-            whole if inventory.planned else "Every method has each seed on each target"
-        )
+    elif inventory.planned and not inventory.missing and not failed and there > 1:
+        sentences.append("The comparison is complete")
+    elif not inventory.planned and not failed and there > 1:  # nobody knows what else was meant
+        sentences.append("Every method has each seed on each target")
     if extra:
-        runs = counted(extra, "run")
-        sentences.append(
-            f"{runs} with two domains held out serve the choice of hyperparameters alone"
-        )
+        also = "with two domains held out serve the choice of hyperparameters alone"
+        sentences.append(f"{counted(extra, 'run')} {also}")
     return f"{'. '.join(sentences)}."
 
 
@@ -225,8 +221,9 @@ def _named(tests: dict[tuple[str, str], PairedComparison]) -> str:
         f"{method} on {target} ({test.difference:+z.2f} points)"
         for (method, target), test in largest[:_MOST_NAMED]
     ]
-    more = len(tests) - len(parts)
-    return listed([*parts, *([f"{more} more, in the table of tests"] if more else [])])
+    if more := len(tests) - len(parts):
+        parts.append(f"{more} more, in the table of tests")
+    return listed(parts)
 
 
 def copied_targets(records: Sequence[Record]) -> list[str]:

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 CITATION = "Mansilla et al. 2021, Table 1"
 _AS_IN_THE_PAPER = ("layout", "columns", "split_seed")  # whatever they are
 _MOST_NAMED = 6
-_TESTS = ["data", "target", "method", "difference (points)", "95 % interval"]
-_NARROW = [
+_TESTS = [
+    *("data", "target", "method", "difference (points)", "95 % interval"),
+    *("p", "p (Holm)", "effect size", "n", "zeros"),
+]
+_NARROW = (
     "an interval leaves out zero where p is not below 0.05: bootstrap percentiles of so few seeds "
     "are too narrow; trust p"
-]
-_TESTS += ["p", "p (Holm)", "effect size", "n", "zeros"]
+)
 _TEST_COLUMNS = {
     "difference": "difference_points",
     "low": "interval_low_points",
@@ -135,7 +137,8 @@ def significance_table(tables: Sequence[ComparisonTable]) -> Table:
     caption = f"{of} from {from_} on the same seeds"
     tests = [test for table in tables for _, _, test in table.comparisons()]
     narrow = any(not test.low <= 0 <= test.high and not test.significant for test in tests)
-    return Table(caption, _TESTS[first:], [row[first:] for row in rows], _NARROW if narrow else ())
+    notes = [_NARROW] if narrow else []
+    return Table(caption, _TESTS[first:], [row[first:] for row in rows], notes)
 
 
 def signed(value: float | int) -> str:
@@ -188,10 +191,9 @@ def choice_cautions(selections: Mapping[str, Selection]) -> list[str]:
             f"{edge.name} {_short(edge.value)}, chosen for {listed(named)}, is the {end} of "
             f"{edge.tried} values tried: widen the grid, for a {beyond} one may do better."
         )
-    choices = [
-        choice for name in {*selections} - {*attainable} for choice in selections[name].choices
-    ]
-    if any(choice.conditions.get("test_on") == "all" for choice in choices if choice.candidate):
+    oracles = [each for each in selections.values() if not each.attainable]
+    choices = [choice for each in oracles for choice in each.choices if choice.candidate]
+    if any(choice.conditions.get("test_on") == "all" for choice in choices):
         sentences.append(
             "With --test-on all the validation images of the target, by which the oracle chooses, "
             "are among the images that its target accuracy is of."

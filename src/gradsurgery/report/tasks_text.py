@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import NamedTuple
@@ -166,8 +167,8 @@ def _words(outcome: Outcome) -> str:
         return ""
     what = {"loss": "training loss", "held_out": "held out", "unseen": "unseen"}[outcome.name]
     unit = "" if outcome.name == "loss" else " points"
-    difference = f"{versus.difference:+z.{OUTCOMES[outcome.name]}f}{unit}"
-    return f"{what} {difference} (p = {versus.p:.2g})"
+    difference, _ = _difference(versus, outcome.name)
+    return f"{what} {difference}{unit} (p = {versus.p:.2g})"
 
 
 def _by_grouping(study: TasksStudy, frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -243,16 +244,14 @@ def _effects_table(study: TasksStudy, plain: pd.DataFrame) -> Table:
 
 
 def _outcomes_table(study: TasksStudy, found: Sequence[Outcome]) -> Table:
-    rows: dict[tuple[str, str], list[str]] = {}
+    rows: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for each in found:
-        rows.setdefault((each.grouping, each.rule), [each.grouping, each.rule]).append(
-            _outcome(each)
-        )
+        rows[each.grouping, each.rule].append(_outcome(each))
     first = study.options.rules[0]
     return plain_table(
         "What training comes to",
         ["grouping", "rule", "training loss", "held-out accuracy", "accuracy on the unseen domain"],
-        rows.values(),
+        [[*about, *texts] for about, texts in rows.items()],
         notes=[
             f"Means over the tasks and the seeds; in brackets the difference from {first} and its "
             "95 % bootstrap interval. * p < 0.05 by the paired Wilcoxon test, † after Holm's "
@@ -262,13 +261,18 @@ def _outcomes_table(study: TasksStudy, found: Sequence[Outcome]) -> Table:
 
 
 def _outcome(outcome: Outcome) -> str:
-    digits = OUTCOMES[outcome.name]
-    text = f"{fmean(outcome.values):.{digits}f}"
+    text = f"{fmean(outcome.values):.{OUTCOMES[outcome.name]}f}"
     if (versus := outcome.versus) is None:
         return text
     marks = "†" if versus.significant_corrected else "*" if versus.significant else ""
-    span = f"{versus.low:+z.{digits}f} to {versus.high:+z.{digits}f}"
-    return f"{text}{marks} ({versus.difference:+z.{digits}f}; {span})"
+    return f"{text}{marks} ({'; '.join(_difference(versus, outcome.name))})"
+
+
+def _difference(versus: PairedComparison, name: str) -> tuple[str, str]:
+    """The difference in the outcome called so, and its interval."""
+    numbers = (versus.difference, versus.low, versus.high)
+    difference, low, high = (f"{number:+z.{OUTCOMES[name]}f}" for number in numbers)
+    return difference, f"{low} to {high}"
 
 
 def _dial_tables(study: TasksStudy, gradients: pd.DataFrame) -> Iterator[Table]:
@@ -301,11 +305,8 @@ def _dial_row(frame: pd.DataFrame, found: Sequence[Outcome], grouping: str) -> l
     tests = {(e.rule, e.name): e.versus for e in found if e.grouping == grouping}
     differences = []
     for rule, name in itertools.product(("pcgrad", "agr-sum"), ("loss", "unseen")):
-        test, digits = tests.get((rule, name)), OUTCOMES[name]
-        texts = (
-            [f"{x:+z.{digits}f}" for x in (test.difference, test.low, test.high)] if test else []
-        )
-        differences.append(f"{texts[0]} ({texts[1]} to {texts[2]})" if test else ABSENT)
+        test = tests.get((rule, name))
+        differences.append("{} ({})".format(*_difference(test, name)) if test else ABSENT)
     cosine = frame["pcgrad.cosine"].mean() if "pcgrad.cosine" in frame else math.nan
     return [
         rounded(frame["expected"].median()),

@@ -1,6 +1,5 @@
 """From what was counted to the figures of a classifier, each with its interval."""
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -175,9 +174,8 @@ class PairedFigures:
 def compare_answers(paired: Tally) -> PairedFigures:
     """The figures of two models on the same images, as `evaluate_model` counts them.
 
-    Raises `ArgumentError` where there is none.
-
-    paired: whether the other model has an image right (the row: 0 no, 1 yes), and this one.
+    paired: whether the other model has an image right (the row: 0 no, 1 yes), and this one; raises
+        `ArgumentError` where there is no image.
 
     >>> found = compare_answers(Tally(confusion=["0:80 1:16", "0:6 1:59"]))
     >>> found.only_this, found.only_other, found.verdict
@@ -240,8 +238,7 @@ class _Sums:
 
 
 def _class_figures(name: str, matrix: Counts, k: int, groups: Groups | None) -> ClassFigures:
-    right, images = int(matrix[k, k]), int(matrix[k].sum())
-    predicted = int(matrix[:, k].sum())
+    right, images, predicted = int(matrix[k, k]), int(matrix[k].sum()), int(matrix[:, k].sum())
     recall = proportion(right, images) if images else None
     precision = proportion(right, predicted) if predicted else None
     if groups is not None:
@@ -255,13 +252,13 @@ def _resampled_sums(matrix: Counts, random: np.random.Generator) -> _Sums:
     """Of as many images drawn anew, with replacement."""
     labels, predicted = np.nonzero(matrix)
     drawn = np.ascontiguousarray(_resampled(matrix[labels, predicted], random).T)
-    every = itertools.repeat(slice(None))
-    cells = zip(labels.tolist(), predicted.tolist(), every, drawn, strict=False)
+    every = [slice(None)] * len(drawn)
+    cells = zip(labels.tolist(), predicted.tolist(), every, drawn, strict=True)
     return _Sums.added(len(matrix), RESAMPLES, cells)
 
 
 def _resampled(counts: Counts, random: np.random.Generator) -> Counts:
-    """Counts of as many images drawn anew, with replacement; only cells that have any vary."""
+    """Counts of as many images drawn anew, with replacement; cells without any stay so."""
     cells = np.flatnonzero(counts)
     total = int(counts.sum())
     drawn = random.multinomial(total, counts[cells] / total, size=RESAMPLES)

@@ -131,8 +131,7 @@ def tested_images(records: Sequence[Record]) -> dict[str, int]:
     for record in records:
         target = record.configuration.target
         if target in record.split.sizes:
-            tests = record.split.sizes[target].test
-            found[target] = max(tests, found.get(target, 0))
+            found[target] = max(record.split.sizes[target].test, found.get(target, 0))
     return found
 
 
@@ -149,13 +148,8 @@ def unseen_groups(records: Sequence[Record]) -> dict[str, int]:
 
 def known_domains(records: Sequence[Record]) -> list[str]:
     """The domains that the initial weights of runs which left them out had been trained on."""
-    return sorted(
-        {
-            record.configuration.target
-            for record in records
-            if record.configuration.target in record.model.weights_domains
-        }
-    )
+    pairs = ((record.configuration.target, record.model.weights_domains) for record in records)
+    return sorted({target for target, known in pairs if target in known})
 
 
 def unseen_low(records: Sequence[Record]) -> float | None:
@@ -187,8 +181,8 @@ def low_end(deployment: Deployment) -> float:
 
 def _options(configuration: RunConfiguration) -> dict[str, object]:
     """What a candidate is beside its method."""
-    options, apart = configuration.departures(), options_of("identity")
-    return {name: value for name, value in options.items() if name not in apart}
+    apart = options_of("identity")
+    return {name: value for name, value in configuration.departures().items() if name not in apart}
 
 
 def _candidate(records: Sequence[Record], seeds: Sequence[int]) -> DeploymentCandidate:
@@ -203,12 +197,11 @@ def _candidate(records: Sequence[Record], seeds: Sequence[int]) -> DeploymentCan
         if result is not None and result.target_accuracy is not None:
             unseen[domain].append(result.target_accuracy)
             validation[domain].append(result.validation_accuracy)
+    lacking = [f"{domain} seed {seed}" for domain, seed in runs if (domain, seed) not in of]
     return DeploymentCandidate(
         method=first.method,
         options=_options(first),
         unseen=unseen,
         validation=validation,
-        lacks=", ".join(
-            f"{domain} seed {seed}" for domain, seed in runs if (domain, seed) not in of
-        ),
+        lacks=", ".join(lacking),
     )

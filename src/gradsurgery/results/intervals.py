@@ -92,11 +92,11 @@ class Groups:
             return proportion(int(right.sum()), len(images))
         value = right.sum() / images.sum()
         without = (right.sum() - right) / np.maximum(images.sum() - images, 1)
-        return _bounded(float(value), _jackknife(without, value), images)
+        return _bounded(float(value), without, images)
 
     def bounded(self, value: float, without: Values) -> Estimate:
         """A figure of all, from 0 to 1, with Wilson's interval; `without` each group it is so."""
-        return _bounded(value, _jackknife(without, value), self.images)
+        return _bounded(value, without, self.images)
 
     def images_of_difference(self) -> float:
         """The effective number of images of a tally for `paired_difference`."""
@@ -126,9 +126,9 @@ def _jackknife(without: Values, value: float) -> float:
     return (count - 1) / count * float(((without - value) ** 2).sum()) if count > 1 else 0.0
 
 
-def _bounded(value: float, variance: float, images: Counts) -> Estimate:
-    """A figure from 0 to 1 with Wilson's interval; images: of each group."""
-    effective = _effective_images(value * (1 - value), variance, images)
+def _bounded(value: float, without: Values, images: Counts) -> Estimate:
+    """A figure from 0 to 1 with Wilson's interval: `without` each group, and `images` of each."""
+    effective = _effective_images(value * (1 - value), _jackknife(without, value), images)
     return _wilson(value, value * effective, effective)
 
 

@@ -48,7 +48,7 @@ def ranking(
         return None
     rows = [[float(of_cell[method]) for method in methods] for _, of_cell in full]
     ranks = dict(zip(methods, average_ranks(rows), strict=True))
-    test = friedman(rows) if len(methods) > 2 and len(full) > 1 else None
+    statistic, p = friedman(rows) if len(methods) > 2 and len(full) > 1 else (None, None)
     difference = critical_difference(len(methods), len(full))
     ordered = sorted(methods, key=ranks.__getitem__)
     return Ranking(
@@ -56,8 +56,8 @@ def ranking(
         ranks=tuple(ranks[method] for method in ordered),
         cells=tuple(cell for cell, _ in full),
         left_out=tuple(cell for cell, of in scores if not set(methods) <= of.keys()),
-        statistic=None if test is None else test[0],
-        p=None if test is None else test[1],
+        statistic=statistic,
+        p=p,
         critical_difference=difference,
         cliques=tuple(
             tuple(ordered[first : last + 1])
@@ -67,9 +67,7 @@ def ranking(
 
 
 def average_ranks(rows: Sequence[Sequence[float | int]]) -> list[float]:
-    """Mean over the rows (cells) of every column's (method's) rank, 1 for the highest value.
-
-    Equal values share the mean of their ranks.
+    """Mean over the rows (cells) of every column's (method's) rank, 1 the best; ties share theirs.
 
     >>> average_ranks([[0.9, 0.8, 0.7], [0.9, 0.9, 0.7]])
     [1.25, 1.75, 3.0]
@@ -85,19 +83,14 @@ def friedman(rows: Sequence[Sequence[float | int]]) -> tuple[float, float]:
     1 − Σ (t³ − t) / (N k (k² − 1)) over the groups of t equal values in a row. Every row all
     equal gives 0 and 1.
 
-    Args:
-        rows: N ≥ 2 cells by k ≥ 3 methods.
-
-    Raises `ArgumentError` for fewer.
+    rows: N ≥ 2 cells by k ≥ 3 methods; raises `ArgumentError` for fewer.
 
     Source: Friedman 1937; Demšar 2006, "Statistical comparisons of classifiers over multiple data
     sets", section 3.2.2.
     """
     if len(rows) < 2 or len(rows[0]) < 3:
-        raise ArgumentError(
-            f"Friedman's test needs two cells and three methods, found {len(rows)} and "
-            f"{len(rows[0]) if rows else 0}"
-        )
+        found = f"{len(rows)} and {len(rows[0]) if rows else 0}"
+        raise ArgumentError(f"Friedman's test needs two cells and three methods, found {found}")
     from scipy.stats import friedmanchisquare
 
     # Ranks of the row stand for the values, so that rounding errors make no difference.
@@ -126,9 +119,7 @@ def critical_difference(methods: int, cells: int, *, level: float = SIGNIFICANCE
 
 
 def cliques(ranks: Sequence[float | int], difference: float) -> list[tuple[int, int]]:
-    """First and last position of every largest run of ascending ranks within `difference`.
-
-    Runs of one are left out.
+    """First and last place of every largest run, two at least, of ranks within `difference`.
 
     >>> cliques([1.0, 1.8, 2.5, 4.0], 1.0)
     [(0, 1), (1, 2)]

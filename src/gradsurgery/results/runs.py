@@ -98,10 +98,8 @@ def find_records(paths: Iterable[Path]) -> list[Path]:
             raise DataError(f"{path} does not exist; give a record.json or a folder of runs")
         files = sorted(path.rglob(Record.file_name)) if path.is_dir() else [path]
         if not files:
-            raise DataError(
-                f"no record.json under {path}: no run there is finished; "
-                "give a folder of finished runs"
-            )
+            why = "no run there is finished; give a folder of finished runs"
+            raise DataError(f"no record.json under {path}: {why}")
         for file in files:
             found.setdefault(file.resolve(), file)
     return list(found.values())
@@ -174,11 +172,10 @@ def runs_frame(records: Records, planned: Iterable[PlannedRun] = ()) -> "pd.Data
     Columns: `record` (the file), `data`, `domains` (tuple, in the data's order), `target`,
     `without` (tuple of the source domains left out too), `method` (by its usual name, with the
     hyperparameters that were set), `method_name` (without them), `seed`; for the `best` and the
-    `last` model each `best_step`, `best_validation_accuracy` and `best_target_accuracy` (fractions
-    in [0, 1]),
-    `best_target_validation_accuracy` (NaN where it was not tested), `best_test_accuracy` (dict,
-    domain to fraction) and `best_guessing` (see `guesses`); `code`, the objects from outside of
-    this software, each with the sha256 of its file, None where a record has none.
+    `last` model each `best_step`, `best_validation_accuracy` and `best_target_accuracy` (in
+    [0, 1]), `best_target_validation_accuracy` (NaN where it was not tested), `best_test_accuracy`
+    (dict, domain to fraction) and `best_guessing` (see `guesses`); `code`, the objects from outside
+    of this software, each with the sha256 of its file, None where a record has none.
 
     As JSON objects: `conditions`, what the runs of an experiment share; `hyperparameters`, what a
     search may choose, the method's own among them; `settings`, these own ones; and `protocol`,
@@ -190,12 +187,8 @@ def runs_frame(records: Records, planned: Iterable[PlannedRun] = ()) -> "pd.Data
     import pandas as pd
 
     place = method_order(planned)
-
-    def order(row: Mapping[str, Any]) -> tuple[Any, ...]:
-        return row["data"], row["protocol"], row["target"], place(row["method"]), row["seed"]
-
     rows = _each_once([_row(path, record) for path, record in records.items()], records)
-    rows.sort(key=order)
+    rows.sort(key=lambda r: (r["data"], r["protocol"], r["target"], place(r["method"]), r["seed"]))
     return pd.DataFrame(rows)
 
 

@@ -157,12 +157,8 @@ def select(runs: "pd.DataFrame", criterion: str, *, plans: Plans = ()) -> Select
     "leave-one-domain-out" takes, for target t and every source s, the run trained without both
     (whichever of them it calls its target): its accuracy on the test images of s.
 
-    Args:
-        runs: as `runs_frame` gives them.
-        criterion: a name of `CRITERIA`.
-        plans: of each sweep.
-
-    Raises `ArgumentError` for an unknown criterion.
+    runs: as `runs_frame` gives them. criterion: a name of `CRITERIA`; raises `ArgumentError` for
+    any other. plans: of each sweep.
     """
     if criterion not in CRITERIA:
         raise ArgumentError(f"criterion must be one of {', '.join(CRITERIA)}, found {criterion!r}")

@@ -66,10 +66,8 @@ def compare_paired(
     1
     """
     if len(values) != len(baseline):
-        raise ArgumentError(
-            f"pairs need as many values as the baseline has, found {len(values)} "
-            f"and {len(baseline)}"
-        )
+        found = f"{len(values)} and {len(baseline)}"
+        raise ArgumentError(f"pairs need as many values as the baseline has, found {found}")
     differences = [_exact(value - other) for value, other in zip(values, baseline, strict=True)]
     low, high = map(_exact, bootstrap_interval(differences, seed=seed))
     test = signed_ranks(differences)
@@ -118,12 +116,8 @@ def bootstrap_interval(
     Each resample draws n of the n values with replacement. Few values make it too narrow: with
     n = 3 it cannot reach beyond them, and for one value it is that value.
 
-    Args:
-        values: the paired differences.
-        seed: of numpy's generator; the same seed and n draw the same positions.
-        resamples: how many means are drawn.
-
-    Raises `ArgumentError` where there is no value.
+    values: one at least, else `ArgumentError`. seed: of numpy's generator; the same seed and n draw
+        the same positions.
 
     >>> bootstrap_interval([2.0, 2.0], seed=0)
     (2.0, 2.0)
@@ -162,10 +156,7 @@ def mean_interval(values: Sequence[float]) -> MeanInterval:
     deviation with n − 1 in its denominator. With two or three runs it is wide, as it must be where
     the spread is known so badly.
 
-    Args:
-        values: one a run, taken to be normally distributed.
-
-    Raises `ArgumentError` where there is no value.
+    values: one a run, taken to be normally distributed; raises `ArgumentError` for none.
 
     >>> mean_interval([2.0, 2.0])
     MeanInterval(mean=2.0, low=2.0, high=2.0, n=2)
@@ -225,11 +216,8 @@ def signed_ranks(differences: Sequence[float | int]) -> SignedRanks:
     mean Σ r_i / 2 and variance Σ r_i² / 4, which holds the correction for ties. Nothing but zeros
     gives p = 1.
 
-    Args:
-        differences: one a pair. Absolute values that differ by up to 1e-12 are tied, and those no
-            larger are zero.
-
-    Raises `ArgumentError` where a difference is not finite.
+    differences: one a pair, finite, else `ArgumentError`. Absolute values that differ by up to
+        1e-12 are tied, and those no larger are zero.
 
     >>> signed_ranks([0.1, 0.2, 0.3, 0.4, 0.0]).p  # 2 / 2⁴
     0.125

@@ -199,10 +199,7 @@ class ComparisonTable:
 
 
 def compare_runs(
-    runs: "pd.DataFrame",
-    model: Model = "best",
-    baseline: str = BASELINE,
-    plans: Plans = (),
+    runs: "pd.DataFrame", model: Model = "best", baseline: str = BASELINE, plans: Plans = ()
 ) -> list[ComparisonTable]:
     """Tables of `runs_frame`, of the accuracies of the best or the last model.
 
@@ -215,12 +212,10 @@ def compare_runs(
     complete cell of the same target, seed by seed: `compare_paired` in points, `p_holm` over all
     comparisons of the table.
 
-    Args:
-        runs: as `runs_frame` gives them, or `selected_runs`.
-        model: whose accuracy.
-        baseline: the method that the others are compared with, as its row is called.
-        plans: of each sweep; methods, targets and seeds that a plan has for the data set are in the
-            table before their runs are.
+    runs: as `runs_frame` gives them, or `selected_runs`.
+    baseline: the method that the others are compared with, as its row is called.
+    plans: of each sweep; methods, targets and seeds that a plan has for the data set are in the
+        table before their runs are.
 
     Raises `DataError` where all runs hold out two domains.
     """
@@ -231,11 +226,8 @@ def compare_runs(
         )
     tables, place = [], method_order(run for plan in plans for run in plan.values())
     for name, of_data in compared.groupby("data", sort=True):
-        found = sorted(
-            ((str(key), group) for key, group in of_data.groupby("protocol")),
-            key=lambda each: by_number(each[0]),
-        )
-        groups = [(json.loads(key), group) for key, group in found]
+        found = sorted(of_data.groupby("protocol"), key=lambda each: by_number(str(each[0])))
+        groups = [(json.loads(str(key)), group) for key, group in found]
         names = dict.fromkeys(n for protocol, _ in groups for n in protocol)
         first = groups[0][0]
         differing = [n for n in names if any(p.get(n) != first.get(n) for p, _ in groups)]
@@ -340,8 +332,7 @@ def batches_pairs(
     """Pairs (multi, single) of tables whose protocols differ in `batches` alone."""
     return [
         (multi, single)
-        for multi in tables
-        for single in tables
+        for multi, single in itertools.permutations(tables, 2)
         if multi.data == single.data
         and multi.protocol.get("batches", "multi") == "multi"
         and single.protocol == {**multi.protocol, "batches": "single"}

@@ -15,12 +15,7 @@ from gradsurgery.documents.studies import (
 )
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.gradients.gradient_gram import block_of
-from gradsurgery.studies.measuring import (
-    StepObserver,
-    check_every_step,
-    check_same,
-    mean_of_known,
-)
+from gradsurgery.studies.measuring import check_every_step, check_same, mean_of_known, observer_at
 from gradsurgery.studies.snapshot import diagnose_step
 from gradsurgery.training import train
 from gradsurgery.training.device import resolve_device
@@ -121,7 +116,7 @@ def diagnose_training(
         diagnosis.snapshots.append(snapshot)
         diagnosis.save(directory)
 
-    observer = StepObserver(missing, directory / Diagnosis.file_name, measure)
+    observer = observer_at(missing, directory / Diagnosis.file_name, measure)
     record = train(configuration, directory / RUN_FOLDER, report, opened=images, observe=observer)
     diagnosis.logged = logged_conflict(record, diagnosis.snapshots[-1])
     diagnosis.save(directory)

@@ -16,10 +16,13 @@ from gradsurgery.data.pixels import gather
 from gradsurgery.documents.studies import Answer, Explanation, ExplanationOptions, Place
 from gradsurgery.errors import ArgumentError
 from gradsurgery.gradients.model_state import unchanged
-from gradsurgery.seeds import derive_seed, named_generator
+from gradsurgery.seeds import derive_seed, random_order
 
 AttributionMethod = Literal["grad-cam", "integrated-gradients"]
+Progress = Callable[[int, int], object]
+"""Called with how many images are done, and of how many."""
 _STEPS = 32  # of the path integral
+_BATCH = 32
 
 
 class ExplainedImage(NamedTuple):
@@ -99,7 +102,9 @@ def last_map(model: nn.Module, image: Float[Tensor, "1 3 height width"]) -> str:
             handle.remove()
     at = [place for place, (_, layer, _) in enumerate(seen) if isinstance(layer, nn.Conv2d)]
     convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
-    if len(at) < 2 and not (at and len(convolutions) == 1 and _is_small(convolutions[0])):
+    # A single one must look at neighbourhoods, and not at patches side by side.
+    overlaps = len(convolutions) == 1 and convolutions[0].stride < convolutions[0].kernel_size
+    if len(at) < 2 and not (at and overlaps):
         raise ArgumentError(
             f"{type(model).__name__} has no convolution late enough for Grad-CAM; use "
             "integrated-gradients"
@@ -138,11 +143,6 @@ def embedded_in_plane(
     return [(float(x), float(y)) for x, y in placed]
 
 
-def _is_small(layer: nn.Conv2d) -> bool:
-    """Whether it looks at neighbourhoods, and not at patches side by side."""
-    return layer.stride < layer.kernel_size
-
-
 def captum_attributions() -> Any:
     """`captum.attr`; raises `ArgumentError` where captum is not installed."""
     try:
@@ -152,11 +152,6 @@ def captum_attributions() -> Any:
             'attribution needs captum: pip install "gradsurgery[explain]"'
         ) from error
     return attr
-
-
-_BATCH = 32
-Progress = Callable[[int, int], object]
-"""Called with how many images are done, and of how many."""
 
 
 class Subject(NamedTuple):
@@ -248,8 +243,7 @@ def _drawn(
     members: Int64[np.ndarray, " images"], most: int, domain: str, options: ExplanationOptions
 ) -> Int64[np.ndarray, " images"]:
     """Up to `most` of them, in an order of chance."""
-    generator = named_generator(options.seed, "explanation", domain)
-    order = torch.randperm(len(members), generator=generator).numpy()
+    order = random_order(len(members), options.seed, "explanation", domain)
     chosen: Int64[np.ndarray, " images"] = members[order[:most]]
     return chosen
 
@@ -300,9 +294,7 @@ def _answer(
 ) -> Answer:
     best = int(probabilities.argmax())
     answer = Answer(
-        identity=identity,
-        predicted=subject.classes[best],
-        probability=float(probabilities[best]),
+        identity=identity, predicted=subject.classes[best], probability=float(probabilities[best])
     )
     if images is not None:
         answer.domain = images.domains[images.domain[position]]

@@ -13,7 +13,7 @@ from gradsurgery.backbones import Backbone
 from gradsurgery.data import DomainBatches, ImageSet, Split
 from gradsurgery.documents.tasks_vs_domains import Grouping, TasksOptions
 from gradsurgery.errors import ArgumentError
-from gradsurgery.seeds import derive_seed, named_generator
+from gradsurgery.seeds import derive_seed, named_generator, random_order
 from gradsurgery.studies.measuring import Positions, normalized
 
 KINDS = {
@@ -85,7 +85,6 @@ class Groups:
 
     The network gives all tasks' logits side by side: Σ size of the tasks.
 
-    images, split: as ever.
     options: `batch_size`, `groups` and `contradiction` count.
     sources: the domains trained on, as many as there are groups.
     tasks: the first is that of the domains.
@@ -138,8 +137,7 @@ class Groups:
         if self.grouping == "tasks":
             return self._groups([drawn.flatten()] * self.count)
         if self.grouping != "domains":
-            generator = named_generator(self.seed, "dealt", step)
-            order = torch.randperm(drawn.size, generator=generator).numpy()
+            order = random_order(drawn.size, self.seed, "dealt", step)
             drawn = drawn.flatten()[order].reshape(drawn.shape)
         return self._groups(list(drawn))
 

@@ -68,34 +68,27 @@ def check_every_step(configuration: RunConfiguration) -> None:
         )
 
 
-class StepObserver:
-    """An observer for `gradsurgery.training.train` that calls `measure(step, backbone)`.
+def observer_at(
+    steps: Iterable[int], file: Path, measure: Callable[[int, Backbone], None]
+) -> Callable[[int, Backbone], None]:
+    """An observer for `gradsurgery.training.train` that measures at these steps, each once.
 
-    Args:
-        steps: at which to measure, each once.
-        file: that `measure` writes; what killed processes were writing of it is removed.
-        measure: measures and writes.
+    file: that `measure` writes; what killed processes were writing of it is removed.
 
-    Raises `DataError` where the run goes on from a later step than one that is missing.
+    It raises `DataError` where the run goes on from a later step than one that is missing.
     """
+    missing = set(steps)
 
-    def __init__(
-        self, steps: Iterable[int], file: Path, measure: Callable[[int, Backbone], None]
-    ) -> None:
-        self._missing = set(steps)
-        self._file = file
-        self._measure = measure
-
-    def __call__(self, step: int, backbone: Backbone) -> None:
-        """Measure where `step` is one of those that are missing."""
-        if any(earlier < step for earlier in self._missing):
+    def observe(step: int, backbone: Backbone) -> None:
+        if any(earlier < step for earlier in missing):
             raise DataError(
-                f"{self._file.parent} holds a run at step {step} that was not measured at step "
-                f"{min(self._missing)}; delete the folder, or choose another one (--out)"
+                f"{file.parent} holds a run at step {step} that was not measured at step "
+                f"{min(missing)}; delete the folder, or choose another one (--out)"
             )
-        if step not in self._missing:
-            return
-        for leftover in self._file.parent.glob(f".{self._file.name}.*.tmp"):
-            leftover.unlink(missing_ok=True)
-        self._measure(step, backbone)
-        self._missing.remove(step)
+        if step in missing:
+            for leftover in file.parent.glob(f".{file.name}.*.tmp"):
+                leftover.unlink(missing_ok=True)
+            measure(step, backbone)
+            missing.remove(step)
+
+    return observe

@@ -23,13 +23,13 @@ from gradsurgery.documents.studies import (
 )
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.gradients.gradient_gram import gradient_gram
-from gradsurgery.seeds import named_generator
+from gradsurgery.seeds import random_order
 from gradsurgery.studies.measuring import (
-    StepObserver,
     check_every_step,
     check_same,
     evaluating,
     labelled_images,
+    observer_at,
 )
 from gradsurgery.training import checkpoint, train
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
@@ -58,14 +58,7 @@ def draw_samples(
 
     A domain that has fewer of them is left out. The draw depends on (seed, domain, step) alone.
 
-    Args:
-        images: the set.
-        pool: per domain, positions in `images`: its training images.
-        label: position of the class in `images.classes`.
-        domains: whose images to draw.
-        count: images per domain.
-        seed: of the run.
-        step: of the run.
+    pool: by domain, positions in `images`. label: a position in `images.classes`.
     """
     chosen: dict[str, Indices] = {}
     skipped: dict[str, str] = {}
@@ -75,9 +68,9 @@ def draw_samples(
             name = images.classes[label]
             skipped[domain] = f"{len(members)} training images of class {name}, {count} needed"
             continue
-        generator = named_generator(seed, "similarity", domain, step)
-        order = torch.randperm(len(members), generator=generator).numpy()
-        chosen[domain] = members[order[:count]]
+        chosen[domain] = members[
+            random_order(len(members), seed, "similarity", domain, step)[:count]
+        ]
     return DrawnSamples(chosen, skipped)
 
 
@@ -124,9 +117,7 @@ def mean_cosines(
     return (means + means.mT) / 2  # else the order of summation shows in the last bit
 
 
-def within_and_across(
-    means: Float[Tensor, "domains domains"],
-) -> tuple[float | None, float | None]:
+def within_and_across(means: Float[Tensor, "domains domains"]) -> tuple[float | None, float | None]:
     """The mean over the domains, and the mean over the pairs of different domains.
 
     Every domain counts the same, and every pair of domains. None where there is nothing to average.
@@ -153,12 +144,8 @@ def study_similarity(
     and the classes take turns. What is measured is in `similarity.json` of the run's folder at
     once: the same call again goes on where it was interrupted, to the same files.
 
-    Args:
-        configurations: of runs that differ in their seed alone.
-        options: how to measure.
-        images: the decoded data set.
-        directory: receives a folder `seed-<seed>` a run and the study's `similarity.json`.
-        report: called after every step.
+    configurations: of runs that differ in their seed alone.
+    directory: receives a folder `seed-<seed>` a run and the study's `similarity.json`.
 
     Raises `ArgumentError` where the runs differ in more than the seed or a folder holds a study of
     other options, `DataError` where no class has enough images in two domains, and what `train`
@@ -220,7 +207,7 @@ def _measured_run(
             part.runs[0].measurements.append(_measured(part, images, pool, step, backbone))
             part.save(directory)
 
-        observer = StepObserver(missing, directory / SimilarityStudy.file_name, measure)
+        observer = observer_at(missing, directory / SimilarityStudy.file_name, measure)
         train(configuration, directory, report, opened=images, observe=observer)
     elif begun:  # is finished, and says so where its code has changed since
         train(configuration, directory, report, opened=images)

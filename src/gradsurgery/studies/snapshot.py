@@ -15,7 +15,7 @@ from gradsurgery.data import DomainBatches, ImageSet, Split
 from gradsurgery.documents.studies import DiagnosisOptions, GroupConflict, Numbers, Snapshot
 from gradsurgery.gradients.conflict import Conflict, domain_conflict, group_names, sum_of
 from gradsurgery.gradients.gradient_gram import grouped
-from gradsurgery.seeds import derive_seed, named_generator
+from gradsurgery.seeds import derive_seed, random_order
 from gradsurgery.studies.measuring import evaluating, labelled_images, mean_of_known
 
 WHOLE_NETWORK = "whole network"
@@ -92,10 +92,8 @@ def _dealt(
 ) -> list[tuple[Tensor, Tensor]]:
     """The same images, dealt out to as many batches at random."""
     x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    generator = named_generator(seed, "shuffled", position)
-    order = torch.randperm(len(x), generator=generator).to(x.device)
-    parts = order.chunk(len(batches))
-    return [(x[part], y[part]) for part in parts]
+    order = torch.from_numpy(random_order(len(x), seed, "shuffled", position)).to(x.device)
+    return [(x[part], y[part]) for part in order.chunk(len(batches))]
 
 
 def _averaged(name: str, conflicts: list[Conflict]) -> GroupConflict:

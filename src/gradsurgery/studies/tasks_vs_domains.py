@@ -1,5 +1,6 @@
 """Tasks against domains: the same network, images and steps, and other groups of losses."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from math import fsum
 from pathlib import Path
@@ -68,7 +69,7 @@ def study_tasks(
     dials: dict[str, list[float]] | None = None,
     dial_seeds: Sequence[int] = (),
     device: str = "auto",
-    report: Callable[[StudyProgress], None] | None = None,
+    report: Callable[[StudyProgress], object] = lambda progress: None,
 ) -> TasksStudy:
     """Train by every rule in every grouping, and measure what the rules do to the gradients.
 
@@ -76,15 +77,9 @@ def study_tasks(
     where it was interrupted, to the same file. Runs of one seed begin with the same weights and see
     the same images.
 
-    Args:
-        options: of the runs.
-        images: the decoded data set.
-        directory: receives the file.
-        seeds: of the runs with no dial turned.
-        dials: values of each of `DIALS`, one turned at a time.
-        dial_seeds: of these runs.
-        device: "auto", "cpu" or "cuda".
-        report: called after every step.
+    seeds: of the runs with no dial turned.
+    dials: values of some of `DIALS`, one turned at a time, in runs of `dial_seeds`.
+    report: called after every step.
 
     Raises `ArgumentError` where data, tasks or rules do not fit, or the directory holds a study of
     other options; `NonFiniteError` where training diverges.
@@ -118,16 +113,14 @@ def study_tasks(
             )
 
             def stepped(step: int, before: StudyProgress = before) -> None:
-                if report is not None:
-                    report(before._replace(steps=before.steps + step))
+                report(before._replace(steps=before.steps + step))
 
             run = run_cell(cell, options, images, split, device=device, stepped=stepped)
             study.runs.append(run)
             study.runs.sort(key=_order)
             study.save(directory)
-            if report is not None:
-                steps = before.steps + options.iterations
-                report(before._replace(runs=before.runs + 1, steps=steps, ended=run))
+            steps = before.steps + options.iterations
+            report(before._replace(runs=before.runs + 1, steps=steps, ended=run))
     return study
 
 
@@ -153,16 +146,12 @@ def planned(
     dial_seeds: Sequence[int],
 ) -> Iterator[Cell]:
     """The runs, seed by seed: what is there early is of all groupings and rules."""
-    turns: list[tuple[str | None, float | None]] = [(None, None)]
-    for kind in (seeds, dial_seeds):
-        for seed in kind:
-            for dial, value in turns:
-                for grouping in options.groupings:
-                    if dial is not None and grouping not in TURNED:
-                        continue
-                    for rule in options.rules:
-                        yield Cell(grouping, rule, dial, value, seed)
-        turns = [(dial, float(value)) for dial, values in dials.items() for value in values]
+    for seed, grouping, rule in itertools.product(seeds, options.groupings, options.rules):
+        yield Cell(grouping, rule, None, None, seed)
+    turns = [(dial, float(value)) for dial, values in dials.items() for value in values]
+    turned = [grouping for grouping in options.groupings if grouping in TURNED]
+    for seed, turn, grouping, rule in itertools.product(dial_seeds, turns, turned, options.rules):
+        yield Cell(grouping, rule, *turn, seed)
 
 
 def spread_sources(images: ImageSet, options: TasksOptions) -> list[str]:
@@ -192,10 +181,7 @@ def run_cell(
     device: str = "auto",
     stepped: Callable[[int], None] = lambda step: None,
 ) -> TasksRun:
-    """Train one run, and measure it.
-
-    stepped: called with the steps done.
-    """
+    """Train one run, and measure it; `stepped` is called with the steps done."""
     turned = options
     if cell.dial is not None and cell.value is not None:
         turned = options.turned(cell.dial, cell.value)
@@ -287,11 +273,8 @@ def _continued(wanted: TasksStudy, directory: Path) -> TasksStudy:
     All other options must be the same.
     """
     found = TasksStudy.load(directory)
-    groupings = [
-        each
-        for each in GROUPINGS
-        if each in wanted.options.groupings or each in found.options.groupings
-    ]
+    either = {*wanted.options.groupings, *found.options.groupings}
+    groupings = [grouping for grouping in GROUPINGS if grouping in either]
     both = wanted.model_copy(
         update={
             "options": wanted.options.model_copy(update={"groupings": groupings}),

@@ -88,10 +88,7 @@ def training_figure(diagnosis: Diagnosis) -> Figure:
 
 @styled()
 def logged_figure(logged: LoggedConflict) -> Figure:
-    """Per cent of components that agree, by layers and step, as a run logged them.
-
-    Of more than 16 steps, 16 are shown, evenly spread.
-    """
+    """Per cent of components that agree, by layers and up to 16 steps, as a run logged them."""
     count = len(logged.step)
     shown = np.unique(np.linspace(0, count - 1, min(count, 16)).round().astype(int))
     values = _array([*logged.groups.values(), logged.agreeing])[:, shown]
@@ -113,7 +110,7 @@ def _over_steps(
 
 
 def _array(values: Sequence[Numbers]) -> Values:
-    return np.array([[np.nan if v is None else v for v in row] for row in values], dtype=np.float64)
+    return np.array(values, dtype=np.float64)  # of None NaN
 
 
 @styled()

@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image as Pillow
 
 from gradsurgery.documents.studies import Answer, Explanation
 from gradsurgery.report.figures.style import GREY, Drawing, new_figure, set_heading, styled, wrapped
@@ -96,8 +97,6 @@ def mosaic(rows: Sequence[Sequence[Image | None]]) -> NDArray[np.uint8]:
 
 
 def _resized(image: Image) -> NDArray[np.uint8]:
-    from PIL import Image as Pillow
-
     small = image.shape[0] < SIDE  # a digit of 14 pixels keeps its pixels
     how = Pillow.Resampling.NEAREST if small else Pillow.Resampling.LANCZOS
     picture = Pillow.fromarray(np.ascontiguousarray(image))

@@ -101,10 +101,8 @@ def new_figure(
     >>> axes.shape
     (1, 3)
     """
-    with styled():
-        figure = Figure(figsize=(width, height), layout="constrained", dpi=DOTS_PER_INCH)
-        axes = figure.subplots(rows, columns, squeeze=False, sharey=share_y)
-    return figure, axes
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=DOTS_PER_INCH)
+    return figure, figure.subplots(rows, columns, squeeze=False, sharey=share_y)
 
 
 def save(figure: Figure, stem: Path) -> tuple[Path, Path, Path]:

@@ -84,7 +84,7 @@ def _draw_differences(axes: Axes, study: TasksStudy, name: str, label: str) -> N
     tidy(axes)
     axes.axhline(0, color=GREY, linewidth=0.8, zorder=1)
     rules = study.options.rules[1:]
-    width = 0.8 / max(len(study.options.groupings), 1)
+    width = 0.8 / len(study.options.groupings)
     for each in outcomes(study):
         if each.name != name or (versus := each.versus) is None:
             continue
@@ -118,8 +118,8 @@ def draw_dials(study: TasksStudy) -> Figure | None:
     if not turned:
         return None
     figure, grid = new_figure(1.2 + 1.7 * len(turned), 5.0, 3, len(turned), share_y="row")
-    shown = [g for g in study.options.groupings if (gradients["grouping"] == g).any()]
-    shown = [g for g in shown if gradients.loc[gradients["grouping"] == g, "dial"].notna().any()]
+    there = set(gradients.loc[gradients["dial"].notna(), "grouping"])
+    shown = [grouping for grouping in study.options.groupings if grouping in there]
     rows = (
         (gradients, "negative", 100.0, "negative pairs (%)"),
         (gradients, "pcgrad.cosine", 1.0, "cosine of PCGrad's\nupdate with the sum"),
