@@ -36,7 +36,10 @@ DeviceOption = Annotated[
     str, typer.Option(help="auto (cuda where there is one, else cpu), cpu or cuda.")
 ]
 PictureBatchOption = Annotated[
-    int, typer.Option(min=1, max=10_000, help="Pictures that the network is given at a time.")
+    int,
+    typer.Option(
+        min=1, max=10_000, help="Pictures that are read at a time, and that a GPU passes at once."
+    ),
 ]
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Threads that decode. Default: one a processor.")

@@ -34,7 +34,7 @@ from gradsurgery.sweep.run import given_up
 from gradsurgery.sweep.runs import configurations, existing_records, opened_sources, planned
 from gradsurgery.sweep.schedule import Estimate, estimate
 from gradsurgery.training import TrainingProgress
-from gradsurgery.training.device import device_of
+from gradsurgery.training import device as devices
 
 
 @opt.takes_plan()
@@ -176,6 +176,7 @@ def run_plan(
     execution = Execution(
         options.cache, options.retries, opt.loggers(options.logger, options.tensorboard)
     )
+    devices.keep_freed_memory()  # as the workers do: what is timed here tells their time
     sources = opened_sources(plan)
     folder = out or Path("sweeps", "+".join(folder_name(each.name) for each in sources.values()))
     if given.dry_run:
@@ -231,7 +232,7 @@ def check_launcher(options: opt.LaunchOptions, plan: Plan) -> None:
 
         check_ray(options.ray_address)
     if not visible_gpus(c.device) and (here or c.device not in ("auto", "cuda")):
-        device_of(c)
+        devices.device_of(c)
 
 
 def start_launcher(options: opt.LaunchOptions, plan: Plan) -> Launcher:

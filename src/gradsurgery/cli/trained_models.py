@@ -38,7 +38,7 @@ from gradsurgery.report.evaluation_text import evaluation_tables
 from gradsurgery.report.rendering import OnTerminal
 from gradsurgery.report.report import write_evaluation
 from gradsurgery.report.section import counted, value_text
-from gradsurgery.training.device import resolve_device
+from gradsurgery.training import device as devices
 
 _NAMED = 20  # pictures that could not be decoded, and other files
 
@@ -108,7 +108,8 @@ def loaded(place: str, backbone: str | None, device: str) -> TrainedModel:
 
 def _loaded(named: list[str], backbone: str | None, device: str) -> list[TrainedModel]:
     """The models; one network of one's own is for those that need it, two are one for each."""
-    where = resolve_device(device)
+    where = devices.resolve_device(device)
+    devices.keep_freed_memory()  # before torch allocates anything
     files = [opened_file(place) for place in named]
     names = [file.description.backbone for file in files]
     own = [not library_has(name) for name in names]

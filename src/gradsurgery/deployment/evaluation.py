@@ -49,7 +49,7 @@ def evaluate_model(
         domains: those to look at; None is all.
         part: of the split of the model's run, for the data that it was trained on.
         skip_bad: leave out images that cannot be decoded, and list them.
-        batch_size: images that the network is given at a time.
+        batch_size: images that are read at a time, which a GPU passes at once.
         workers: threads that decode; one a processor by default.
         progress: called with (images done, images in all), of both models.
 

@@ -70,6 +70,8 @@ def joined(classes: tuple[str, ...], parts: Iterable[Predictions]) -> Prediction
 
 BATCH = 128
 """Pictures at a time, as in the tests of a run."""
+_PIXELS_AT_ONCE = 4 * 224**2
+"""For more a processor has to ask for memory anew in every layer."""
 MOST = 10_000
 """Pictures at a time, and threads, at most: memory is taken for all of them at once."""
 
@@ -114,7 +116,7 @@ class TrainedModel:
 
         images: a picture (a path, a PIL image, an array uint8 [height, width, 3]; see
             `Preparation`), a folder of any depth, or an iterable of them.
-        batch_size: pictures that the network is given at a time.
+        batch_size: pictures that are read at a time, which a GPU passes at once.
         workers: threads that decode; one a processor by default.
         skip_bad: leave out pictures that cannot be decoded, and list them in `skipped`.
 
@@ -168,7 +170,9 @@ class TrainedModel:
         images = normalize(pixels.to(self.device), self.preprocess.mean, self.preprocess.std)
         precision = self.about.precision
         with float32_products(self.device, precision), autocast_factory(self.device, precision)():
-            logits: Tensor = self.module(images).float()
+            few = max(1, _PIXELS_AT_ONCE // size**2)
+            at_once = few if self.device.type == "cpu" else len(images)
+            logits = torch.cat([self.module(part).float() for part in images.split(at_once)])
         if not logits.isfinite().all():
             raise DataError(
                 f"{self.file} gives logits that are not finite; its weights are damaged, or its "

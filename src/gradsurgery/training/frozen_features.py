@@ -43,7 +43,8 @@ MOST_KEPT = 4
 CHECKED = 12
 """How many images of the first step are looked at, in training and in evaluation mode."""
 
-_BATCH = 128  # images at a time, always the same ones: their bits do not depend on the run
+_AT_ONCE = {"cpu": 32, "cuda": 128}
+"""Images that are passed at once, always the same ones: their bits do not depend on the run."""
 
 _WAITING = "another process computes what the frozen layers make of these images: waiting for it"
 
@@ -274,7 +275,8 @@ class _FrozenLayers:
 
     def _computed(self, report: ProgressCallback) -> Features:
         loader, total = self.loader, len(self.loader.images.label)
-        parts = [np.arange(start, min(start + _BATCH, total)) for start in range(0, total, _BATCH)]
+        each = _AT_ONCE[loader.device.type]
+        parts = [np.arange(start, min(start + each, total)) for start in range(0, total, each)]
         ahead = 0 if loader.device.type == "cpu" else 1
         computed: Features | None = None
         self.learner.backbone.model.eval()
