@@ -1,6 +1,7 @@
 """The stored tables are whole, and what the pages show of them is drawn from them."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import matplotlib
@@ -8,6 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+
+from gradsurgery.results.statistics import compare_paired
 
 FOLDER = Path(__file__).parent.parent / "docs" / "evidence" / "phase-diagram"
 
@@ -91,3 +94,61 @@ def test_each_method_has_the_learning_rate_of_its_own_validation(script):
     runs = pd.DataFrame([about | dict(zip(names, row, strict=True)) for row in rows])
     assert script.own_rates(runs) == {("d", "t"): pytest.approx(10)}
     assert script.own_rates(runs[runs["method"] == "agr-sum"]) == {}
+
+
+def rows_below(heading):
+    """Of the page's table below it, without what marks a figure."""
+    page = (FOLDER.parent / "pacs.md").read_text(encoding="utf-8").replace("−", "-")
+    section = page.partition(f"## {heading}\n")[2].partition("\n#")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    return [[re.sub(r"[*†\\]", "", cell).strip() for cell in line.split("|")] for line in lines[1:]]
+
+
+@pytest.fixture(scope="module")
+def probes():
+    runs = pd.read_csv(FOLDER.parent / "pacs" / "linear-probe.csv")
+    of_domains = runs[runs["batches"] == "multi"].copy()
+    of_domains["accuracy"] = 100 * of_domains["target_accuracy"]
+    return of_domains
+
+
+def by_seed(runs, method):
+    return runs[runs["method"] == method].pivot(index="seed", columns="target", values="accuracy")
+
+
+@pytest.mark.parametrize(
+    ("heading", "seeds", "shown"),
+    [
+        ("Twenty seeds on frozen features", 20, "{:.2f} ± {:.2f}"),
+        ("Other methods", 6, "{:.1f}"),
+    ],
+)
+def test_the_page_on_pacs_shows_the_runs_on_frozen_features(probes, heading, seeds, shown):
+    runs = probes[(probes["learning_rate"] == 1e-3) & (probes["seed"] < seeds)]
+    rows = rows_below(heading)
+    assert len(rows) >= 7
+    for _, method, *cells in rows:
+        of = by_seed(runs, method)
+        assert len(of) == seeds
+        assert cells[:4] == [shown.format(of[t].mean(), of[t].std()) for t in sorted(of)]
+        averages = of.mean(axis=1)
+        assert cells[4] == shown.partition(" ")[0].format(averages.mean())
+        if method != "deep-all":
+            theirs = by_seed(runs, "deep-all").mean(axis=1)
+            over = compare_paired(averages.tolist(), theirs.tolist(), seed=0)
+            assert cells[5] == f"{over.difference:+.1f} [{over.low:+.1f}, {over.high:+.1f}]"
+
+
+def test_the_page_on_pacs_shows_the_runs_at_other_learning_rates(probes):
+    rows = [cells for _, *cells, _ in rows_below("At other learning rates")]
+    for rate, *cells in rows[:5]:
+        runs = probes[(probes["learning_rate"] == float(rate)) & (probes["seed"] < 6)]
+        means = runs.groupby("method")[["accuracy", "validation_accuracy"]].mean()
+        shown = [means.loc[method] for method in ("deep-all", "agr-sum", "agr-rand")]
+        assert cells == [f"{m.iloc[0]:.1f} ({100 * m.iloc[1]:.1f})" for m in shown]
+    tried = probes[probes["seed"] < 6].groupby(["method", "target", "learning_rate"])
+    means = tried[["accuracy", "validation_accuracy"]].mean()
+    for (_, *cells), by in zip(rows[5:], ("validation_accuracy", "accuracy"), strict=True):
+        best = means.loc[means.groupby(["method", "target"])[by].idxmax()].groupby("method").mean()
+        shown = [best.loc[method, "accuracy"] for method in ("deep-all", "agr-sum", "agr-rand")]
+        assert cells == [f"{accuracy:.1f}" for accuracy in shown]

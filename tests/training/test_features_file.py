@@ -173,6 +173,16 @@ def test_where_they_cannot_be_written_the_run_goes_on_with_them(
     assert set(images.folder.iterdir()) == there - {file}
 
 
+def test_what_a_killed_process_was_writing_goes(probed: Train, images: ImageSet) -> None:
+    expected, _ = probed()
+    (file,) = kept_for(images)
+    file.unlink()
+    (file.parent / f".{file.name}.4194304.tmp").write_bytes(b"half")
+    assert probed() == (expected, True)
+    assert not list(file.parent.glob(".*"))
+    assert kept_for(images) == [file]
+
+
 def test_the_folder_of_images_that_were_removed_meanwhile_stays_away(
     probed: Train, images: ImageSet
 ) -> None:

@@ -33,9 +33,9 @@ def show(method: str, runs: pd.DataFrame, baseline: pd.DataFrame) -> None:
             table.mean(axis=1) if target == "average" else table[target] for table in (own, theirs)
         )
         found = compare_paired(ours.tolist(), others.tolist(), seed=0)
-        interval = f"[{found.low:+.2f}, {found.high:+.2f}]"
-        over = f"{found.difference:+5.2f} {interval}  p {found.p:.2g}"
-        print(f"  {target:13} {ours.mean():6.2f} ± {ours.std():4.2f}  {over}")
+        interval = f"[{found.low:+.3f}, {found.high:+.3f}]"
+        over = f"{found.difference:+6.3f} {interval}  p {found.p:.2g}"
+        print(f"  {target:13} {ours.mean():7.3f} ± {ours.std():5.3f}  {over}")
 
 
 def at_best_rate(runs: pd.DataFrame, by: str) -> pd.DataFrame:
@@ -54,7 +54,8 @@ def main() -> None:
         f"{batches} batches, learning rate {rate:g}": of_kind
         for (batches, rate), of_kind in runs.groupby(["batches", "learning_rate"], sort=False)
     }
-    sections["the first of these with the seeds of the others"] = tried[tried.learning_rate == 1e-3]
+    title = f"multi batches, learning rate 0.001, the first {SEEDS_OF_RATES} seeds"
+    sections[title] = tried[tried.learning_rate == 1e-3]
     for title, of_kind in sections.items():
         print(f"\n{title}")
         methods = dict(list(of_kind.groupby("method", sort=False)))

@@ -175,7 +175,7 @@ class Cost(Part):
     written before it was); `peak_memory_bytes` is the device's where it has memory of its own, else
     the process's; `cuda_graph` says that steps were replayed, or why not (None without a GPU);
     `frozen_features` whether what the frozen layers make of the images was computed once for all
-    steps, the time for which, shared by the runs of a process, is in none of these.
+    steps, the time for which, shared by all runs that take them, is in none of these.
     """
 
     seconds: Duration

@@ -70,12 +70,15 @@ class FeaturesFile:
         return features
 
     def write(self, features: Tensor) -> None:
-        """Keep them, and as many others of these images as there may be."""
+        """Keep them, in one's turn, and as many others of these images as there may be."""
         if not self.folder.exists():  # other images have taken their place meanwhile
             return
+        path = self.path
         # safetensors has an error of its own for a full disk; some versions of it make a copy
         with suppress(OSError, OutputError, SafetensorError), suppress_out_of_memory():
-            with atomic_file(self.path) as temporary:
+            for left in self.folder.glob(f".{path.name}.*.tmp"):  # by one that was killed
+                left.unlink()
+            with atomic_file(path) as temporary:
                 save_file({_NAME: features.contiguous()}, temporary)
             files = self.folder.glob(f"{_NAME}-*.safetensors")
             for old in sorted(files, key=lambda file: -file.stat().st_mtime_ns)[MOST_FILES:]:

@@ -47,7 +47,7 @@ def check_recipe(configuration: RunConfiguration, algorithm: Algorithm) -> None:
     ):
         reason = (
             f"{c.method} draws features together, which freeze {ALL_BUT_HEAD} leaves as they are: "
-            "nothing would come of it; freeze fewer layers, or choose another method"
+            "the penalty on them would do nothing; freeze fewer layers, or choose another method"
         )
     elif c.patience and c.average == "swad":
         reason = "swad needs the losses after its valley, found patience too; leave one of them out"

@@ -110,10 +110,10 @@ class DANN(Objective):
 
 
 class CDANN(DANN):
-    """`DANN` within the classes: what the discriminator sees is the features plus an embedding of
+    """`DANN` within the classes: its discriminator sees features plus an embedding of the label.
 
-    the label, which it trains too, and in mean_d A_d each class of the step's images weighs the
-    same, as far as there are images of it.
+    It trains the embeddings too, and in mean_d A_d each class of the step's images weighs the same,
+    as far as there are images of it.
 
     Source: Li et al., "Deep Domain Generalization via Conditional Invariant Adversarial Networks",
     ECCV 2018, in the form that DomainBed gives it.
@@ -182,10 +182,10 @@ class Discriminator:
         """The state after a step of Adam on the mean of the domains' losses."""
         gradient = self._gradient / domains
         steps = self._steps + 1
-        drawn = gradient, gradient.square()
+        powers = gradient, gradient.square()
         moments = [
-            by * before + (1 - by) * new
-            for by, before, new in zip(_BETAS, self._moments, drawn, strict=True)
+            by * before + (1 - by) * now
+            for by, before, now in zip(_BETAS, self._moments, powers, strict=True)
         ]
         mean, square = (m / (1 - by**steps) for m, by in zip(moments, _BETAS, strict=True))
         weights = self._weights - rate * mean / (square.sqrt() + _EPSILON)

@@ -128,10 +128,10 @@ def kernel(
 
 
 class IBERM(AnnealedObjective):
-    """L_d + w·v_d, where v_d is the variance of the features over domain d's batch (divisor n − 1),
+    """L_d + w·v_d, where v_d is the mean over the features of their variance in domain d's batch.
 
-    its mean over the features. w = 0 for the first `anneal` steps and λ from then on, when the
-    optimiser's state is dropped.
+    The variance has the divisor n − 1. w = 0 for the first `anneal` steps and λ from then on, when
+    the optimiser's state is dropped.
 
     Source: Ahuja et al., "Invariance Principle Meets Information Bottleneck for Out-of-Distribution
     Generalization", NeurIPS 2021, section 4; the annealing as in DomainBed. Raises `ArgumentError`
