@@ -240,6 +240,29 @@ def test_who_waits_for_another_process_says_so(probed: Train, images: ImageSet) 
     assert "another process" in note
 
 
+def test_what_a_report_of_the_waiting_raises_is_raised(tmp_path: Path) -> None:
+    (folder := tmp_path / "images").mkdir()
+    file = features_file.FeaturesFile(folder, ("key",), torch.device("cpu"))
+
+    def broken_pipe() -> None:
+        raise BrokenPipeError
+
+    with (
+        folder_lock(tmp_path, file.path.stem),
+        pytest.raises(BrokenPipeError),
+        file.in_turn(broken_pipe),
+    ):
+        pass
+
+
+def test_a_cache_without_locks_does_without(tmp_path: Path) -> None:
+    (folder := tmp_path / "images").mkdir()
+    (tmp_path / "locks").write_text("in the way")
+    file = features_file.FeaturesFile(folder, ("key",), torch.device("cpu"))
+    with file.in_turn():
+        assert file.read() is None
+
+
 SCRIPT = """
 import sys
 from pathlib import Path

@@ -115,10 +115,23 @@ class Curves(Part):
     agreeing: list[Fraction | None] = []
     cosine: list[float | None] = []
 
-    def append(self, **of_curve: float | int | None) -> None:
-        """Add one validation: a value for every curve, by its name."""
-        for name, curve in self:
-            curve.append(_finite(of_curve[name]))
+    def append(
+        self,
+        *,
+        step: int,
+        train_loss: float | None,
+        validation_loss: float,
+        validation_accuracy: float,
+        agreeing: float | None,
+        cosine: float | None,
+    ) -> None:
+        """Add one validation."""
+        self.step.append(step)
+        self.train_loss.append(_finite(train_loss))
+        self.validation_loss.append(_finite(validation_loss))
+        self.validation_accuracy.append(validation_accuracy)
+        self.agreeing.append(_finite(agreeing))
+        self.cosine.append(_finite(cosine))
 
     @model_validator(mode="after")
     def _of_one_length(self) -> "Curves":

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -48,14 +49,16 @@ class FeaturesFile:
     @contextmanager
     def in_turn(self, wait: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Inside, no other process computes the same features; `wait` is called where one does."""
-        cache, name = self.folder.parent, self.path.stem
+        lock = partial(folder_lock, self.folder.parent, self.path.stem)
         with ExitStack() as stack:
-            with suppress(OSError, NotImplementedError):  # read-only, or without locks
-                try:
-                    stack.enter_context(folder_lock(cache, name, timeout=0.0))
-                except Timeout:
-                    wait()
-                    stack.enter_context(folder_lock(cache, name))
+            try:
+                stack.enter_context(lock(timeout=0.0))
+            except Timeout:  # an OSError too
+                wait()
+                with suppress(OSError, NotImplementedError):
+                    stack.enter_context(lock())
+            except (OSError, NotImplementedError):
+                pass  # the cache may only be read, or its file system has no locks
             yield
 
     def read(self) -> Tensor | None:
