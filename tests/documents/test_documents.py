@@ -121,7 +121,9 @@ def test_a_file_that_is_none_is_one_line_with_its_name_and_the_cure(
     [
         ("result.best.target_accuracy", 1.5, "less than or equal to 1"),
         ("result.best.target_accuracy", float("nan"), "finite"),
-        ("result.best.target_accuracy", None, "None, and the configuration's target is '75'"),
+        ("result.best.target_accuracy", None, "in test_accuracy, where the target is '75'"),
+        ("result.best.target_accuracy", 0.99, "a target_accuracy is 0.99, and 0."),
+        ("result.last.test_accuracy", {}, "and nothing in test_accuracy"),
         ("result.last.validation_accuracy", "0.5", "valid number"),
         ("result.best.test_accuracy.75", -0.1, "greater than or equal to 0"),
         ("curves.train_loss", [1.0], "1 values, expected 2"),

@@ -111,6 +111,19 @@ def test_counts_that_cannot_be_are_refused(content: dict) -> None:
         Tally.model_validate(content, strict=True)
 
 
+@given(answers())
+def test_it_fits_its_own_accuracy_and_no_other(case: Case) -> None:
+    label, predicted, *_, classes = case
+    tally, accuracy = Tally.of(*case), float((label == predicted).mean())
+    tally.check_fits("a", classes, accuracy)
+    with pytest.raises(ValueError, match=f"a are of {classes} classes"):
+        tally.check_fits("a", classes + 1, accuracy)
+    for other in (accuracy + 0.001, None):
+        right = f"right on {(label == predicted).sum()} of {len(label)} images"
+        with pytest.raises(ValueError, match=f"of a is {other}, and its tests are {right}"):
+            tally.check_fits("a", classes, other)
+
+
 def test_a_record_s_tally_is_small() -> None:
     """Of 780 images and 65 classes, a third of them wrong: under 8 kB as text."""
     random = np.random.default_rng(0)

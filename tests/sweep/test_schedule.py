@@ -119,7 +119,11 @@ def test_what_frozen_layers_make_of_images_counts_once_a_network(
     options = PROBE | {"weights": weights, "backbone": "resnet18"}
     runs = runs_of(plan(methods=["deep-all", "agr-sum"], seeds="3", options=options))
     found = estimate(runs, {}, {"rotated-digits": open_source("rotated-digits")}, Execution())
-    assert found == (len(runs), len(runs) * 200 * 0.5 + counted * 1797 * 2.0, 2)
+    features, steps = counted * 1797 * 2.0, len(runs) * 200 * 0.5
+    once = 0.0 if weights == "none" else features  # then a worker waits for another
+    assert found == (len(runs), steps + features, 2, once)
+    assert found.with_workers(1) == steps + features
+    assert found.with_workers(2) == once + (steps + features - once) / 2
 
 
 def test_it_counts_also_beside_a_method_that_does_without(

@@ -237,15 +237,19 @@ def test_a_clipped_update_has_the_norm_of_the_limit(
         ),
         (
             {"method": "coral+agr-sum", "freeze": "all-but-head"},
-            "coral.agr-sum draws features together, which freeze all-but-head leaves as they are",
+            "coral.agr-sum has a penalty on features, which freeze all-but-head leaves as they are",
         ),
         (
             {"method": "dann", "freeze": "all-but-head"},
-            "dann draws features together, which freeze all-but-head leaves as they are",
+            "dann has a penalty on features, which freeze all-but-head leaves as they are",
         ),
         (
             {"method": "ib-erm", "freeze": "all-but-head", "settings": {"ib-erm.anneal": 3}},
-            "ib-erm draws features together, which freeze all-but-head leaves as they are",
+            "ib-erm has a penalty on features, which freeze all-but-head leaves as they are",
+        ),
+        (
+            {"method": "mmd", "freeze": "features"},
+            "mmd has a penalty on features, which freeze features leaves as they are",
         ),
         ({"average": "swad", "patience": 2}, "swad needs the losses after its valley"),
         ({"freeze": "*"}, "leaves nothing of small-cnn to train"),

@@ -298,8 +298,7 @@ def print_estimate(
         print(f"{len(runs) - len(records)} to do; no estimate of the time they take: {error}")
         return
     workers = _worker_count(options, plan, visible_gpus(str(plan.options.get("device", "auto"))))
-    together = left.seconds / max(1, min(workers, left.runs))
-    several = f", {duration(together)} with {workers}"
+    several = f", {duration(left.with_workers(workers))} with {workers}"
     if options.launcher != "local" and options.workers is None:  # as many as there is room for
         several = ""
     print(

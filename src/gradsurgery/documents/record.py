@@ -298,16 +298,19 @@ class Record(RunDocument):
     def _fits_its_domains(self) -> "Record":
         """The domains that the configuration names are the data set's."""
         domains, configuration = self.data.domains, self.configuration
-        for domain in (configuration.held_out(domains), *configuration.without):
+        target = configuration.held_out(domains)
+        for domain in (target, *configuration.without):
             if domain is not None and domain not in domains:
                 raise ValueError(f"configuration names the domain {domain!r}, expected {domains}")
         for model in (self.result.best, self.result.last):
-            if (model.target_accuracy is None) != (configuration.held_out(domains) is None):
-                about = f"and the configuration's target is {configuration.target!r}"
-                raise ValueError(f"a target_accuracy is {model.target_accuracy}, {about}")
+            tested = model.test_accuracy
+            if model.target_accuracy != (
+                expected := tested.get(target, "nothing") if target else None
+            ):
+                about = f"{expected} in test_accuracy, where the target is {configuration.target!r}"
+                raise ValueError(f"a target_accuracy is {model.target_accuracy}, and {about}")
             for domain, tally in model.tests.items():
-                if len(tally.confusion) != len(self.data.classes):
-                    raise ValueError(f"tests of {domain} are of {len(tally.confusion)} classes")
+                tally.check_fits(domain, len(self.data.classes), tested.get(domain))
         return self
 
     @model_validator(mode="after")

@@ -169,6 +169,17 @@ class Tally(Part):
         """The fraction of the images that is right; NaN of none."""
         return self.right / self.images if self.images else math.nan
 
+    def check_fits(self, domain: str, classes: int, accuracy: float | None) -> None:
+        """Raise `ValueError` where these are no tests of so many classes with that accuracy."""
+        if len(self.confusion) != classes:
+            raise ValueError(f"tests of {domain} are of {len(self.confusion)} classes")
+        matrix = self.matrix()
+        right, images = int(matrix.trace()), int(matrix.sum())
+        found = math.nan if accuracy is None else accuracy
+        if images and not math.isclose(right / images, found, abs_tol=1e-9):
+            about = f"its tests are right on {right} of {images} images"
+            raise ValueError(f"test_accuracy of {domain} is {accuracy}, and {about}")
+
     @model_validator(mode="after")
     def _is_of_its_classes(self) -> "Tally":
         classes = len(self.confusion)

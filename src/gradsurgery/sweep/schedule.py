@@ -183,11 +183,17 @@ class Estimate(NamedTuple):
     """runs: how many are to be done; seconds: one after the other, without the workers' start.
 
     timed: how many kinds of run were timed here; the other kinds are known from finished runs.
+    once: seconds, among these, of what one worker does while the others wait for it.
     """
 
     runs: int
     seconds: float
     timed: int
+    once: float = 0.0
+
+    def with_workers(self, workers: int) -> float:
+        """Seconds with so many workers."""
+        return self.once + (self.seconds - self.once) / max(1, min(workers, self.runs))
 
 
 class _EnoughError(Exception):
@@ -234,13 +240,17 @@ def estimate(
         features = _features_of(run.configuration)
         shared[features] = max(once.get(kind, 0.0), shared.get(features, 0.0))  # some do without
     total = sum(costs[kind] * count for kind, count in counts.items()) + sum(shared.values())
-    return Estimate(len(todo), total, len(unknown))
+    awaited = sum(seconds for (*_, seed), seconds in shared.items() if seed is None)
+    return Estimate(len(todo), total, len(unknown), awaited)
 
 
 def _features_of(c: RunConfiguration) -> tuple[Any, ...]:
-    """What two runs on frozen layers have in common where these are passed once for both."""
-    network = (c.backbone, c.weights, c.seed if c.weights == "none" else None)
-    return c.data, *network, c.image_size, c.precision
+    """What two runs on frozen layers have in common where these are passed once for both.
+
+    At the end a seed, where a network of its own is drawn from it.
+    """
+    seed = c.seed if c.weights == "none" else None
+    return c.data, c.backbone, c.weights, c.image_size, c.precision, seed
 
 
 def _kind(run: SweepRun) -> str:

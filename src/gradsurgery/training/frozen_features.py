@@ -32,7 +32,7 @@ from gradsurgery.training.device import reproducible
 from gradsurgery.training.features_file import FeaturesFile
 from gradsurgery.training.learner import Learner
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
-from gradsurgery.training.recipe import ALL_BUT_HEAD
+from gradsurgery.training.recipe import ALL_BUT_HEAD, trains_head_alone
 
 MOST_BYTES = 2 << 30
 """Features beyond it are not kept; and all that are kept at once take no more."""
@@ -140,11 +140,8 @@ def _head(backbone: Backbone) -> nn.Linear | None:
     """The last layer, where it is linear and all that is trained, of a network known here."""
     if len(backbone.heads) != 1 or backbone.provenance is not None:
         return None
-    path = backbone.heads[0]
-    trained = [name for name, p in backbone.model.named_parameters() if p.requires_grad]
-    head = backbone.model.get_submodule(path)
-    within = all(name.startswith(f"{path}.") for name in trained)
-    return head if isinstance(head, nn.Linear) and within else None
+    head = backbone.model.get_submodule(backbone.heads[0])
+    return head if isinstance(head, nn.Linear) and trains_head_alone(backbone) else None
 
 
 _lock = threading.Lock()

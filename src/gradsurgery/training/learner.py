@@ -23,7 +23,13 @@ from gradsurgery.training.device import (
     loss_scaler,
     stores_channels_last,
 )
-from gradsurgery.training.recipe import Freezing, LearningRate, changes_rate, frozen_names
+from gradsurgery.training.recipe import (
+    Freezing,
+    LearningRate,
+    changes_rate,
+    check_features_trained,
+    frozen_names,
+)
 
 
 @dataclass
@@ -162,6 +168,7 @@ def build_learner(
         settings=method_settings(c.settings),
         batch_norm=c.batch_norm if has_batch_norm(model) else "frozen",
     )
+    check_features_trained(c, algorithm, backbone)
     algorithm.smooth_labels(c.label_smoothing)
     augmentation = None
     if c.augment != "none":

@@ -40,15 +40,8 @@ def check_recipe(configuration: RunConfiguration, algorithm: Algorithm) -> None:
             f"freeze_steps {c.freeze_steps} is the whole run of {c.iterations} iterations; give 0 "
             "for that, or fewer"
         )
-    elif (
-        getattr(getattr(algorithm, "objective", None), "shapes_features", False)
-        and c.freeze == ALL_BUT_HEAD
-        and not c.freeze_steps
-    ):
-        reason = (
-            f"{c.method} draws features together, which freeze {ALL_BUT_HEAD} leaves as they are: "
-            "the penalty on them would do nothing; freeze fewer layers, or choose another method"
-        )
+    elif c.freeze == ALL_BUT_HEAD and _needs_features_trained(c, algorithm):
+        reason = _features_stay(c)
     elif c.patience and c.average == "swad":
         reason = "swad needs the losses after its valley, found patience too; leave one of them out"
     if reason is not None:
@@ -60,6 +53,33 @@ def check_recipe(configuration: RunConfiguration, algorithm: Algorithm) -> None:
             raise no_graph("float16 adapts the scale of its losses on the processor")
         if algorithm.stage(1) is None:
             raise no_graph(f"{c.method} may compute another thing at every step")
+
+
+def check_features_trained(
+    configuration: RunConfiguration, algorithm: Algorithm, backbone: Backbone
+) -> None:
+    """Raise `ArgumentError` for a penalty on features where only the last layer is trained."""
+    if _needs_features_trained(configuration, algorithm) and trains_head_alone(backbone):
+        raise ArgumentError(_features_stay(configuration))
+
+
+def trains_head_alone(backbone: Backbone) -> bool:
+    """Whether all parameters that are trained are the last layer's."""
+    heads = tuple(f"{path}." for path in backbone.heads)
+    named = backbone.model.named_parameters()
+    return all(name.startswith(heads) for name, p in named if p.requires_grad)
+
+
+def _needs_features_trained(c: RunConfiguration, algorithm: Algorithm) -> bool:
+    objective = getattr(algorithm, "objective", None)
+    return getattr(objective, "shapes_features", False) and not c.freeze_steps
+
+
+def _features_stay(c: RunConfiguration) -> str:
+    return (
+        f"{c.method} has a penalty on features, which freeze {c.freeze} leaves as they are: it "
+        "would do nothing; freeze fewer layers, or choose another method"
+    )
 
 
 def rate_factor(configuration: RunConfiguration, step: int) -> float:
