@@ -282,7 +282,7 @@ class Record(RunDocument):
 
     file_name: ClassVar[str] = "record.json"
     title: ClassVar[str] = "record of a run"
-    cure: ClassVar[str] = "repeat the run"
+    cure: ClassVar[str] = "delete it and repeat the run"
 
     data: DataRecord
     split: SplitRecord
