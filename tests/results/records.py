@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from gradsurgery.documents.record import Record
+from gradsurgery.documents.tally import Tally
+
 CONFIGURATION: dict[str, Any] = {
     "data": "pacs:somewhere",
     "target": "sketch",
@@ -93,11 +96,27 @@ def written(tmp_path: Path) -> Callable[..., Path]:
 
 
 def save_record(content: dict[str, Any], folder: Path) -> Path:
-    """Write `record.json` into a new folder."""
+    """Write `record.json` into a new folder; a target's accuracy is its test accuracy too."""
+    for result in content["result"].values():
+        if (accuracy := result.get("target_accuracy")) is not None:
+            result["test_accuracy"][content["configuration"]["target"]] = accuracy
     folder.mkdir(parents=True)
     path = folder / "record.json"
     path.write_text(json.dumps(content), encoding="utf-8")
     return path
+
+
+def of_target(
+    content: dict[str, Any], target: str, tests: dict[str, Tally] | None = None
+) -> Record:
+    """A record of another target, with accuracies that follow from the best model's tests."""
+    content["configuration"]["target"] = target
+    best = content["result"]["best"]
+    best["tests"] = {domain: tally.model_dump() for domain, tally in (tests or {}).items()}
+    best["test_accuracy"] |= {domain: tally.accuracy for domain, tally in (tests or {}).items()}
+    for result in content["result"].values():
+        result["target_accuracy"] = result["test_accuracy"][target]
+    return Record.model_validate(content)
 
 
 def write_plan(folder: Path, runs: list[dict[str, Any]], **plan: Any) -> None:

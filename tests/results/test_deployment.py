@@ -22,6 +22,7 @@ from gradsurgery.results.deployment import (
     unseen_low,
     without_looking,
 )
+from tests.results.records import of_target
 
 DOMAINS = ["a", "b", "c"]
 
@@ -82,10 +83,8 @@ def test_answers_of_domains_left_out_are_counted_by_class(record: dict[str, Any]
     assert classes_unseen(records) == []  # an old one, which does not count
     records = []
     for target, rows in (("photo", ["0:3 1:1", "0:2"]), ("sketch", ["0:1", "1:4"])):
-        record["configuration"]["target"] = target
         tests = {"art_painting": Tally(confusion=["1:9", "0:9"]), target: Tally(confusion=rows)}
-        record["result"]["best"]["tests"] = {n: t.model_dump() for n, t in tests.items()}
-        records.append(Record.model_validate(record))
+        records.append(of_target(record, target, tests))
     found = [
         (each.name, each.images, each.recognised, each.predicted)
         for each in classes_unseen(records)
@@ -95,12 +94,11 @@ def test_answers_of_domains_left_out_are_counted_by_class(record: dict[str, Any]
 
 
 def test_what_is_tested_in_groups_is_counted_in_groups(record: dict[str, Any]) -> None:
-    record["configuration"]["target"] = target = record["data"]["domains"][0]
+    target = record["data"]["domains"][0]
     classes = len(record["data"]["classes"])
     rows, groups = ["0:8 1:4", *[""] * (classes - 1)], ["0>0@9:3 0>1@9:2", "0>1@9:2", "0>0@9:5"]
     tally = Tally.model_validate({"confusion": rows, "groups": groups})
-    record["result"]["best"]["tests"] = {target: tally.model_dump()}
-    records = [Record.model_validate(record)]
+    records = [of_target(record, target, {target: tally})]
     assert unseen_groups(records) == {target: 3}
     right, images = np.array([3, 0, 5]), np.array([5, 2, 5])
     p, without = 8 / 12, (8 - right) / (12 - images)
@@ -109,16 +107,14 @@ def test_what_is_tested_in_groups_is_counted_in_groups(record: dict[str, Any]) -
     k = stats.t.ppf(0.975, 144 / 54 - 1) ** 2 / effective
     low = min(np.roots([1 + k, -2 * p - k, p * p]).real)
     assert unseen_low(records) == pytest.approx(low)
-    record["result"]["best"]["tests"] = {target: {"confusion": rows}}
-    records = [Record.model_validate(record)]
+    records = [of_target(record, target, {target: Tally(confusion=rows)})]
     assert (unseen_groups(records), unseen_low(records)) == ({}, None)
 
 
 def test_domains_that_the_weights_knew_are_found(record: dict[str, Any]) -> None:
-    record["configuration"]["target"] = "photo"
     for known, found in ([], []), (["sketch"], []), (["photo", "sketch"], ["photo"]):
         record["model"]["weights_domains"] = known
-        assert known_domains([Record.model_validate(record)]) == found
+        assert known_domains([of_target(record, "photo")]) == found
 
 
 def test_runs_on_all_domains_are_not_compared(tmp_path: Path, written: Written) -> None:

@@ -301,7 +301,7 @@ def test_the_estimate_counts_what_is_left_at_what_it_takes(plan: MakePlan, tmp_p
         record.cost.seconds = seconds
         records[run.directory] = record
     # One run of either method is left, and each takes what the other of its method took.
-    assert estimate(runs, records, SOURCES, Execution()) == (2, 8.0, 0)
+    assert estimate(runs, records, SOURCES, Execution()) == (2, 8.0, 0, 0.0)
 
 
 def test_a_method_that_fails_while_it_is_timed_is_named(

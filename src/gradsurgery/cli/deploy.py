@@ -123,6 +123,8 @@ def deploy(
         launch,
         after=lambda folder: _finish(trials, source, folder, criterion, launch.cache),
     )
+    if plan.dry_run:
+        print("then one more run, of the method that is chosen, on all domains")
 
 
 def _check_images(plan: Plan, source: Source, folder: Path, cache: Path | None) -> None:
