@@ -123,7 +123,7 @@ def deploy(
         launch,
         after=lambda folder: _finish(trials, source, folder, criterion, launch.cache),
     )
-    if plan.dry_run:
+    if plan.dry_run and not plan.print_config:
         print("then one more run, of the method that is chosen, on all domains")
 
 

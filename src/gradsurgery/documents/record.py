@@ -346,5 +346,5 @@ class SplitFile(Document):
     files: dict[str, list[str]] = {}
 
 
-def _finite(value: float | int | None) -> float | int | None:
+def _finite(value: float | None) -> float | None:
     return value if value is not None and abs(value) <= LARGEST else None

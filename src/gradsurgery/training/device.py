@@ -212,7 +212,7 @@ def environment(device: torch.device) -> dict[str, str | int | bool | None]:
 
 
 def versions_and_device(device: torch.device) -> dict[str, str | int | None]:
-    """What else an environment says."""
+    """The versions of what computes, and on what: device, threads and platform."""
     card = f": {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     return {
         "gradsurgery": __version__,

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, final
 
@@ -88,6 +88,7 @@ class FeaturesFile:
                 old.unlink()
 
 
+@cache
 def _processor() -> str:
     """What the processor calls itself, as far as the system tells."""
     with suppress(OSError):
