@@ -34,7 +34,7 @@ POINTERS = {
     "weights": "*fp64", "flags": "*i32", "out": "*fp32", "gramian": "*fp64", "orders": "*i64",
     "coefficients": "*fp64", "targets": "*fp64", "total": "*fp32", "second": "*fp32",
     "signs": "*i32", "summed": "*fp64", "counts": "*i64", "images": "*u8", "positions": "*i64",
-    "pixels": "i32", "blocks": "i32",
+    "pixels": "i32", "blocks": "i32", "reached": "i32",
 }  # fmt: skip
 """The types of the kernels' arguments, of float32 gradients."""
 

@@ -25,10 +25,12 @@ class Update(NamedTuple):
     gramian: of the D gradients, for the rules that need it.
     agreeing: per parameter how many components agree and are not zero in every domain; None for
         rules without Φ.
-    zeros: per parameter how many are zero in every domain.
+    moving: per parameter how many are not zero in every domain.
     sizes: per parameter how many components a domain reaches.
-    flags: [domains, parameters], not 0 where a gradient was not finite; None where that was looked
-        at beforehand.
+    flags: [domains, parameters], where a gradient was not finite: whole numbers that are not 0, or
+        numbers that are not finite. None where that was looked at beforehand.
+    owners: the parameter of each column of `agreeing`, `moving` and `flags`, where these are of
+        parts of the parameters; None where they have one a parameter.
     found: 1.0 where a flag is set, or where `rule`, of whose making the update is, has made what is
         not finite.
     """
@@ -36,11 +38,30 @@ class Update(NamedTuple):
     gradients: list[Tensor | None]
     gramian: Float[Tensor, "domains domains"] | None = None
     agreeing: Tensor | None = None
-    zeros: Tensor | None = None
+    moving: Tensor | None = None
     sizes: list[int] | None = None
     flags: Tensor | None = None
+    owners: Tensor | None = None
     found: Tensor | None = None
     rule: str | None = None
+
+    def counts(self) -> list[tuple[int, int, int]]:
+        """Per parameter the components that agree, those that move, and all that are reached."""
+        if self.agreeing is None or self.moving is None:
+            return []
+        both, sizes = torch.stack([self.agreeing, self.moving]).long(), self.sizes or []
+        if self.owners is not None:
+            both = both.new_zeros(2, len(sizes)).index_add_(1, self.owners, both)
+        return list(zip(*both.tolist(), sizes, strict=True))
+
+    def not_finite(self) -> list[tuple[int, int]]:
+        """Domain and parameter, by position, of the gradients that are flagged."""
+        if self.flags is None:
+            return []
+        flags = ~self.flags.isfinite() if self.flags.is_floating_point() else self.flags
+        domains, columns = flags.nonzero(as_tuple=True)
+        parameters = columns if self.owners is None else self.owners[columns]
+        return sorted(set(zip(domains.tolist(), parameters.tolist(), strict=True)))
 
 
 def check_form(update: Any, rule: str, matrix: Tensor) -> None:

@@ -99,7 +99,8 @@ class FoldedGradients(SingleGradients):
         counts = consensus.counts.new_zeros(2, len(self._parameters))
         counts[:, reached] = torch.stack([consensus.counts, consensus.zeros])
         sizes = [0 if update is None else update.numel() for update in flat]
-        return Update(flat, agreeing=counts[0], zeros=counts[1], sizes=sizes)
+        moving = sent(torch.tensor(sizes, device="cpu"), counts.device) - counts[1]
+        return Update(flat, agreeing=counts[0], moving=moving, sizes=sizes)
 
     def _add(self, position: int, domain: int, gradient: Float[Tensor, " params"] | None) -> None:
         gradient = None if gradient is None else gradient.to(self._precision(position, domain))
@@ -254,10 +255,10 @@ class GradientMatrix(SingleGradients):
         """What a rule with a memory says of the whole network, split into the parameters."""
         reached = [position in self._reached for position in range(len(self._parameters))]
         counted = sent(torch.tensor(reached, device="cpu"), verdict.update.device)
-        counts = [self._count(marks) * counted for marks in (verdict.agreeing, verdict.zero)]
+        counts = [self._count(marks) * counted for marks in (verdict.agreeing, ~verdict.zero)]
         updates = self._updates(verdict.update, range(len(reached)), poison=False)
         sizes = [0 if update is None else update.numel() for update in updates]
-        return Update(updates, agreeing=counts[0], zeros=counts[1], sizes=sizes)
+        return Update(updates, agreeing=counts[0], moving=counts[1], sizes=sizes)
 
     def _count(self, marks: Bool[Tensor, " params"]) -> Int64[Tensor, " parameters"]:
         """How many components of each parameter are marked."""

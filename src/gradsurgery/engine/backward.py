@@ -51,11 +51,13 @@ class BackwardResult:
 
         Of float64 where the device has it.
         """
-        if self.update.agreeing is None or self.update.zeros is None:
+        if self.update.agreeing is None or self.update.moving is None:
             return None
         dtype = wide_on(self.losses.device)
-        moving = sum(self.update.sizes or ()) - self.update.zeros.sum()
-        return self.update.agreeing.sum().to(dtype) / moving.to(dtype)
+        agreeing, moving = (
+            counts.sum(dtype=torch.int64) for counts in (self.update.agreeing, self.update.moving)
+        )
+        return agreeing.to(dtype) / moving.to(dtype)
 
     @property
     def agreeing(self) -> float | None:
@@ -106,12 +108,7 @@ class BackwardResult:
 
     @cached_property
     def _counts(self) -> list[tuple[int, int, int]]:
-        """Per parameter the components that agree, those that move, and all that are reached."""
-        agreeing, zeros = self.update.agreeing, self.update.zeros
-        if agreeing is None or zeros is None:
-            return []
-        both = torch.stack([agreeing, zeros]).long().tolist()
-        return [(a, n - z, n) for a, z, n in zip(*both, self.update.sizes or [], strict=True)]
+        return self.update.counts()
 
     @property
     def found_inf(self) -> Float[Tensor, ""] | None:
@@ -131,9 +128,8 @@ class BackwardResult:
                 check_losses(losses)
         if self.update.flags is None:
             return
-        spoilt = self.update.flags.nonzero()
-        if len(spoilt):
-            domain, position = spoilt[0].tolist()
+        if spoilt := self.update.not_finite():
+            domain, position = spoilt[0]
             raise _not_finite(None if self.pooled else domain, self.names[position])
         if self.update.rule is not None and self.update.found:
             raise not_finite_update(self.update.rule)

@@ -92,9 +92,10 @@ class CombinedGradients(NetworkGradients):
         return Update(
             out,
             agreeing=seen.agreeing,
-            zeros=seen.zeros,
+            moving=seen.moving,
             sizes=[0 if update is None else update.numel() for update in out],
             flags=self._flags[0] if len(self._flags) == 1 else torch.cat(self._flags),
+            owners=seen.owners,
             found=seen.found,
         )
 
@@ -135,8 +136,8 @@ class WeighedGradients(NetworkGradients):
         if all(update is None for update in out):
             return Update(out)
         weigh = partial(weights_of, self._rule, on_device=True)
-        gramian, flags, found = self._kernels.weigh(self._rows, self._sizes, weigh, out=out)
-        return Update(out, gramian=gramian, flags=flags, found=found)
+        gramian, seen = self._kernels.weigh(self._rows, self._sizes, weigh, out=out)
+        return Update(out, gramian, flags=seen.flags, owners=seen.owners, found=seen.found)
 
 
 class NetworkMatrix(GradientMatrix):

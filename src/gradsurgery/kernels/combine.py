@@ -128,7 +128,8 @@ def _replace_marks(
     partials: Σ_n |g*_n| over the components that agree, of which σ is the mean, block by block. The
     draw for a component depends on the seed and the component's number in the network alone.
     """
-    some = next(tensor for tensor in tensors if tensor is not None)
+    reached = [tensor for tensor in tensors if tensor is not None]
+    some = reached[0]
     table = table_of([tensors], some.device)
     launch(
         noise_program,
@@ -137,6 +138,7 @@ def _replace_marks(
         *layout,
         partials.sum(),
         counts.sum(1),
+        sum(map(torch.numel, reached)),
         constants_of(combination.constants, some.device),
         seed,
         found,

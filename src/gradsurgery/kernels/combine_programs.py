@@ -95,10 +95,10 @@ def _update(
     a, b, c, same, numbers, constants, seed, domains, RULE: tl.constexpr, DIVIDES: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The rule's update of a tile, where it agrees, where all is zero, and what is summed up."""
+    """The rule's update of a tile, where it agrees, where it moves, and what is summed up."""
     divisor = tl.load(constants).to(WIDE)
     agrees = same & (a != 0)
-    zero = same & (a == 0)
+    moves = (same & (a == 0)) == 0  # not zero in every domain
     summed = a.to(tl.float64)
     fits = tl.abs(a) < float("inf")
     mean = a
@@ -113,7 +113,7 @@ def _update(
         update = tl.where(kept, mean, float("nan"))
     elif RULE == "and-mask":
         kept = tl.abs(c >> 1).to(tl.float64) >= tl.load(constants + 1)
-        zero = c == 0
+        moves = c != 0
         agrees = kept & (c != 0)
         summed = tl.where(kept, 1.0, 0.0).to(tl.float64)
         update = tl.where(kept, mean, 0.0)
@@ -123,7 +123,7 @@ def _update(
         # 0 / 0, no spread and exactly at the threshold, is NaN and gives 0
         power = tl.exp(-2 * tl.where(ratio > 0, ratio, 0.0))
         summed = (1 - power) / (1 + power)  # tanh
-        zero = c == 0
+        moves = c != 0
         agrees = summed > 0
         update = a * summed.to(WIDE) / divisor
     elif RULE == "graddrop":
@@ -132,7 +132,7 @@ def _update(
         update = leak * (a + b) + (1 - leak) * chosen
     else:
         update = mean
-    return update, agrees, zero, summed
+    return update, agrees, moves, summed
 
 
 @triton.jit
@@ -143,7 +143,7 @@ def _combine_tile(
     FINAL: tl.constexpr, DIVIDES: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr,
     WIDE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Work on a tile of a block: how many components agree (and, times 2¹⁶, are zero), what is
+    """Work on a tile of a block: how many components agree (and, times 2¹⁶, move), what is
 
     summed up, and the bits of the rows that are not finite, all component by component.
     """
@@ -155,7 +155,7 @@ def _combine_tile(
     counts = tl.zeros([TILE], dtype=tl.int32)
     summed = tl.zeros([TILE], dtype=tl.float64)
     if FINAL:
-        update, agrees, zero, summed = _update(
+        update, agrees, moves, summed = _update(
             a, b, c, same, numbers, constants, seed, domains, RULE, DIVIDES, WIDE
         )
         summed = tl.where(inside, summed, 0.0)
@@ -171,7 +171,7 @@ def _combine_tile(
         places, there = pointers_at(table, place, offsets, inside, DTYPE, ALIGNED)
         tl.store(places, update.to(DTYPE), mask=there)
         # what no domain reaches has no update and is not counted
-        counts = (agrees & there).to(tl.int32) + ((zero & there).to(tl.int32) << 16)
+        counts = (agrees & there).to(tl.int32) + ((moves & there).to(tl.int32) << 16)
     else:
         if (RULE == "agr-sum") or (RULE == "agr-rand"):
             a = tl.where(same, a, float("nan"))
@@ -257,17 +257,20 @@ def _noise_tile(
 @triton.jit
 @no_type_check
 def noise_program(
-    table, sizes, bases, owners, begins, summed, counts, constants, seed, found,
+    table, sizes, bases, owners, begins, summed, counts, reached, constants, seed, found,
     ALIGNED: tl.constexpr, DTYPE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
     TILE: tl.constexpr,
 ):  # fmt: skip
-    """One block of what replaces marks by draws, tile by tile."""
+    """One block of what replaces marks by draws, tile by tile.
+
+    counts: of the `reached` components, how many agree, and how many are not zero in every domain.
+    """
     tensor = tl.load(owners + tl.program_id(0))
     begin = tl.load(begins + tl.program_id(0))
     size = tl.load(sizes + tensor)
     base = tl.load(bases + tensor)
     agreeing = tl.load(counts).to(tl.float64)
-    agreeing += tl.load(constants + 1) * tl.load(counts + 1).to(tl.float64)
+    agreeing += tl.load(constants + 1) * (reached - tl.load(counts + 1)).to(tl.float64)
     scale = (tl.load(summed) / tl.maximum(agreeing, 1.0) / tl.load(constants)).to(WIDE)
     key = tl.load(seed)
     spoilt = tl.load(found) > 0

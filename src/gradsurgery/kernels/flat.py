@@ -1,9 +1,10 @@
 """Rules over a whole network in torch's own operations, where there are no kernels of Triton.
 
 The gradients of a domain are copied into one vector, in which every tensor begins a block of its
-own: so one launch does for all tensors, and sums over the blocks give what is counted tensor by
-tensor. How many tensors there are matters to `torch.cat` alone, which takes 128 a launch on CUDA.
-The last block of a tensor is filled up with zeros. Nothing waits for the device unless it is said.
+own: so one launch does for all tensors. What is counted is counted by blocks, which whoever reads
+it sums up tensor by tensor. How many tensors there are matters to `torch.cat` alone, which takes
+128 a launch on CUDA. The last block of a tensor is filled up with zeros. Nothing waits for the
+device unless it is said.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from gradsurgery.kernels.network import COUNTING, Combination, Rows, Seen, kept, wide_on
 
-BLOCK = 256
+BLOCK = 1024
 """Components of a block."""
 
 _UNANIMOUS = ("agr-sum", "agr-rand")
@@ -64,33 +65,29 @@ def combine(
     With `rescale` the device is waited for. Where a sum is beyond the precision, or a gradient not
     finite, so is the update, whatever the mask.
     """
-    kind, places, number = combination.kind, places_of(sizes, like.device), len(rows)
+    kind, places = combination.kind, places_of(sizes, like.device)
     matrix = joined(rows, places, torch.promote_types(like.dtype, torch.float32))
-    zeroed = _largest(matrix).mul_(0)  # NaN where a block is not finite
+    flags = _largest(matrix)
     known = _folded(kind, matrix, domains, before)
     del matrix  # before there are further vectors
-    counts = out is not None and known.votes is not None
-    marks = zeroed.new_empty(number + 2 * counts, len(places.owners), dtype=torch.int64)
-    torch.ne(zeroed, zeroed, out=marks[:number])
+    seen = Seen(flags, owners=places.owners)
     if out is None:
-        return Seen(_by_tensor(marks, places), running=known)
+        return seen._replace(running=known)
     if known.votes is None:
         update = _unmasked(combination, known, random)
-        return Seen(_by_tensor(marks, places), _hand_out(update, places, out, zeroed))
+        return seen._replace(found=_hand_out(update, places, out, flags))
     mask, moved = _mask(combination, known, domains), known.votes[1]
     # what is zero in every domain has no sign to agree in, but may have as many as and-mask asks
     marked = known.votes if kind in _UNANIMOUS else torch.stack([mask * moved, moved])
-    marks[number:] = torch.linalg.vector_norm(marked.view(2, -1, BLOCK), 0, dim=2)
-    by_tensor = _by_tensor(marks, places)
-    reached = tuple(0 if t is None else size for t, size in zip(out, sizes, strict=True))
-    agreeing, zeros = by_tensor[-2], _numbers(reached, like.device) - by_tensor[-1]
+    counts = torch.linalg.vector_norm(marked.view(2, -1, BLOCK), 0, dim=2)
     update = known.sums[0].mul_(mask)
     if kind == "sand-mask":
         update.add_(_largest(known.sums[1]).mul_(0).sum())
     if kind == "agr-rand":
-        kept, count = mask.bool(), agreeing.sum()
+        kept, (count, moving) = mask.bool(), counts.sum(1, dtype=wide_on(update.device))
         if combination.constants[1]:  # what is zero in every domain agrees
-            kept, count = torch.eq(mask, moved), count + zeros.sum()
+            reached = sum(size for t, size in zip(out, sizes, strict=True) if t is not None)
+            kept, count = torch.eq(mask, moved), count + (reached - moving)
         size = torch.linalg.vector_norm(update, 1, dtype=wide_on(update.device))
         noise = random.normal_like(update).mul_(size / count.clamp(min=1))
         update = torch.where(kept, update, noise)
@@ -98,7 +95,8 @@ def combine(
         _rescale(update, mask, places)
     if combination.constants[0] != 1:
         update.div_(combination.constants[0])
-    return Seen(by_tensor[:number], _hand_out(update, places, out, zeroed), agreeing, zeros)
+    found = _hand_out(update, places, out, flags)
+    return seen._replace(found=found, agreeing=counts[0], moving=counts[1])
 
 
 def weigh(
@@ -107,7 +105,7 @@ def weigh(
     weights_of: Callable[[Tensor], Tensor],
     *,
     out: list[Tensor | None],
-) -> tuple[Float[Tensor, "domains domains"], Tensor, Tensor]:
+) -> tuple[Float[Tensor, "domains domains"], Seen]:
     """As Triton's `weigh`, for tensors of any precisions.
 
     The Gramian is of the gradients times a power of two where a square would be lost otherwise.
@@ -121,9 +119,8 @@ def weigh(
     total = torch.zeros_like(vectors[0], dtype=gramian.dtype)
     for vector, weight in zip(vectors, weights_of(gramian).unbind(), strict=True):
         total.addcmul_(vector, weight)
-    bad = largest.mul_(0)
-    found = _hand_out(total, places, out, bad)
-    return gramian, _by_tensor(bad.isnan().long(), places), found
+    found = _hand_out(total, places, out, largest)
+    return gramian, Seen(largest, found, owners=places.owners)
 
 
 def gather(
@@ -135,7 +132,8 @@ def gather(
     pairs = zip(places.begins, sizes, strict=True)
     if parts := [vector[0, begin : begin + size] for begin, size in pairs if size]:
         torch.cat(parts, out=out)
-    return _by_tensor(_largest(vector).mul_(0).isnan().long(), places)[0]
+    sums = vector.new_zeros(len(sizes))
+    return sums.index_add_(0, places.owners, _largest(vector)[0].mul_(0)).isnan()
 
 
 def projections(
@@ -200,22 +198,11 @@ def _padding(dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.zeros(BLOCK, dtype=dtype, device="cpu").to(device)
 
 
-@kept(64)
-def _numbers(values: tuple[int, ...], device: torch.device) -> Int[Tensor, " values"]:
-    return torch.tensor(values, device="cpu").to(device)
-
-
 def _largest(vectors: Tensor) -> Tensor:
     """The size of the largest component of every block; NaN and infinity show in it."""
     blocks = vectors.view(*vectors.shape[:-1], -1, BLOCK)
     largest: Tensor = torch.linalg.vector_norm(blocks, torch.inf, dim=-1)
     return largest
-
-
-def _by_tensor(marks: Int[Tensor, "rows blocks"], places: Places) -> Int[Tensor, "rows tensors"]:
-    """Sums over the blocks of each tensor."""
-    sums = marks.new_zeros(len(marks), len(places.sizes))
-    return sums.index_add_(1, places.owners, marks)
 
 
 def _folded(
@@ -319,11 +306,11 @@ def _gramian(
 
 
 def _hand_out(
-    update: Float[Tensor, " length"], places: Places, out: list[Tensor | None], zeroed: Tensor
+    update: Float[Tensor, " length"], places: Places, out: list[Tensor | None], flags: Tensor
 ) -> Float[Tensor, ""]:
     """Put the update's parts into `out`, in the shape, layout and precision of what is there.
 
-    zeroed: has a NaN where a gradient is not finite.
+    flags: not finite where a gradient is not.
 
     Returns 1.0 where something is not finite, else 0.0, of float32.
     """
@@ -344,5 +331,6 @@ def _hand_out(
         if len(vector):
             largest.append(torch.linalg.vector_norm(vector, torch.inf).mul_(0).float())
     # the update is not finite where a gradient is not
-    worst = largest[0] if len(largest) == 1 else torch.stack([*largest, zeroed.sum().float()]).sum()
-    return worst.nan_to_num(nan=1.0)
+    if len(largest) != 1:
+        largest = [torch.stack([*largest, (flags * 0).sum().float()]).sum()]
+    return largest[0].nan_to_num(nan=1.0)

@@ -96,18 +96,21 @@ class Combination(NamedTuple):
 class Seen(NamedTuple):
     """What was seen of some domains' gradients.
 
-    flags: [domains, tensors], not 0 where a gradient was not finite.
+    flags: [domains, tensors], where a gradient was not finite: whole numbers that are not 0, or
+        numbers that are not finite.
     found: 1.0 where any of them is set, or was by the domains before, or where the update is not
         finite; float32, without dimensions. None where more domains follow.
     agreeing: [tensors], how many components agree and are not zero in every domain.
-    zeros: [tensors], how many are zero in every domain.
+    moving: [tensors], how many are not zero in every domain.
+    owners: of which tensor each column of these is; None where there is one a tensor.
     running: what is known so far, where more domains follow.
     """
 
     flags: Tensor
     found: Tensor | None = None
     agreeing: Tensor | None = None
-    zeros: Tensor | None = None
+    moving: Tensor | None = None
+    owners: Tensor | None = None
     running: Any = None
 
 
@@ -119,7 +122,7 @@ class Kernels(NamedTuple):
     """
 
     combine: Callable[..., Seen]
-    weigh: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    weigh: Callable[..., tuple[Tensor, Seen]]
     gather: Callable[..., Tensor]
     projections: Callable[..., Tensor]
 

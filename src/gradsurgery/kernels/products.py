@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradsurgery.kernels.combine import constants_of
 from gradsurgery.kernels.combine_programs import TILE, TYPES, WARPS
-from gradsurgery.kernels.network import BLOCK, Rows, launch, layout_of, table_of
+from gradsurgery.kernels.network import BLOCK, Rows, Seen, launch, layout_of, table_of
 from gradsurgery.kernels.products_programs import (
     gather_program,
     gramian_program,
@@ -33,15 +33,14 @@ def weigh(
     weights_of: Callable[[Tensor], Tensor],
     *,
     out: list[Tensor | None],
-) -> tuple[Float[Tensor, "domains domains"], Tensor, Tensor]:
+) -> tuple[Float[Tensor, "domains domains"], Seen]:
     """Write into `out` the sum of the gradients with the weights for their Gramian, both float64.
 
-    Returns the Gramian, flags [domains, tensors], not 0 where a gradient is not finite, and 1.0
-    where that is so or the update is not finite, else 0.0.
+    Returns the Gramian, and what was seen of the gradients.
     """
     total, flags, found = gramian(rows, sizes)
     weighted_sum(rows, sizes, weights_of(total), out=out, found=found)
-    return total, flags, found
+    return total, Seen(flags, found)
 
 
 def gramian(

@@ -60,8 +60,8 @@ class GramianRule(Rule):
             rows = [[row] for row in gradients.contiguous().unbind()]
             out: list[Tensor | None] = [update]
             weigh = partial(weights_of, self, on_device=True)
-            *_, found = kernels.weigh(rows, (len(update),), weigh, out=out)
-            if found.item():
+            _, seen = kernels.weigh(rows, (len(update),), weigh, out=out)
+            if seen.found:
                 check_rows_finite(gradients)
                 raise beyond_precision(dtype=gradients.dtype)
             (summed,) = out
