@@ -333,4 +333,5 @@ def _hand_out(
     # the update is not finite where a gradient is not
     if len(largest) != 1:
         largest = [torch.stack([*largest, (flags * 0).sum().float()]).sum()]
-    return largest[0].nan_to_num(nan=1.0)
+    (worst,) = largest
+    return torch.nan_to_num(worst, nan=1.0)
