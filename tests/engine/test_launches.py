@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import gradsurgery as gs
-from benchmarks.launch_recorder import Recording, recorded, second_step
+from benchmarks.launch_recorder import Recording, accelerated, recorded, second_step
 from gradsurgery.backbones import build_backbone, set_training_mode
 from gradsurgery.engine.accumulators import accumulator_for
 from gradsurgery.kernels import flat
@@ -119,6 +119,21 @@ def test_a_rule_takes_a_few_launches_whatever_the_network(network, rules, monkey
         most = 12 if "combine_program" in own else 60 if name == "agr-ema" else 16
         assert beyond.launches <= most or run, name
         assert beyond.synchronisations == WAITS.get(name, 0), name
+
+
+@pytest.mark.parametrize("triton", [True, False])
+def test_a_loop_of_ones_own_waits_once_where_all_is_well(triton):
+    model, batches = MODELS["cnn-batch-norm"]().train(), domain_batches(3)
+    for name in ("mean", "agr-sum", "agr-rand", "pcgrad", "agr-ema", "mgda"):
+        rule = gs.rule(name)
+
+        def step(rule=rule):
+            losses = (cross_entropy(model(images), labels) for images, labels in batches)
+            gs.backward(losses, model.named_parameters(), rule)
+
+        with accelerated(triton=triton):
+            seen = second_step(step, run=not triton)
+        assert seen.synchronisations == {"tolist": 1} | ({"cpu": 1} if name == "mgda" else {})
 
 
 @pytest.mark.usefixtures("accelerator")

@@ -121,11 +121,16 @@ class BackwardResult:
     def check(self) -> None:
         """Raise `NonFiniteError`, naming domain and parameter, where something was not finite.
 
-        Waits for the device. It has been called already unless the check was deferred.
+        Waits for the device, once where all is well. It has been called already unless the check
+        was deferred.
         """
-        for losses in (self.checked, self.losses):
-            if losses is not None:
-                check_losses(losses)
+        looked_at = [each for each in (self.checked, self.losses) if each is not None]
+        if self.update.found is not None:
+            *values, found = _read(*looked_at, self.update.found)
+            if not found and all(map(isfinite, values)):
+                return
+        for losses in looked_at:
+            check_losses(losses)
         if self.update.flags is None:
             return
         if spoilt := self.update.not_finite():
@@ -240,7 +245,7 @@ def write_update(
         parameter.grad = None
     try:
         accumulator = _accumulator_for(rule, named, no_say or {})
-        deferred = defer_check and not accumulator.at_once
+        flagged = not accumulator.at_once  # the update's own flags tell
         if processes() > 1:
             from gradsurgery.engine.exchange import Exchanging
 
@@ -249,16 +254,16 @@ def write_update(
         # no domains in one process may be some in another
         losses = accumulator.joint_losses(torch.stack(values) if values else torch.zeros(0))
         rule.check_domains(len(values))
-        if not deferred:
+        if not flagged:
             check_losses(losses)
             if scaler is None and (where := accumulator.first_non_finite()) is not None:
                 raise _not_finite(where[0], named[where[1]][0])
         update = accumulator.finish(len(values), poison=scaler is not None)
         result = BackwardResult(losses, update, [name for name, _ in named])
-        if not deferred and scaler is None:
-            result.check()
-            if update.found is None:
-                _check_update(update, accumulator.bound(len(values)), named)
+        if not flagged and scaler is None:
+            _check_update(update, accumulator.bound(len(values)), named)
+        elif flagged and not defer_check:
+            result.check() if scaler is None else check_losses(losses)
         after = added_gradients(kept, update.gradients)
     except BaseException:
         for (_, parameter), old, same in zip(named, before, kept, strict=True):
@@ -297,6 +302,13 @@ def processes() -> int:
     distributed = torch.distributed
     there = distributed.is_available() and distributed.is_initialized()
     return distributed.get_world_size() if there else 1
+
+
+def _read(*tensors: Tensor) -> list[float]:
+    """The values of all; a device is waited for once."""
+    device = tensors[-1].device
+    values: list[float] = torch.cat([tensor.reshape(-1).to(device) for tensor in tensors]).tolist()
+    return values
 
 
 def check_losses(losses: Float[Tensor, " domains"]) -> None:
