@@ -10,6 +10,8 @@ from torch.nn.functional import cross_entropy
 
 import gradsurgery as gs
 from benchmarks.launch_recorder import Recording, accelerated, recorded, second_step
+from gradsurgery.algorithms import forward
+from gradsurgery.algorithms.objectives import OBJECTIVES
 from gradsurgery.backbones import build_backbone, set_training_mode
 from gradsurgery.engine.accumulators import accumulator_for
 from gradsurgery.kernels import flat
@@ -119,6 +121,23 @@ def test_a_rule_takes_a_few_launches_whatever_the_network(network, rules, monkey
         most = 12 if "combine_program" in own else 60 if name == "agr-ema" else 16
         assert beyond.launches <= most or run, name
         assert beyond.synchronisations == WAITS.get(name, 0), name
+
+
+@pytest.mark.usefixtures("accelerator")
+def test_what_a_graph_may_record_waits_for_nothing(monkeypatch):
+    monkeypatch.setattr(forward, "check_losses", lambda losses: None)  # of a processor alone
+    model, batches = MODELS["cnn-batch-norm"]().train(), domain_batches(3)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    recorded_ones = set()
+    for name in OBJECTIVES:
+        method = gs.method(f"{name}+agr-sum")
+        if method.stage(1) is None:
+            continue
+        recorded_ones.add(name)
+        seen = second_step(lambda m=method: m.step(model, batches, optimizer, step=1))
+        looked_at = {"item": 6} if name == "fishr" else {}  # one_hot, on a processor alone
+        assert seen.synchronisations == looked_at, name
+    assert recorded_ones >= {"erm", "irm", "vrex", "coral", "mmd", "sd", "eqrm", "ib-irm"}
 
 
 @pytest.mark.parametrize("triton", [True, False])

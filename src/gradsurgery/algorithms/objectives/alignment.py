@@ -78,13 +78,27 @@ class CORAL(Alignment):
                 "coral compares the covariances of the domains' features, found a batch of 1 "
                 "image; use a batch size of at least 2"
             )
-        moments = [(rows.mean(0), torch.cov(rows.T)) for rows in features]
+        moments = [mean_and_covariance(rows) for rows in features]
         centres = [
             torch.stack([m.detach() for m in of]).mean(0) for of in zip(*moments, strict=True)
         ]
         for own in moments:
             apart = [(a - b).square().mean() for a, b in zip(own, centres, strict=True)]
             yield apart[0] + apart[1]
+
+
+def mean_and_covariance(
+    rows: Float[Tensor, "batch features"],
+) -> tuple[Float[Tensor, " features"], Float[Tensor, "features features"]]:
+    """The mean and the covariance, divisor n − 1; `torch.cov` would wait for an accelerator.
+
+    >>> mean_and_covariance(torch.tensor([[1.0, 0.0], [3.0, 4.0]]))[1]
+    tensor([[2., 4.],
+            [4., 8.]])
+    """
+    mean = rows.mean(0)
+    apart = rows - mean
+    return mean, apart.T @ apart / (len(rows) - 1)
 
 
 class MMD(Alignment):
