@@ -79,9 +79,8 @@ def blend(averaged: Weights, current: Weights, keep: float) -> None:
     floating = [name for name, value in averaged.items() if value.is_floating_point()]
     move = get_ema_multi_avg_fn(keep)
     move([averaged[name] for name in floating], [current[name] for name in floating], 0)
-    with torch.no_grad():
-        for name in averaged.keys() - set(floating):
-            averaged[name].copy_(current[name])
+    if counters := averaged.keys() - set(floating):
+        torch._foreach_copy_([averaged[name] for name in counters], [current[n] for n in counters])
 
 
 @final
