@@ -305,7 +305,7 @@ def test_settings_with_a_rule_of_ones_own_mean_nothing():
 
 
 def test_batches_that_are_none():
-    from gradsurgery.algorithms.base import _checked_batches
+    from gradsurgery.algorithms.base import _check_batches
 
     images = torch.zeros(2, 3, 4, 4)
     for batches, words in (
@@ -314,7 +314,7 @@ def test_batches_that_are_none():
         ([(images, torch.zeros(3))], "domain 0 has 2 images and 3 labels"),
     ):
         with pytest.raises(ArgumentError, match=words):
-            _checked_batches(batches)
+            _check_batches(batches)
 
 
 @pytest.mark.parametrize("name", ["mixup", "mldg", "mldg+sum", "fish", "trimmed-mean"])

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -39,6 +40,11 @@ class Step:
     scaler: torch.amp.GradScaler | None = None
     autocast: Autocast = nullcontext
     clip_norm: float | None = None
+
+    @cached_property
+    def named(self) -> list[tuple[str, nn.Parameter]]:
+        """The model's parameters with their names; its modules are gone through once a step."""
+        return list(self.model.named_parameters())
 
     def update_parameters(self, result: BackwardResult) -> None:
         """Clip the update and step the optimiser, through the scaler where there is one.
@@ -79,7 +85,7 @@ class Step:
         """
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        updated = [p for p in self.model.parameters() if p.grad is not None]
+        updated = [p for _, p in self.named if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in updated if p.grad is not None])
         found = result.found_inf
         if self.scaler is None and found is None and not norm.isfinite():
@@ -133,14 +139,15 @@ class Algorithm(ABC):
         pairs of as many images as labels, or of too few domains for the method, and for what is no
         model, optimiser or number of a step.
         """
-        _check_parts(model, optimizer, step)
-        batches = _checked_batches(batches)
+        taken = Step(model, batches, optimizer, step, scaler, autocast, clip_norm)
+        _check_parts(taken)
+        _check_batches(batches)
         if len(batches) < self.minimum_domains:
             raise ArgumentError(
                 f"{self!r} needs batches of at least {self.minimum_domains} source domains, found "
                 f"{len(batches)}; leave such a step out, or take it with deep-all"
             )
-        return self.take(Step(model, batches, optimizer, step, scaler, autocast, clip_norm))
+        return self.take(taken)
 
     def treat_classes(
         self, weights: Tensor | None, lacking: Tensor | None, heads: Sequence[str] = ()
@@ -192,8 +199,10 @@ class Algorithm(ABC):
             )
 
 
-def _check_parts(model: Any, optimizer: Any, step: Any) -> None:
-    check_kind("model", model, nn.Module, "a torch.nn.Module")
+def _check_parts(step: Step) -> None:
+    check_kind("model", step.model, nn.Module, "a torch.nn.Module")
+    optimizer: Any = step.optimizer
+    number: Any = step.number
     if not hasattr(optimizer, "zero_grad") or not hasattr(optimizer, "step"):
         raise ArgumentError(
             f"optimizer is a torch optimiser of the model's parameters, found a "
@@ -207,7 +216,7 @@ def _check_parts(model: Any, optimizer: Any, step: Any) -> None:
     groups = getattr(optimizer, "param_groups", ())
     stepped = {id(parameter) for group in groups for parameter in group["params"]}
     # as a rule the first one is there, and no other is looked at
-    there = (id(p) in stepped for p in model.parameters() if p.requires_grad)
+    there = (id(p) in stepped for _, p in step.named if p.requires_grad)
     if groups and not next(there, True) and not any(there):
         raise ArgumentError(
             "the optimiser has none of the model's parameters that require gradients, which would "
@@ -219,11 +228,13 @@ def _check_parts(model: Any, optimizer: Any, step: Any) -> None:
             "its objective would see a part of each domain's images; train in one, or call "
             "gradsurgery.backward, which takes the gradients of several together"
         )
-    if not isinstance(step, Integral) or step < 1:
-        raise ArgumentError(f"step is counted from 1, found {step!r}; give the number of the step")
+    if not isinstance(number, Integral) or number < 1:
+        raise ArgumentError(
+            f"step is counted from 1, found {number!r}; give the number of the step"
+        )
 
 
-def _checked_batches(batches: Any) -> Sequence[Batch]:
+def _check_batches(batches: Any) -> None:
     if not isinstance(batches, Sequence):
         raise ArgumentError(
             "batches are a list with one pair (images, labels) per source domain, found a "
@@ -249,7 +260,6 @@ def _checked_batches(batches: Any) -> Sequence[Batch]:
             )
     if not len(batches):
         raise ArgumentError("there is no batch; give one per source domain")
-    return batches
 
 
 def non_finite(error: NonFiniteError, where: str, domain: int | None) -> NonFiniteError:

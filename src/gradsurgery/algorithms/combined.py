@@ -61,7 +61,7 @@ class Combined(Algorithm):
             with closing(self._losses(forward, step)) as losses:
                 result = backward(
                     list(losses) if shared else losses,
-                    step.model.named_parameters(),
+                    step.named,
                     self.rule,
                     scaler=step.scaler,
                     defer_check=True,
@@ -92,8 +92,9 @@ class Combined(Algorithm):
             yield total.mean()
 
         try:
-            named = step.model.named_parameters()
-            result = backward(mean_loss(), named, self.rule, scaler=step.scaler, defer_check=True)
+            result = backward(
+                mean_loss(), step.named, self.rule, scaler=step.scaler, defer_check=True
+            )
         except NonFiniteError as error:
             if not seen:
                 raise

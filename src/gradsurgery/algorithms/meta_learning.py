@@ -113,7 +113,7 @@ class MLDG(MetaLearning):
             return losses
 
         result = write_update(
-            step.model.named_parameters(),
+            step.named,
             self.rule,
             produce,
             scaler=step.scaler,
@@ -211,7 +211,7 @@ class Fish(MetaLearning):
 
     @override
     def take(self, step: Step) -> BackwardResult:
-        parameters = [p for p in step.model.parameters() if p.requires_grad]
+        parameters = [p for _, p in step.named if p.requires_grad]
         before = [p.detach().clone() for p in parameters]
         buffers = [(buffer, buffer.clone()) for buffer in step.model.buffers()]
         try:
@@ -235,8 +235,7 @@ class Fish(MetaLearning):
             step.optimizer.zero_grad(set_to_none=True)
             loss = self._risk(step, domain)
             try:
-                named = step.model.named_parameters()
-                result = backward([loss], named, Sum(), scaler=step.scaler)
+                result = backward([loss], step.named, Sum(), scaler=step.scaler)
             except NonFiniteError as error:
                 raise non_finite(error, f"domain {domain}", domain) from error
             losses[domain] = result.losses[0]

@@ -40,22 +40,10 @@ def trainable_parameters(
                 f"parameters are tensors or (name, tensor) pairs, found {type(parameter).__name__}"
                 f" at position {position}; give model.parameters() or model.named_parameters()"
             )
-        if isinstance(parameter, nn.UninitializedParameter):
-            raise ArgumentError(
-                f"parameter {name} has no values before the first pass; call the model once"
-            )
-        if parameter.requires_grad and not parameter.is_leaf:
-            raise ArgumentError(f"parameter {name} is not a leaf tensor, so it has no .grad to set")
-        if parameter.requires_grad and not parameter.is_floating_point():
-            raise ArgumentError(
-                f"parameter {name} is {parameter.dtype}, and rules compare real numbers; make it "
-                "real, e.g. torch.view_as_real(parameter), and view it as complex where it is used"
-            )
-        if parameter.requires_grad:
-            _check_memory(name, parameter)
         if id(parameter) not in named:
             unknown.pop(name, None)
         if parameter.requires_grad:
+            _check_trainable(name, parameter)
             named.setdefault(id(parameter), (name, parameter))
     _check_known(unknown)
     if not named:
@@ -75,7 +63,18 @@ def _check_known(unknown: Iterable[str]) -> None:
         )
 
 
-def _check_memory(name: str, parameter: Tensor) -> None:
+def _check_trainable(name: str, parameter: Tensor) -> None:
+    if isinstance(parameter, nn.UninitializedParameter):
+        raise ArgumentError(
+            f"parameter {name} has no values before the first pass; call the model once"
+        )
+    if not parameter.is_leaf:
+        raise ArgumentError(f"parameter {name} is not a leaf tensor, so it has no .grad to set")
+    if not parameter.is_floating_point():
+        raise ArgumentError(
+            f"parameter {name} is {parameter.dtype}, and rules compare real numbers; make it "
+            "real, e.g. torch.view_as_real(parameter), and view it as complex where it is used"
+        )
     if not _fills_memory(parameter):
         raise ArgumentError(
             f"parameter {name} is a part of a larger tensor with gaps in memory; make it a "
