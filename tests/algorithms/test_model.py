@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from gradsurgery.algorithms import METHODS, OTHER_METHODS
 from gradsurgery.backbones import set_training_mode
@@ -20,6 +21,20 @@ def hooks_on(model: nn.Module) -> list[str]:
     kinds = ["_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"]
     kinds.append("_post_accumulate_grad_hooks")
     return [f"{name}{kind}" for name, at in owners for kind in kinds if getattr(at, kind, None)]
+
+
+class Cosine(nn.Linear):
+    """Logits by a formula of its own."""
+
+    def forward(self, features):
+        return nn.functional.normalize(features) @ nn.functional.normalize(self.weight).T
+
+
+class InPlace(nn.Sequential):
+    """Changes what its last layer gives, which stays the same tensor."""
+
+    def forward(self, images):
+        return super().forward(images).mul_(2)
 
 
 class Failing(nn.Module):
@@ -101,10 +116,42 @@ def test_frozen_parameters_stay(name, built):
     ],
 )
 def test_fishr_says_where_there_is_no_last_linear_layer(head, words, built):
-    model = nn.Sequential(nn.Flatten(), *head).double()
+    refused(built, nn.Sequential(nn.Flatten(), *head), words)
+
+
+def refused(built, model, words):
+    model.double()
     with pytest.raises(ArgumentError, match=words):
         built("fishr").step(model, oracles.batches(2), oracles.sgd(model.parameters()), step=1)
     assert hooks_on(model) == []
+
+
+def test_fishr_says_where_the_last_linear_layer_makes_its_logits_otherwise(built):
+    first, twice = nn.Linear(12, 3), nn.Linear(3, 3)
+    words = "does not give its logits"
+    refused(built, InPlace(nn.Flatten(), nn.Linear(12, 3)), words)
+    refused(built, nn.Sequential(nn.Flatten(), first, twice, nn.Tanh(), twice), words)
+    refused(built, nn.Sequential(nn.Flatten(), Cosine(12, 3)), "is a Cosine, which computes")
+
+
+def test_fishrs_variances_are_of_the_biases_that_there_are(built):
+    """Against the gradients of single images, by autograd."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Linear(5, 3, bias=False)).double()
+    data = oracles.batches(2)
+
+    def variance(images, labels):
+        rows = [
+            torch.autograd.grad(cross_entropy(model(x[None]), y[None]), model[2].weight)[0]
+            for x, y in zip(images, labels, strict=True)
+        ]
+        return torch.stack(rows).var(0, correction=0)
+
+    risks = torch.stack(oracles.risks(model, data)).detach()
+    one, other = (variance(*batch) for batch in data)
+    algorithm = built("fishr", anneal=0, settings={"fishr.penalty": 2, "fishr.ema": 0})
+    found = algorithm.step(model, data, oracles.sgd(model.parameters()), step=1).losses
+    expected = risks + 2 * (one - other).div(2).square().mean()
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
 
 
 def test_gradnorm_takes_the_last_weights_that_the_losses_reach(built):

@@ -21,6 +21,7 @@ def write(folder, method, rate, seed, *, validation, accuracy, without=()):
             "target_validation_accuracy": 1 - validation,
             "test_accuracy": dict.fromkeys(DOMAINS, accuracy),
         }
+    record["curves"]["validation_accuracy"] = [validation] * 2
     directory = f"pacs/sketch/{method}/seed-{seed}-{rate}"
     save_record(record, folder / directory)
     return {"directory": directory, "method": method, "seed": seed}

@@ -38,6 +38,8 @@ def write(folder, method, seed, accuracy):
         tested = {"photo": 0.875, "[sketch]": accuracy}
         result = {"test_accuracy": tested, "target_accuracy": accuracy / factor}
         record["result"][name] |= result
+    record["curves"]["validation_accuracy"] = [0.75, 0.5]
+    record["result"]["last"]["validation_accuracy"] = 0.5
     return save_record(record, folder / method / f"seed-{seed}")
 
 
@@ -56,10 +58,10 @@ def test_one_record_in_detail(invoke, folder):
     assert ["method", "agr-sum"] in lines
     assert ["learning", "rate", "1e-05"] in lines
     assert ["step", "20", "40"] in lines
-    assert ["validation", "75.0%", "75.0%"] in lines
+    assert ["validation", "75.0%", "50.0%"] in lines
     assert ["target", "[sketch]", "60.0%", "30.0%"] in lines
     assert ["test", "photo", "87.5%", "87.5%"] in lines
-    assert ["validation", "accuracy", "0.500", "0.750", "▁█"] in lines
+    assert ["validation", "accuracy", "0.750", "0.500", "█▁"] in lines
     assert ["train", "loss", "–", "1.250", "▁"] in lines
     assert "cost: 12.5 s, 125.0 ms a step, 1024 MiB peak memory, cpu" in result.stdout
     assert "images left out, not decoded: 1" in result.stdout

@@ -116,6 +116,11 @@ def test_a_file_that_is_none_is_one_line_with_its_name_and_the_cure(
     assert kind.cure in message or "move it elsewhere" in message
 
 
+IMAGES = {domain: [30] * 10 for domain in ("0", "15", "30")}
+IMAGES |= {domain: [29] + [30] * 9 for domain in ("45", "60", "75")}
+TESTS = {"confusion": ["0:1 1:1", *[""] * 9]}
+
+
 @pytest.mark.parametrize(
     ("where", "value", "words"),
     [
@@ -129,6 +134,14 @@ def test_a_file_that_is_none_is_one_line_with_its_name_and_the_cure(
         ("curves.train_loss", [1.0], "1 values, expected 2"),
         ("conflict", {"step": [1]}, "conflict: losses has 0 values, expected 1"),
         ("data.class_images", {"75": [1, 2]}, "class_images of 75 has 2 values, expected 10"),
+        ("data.class_images", {"75": [299] + [0] * 9}, "counted of other domains"),
+        ("data.class_images", IMAGES | {"75": [1] * 10}, "of 75 are 299, and those of its classes"),
+        ("data.domains", ["0", "75"], "counted of other domains than 0, 75"),
+        ("result.last.test_accuracy.else", 0.5, "test_accuracy is of 'else'"),
+        ("result.best.tests", {"75": TESTS}, "tests of 75 are of 2 images, its split's 59"),
+        ("result.last.validation_accuracy", 0.5, "is 0.5, and in curves 0.1"),
+        ("configuration.iterations", 3, "curves.step ends at 4 of 3 iterations"),
+        ("configuration.iterations", 5, "curves.step ends at 4 of 5 iterations"),
         ("configuration.target", "sketch", "names the domain 'sketch'"),
         ("configuration.without", ["sketch"], "names the domain 'sketch'"),
         ("configuration.iterations", 0, "iterations must be greater than or equal to 1"),

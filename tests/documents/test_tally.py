@@ -98,6 +98,8 @@ def test_nothing_has_no_accuracy() -> None:
         {"confusion": ["0:1"], "calibration": ["3 1 2 0.5"]},
         {"confusion": ["0:1"], "calibration": ["3 2 1 1.5"]},
         {"confusion": ["0:1"], "calibration": ["3 2 1 e.e"]},
+        {"confusion": ["0:2"], "calibration": ["3 1 1 0.25"]},
+        {"confusion": ["0:1 1:1", ""], "calibration": ["9 2 2 0.625"]},
         {"confusion": ["0:1"], "groups": ["0>0@3:2"]},
         {"confusion": ["0:1"], "groups": ["0>1@3:1"]},
         {"confusion": ["0:1"], "groups": ["0>0@16:1"]},
@@ -115,13 +117,15 @@ def test_counts_that_cannot_be_are_refused(content: dict) -> None:
 def test_it_fits_its_own_accuracy_and_no_other(case: Case) -> None:
     label, predicted, *_, classes = case
     tally, accuracy = Tally.of(*case), float((label == predicted).mean())
-    tally.check_fits("a", classes, accuracy)
+    tally.check_fits("a", classes, len(label), accuracy)
+    with pytest.raises(ValueError, match=f"of {len(label)} images, its split's 0"):
+        tally.check_fits("a", classes, 0, accuracy)
     with pytest.raises(ValueError, match=f"a are of {classes} classes"):
-        tally.check_fits("a", classes + 1, accuracy)
+        tally.check_fits("a", classes + 1, None, accuracy)
     for other in (accuracy + 0.001, None):
         right = f"right on {(label == predicted).sum()} of {len(label)} images"
         with pytest.raises(ValueError, match=f"of a is {other}, and its tests are {right}"):
-            tally.check_fits("a", classes, other)
+            tally.check_fits("a", classes, None, other)
 
 
 def test_a_record_s_tally_is_small() -> None:

@@ -43,7 +43,7 @@ RECORD: dict[str, Any] = {
         "step": [20, 40],
         "train_loss": [2.0, 1.0],
         "validation_loss": [2.5, 1.5],
-        "validation_accuracy": [0.5, 0.75],
+        "validation_accuracy": [0.75, 0.75],
         "agreeing": [0.5, 0.5],
         "cosine": [0.25, 0.125],
     },
@@ -87,9 +87,18 @@ def written(tmp_path: Path) -> Callable[..., Path]:
         content["result"]["last"]["target_accuracy"] = last
         for result in content["result"].values():
             result["validation_accuracy"] = validation
+        content["curves"]["validation_accuracy"] = [validation, validation]
         for name, value in changes.items():
             part, _, key = name.partition("__")
             content[part][key] = value
+        end = content["configuration"]["iterations"]
+        content["curves"]["step"] = steps = [end // 2, end]
+        for result, step in zip(content["result"].values(), steps, strict=True):
+            result["step"] = step
+            tested = dict.fromkeys(content["data"]["domains"], 0.75)
+            result["test_accuracy"] = tested | {
+                d: a for d, a in result["test_accuracy"].items() if d in tested
+            }
         return save_record(content, tmp_path / folder / target / method / f"seed-{seed}")
 
     return write

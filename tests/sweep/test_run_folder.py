@@ -129,11 +129,11 @@ def test_records_that_cannot_be_used_are_told_and_kept(
     whole = path.read_text()
     later = json.loads(whole) | {"version": 2, "more": 1}
     other = json.loads(whole)
-    other["configuration"]["iterations"] = 7
+    other["configuration"]["batch_size"] = 7
     for text, words in (
         (whole[: len(whole) // 2], "is not JSON"),
         (json.dumps(later), "of version 2, expected 1"),
-        (json.dumps(other), "holds a run with other options (iterations: 7 there, 6 here)"),
+        (json.dumps(other), "holds a run with other options (batch_size: 7 there, 8 here)"),
     ):
         path.write_text(text)
         with pytest.raises((DataError, ArgumentError)) as caught:

@@ -93,7 +93,9 @@ def test_random_weights_are_no_one_elses(probed: Train, images: ImageSet) -> Non
     assert not kept_for(images)
 
 
-@pytest.mark.parametrize("what", ["other values", "other shape", "other name", "cut", "a folder"])
+@pytest.mark.parametrize(
+    "what", ["other values", "other shape", "other precision", "other name", "cut", "a folder"]
+)
 def test_a_file_that_is_not_right_is_made_anew(what: str, probed: Train, images: ImageSet) -> None:
     first, _ = probed()
     (file,) = kept_for(images)
@@ -102,6 +104,8 @@ def test_a_file_that_is_not_right_is_made_anew(what: str, probed: Train, images:
         save_file({"features": 1.01 * features}, file)
     elif what == "other shape":
         save_file({"features": features[:-1]}, file)
+    elif what == "other precision":
+        save_file({"features": features.double()}, file)
     elif what == "other name":
         save_file({"else": features}, file)
     elif what == "cut":

@@ -114,7 +114,7 @@ class Forward:
     def with_head_inputs(self, images: Sequence[Tensor]) -> Iterator[tuple[Tensor, Logits]]:
         """The same, with what goes into the last linear layer: the features, [batch, features].
 
-        Raises `ArgumentError` where the network does not end in a linear layer.
+        Raises `ArgumentError` where the network does not end in a linear layer, called once.
         """
         passes: Iterator[tuple[Tensor, ...]]
         if not self.shared:
@@ -172,28 +172,33 @@ class Forward:
             )
         return logits
 
-    def _pass_to_head(self, images: Tensor) -> tuple[Tensor, Logits]:
+    @property
+    def head(self) -> nn.Linear:
+        """The last linear layer; raises `ArgumentError` where there is none."""
         linear = [layer for layer in self.model.modules() if isinstance(layer, nn.Linear)]
         if not linear:
             raise ArgumentError(
                 f"{type(self.model).__name__} has no linear layer, which the method needs as its "
                 "last; choose another backbone or method"
             )
-        seen: list[tuple[Tensor, Tensor]] = []
-        handle = linear[-1].register_forward_hook(
-            lambda _, arguments, output: seen.append((arguments[0], output))
+        return linear[-1]
+
+    def _pass_to_head(self, images: Tensor) -> tuple[Tensor, Logits]:
+        head, seen = self.head, list[tuple[Tensor, Tensor, int]]()
+        handle = head.register_forward_hook(
+            lambda _, given, made: seen.append((given[0], made, made._version))
         )
         try:
             logits = self._pass(images)
         finally:
             handle.remove()
-        inputs, outputs = seen[-1] if seen else (images, None)
-        if outputs is not logits:
+        # what is changed in place afterwards is the same tensor
+        if [(id(made), version) for _, made, version in seen] != [(id(logits), logits._version)]:
             raise ArgumentError(
                 f"the last linear layer of {type(self.model).__name__} does not give its "
                 "logits, which the method needs; choose another backbone or method"
             )
-        return widened(inputs), widened(logits)
+        return widened(seen[0][0]), widened(logits)
 
 
 def _is_of_batch_norm(error: ValueError, model: nn.Module) -> bool:

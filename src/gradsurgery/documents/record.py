@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from gradsurgery.documents.configuration import RunDocument
 from gradsurgery.documents.document import LARGEST, Document, Part, check_lengths
-from gradsurgery.documents.tally import Tally
+from gradsurgery.documents.tally import Tally, check_counts
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -63,13 +63,8 @@ class DataRecord(Part):
     alike: Copies | None = None
 
     @model_validator(mode="after")
-    def _names_and_counts_each_once(self) -> "DataRecord":
-        for what, names in (("domains", self.domains), ("classes", self.classes)):
-            if len(set(names)) < len(names):
-                twice = next(name for name in names if names.count(name) > 1)
-                raise ValueError(f"{what} has {twice!r:.80} twice, expected each once")
-        counts = [(f"class_images of {domain}", n) for domain, n in self.class_images.items()]
-        check_lengths(len(self.classes), *counts)
+    def _names_and_counts_agree(self) -> "DataRecord":
+        check_counts(self.domains, self.classes, self.images, self.class_images)
         return self
 
 
@@ -297,36 +292,41 @@ class Record(RunDocument):
     @model_validator(mode="after")
     def _fits_its_domains(self) -> "Record":
         """The domains that the configuration names are the data set's."""
-        domains, configuration = self.data.domains, self.configuration
+        domains, configuration, sizes = self.data.domains, self.configuration, self.split.sizes
         target = configuration.held_out(domains)
         for domain in (target, *configuration.without):
             if domain is not None and domain not in domains:
                 raise ValueError(f"configuration names the domain {domain!r}, expected {domains}")
         for model in (self.result.best, self.result.last):
             tested = model.test_accuracy
-            if model.target_accuracy != (
-                expected := tested.get(target, "nothing") if target else None
-            ):
+            expected = tested.get(target, "nothing") if target else None
+            if model.target_accuracy != expected:
                 about = f"{expected} in test_accuracy, where the target is {configuration.target!r}"
                 raise ValueError(f"a target_accuracy is {model.target_accuracy}, and {about}")
+            if beyond := [domain for domain in tested if domain not in domains]:
+                raise ValueError(f"test_accuracy is of {beyond[0]!r}, expected {domains}")
             for domain, tally in model.tests.items():
-                tally.check_fits(domain, len(self.data.classes), tested.get(domain))
+                images = sizes[domain].test if domain in sizes else None
+                tally.check_fits(domain, len(self.data.classes), images, tested.get(domain))
         return self
 
     @model_validator(mode="after")
     def _of_its_steps(self) -> "Record":
         """Every model is of a step that was validated, or the mean of steps up to one."""
-        steps, result = self.curves.step, self.result
+        steps, c = self.curves.step, self.configuration
         if any(later <= earlier for earlier, later in pairwise(steps)):
             raise ValueError("curves.step does not increase from one validation to the next")
-        for name, model in (("best", result.best), ("last", result.last)):
-            first = model.averaged_from
-            known = model.step in steps if first is None else first <= model.step <= max(steps)
-            if steps and not known:
-                raise ValueError(
-                    f"result.{name}.step is none of the {len(steps)} steps that were validated, up "
-                    f"to {max(steps)}, found {model.step}"
-                )
+        if steps and (steps[-1] > c.iterations or (steps[-1] < c.iterations and not c.patience)):
+            raise ValueError(f"curves.step ends at {steps[-1]} of {c.iterations} iterations")
+        at = dict(zip(steps, self.curves.validation_accuracy, strict=True))
+        for name, model in (("best", self.result.best), ("last", self.result.last)):
+            first, step, accuracy = model.averaged_from, model.step, model.validation_accuracy
+            if at and not (step in at if first is None else first <= step <= steps[-1]):
+                about = f"none of the {len(steps)} steps that were validated, up to {steps[-1]}"
+                raise ValueError(f"result.{name}.step is {about}, found {step}")
+            if at and first is None and accuracy != at[step]:
+                about = f"{accuracy}, and in curves {at[step]}"
+                raise ValueError(f"result.{name}.validation_accuracy is {about} at step {step}")
         return self
 
 

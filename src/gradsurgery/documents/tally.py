@@ -3,7 +3,7 @@
 import math
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import numpy as np
@@ -169,15 +169,20 @@ class Tally(Part):
         """The fraction of the images that is right; NaN of none."""
         return self.right / self.images if self.images else math.nan
 
-    def check_fits(self, domain: str, classes: int, accuracy: float | None) -> None:
-        """Raise `ValueError` where these are no tests of so many classes with that accuracy."""
+    def check_fits(
+        self, domain: str, classes: int, tested: int | None, accuracy: float | None
+    ) -> None:
+        """Raise `ValueError` where these are no tests of so many classes with that accuracy.
+
+        tested: how many images were, where that is known.
+        """
         if len(self.confusion) != classes:
             raise ValueError(f"tests of {domain} are of {len(self.confusion)} classes")
-        matrix = self.matrix()
-        right, images = int(matrix.trace()), int(matrix.sum())
+        if self.images and tested not in (None, self.images):
+            raise ValueError(f"tests of {domain} are of {self.images} images, its split's {tested}")
         found = math.nan if accuracy is None else accuracy
-        if images and not math.isclose(right / images, found, abs_tol=1e-9):
-            about = f"its tests are right on {right} of {images} images"
+        if self.images and not math.isclose(self.accuracy, found, abs_tol=1e-9):
+            about = f"its tests are right on {self.right} of {self.images} images"
             raise ValueError(f"test_accuracy of {domain} is {accuracy}, and {about}")
 
     @model_validator(mode="after")
@@ -197,6 +202,12 @@ class Tally(Part):
                 raise ValueError(
                     f"calibration has {line!r}, expected bin images correct confidence"
                 )
+        counted = self.bins()[:, :2].sum(0)
+        if self.calibration and counted.tolist() != [self.images, self.right]:
+            raise ValueError(
+                f"calibration counts {counted[1]:.0f} of {counted[0]:.0f} images right, confusion "
+                f"{self.right} of {self.images}"
+            )
         self._check_groups()
         return self
 
@@ -212,6 +223,30 @@ class Tally(Part):
             raise ValueError("groups do not have the images of confusion")
         if len(self.group_losses) not in (0, len(self.groups)):
             check_lengths(len(self.groups), ("group_losses", self.group_losses))
+
+
+def check_counts(
+    domains: Sequence[str],
+    classes: Sequence[str],
+    images: Mapping[str, int],
+    by_class: Mapping[str, Sequence[int]],
+) -> None:
+    """Raise `ValueError` where names or the images' numbers of an image set contradict themselves.
+
+    by_class: the images of each class, by domain; empty where they are not known.
+    """
+    for what, names in (("domains", domains), ("classes", classes)):
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"{what} has {twice!r:.80} twice, expected each once")
+    for domain, numbers in by_class.items():
+        check_lengths(len(classes), (f"class_images of {domain}", [*numbers]))
+    if {*images} != {*domains} or (by_class and {*by_class} != {*domains}):
+        raise ValueError(f"images are counted of other domains than {', '.join(domains):.300}")
+    for domain, numbers in by_class.items():
+        if sum(numbers) != images[domain]:
+            about = f"those of its classes {sum(numbers)}"
+            raise ValueError(f"images of {domain} are {images[domain]}, and {about}")
 
 
 def _confusion(matrix: NDArray[np.int64]) -> list[str]:

@@ -170,8 +170,9 @@ class _FrozenLayers:
             return None
 
         def are_right(features: Features) -> bool:
-            shape = total, seen.shape[1], 1, 1
-            return features.shape == shape and _alike(features[few].flatten(1), seen)
+            form = (total, seen.shape[1], 1, 1), seen.dtype
+            is_form = (features.shape, features.dtype) == form
+            return is_form and _alike(features[few].flatten(1), seen)
 
         with _lock:
             features = self._computed_once(needed, are_right, report)

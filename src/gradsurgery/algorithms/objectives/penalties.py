@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from gradsurgery.algorithms.forward import OUT_OF_REACH, Forward, smoothed
@@ -178,11 +178,12 @@ class Fishr(AnnealedObjective):
     @override
     def losses(self, forward: Forward, batches: Sequence[Batch], step: int) -> DomainLosses:
         weight = self.weight(step)
+        bias = _plain_head(forward).bias is not None
         passes = forward.with_head_inputs([images for images, _ in batches])
         parts = [
             (
                 self.risk(z, labels),
-                head_gradient_variance(features, z, labels, self.label_smoothing),
+                head_gradient_variance(features, z, labels, self.label_smoothing, bias=bias),
             )
             for (features, z), (_, labels) in zip(passes, batches, strict=True)
         ]
@@ -198,20 +199,35 @@ class Fishr(AnnealedObjective):
             yield risk + weight * (average - mean).square().mean()
 
 
+def _plain_head(forward: Forward) -> nn.Linear:
+    """The last linear layer, whose logits are the weights times the features."""
+    head = forward.head
+    if type(head).forward is not nn.Linear.forward:
+        raise ArgumentError(
+            f"fishr knows the images' gradients in a linear layer, and the last layer of "
+            f"{type(forward.model).__name__} is a {type(head).__name__}, which computes its logits "
+            "in a way of its own; choose another backbone or method"
+        )
+    return head
+
+
 def head_gradient_variance(
     features: Float[Tensor, "batch features"],
     logits: Float[Tensor, "batch classes"],
     labels: Int[Tensor, " batch"],
     label_smoothing: float = 0.0,
+    *,
+    bias: bool = True,
 ) -> Float[Tensor, " weights"]:
     """Variance over the batch of ∇CE in the last layer's weights and biases, flat.
 
     Image n's gradient is δ_n a_nᵀ with δ_n = softmax(z_n) − q_n, q_n being the one-hot or smoothed
-    target, and a_n its features (and 1 for the bias), so the variance is
+    target, and a_n its features (and 1 for the bias, if there is one), so the variance is
     mean_n δ_n² a_n²ᵀ − (mean_n δ_n a_nᵀ)².
     """
     delta = logits.softmax(1) - smoothed(labels, logits, label_smoothing)
-    inputs = torch.cat([features, torch.ones_like(features[:, :1])], 1)
+    ones = [torch.ones_like(features[:, :1])] if bias else []
+    inputs = torch.cat([features, *ones], 1)
     mean = delta.T @ inputs / len(inputs)
     return (delta.square().T @ inputs.square() / len(inputs) - mean.square()).flatten()
 
