@@ -34,7 +34,7 @@ from gradsurgery.documents.record import Record
 from gradsurgery.documents.studies import Diagnosis, DiagnosisOptions
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.report.model_card import (
-    copied_sentences,
+    doubtful,
     expectation,
     model_card,
     short_card,
@@ -189,6 +189,7 @@ def _finish(
         tested_groups=unseen_groups(own),
         unseen_low=unseen_low(own),
         known=known_domains(every),
+        doubts=record.data.doubts,
         copied=copied_tests(every),
         directory=run.directory,
     )
@@ -199,7 +200,7 @@ def _finish(
     write_text(model / "README.md", model_card(deployment, record, conflict))
     deployment.save(model)
     page = make_report([folder]).page
-    told = [expectation(deployment), *map(Text, copied_sentences(deployment))]
+    told = [expectation(deployment), *map(Text, doubtful(deployment))]
     Console().print(OnTerminal([tried_table(deployment), *told]))
     print(f"model and card: {model}")
     print(f"report: {page}")

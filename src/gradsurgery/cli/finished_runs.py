@@ -9,9 +9,11 @@ import typer
 from rich.console import Console
 
 from gradsurgery.atomic import check_folder, expanded
+from gradsurgery.documents.deployment import MODEL_FOLDER, Deployment
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA, CriterionName, Model, Selections
 from gradsurgery.errors import ArgumentError, GradsurgeryError, one_line, printable
+from gradsurgery.report.model_card import doubtful, expectation
 from gradsurgery.report.rendering import OnTerminal, literal, to_latex, to_markdown
 from gradsurgery.report.report import Report, ReportOptions, write_report
 from gradsurgery.report.run_text import run_blocks
@@ -228,7 +230,13 @@ def make_report(
                 if examples is not None:
                     raise
                 notes.append(f"No example images of {spec} are shown: {one_line(error)}.")
-        options = replace(options or ReportOptions(), examples=images, notes=notes)
+        deployments = [
+            Deployment.load(folder / MODEL_FOLDER)
+            for folder in folders
+            if (folder / MODEL_FOLDER / Deployment.file_name).is_file()
+        ]
+        first = [s for each in deployments for s in (expectation(each).text, *doubtful(each))]
+        options = replace(options or ReportOptions(), examples=images, first=first, notes=notes)
         return write_report(inventory, out, options, status.update)
 
 

@@ -61,7 +61,7 @@ class ReportOptions:
         searched; "none" shows every candidate; None is "training-domain" for the runs of a plan
         with a grid, else "none".
     examples: images for Figure 1.
-    notes: sentences to add to the summary.
+    first, notes: sentences to begin the summary with, and to end it.
     """
 
     model: Model | None = None
@@ -69,6 +69,7 @@ class ReportOptions:
     paper: bool = False
     selected: str | None = None
     examples: "Sequence[Examples]" = ()
+    first: Sequence[str] = ()
     notes: Sequence[str] = ()
 
 
@@ -142,6 +143,7 @@ def write_report(
         ranking,
         search,
         figures=figures,
+        first=options.first,
         notes=options.notes,
         paper=options.paper,
     )
