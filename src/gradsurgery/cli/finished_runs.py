@@ -17,15 +17,15 @@ from gradsurgery.report.model_card import doubtful, expectation
 from gradsurgery.report.rendering import OnTerminal, literal, to_latex, to_markdown
 from gradsurgery.report.report import Report, ReportOptions, write_report
 from gradsurgery.report.run_text import run_blocks
-from gradsurgery.report.section import Table, Text
+from gradsurgery.report.section import Table, Text, by_data_and_target
 from gradsurgery.report.tables import (
-    by_data_and_target,
     candidates_table,
     choice_cautions,
     choices_table,
     comparison_csv,
     comparison_table,
     significance_table,
+    unavailable,
 )
 from gradsurgery.results import (
     ComparisonTable,
@@ -175,7 +175,7 @@ def select(
                 "tests the model of the last step, the other criteria that of the best validation."
             )
         )
-    blocks += map(Text, choice_cautions(shown))
+    blocks += map(Text, [*unavailable(shown).values(), *choice_cautions(shown)])
     Console().print(OnTerminal(blocks))
     print(f"written to {path}")
 

@@ -1,7 +1,6 @@
 """Comparisons, with the paper's figures beside them, and selections as tables and as CSV."""
 
 import csv
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, fields
 from functools import cache
@@ -152,10 +151,26 @@ def p_text(p: float) -> str:
 
 
 def choices_table(selections: Mapping[str, Selection], caption: str = "") -> Table:
-    """A row for every choice, the criteria of one choice below each other."""
+    """A row for every choice, the criteria of one choice below each other.
+
+    Of several criteria, those that choose nothing anywhere are told of in the notes alone.
+    """
     columns = ["data", "target", "method", "criterion", "chosen", "score (%)", "target (%)"]
-    rows = [[*about, *_chosen(choice)] for about, choice in _by_choice(selections)]
-    return plain_table(caption, columns, rows, notes=choice_cautions(selections))
+    void = unavailable(selections)
+    shown = {name: each for name, each in selections.items() if name not in void}
+    rows = [[*about, *_chosen(choice)] for about, choice in _by_choice(shown)]
+    notes = [*void.values(), *choice_cautions(selections)]
+    return plain_table(caption, columns, rows, notes=notes)
+
+
+def unavailable(selections: Mapping[str, Selection]) -> dict[str, str]:
+    """Those of several criteria that choose nothing, all for one reason, and a sentence of it."""
+    found = {}
+    for name, selection in selections.items():
+        reasons = {_chosen(choice)[0] for choice in selection.choices}
+        if len(reasons) == 1 and all(each.candidate is None for each in selection.choices):
+            found[name] = f"{CRITERIA[name].label} is {reasons.pop()}."
+    return found if len(found) < len(selections) else {}
 
 
 def candidates_table(selections: Mapping[str, Selection], caption: str = "") -> Table:
@@ -326,12 +341,3 @@ def _percent(score: Summary | None) -> str:
     if score is None:
         return ABSENT
     return _figures(100 * score.mean, score.std and 100 * score.std)
-
-
-def by_data_and_target(table: Table) -> list[Table]:
-    """A table for each pair of entries in the first two columns, which are its caption."""
-    groups = itertools.groupby(table.rows, key=lambda row: (row[0].text, row[1].text))
-    return [
-        Table(f"{data}, {target} held out", table.columns[2:], [row[2:] for row in rows])
-        for (data, target), rows in groups
-    ]
