@@ -4,8 +4,8 @@ import pytest
 
 from gradsurgery.report.summary import summarize
 from gradsurgery.results import compare_runs
+from gradsurgery.results.ranking import rank_methods
 from gradsurgery.results.runs import take_inventory
-from gradsurgery.results.tables import rank_methods
 from tests.results.records import write_plan
 
 

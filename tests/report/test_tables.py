@@ -11,6 +11,7 @@ from markdown_it import MarkdownIt
 from gradsurgery.algorithms import METHODS
 from gradsurgery.data.derived import PRESETS
 from gradsurgery.documents.selection import CRITERIA
+from gradsurgery.errors import ArgumentError
 from gradsurgery.report.rendering import section_markdown, to_latex, to_markdown
 from gradsurgery.report.section import Entry, Listing, Section, Table, Text
 from gradsurgery.report.tables import (
@@ -27,6 +28,7 @@ from gradsurgery.report.tables import (
 )
 from gradsurgery.results import Cell, ComparisonTable, compare_runs, take_inventory
 from gradsurgery.results.selection import select
+from gradsurgery.results.tables import rename_methods
 from tests.results.runs import run
 
 
@@ -235,6 +237,25 @@ def test_the_papers_figures_are_beside_ours(compared):
     beside = ["paper_mean_percent", "paper_std_percent", "paper_significant"]
     assert list(frame.loc["agr-sum", beside]) == [57.35, 3.29, 1]
     assert "paper" not in markdown(compared)
+
+
+def test_methods_are_called_as_a_paper_calls_them(compared):
+    """The same figures, tests and paper's figures, under other names in the same order."""
+    names = {"deep-all": "ERM", "agr-sum": "Ours"}
+    called = rename_methods(compared, names)
+    before, after = (
+        pd.read_csv(io.StringIO(comparison_csv(tables, paper=True)))
+        for tables in (compared, called)
+    )
+    assert set(after["method"]) == {"ERM", "Ours", "irm"}
+    pd.testing.assert_frame_equal(before.replace(names), after)
+    assert "| ERM, paper | 54.90 ± 3.28 |" in markdown(called, paper=True)
+    assert "paired Wilcoxon test against ERM" in called[0].title
+    assert called[0].methods == tuple(names.get(each, each) for each in compared[0].methods)
+    with pytest.raises(ArgumentError, match="there is no mldg; there are agr-sum"):
+        rename_methods(compared, {"mldg": "MLDG"})
+    with pytest.raises(ArgumentError, match="two would have one name"):
+        rename_methods(compared, {"agr-sum": "deep-all"})
 
 
 def test_that_the_paper_has_no_figure_is_said(written, tmp_path):

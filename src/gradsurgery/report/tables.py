@@ -73,8 +73,8 @@ def paper_row(table: ComparisonTable, method: str) -> list[PaperFigure | None]:
     Empty where the paper has no figure for the method on any of the targets; the average is there
     where it has one for each.
     """
-    figures = paper_figures()
-    found = [figures.get((table.data, target, method)) for target in table.targets]
+    figures, own = paper_figures(), table.own_names.get(method, method)
+    found = [figures.get((table.data, target, own)) for target in table.targets]
     present = [figure for figure in found if figure is not None]
     if not present:
         return []
@@ -248,7 +248,8 @@ def comparison_csv(tables: Sequence[ComparisonTable], *, paper: bool = False) ->
             }
             row |= {name: getattr(cell.comparison, of, None) for of, name in _TEST_COLUMNS.items()}
             if paper:
-                figure = paper_figures().get((table.data, target, method))
+                own = table.own_names.get(method, method)
+                figure = paper_figures().get((table.data, target, own))
                 row["paper_mean_percent"] = figure and figure.mean
                 row["paper_std_percent"] = figure and figure.std
                 row["paper_significant"] = figure and int(figure.significant)
