@@ -36,6 +36,7 @@ from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.report.model_card import (
     doubtful,
     expectation,
+    few_tests,
     model_card,
     short_card,
     tried_table,
@@ -200,7 +201,8 @@ def _finish(
     write_text(model / "README.md", model_card(deployment, record, conflict))
     deployment.save(model)
     page = make_report([folder]).page
-    told = [expectation(deployment), *map(Text, doubtful(deployment))]
+    said = [*few_tests(deployment, record), *doubtful(deployment)]
+    told = [expectation(deployment), *map(Text, said)]
     Console().print(OnTerminal([tried_table(deployment), *told]))
     print(f"model and card: {model}")
     print(f"report: {page}")

@@ -40,7 +40,6 @@ _WEAKEST = 10
 """Classes that the card names."""
 _FEW = 30
 """Test images of a domain below which the card is wary."""
-_MORE_TESTS = " With --test-on all every image of a domain left out is tested on."
 
 
 def model_card(deployment: Deployment, record: Record, conflict: Diagnosis | None) -> str:
@@ -170,6 +169,21 @@ def doubtful(deployment: Deployment) -> list[str]:
     return sentences
 
 
+def few_tests(deployment: Deployment, record: Record) -> list[str]:
+    """A sentence on the domains that were tested on few images, if there are any."""
+    groups = deployment.tested_groups
+    tested = deployment.tested | groups
+    few = [domain for domain in deployment.domains if tested.get(domain, _FEW) < _FEW]
+    if not few:
+        return []
+    more = " With --test-on all every image of a domain left out is tested on."
+    return [
+        f"An accuracy on fewer than {_FEW} {'groups of ' if groups else ''}images says little, and "
+        "counts as much as the others in the mean, the worst and the best: so it is for "
+        f"{listed(few)}.{more if record.configuration.test_on == 'test' else ''}"
+    ]
+
+
 def _expected(deployment: Deployment, record: Record) -> Iterator[Block]:
     means, domains, tested = _by_domain(deployment), deployment.domains, deployment.tested
     groups = deployment.tested_groups
@@ -209,13 +223,7 @@ def _expected(deployment: Deployment, record: Record) -> Iterator[Block]:
     yield plain_table("", columns[:shown], [row[:shown] for row in rows])
     if gaps := gap_sentences(record.data.class_images, record.data.classes):
         yield Text(f"{' '.join(gaps)} The accuracy on a domain is that of the classes it has.")
-    independent = tested | groups
-    if few := [domain for domain in domains if independent.get(domain, _FEW) < _FEW]:
-        yield Text(
-            f"An accuracy on fewer than {_FEW} {'groups of ' if groups else ''}images says little, "
-            "and counts as much as the others in the mean, the worst and the best: so it is for "
-            f"{listed(few)}.{_MORE_TESTS if record.configuration.test_on == 'test' else ''}"
-        )
+    yield from map(Text, few_tests(deployment, record))
     if shown == 4:
         yield Text(
             "The last column is what the candidate has that the other domains' runs choose: it "
