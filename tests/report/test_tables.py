@@ -78,8 +78,7 @@ no test, for deep-all or all the others lack seeds**
 n=…: seeds are missing; in no average, rank or test, never the best
 """
 
-EXPECTED_LATEX = r"""% needs \usepackage{booktabs}; for other scripts lualatex and a font that \
-has them
+EXPECTED_LATEX = r"""% needs \usepackage{booktabs}; names in other scripts, lualatex and a font
 
 % pacs: target accuracy (%) of the best model, mean ± std over 2 seeds; \
 no test, for deep-all or all the others lack seeds
