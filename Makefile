@@ -30,6 +30,7 @@ install: $(READY)
 # Built anew only when the metadata or the C code changed; the Python code is installed in place.
 $(READY): pyproject.toml hatch_build.py $(wildcard src/gradsurgery/kernels/*.[ch])
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or later is found; name one: make PYTHON=..." >&2; exit 1; }
+	@echo "installing into $(VENV), PyTorch too: a few minutes and about 7 GB"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	touch $(READY)

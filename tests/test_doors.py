@@ -94,6 +94,8 @@ def test_an_entry_point(package):
     [
         ("nowhere.at.all:Rule", "no module nowhere; install the package, or add the folder"),
         ("neighbour.gone:Rule", "no module neighbour.gone; install"),
+        ("rules.py:Mine", "no module rules; leave .py out of its name, as rules:Name"),
+        ("here:Mine", "no module here; it is in this folder, which .* after export PYTHONPATH=."),
         ("lost", r"'lost' \(neighbour.gone:Rule\): there is no module neighbour.gone"),
         ("neighbour.needy:Rule", "needs the module not_there_at_all, which is not installed"),
         ("neighbour.broken:Rule", "fails with RuntimeError: no luck; mend the module"),
@@ -104,7 +106,10 @@ def test_an_entry_point(package):
         ("unheard-of", "unknown rule 'unheard-of'; give package.module:Name.*first-one, lost"),
     ],
 )
-def test_what_cannot_be_used_gets_one_line(package, name, words):
+def test_what_cannot_be_used_gets_one_line(package, name, words, tmp_path, monkeypatch):
+    (tmp_path / "here.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])  # "" is this folder
     with pytest.raises(ArgumentError, match=words) as caught:
         loaded(name, fits=lambda _: False)
     assert "\n" not in str(caught.value)

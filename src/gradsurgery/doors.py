@@ -207,10 +207,14 @@ def _module(name: str, where: str) -> Any:
                 f"{where}: importing {name} needs the module {error.name}, which is not installed; "
                 "install it"
             ) from error
-        raise ArgumentError(
-            f"{where}: there is no module {error.name}; install the package, or add the folder "
-            "that holds it to the environment variable PYTHONPATH"
-        ) from error
+        cure = "install the package, or add the folder that holds it to the environment variable "
+        cure += "PYTHONPATH"
+        first = Path(name.partition(".")[0])
+        if name.endswith(".py"):
+            cure = f"leave .py out of its name, as {name.removesuffix('.py')}:Name"
+        elif error.name == first.name and (first.is_dir() or first.with_suffix(".py").is_file()):
+            cure = "it is in this folder, which Python searches after export PYTHONPATH=."
+        raise ArgumentError(f"{where}: there is no module {error.name}; {cure}") from error
     except (Exception, SystemExit) as error:
         raise ArgumentError(
             f"{where}: importing {name} fails with {type(error).__name__}: {one_line(error)}; "

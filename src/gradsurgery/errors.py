@@ -30,10 +30,12 @@ def check_kind(what: str, found: Any, kind: Any, expected: str) -> None:
 def meant(name: str, known: Iterable[str]) -> str:
     """What to say behind a name that is not known, where one that is comes close.
 
-    >>> meant("agrsum", ["sum", "agr-sum"]), meant("x", ["sum"])
-    (' (did you mean agr-sum?)', '')
+    >>> meant("agrsum", ["sum", "agr-sum"]), meant("ERM", ["erm"]), meant("x", ["sum"])
+    (' (did you mean agr-sum?)', ' (did you mean erm?)', '')
     """
-    return "".join(f" (did you mean {close}?)" for close in get_close_matches(name, known, n=1))
+    known = list(known)
+    close = get_close_matches(name, known, n=1) or get_close_matches(name.lower(), known, n=1)
+    return "".join(f" (did you mean {each}?)" for each in close)
 
 
 def printable(text: str) -> str:

@@ -244,6 +244,17 @@ def test_classes_left_out_are_named(command: Command, photos: Path, tmp_path: Pa
     shutil.copytree(photos, tmp_path / "gap")
     for domain in ("left", "middle"):
         shutil.copytree(photos / domain / "dark", tmp_path / "gap" / domain / "cow")
+    grouped = ["--classes", "all", "--layout", "{domain}/{class}/{group}.png", "--out", "mine"]
+    code, out, err = command("deploy", "gap", "--methods", "deep-all", *grouped, *SHORT)
+    assert code == 0, err
+    shared = "ATTENTION: 5 groups are in several domains by name, as 0 in left and middle and right"
+    card = (tmp_path / "mine" / "model" / "README.md").read_text()
+    page = (tmp_path / "mine" / "report" / "report.html").read_text()
+    assert all(shared in " ".join(text.split()) for text in (out, card, page))
+    assert "right has no image of cow. The accuracy on a domain is that of the classes it" in card
+    few = "so it is for left, middle and right. With --test-on all every image of a domain"
+    assert all(few in " ".join(text.split()) for text in (out, card))
+    assert page.index("Expect ") < page.index("was trained on gap")
     arguments = ["train", "gap", "--target", "left", "--classes", "common", "--out", "run"]
     code, _, err = command(*arguments, *SHORT[:10], "--device", "cpu")
     assert code == 0, err

@@ -55,7 +55,7 @@ def test_what_a_search_comes_to(command, tmp_path, monkeypatch):
     assert shown[0] == "pacs, sketch held out"
     assert "It tests the model of the last step" in " ".join(shown)
     assert any("oracle (not attainable) learning_rate 0.1" in r for r in shown)
-    assert any("leave-one-domain-out not available: needs runs that leave" in r for r in shown)
+    assert any("leave-one-domain-out is not available: needs runs that" in r for r in shown)
     assert Selections.load(tmp_path / "runs").criteria.keys() == {
         "training-domain",
         "leave-one-domain-out",

@@ -51,6 +51,13 @@ def folder(tmp_path):
     return tmp_path
 
 
+def test_methods_renamed(invoke, folder):
+    out = invoke("show", folder, "--format", "csv", "--rename", "erm=ERM").stdout
+    assert {line.split(",")[3] for line in out.splitlines()[1:]} == {"ERM", "agr-sum"}
+    refused = invoke("show", folder, "--rename", "ERM").exception
+    assert str(refused) == "--rename takes METHOD=NAME, e.g. deep-all=ERM, found 'ERM'"
+
+
 def test_one_record_in_detail(invoke, folder):
     result = invoke("show", folder / "agr-sum" / "seed-0" / "record.json")
     assert result.exit_code == 0

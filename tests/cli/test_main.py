@@ -196,6 +196,14 @@ def test_a_command_without_anything_shows_what_there_is(command: Command) -> Non
     assert command("--version")[0] == command("show", "--help")[0] == 0
 
 
+def test_help_cuts_no_name_and_no_example_off(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = command("sweep", "--help")[1]
+    assert "…" not in out.replace("ROLE=NAME,…", "")
+
+
 @pytest.mark.parametrize("words", [("evaluate",), ("data", "info")])
 def test_help_is_wrapped_at_the_width_of_the_terminal_alone(
     words: tuple[str, ...], command: Command, monkeypatch: pytest.MonkeyPatch

@@ -80,7 +80,7 @@ def test_a_column_is_for_groups_only_where_it_is_named(root):
     assert open_source(place).groups is None
     named = RunConfiguration(data="x", target="y", columns="group=group")
     assert open_source(place, **named.reading).groups is not None
-    with pytest.raises(DataError, match="has no column ward"):
+    with pytest.raises(DataError, match=r"has no column ward.*--columns, as group=group"):
         open_source(place, columns={"group": "ward"})
 
 

@@ -134,6 +134,7 @@ def test_agreement_counts_zeros_for_domains_that_do_not_reach_a_parameter():
     result = gs.backward(losses, [reached, late], gs.AgrSum())
     # (1, 1, 0) conflicts twice; (0, 0, 0) is left out; (0, 0, 1) conflicts
     assert (result.agreeing, result.zero) == (0.0, 1 / 4)
+    assert repr(result) == "BackwardResult(losses=tensor([2., 2., 1.]), agreeing=0.0)"
     assert late.grad.tolist() == [0.0, 0.0]
 
 

@@ -10,9 +10,8 @@ from rich.console import Console
 from gradsurgery.documents.record import Record
 from gradsurgery.report.rendering import OnTerminal
 from gradsurgery.report.run_text import run_blocks, sparkline
-from gradsurgery.report.section import Text, plain_table
+from gradsurgery.report.section import Text, by_data_and_target, plain_table
 from gradsurgery.report.tables import (
-    by_data_and_target,
     choices_table,
     comparison_table,
     significance_table,

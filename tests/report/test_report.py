@@ -106,6 +106,14 @@ def test_examples_give_figure_1(compared):
 
 
 @pytest.mark.usefixtures("unrendered")
+def test_methods_renamed(compared):
+    options = ReportOptions(names={"deep-all": "ERM", "agr-sum": "Ours"})
+    page = write_report(compared, options=options).page
+    assert r"ERM & " in (page.parent / "table1.tex").read_text()
+    assert "deep-all is called ERM and agr-sum is called Ours." in page.read_text()
+
+
+@pytest.mark.usefixtures("unrendered")
 def test_the_last_model_and_another_baseline(compared):
     report = write_report(compared, options=ReportOptions(model="last", baseline="agr-sum"))
     (table,) = report.tables

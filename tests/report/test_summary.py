@@ -4,8 +4,8 @@ import pytest
 
 from gradsurgery.report.summary import summarize
 from gradsurgery.results import compare_runs
+from gradsurgery.results.ranking import rank_methods
 from gradsurgery.results.runs import take_inventory
-from gradsurgery.results.tables import rank_methods
 from tests.results.records import write_plan
 
 
@@ -36,6 +36,14 @@ def test_what_was_compared_and_that_it_is_complete(written, told):
         "turn, and 6 seeds each."
     )
     assert second == "24 runs are there. Every method has each seed on each target."
+
+
+def test_on_how_many_images_the_figures_rest(written, told):
+    for target, images in (("photo", 21), ("sketch", 1021)):
+        size = {"train": 1, "validation": 1, "test": images}
+        written("deep-all", target, split__sizes={target: size, "art_painting": size | {"test": 3}})
+        shown = "21" if target == "photo" else "21 to 1,021"
+        assert f"accuracies on the {shown} test images of the domain held out" in told()[0]
 
 
 def test_a_comparison_is_called_complete_by_a_plan_alone(written, told, tmp_path):

@@ -11,6 +11,7 @@ from markdown_it import MarkdownIt
 from gradsurgery.algorithms import METHODS
 from gradsurgery.data.derived import PRESETS
 from gradsurgery.documents.selection import CRITERIA
+from gradsurgery.errors import ArgumentError
 from gradsurgery.report.rendering import section_markdown, to_latex, to_markdown
 from gradsurgery.report.section import Entry, Listing, Section, Table, Text
 from gradsurgery.report.tables import (
@@ -27,6 +28,7 @@ from gradsurgery.report.tables import (
 )
 from gradsurgery.results import Cell, ComparisonTable, compare_runs, take_inventory
 from gradsurgery.results.selection import select
+from gradsurgery.results.tables import rename_methods
 from tests.results.runs import run
 
 
@@ -76,8 +78,7 @@ no test, for deep-all or all the others lack seeds**
 n=…: seeds are missing; in no average, rank or test, never the best
 """
 
-EXPECTED_LATEX = r"""% needs \usepackage{booktabs}; for other scripts lualatex and a font that \
-has them
+EXPECTED_LATEX = r"""% needs \usepackage{booktabs}; names in other scripts, lualatex and a font
 
 % pacs: target accuracy (%) of the best model, mean ± std over 2 seeds; \
 no test, for deep-all or all the others lack seeds
@@ -237,6 +238,25 @@ def test_the_papers_figures_are_beside_ours(compared):
     assert "paper" not in markdown(compared)
 
 
+def test_methods_are_called_as_a_paper_calls_them(compared):
+    """The same figures, tests and paper's figures, under other names in the same order."""
+    names = {"deep-all": "ERM", "agr-sum": "Ours"}
+    called = rename_methods(compared, names)
+    before, after = (
+        pd.read_csv(io.StringIO(comparison_csv(tables, paper=True)))
+        for tables in (compared, called)
+    )
+    assert set(after["method"]) == {"ERM", "Ours", "irm"}
+    pd.testing.assert_frame_equal(before.replace(names), after)
+    assert "| ERM, paper | 54.90 ± 3.28 |" in markdown(called, paper=True)
+    assert "paired Wilcoxon test against ERM" in called[0].title
+    assert called[0].methods == tuple(names.get(each, each) for each in compared[0].methods)
+    with pytest.raises(ArgumentError, match="there is no mldg; there are agr-sum"):
+        rename_methods(compared, {"mldg": "MLDG"})
+    with pytest.raises(ArgumentError, match="two would have one name"):
+        rename_methods(compared, {"agr-sum": "deep-all"})
+
+
 def test_that_the_paper_has_no_figure_is_said(written, tmp_path):
     for method in ("deep-all", "agr-sum"):
         written(method, data__name="shops")
@@ -359,11 +379,14 @@ def by_name(table):
 
 
 def test_the_criteria_side_by_side(selections):
-    training, leave, oracle = by_name(choices_table(selections))
+    training, oracle = by_name(choices_table(selections))
     assert training["chosen"] == "learning_rate 0.1 (of 3)"
     assert (training["score (%)"], training["target (%)"]) == ("75.00 ± 0.00", "50.00 ± 0.00")
+    name = "leave-one-domain-out"
+    (leave,) = by_name(choices_table({name: selections[name]}))
     assert leave["chosen"].startswith("not available: needs runs that leave out each source")
     assert (leave["score (%)"], leave["target (%)"]) == ("–", "–")
+    assert choices_table(selections).notes[0] == f"{name} is {leave['chosen']}."
     assert oracle["criterion"] == "oracle (not attainable)"
     # the last model's, half of the best one's 75
     assert (oracle["chosen"], oracle["target (%)"]) == ("learning_rate 0.2 (of 3)", "37.50 ± 0.00")
@@ -383,7 +406,7 @@ def test_a_choice_at_the_edge_of_the_grid_is_named_but_for_the_oracles(selection
         "learning_rate 0.1, chosen for irm on a (letters, training-domain), is the smallest of 3 "
         "values tried: widen the grid, for a smaller one may do better."
     )
-    assert choices_table(selections).notes == [sentence]
+    assert choices_table(selections).notes[1:] == [sentence]
     assert "the smallest of 3 values tried" in to_markdown([choices_table(selections)])
 
 

@@ -226,7 +226,7 @@ def test_of_two_runs_without_the_same_two_the_own_targets_counts():
 def test_leave_one_domain_out_needs_every_source_and_seed():
     runs = [run("a", seed, learning_rate=0.1) for seed in (0, 1)]
     (choice,) = select(pd.DataFrame(runs), "leave-one-domain-out").choices
-    assert choice.needs == "runs that leave out each source domain too"
+    assert choice.needs == "runs that leave out each source domain too (--leave-one-domain-out)"
     runs += [held_out(0.1, 0, "a", "b", b=0.5)]
     (choice,) = select(pd.DataFrame(runs), "leave-one-domain-out").choices
     assert choice.candidate is None

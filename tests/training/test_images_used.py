@@ -68,6 +68,21 @@ def test_gaps_are_refused_left_out_or_trained_around(root):
     assert Record.load(folder).configuration.classes == "common"
 
 
+def test_black_images_and_groups_in_several_domains_are_told_and_recorded(root):
+    """12 bits in a file of 16 are 4,095 / 257, gray 15; one bright pixel is enough to be seen."""
+    for name, bright in (("0", 4095), ("1", 65535)):
+        gray = np.full((64, 64), 4095, dtype=np.uint16)
+        gray[20:30, 20:30] = bright
+        Image.fromarray(gray).save(root / f"a/cat/{name}.png")
+    notes = []
+    record, _ = run(root, notes, classes="common", layout="{domain}/{class}/{group}.png")
+    dark, shared = record.data.doubts
+    assert dark.startswith("1 image is nearly black all over, as a/cat/a/cat/0.png: gray values")
+    assert shared.startswith("10 groups are in several domains by name, as 0 in a and b and c:")
+    assert {dark.removesuffix("."), shared.removesuffix(".")} <= set(notes)
+    assert run(root, classes="common", data=str(root), image_size=8)[0].data.doubts == []
+
+
 @pytest.mark.parametrize("method", ["agr-sum", "agr-rand", "agr-ema", "erm+and-mask"])
 def test_a_class_that_one_source_lacks_moves_by_the_others(root, method):
     """Plain SGD from known weights: without a say of b, cow's row moves in the first step."""

@@ -16,7 +16,13 @@ from gradsurgery.cli.live import images_displayed
 from gradsurgery.data import ImageSet, SkippedImage, Source, cache_folder, cpus, open_source
 from gradsurgery.data import prepare as decode
 from gradsurgery.data.derived import differing_counts, matching_preset
-from gradsurgery.data.duplicates import INSPECTED_SIDE, Inspection, inspect_images
+from gradsurgery.data.duplicates import (
+    INSPECTED_SIDE,
+    Inspection,
+    dark_sentences,
+    inspect_images,
+)
+from gradsurgery.data.groups import shared_groups
 from gradsurgery.data.image_set import cached_sets, remove_cached
 from gradsurgery.data.source import spelled_alike
 from gradsurgery.data.splits import called_as_parts
@@ -199,14 +205,7 @@ def _group_sentences(source: Source) -> Iterator[str]:
         f"The images are of {counted(len(found), 'group')}, of up to {max(found.values()):,} "
         "images each; a split divides none of them."
     )
-    times = Counter(group for _, group in found if isinstance(group, str))
-    if several := sorted(group for group, domains in times.items() if domains > 1):
-        among = " and ".join(domain for domain, group in found if group == several[0])
-        yield (
-            f"{counted(len(several), 'group', 'is')} in several domains by name, as "
-            f"{several[0]} in {among}: where those are the same (a patient, say), a domain that is "
-            "left out is not unseen."
-        )
+    yield from shared_groups((d, group) for d, group in found if isinstance(group, str))
 
 
 def _as_json(files: Sequence[SkippedImage]) -> list[dict[str, str]]:
@@ -243,12 +242,7 @@ def _print_table(source: Source, summary: dict[str, Any], found: Inspection | No
                 f"{files} (an animation, pages), of which the first is used: {found.several[0]}"
                 f"{', …' if len(found.several) > 1 else ''}."
             )
-        if found.dark:
-            sentences.append(
-                f"{counted(len(found.dark), 'image', 'is')} nearly black all over, as "
-                f"{found.dark[0]}: gray values of 12 bits in a file of 16 come out so; stretch "
-                "them before."
-            )
+        sentences += dark_sentences(found.dark)
     for sentence in sentences:
         print(printable(sentence))
     _print_left_out(source.left_out)

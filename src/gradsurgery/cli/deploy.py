@@ -34,8 +34,9 @@ from gradsurgery.documents.record import Record
 from gradsurgery.documents.studies import Diagnosis, DiagnosisOptions
 from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.report.model_card import (
-    copied_sentences,
+    doubtful,
     expectation,
+    few_tests,
     model_card,
     short_card,
     tried_table,
@@ -189,6 +190,7 @@ def _finish(
         tested_groups=unseen_groups(own),
         unseen_low=unseen_low(own),
         known=known_domains(every),
+        doubts=record.data.doubts,
         copied=copied_tests(every),
         directory=run.directory,
     )
@@ -199,7 +201,8 @@ def _finish(
     write_text(model / "README.md", model_card(deployment, record, conflict))
     deployment.save(model)
     page = make_report([folder]).page
-    told = [expectation(deployment), *map(Text, copied_sentences(deployment))]
+    said = [*few_tests(deployment, record), *doubtful(deployment)]
+    told = [expectation(deployment), *map(Text, said)]
     Console().print(OnTerminal([tried_table(deployment), *told]))
     print(f"model and card: {model}")
     print(f"report: {page}")

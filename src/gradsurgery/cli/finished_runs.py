@@ -9,21 +9,24 @@ import typer
 from rich.console import Console
 
 from gradsurgery.atomic import check_folder, expanded
+from gradsurgery.documents.deployment import MODEL_FOLDER, Deployment
+from gradsurgery.documents.plan import usual_name
 from gradsurgery.documents.record import Record
 from gradsurgery.documents.selection import CRITERIA, CriterionName, Model, Selections
 from gradsurgery.errors import ArgumentError, GradsurgeryError, one_line, printable
+from gradsurgery.report.model_card import doubtful, expectation
 from gradsurgery.report.rendering import OnTerminal, literal, to_latex, to_markdown
 from gradsurgery.report.report import Report, ReportOptions, write_report
 from gradsurgery.report.run_text import run_blocks
-from gradsurgery.report.section import Table, Text
+from gradsurgery.report.section import Table, Text, by_data_and_target
 from gradsurgery.report.tables import (
-    by_data_and_target,
     candidates_table,
     choice_cautions,
     choices_table,
     comparison_csv,
     comparison_table,
     significance_table,
+    unavailable,
 )
 from gradsurgery.results import (
     ComparisonTable,
@@ -34,7 +37,7 @@ from gradsurgery.results import (
 )
 from gradsurgery.results.runs import record_files
 from gradsurgery.results.selection import ALL
-from gradsurgery.results.tables import BASELINE
+from gradsurgery.results.tables import BASELINE, rename_methods
 
 if TYPE_CHECKING:
     from gradsurgery.report.figures.pictures import Examples
@@ -44,6 +47,15 @@ Format = Literal["rich", "markdown", "csv", "latex"]
 BaselineOption = Annotated[str, typer.Option(help="The method that the others are tested against.")]
 ModelOption = Annotated[
     Model | None, typer.Option(help="best (by validation, the default), or last.")
+]
+RenameOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rename",
+        metavar="METHOD=NAME",
+        help="Call a method so in tables and figures, as a paper does: deep-all=ERM. May be given "
+        "several times.",
+    ),
 ]
 PaperOption = Annotated[
     bool, typer.Option("--paper", help="With the figures of the paper's Table 1.")
@@ -67,6 +79,7 @@ def show(
     baseline: BaselineOption = BASELINE,
     selected: SelectedOption = None,
     paper: PaperOption = False,
+    rename: RenameOption = None,
     statistics: Annotated[
         bool,
         typer.Option("--statistics", help="With differences, intervals and p-values of each test."),
@@ -82,7 +95,14 @@ def show(
         Console().print(OnTerminal(run_blocks(Record.load(files[0]))))
         return
     print_tables(
-        paths, output, model, baseline, selected=selected, paper=paper, statistics=statistics
+        paths,
+        output,
+        model,
+        baseline,
+        selected=selected,
+        paper=paper,
+        rename=rename,
+        statistics=statistics,
     )
 
 
@@ -94,6 +114,7 @@ def print_tables(
     *,
     selected: Literal[CriterionName, "none"] | None = None,
     paper: bool = False,
+    rename: Sequence[str] | None = None,
     statistics: bool = False,
 ) -> None:
     """Print the comparison tables of the records at `paths`, with the plans that lie there.
@@ -104,6 +125,7 @@ def print_tables(
     inventory = take_inventory(paths)
     search = search_of(inventory, selected or ALL)
     tables = compare_runs(search.runs, model or search.model, baseline, inventory.plans)
+    tables = rename_methods(tables, _names(rename))
     if output == "rich":
         print_comparisons(tables, paper=paper, statistics=statistics)
         if search.provisional:
@@ -116,6 +138,17 @@ def print_tables(
     else:
         written = to_markdown(shown) if output == "markdown" else to_latex(shown)
     print("\n".join(map(printable, written.split("\n"))), end="")
+
+
+def _names(rename: Sequence[str] | None) -> dict[str, str]:
+    """What methods are to be called, by the names that they have."""
+    names = {}
+    for text in rename or ():
+        method, _, name = (part.strip() for part in text.rpartition("="))
+        if not method or not name:
+            raise ArgumentError(f"--rename takes METHOD=NAME, e.g. deep-all=ERM, found {text!r}")
+        names[usual_name(method)] = name
+    return names
 
 
 def print_comparisons(
@@ -173,7 +206,7 @@ def select(
                 "tests the model of the last step, the other criteria that of the best validation."
             )
         )
-    blocks += map(Text, choice_cautions(shown))
+    blocks += map(Text, [*unavailable(shown).values(), *choice_cautions(shown)])
     Console().print(OnTerminal(blocks))
     print(f"written to {path}")
 
@@ -187,6 +220,7 @@ def report(
     model: ModelOption = None,
     paper: PaperOption = False,
     selected: SelectedOption = None,
+    rename: RenameOption = None,
     examples: Annotated[
         list[str] | None,
         typer.Option(
@@ -198,7 +232,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Default: the folder report in FOLDER.")] = None,
 ) -> None:
     """Write the tables, figures and the page report.html of finished runs."""
-    options = ReportOptions(model, baseline, paper, selected)
+    options = ReportOptions(model, baseline, paper, selected, names=_names(rename))
     written = make_report(folders, out, options, examples)
     print_comparisons(written.tables, paper=paper)
     print(f"report: {written.page}")
@@ -228,7 +262,13 @@ def make_report(
                 if examples is not None:
                     raise
                 notes.append(f"No example images of {spec} are shown: {one_line(error)}.")
-        options = replace(options or ReportOptions(), examples=images, notes=notes)
+        deployments = [
+            Deployment.load(folder / MODEL_FOLDER)
+            for folder in folders
+            if (folder / MODEL_FOLDER / Deployment.file_name).is_file()
+        ]
+        first = [s for each in deployments for s in (expectation(each).text, *doubtful(each))]
+        options = replace(options or ReportOptions(), examples=images, first=first, notes=notes)
         return write_report(inventory, out, options, status.update)
 
 

@@ -75,7 +75,7 @@ class _LazyGroup(TyperGroup):
         if not hasattr(module, cmd_name):  # a group
             return _flowing(typer.main.get_command(module.app))
         single = typer.Typer(**_STYLE)
-        single.command(cmd_name)(getattr(module, cmd_name))
+        single.command(cmd_name, cls=_Flowing)(getattr(module, cmd_name))
         return _flowing(typer.main.get_command(single))
 
     @override
@@ -104,6 +104,26 @@ class _LazyGroup(TyperGroup):
             super().format_help(ctx, formatter)
         finally:
             self._listing = False
+
+
+class _Flowing(TyperCommand):
+    """A command whose help breaks what is wider than its column, and cuts nothing off."""
+
+    @override
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from rich.table import Table
+        from typer import rich_utils
+
+        class Folding(Table):
+            @override
+            def add_row(self, *cells: Any, **options: Any) -> None:
+                super().add_row(*cells, **options)
+                texts = [text for cell in cells for text in getattr(cell, "renderables", ())]
+                for each in (*self.columns, *texts):
+                    each.overflow = "fold"
+
+        vars(rich_utils)["Table"] = Folding
+        super().format_help(ctx, formatter)
 
 
 def _flowing(command: Any) -> Any:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from gradsurgery.data.derived import decoder_of
 from gradsurgery.data.formats import BadImageError, has_several
+from gradsurgery.data.groups import shared_groups
 from gradsurgery.data.image_set import ImageSet
 from gradsurgery.data.loader import worked_on
 from gradsurgery.data.source import Listing, SkippedImage, Source
@@ -234,6 +235,26 @@ def copies_in_run(
     same = identical_files([hashes[i] for i in used])
     identical = copies([[used[i] for i in group] for group in same])
     return identical, None if looks is None else copies(look_alikes(looks, hashes, used))
+
+
+def doubts_of(images: ImageSet) -> list[str]:
+    """What else makes results on `images` doubtful: black images, groups in several domains."""
+    looks, domains = looks_of(images) or [], [images.domains[d] for d in images.domain.tolist()]
+    grays = (np.frombuffer(look, np.uint8, offset=8) for look in looks)
+    dim = [position for position, gray in enumerate(grays) if gray.max() < _DARK]
+    dark = [images.identities[i] for i in dim if images.images[i].max() < _DARK]
+    shared = shared_groups(zip(domains, images.groups, strict=True)) if images.groups else []
+    return [*dark_sentences(dark), *shared]
+
+
+def dark_sentences(dark: Sequence[str]) -> list[str]:
+    """A sentence on images that are black all over, by name, if there are any."""
+    are = "image is" if len(dark) == 1 else "images are"
+    return [
+        f"{len(dark):,} {are} nearly black all over, as {first}: gray values of 12 bits in a file "
+        "of 16 come out so; multiply them by 16 before."
+        for first in dark[:1]
+    ]
 
 
 @dataclass(frozen=True)

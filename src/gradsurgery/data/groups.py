@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from functools import partial
 
@@ -191,6 +191,29 @@ def check_undivided(images: ImageSet, parts: Sequence[str | None]) -> None:
                     f"{images.identities[i]} is a {one} image and {images.identities[j]} a {other} "
                     "image; mend the split, or leave the group out of --layout or --columns"
                 )
+
+
+def shared_groups(named: Iterable[tuple[str, str | None]]) -> list[str]:
+    """A sentence on the groups whose name occurs in several domains, if any does.
+
+    named: the domain and the group of each image.
+
+    >>> shared_groups([("a", "p2"), ("a", "p1"), ("b", "p1"), ("b", None)])[0][:42]
+    '1 group is in several domains by name, as '
+    """
+    places: defaultdict[str, set[str]] = defaultdict(set)
+    for domain, group in named:
+        if group is not None:
+            places[group].add(domain)
+    several = sorted(group for group, domains in places.items() if len(domains) > 1)
+    if not several:
+        return []
+    are = "group is" if len(several) == 1 else "groups are"
+    return [
+        f"{len(several):,} {are} in several domains by name, as {several[0]} in "
+        f"{' and '.join(sorted(places[several[0]]))}: where those are the same (a patient, say), "
+        "a domain that is left out is not unseen."
+    ]
 
 
 def group_numbers(

@@ -137,6 +137,8 @@ def _open_preset(name: str, place: str, layout: str, columns: Mapping[str, str])
                 f"as {name}:PATH"
             )
         place = f"hf://{preset.hub}"
+    if not place.startswith("hf://") and not _exists(place):
+        raise ArgumentError(f"{name}:{place}: no such folder or file; give the path it has here")
     return PresetSource(preset, _open_place(place, layout, columns))
 
 

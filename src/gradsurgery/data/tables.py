@@ -101,13 +101,17 @@ def check_columns(
     """
     columns = columns or {}
     also = [role for role in ("split", "group") if role in columns]
-    expected = [column_name(columns, role) for role in (*needed, *also)]
+    called = {role: column_name(columns, role) for role in (*needed, *also)}
+    expected = list(called.values())
     missing = [column for column in expected if column not in found]
     if missing:
+        lacking = [role for role, column in called.items() if column in missing]
+        spare = [column for column in found if column not in expected] or ["species"]
+        example = ",".join(f"{r}={column}" for r, column in zip(lacking, spare, strict=False))
         raise DataError(
             f"{where} has no column {' and no column '.join(missing)}, expected "
             f"{', '.join(expected)}, found {', '.join(found) or 'none'}; rename the columns, or "
-            "say what they are called with --columns, as label=species"
+            f"say what they are called with --columns, as {example}"
         )
     for column in (*expected, column_name(columns, "split")):
         if (times := list(found).count(column)) > 1:

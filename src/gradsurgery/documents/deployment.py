@@ -238,6 +238,7 @@ class Deployment(Document):
     tested: by domain, on how many images it was tested when it was left out; may be empty.
     tested_groups: the same of groups, as patients; empty where images are in none.
     known: the domains that the initial weights of runs which left them out had been trained on.
+    doubts: what else makes the images doubtful, in sentences.
     unseen_low: where they are in groups, the lower end of the interval of the chosen candidate's
         accuracy on all those images, a mean over the seeds.
     directory: of the run on all domains, relative to the deployment's.
@@ -262,6 +263,7 @@ class Deployment(Document):
     tested_groups: dict[str, Count] = {}
     unseen_low: Fraction | None = None
     known: list[str] = []
+    doubts: list[str] = []
     directory: str
 
     @property

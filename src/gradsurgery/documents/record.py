@@ -45,10 +45,9 @@ class DataRecord(Part):
     """The image set: `images` counts the images of each domain.
 
     `class_images` counts those of each class, in the order of `classes`, by domain; `left_out` are
-    the files beside the images that were not read, and the classes that were not used. Both are
-    empty in files of before they were.
-    `identical` and `alike` are the pictures that the run uses more than once; None where they were
-    not looked for.
+    the files that were not read and the classes that were not used; `doubts` says what else there
+    is to doubt. All are empty in files of before they were. `identical` and `alike` are pictures
+    that the run uses more than once; None where they were not looked for.
     """
 
     name: str
@@ -61,6 +60,7 @@ class DataRecord(Part):
     left_out: list[SkippedFile] = []
     identical: Copies | None = None
     alike: Copies | None = None
+    doubts: list[str] = []
 
     @model_validator(mode="after")
     def _names_and_counts_agree(self) -> "DataRecord":

@@ -40,10 +40,15 @@ class BackwardResult:
     """
 
     losses: Float[Tensor, " domains"]
-    update: Update = field(default_factory=lambda: Update([]), repr=False)
-    names: Sequence[str] = field(default=(), repr=False)
-    checked: Float[Tensor, " domains"] | None = field(default=None, repr=False)
-    pooled: bool = field(default=False, repr=False)
+    update: Update = field(default_factory=lambda: Update([]))
+    names: Sequence[str] = ()
+    checked: Float[Tensor, " domains"] | None = None
+    pooled: bool = False
+
+    def __repr__(self) -> str:
+        seen = {"losses": self.losses, "agreeing": self.agreeing, "cosines": self.cosines}
+        shown = ", ".join(f"{name}={value}" for name, value in seen.items() if value is not None)
+        return f"{type(self).__name__}({shown})"
 
     @property
     def agreement(self) -> Float[Tensor, ""] | None:
@@ -317,7 +322,8 @@ def check_losses(losses: Float[Tensor, " domains"]) -> None:
         if not isfinite(value):
             raise NonFiniteError(
                 f"the loss of domain {domain} is {value}, expected a finite number;"
-                " lower the learning rate or look at that domain's images",
+                " lower the learning rate, look at that domain's images, or give a GradScaler as"
+                " scaler= and the losses unscaled",
                 domain=domain,
             )
 
@@ -338,7 +344,7 @@ def _not_finite(domain: int | None, name: str) -> NonFiniteError:
     whose = "the pooled domains" if domain is None else f"domain {domain}"
     return NonFiniteError(
         f"the gradient of {whose} at parameter {name} is NaN or infinite; lower the learning rate, "
-        "use a wider precision or look at the images",
+        "use a wider precision, look at the images, or hand a GradScaler over (scaler=)",
         domain=domain,
         parameter=name,
     )

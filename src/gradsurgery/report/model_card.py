@@ -17,7 +17,7 @@ from gradsurgery.errors import printable
 from gradsurgery.report.evaluation_text import known_sentence, known_targets, no_better_sentences
 from gradsurgery.report.gradients_text import diagnosis_sentences
 from gradsurgery.report.rendering import markdown_text, section_markdown
-from gradsurgery.report.run_text import accuracy_text, left_out_sentences
+from gradsurgery.report.run_text import accuracy_text, gap_sentences, left_out_sentences
 from gradsurgery.report.section import (
     ABSENT,
     Block,
@@ -48,8 +48,9 @@ def model_card(deployment: Deployment, record: Record, conflict: Diagnosis | Non
     record: of the run on all domains. conflict: of its model's domains, None where not measured.
     """
     conflicts = [Listing(diagnosis_sentences(conflict))] if conflict is not None else []
+    expected = [*_expected(deployment, record)]
     parts = [
-        Section("expect", "What to expect on a domain it has not seen", [*_expected(deployment)]),
+        Section("expect", "What to expect on a domain it has not seen", expected),
         Section("classes", "Weak classes", [*_classes(deployment)]),
         Section("conflict", "Where its domains conflict", conflicts),
         Section("known", "On the domains that it was trained on", [*_known(record)]),
@@ -148,9 +149,10 @@ def expectation(deployment: Deployment) -> Text:
     )
 
 
-def copied_sentences(deployment: Deployment) -> list[str]:
-    """A sentence for every domain left out whose accuracy rests on images that were trained on."""
+def doubtful(deployment: Deployment) -> list[str]:
+    """What makes the accuracies doubtful, as images of a domain left out that were trained on."""
     sentences = [known_sentence(deployment.data, d) for d in deployment.known]
+    sentences += [f"ATTENTION: {doubt}" for doubt in deployment.doubts]
     for each in deployment.copied:
         counts = [("identical to", each.identical), ("like", each.alike)]
         those = listed(f"{n:,} {'is' if n == 1 else 'are'} {how}" for how, n in counts if n)
@@ -167,12 +169,27 @@ def copied_sentences(deployment: Deployment) -> list[str]:
     return sentences
 
 
-def _expected(deployment: Deployment) -> Iterator[Block]:
+def few_tests(deployment: Deployment, record: Record) -> list[str]:
+    """A sentence on the domains that were tested on few images, if there are any."""
+    groups = deployment.tested_groups
+    tested = deployment.tested | groups
+    few = [domain for domain in deployment.domains if tested.get(domain, _FEW) < _FEW]
+    if not few:
+        return []
+    more = " With --test-on all every image of a domain left out is tested on."
+    return [
+        f"An accuracy on fewer than {_FEW} {'groups of ' if groups else ''}images says little, and "
+        "counts as much as the others in the mean, the worst and the best: so it is for "
+        f"{listed(few)}.{more if record.configuration.test_on == 'test' else ''}"
+    ]
+
+
+def _expected(deployment: Deployment, record: Record) -> Iterator[Block]:
     means, domains, tested = _by_domain(deployment), deployment.domains, deployment.tested
     groups = deployment.tested_groups
     yield expectation(deployment)
-    if copied := copied_sentences(deployment):
-        yield Listing(copied)
+    if doubts := doubtful(deployment):
+        yield Listing(doubts)
     yield Text(
         f"Each domain was left out of training for {counted(len(deployment.seeds), 'seed')}; this "
         "model was trained on all of them, with the same method and settings."
@@ -204,13 +221,9 @@ def _expected(deployment: Deployment) -> Iterator[Block]:
     columns = ["left out", "test images", "accuracy (%)", "chosen without it (%)"]
     shown = 4 if len(deployment.candidates) > 1 else 3
     yield plain_table("", columns[:shown], [row[:shown] for row in rows])
-    independent = tested | groups
-    if few := [domain for domain in domains if independent.get(domain, _FEW) < _FEW]:
-        yield Text(
-            f"An accuracy on fewer than {_FEW} {'groups of ' if groups else ''}images says little, "
-            "and counts as much as the others in the mean, the worst and the best: so it is for "
-            f"{listed(few)}."
-        )
+    if gaps := gap_sentences(record.data.class_images, record.data.classes):
+        yield Text(f"{' '.join(gaps)} The accuracy on a domain is that of the classes it has.")
+    yield from map(Text, few_tests(deployment, record))
     if shown == 4:
         yield Text(
             "The last column is what the candidate has that the other domains' runs choose: it "

@@ -79,13 +79,14 @@ def assemble(
     search: Search,
     *,
     figures: Mapping[str, Sequence[Figure]],
+    first: Sequence[str],
     notes: Sequence[str],
     paper: bool,
 ) -> str:
     """The page as HTML; its links lead from `folder` to the records.
 
     figures: by kind: "examples", "accuracies" (one a table), "batches", "curves" and "ranks".
-    notes: further sentences for the summary.
+    first, notes: further sentences for the summary, before and after the others.
     """
     results: list[Block] = []
     for table, drawn in zip(tables, figures["accuracies"], strict=True):
@@ -107,7 +108,12 @@ def assemble(
     return render_page(
         title=f"Domain generalization on {listed(dict.fromkeys(t.data for t in tables))}",
         origin=f"From {counted(len(inventory.records), 'record')} in {paths}.",
-        summary=[*summarize(inventory, tables, ranking), *_search_sentences(search), *notes],
+        summary=[
+            *first,
+            *summarize(inventory, tables, ranking),
+            *_search_sentences(search),
+            *notes,
+        ],
         sections=sections,
     )
 

@@ -133,7 +133,7 @@ def markdown_text(text: str, *, strip: bool = True) -> str:
 
 def to_latex(tables: Sequence[Table]) -> str:
     r"""`tabular` environments for booktabs, each under its caption as a comment."""
-    needs = "% needs \\usepackage{booktabs}; for other scripts lualatex and a font that has them\n"
+    needs = "% needs \\usepackage{booktabs}; names in other scripts, lualatex and a font\n"
     return "\n".join([needs, *map(_latex, tables)])
 
 

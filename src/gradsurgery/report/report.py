@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ from gradsurgery.report.tables import (
     significance_csv,
     significance_table,
 )
-from gradsurgery.results.ranking import Ranking
+from gradsurgery.results.ranking import Ranking, rank_methods
 from gradsurgery.results.runs import Inventory, Records, take_inventory
 from gradsurgery.results.selection import Search, search_of
 from gradsurgery.results.tables import (
@@ -35,7 +35,7 @@ from gradsurgery.results.tables import (
     ComparisonTable,
     batches_pairs,
     compare_runs,
-    rank_methods,
+    rename_methods,
 )
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ class ReportOptions:
         searched; "none" shows every candidate; None is "training-domain" for the runs of a plan
         with a grid, else "none".
     examples: images for Figure 1.
-    notes: sentences to add to the summary.
+    first, notes: sentences to begin the summary with, and to end it.
+    names: of methods, as tables and figures are to call them.
     """
 
     model: Model | None = None
@@ -69,7 +70,9 @@ class ReportOptions:
     paper: bool = False
     selected: str | None = None
     examples: "Sequence[Examples]" = ()
+    first: Sequence[str] = ()
     notes: Sequence[str] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ def write_report(
     model = options.model or search.model
     tables = compare_runs(search.runs, model, options.baseline, inventory.plans)
     _check_baseline(usual_name(options.baseline), tables)
+    tables = rename_methods(tables, options.names)
     ranking = rank_methods(tables)
     listed_before = (out / ReportFiles.file_name).exists()
     earlier = set(ReportFiles.load(out).files) if listed_before else set()
@@ -142,11 +146,18 @@ def write_report(
         ranking,
         search,
         figures=figures,
-        notes=options.notes,
+        first=options.first,
+        notes=[*options.notes, *_renamed(options.names)],
         paper=options.paper,
     )
     write_text(out / PAGE_FILE, page)
     return Report(out / PAGE_FILE, tables)
+
+
+def _renamed(names: Mapping[str, str]) -> list[str]:
+    """A sentence on what methods are called, where they are called otherwise."""
+    called = [f"{method} is called {name}" for method, name in names.items()]
+    return [f"In tables and figures {listed(called)}."] if called else []
 
 
 def write_diagnosis(diagnosis: Diagnosis, directory: Path) -> list[str]:

@@ -326,7 +326,8 @@ def recorded_sentences(records: Sequence[Record]) -> list[str]:
             about += f", the split of seed {seed}"
             if first.setdefault((data.name, data.digest, target), seed) != seed:
                 continue
-        found = [*left_out_sentences(data), *gap_sentences(data.class_images, data.classes)]
+        found = [*data.doubts, *left_out_sentences(data)]
+        found += gap_sentences(data.class_images, data.classes)
         if data.class_images:
             found += imbalance_sentences(data.class_images, data.classes)
         for copies, side in ((data.identical, 0), (data.alike, record.configuration.image_size)):

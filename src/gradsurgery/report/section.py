@@ -4,6 +4,7 @@ All text is plain: whatever it becomes escapes it.
 """
 
 import base64
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -174,6 +175,15 @@ def plain_table(
 ) -> Table:
     """A table of texts."""
     return Table(caption, columns, [[Entry(text) for text in row] for row in rows], notes)
+
+
+def by_data_and_target(table: Table) -> list[Table]:
+    """A table for each pair of entries in the first two columns, which are its caption."""
+    groups = itertools.groupby(table.rows, key=lambda row: (row[0].text, row[1].text))
+    return [
+        Table(f"{data}, {target} held out", table.columns[2:], [row[2:] for row in rows])
+        for (data, target), rows in groups
+    ]
 
 
 def percent(fraction: float | None) -> str:

@@ -26,17 +26,17 @@ def summarize(
     inventory: Inventory, tables: Sequence[ComparisonTable], ranking: Ranking | None
 ) -> list[str]:
     """The sentences on top of a report."""
-    sentences = [_compared(tables), _complete(inventory, tables)]
+    records = list(inventory.records.values())
+    sentences = [_compared(tables, records), _complete(inventory, tables)]
     for table in tables:
         sentences += [*_averages(table), *_tests(table), *_misled(table)]
         sentences.append(f"{caution}." if (caution := built_in(table.data).caution) else "")
-    records = list(inventory.records.values())
     sentences += [*known_targets(records), *copied_targets(records)]
     sentences.append(_ranked(ranking, tables))
     return [sentence for sentence in sentences if sentence]
 
 
-def _compared(tables: Sequence[ComparisonTable]) -> str:
+def _compared(tables: Sequence[ComparisonTable], records: Sequence[Record]) -> str:
     methods = list(dict.fromkeys(method for table in tables for method in table.methods))
     data = list(dict.fromkeys(table.data for table in tables))
     targets = dict.fromkeys((table.data, target) for table in tables for target in table.targets)
@@ -56,9 +56,18 @@ def _compared(tables: Sequence[ComparisonTable]) -> str:
     joined = "and" if domains else "with"
     return (
         f"{counted(len(methods), 'method')}{named} {verb} on {listed(data)}{domains}, "
-        f"{joined} {seeds}. The figures are accuracies on the test images of the "
+        f"{joined} {seeds}. The figures are accuracies on the {_tested(records)}test images of the "
         f"domain held out, which training never saw, of the model {model}."
     )
+
+
+def _tested(records: Sequence[Record]) -> str:
+    """On how many images of the domain held out the runs are tested, as `333 to 785 `."""
+    sizes = [(record.configuration.target, record.split.sizes) for record in records]
+    tested = {of_domains[target].test for target, of_domains in sizes if target in of_domains}
+    if not tested:
+        return ""
+    return " to ".join(f"{size:,}" for size in sorted({min(tested), max(tested)})) + " "
 
 
 def _complete(inventory: Inventory, tables: Sequence[ComparisonTable]) -> str:

@@ -1,7 +1,6 @@
 """Comparisons, with the paper's figures beside them, and selections as tables and as CSV."""
 
 import csv
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, fields
 from functools import cache
@@ -74,8 +73,8 @@ def paper_row(table: ComparisonTable, method: str) -> list[PaperFigure | None]:
     Empty where the paper has no figure for the method on any of the targets; the average is there
     where it has one for each.
     """
-    figures = paper_figures()
-    found = [figures.get((table.data, target, method)) for target in table.targets]
+    figures, own = paper_figures(), table.own_names.get(method, method)
+    found = [figures.get((table.data, target, own)) for target in table.targets]
     present = [figure for figure in found if figure is not None]
     if not present:
         return []
@@ -152,10 +151,26 @@ def p_text(p: float) -> str:
 
 
 def choices_table(selections: Mapping[str, Selection], caption: str = "") -> Table:
-    """A row for every choice, the criteria of one choice below each other."""
+    """A row for every choice, the criteria of one choice below each other.
+
+    Of several criteria, those that choose nothing anywhere are told of in the notes alone.
+    """
     columns = ["data", "target", "method", "criterion", "chosen", "score (%)", "target (%)"]
-    rows = [[*about, *_chosen(choice)] for about, choice in _by_choice(selections)]
-    return plain_table(caption, columns, rows, notes=choice_cautions(selections))
+    void = unavailable(selections)
+    shown = {name: each for name, each in selections.items() if name not in void}
+    rows = [[*about, *_chosen(choice)] for about, choice in _by_choice(shown)]
+    notes = [*void.values(), *choice_cautions(selections)]
+    return plain_table(caption, columns, rows, notes=notes)
+
+
+def unavailable(selections: Mapping[str, Selection]) -> dict[str, str]:
+    """Those of several criteria that choose nothing, all for one reason, and a sentence of it."""
+    found = {}
+    for name, selection in selections.items():
+        reasons = {_chosen(choice)[0] for choice in selection.choices}
+        if len(reasons) == 1 and all(each.candidate is None for each in selection.choices):
+            found[name] = f"{CRITERIA[name].label} is {reasons.pop()}."
+    return found if len(found) < len(selections) else {}
 
 
 def candidates_table(selections: Mapping[str, Selection], caption: str = "") -> Table:
@@ -233,7 +248,8 @@ def comparison_csv(tables: Sequence[ComparisonTable], *, paper: bool = False) ->
             }
             row |= {name: getattr(cell.comparison, of, None) for of, name in _TEST_COLUMNS.items()}
             if paper:
-                figure = paper_figures().get((table.data, target, method))
+                own = table.own_names.get(method, method)
+                figure = paper_figures().get((table.data, target, own))
                 row["paper_mean_percent"] = figure and figure.mean
                 row["paper_std_percent"] = figure and figure.std
                 row["paper_significant"] = figure and int(figure.significant)
@@ -326,12 +342,3 @@ def _percent(score: Summary | None) -> str:
     if score is None:
         return ABSENT
     return _figures(100 * score.mean, score.std and 100 * score.std)
-
-
-def by_data_and_target(table: Table) -> list[Table]:
-    """A table for each pair of entries in the first two columns, which are its caption."""
-    groups = itertools.groupby(table.rows, key=lambda row: (row[0].text, row[1].text))
-    return [
-        Table(f"{data}, {target} held out", table.columns[2:], [row[2:] for row in rows])
-        for (data, target), rows in groups
-    ]

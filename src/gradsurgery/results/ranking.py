@@ -3,11 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gradsurgery.errors import ArgumentError
 from gradsurgery.results.statistics import SIGNIFICANCE, doubled_midranks
+
+if TYPE_CHECKING:
+    from gradsurgery.results.tables import ComparisonTable
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,24 @@ class Ranking:
     p: float | None
     critical_difference: float
     cliques: tuple[tuple[str, ...], ...]
+
+
+def rank_methods(tables: "Sequence[ComparisonTable]") -> Ranking | None:
+    """The methods' average ranks over the (data set, target) cells of all tables.
+
+    A cell in which some method is absent or not complete is left out and named; None where no cell
+    is left or there are fewer than two methods.
+    """
+    methods = list(dict.fromkeys(method for table in tables for method in table.methods))
+    scores = [
+        (
+            f"{table.name}, {target}",
+            {m: cell.mean for (m, t), cell in table.cells.items() if t == target and cell.complete},
+        )
+        for table in tables
+        for target in table.targets
+    ]
+    return ranking(methods, scores)
 
 
 def ranking(

@@ -319,11 +319,17 @@ def _each_once(rows: list[dict[str, Any]], records: Records) -> list[dict[str, A
         free = {"method", *options_of("incidental")}
         if not differing.keys() & free or one.result != other.result:
             without = f" without {', '.join(row['without'])}" if row["without"] else ""
-            results = "the same results" if one.result == other.result else "other results"
+            results, said = "the same results", [first["record"], row["record"]]
+            if one.result != other.result:
+                results, of = "other results", ("best_target_accuracy", "best_validation_accuracy")
+                figures = [[f"{100 * each[name]:.2f} %" for name in of] for each in (first, row)]
+                said = [
+                    f"{p} (target {t}, validation {v})"
+                    for p, (t, v) in zip(said, figures, strict=True)
+                ]
             raise DataError(
                 f"the run of {row['method']} on {row['target']}{without} with seed {row['seed']} "
-                f"is there twice, with {results}: {first['record']} and {row['record']}; give one "
-                "of them"
+                f"is there twice, with {results}: {' and '.join(said)}; give one of them"
             )
     return list(kept.values())
 

@@ -321,7 +321,7 @@ def edges(choice: Choice) -> list[Edge]:
 def _needs(criterion: Criterion, group: list[Row]) -> str:
     if criterion.name == _APART:
         every = "" if all(map(_is_final, group)) else ", with every seed of one candidate"
-        return f"runs that leave out each source domain too{every}"
+        return f"runs that leave out each source domain too (--leave-one-domain-out){every}"
     if criterion.name == "oracle":
         return "the accuracy on the target's validation images, with every seed of one candidate"
     return "every seed of one candidate"

@@ -3,15 +3,14 @@
 import itertools
 import json
 import statistics
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gradsurgery.documents.defaults import built_in
 from gradsurgery.documents.plan import rounded, usual_name
 from gradsurgery.documents.selection import CRITERIA, Model
-from gradsurgery.errors import DataError
-from gradsurgery.results.ranking import Ranking, ranking
+from gradsurgery.errors import ArgumentError, DataError
 from gradsurgery.results.runs import Plans, by_number, method_order, plans_of
 from gradsurgery.results.statistics import (
     SIGNIFICANCE,
@@ -87,8 +86,9 @@ class ComparisonTable:
     is no run; `averages[method]` is the mean over the targets, absent where a target's cell is
     absent or not complete, and for all where there is one target. `baseline` is the method that the
     others are tested against, whether it is among `methods` or not. `selection` is the criterion
-    that chose the hyperparameters, empty where none did. `frame` has the rows of `runs_frame` that
-    the table is made of.
+    that chose the hyperparameters, empty where none did. `own_names` has those
+    of methods that are called otherwise here. `frame` has the rows of `runs_frame` that the table
+    is made of.
     """
 
     data: str
@@ -103,6 +103,7 @@ class ComparisonTable:
     averages: dict[str, Cell]
     apart: str = ""
     selection: str = ""
+    own_names: dict[str, str] = field(default_factory=dict)
     frame: "pd.DataFrame" = field(compare=False, repr=False, kw_only=True)
 
     @property
@@ -308,22 +309,32 @@ def _marked(cells: dict[Key, Cell]) -> dict[Key, Cell]:
     }
 
 
-def rank_methods(tables: Sequence[ComparisonTable]) -> Ranking | None:
-    """The methods' average ranks over the (data set, target) cells of all tables.
+def rename_methods(
+    tables: Sequence[ComparisonTable], names: Mapping[str, str]
+) -> list[ComparisonTable]:
+    """The tables with methods called as a paper calls them, in the same order.
 
-    A cell in which some method is absent or not complete is left out and named; None where no cell
-    is left or there are fewer than two methods. See `gradsurgery.results.ranking`.
+    Raises `ArgumentError` for a method that is in no table, and for two of one name.
     """
-    methods = list(dict.fromkeys(method for table in tables for method in table.methods))
-    scores = [
-        (
-            f"{table.name}, {target}",
-            {m: cell.mean for (m, t), cell in table.cells.items() if t == target and cell.complete},
+    known = {method for table in tables for method in (*table.methods, table.baseline)}
+    called = [names.get(method, method) for method in known]
+    if (lost := set(names) - known) or len(set(called)) < len(called):
+        wrong = f"there is no {min(lost)}" if lost else "two would have one name"
+        raise ArgumentError(f"cannot rename methods: {wrong}; there are {', '.join(sorted(known))}")
+
+    def renamed(table: ComparisonTable) -> ComparisonTable:
+        new = {method: names.get(method, method) for method in (*table.methods, table.baseline)}
+        return replace(
+            table,
+            baseline=new[table.baseline],
+            methods=tuple(new[method] for method in table.methods),
+            cells={(new[m], target): cell for (m, target), cell in table.cells.items()},
+            averages={new[m]: cell for m, cell in table.averages.items()},
+            own_names={name: method for method, name in new.items()},
+            frame=table.frame.assign(method=table.frame["method"].map(new)),
         )
-        for table in tables
-        for target in table.targets
-    ]
-    return ranking(methods, scores)
+
+    return [renamed(table) for table in tables]
 
 
 def batches_pairs(

@@ -21,7 +21,7 @@ from gradsurgery.data import (
     Split,
     split_of,
 )
-from gradsurgery.data.duplicates import copies_in_run
+from gradsurgery.data.duplicates import copies_in_run, doubts_of
 from gradsurgery.data.source import spelled_alike
 from gradsurgery.data.splits import called_as_parts
 from gradsurgery.documents.configuration import RunConfiguration
@@ -40,6 +40,7 @@ class ImagesUsed:
 
     sources: the domains that are trained and validated on.
     identical, alike: the pictures that are used more than once.
+    doubts: what else makes results doubtful, in sentences.
     """
 
     images: ImageSet
@@ -47,13 +48,14 @@ class ImagesUsed:
     sources: list[str]
     identical: Copies
     alike: Copies | None
+    doubts: list[str]
 
     @classmethod
     def of(cls, configuration: RunConfiguration, images: ImageSet) -> "ImagesUsed":
         """What a run uses of `images`; raises `DataError` where that is too little."""
         split, sources, target = _divided(configuration, images)
         copies = copies_in_run(images, split, sources, target)
-        return cls(images, split, sources, *copies)
+        return cls(images, split, sources, *copies, doubts_of(images))
 
     def batches(self, configuration: RunConfiguration) -> Batches:
         """The batches of the run's steps."""
@@ -134,13 +136,10 @@ class ImagesUsed:
         if 0 in self.images.counts():
             yield from (f"classes {sentence}" for sentence in spelled_alike(self.images.classes))
         yield from (f"domains {sentence}" for sentence in called_as_parts(self.images.domains))
-        if self.split.unused:
-            unused = len(self.split.unused)
-            yield (
-                f"{unused} {'image is' if unused == 1 else 'images are'} in no part of the split "
-                "and not used, the "
-                f"first {self.split.unused[0]}"
-            )
+        yield from (doubt.removesuffix(".") for doubt in self.doubts)
+        if unused := self.split.unused:
+            are = "image is" if len(unused) == 1 else "images are"
+            yield f"{len(unused)} {are} in no part of the split and not used, the first {unused[0]}"
         yield from _uneven(self.split, asked, self.images)
         left_out = left_out_classes((each.identity, each.reason) for each in self.images.left_out)
         if left_out:

@@ -310,6 +310,7 @@ def _data_record(used: ImagesUsed) -> DataRecord:
         skipped=skipped,
         left_out=left_out,
         identical=used.identical,
+        doubts=used.doubts,
         alike=used.alike,
     )
 
