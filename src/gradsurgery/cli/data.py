@@ -244,10 +244,12 @@ def _print_table(source: Source, summary: dict[str, Any], found: Inspection | No
                 f"{', …' if len(found.several) > 1 else ''}."
             )
         if found.dark:
+            images = counted(len(found.dark), "image", "is")
+            sentences.append(f"{images} nearly black all over, as {found.dark[0]}.")
+        if found.unstretched:
             sentences.append(
-                f"{counted(len(found.dark), 'image', 'is')} nearly black all over, as "
-                f"{found.dark[0]}: gray values of 12 bits in a file of 16 come out so; stretch "
-                "them before."
+                f"Of these {counted(len(found.unstretched), 'file', 'has')} 16 bits, as "
+                f"{found.unstretched[0]}: values of 12 bits come out so; stretch them before."
             )
     for sentence in sentences:
         print(printable(sentence))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gradsurgery.data.derived import decoder_of
-from gradsurgery.data.formats import BadImageError, has_several
+from gradsurgery.data.formats import BadImageError, has_16_bits, has_several
 from gradsurgery.data.image_set import ImageSet
 from gradsurgery.data.loader import worked_on
 from gradsurgery.data.source import Listing, SkippedImage, Source
@@ -245,6 +245,7 @@ class Inspection:
     bad: images that cannot be decoded; empty where they were not.
     several: files with several pictures, of which the first is used.
     dark: images that are black or nearly so all over.
+    unstretched: those of them whose files have 16 bits, of which they may use 12.
     """
 
     identical: Copies
@@ -252,6 +253,7 @@ class Inspection:
     bad: tuple[SkippedImage, ...]
     several: tuple[str, ...] = ()
     dark: tuple[str, ...] = ()
+    unstretched: tuple[str, ...] = ()
 
 
 def inspect_images(
@@ -272,7 +274,7 @@ def inspect_images(
     looks = [b""] * count
     bad: dict[int, str] = {}
     several: set[int] = set()
-    dark: set[int] = set()
+    dark: dict[int, bool] = {}  # and whether of 16 bits
     decodes = decoder_of(source) is None
 
     def inspect(position: int, content: bytes) -> None:
@@ -288,7 +290,7 @@ def inspect_images(
             if has_several(content):
                 several.add(position)
             if pixels.max() < _DARK:
-                dark.add(position)
+                dark[position] = has_16_bits(content)
 
     seen = worked_on(source.contents(), inspect, workers=workers, ahead=_WAITING)
     for done, _ in enumerate(seen, start=1):
@@ -303,6 +305,7 @@ def inspect_images(
         tuple(SkippedImage(places[i], bad[i]) for i in sorted(bad)),
         tuple(places[i] for i in sorted(several)),
         tuple(places[i] for i in sorted(dark)),
+        tuple(places[i] for i in sorted(dark) if dark[i]),
     )
 
 
