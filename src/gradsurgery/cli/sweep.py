@@ -284,6 +284,8 @@ def print_estimate(
     runs = planned(plan, sources)
     given_up(plan, runs, folder)  # raises where the sweep would
     records = existing_records(runs, folder)
+    if len(records) < len(runs):
+        check_launcher(options, plan)
     print(f"{counted(len(runs), 'run')}, {len(records)} finished in {folder}")
     try:
         with displayed("timing", lines=False) as timing:
