@@ -128,6 +128,26 @@ def test_a_launcher_whose_package_is_missing_is_told_before_any_work(
     assert not (tmp_path / "sweeps").exists()
 
 
+@pytest.mark.parametrize("verb", ["sweep", "deploy"])
+def test_a_dry_run_refuses_images_that_are_of_no_use(
+    verb: str, command: Command, make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    photos = make_folder(tmp_path / "photos", ("a", "b", "few"), each=10)
+    small = ["--backbone", "small-cnn", "--weights", "none", "--methods", "deep-all", "--seeds"]
+    arguments = [verb, "photos", *small, "1", "--out", "mine", *SHORT]
+    for i in range(2, 10):
+        for label in ("cat", "dog"):
+            (photos / "few" / label / f"{i}.png").unlink()
+    code, out, err = command(*arguments, "--dry-run")
+    assert (code, out) == (1, "")
+    assert "photos is too small: no image of few is left for testing" in err
+    assert command(*arguments) == (code, out, err)
+    (photos / "a" / "cat" / "0.png").write_bytes(b"no picture")
+    code, out, err = command(*arguments, "--dry-run")
+    assert (code, out, err.count("a/cat/0.png")) == (1, "", 1)
+    assert command(*arguments) == (code, out, err)
+
+
 def test_figure_2_looks_at_all_of_its_data_before_its_first_run(
     command: Command, tmp_path: Path
 ) -> None:

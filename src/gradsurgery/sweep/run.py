@@ -69,7 +69,7 @@ def run_sweep(
     check_networks(todo, sources)
     with _held(plan, runs, folder, todo):
         progress = SweepProgress(len(runs), workers=1)
-        _prepare(todo, sources, execution, lambda at: show(progress.decoding(at), ""))
+        prepare_runs(todo, sources, execution, lambda at: show(progress.decoding(at), ""))
         progress.running.clear()
         for run in runs:
             if run.directory in records:
@@ -231,7 +231,7 @@ class _Sweep:
         )
 
 
-def _prepare(
+def prepare_runs(
     runs: Sequence[SweepRun],
     sources: Mapping[str, Source],
     execution: Execution,
