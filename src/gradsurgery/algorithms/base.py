@@ -98,6 +98,8 @@ class Algorithm(ABC):
     label_smoothing, class_weights: of the cross-entropies that it takes itself.
     lacking: the classes that a source domain lacks, bool [domains, classes].
     no_say: the same for each parameter of the last layer, by name.
+    features_may_stay: whether there may be steps that train the last layer alone, where a penalty
+        on features does nothing; elsewhere they are refused.
     """
 
     minimum_domains: int = 1
@@ -106,6 +108,7 @@ class Algorithm(ABC):
     class_weights: Tensor | None = None
     lacking: Tensor | None = None
     no_say: Mapping[str, Tensor] | None = None
+    features_may_stay: bool = False
 
     def __init_subclass__(cls) -> None:
         forget(cls, "stage", Algorithm, of=("take",))

@@ -54,7 +54,13 @@ class Combined(Algorithm):
         if self.restarts_optimizer(step.number):
             step.optimizer.state.clear()
         shared = self._averages or self._shared
-        forward = Forward(step.model, step.autocast, shared=shared, lacking=self.lacking)
+        forward = Forward(
+            step.model,
+            step.autocast,
+            shared=shared,
+            lacking=self.lacking,
+            trains_features=self.objective.shapes_features and not self.features_may_stay,
+        )
         if self._averages:
             result = self._mean_backward(forward, step)
         else:
