@@ -76,6 +76,11 @@ def _needs_features_trained(c: RunConfiguration, algorithm: Algorithm) -> bool:
 
 
 def _features_stay(c: RunConfiguration) -> str:
+    if c.freeze == "none":
+        return (
+            f"{c.method} has a penalty on features, and {c.backbone} has nothing to train before "
+            "its last layer: it would do nothing; choose another network, or another method"
+        )
     return (
         f"{c.method} has a penalty on features, which freeze {c.freeze} leaves as they are: it "
         "would do nothing; freeze fewer layers, or choose another method"
