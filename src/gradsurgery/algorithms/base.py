@@ -40,18 +40,20 @@ class Step:
     autocast: Autocast = nullcontext
     clip_norm: float | None = None
 
-    def update_parameters(self, result: BackwardResult) -> None:
+    def update_parameters(self, result: BackwardResult) -> bool:
         """Clip the update and step the optimiser, through the scaler where there is one.
 
         On an accelerator the optimiser leaves the parameters as they are where a gradient was not
         finite, which `result.check()` tells later; one that cannot is not stepped before that.
 
-        Raises `NonFiniteError` where the gradients are not finite whatever the scale.
+        Returns False where the scaler skips the step, as the gradients are not finite. Raises
+        `NonFiniteError` where they are not at any scale.
         """
         if self.clip_norm is not None:
             self._clip(self.clip_norm, result)
         optimizer: Any = self.optimizer
         if self.scaler is not None:
+            before = self.scaler.get_scale()
             self.scaler.step(optimizer)
             self.scaler.update()
             if self.scaler.is_enabled() and self.scaler.get_scale() < _LEAST_SCALE:
@@ -60,7 +62,8 @@ class Step:
                     "bfloat16, lower the learning rate or look at the images",
                     domain=None,
                 )
-        elif result.found_inf is None:
+            return self.scaler.get_scale() >= before
+        if result.found_inf is None:
             optimizer.step()
         elif getattr(optimizer, "_step_supports_amp_scaling", False):  # as GradScaler asks
             optimizer.grad_scale, optimizer.found_inf = None, result.found_inf
@@ -71,6 +74,7 @@ class Step:
         else:
             result.check()
             optimizer.step()
+        return True
 
     def _clip(self, limit: float, result: BackwardResult) -> None:
         """Scale the update, all parameters together, to a norm of at most `limit`.

@@ -50,6 +50,16 @@ class Combined(Algorithm):
 
     @override
     def take(self, step: Step) -> BackwardResult:
+        remembered, taken = dict(self.objective.state), False
+        try:
+            result = self._backward(step)
+            taken = step.update_parameters(result)
+        finally:
+            if not taken:  # nothing is learned of a step that the network does not take
+                self.objective.state = remembered
+        return result
+
+    def _backward(self, step: Step) -> BackwardResult:
         step.optimizer.zero_grad(set_to_none=True)
         if self.restarts_optimizer(step.number):
             step.optimizer.state.clear()
@@ -75,7 +85,6 @@ class Combined(Algorithm):
                 )
         if forward.values is not None:
             result = replace(result, checked=forward.values)
-        step.update_parameters(result)
         return result
 
     def _losses(self, forward: Forward, step: Step) -> DomainLosses:
