@@ -16,7 +16,7 @@ from torch import nn
 import gradsurgery as gs
 import gradsurgery.rules
 
-MODEL = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+MODEL = nn.Sequential(nn.Flatten(), nn.Linear(12, 2), nn.Linear(2, 2))
 BATCHES = [(torch.ones(2, 3, 2, 2), torch.tensor([0, 1])) for _ in range(2)]
 LABELS = BATCHES[0][1]
 LOSS = nn.CrossEntropyLoss()

@@ -7,13 +7,14 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from gradsurgery.algorithms import METHODS, OTHER_METHODS
+from gradsurgery.algorithms import METHODS, OBJECTIVES, OTHER_METHODS
 from gradsurgery.backbones import set_training_mode
 from gradsurgery.errors import ArgumentError, NonFiniteError
 from tests.algorithms import oracles
 from tests.engine.models import MODELS, domain_batches
 
 ALL = [*METHODS, *OTHER_METHODS, "fishr+agr-sum", "mldg+agr-sum", "gradnorm+pcgrad"]
+SHAPING = [name for name, objective in OBJECTIVES.items() if objective.shapes_features]
 
 
 def hooks_on(model: nn.Module) -> list[str]:
@@ -97,15 +98,34 @@ def test_mldg_is_back_at_its_parameters_when_it_raises(name, built):
 @pytest.mark.parametrize("name", ALL)
 def test_frozen_parameters_stay(name, built):
     model = oracles.network()
-    model[1].requires_grad_(False)
+    model[1].weight.requires_grad_(False)
     before = oracles.flat_parameters(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     for step in (1, 2):
         built(name).step(model, oracles.batches(3), oracles.sgd(trained), step=step)
-    size = sum(p.numel() for p in model[1].parameters())
+    size = model[1].weight.numel()
     after = oracles.flat_parameters(model)
     assert torch.equal(after[:size], before[:size])
     assert not torch.equal(after[size:], before[size:])
+
+
+@pytest.mark.parametrize("name", SHAPING)
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_penalty_on_features_that_nothing_makes_is_refused(name, frozen, built):
+    """Layers that are frozen by hand, and a network that is its last layer alone."""
+    model = oracles.network()
+    model[1].requires_grad_(False)
+    if not frozen:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).double()
+    method, data, optimizer = built(name), oracles.batches(3), oracles.sgd(model.parameters())
+    before = oracles.flat_parameters(model)
+    with pytest.raises(ArgumentError, match="trains nothing before its last layer"):
+        method.step(model, data, optimizer, step=1)
+    assert torch.equal(oracles.flat_parameters(model), before)
+    assert method.state_dict() == {}
+    assert hooks_on(model) == []
+    method.features_may_stay = True  # for the first steps of a run, as its recipe has it
+    method.step(model, data, optimizer, step=1)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Autocast, loss scaling, and what is said of numbers that are not finite."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -68,6 +69,32 @@ def test_a_step_that_overflows_is_skipped_and_the_scale_is_lowered(name, built):
     algorithm.step(model, data, optimizer, step=1, scaler=scaler)
     assert torch.equal(oracles.flat_parameters(model), before)
     assert scaler.get_scale() < 3e38
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("name", ["dann", "cdann", "group-dro", "gradnorm", "fishr"])
+def test_nothing_is_learned_of_a_step_that_is_not_taken(name, scaled, built):
+    """A loss scaler skips it, or the error on its gradient is caught."""
+    model = oracles.network().float()
+    data, others = ([(x.float(), y) for x, y in oracles.batches(3, seed=seed)] for seed in range(2))
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0) if scaled else None
+    algorithm, optimizer = built(name), oracles.sgd(model.parameters())
+    expected = nullcontext() if scaled else pytest.raises(NonFiniteError)
+
+    def not_taken() -> None:
+        before = {key: value.clone() for key, value in algorithm.state_dict().items()}
+        handle = model[1].bias.register_hook(lambda gradient: gradient * torch.nan)
+        with expected:
+            algorithm.step(model, others, optimizer, step=1, scaler=scaler)
+        handle.remove()
+        after = algorithm.state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(after[key], value) for key, value in before.items())
+
+    not_taken()
+    algorithm.step(model, data, optimizer, step=1, scaler=scaler)
+    assert algorithm.state_dict()
+    not_taken()
 
 
 @pytest.mark.parametrize("batch_norm", ["frozen", "per-domain"])

@@ -215,9 +215,18 @@ def test_images_of_12_bits_in_files_of_16_are_told(tmp_path):
         gray = np.linspace(0, 2**bits - 1, 64 * 64, dtype=np.uint16).reshape(64, 64)
         Image.fromarray(gray).save(tmp_path / domain / "cat" / "0.png")
     said = " ".join(run("info", str(tmp_path)).split())
-    assert f"1 image is nearly black all over, as {tmp_path}/a/cat/0.png: gray values of 12" in said
+    assert f"1 image is nearly black all over, as {tmp_path}/a/cat/0.png. Of these 1 file" in said
+    assert f"1 file has 16 bits, as {tmp_path}/a/cat/0.png: values of 12 bits" in said
     dark = json.loads(run("info", str(tmp_path), "--json"))["dark"]
     assert dark == [f"{tmp_path}/a/cat/0.png"]
+
+
+def test_images_of_8_bits_that_are_dark_are_not_taken_for_12(make_folder, tmp_path):
+    folder = make_folder(tmp_path / "photos", each=1)
+    Image.new("RGB", (9, 9), (3, 4, 5)).save(folder / "art" / "cat" / "night.png")
+    said = " ".join(run("info", str(folder)).split())
+    assert f"1 image is nearly black all over, as {folder}/art/cat/night.png." in said
+    assert "16 bits" not in said
 
 
 def test_info_of_a_table_and_of_a_layout(doubtful):

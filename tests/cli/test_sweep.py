@@ -22,7 +22,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 @pytest.mark.usefixtures("unrendered")
 def test_a_sweep_ends_with_its_table_and_the_path_of_its_report(
-    command: Command, tmp_path: Path
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "plan.yaml").write_text(
         "data: rotated-digits\ntargets: [75]\nmethods: [deep-all, agr-sum]\nseeds: 3\n"
@@ -60,6 +60,7 @@ def test_a_sweep_ends_with_its_table_and_the_path_of_its_report(
     found = re.search(r"about (\S+) s of one worker, (\S+) s with 16;", out)
     assert found is not None, out
     assert float(found[1]) / float(found[2]) == pytest.approx(4, rel=0.1)  # four runs, not 16
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
     code, out, err = command(*arguments, "--seeds", "2", "--dry-run", "--launcher", "ray")
     assert re.search("s of one worker; from", out), out  # nobody knows how large the cluster is
 
@@ -110,6 +111,7 @@ def test_what_a_sweep_cannot_do_is_one_line_before_any_work(
     assert (code, out) == (1, "")
     assert words in err
     assert len(err.splitlines()) == 1
+    assert command("sweep", *SHORT, *arguments, "--dry-run") == (code, out, err)
     assert not (tmp_path / "sweeps").exists()
 
 
@@ -117,12 +119,33 @@ def test_a_launcher_whose_package_is_missing_is_told_before_any_work(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    code, _, err = command("sweep", *SHORT, "rotated-digits", *ON_RAY)
-    assert (code, err) == (
-        1,
-        "error: --launcher ray needs the package ray; pip install 'gradsurgery[ray]'\n",
-    )
+    for dry in ([], ["--dry-run"]):
+        assert command("sweep", *SHORT, "rotated-digits", *ON_RAY, *dry) == (
+            1,
+            "",
+            "error: --launcher ray needs the package ray; pip install 'gradsurgery[ray]'\n",
+        )
     assert not (tmp_path / "sweeps").exists()
+
+
+@pytest.mark.parametrize("verb", ["sweep", "deploy"])
+def test_a_dry_run_refuses_images_that_are_of_no_use(
+    verb: str, command: Command, make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    photos = make_folder(tmp_path / "photos", ("a", "b", "few"), each=10)
+    small = ["--backbone", "small-cnn", "--weights", "none", "--methods", "deep-all", "--seeds"]
+    arguments = [verb, "photos", *small, "1", "--out", "mine", *SHORT]
+    for i in range(2, 10):
+        for label in ("cat", "dog"):
+            (photos / "few" / label / f"{i}.png").unlink()
+    code, out, err = command(*arguments, "--dry-run")
+    assert (code, out) == (1, "")
+    assert "photos is too small: no image of few is left for testing" in err
+    assert command(*arguments) == (code, out, err)
+    (photos / "a" / "cat" / "0.png").write_bytes(b"no picture")
+    code, out, err = command(*arguments, "--dry-run")
+    assert (code, out, err.count("a/cat/0.png")) == (1, "", 1)
+    assert command(*arguments) == (code, out, err)
 
 
 def test_figure_2_looks_at_all_of_its_data_before_its_first_run(

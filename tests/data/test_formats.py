@@ -1,6 +1,8 @@
 """Formats that people have."""
 
 import shutil
+import struct
+import zlib
 from io import BytesIO
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageOps
 
 from gradsurgery.data import decode_image, formats, open_source
-from gradsurgery.data.formats import BadImageError, readable_suffixes
+from gradsurgery.data.formats import BadImageError, has_16_bits, readable_suffixes
 from gradsurgery.errors import DataError
 
 
@@ -138,3 +140,26 @@ def test_crop_and_pad_are_pillows():
     assert np.array_equal(decode_image(content, 16, 27, "crop"), np.asarray(cropped))
     padded = ImageOps.pad(image, (27, 27), bilinear, color="white").resize((16, 16), bilinear)
     assert np.array_equal(decode_image(content, 16, 27, "pad"), np.asarray(padded))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG2000", "PPM"])
+def test_16_bits_of_gray_are_known_in_every_format(kind):
+    for depth, is_so in ((np.uint16, True), (np.uint8, False)):
+        image = Image.fromarray(np.full((9, 9), 7, depth))
+        assert has_16_bits(encoded(image, kind)) == is_so
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_16_bits_of_colours_are_known(depth):
+    """A PNG of one pixel in RGB, written by hand."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        ends = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + ends
+
+    header = struct.pack(">IIBBBBB", 1, 1, depth, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes([0, *[7] * (3 * depth // 8)]))
+    parts = (b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+    assert Image.open(BytesIO(content)).convert("RGB").getpixel((0, 0)) == (7, 7, 7)
+    assert has_16_bits(content) == (depth == 16)

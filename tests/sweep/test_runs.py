@@ -10,6 +10,7 @@ from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.plan import Plan
 from gradsurgery.errors import ArgumentError
 from gradsurgery.sweep.runs import OpenedData, SweepRun, identity, plan_runs
+from tests.sweep.conftest import OPTIONS
 
 MakePlan = Callable[..., Plan]
 RunsOf = Callable[[Plan], list[SweepRun]]
@@ -204,6 +205,18 @@ def test_two_data_sets_of_one_name_are_refused(plan: MakePlan) -> None:
     opened = {place: OpenedData("photos", ("a", "b", "c")) for place in ("x/photos", "y/photos")}
     with pytest.raises(ArgumentError, match="two data sets of the plan are called 'photos'"):
         plan_runs(plan(data=list(opened), targets="all"), opened)
+
+
+def test_all_methods_that_are_refused_are_named_at_once(plan: MakePlan, runs_of: RunsOf) -> None:
+    methods = ["coral", "deep-all", "mmd", "sd", "dann"]
+    frozen = {**OPTIONS, "freeze": "all-but-head"}
+    refused = r"coral has a penalty on features, .*; mmd, dann are refused too$"
+    with pytest.raises(ArgumentError, match=refused):
+        runs_of(plan(methods=methods, options=frozen))
+    with pytest.raises(ArgumentError, match=r"mmd has .* another method$"):
+        runs_of(plan(methods=["mmd", "sd"], targets="all", options=frozen))
+    with pytest.raises(ArgumentError, match="warmup 6 never ends in 6 iterations; give more of th"):
+        runs_of(plan(methods=methods, options={**OPTIONS, "warmup": 6}))
 
 
 @pytest.mark.parametrize("key", ["photos", "x/photos"])

@@ -244,6 +244,20 @@ def test_a_run_whose_workers_are_lost_says_how_often_it_was_tried(
     assert json.loads((tmp_path / directory / "failure.json").read_text())["attempts"] == 11
 
 
+class Waiting(Scripted):
+    """Whose workers have to wait before they train."""
+
+    def submit(self, key: str, task: Task) -> None:
+        self._events.append(Event(key, TrainingProgress("features", 0, 9, note="it waits")))
+        super().submit(key, task)
+
+
+def test_a_sweep_says_once_that_it_waits_for_features(plan: MakePlan, tmp_path: Path) -> None:
+    _, lines, _ = swept(plan(methods=["deep-all"], seeds=2), tmp_path, Waiting())
+    waits = [line for line in lines if "waits" in line]
+    assert waits == ["[0/2] rotated-digits 75 deep-all seed 0: it waits"]
+
+
 def test_the_error_of_a_run_is_its_outcome(plan: MakePlan, tmp_path: Path) -> None:
     asked = plan(methods=["agr-sum", "deep-all"], seeds="1")
     run = planned(asked, SOURCES)[0]

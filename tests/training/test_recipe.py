@@ -264,6 +264,19 @@ def test_what_means_nothing_together_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_network_that_is_its_last_layer_alone_has_no_features_to_shape(
+    tmp_path: Path, images: ImageSet, configured: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shallow.py").write_text(
+        "from torch import nn\n\n\ndef softmax(classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 12, classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    shallow = configured(method="coral", backbone="shallow:softmax")
+    with pytest.raises(ArgumentError, match="softmax has nothing to train before its last layer"):
+        train(shallow, tmp_path / "run", opened=images)
+
+
 def test_the_factor_of_a_cosine_is_a_half_in_the_middle() -> None:
     run = RunConfiguration(data="d", target="t", schedule="cosine", iterations=100)
     assert rate_factor(run, 51) == pytest.approx(0.5)

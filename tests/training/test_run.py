@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from gradsurgery import load_model
 from gradsurgery.algorithms import METHODS
 from gradsurgery.backbones import Backbone, build_backbone
-from gradsurgery.data import ImageSet, draw_split, normalize, open_source, prepare
+from gradsurgery.data import ImageSet, draw_split, image_loader, normalize, open_source, prepare
 from gradsurgery.data.loader import prefetched
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.documents.record import Record
@@ -28,7 +30,7 @@ from gradsurgery.errors import (
 from gradsurgery.training import TrainingProgress, train
 from gradsurgery.training import loop as loop_module
 from gradsurgery.training import run as run_module
-from gradsurgery.training.outcome import Evaluation, Run
+from gradsurgery.training.outcome import Evaluation, Run, evaluate
 
 Configure = Callable[..., RunConfiguration]
 Outcome = Callable[[Record, Path], tuple[dict[str, Any], bytes]]
@@ -117,6 +119,27 @@ def test_validation_is_the_mean_of_all_images_or_of_the_domains(
         assert by[mean].curves.validation_accuracy == pytest.approx([expected[mean]])
     assert by["images"].curves.train_loss == by["domains"].curves.train_loss
     assert by["images"].curves.validation_loss != by["domains"].curves.validation_loss
+
+
+def test_a_processor_evaluates_a_few_images_at_a_time(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    backbone = build_backbone("small-cnn", classes=10, weights="none", seed=0, image_size=12)
+    about = {"device": torch.device("cpu"), "channels_last": False}
+    loader = image_loader(images, backbone.mean, backbone.std, **about)
+    chosen = np.arange(0, 1750, 7)  # 250, one batch of 128 and one of 122
+    sizes: list[int] = []
+    handle = backbone.model.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    found = evaluate(backbone, loader, chosen, autocast=nullcontext)
+    handle.remove()
+    assert sizes == [16] * 8 + [18] * 3 + [17] * 4
+    pixels, labels = torch.from_numpy(images.images[chosen]), images.label[chosen]
+    with torch.no_grad():
+        logits = backbone.model(normalize(pixels, backbone.mean, backbone.std))
+    loss = cross_entropy(logits, torch.from_numpy(labels)).item()
+    assert found.loss == pytest.approx(loss, rel=1e-6)
+    assert found.accuracy == (logits.argmax(1).numpy() == labels).mean()
 
 
 def test_a_domain_left_out_is_neither_trained_nor_validated_on(

@@ -46,18 +46,20 @@ class Step:
         """The model's parameters with their names; its modules are gone through once a step."""
         return list(self.model.named_parameters())
 
-    def update_parameters(self, result: BackwardResult) -> None:
+    def update_parameters(self, result: BackwardResult) -> bool:
         """Clip the update and step the optimiser, through the scaler where there is one.
 
         On an accelerator the optimiser leaves the parameters as they are where a gradient was not
         finite, which `result.check()` tells later; one that cannot is not stepped before that.
 
-        Raises `NonFiniteError` where the gradients are not finite whatever the scale.
+        Returns False where the scaler skips the step, as the gradients are not finite. Raises
+        `NonFiniteError` where they are not at any scale.
         """
         if self.clip_norm is not None:
             self._clip(self.clip_norm, result)
         optimizer: Any = self.optimizer
         if self.scaler is not None:
+            before = self.scaler.get_scale()
             self.scaler.step(optimizer)
             self.scaler.update()
             if self.scaler.is_enabled() and self.scaler.get_scale() < _LEAST_SCALE:
@@ -66,7 +68,8 @@ class Step:
                     "bfloat16, lower the learning rate or look at the images",
                     domain=None,
                 )
-        elif result.found_inf is None:
+            return self.scaler.get_scale() >= before
+        if result.found_inf is None:
             optimizer.step()
         elif getattr(optimizer, "_step_supports_amp_scaling", False):  # as GradScaler asks
             optimizer.grad_scale, optimizer.found_inf = None, result.found_inf
@@ -77,6 +80,7 @@ class Step:
         else:
             result.check()
             optimizer.step()
+        return True
 
     def _clip(self, limit: float, result: BackwardResult) -> None:
         """Scale the update, all parameters together, to a norm of at most `limit`.
@@ -104,6 +108,8 @@ class Algorithm(ABC):
     label_smoothing, class_weights: of the cross-entropies that it takes itself.
     lacking: the classes that a source domain lacks, bool [domains, classes].
     no_say: the same for each parameter of the last layer, by name.
+    features_may_stay: whether there may be steps that train the last layer alone, where a penalty
+        on features does nothing; elsewhere they are refused.
     """
 
     minimum_domains: int = 1
@@ -112,6 +118,7 @@ class Algorithm(ABC):
     class_weights: Tensor | None = None
     lacking: Tensor | None = None
     no_say: Mapping[str, Tensor] | None = None
+    features_may_stay: bool = False
 
     def __init_subclass__(cls) -> None:
         forget(cls, "stage", Algorithm, of=("take",))

@@ -50,11 +50,27 @@ class Combined(Algorithm):
 
     @override
     def take(self, step: Step) -> BackwardResult:
+        remembered, taken = dict(self.objective.state), False
+        try:
+            result = self._backward(step)
+            taken = step.update_parameters(result)
+        finally:
+            if not taken:  # nothing is learned of a step that the network does not take
+                self.objective.state = remembered
+        return result
+
+    def _backward(self, step: Step) -> BackwardResult:
         step.optimizer.zero_grad(set_to_none=True)
         if self.restarts_optimizer(step.number):
             step.optimizer.state.clear()
         shared = self._averages or self._shared
-        forward = Forward(step.model, step.autocast, shared=shared, lacking=self.lacking)
+        forward = Forward(
+            step.model,
+            step.autocast,
+            shared=shared,
+            lacking=self.lacking,
+            trains_features=self.objective.shapes_features and not self.features_may_stay,
+        )
         if self._averages:
             result = self._mean_backward(forward, step)
         else:
@@ -69,7 +85,6 @@ class Combined(Algorithm):
                 )
         if forward.values is not None:
             result = replace(result, checked=forward.values)
-        step.update_parameters(result)
         return result
 
     def _losses(self, forward: Forward, step: Step) -> DomainLosses:

@@ -67,6 +67,7 @@ class Forward:
         logits are asked for.
     lacking: the classes that each domain lacks. Their logits are out of reach of its losses, which
         are then those of a network with the other classes alone.
+    trains_features: whether what goes into the last layer has to follow from trained parameters.
 
     `values` are the losses whose values an objective has asked for, None before.
     """
@@ -78,12 +79,14 @@ class Forward:
         *,
         shared: bool = False,
         lacking: Bool[Tensor, "domains classes"] | None = None,
+        trains_features: bool = False,
     ) -> None:
         self.model = model
         self.shared = shared
         self.values: Tensor | None = None
         self._autocast = autocast
         self._lacking = lacking
+        self._trains_features = trains_features
         self._weights: dict[str, Tensor] = {}
 
     def __call__(
@@ -114,7 +117,8 @@ class Forward:
     def with_head_inputs(self, images: Sequence[Tensor]) -> Iterator[tuple[Tensor, Logits]]:
         """The same, with what goes into the last linear layer: the features, [batch, features].
 
-        Raises `ArgumentError` where the network does not end in a linear layer, called once.
+        Raises `ArgumentError` where the network does not end in a linear layer, called once, and
+        where nothing before it is trained that has to be.
         """
         passes: Iterator[tuple[Tensor, ...]]
         if not self.shared:
@@ -198,7 +202,14 @@ class Forward:
                 f"the last linear layer of {type(self.model).__name__} does not give its "
                 "logits, which the method needs; choose another backbone or method"
             )
-        return widened(seen[0][0]), widened(logits)
+        features = seen[0][0]
+        if self._trains_features and not features.requires_grad:
+            raise ArgumentError(
+                f"the method has a penalty on features, and {type(self.model).__name__} trains "
+                "nothing before its last layer: the penalty would do nothing; train more layers, "
+                "or take such steps with another method, as deep-all"
+            )
+        return widened(features), widened(logits)
 
 
 def _is_of_batch_norm(error: ValueError, model: nn.Module) -> bool:

@@ -242,7 +242,7 @@ def _print_table(source: Source, summary: dict[str, Any], found: Inspection | No
                 f"{files} (an animation, pages), of which the first is used: {found.several[0]}"
                 f"{', …' if len(found.several) > 1 else ''}."
             )
-        sentences += dark_sentences(found.dark)
+        sentences += dark_sentences(found.dark, found.unstretched)
     for sentence in sentences:
         print(printable(sentence))
     _print_left_out(source.left_out)

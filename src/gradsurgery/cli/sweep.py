@@ -30,7 +30,7 @@ from gradsurgery.sweep.launcher import (
     visible_gpus,
     worker_count,
 )
-from gradsurgery.sweep.run import given_up
+from gradsurgery.sweep.run import given_up, prepare_runs
 from gradsurgery.sweep.runs import configurations, existing_records, opened_sources, planned
 from gradsurgery.sweep.schedule import Estimate, estimate
 from gradsurgery.training import TrainingProgress
@@ -282,8 +282,13 @@ def print_estimate(
 ) -> None:
     """Print how many runs there are, how many are finished, and how long the others will take."""
     runs = planned(plan, sources)
-    given_up(plan, runs, folder)  # raises where the sweep would
+    given_up(plan, runs, folder)  # raises where the sweep would, as what follows
     records = existing_records(runs, folder)
+    todo = [run for run in runs if run.directory not in records]
+    if todo:
+        check_launcher(options, plan)
+    with displayed("images", lines=False) as images:
+        prepare_runs(todo, sources, execution, images)
     print(f"{counted(len(runs), 'run')}, {len(records)} finished in {folder}")
     try:
         with displayed("timing", lines=False) as timing:
@@ -295,7 +300,7 @@ def print_estimate(
                 timed=lambda n, total: timing(TrainingProgress("training", n, total)),
             )
     except (WeightsError, DataError) as error:
-        print(f"{len(runs) - len(records)} to do; no estimate of the time they take: {error}")
+        print(f"{len(todo)} to do; no estimate of the time they take: {error}")
         return
     workers = _worker_count(options, plan, visible_gpus(str(plan.options.get("device", "auto"))))
     several = f", {duration(left.with_workers(workers))} with {workers}"
@@ -305,8 +310,6 @@ def print_estimate(
         f"{left.runs} to do: about {duration(left.seconds)} of one worker{several}; "
         f"{_basis(left, records)}"
     )
-    if len(records) < len(runs):
-        print("images are counted and not looked at: gradsurgery data info names broken ones")
 
 
 def _basis(left: Estimate, records: dict[str, Record]) -> str:

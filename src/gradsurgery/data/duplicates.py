@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gradsurgery.data.derived import decoder_of
-from gradsurgery.data.formats import BadImageError, has_several
+from gradsurgery.data.formats import BadImageError, has_16_bits, has_several
 from gradsurgery.data.groups import shared_groups
 from gradsurgery.data.image_set import ImageSet
 from gradsurgery.data.loader import worked_on
@@ -247,14 +247,21 @@ def doubts_of(images: ImageSet) -> list[str]:
     return [*dark_sentences(dark), *shared]
 
 
-def dark_sentences(dark: Sequence[str]) -> list[str]:
-    """A sentence on images that are black all over, by name, if there are any."""
+def dark_sentences(dark: Sequence[str], unstretched: Sequence[str] | None = None) -> list[str]:
+    """What there is to say of images that are black all over, by name, if there are any.
+
+    unstretched: those of files of 16 bits; None where that is not known.
+    """
+    if not dark:
+        return []
     are = "image is" if len(dark) == 1 else "images are"
-    return [
-        f"{len(dark):,} {are} nearly black all over, as {first}: gray values of 12 bits in a file "
-        "of 16 come out so; multiply them by 16 before."
-        for first in dark[:1]
-    ]
+    found = f"{len(dark):,} {are} nearly black all over, as {dark[0]}"
+    if unstretched is None:
+        return [f"{found}; values of 12 bits in files of 16 are to be multiplied by 16 before."]
+    have = "file has" if len(unstretched) == 1 else "files have"
+    of_16 = f"{len(unstretched):,} {have} 16 bits, as {''.join(unstretched[:1])}"
+    cure = "values of 12 bits come out so; multiply them by 16 before."
+    return [f"{found}.", *([f"Of these {of_16}: {cure}"] if unstretched else [])]
 
 
 @dataclass(frozen=True)
@@ -266,6 +273,7 @@ class Inspection:
     bad: images that cannot be decoded; empty where they were not.
     several: files with several pictures, of which the first is used.
     dark: images that are black or nearly so all over.
+    unstretched: those of them whose files have 16 bits, of which they may use 12.
     """
 
     identical: Copies
@@ -273,6 +281,7 @@ class Inspection:
     bad: tuple[SkippedImage, ...]
     several: tuple[str, ...] = ()
     dark: tuple[str, ...] = ()
+    unstretched: tuple[str, ...] = ()
 
 
 def inspect_images(
@@ -293,7 +302,7 @@ def inspect_images(
     looks = [b""] * count
     bad: dict[int, str] = {}
     several: set[int] = set()
-    dark: set[int] = set()
+    dark: dict[int, bool] = {}  # and whether of 16 bits
     decodes = decoder_of(source) is None
 
     def inspect(position: int, content: bytes) -> None:
@@ -309,7 +318,7 @@ def inspect_images(
             if has_several(content):
                 several.add(position)
             if pixels.max() < _DARK:
-                dark.add(position)
+                dark[position] = has_16_bits(content)
 
     seen = worked_on(source.contents(), inspect, workers=workers, ahead=_WAITING)
     for done, _ in enumerate(seen, start=1):
@@ -324,6 +333,7 @@ def inspect_images(
         tuple(SkippedImage(places[i], bad[i]) for i in sorted(bad)),
         tuple(places[i] for i in sorted(several)),
         tuple(places[i] for i in sorted(dark)),
+        tuple(places[i] for i in sorted(dark) if dark[i]),
     )
 
 

@@ -121,6 +121,13 @@ def has_several(content: bytes) -> bool:
         return False
 
 
+def has_16_bits(content: bytes) -> bool:
+    """Whether a file that can be decoded has 16 bits a channel, as far as Pillow's readers tell."""
+    with open_picture(content) as file:
+        # colours are cut down to 8 bits: of what is there only the decoder's settings speak
+        return file.mode.startswith("I") or ";16" in str(getattr(file, "tile", ""))
+
+
 def _package(name: str, extra: str) -> Any:
     try:
         return import_module(name)

@@ -69,7 +69,7 @@ def run_sweep(
     check_networks(todo, sources)
     with _held(plan, runs, folder, todo):
         progress = SweepProgress(len(runs), workers=1)
-        _prepare(todo, sources, execution, lambda at: show(progress.decoding(at), ""))
+        prepare_runs(todo, sources, execution, lambda at: show(progress.decoding(at), ""))
         progress.running.clear()
         for run in runs:
             if run.directory in records:
@@ -133,6 +133,7 @@ class _Sweep:
     def __post_init__(self) -> None:
         self._runs = {run.directory: run for run in self.todo}
         self._schedule = Schedule(self._runs, self.execution.retries)
+        self._waited = False  # for features of another process, which is said of one run alone
 
     def run(self) -> dict[str, Outcome]:
         self.show(self.progress, "")
@@ -162,7 +163,9 @@ class _Sweep:
         run, news = self._runs[event.key], event.news
         if isinstance(news, TrainingProgress):
             self.progress.running[run.title] = news
-            self._log("")
+            waits = news.stage == "features" and news.note is not None and not self._waited
+            self._waited |= waits
+            self._log(f"{run.title}: {news.note}" if waits else "")
             return
         if news.state == "done":
             self._finish(run, before=news.before)  # by another process, meanwhile
@@ -231,7 +234,7 @@ class _Sweep:
         )
 
 
-def _prepare(
+def prepare_runs(
     runs: Sequence[SweepRun],
     sources: Mapping[str, Source],
     execution: Execution,

@@ -153,8 +153,8 @@ def plan_runs(plan: Plan, opened: Mapping[str, OpenedData]) -> list[SweepRun]:
         )
     targets = {spec: _targets(plan, spec, data) for spec, data in opened.items()}
     shown = _shown(plan)
-    runs = [
-        _planned(configuration, opened[spec], shown)
+    asked = (
+        (configuration, opened[spec])
         for seed in plan.seeds
         for spec in plan.data
         for target, without in _held_out(targets[spec], opened[spec], plan)
@@ -162,8 +162,29 @@ def plan_runs(plan: Plan, opened: Mapping[str, OpenedData]) -> list[SweepRun]:
         for configuration in configurations(
             plan, method, data=spec, target=target, without=without, seed=seed
         )
-    ]
-    return list({run.directory: run for run in runs}.values())
+    )
+    runs: dict[str, SweepRun] = {}
+    refused: dict[str, ArgumentError] = {}
+    for configuration, data in asked:
+        try:
+            run = _planned(configuration, data, shown)
+        except ArgumentError as error:
+            refused.setdefault(configuration.method, error)
+        else:
+            runs[run.directory] = run
+    if refused:
+        raise _refusal(refused)
+    return list(runs.values())
+
+
+def _refusal(refused: Mapping[str, ArgumentError]) -> ArgumentError:
+    """The first method's error, with the other methods that meet one of their own."""
+    (_, first), *others = refused.items()
+    also = [method for method, error in others if str(error) != str(first)]
+    if not also:  # what is wrong has nothing to do with the method
+        return first
+    are = "is" if len(also) == 1 else "are"
+    return ArgumentError(f"{first}; {', '.join(also)} {are} refused too")
 
 
 def check_networks(runs: Sequence[SweepRun], sources: Mapping[str, Source]) -> None:

@@ -25,7 +25,7 @@ from gradsurgery.engine.accumulator import Update
 from gradsurgery.engine.lanes import side_by_side
 from gradsurgery.errors import GradsurgeryError, suppress_out_of_memory
 from gradsurgery.kernels.network import staged_tables
-from gradsurgery.training.device import no_graph
+from gradsurgery.training.device import NO_GPU, SCALES_LOSSES, VARIES, no_graph
 from gradsurgery.training.learner import Learner
 
 Done = TypeVar("Done")
@@ -89,7 +89,7 @@ class GraphedSteps:
             return self.learner.take(batches, step)
         stage = self.learner.algorithm.stage(step)
         if stage is None:
-            self._refuse("the method may compute another thing at every step")
+            self._refuse(VARIES.format(method="the method"))
             return self.learner.take(batches, step)
         shapes = [(images.shape, labels.shape) for images, labels in batches]
         key = stage, self.learner.freezing.holds(step), shapes
@@ -244,9 +244,9 @@ def _copy(value: Any) -> Any:
 def _obstacle(learner: Learner) -> str | None:
     """What is known beforehand to keep a step from being recorded."""
     if learner.device.type != "cuda":
-        return "there is no GPU"
+        return NO_GPU
     if learner.scaler is not None:
-        return "float16 adapts the scale of its losses on the processor"
+        return SCALES_LOSSES
     if not getattr(learner.optimizer, "_step_supports_amp_scaling", False):
         return "the optimiser is not one of torch's fused ones"
     return None

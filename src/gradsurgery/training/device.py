@@ -28,6 +28,11 @@ AutocastFactory = Callable[[], AbstractContextManager[Any]]
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 
+# Why a run may have no CUDA graph, whether that is seen before it or on its way.
+NO_GPU = "there is no GPU"
+SCALES_LOSSES = "float16 adapts the scale of its losses on the processor"
+VARIES = "{method} may compute another thing at every step"
+
 
 def resolve_device(name: str) -> torch.device:
     """The device called `name`; "auto" is cuda where there is one, else cpu.
@@ -56,7 +61,7 @@ def device_of(configuration: RunConfiguration) -> torch.device:
     """The run's device; raises `ArgumentError` also where it has not what the run asks of it."""
     device = resolve_device(configuration.device)
     if configuration.cuda_graph == "on" and device.type != "cuda":
-        raise no_graph("there is no GPU")
+        raise no_graph(NO_GPU)
     return device
 
 

@@ -169,6 +169,7 @@ def build_learner(
         batch_norm=c.batch_norm if has_batch_norm(model) else "frozen",
     )
     check_features_trained(c, algorithm, backbone)
+    algorithm.features_may_stay = c.freeze_steps > 0
     algorithm.smooth_labels(c.label_smoothing)
     augmentation = None
     if c.augment != "none":

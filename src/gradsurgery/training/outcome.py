@@ -42,6 +42,9 @@ from gradsurgery.training.learner import Learner
 from gradsurgery.training.progress import ProgressCallback, TrainingProgress
 
 _BATCH = 128  # images at a time: bounds memory; the result hardly depends on it
+_FEW = 16
+"""How many of them each thread of a processor passes at once. For more it asks for memory anew in
+every layer; for fewer it may sum up in another order, and threads wait for each other."""
 
 
 class Answers:
@@ -113,17 +116,19 @@ def evaluate(
     device = loader.device
     loss = torch.zeros((), dtype=torch.float64, device=device)
     answers = Answers()
+    at_once = _FEW * torch.get_num_threads() if device.type == "cpu" else _BATCH
     # in the order of the file
-    parts = [np.sort(indices[start : start + _BATCH]) for start in range(0, len(indices), _BATCH)]
+    chosen = [np.sort(indices[start : start + _BATCH]) for start in range(0, len(indices), _BATCH)]
     ahead = 0 if device.type == "cpu" else 1  # a processor has nothing to do meanwhile
-    batches = prefetched(lambda i: loader.fetch(parts[i]), 1, len(parts), ahead=ahead)
-    for part, (_, fetched) in zip(parts, batches, strict=True):
+    batches = prefetched(lambda i: loader.fetch(chosen[i]), 1, len(chosen), ahead=ahead)
+    for positions, (_, fetched) in zip(chosen, batches, strict=True):
         images, labels = fetched()
         with autocast():
-            logits = backbone.model(images).float()
-        del images  # before the next are made
+            parts = images.tensor_split(max(1, len(images) // at_once))
+            logits = torch.cat([backbone.model(part).float() for part in parts])
+        del images, parts  # before the next are made
         loss += functional.cross_entropy(logits, labels, reduction="sum").double()
-        answers.add(logits, labels, None if groups is None else groups[part])
+        answers.add(logits, labels, None if groups is None else groups[positions])
     return Evaluation(float(loss) / len(indices), answers.correct / len(indices), answers)
 
 

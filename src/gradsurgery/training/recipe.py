@@ -12,7 +12,7 @@ from gradsurgery.backbones import Backbone, batch_norm_layers
 from gradsurgery.documents.configuration import RunConfiguration
 from gradsurgery.errors import ArgumentError
 from gradsurgery.rules.remembering import RememberingRule
-from gradsurgery.training.device import no_graph
+from gradsurgery.training.device import SCALES_LOSSES, VARIES, no_graph
 
 ALL_BUT_HEAD = "all-but-head"
 
@@ -50,9 +50,9 @@ def check_recipe(configuration: RunConfiguration, algorithm: Algorithm) -> None:
         if c.device == "cpu":
             raise no_graph("the device is cpu")
         if c.precision == "float16":
-            raise no_graph("float16 adapts the scale of its losses on the processor")
+            raise no_graph(SCALES_LOSSES)
         if algorithm.stage(1) is None:
-            raise no_graph(f"{c.method} may compute another thing at every step")
+            raise no_graph(VARIES.format(method=c.method))
 
 
 def check_features_trained(
@@ -76,6 +76,11 @@ def _needs_features_trained(c: RunConfiguration, algorithm: Algorithm) -> bool:
 
 
 def _features_stay(c: RunConfiguration) -> str:
+    if c.freeze == "none":
+        return (
+            f"{c.method} has a penalty on features, and {c.backbone} has nothing to train before "
+            "its last layer: it would do nothing; choose another network, or another method"
+        )
     return (
         f"{c.method} has a penalty on features, which freeze {c.freeze} leaves as they are: it "
         "would do nothing; freeze fewer layers, or choose another method"
