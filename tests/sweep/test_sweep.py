@@ -252,7 +252,7 @@ class Waiting(Scripted):
         super().submit(key, task)
 
 
-def test_a_sweep_says_once_that_it_waits_for_features(plan: MakePlan, tmp_path: Path) -> None:
+def test_a_sweep_says_once_what_its_runs_have_to_say(plan: MakePlan, tmp_path: Path) -> None:
     _, lines, _ = swept(plan(methods=["deep-all"], seeds=2), tmp_path, Waiting())
     waits = [line for line in lines if "waits" in line]
     assert waits == ["[0/2] rotated-digits 75 deep-all seed 0: it waits"]

@@ -133,7 +133,7 @@ class _Sweep:
     def __post_init__(self) -> None:
         self._runs = {run.directory: run for run in self.todo}
         self._schedule = Schedule(self._runs, self.execution.retries)
-        self._waited = False  # for features of another process, which is said of one run alone
+        self._said: set[str] = set()
 
     def run(self) -> dict[str, Outcome]:
         self.show(self.progress, "")
@@ -163,9 +163,9 @@ class _Sweep:
         run, news = self._runs[event.key], event.news
         if isinstance(news, TrainingProgress):
             self.progress.running[run.title] = news
-            waits = news.stage == "features" and news.note is not None and not self._waited
-            self._waited |= waits
-            self._log(f"{run.title}: {news.note}" if waits else "")
+            note = news.note if news.note not in self._said else None  # many runs have the same
+            self._said |= {note} if note else set()
+            self._log(f"{run.title}: {note}" if note else "")
             return
         if news.state == "done":
             self._finish(run, before=news.before)  # by another process, meanwhile
