@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradsurgery.atomic import atomic_file, check_folder, claimed, shared
+from gradsurgery.atomic import atomic_file, check_folder, claimed, remove_lock, shared
 from gradsurgery.errors import OutputError
 from gradsurgery.training.checkpoint import save_weights
 
@@ -95,7 +95,11 @@ def test_a_second_process_is_refused_until_the_first_has_died(tmp_path: Path) ->
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(OutputError, match="another process is working in"), claimed(tmp_path):
             pass
+        remove_lock(tmp_path)
+        assert (tmp_path / ".lock").exists()
         holder.kill()
+    remove_lock(tmp_path)
+    assert not list(tmp_path.iterdir())
     with claimed(tmp_path):
         pass
 

@@ -140,6 +140,13 @@ def claimed(directory: Path) -> Iterator[None]:
         _remove_empty(made)
 
 
+def remove_lock(directory: Path) -> None:
+    """Remove the lock on `directory` of a process that was ended, if there is one."""
+    if (directory / _LOCK_FILE).exists():
+        with suppress(OutputError), claimed(directory):
+            pass
+
+
 @contextmanager
 def shared(directory: Path, enter: Callable[[bool], None]) -> Iterator[None]:
     """Create `directory` and work in it beside other processes that do.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradsurgery.atomic import claimed, shared
+from gradsurgery.atomic import claimed, remove_lock, shared
 from gradsurgery.data import Source, digest_of, reopened
 from gradsurgery.documents.configuration import RunConfiguration, options_of
 from gradsurgery.documents.plan import Failure, Plan, PlannedRun, SweepPlan, difference
@@ -79,9 +79,13 @@ def run_sweep(
             show(progress, line)
         if not todo:
             return {}
-        with launch() as launcher:
-            progress.workers = launcher.workers
-            return _Sweep(todo, folder.absolute(), launcher, execution, progress, show).run()
+        try:
+            with launch() as launcher:
+                progress.workers = launcher.workers
+                return _Sweep(todo, folder.absolute(), launcher, execution, progress, show).run()
+        finally:  # a worker may have been ended amid anything
+            for run in todo:
+                remove_lock(folder / run.directory)
 
 
 def _told_of_changes(
