@@ -71,7 +71,7 @@ def joined(classes: tuple[str, ...], parts: Iterable[Predictions]) -> Prediction
 BATCH = 128
 """Pictures at a time, as in the tests of a run."""
 _PIXELS_AT_ONCE = 4 * 224**2
-"""For more a processor has to ask for memory anew in every layer."""
+"""By each thread. For more a processor has to ask for memory anew in every layer."""
 MOST = 10_000
 """Pictures at a time, and threads, at most: memory is taken for all of them at once."""
 
@@ -170,7 +170,7 @@ class TrainedModel:
         images = normalize(pixels.to(self.device), self.preprocess.mean, self.preprocess.std)
         precision = self.about.precision
         with float32_products(self.device, precision), autocast_factory(self.device, precision)():
-            few = max(1, _PIXELS_AT_ONCE // size**2)
+            few = max(1, _PIXELS_AT_ONCE * torch.get_num_threads() // size**2)
             at_once = few if self.device.type == "cpu" else len(images)
             logits = torch.cat([self.module(part).float() for part in images.split(at_once)])
         if not logits.isfinite().all():
