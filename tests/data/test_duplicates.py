@@ -58,7 +58,7 @@ def images_of(root):
 
 def test_without_copies_there_is_nothing_to_say(root):
     images = images_of(root)
-    identical, near = copies_in_run(images, draw_split(images), ["a"], "b")
+    identical, near = copies_in_run(images, looks_of(images), draw_split(images), ["a"], "b")
     assert identical.images == 0
     assert near is not None
     assert near.images == 0
@@ -91,7 +91,7 @@ def test_of_copies_one_stays_and_of_contradictory_ones_none(root):
     split = split_of(options, images, 0)
     assert sorted(split.unused) == gone
     assert len(split.test["b"]) == 20
-    assert copies_in_run(images, split, ["a"], "b")[0].images == 0
+    assert copies_in_run(images, looks_of(images), split, ["a"], "b")[0].images == 0
 
 
 def test_a_domain_that_is_a_copy_of_another(root):
@@ -99,12 +99,12 @@ def test_a_domain_that_is_a_copy_of_another(root):
         copy(root, path.relative_to(root), f"b/{path.parts[-2]}/{path.name}")
     images = images_of(root)
     split = draw_split(images)
-    identical, _ = copies_in_run(images, split, ["a"], "b")
+    identical, _ = copies_in_run(images, looks_of(images), split, ["a"], "b")
     learned = {name[2:] for name in split.identities["a"]["train"]}
     tested = {name[2:] for name in split.identities["b"]["test"]}
     assert identical.of_target == len(learned & tested)
     whole = split_of(RunConfiguration(data="x", target="b", test_on="all"), images, 0)
-    assert copies_in_run(images, whole, ["a"], "b")[0].of_target == 14  # 70 % of 20
+    assert copies_in_run(images, looks_of(images), whole, ["a"], "b")[0].of_target == 14  # 70 % of 20
 
 
 def test_pictures_of_another_size_brightness_and_compression_look_alike(root):
@@ -119,7 +119,7 @@ def test_pictures_of_another_size_brightness_and_compression_look_alike(root):
     assert found.alike.examples == [[f"{root}/a/cat/0.png", f"{root}/b/cat/again.jpg"]]
     images = images_of(root)
     part = split_of(RunConfiguration(data="x", target="b", test_on="all"), images, 0)
-    near = copies_in_run(images, part, ["a"], "b")[1]
+    near = copies_in_run(images, looks_of(images), part, ["a"], "b")[1]
     assert near is not None
     assert near.across_domains == {"a and b": 1}
 
@@ -144,7 +144,7 @@ def test_look_alikes_of_a_picture_that_is_not_used_itself(root):
     images = images_of(root)
     parts = ["train" if name.startswith("a") else "test" for name in images.identities]
     parts[images.identities.index("a/cat/0.png")] = None
-    near = copies_in_run(images, as_split(images, parts), ["a"], "b")[1]
+    near = copies_in_run(images, looks_of(images), as_split(images, parts), ["a"], "b")[1]
     assert near is not None
     assert (near.images, near.across_parts, near.of_target) == (2, 1, 1)
 

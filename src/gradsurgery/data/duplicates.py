@@ -208,12 +208,16 @@ def looks_of(images: ImageSet) -> list[bytes] | None:
 
 
 def copies_in_run(
-    images: ImageSet, split: Split, sources: Sequence[str], target: str | None
+    images: ImageSet,
+    looks: Sequence[bytes] | None,
+    split: Split,
+    sources: Sequence[str],
+    target: str | None,
 ) -> tuple[Copies, Copies | None]:
     """The pictures that a run uses more than once: identical files, and images that look alike.
 
-    The latter is None for images too small to tell. Used are the training and validation images of
-    the sources, and all test images.
+    The latter is None for images too small to tell, as `looks` of `looks_of` is. Used are the
+    training and validation images of the sources, and all test images.
     """
     part = [""] * len(images.identities)
     for name, of_domains in (("test", images.domains), ("validation", sources), ("train", sources)):
@@ -222,7 +226,6 @@ def copies_in_run(
                 part[position] = name
     of_target = -1 if target is None else images.domains.index(target)
     hashes = file_hashes(images)
-    looks = looks_of(images)
     used = [i for i, name in enumerate(part) if name]
 
     def copies(groups: Groups) -> Copies:
@@ -237,12 +240,15 @@ def copies_in_run(
     return identical, None if looks is None else copies(look_alikes(looks, hashes, used))
 
 
-def doubts_of(images: ImageSet) -> list[str]:
-    """What else makes results on `images` doubtful: black images, groups in several domains."""
-    looks, domains = looks_of(images) or [], [images.domains[d] for d in images.domain.tolist()]
-    grays = (np.frombuffer(look, np.uint8, offset=8) for look in looks)
-    dim = [position for position, gray in enumerate(grays) if gray.max() < _DARK]
+def doubts_of(images: ImageSet, looks: Sequence[bytes] | None) -> list[str]:
+    """What else makes results on `images` doubtful: black images, groups in several domains.
+
+    looks: of `looks_of`.
+    """
+    grays = np.frombuffer(b"".join(looks or ()), np.uint8).reshape(-1, _LOOK)[:, 8:]
+    dim = (grays.max(1) < _DARK).nonzero()[0].tolist()
     dark = [images.identities[i] for i in dim if images.images[i].max() < _DARK]
+    domains = [images.domains[d] for d in images.domain.tolist()]
     shared = shared_groups(zip(domains, images.groups, strict=True)) if images.groups else []
     return [*dark_sentences(dark), *shared]
 

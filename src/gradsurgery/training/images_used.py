@@ -21,7 +21,7 @@ from gradsurgery.data import (
     Split,
     split_of,
 )
-from gradsurgery.data.duplicates import copies_in_run, doubts_of
+from gradsurgery.data.duplicates import copies_in_run, doubts_of, looks_of
 from gradsurgery.data.source import spelled_alike
 from gradsurgery.data.splits import called_as_parts
 from gradsurgery.documents.configuration import RunConfiguration
@@ -54,8 +54,9 @@ class ImagesUsed:
     def of(cls, configuration: RunConfiguration, images: ImageSet) -> "ImagesUsed":
         """What a run uses of `images`; raises `DataError` where that is too little."""
         split, sources, target = _divided(configuration, images)
-        copies = copies_in_run(images, split, sources, target)
-        return cls(images, split, sources, *copies, doubts_of(images))
+        looks = looks_of(images)
+        copies = copies_in_run(images, looks, split, sources, target)
+        return cls(images, split, sources, *copies, doubts_of(images, looks))
 
     def batches(self, configuration: RunConfiguration) -> Batches:
         """The batches of the run's steps."""
