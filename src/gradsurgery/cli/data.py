@@ -16,12 +16,8 @@ from gradsurgery.cli.live import images_displayed
 from gradsurgery.data import ImageSet, SkippedImage, Source, cache_folder, cpus, open_source
 from gradsurgery.data import prepare as decode
 from gradsurgery.data.derived import differing_counts, matching_preset
-from gradsurgery.data.duplicates import (
-    INSPECTED_SIDE,
-    Inspection,
-    dark_sentences,
-    inspect_images,
-)
+from gradsurgery.data.duplicates import INSPECTED_SIDE, Inspection, inspect_images
+from gradsurgery.data.formats import dark_sentences
 from gradsurgery.data.groups import shared_groups
 from gradsurgery.data.image_set import cached_sets, remove_cached
 from gradsurgery.data.source import spelled_alike

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gradsurgery.data.derived import decoder_of
-from gradsurgery.data.formats import BadImageError, has_16_bits, has_several
+from gradsurgery.data.formats import BadImageError, dark_sentences, has_16_bits, has_several
 from gradsurgery.data.groups import shared_groups
 from gradsurgery.data.image_set import ImageSet
 from gradsurgery.data.loader import worked_on
@@ -251,23 +251,6 @@ def doubts_of(images: ImageSet, looks: Sequence[bytes] | None) -> list[str]:
     domains = [images.domains[d] for d in images.domain.tolist()]
     shared = shared_groups(zip(domains, images.groups, strict=True)) if images.groups else []
     return [*dark_sentences(dark), *shared]
-
-
-def dark_sentences(dark: Sequence[str], unstretched: Sequence[str] | None = None) -> list[str]:
-    """What there is to say of images that are black all over, by name, if there are any.
-
-    unstretched: those of files of 16 bits; None where that is not known.
-    """
-    if not dark:
-        return []
-    are = "image is" if len(dark) == 1 else "images are"
-    found = f"{len(dark):,} {are} nearly black all over, as {dark[0]}"
-    if unstretched is None:
-        return [f"{found}; values of 12 bits in files of 16 are to be multiplied by 16 before."]
-    have = "file has" if len(unstretched) == 1 else "files have"
-    of_16 = f"{len(unstretched):,} {have} 16 bits, as {''.join(unstretched[:1])}"
-    cure = "values of 12 bits come out so; multiply them by 16 before."
-    return [f"{found}.", *([f"Of these {of_16}: {cure}"] if unstretched else [])]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The formats of picture files that can be read here, and how those beyond Pillow's are opened."""
 
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO
@@ -126,6 +127,23 @@ def has_16_bits(content: bytes) -> bool:
     with open_picture(content) as file:
         # colours are cut down to 8 bits: of what is there only the decoder's settings speak
         return file.mode.startswith("I") or ";16" in str(getattr(file, "tile", ""))
+
+
+def dark_sentences(dark: Sequence[str], unstretched: Sequence[str] | None = None) -> list[str]:
+    """What there is to say of images that are black all over, by name, if there are any.
+
+    unstretched: those of files of 16 bits; None where that is not known.
+    """
+    if not dark:
+        return []
+    are = "image is" if len(dark) == 1 else "images are"
+    found = f"{len(dark):,} {are} nearly black all over, as {dark[0]}"
+    if unstretched is None:
+        return [f"{found}; values of 12 bits in files of 16 are to be multiplied by 16 before."]
+    have = "file has" if len(unstretched) == 1 else "files have"
+    of_16 = f"{len(unstretched):,} {have} 16 bits, as {''.join(unstretched[:1])}"
+    cure = "values of 12 bits come out so; multiply them by 16 before."
+    return [f"{found}.", *([f"Of these {of_16}: {cure}"] if unstretched else [])]
 
 
 def _package(name: str, extra: str) -> Any:
