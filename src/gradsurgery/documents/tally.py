@@ -157,17 +157,18 @@ class Tally(Part):
     @property
     def images(self) -> int:
         """How many there are."""
-        return int(self.matrix().sum())
+        return self._counted()[0]
 
     @property
     def right(self) -> int:
         """How many are taken for what they are."""
-        return int(self.matrix().trace())
+        return self._counted()[1]
 
     @property
     def accuracy(self) -> float:
         """The fraction of the images that is right; NaN of none."""
-        return self.right / self.images if self.images else math.nan
+        images, right = self._counted()
+        return right / images if images else math.nan
 
     def check_fits(
         self, domain: str, classes: int, tested: int | None, accuracy: float | None
@@ -178,11 +179,12 @@ class Tally(Part):
         """
         if len(self.confusion) != classes:
             raise ValueError(f"tests of {domain} are of {len(self.confusion)} classes")
-        if self.images and tested not in (None, self.images):
-            raise ValueError(f"tests of {domain} are of {self.images} images, its split's {tested}")
+        images, right = self._counted()
+        if images and tested not in (None, images):
+            raise ValueError(f"tests of {domain} are of {images} images, its split's {tested}")
         found = math.nan if accuracy is None else accuracy
-        if self.images and not math.isclose(self.accuracy, found, abs_tol=1e-9):
-            about = f"its tests are right on {self.right} of {self.images} images"
+        if images and not math.isclose(right / images, found, abs_tol=1e-9):
+            about = f"its tests are right on {right} of {images} images"
             raise ValueError(f"test_accuracy of {domain} is {accuracy}, and {about}")
 
     @model_validator(mode="after")
@@ -202,14 +204,19 @@ class Tally(Part):
                 raise ValueError(
                     f"calibration has {line!r}, expected bin images correct confidence"
                 )
-        counted = self.bins()[:, :2].sum(0)
-        if self.calibration and counted.tolist() != [self.images, self.right]:
+        binned, counted = self.bins()[:, :2].sum(0).tolist(), self._counted()
+        if self.calibration and tuple(binned) != counted:
             raise ValueError(
-                f"calibration counts {counted[1]:.0f} of {counted[0]:.0f} images right, confusion "
-                f"{self.right} of {self.images}"
+                f"calibration counts {binned[1]:.0f} of {binned[0]:.0f} images right, confusion "
+                f"{counted[1]} of {counted[0]}"
             )
         self._check_groups()
         return self
+
+    def _counted(self) -> tuple[int, int]:
+        """How many images there are, and how many of them are right."""
+        matrix = self.matrix()
+        return int(matrix.sum()), int(matrix.trace())
 
     def _check_groups(self) -> None:
         """They hold the images of `confusion`, each once, and have a loss each or none."""
