@@ -105,9 +105,10 @@ def test_a_second_process_is_refused_until_the_first_has_died(tmp_path: Path) ->
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
-    (tmp_path / ".checkpoint.pt.123.tmp").touch()
+    for name in (".checkpoint.pt.123.tmp", ".tmpnkYBq9", ".tmp-of-mine"):
+        (tmp_path / name).touch()
     with claimed(tmp_path):
-        assert not list(tmp_path.glob("*.tmp"))
+        assert [path.name for path in tmp_path.glob("*tmp*")] == [".tmp-of-mine"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -19,6 +19,7 @@ _SETTLED = 600.0  # seconds
 _SOON, _LOOK = 30.0, 0.05  # seconds
 _LEFTOVER = re.compile(
     r"\.((record|configuration|split|failure)\.json|checkpoint\.pt|(model|best-\d+)\.safetensors)\.\d+\.tmp"
+    r"|\.tmp[0-9A-Za-z]{6}"  # safetensors' own, on its way to one of ours
 )
 
 
@@ -249,7 +250,7 @@ def _is_still(path: Path, opened: int) -> bool:
 
 def _remove_leftovers(directory: Path) -> None:
     """Remove what a killed process was writing."""
-    for path in directory.glob(".*.tmp"):
+    for path in directory.glob(".*tmp*"):
         if _LEFTOVER.fullmatch(path.name):
             path.unlink()
 
