@@ -104,9 +104,8 @@ def test_a_domain_that_is_a_copy_of_another(root):
     tested = {name[2:] for name in split.identities["b"]["test"]}
     assert identical.of_target == len(learned & tested)
     whole = split_of(RunConfiguration(data="x", target="b", test_on="all"), images, 0)
-    assert (
-        copies_in_run(images, looks_of(images), whole, ["a"], "b")[0].of_target == 14
-    )  # 70 % of 20
+    identical, _ = copies_in_run(images, looks_of(images), whole, ["a"], "b")
+    assert identical.of_target == 14  # 70 % of 20
 
 
 def test_pictures_of_another_size_brightness_and_compression_look_alike(root):

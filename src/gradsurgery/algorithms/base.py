@@ -62,13 +62,14 @@ class Step:
             before = self.scaler.get_scale()
             self.scaler.step(optimizer)
             self.scaler.update()
-            if self.scaler.is_enabled() and self.scaler.get_scale() < _LEAST_SCALE:
+            scale = self.scaler.get_scale()
+            if self.scaler.is_enabled() and scale < _LEAST_SCALE:
                 raise NonFiniteError(
                     "the gradients are not finite at any scale of the loss; use float32 or "
                     "bfloat16, lower the learning rate or look at the images",
                     domain=None,
                 )
-            return self.scaler.get_scale() >= before
+            return scale >= before
         if result.found_inf is None:
             optimizer.step()
         elif getattr(optimizer, "_step_supports_amp_scaling", False):  # as GradScaler asks

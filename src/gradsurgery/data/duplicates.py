@@ -248,8 +248,8 @@ def doubts_of(images: ImageSet, looks: Sequence[bytes] | None) -> list[str]:
     grays = np.frombuffer(b"".join(looks or ()), np.uint8).reshape(-1, _LOOK)[:, 8:]
     dim = (grays.max(1) < _DARK).nonzero()[0].tolist()
     dark = [images.identities[i] for i in dim if images.images[i].max() < _DARK]
-    domains = [images.domains[d] for d in images.domain.tolist()]
-    shared = shared_groups(zip(domains, images.groups, strict=True)) if images.groups else []
+    pairs = zip(images.domain.tolist(), images.groups or (), strict=images.groups is not None)
+    shared = shared_groups((images.domains[d], group) for d, group in pairs)
     return [*dark_sentences(dark), *shared]
 
 
